@@ -1,0 +1,1 @@
+"""speechgpt2: spoken dialogue in one model. See the README."""

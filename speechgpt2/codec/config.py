@@ -1,0 +1,126 @@
+"""What a codec is made of: one frozen dataclass per part, and the two presets, `released` and `mini`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from speechgpt2.errors import UserError
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.types import FRAME_SIZE
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """Log-mel features at 100 Hz: `hop` samples apart, a window of `window` samples that ends with the hop."""
+
+    bins: int = 128
+    window: int = 1024
+    hop: int = 240
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Residual vector quantization: `codebooks` tables of `size` vectors as wide as the latent."""
+
+    codebooks: int = 3
+    size: int = 1024
+
+
+@dataclass(frozen=True)
+class HiFiGANConfig:
+    """The released head: upsampling by transposed convolutions (Kong et al., 2020), grouped residual blocks."""
+
+    kind: Literal["hifigan"] = "hifigan"
+    channels: int = 512
+    scales: tuple[int, ...] = (5, 4, 4, 3)
+    kernel: int = 7
+    block_kernel: int = 11
+    dilations: tuple[int, ...] = (1, 3, 5)
+    groups: int = 3
+
+
+@dataclass(frozen=True)
+class HarmonicConfig:
+    """The light head: a pulse train and noise, each shaped by a filter per 10 ms (Liu et al., 2020).
+
+    `fft` bounds block plus impulse response; `harmonic_order` and `noise_order` are the cepstral orders of the filters.
+    """
+
+    kind: Literal["harmonic"] = "harmonic"
+    fft: int = 1024
+    harmonic_order: int = 200
+    noise_order: int = 80
+    f0_min: float = 50.0
+    f0_max: float = 550.0
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The whole codec. `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released)."""
+
+    mel: MelConfig
+    encoder_convnext: ConvNeXtConfig
+    encoder_transformer: TransformerConfig
+    quantizer: QuantizerConfig
+    vq_transformer: TransformerConfig
+    decoder_transformer: TransformerConfig
+    decoder_convnext: ConvNeXtConfig
+    head: HiFiGANConfig | HarmonicConfig
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        if 4 * self.mel.hop != FRAME_SIZE:
+            raise UserError(f"mel.hop must be {FRAME_SIZE // 4}: two downsamplers make a frame of {FRAME_SIZE} samples")
+        if self.encoder_convnext.dims[-1] != self.encoder_transformer.width:
+            raise UserError("encoder_convnext.dims must end with encoder_transformer.width")
+        if self.decoder_transformer.width != self.latent:
+            raise UserError("decoder_transformer.width must equal encoder_transformer.width, the latent's")
+        if isinstance(self.head, HiFiGANConfig) and _product(self.head.scales) != self.mel.hop:
+            raise UserError(f"head.scales must multiply to {self.mel.hop}, the samples of a 10 ms step")
+
+    @property
+    def latent(self) -> int:
+        """Width of the quantized vectors."""
+        return self.encoder_transformer.width
+
+
+def _product(values: tuple[int, ...]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+def released() -> CodecConfig:
+    """The released codec, 237.5 M parameters."""
+    transformer = TransformerConfig(width=512, heads=8, layers=8, ffn=2048, context=500)
+    return CodecConfig(
+        mel=MelConfig(),
+        encoder_convnext=ConvNeXtConfig(depths=(3, 3, 9, 3), dims=(128, 256, 384, 512), drop_path=0.2),
+        encoder_transformer=transformer,
+        quantizer=QuantizerConfig(),
+        vq_transformer=TransformerConfig(width=1024, heads=8, layers=8, ffn=4096, context=125),
+        decoder_transformer=transformer,
+        decoder_convnext=ConvNeXtConfig(depths=(3, 3, 9, 3), dims=(512, 512, 512, 512)),
+        head=HiFiGANConfig(),
+    )
+
+
+def mini() -> CodecConfig:
+    """The small codec that the project trains: most of its work at 25 Hz, where a step is cheap."""
+    return CodecConfig(
+        mel=MelConfig(bins=80),
+        encoder_convnext=ConvNeXtConfig(depths=(1, 1, 1, 1), dims=(96, 128, 192, 256)),
+        encoder_transformer=TransformerConfig(width=256, heads=4, layers=2, ffn=768, context=100),
+        quantizer=QuantizerConfig(),
+        vq_transformer=TransformerConfig(width=384, heads=6, layers=4, ffn=1536, context=50),
+        decoder_transformer=TransformerConfig(width=256, heads=4, layers=1, ffn=768, context=100),
+        decoder_convnext=ConvNeXtConfig(depths=(3,), dims=(256,)),
+        head=HarmonicConfig(),
+        delay=480,
+    )
+
+
+PRESETS = {"released": released, "mini": mini}

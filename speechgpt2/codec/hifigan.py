@@ -1,0 +1,76 @@
+"""The released waveform head: a HiFi-GAN generator (Kong et al., 2020), causal, with grouped residual blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.codec.config import HiFiGANConfig
+from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d
+
+SLOPE = 0.1  # of the leaky rectifiers inside
+OUTPUT_SLOPE = 0.01  # of the last one
+
+
+class HiFiGAN(nn.Module):
+    """`[B, T, C] -> pcm [B, T · product of scales]`, within −1…1."""
+
+    def __init__(self, c_in: int, config: HiFiGANConfig):
+        super().__init__()
+        widths = [config.channels // 2**i for i in range(len(config.scales) + 1)]
+        self.input = CausalConv1d(c_in, widths[0], config.kernel)
+        self.up = nn.ModuleList(
+            CausalConvTranspose1d(a, b, scale) for a, b, scale in zip(widths, widths[1:], config.scales)
+        )
+        self.blocks = nn.ModuleList(GroupedResidualBlock(width, config) for width in widths[1:])
+        self.output = CausalConv1d(widths[-1], 1, config.kernel)
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        return tuple(m.init_state(batch) for m in (self.input, *self.up, *self.blocks, self.output))  # type: ignore[operator]
+
+    def forward(self, x: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
+        before = state or self.init_state(x.shape[0])
+        scales = len(self.up)
+        x, tail = self.input(x.transpose(1, 2), before[0])
+        ups, blocks = [], []
+        for up, block, up_state, block_state in zip(self.up, self.blocks, before[1:], before[1 + scales :]):
+            x, up_state = up(F.leaky_relu(x, SLOPE), up_state)
+            x, block_state = block(x, block_state)
+            ups.append(up_state)
+            blocks.append(block_state)
+        x, last = self.output(F.leaky_relu(x, OUTPUT_SLOPE), before[-1])
+        return x.tanh()[:, 0], (tail, *ups, *blocks, last)
+
+
+class GroupedResidualBlock(nn.Module):
+    """Parallel branches as groups: the input tiled, dilated residual convolutions in each, mixed back by a 1×1."""
+
+    def __init__(self, channels: int, config: HiFiGANConfig):
+        super().__init__()
+        wide, kernel, groups = channels * config.groups, config.block_kernel, config.groups
+        self.groups = groups
+        self.dilated = nn.ModuleList(CausalConv1d(wide, wide, kernel, d, groups) for d in config.dilations)
+        self.plain = nn.ModuleList(CausalConv1d(wide, wide, kernel, 1, groups) for _ in config.dilations)
+        self.mix = nn.Conv1d(wide, channels, 1, bias=False)
+
+    def init_state(self, batch: int) -> tuple[Tensor, ...]:
+        pairs = zip(self.dilated, self.plain)
+        return tuple(conv.init_state(batch) for pair in pairs for conv in pair)  # type: ignore[operator]
+
+    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, after = x.repeat(1, self.groups, 1), []
+        for i, (dilated, plain) in enumerate(zip(self.dilated, self.plain)):
+            y, tail = dilated(F.leaky_relu(x, SLOPE), state[2 * i])
+            y, tail2 = plain(F.leaky_relu(y, SLOPE), state[2 * i + 1])
+            x = x + y
+            after += [tail, tail2]
+        return self.mix(x), tuple(after)
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """The weight w = g · v / ‖v‖ of a weight-normalised layer, the norm over all dimensions but the first."""
+    norm = torch.linalg.vector_norm(v, dim=tuple(range(1, v.dim())), keepdim=True)
+    return v * (g / norm)

@@ -1,0 +1,57 @@
+"""Causal log-mel features: 24 kHz samples to 100 steps per second, as the released codec hears them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechgpt2.codec.config import MelConfig
+from speechgpt2.nn.conv import EdgeTail
+from speechgpt2.types import SAMPLE_RATE
+
+FLOOR = 1e-10  # of squared magnitudes and of mel energies
+
+
+class Mel(nn.Module):
+    """`pcm [B, N] -> [B, ⌊N / hop⌋, bins]`, natural logarithm.
+
+    Step t sees the window that ends with sample hop·(t + 1); before the first sample stands the first sample, repeated. In a
+    stream all chunks but the last are multiples of `hop`.
+    """
+
+    def __init__(self, config: MelConfig):
+        super().__init__()
+        self.config = config
+        self.past = config.window - config.hop
+        self.register_buffer("window", torch.hann_window(config.window))
+        self.register_buffer("filters", torch.from_numpy(slaney_filters(config.window, config.bins, SAMPLE_RATE)))
+
+    def init_state(self, batch: int) -> EdgeTail:
+        return EdgeTail.empty(batch, 1, self.past, self.window)
+
+    def forward(self, pcm: Tensor, state: EdgeTail | None = None) -> tuple[Tensor, EdgeTail]:
+        x, state = (state or self.init_state(pcm.shape[0])).prepend(pcm[:, None])
+        spectrum = torch.fft.rfft(x[:, 0].unfold(-1, self.config.window, self.config.hop) * self.window)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (power.clamp(min=FLOOR).sqrt() @ self.filters).clamp(min=FLOOR).log(), state
+
+
+def slaney_filters(n_fft: int, bins: int, sample_rate: int, f_min: float = 0.0) -> np.ndarray:
+    """Triangular filters of equal area on Slaney's mel scale, `[n_fft / 2 + 1, bins]` float32, up to half the rate.
+
+    Slaney's scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel for each factor of 6.4 (Auditory Toolbox, 1998).
+    """
+
+    def to_hz(mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+    def to_mel(hz: float) -> float:
+        return hz * 3 / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
+
+    edges = to_hz(np.linspace(to_mel(f_min), to_mel(sample_rate / 2), bins + 2))
+    frequency = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    rising = (frequency - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - frequency) / np.diff(edges)[1:]
+    area = 2 / (edges[2:] - edges[:-2])
+    return (np.maximum(0, np.minimum(rising, falling)) * area).astype(np.float32)

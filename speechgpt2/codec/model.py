@@ -1,0 +1,148 @@
+"""The codec: 24 kHz speech to 3 × 1,024 codes at 25 Hz and back, in a stream or at once.
+
+    codec = Codec.from_pretrained("mini")
+    codes = codec.encode(pcm)                             # [B, N] -> [B, T, K]
+    pcm = codec.decode(codes)                             # [B, T, K] -> [B, 960·T]
+
+    state = codec.init_encoder_state(1)
+    codes, state = codec.encode(chunk, state)             # the same calls, streaming: whole frames in, as many codes out
+    codes, state = codec.encode(rest, state, final=True)  # the last chunk may be of any length
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from speechgpt2 import config as configs
+from speechgpt2.codec.config import CodecConfig
+from speechgpt2.codec.decoder import Decoder, DecoderState
+from speechgpt2.codec.encoder import Encoder, EncoderState
+from speechgpt2.codec.quantizer import ResidualQuantizer
+from speechgpt2.errors import UserError
+from speechgpt2.types import FRAME_SIZE
+
+OFFLINE_CHUNK = 250  # frames (10 s) that a long recording is cut into, to bound memory
+
+
+class Codec(nn.Module):
+    """Encoder, residual quantizer and decoder. See the module's text."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = ResidualQuantizer(config.quantizer, config.latent)
+        self.decoder = Decoder(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        config: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Codec:
+        """Load a folder of ours, a built-in name or a Hugging Face id; or a released `.pkl` with its YAML as `config`.
+
+        `dtype` is the decoder's; the encoder stays in float32, since rounding it changes codes. Errors: `UserError`.
+        """
+        if Path(name).suffix in (".pkl", ".pt", ".pth", ".ckpt"):
+            from speechgpt2.compat.released_codec import load_released_codec
+
+            codec = load_released_codec(Path(name), config)
+        else:
+            from speechgpt2 import hub
+
+            folder = hub.resolve(name, "codec.json").parent
+            codec = cls(configs.load(CodecConfig, folder / "codec.json"))
+            hub.load_into(codec, hub.load_tensors(folder / "codec.safetensors"), str(folder))
+        codec.decoder.to(dtype)
+        return codec.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `codec.json` and `codec.safetensors`, the tensors in `dtype` where given."""
+        from speechgpt2 import hub
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.dump(self.config, folder / "codec.json")
+        tensors = {name: (t.to(dtype) if dtype and t.is_floating_point() else t) for name, t in self.state_dict().items()}
+        hub.save_tensors(folder / "codec.safetensors", tensors)
+
+    def init_encoder_state(self, batch: int) -> EncoderState:
+        return self.encoder.init_state(batch)
+
+    def init_decoder_state(self, batch: int) -> DecoderState:
+        return self.decoder.init_state(batch)
+
+    @overload
+    def encode(self, pcm: Tensor, *, lengths: Tensor | None = None) -> Tensor: ...
+    @overload
+    def encode(
+        self, pcm: Tensor, state: EncoderState, *, lengths: Tensor | None = None, final: bool = False
+    ) -> tuple[Tensor, EncoderState]: ...
+
+    @torch.inference_mode()
+    def encode(self, pcm: Tensor, state: Any = None, *, lengths: Tensor | None = None, final: bool = False) -> Any:
+        """`pcm [B, N]` float at 24 kHz -> codes `[B, T, K]` int64; with a `state` also the next state.
+
+        In a stream a chunk is a multiple of 960 samples, unless it is the `final` one: then what is left over completes one
+        more frame (if it is at least 240 samples). `lengths [B]`: the samples that count in each row of a padded (final)
+        batch; row b then holds `frames(lengths[b])` codes, and what follows them means nothing. Errors: ValueError.
+        """
+        if pcm.dim() != 2:
+            raise ValueError(f"pcm must be [batch, samples], got {list(pcm.shape)}")
+        if state is not None and not final and pcm.shape[1] % FRAME_SIZE:
+            raise ValueError(f"a chunk holds whole frames ({FRAME_SIZE} samples) unless it is final, got {pcm.shape[1]}")
+        running, codes = state, []
+        for chunk, chunk_lengths in _chunks(pcm, lengths, OFFLINE_CHUNK * FRAME_SIZE):
+            if chunk.shape[1] < self.config.mel.hop:
+                continue
+            latent, running = self.encoder(chunk.float(), running, chunk_lengths)
+            codes.append(self.quantizer.encode(latent))
+        k = self.config.quantizer.codebooks
+        result = torch.cat(codes, 1) if codes else torch.zeros(len(pcm), 0, k, dtype=torch.int64, device=pcm.device)
+        return result if state is None else (result, running)
+
+    @overload
+    def decode(self, codes: Tensor) -> Tensor: ...
+    @overload
+    def decode(self, codes: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]: ...
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, state: Any = None) -> Any:
+        """Codes `[B, T, K]` -> pcm `[B, 960·T]` float32; with a `state` also the next state. Errors: ValueError."""
+        if codes.dim() != 3 or codes.shape[-1] != self.config.quantizer.codebooks:
+            raise ValueError(f"codes must be [batch, frames, {self.config.quantizer.codebooks}], got {list(codes.shape)}")
+        dtype = self.decoder.widen.weight.dtype
+        running, pcm = state, []
+        for chunk in codes.split(OFFLINE_CHUNK, dim=1) if codes.shape[1] else ():
+            wave, running = self.decoder(self.quantizer.decode(chunk).to(dtype), running)
+            pcm.append(wave.float())
+        result = torch.cat(pcm, 1) if pcm else torch.zeros(len(codes), 0, device=codes.device)
+        return result if state is None else (result, running)
+
+    def frames(self, samples: int) -> int:
+        """How many code frames a recording of `samples` samples gives."""
+        steps = samples // self.config.mel.hop
+        return -(-steps // 4)
+
+
+def _chunks(pcm: Tensor, lengths: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Cut `[B, N]` into pieces of `size` samples, with the part of `lengths` that falls into each."""
+    pieces = pcm.split(size, dim=1)
+    if lengths is None:
+        return [(piece, None) for piece in pieces]
+    return [(p, (lengths - i * size).clamp(0, p.shape[1])) for i, p in enumerate(pieces)]
+
+
+def check_codes(codes: Tensor, config: CodecConfig) -> None:
+    """Errors: `UserError` unless `codes [..., K]` are integers within the codebooks (what a file may hold otherwise)."""
+    if codes.shape[-1] != config.quantizer.codebooks:
+        raise UserError(f"codes must have {config.quantizer.codebooks} codebooks on the last axis, got {codes.shape[-1]}")
+    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < config.quantizer.size):
+        raise UserError(f"codes must lie in 0…{config.quantizer.size - 1}")

@@ -1,0 +1,1 @@
+"""Import of the released checkpoints: the only place that knows their names."""

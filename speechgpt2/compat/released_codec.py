@@ -1,0 +1,159 @@
+"""The released codec checkpoint, `sg2_codec_ckpt.pkl` with its YAML, into ours.
+
+The file is a bare state dict; it is read with `weights_only=True`, so nothing in it is ever executed. Weight norm is folded,
+streaming scratch and training statistics are dropped, everything else must find its place.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechgpt2 import config as configs
+from speechgpt2 import hub
+from speechgpt2.codec.config import CodecConfig, HiFiGANConfig, MelConfig, QuantizerConfig, released
+from speechgpt2.codec.hifigan import fold_weight_norm
+from speechgpt2.codec.model import Codec
+from speechgpt2.errors import UserError
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+
+IGNORED = re.compile(r"\.pad_buffer$|\.codebook\.layers\.\d+\.(inited|cluster_size|embed_avg)$")
+
+RENAMES = [  # applied in order to a released name, from the front to the back
+    (r"^mel_transform\.window$", "encoder.mel.window"),
+    (r"^mel_transform\.melmat$", "encoder.mel.filters"),
+    (r"^encoder_(convnext|transformer)\.", r"encoder.\1."),
+    (r"^decoder_(convnext|transformer)\.", r"decoder.\1."),
+    (r"^encoder_extra_down_sample_1\.conv\.conv\.conv\.", "encoder.down.0.conv."),
+    (r"^encoder_extra_down_sample_2\.conv\.conv\.conv\.", "encoder.down.1.conv."),
+    (r"^quantizer\.codebook\.layers\.", "quantizer.codebooks."),
+    (r"^post_projector\.project\.conv\.", "decoder.widen."),
+    (r"^vq_transformer\.", "decoder.vq_transformer."),
+    (r"^post_projector_of_vq_transformer\.project\.conv\.", "decoder.narrow."),
+    (r"^decoder_extra_up_sample_1\.deconv\.", "decoder.up.0."),
+    (r"^decoder_extra_up_sample_2\.deconv\.", "decoder.up.1."),
+    (r"^decoder_hifigan\.", "decoder.head."),
+    # ConvNeXt
+    (r"\.downsample_layers\.0\.0\.conv\.", ".stem."),
+    (r"\.downsample_layers\.0\.1\.", ".stem_norm."),
+    (r"\.downsample_layers\.(\d+)\.0\.", lambda m: f".transitions.{int(m[1]) - 1}.0."),
+    (r"\.downsample_layers\.(\d+)\.1\.conv\.", lambda m: f".transitions.{int(m[1]) - 1}.1."),
+    (r"\.dwconv\.conv\.", ".depthwise."),
+    (r"\.pwconv1\.", ".expand."),
+    (r"\.pwconv2\.", ".project."),
+    # transformer
+    (r"\.transformer\.transformer\.layers\.", ".transformer.layers."),
+    (r"\.vq_transformer\.transformer\.layers\.", ".vq_transformer.layers."),
+    (r"\.self_attn\.in_proj_weight$", ".attention.in_proj.weight"),
+    (r"\.self_attn\.out_proj\.", ".attention.out_proj."),
+    (r"\.norm1\.", ".attention_norm."),
+    (r"\.norm2\.", ".ffn_norm."),
+    (r"(layers\.\d+)\.linear1\.", r"\1.expand."),
+    (r"(layers\.\d+)\.linear2\.", r"\1.project."),
+    (r"\.layer_scale_1\.scale$", ".attention_scale"),
+    (r"\.layer_scale_2\.scale$", ".ffn_scale"),
+    # HiFi-GAN
+    (r"\.head\.input_conv\.conv\.", ".head.input."),
+    (r"\.head\.output_conv\.conv\.", ".head.output."),
+    (r"\.head\.upsamples\.(\d+)\.deconv\.", r".head.up.\1."),
+    (r"\.convs1\.(\d+)\.conv\.", r".dilated.\1."),
+    (r"\.convs2\.(\d+)\.conv\.", r".plain.\1."),
+    (r"\.conv_out\.", ".mix."),
+]
+
+
+def load_released_codec(path: Path, config: str | Path | None) -> Codec:
+    """Read the checkpoint; without `config`, a `.yaml` beside it is used, else the released sizes. Errors: `UserError`."""
+    codec = Codec(read_config(config or _yaml_beside(path)))
+    hub.load_into(codec, rename(read_state_dict(path), codec), str(path))
+    return codec
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The bare state dict in `path`. Errors: `UserError` if it is absent, damaged, or holds anything but tensors."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a PyTorch state dict ({str(error).splitlines()[0][:120]})") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: not a bare state dict of tensors")
+    return state
+
+
+def rename(state: dict[str, Tensor], codec: Codec) -> dict[str, Tensor]:
+    """Released names and weight norm to the names and plain weights of `codec`."""
+    shapes = {name: tensor.shape for name, tensor in codec.state_dict().items()}
+    ours = {}
+    for name, tensor in state.items():
+        if IGNORED.search(name) or name.endswith(".original1"):
+            continue
+        if name.endswith(".parametrizations.weight.original0"):
+            v = state.get(name[:-1] + "1")
+            if v is None:
+                raise UserError(f"the checkpoint holds {name} but not its pair original1")
+            tensor, name = fold_weight_norm(tensor, v), name.replace(".parametrizations.weight.original0", ".weight")
+        for pattern, new in RENAMES:
+            name = re.sub(pattern, new, name)
+        wanted = shapes.get(name)
+        if wanted is not None and tensor.dim() == 3 and len(wanted) == 2 and tensor.shape[2] == 1:
+            tensor = tensor[..., 0]  # a 1×1 convolution is a matrix
+        ours[name] = tensor
+    return ours
+
+
+def read_config(path: Path | str | None) -> CodecConfig:
+    """The codec's sizes from the released YAML (`generator_params: …`); None gives the released ones. Errors: `UserError`."""
+    if path is None:
+        return released()
+    content = configs.read(path)
+    values = content.get("generator_params", content) if isinstance(content, dict) else None
+    if not isinstance(values, dict) or "encoder_convnext_kwargs" not in values:
+        raise UserError(f"{path}: not a released codec configuration (no generator_params with encoder_convnext_kwargs)")
+    try:
+        return _config(values)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not a released codec configuration ({type(error).__name__}: {error})") from None
+
+
+def _config(p: dict[str, Any]) -> CodecConfig:
+    mel, head = p["mel_kwargs"], p["decoder_hifigan_kwargs"]
+    return CodecConfig(
+        mel=MelConfig(mel["num_mels"], mel.get("win_length") or mel["fft_size"], mel["hop_size"]),
+        encoder_convnext=_convnext(p["encoder_convnext_kwargs"]),
+        encoder_transformer=_transformer(p["encoder_transformer_kwargs"]),
+        quantizer=QuantizerConfig(p["quantizer_kwargs"]["codebook_num"], p["quantizer_kwargs"]["codebook_size"]),
+        vq_transformer=_transformer(p["vq_transformer_kwargs"]),
+        decoder_transformer=_transformer(p["decoder_transformer_kwargs"]),
+        decoder_convnext=_convnext(p["decoder_convnext_kwargs"]),
+        head=HiFiGANConfig(
+            channels=head["channels"],
+            scales=tuple(head["upsample_scales"]),
+            kernel=head["kernel_size"],
+            block_kernel=head["resblock_kernel_sizes"][0],
+            dilations=tuple(head["resblock_dilations"][0]),
+            groups=head["groups"],
+        ),
+    )
+
+
+def _convnext(p: dict[str, Any]) -> ConvNeXtConfig:
+    return ConvNeXtConfig(tuple(p["depths"]), tuple(p["dims"]), p["kernel_size"], float(p.get("drop_path_rate", 0)))
+
+
+def _transformer(p: dict[str, Any]) -> TransformerConfig:
+    return TransformerConfig(
+        p["d_model"], p["num_heads"], p["num_layers"], p["dim_feedforward"], p["context"], float(p["max_period"])
+    )
+
+
+def _yaml_beside(path: Path) -> Path | None:
+    found = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,126 @@
+"""Frozen dataclasses to and from YAML or JSON, strictly.
+
+A configuration is a tree of frozen dataclasses, declared beside the class it configures. Reading checks every key and type:
+an unknown key is a `UserError` that names the nearest known one. Where a field is a union of dataclasses, a key `kind`
+tells them apart; each such class declares `kind: Literal["…"]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from speechgpt2.errors import UserError
+
+C = TypeVar("C")
+
+
+def from_dict(cls: type[C], values: Any, where: str = "") -> C:
+    """Build `cls` from plain dicts and lists. Errors: `UserError` for unknown, missing or mistyped keys."""
+    name = where or cls.__name__
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)
+            raise UserError(f"{name}: unknown key '{key}'; did you mean '{near[0]}'?")
+    hints = typing.get_type_hints(cls)
+    known = {key: _convert(hints[key], value, f"{name}.{key}") for key, value in values.items()}
+    absent = [f.name for f in fields.values() if f.name not in known and not _has_default(f)]
+    if absent:
+        raise UserError(f"{name}: missing key '{absent[0]}'")
+    try:
+        return cls(**known)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`: plain dicts, lists and scalars."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(config)
+
+
+def load(cls: type[C], path: str | Path) -> C:
+    """Read a YAML or JSON file (JSON is YAML). Errors: `UserError` naming the file."""
+    return from_dict(cls, read(path), Path(path).name)
+
+
+def read(path: str | Path) -> Any:
+    """The plain content of a YAML or JSON file. Errors: `UserError` if it is absent or not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+
+
+def dump(config: Any, path: str | Path) -> None:
+    """Write as JSON or YAML, by the file's ending."""
+    values, path = to_dict(config), Path(path)
+    if path.suffix == ".json":
+        text = json.dumps(values, indent=2) + "\n"
+    else:
+        text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
+    path.write_text(text, encoding="utf-8")
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where}: expected one of {', '.join(map(str, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    options = [arg for arg in args if arg is not type(None)]
+    if len(options) == 1:
+        return _convert(options[0], value, where)
+    kinds = {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in options}
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if kind not in kinds:
+        raise UserError(f"{where}: needs a key 'kind', one of {', '.join(kinds)}")
+    return _convert(kinds[kind], value, where)
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Building blocks without a task: causal convolutions, windowed attention, norms, rotary embedding."""

@@ -1,0 +1,93 @@
+"""Causal convolutions that stream: plain, strided and transposed. Layout is torch's `[B, C, T]`.
+
+    plain      k = 4          . . . x x x x x     three zeros, or the last three inputs of the chunk before
+                              └─────┘ → y0
+    strided    k = 4, s = 2   e e x x x x (x)     two edge values before, the last window completed at the end of a stream
+    transposed k = 2s         e x x x x           one edge frame before; every input gives s outputs
+
+Where a convolution starts from its edge value instead of zeros, the state holds a flag per row: "nothing heard yet".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EdgeTail(NamedTuple):
+    """Carried state of a convolution that repeats its first input: `tail [B, C, n]` and `started [B]` (bool)."""
+
+    tail: Tensor
+    started: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, channels: int, n: int, like: Tensor) -> EdgeTail:
+        return cls(like.new_zeros(batch, channels, n), torch.zeros(batch, dtype=torch.bool, device=like.device))
+
+    def prepend(self, x: Tensor) -> tuple[Tensor, EdgeTail]:
+        """`x [B, C, T]` -> `[B, C, n + T]` with what came before it, and the next state."""
+        tail = torch.where(self.started[:, None, None], self.tail.to(x.dtype), x[..., :1])
+        x = torch.cat([tail, x], dim=-1)
+        return x, EdgeTail(x[..., x.shape[-1] - tail.shape[-1] :].contiguous(), torch.ones_like(self.started))
+
+
+class CausalConv1d(nn.Conv1d):
+    """`[B, C, T] -> [B, D, T]`: output t sees inputs up to t, zeros before the first."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1, groups: int = 1, bias: bool = True):
+        super().__init__(c_in, c_out, kernel, dilation=dilation, groups=groups, bias=bias)
+        self.past = (kernel - 1) * dilation  # inputs needed before the first
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.weight.new_zeros(batch, self.in_channels, self.past)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        if self.past:
+            x = torch.cat([state.to(x.dtype), x], dim=-1)
+            state = x[..., x.shape[-1] - self.past :].contiguous()
+        return super().forward(x), state
+
+
+class Downsample(nn.Module):
+    """`[B, C, T] -> [B, C, ⌈T/2⌉]`: kernel 4, stride 2, no bias, edges repeated.
+
+    A chunk of odd length ends its stream: its last window is completed by repeating the last value.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 4, stride=2, bias=False)
+
+    def init_state(self, batch: int) -> EdgeTail:
+        return EdgeTail.empty(batch, self.conv.in_channels, 2, self.conv.weight)
+
+    def forward(
+        self, x: Tensor, state: EdgeTail | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, EdgeTail]:
+        """`lengths [B]`: how many of the T inputs count in each row; past its own last one a row repeats that one."""
+        if lengths is not None:
+            index = torch.arange(x.shape[-1], device=x.device).minimum((lengths - 1).clamp(min=0)[:, None])
+            x = x.gather(2, index[:, None].expand_as(x))
+        if x.shape[-1] % 2:
+            x = torch.cat([x, x[..., -1:]], dim=-1)
+        x, state = (state or self.init_state(x.shape[0])).prepend(x)
+        return self.conv(x), state
+
+
+class CausalConvTranspose1d(nn.ConvTranspose1d):
+    """`[B, C, T] -> [B, D, stride·T]`, kernel twice the stride: output block t mixes inputs t−1 and t."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, bias: bool = True):
+        super().__init__(c_in, c_out, 2 * stride, stride=stride, bias=bias)
+
+    def init_state(self, batch: int) -> EdgeTail:
+        return EdgeTail.empty(batch, self.in_channels, 1, self.weight)
+
+    def forward(self, x: Tensor, state: EdgeTail | None = None) -> tuple[Tensor, EdgeTail]:  # type: ignore[override]
+        x, state = (state or self.init_state(x.shape[0])).prepend(x)
+        stride = self.stride[0]
+        return F.conv_transpose1d(x, self.weight, self.bias, stride=stride)[..., stride:-stride], state

@@ -1,0 +1,79 @@
+"""A causal one-dimensional ConvNeXt (Liu et al., 2022) that streams. Layout `[B, T, C]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.nn.conv import CausalConv1d
+
+
+@dataclass(frozen=True)
+class ConvNeXtConfig:
+    """Stages of `depths[i]` blocks at width `dims[i]`; depthwise kernel 7."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    kernel: int = 7
+    drop_path: float = 0.0  # stochastic depth of the last block in training; earlier blocks proportionally less
+
+
+class ConvNeXt(nn.Module):
+    """`[B, T, c_in] -> [B, T, dims[-1]]`, causal, rate kept."""
+
+    def __init__(self, c_in: int, config: ConvNeXtConfig):
+        super().__init__()
+        self.stem = CausalConv1d(c_in, config.dims[0], config.kernel)
+        self.transitions = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(a, eps=1e-6), nn.Linear(a, b)) for a, b in zip(config.dims, config.dims[1:])
+        )
+        self.stem_norm = nn.LayerNorm(config.dims[0], eps=1e-6)
+        drops = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ConvNeXtBlock(dim, config.kernel, next(drops)) for _ in range(depth))
+            for depth, dim in zip(config.depths, config.dims)
+        )
+        self.norm = nn.LayerNorm(config.dims[-1], eps=1e-6)
+
+    def init_state(self, batch: int) -> tuple[Tensor, ...]:
+        blocks = [block for stage in self.stages for block in stage]  # type: ignore[union-attr]
+        return (self.stem.init_state(batch), *(block.init_state(batch) for block in blocks))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        before = iter(state or self.init_state(x.shape[0]))
+        x, tail = self.stem(x.transpose(1, 2), next(before))
+        x, after = self.stem_norm(x.transpose(1, 2)), [tail]
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.transitions[i - 1](x)
+            for block in stage:  # type: ignore[union-attr]
+                x, tail = block(x, next(before))
+                after.append(tail)
+        return self.norm(x), tuple(after)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, norm, a ×4 perceptron, a learnt scale, and the input added. `[B, T, C] -> [B, T, C]`."""
+
+    def __init__(self, dim: int, kernel: int, drop_path: float = 0.0):
+        super().__init__()
+        self.depthwise = CausalConv1d(dim, dim, kernel, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.project = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), 0.1))
+        self.drop_path = drop_path
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.depthwise.init_state(batch)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, state = self.depthwise(x.transpose(1, 2), state)
+        y = self.gamma * self.project(F.gelu(self.expand(self.norm(y.transpose(1, 2)))))
+        if self.training and self.drop_path:
+            keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
+            y = y * keep / (1 - self.drop_path)
+        return x + y, state

@@ -1,0 +1,140 @@
+"""The words that everything else speaks: audio constants, turns and their segments, patches, events.
+
+Axes: B batch, N samples, T frames, K codebooks, P patches, G frames in a patch. Time comes before codebook, so a patch is a view
+of codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+SAMPLE_RATE = 24_000  # samples per second, everywhere inside the project
+FRAME_SIZE = 960  # samples in a codec frame (40 ms)
+FRAME_RATE = SAMPLE_RATE // FRAME_SIZE  # 25 frames per second
+
+Role = Literal["system", "user", "assistant"]
+Mode = Literal["s2s", "s2t", "t2s", "t2t"]
+MODES: tuple[Mode, ...] = ("s2s", "s2t", "t2s", "t2t")
+
+
+class Patches(NamedTuple):
+    """Positions of the language model: `text [B, P]` token ids and `codes [B, P, G, K]`, both int64."""
+
+    text: Tensor
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class Text:
+    """A written segment."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said, where known."""
+
+    pcm: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    text: str | None = None
+
+
+Segment = Text | Speech
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side contributes: a role and its segments in order."""
+
+    role: Role
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def user(cls, text: str | None = None, speech: np.ndarray | None = None) -> Turn:
+        """A user's turn, typed or spoken (`speech [N]` float32 at 24 kHz)."""
+        return cls("user", _segments(text, speech))
+
+    @classmethod
+    def assistant(cls, text: str | None = None, speech: np.ndarray | None = None) -> Turn:
+        """A turn of the model's, as history."""
+        return cls("assistant", _segments(text, speech))
+
+
+def _segments(text: str | None, speech: np.ndarray | None) -> tuple[Segment, ...]:
+    if speech is not None:
+        return (Speech(pcm=speech, text=text),)
+    if text is None:
+        raise ValueError("a turn needs text or speech")
+    return (Text(text),)
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """The user began to speak, `at` samples into the session."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class SpeechStopped:
+    """The user stopped speaking, `at` samples into the session."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What the model heard the user say."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AudioDelta:
+    """The next piece of the answer's speech: `pcm [N]` float32 at 24 kHz."""
+
+    pcm: np.ndarray
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """The model asks for a tool: its name and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The answer was cut off; the listener had heard `heard` samples of it."""
+
+    heard: int
+
+
+@dataclass(frozen=True)
+class TurnDone:
+    """The answer is complete."""
+
+    reason: Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Error:
+    """Something went wrong in this session only."""
+
+    message: str
+
+
+Event = SpeechStarted | SpeechStopped | Transcript | TextDelta | AudioDelta | ToolCall | Interrupted | TurnDone | Error
