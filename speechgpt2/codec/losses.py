@@ -1,0 +1,49 @@
+"""What codec training minimises: distances between spectra, pitch, and what is being said.
+
+Spectral distances are taken on several window lengths at once (Yamamoto et al., 2020), on mel scales, in the logarithm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.codec.harmonic import Controls
+from speechgpt2.codec.mel import slaney_filters
+from speechgpt2.types import SAMPLE_RATE
+
+
+class MultiScaleMel(nn.Module):
+    """Mean L1 distance of log-mel spectra, `pcm [B, N]` against `pcm [B, N]`, over windows of different lengths."""
+
+    def __init__(self, windows: tuple[int, ...] = (512, 1024, 2048), bins: tuple[int, ...] = (40, 80, 120)):
+        super().__init__()
+        self.windows = windows
+        for window, n in zip(windows, bins):
+            self.register_buffer(f"filters_{window}", torch.from_numpy(slaney_filters(window, n, SAMPLE_RATE)))
+            self.register_buffer(f"window_{window}", torch.hann_window(window))
+
+    def forward(self, ours: Tensor, target: Tensor) -> Tensor:
+        losses = []
+        for window in self.windows:
+            with torch.no_grad():
+                wanted = self._log_mel(target, window)
+            losses.append(F.l1_loss(self._log_mel(ours, window), wanted))
+        return torch.stack(losses).mean()
+
+    def _log_mel(self, pcm: Tensor, window: int) -> Tensor:
+        taper = getattr(self, f"window_{window}")
+        spectrum = torch.stft(pcm, window, window // 4, window=taper, center=False, return_complex=True)
+        magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+        return (magnitude.transpose(1, 2) @ getattr(self, f"filters_{window}")).clamp(min=1e-5).log()
+
+
+def pitch_losses(controls: Controls, f0: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean |Δ log F0| over voiced steps, and the cross-entropy of voicing; `f0 [B, T]` in Hz, 0 where unvoiced."""
+    voiced = f0 > 0
+    error = (controls.log_f0 - f0.clamp(min=1.0).log()).abs() * voiced
+    return (
+        error.sum() / voiced.sum().clamp(min=1),
+        F.binary_cross_entropy_with_logits(controls.voicing, voiced.float()),
+    )

@@ -1,0 +1,273 @@
+"""Training of the codec: one loop, whose phases are switched on by step.
+
+    0 … quantize_from       continuous autoencoder
+    quantize_from …         residual quantizer: k-means, then moving averages; straight-through gradients
+    freeze_from …           encoder and codebooks fixed, so that codes stay what they are; the decoder goes on
+    adversarial_from …      discriminators join (decoder only)
+
+Supervision besides the waveform: the pitch of every step, and the phone being spoken, predicted from the first codebook's vector
+with a delay (the encoder is causal), which ties codes to content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.codec import config as presets
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig
+from speechgpt2.codec.discriminators import Discriminators, DiscriminatorConfig
+from speechgpt2.codec.harmonic import HarmonicHead
+from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
+from speechgpt2.codec.model import Codec
+from speechgpt2.errors import UserError
+from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
+
+STEPS_PER_FRAME = 4  # 10 ms steps
+
+
+class CropSource(Protocol):
+    """Where crops come from: see `speechgpt2.data.crops`."""
+
+    phones: tuple[str, ...]
+
+    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops: ...
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch: `pcm [B, 960·T]` float32, `f0 [B, 4·T]` Hz (0 unvoiced, −1 unknown), `phones [B, T]` (−1 unknown)."""
+
+    pcm: Tensor
+    f0: Tensor
+    phones: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the codec's loss."""
+
+    mel: float = 15.0
+    f0: float = 20.0
+    voicing: float = 2.0
+    commitment: float = 0.25
+    phone: float = 0.3
+    adversarial: float = 1.0
+    features: float = 2.0
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """A run. `codec` is a preset's name or a whole configuration. Crops are `frames` long (25 per second)."""
+
+    codec: str = "mini"
+    steps: int = 20_000
+    batch: int = 12
+    frames: int = 32
+    peak_lr: float = 8e-4
+    warmup: int = 200
+    betas: tuple[float, ...] = (0.8, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    average: float = 0.999
+    quantize_from: int = 300
+    freeze_from: int | None = None
+    adversarial_from: int | None = None
+    codebook_decay: float = 0.98
+    revive_below: float = 0.1
+    phone_delay: int = 3
+    noise: float = 0.3
+    seed: int = 0
+    report_every: int = 50
+    save_every: int = 500
+    weights: LossWeights = field(default_factory=LossWeights)
+    discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def model(self) -> CodecConfig:
+        if self.codec not in presets.PRESETS:
+            raise UserError(f"codec: unknown preset '{self.codec}'; there are {', '.join(presets.PRESETS)}")
+        return presets.PRESETS[self.codec]()
+
+
+def train(config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu") -> Codec:
+    """Train to `config.steps`, checkpointing in `folder`; the result is also saved there as a codec folder."""
+    run = Run(folder, config, resume)
+    trainer = CodecTrainer(config, source, torch.device(device))
+    first = trainer.restore(run.load())
+    meter = Meter()
+    for step in steps(first, config.steps, meter, run, config.report_every, "codec"):
+        meter.add(trainer.step(step))
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.save(**trainer.content(step + 1))
+            trainer.export(run, step + 1)
+    return trainer.codec
+
+
+class CodecTrainer:
+    """Codec, phone head, discriminators and their optimizers; `step(i)` takes one training step."""
+
+    def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
+        torch.manual_seed(config.seed)
+        self.config, self.source, self.device = config, source, device
+        self.codec = Codec(config.model()).to(device).train()
+        self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
+        self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head})
+        self.average = Average(self.codec, config.average)
+        self.mel = MultiScaleMel().to(device)
+        adam: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.modules.parameters(), **adam, fused=True)
+        self.discriminators = self.optimizer_d = None
+        if config.adversarial_from is not None:
+            self.discriminators = Discriminators(config.discriminators).to(device).train()
+            self.optimizer_d = torch.optim.AdamW(self.discriminators.parameters(), **adam, fused=True)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step; returns the terms of the loss."""
+        config = self.config
+        random, generator = generators(config.seed, step)
+        crops = self.source.crops(random, config.batch, config.frames)
+        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.f0, crops.phones)))
+        frozen = config.freeze_from is not None and step >= config.freeze_from
+        self.codec.encoder.requires_grad_(not frozen)
+        rate = learning_rate(step, config.steps, config.peak_lr, config.warmup)
+        for optimizer in filter(None, (self.optimizer, self.optimizer_d)):
+            optimizer.param_groups[0]["lr"] = rate
+        terms, values = self._losses(crops, step, frozen, generator)
+        total = torch.stack([getattr(config.weights, name) * term for name, term in terms.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
+        self.optimizer.step()
+        self.average.update(self.codec, step)
+        return {**terms, **values, "grad_norm": norm}
+
+    def _losses(
+        self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with self.autocast:
+            heard = self._disturb(crops.pcm, generator)
+            latent = self.codec.encoder(heard)[0].float()
+        quantized, terms, values = self._quantize(latent, crops, step, frozen, generator)
+        with self.autocast:
+            features = self.codec.decoder.features(quantized)[0].float()
+        ours, pitch = self._waveform(features, crops)
+        delay = self.codec.config.delay
+        target = crops.pcm[:, : crops.pcm.shape[1] - delay]
+        ours = ours[:, delay:]
+        terms = {**terms, **pitch, "mel": self.mel(ours, target)}
+        if self.discriminators is not None and step >= (self.config.adversarial_from or 0):
+            terms |= self._adversarial(ours, target, values)
+        return terms, values
+
+    def _quantize(
+        self, latent: Tensor, crops: Crops, step: int, frozen: bool, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Quantized latent (straight-through), the terms that shape it, and codebook perplexities."""
+        config, terms, values = self.config, {}, {}
+        if step < config.quantize_from:
+            return latent, self._phone_loss(latent, crops), {}
+        residual, total, first = latent.detach(), torch.zeros_like(latent), None
+        for k, book in enumerate(self.codec.quantizer.codebooks):
+            flat = residual.reshape(-1, residual.shape[-1])
+            if step == config.quantize_from:
+                book.kmeans_init(flat, generator)  # type: ignore[operator]
+            codes = book.fast_nearest(flat)  # type: ignore[operator]
+            vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
+            if not frozen:
+                book.learn(flat, codes, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
+            values[f"perplexity_{k}"] = _perplexity(book.usage)  # type: ignore[arg-type]
+            residual, total = residual - vectors, total + vectors
+            first = vectors if first is None else first
+        if not frozen:
+            assert first is not None
+            terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
+            terms |= self._phone_loss(latent + (first - latent).detach(), crops)
+        return latent + (total - latent).detach(), terms, values
+
+    def _phone_loss(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
+        delay = self.config.phone_delay
+        logits = self.phone_head(x[:, delay:])
+        labels = crops.phones[:, : crops.phones.shape[1] - delay]
+        return {"phone": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)}
+
+    def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
+        """`pcm [B, N]`, and the pitch terms where the head has a pitch. The true pitch drives the pulses in training."""
+        head = self.codec.decoder.head
+        if not isinstance(head, HarmonicHead):
+            return head(features)[0], {}
+        controls = head.control(features)
+        shift = self.codec.config.delay // head.hop - 1  # the pitch at a block's end, `delay` samples earlier
+        f0 = F.pad(crops.f0, (shift, 0))[:, : crops.f0.shape[1]]
+        error, voicing = pitch_losses(controls, f0)
+        pcm, _ = head.synthesize(controls, f0, head.init_state(len(f0)))
+        return pcm, {"f0": error, "voicing": voicing}
+
+    def _adversarial(self, ours: Tensor, target: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Steps the discriminators, then returns the decoder's terms."""
+        assert self.discriminators is not None and self.optimizer_d is not None
+        loss = self.discriminators.loss(ours.detach(), target)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.config.clip)
+        self.optimizer_d.step()
+        values["discriminator"] = loss
+        return self.discriminators.generator_terms(ours, target)
+
+    def _disturb(self, pcm: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise 15–45 dB below the signal in a share of the rows: the encoder learns to hear past it."""
+        rows = torch.rand(len(pcm), 1, generator=generator) < self.config.noise
+        level = 10 ** (-(15 + 30 * torch.rand(len(pcm), 1, generator=generator)) / 20)
+        noise = torch.randn(pcm.shape, generator=generator) * level * rows
+        return pcm + noise.to(pcm.device) * pcm.square().mean(1, keepdim=True).sqrt()
+
+    def content(self, step: int) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        books = {f"{k}.{n}": getattr(b, n) for k, b in enumerate(self.codec.quantizer.codebooks) for n in ("embed_sum", "usage")}
+        content = {
+            "step": step,
+            "modules": self.modules.state_dict(),
+            "codebooks": books,
+            "average": self.average.values,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.discriminators is not None and self.optimizer_d is not None:
+            content |= {"discriminators": self.discriminators.state_dict(), "optimizer_d": self.optimizer_d.state_dict()}
+        return content
+
+    def restore(self, content: dict[str, Any] | None) -> int:
+        """Take up a checkpoint; returns the step to go on from."""
+        if content is None:
+            return 0
+        self.modules.load_state_dict(content["modules"])
+        for key, value in content["codebooks"].items():
+            k, name = key.split(".")
+            getattr(self.codec.quantizer.codebooks[int(k)], name).copy_(value)
+        self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.discriminators is not None and self.optimizer_d is not None and "discriminators" in content:
+            self.discriminators.load_state_dict(content["discriminators"])
+            self.optimizer_d.load_state_dict(content["optimizer_d"])
+        return content["step"]
+
+    def export(self, run: Run, step: int) -> None:
+        """Write the averaged codec to `RUN/codec` and log one sample, decoded from its codes."""
+        codec = Codec(self.codec.config).to(self.device).eval()
+        codec.load_state_dict(self.codec.state_dict())
+        self.average.copy_to(codec)
+        codec.save_pretrained(run.folder)
+        random, _ = generators(self.config.seed, -step % (1 << 31))
+        pcm = self.source.crops(random, 1, 75).pcm.to(self.device)
+        run.sample(step, "original", pcm[0].cpu(), SAMPLE_RATE)
+        run.sample(step, "decoded", codec.decode(codec.encode(pcm))[0].cpu(), SAMPLE_RATE)
+
+
+def _perplexity(usage: Tensor) -> Tensor:
+    p = usage / usage.sum()
+    return (-(p * p.clamp(min=1e-9).log()).sum()).exp()

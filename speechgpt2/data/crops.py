@@ -1,0 +1,64 @@
+"""Random crops of a corpus, with pitch and phones, for the codec's training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from speechgpt2.codec.train import Crops
+from speechgpt2.data.corpus import F0_HOP, PAD_TO, Corpus
+from speechgpt2.types import FRAME_RATE
+
+RARE = 200  # a phone label seen less often counts as unknown
+GAIN_DB = (-10.0, 4.0)
+
+
+class CorpusCrops:
+    """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it."""
+
+    def __init__(self, corpus: Corpus):
+        self.corpus = corpus
+        self.records = [r for r in corpus.records if r.split == "train" and r.length]
+        lengths = np.array([r.length for r in self.records], np.float64)
+        self.cumulative = np.cumsum(lengths) / lengths.sum()
+        counts: dict[str, int] = {}
+        for record in self.records:
+            for phone in record.phones:
+                counts[phone.label] = counts.get(phone.label, 0) + 1
+        self.phones = ("", *sorted(label for label, n in counts.items() if n >= RARE))
+        self.index = {label: i for i, label in enumerate(self.phones)}
+
+    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
+        """`batch` crops of `frames` codec frames, each at a random gain."""
+        rows = [self._crop(random, frames) for _ in range(batch)]
+        gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
+        pcm, f0, phones = (np.stack(part) for part in zip(*rows))
+        peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
+        pcm = pcm * np.minimum(gains, 0.99 / peak)
+        return Crops(torch.from_numpy(pcm.astype(np.float32)), torch.from_numpy(f0), torch.from_numpy(phones))
+
+    def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pieces, missing = [], frames
+        while missing:
+            record = self.records[int(np.searchsorted(self.cumulative, random.random()))]
+            have = record.length // PAD_TO
+            first = int(random.integers(max(have - missing, 0) + 1))
+            last = min(first + missing, have)
+            pcm = self.corpus.pcm(record)[first * PAD_TO : last * PAD_TO]
+            scale = PAD_TO // F0_HOP
+            f0 = self.corpus.f0(record)[first * scale : last * scale]
+            pieces.append((pcm, f0, self._labels(record.phones, have)[first:last]))
+            missing -= last - first
+        pcm, f0, labels = (np.concatenate(part) for part in zip(*pieces))
+        return pcm, f0, labels
+
+    def _labels(self, phones: tuple, frames: int) -> np.ndarray:
+        """The phone at the middle of each frame, `[frames]`; 0 between phones, −1 where nothing is known."""
+        if not phones:
+            return np.full(frames, -1, np.int64)
+        labels = np.zeros(frames, np.int64)
+        middles = (np.arange(frames) + 0.5) / FRAME_RATE
+        for phone in phones:
+            inside = (middles >= phone.start) & (middles < phone.end)
+            labels[inside] = self.index.get(phone.label, -1)
+        return labels

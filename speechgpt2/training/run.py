@@ -1,0 +1,158 @@
+"""The folder of a training run: exact checkpoints, scalars, samples, and a progress bar.
+
+    RUN/config.yaml        what it trains
+    RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
+    RUN/events.*           TensorBoard scalars and audio, where tensorboard is installed
+    RUN/log.jsonl          the same scalars, one line per report
+
+Every random choice of a step is drawn from a generator seeded by (seed, step), so a run that is killed and resumed takes the very
+steps it would have taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2 import config as configs
+from speechgpt2.errors import UserError
+
+
+class Run:
+    """One training run in `folder`. Errors: `UserError` if the folder holds a run and `resume` is False."""
+
+    def __init__(self, folder: str | Path, config: Any, resume: bool):
+        self.folder = Path(folder)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        if self.checkpoint.exists() and not resume:
+            raise UserError(f"{folder} already holds a run; continue it with --resume or choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        configs.dump(config, self.folder / "config.yaml")
+        self.writer = _summary_writer(self.folder)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None in a new run."""
+        if not self.checkpoint.exists():
+            return None
+        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+
+    def save(self, **content: Any) -> None:
+        """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(content, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def report(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars of one step."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def sample(self, step: int, name: str, pcm: Tensor, rate: int) -> None:
+        """Log an audio sample `pcm [N]`."""
+        if self.writer:
+            self.writer.add_audio(name, pcm.clamp(-1, 1)[None], step, sample_rate=rate)
+
+
+class Meter:
+    """Means of the scalars since the last report, kept on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        means = {name: (total / self.counts[name]).item() for name, total in self.sums.items()}
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+def steps(first: int, last: int, meter: Meter, run: Run, every: int, what: str) -> Iterator[int]:
+    """Yield `first … last − 1` behind a progress bar, reporting the meter's means every `every` steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=last, completed=first, line="")
+        since = time.perf_counter()
+        for step in range(first, last):
+            yield step
+            bar.advance(task)
+            if (step + 1) % every == 0 or step + 1 == last:
+                values = meter.take()
+                now = time.perf_counter()
+                values["steps_per_second"], since = every / (now - since), now
+                run.report(step + 1, values)
+                line = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+                bar.update(task, line=line)
+                if not console.is_terminal:
+                    print(f"{what} {step + 1}/{last} {line}", file=sys.stderr, flush=True)
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
+    """Linear warm-up, then a cosine down to `floor` of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * progress)))
+
+
+def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random sources of one step; torch's global one is seeded too (stochastic depth draws from it)."""
+    random = np.random.default_rng((seed, step))
+    torch.manual_seed(int(random.integers(1 << 62)))
+    return random, torch.Generator().manual_seed(int(random.integers(1 << 62)))
+
+
+class Average:
+    """Exponential moving average of a module's parameters; the decay warms up with the steps taken."""
+
+    def __init__(self, module: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        mine = list(self.values.values())
+        torch._foreach_lerp_(mine, [p.detach() for _, p in module.named_parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.values[name])
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; emulation would be many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.backends.cpu.get_cpu_capability()
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "AMX" in flags or bool(has()) or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None  # the scalars are in log.jsonl all the same
+    return SummaryWriter(str(folder))
