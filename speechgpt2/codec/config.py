@@ -13,11 +13,16 @@ from speechgpt2.types import FRAME_SIZE
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Log-mel features at 100 Hz: `hop` samples apart, a window of `window` samples that ends with the hop."""
+    """Log-mel features at 100 Hz: `hop` samples apart, a window of `window` samples that ends with the hop.
+
+    The encoder sees (log-mel − `mean`) / `std`; the released one sees the logarithm as it is.
+    """
 
     bins: int = 128
     window: int = 1024
     hop: int = 240
+    mean: float = 0.0
+    std: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class HarmonicConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The whole codec. `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released)."""
+    """The whole codec.
+
+    `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released). `normalized_latent`: latents
+    are scaled to zero mean and unit variance across channels, so that in joint training they cannot outrun the codebooks.
+    """
 
     mel: MelConfig
     encoder_convnext: ConvNeXtConfig
@@ -69,6 +78,7 @@ class CodecConfig:
     decoder_convnext: ConvNeXtConfig
     head: HiFiGANConfig | HarmonicConfig
     delay: int = 0
+    normalized_latent: bool = False
 
     def __post_init__(self) -> None:
         if 4 * self.mel.hop != FRAME_SIZE:
@@ -111,7 +121,7 @@ def released() -> CodecConfig:
 def mini() -> CodecConfig:
     """The small codec that the project trains: most of its work at 25 Hz, where a step is cheap."""
     return CodecConfig(
-        mel=MelConfig(bins=80),
+        mel=MelConfig(bins=80, mean=-7.0, std=3.0),
         encoder_convnext=ConvNeXtConfig(depths=(1, 1, 1, 1), dims=(96, 128, 192, 256)),
         encoder_transformer=TransformerConfig(width=256, heads=4, layers=2, ffn=768, context=100),
         quantizer=QuantizerConfig(),
@@ -120,6 +130,7 @@ def mini() -> CodecConfig:
         decoder_convnext=ConvNeXtConfig(depths=(3,), dims=(256,)),
         head=HarmonicConfig(),
         delay=480,
+        normalized_latent=True,
     )
 
 

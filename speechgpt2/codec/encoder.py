@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.codec.config import CodecConfig
@@ -31,6 +32,7 @@ class Encoder(nn.Module):
         self.convnext = ConvNeXt(config.mel.bins, config.encoder_convnext)
         self.transformer = Transformer(config.encoder_transformer)
         self.down = nn.ModuleList(Downsample(config.latent) for _ in range(2))
+        self.normalized = config.normalized_latent
 
     def init_state(self, batch: int) -> EncoderState:
         return EncoderState(
@@ -53,4 +55,7 @@ class Encoder(nn.Module):
             x, tail = layer(x, state and state.down[i], steps)
             steps = None if steps is None else -(-steps // 2)
             down.append(tail)
-        return x.transpose(1, 2), EncoderState(mel, convnext, transformer, tuple(down))
+        x = x.transpose(1, 2)
+        if self.normalized:
+            x = F.layer_norm(x, x.shape[-1:])
+        return x, EncoderState(mel, convnext, transformer, tuple(down))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from speechgpt2.codec.config import HarmonicConfig
 from speechgpt2.types import SAMPLE_RATE
 
+START_LEVEL = -5 / 3  # of the liftered gain: filters at −43 dB before training
 NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
@@ -53,6 +54,10 @@ class HarmonicHead(nn.Module):
         self.config, self.hop = config, hop
         self.pitch = nn.Sequential(nn.Linear(c_in, c_in), nn.GELU(), nn.Linear(c_in, 2))
         self.cepstra = nn.Linear(c_in, config.harmonic_order + config.noise_order)
+        with torch.no_grad():  # start as flat filters at speech's usual level, or the first steps go into finding it
+            self.cepstra.weight.mul_(0.3)
+            self.cepstra.bias.zero_()
+            self.cepstra.bias[[0, config.harmonic_order]] = START_LEVEL
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("table", torch.randn(NOISE_TABLE, generator=generator), persistent=False)
 
@@ -111,7 +116,7 @@ class HarmonicHead(nn.Module):
 
 def _liftered(cepstrum: Tensor) -> Tensor:
     quefrency = torch.arange(cepstrum.shape[-1], device=cepstrum.device)
-    return cepstrum / (1 + quefrency).sqrt()
+    return 3 * cepstrum / (1 + quefrency) ** 0.75
 
 
 def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Tensor, Tensor]:

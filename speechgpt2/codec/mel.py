@@ -14,7 +14,7 @@ FLOOR = 1e-10  # of squared magnitudes and of mel energies
 
 
 class Mel(nn.Module):
-    """`pcm [B, N] -> [B, ⌊N / hop⌋, bins]`, natural logarithm.
+    """`pcm [B, N] -> [B, ⌊N / hop⌋, bins]`, natural logarithm, normalised by the configured mean and deviation.
 
     Step t sees the window that ends with sample hop·(t + 1); before the first sample stands the first sample, repeated. In a
     stream all chunks but the last are multiples of `hop`.
@@ -34,7 +34,8 @@ class Mel(nn.Module):
         x, state = (state or self.init_state(pcm.shape[0])).prepend(pcm[:, None])
         spectrum = torch.fft.rfft(x[:, 0].unfold(-1, self.config.window, self.config.hop) * self.window)
         power = spectrum.real.square() + spectrum.imag.square()
-        return (power.clamp(min=FLOOR).sqrt() @ self.filters).clamp(min=FLOOR).log(), state
+        log_mel = (power.clamp(min=FLOOR).sqrt() @ self.filters).clamp(min=FLOOR).log()
+        return (log_mel - self.config.mean) / self.config.std, state
 
 
 def slaney_filters(n_fft: int, bins: int, sample_rate: int, f_min: float = 0.0) -> np.ndarray:

@@ -29,7 +29,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
-STEPS_PER_FRAME = 4  # 10 ms steps
+KMEANS_BATCHES = 32  # that the codebooks start from
 
 
 class CropSource(Protocol):
@@ -55,9 +55,9 @@ class LossWeights:
 
     mel: float = 15.0
     f0: float = 20.0
-    voicing: float = 2.0
-    commitment: float = 0.25
-    phone: float = 0.3
+    voicing: float = 4.0
+    commitment: float = 5.0
+    phone: float = 3.0
     adversarial: float = 1.0
     features: float = 2.0
 
@@ -72,7 +72,7 @@ class CodecTrainConfig:
     frames: int = 32
     peak_lr: float = 8e-4
     warmup: int = 200
-    betas: tuple[float, ...] = (0.8, 0.99)
+    betas: tuple[float, ...] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.999
@@ -135,6 +135,8 @@ class CodecTrainer:
         crops = self.source.crops(random, config.batch, config.frames)
         crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
+        if step == config.quantize_from:
+            self._start_codebooks(random, generator)
         self.codec.encoder.requires_grad_(not frozen)
         rate = learning_rate(step, config.steps, config.peak_lr, config.warmup)
         for optimizer in filter(None, (self.optimizer, self.optimizer_d)):
@@ -176,8 +178,6 @@ class CodecTrainer:
         residual, total, first = latent.detach(), torch.zeros_like(latent), None
         for k, book in enumerate(self.codec.quantizer.codebooks):
             flat = residual.reshape(-1, residual.shape[-1])
-            if step == config.quantize_from:
-                book.kmeans_init(flat, generator)  # type: ignore[operator]
             codes = book.fast_nearest(flat)  # type: ignore[operator]
             vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
             if not frozen:
@@ -190,6 +190,15 @@ class CodecTrainer:
             terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
             terms |= self._phone_loss(latent + (first - latent).detach(), crops)
         return latent + (total - latent).detach(), terms, values
+
+    @torch.no_grad()
+    def _start_codebooks(self, random: np.random.Generator, generator: torch.Generator) -> None:
+        """k-means on the latents of a few batches, one codebook on what the ones before leave."""
+        crops = [self.source.crops(random, self.config.batch, self.config.frames) for _ in range(KMEANS_BATCHES)]
+        residual = torch.cat([self.codec.encoder(c.pcm.to(self.device))[0].flatten(0, 1) for c in crops])
+        for book in self.codec.quantizer.codebooks:
+            book.kmeans_init(residual, generator)  # type: ignore[operator]
+            residual = residual - book.lookup(book.fast_nearest(residual))  # type: ignore[operator]
 
     def _phone_loss(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
         delay = self.config.phone_delay

@@ -12,6 +12,7 @@ steps it would have taken.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -112,7 +113,7 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float 
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * progress)))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -1,0 +1,121 @@
+"""How fast does the codec stream? One-patch chunks (3 frames, 120 ms) in a steady state, encoder and decoder apart.
+
+    sg2 bench codec --size released
+
+Weights are random: the time does not depend on them. The encoder stays in float32, since rounding it changes codes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from speechgpt2.bench.machine import DTYPES, Machine, count_flops, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.errors import UserError
+from speechgpt2.eval import report
+from speechgpt2.eval.report import column
+from speechgpt2.types import FRAME_RATE, FRAME_SIZE
+
+CHUNK = 3 * FRAME_SIZE  # samples in a chunk: one patch of the language model
+CHUNK_MS = 1000 * 3 / FRAME_RATE
+
+
+@dataclass(frozen=True)
+class CodecSpeed:
+    """One direction. `rtf` is the median over the chunk's 120 ms; `over_floor` the median over the machine's floor."""
+
+    size: str = column("codec")
+    part: str = column("part")
+    dtype: str = column("type")
+    median_ms: float = column("ms per chunk, median", ".1f")
+    p95_ms: float = column("95 %", ".1f")
+    rtf: float = column("RTF", ".3f")
+    floor_ms: float = column("floor ms", ".1f")
+    over_floor: float = column("× floor", ".2f")
+    gflop: float = column("GFLOP", ".2f")
+    megabytes: float = column("MB of weights", ".0f")
+
+
+def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> list[CodecSpeed]:
+    """Time `chunks` chunks through `codec`, whose decoder is in `dtype`, after its context windows have been filled."""
+    generator = torch.Generator().manual_seed(0)
+    context = _context_chunks(codec)
+    pcm = 0.1 * torch.randn(1, (context + 4 + chunks) * CHUNK, generator=generator)
+    encode_state, decode_state = codec.init_encoder_state(1), codec.init_decoder_state(1)
+    codes, encode_state = codec.encode(pcm[:, : context * CHUNK], encode_state)
+    _, decode_state = codec.decode(codes, decode_state)
+    chunk = pcm[:, :CHUNK]
+    flops = (
+        count_flops(lambda: codec.encode(chunk, encode_state)),
+        count_flops(lambda: codec.decode(codes[:, :3], decode_state)),
+    )
+    spent: tuple[list[float], list[float]] = ([], [])
+    for piece in pcm[:, context * CHUNK :].split(CHUNK, dim=1):
+        start = time.perf_counter()
+        codes, encode_state = codec.encode(piece, encode_state)
+        between = time.perf_counter()
+        _, decode_state = codec.decode(codes, decode_state)
+        spent[0].append(between - start)
+        spent[1].append(time.perf_counter() - between)
+    parts = (("encode", "float32", codec.encoder), ("decode", dtype, codec.decoder))
+    return [
+        _row(size, part, kind, weight_bytes(module), flops[i], spent[i][4:], machine)
+        for i, (part, kind, module) in enumerate(parts)
+    ]
+
+
+def _row(
+    size: str, part: str, dtype: str, weights: int, flops: float, seconds: list[float], machine: Machine
+) -> CodecSpeed:
+    median, high = percentiles(seconds)
+    floor = 1000 * machine.floor(flops, weights, dtype)
+    return CodecSpeed(
+        size, part, dtype, median, high, median / CHUNK_MS, floor, median / floor, flops / 1e9, weights / 1e6
+    )
+
+
+def _context_chunks(codec: Any) -> int:
+    """Chunks that fill the longest attention window: 100 steps per second, 25 for the transformer behind the codebooks."""
+    config = codec.config
+    slow = config.vq_transformer.context / FRAME_RATE
+    fast = max(config.encoder_transformer.context, config.decoder_transformer.context) / (4 * FRAME_RATE)
+    return int(max(slow, fast) * FRAME_RATE / 3) + 1
+
+
+def main(
+    size: str = "released",
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    threads: int = 2,
+    chunks: int = 50,
+    out: str | Path | None = None,
+) -> list[CodecSpeed]:
+    """Time a codec of `size` ("released", "mini") with random weights, its decoder in each of `dtypes`; print, return rows.
+
+    bfloat16 is left out, and that is said, where the processor has no instructions for it and float32 is timed too.
+    `out`: a JSON file. Errors: `UserError`.
+    """
+    from speechgpt2.codec.config import PRESETS
+    from speechgpt2.codec.model import Codec
+
+    if size not in PRESETS or not set(dtypes) <= set(DTYPES):
+        raise UserError(f"size is one of {', '.join(PRESETS)}; dtypes are of {', '.join(DTYPES)}")
+    console = Console()
+    warn_if_busy(console)
+    machine = measure(threads)
+    machine.report(console)
+    rows: list[CodecSpeed] = []
+    for dtype in dtypes:
+        if dtype == "bfloat16" and not machine.has_bf16 and len(dtypes) > 1:
+            continue
+        codec = Codec(PRESETS[size]()).eval()
+        codec.decoder.to(DTYPES[dtype])
+        rows += bench(codec, size, dtype, machine, chunks)
+    report.show(f"Codec, chunks of {CHUNK_MS:.0f} ms, streaming", rows, console)
+    if out is not None:
+        report.save_json(Path(out), measured=machine, rows=rows)
+    return rows

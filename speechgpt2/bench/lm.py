@@ -1,0 +1,146 @@
+"""How fast is a step of the language model, and a whole turn? A step of one stream is bound by reading the weights.
+
+    sg2 bench lm                 # a backbone of Qwen2.5-0.5B's shape, the released patch decoder's, random weights
+    sg2 bench lm --model mini    # a real model: its step, and whole spoken turns
+
+The measure of a step is the share of the machine's memory bandwidth that it reaches. A spoken step reads the backbone and the
+text head once and the patch decoder once per frame.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from speechgpt2.bench.machine import DTYPES, Machine, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.errors import UserError
+from speechgpt2.eval import report
+from speechgpt2.eval.report import column
+from speechgpt2.types import FRAME_RATE
+
+RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """A step of one stream. `share` is bytes read ÷ time ÷ measured bandwidth; above 1 a small model sits in the cache."""
+
+    model: str = column("model")
+    step: str = column("step")
+    dtype: str = column("type")
+    median_ms: float = column("ms, median", ".1f")
+    p95_ms: float = column("95 %", ".1f")
+    rtf: float = column("RTF", ".3f")
+    megabytes: float = column("MB read", ".0f")
+    gigabytes_per_second: float = column("GB/s", ".1f")
+    share: float = column("of bandwidth", ".0%")
+
+
+def bench_steps(lm: Any, name: str, machine: Machine, steps: int, history: int = 64) -> list[StepSpeed]:
+    """Time `steps` written and `steps` spoken steps of `lm` (a `SpeechLM`) behind `history` patches."""
+    dtype = next(key for key, value in DTYPES.items() if value == lm.text_embedding.weight.dtype)
+    filler, start = lm.prompt.ids.filler, lm.prompt.ids.speech_start
+    patch_ms = 1000 * lm.config.patch_frames / FRAME_RATE
+    rows = []
+    for step, first in (("written", filler), ("spoken", start)):
+        seconds = _time_steps(lm, [filler] * history + [first], filler, steps)
+        median, high = percentiles(seconds)
+        size = _bytes_read(lm, spoken=step == "spoken")
+        speed = size / (median / 1000)
+        rtf = median / patch_ms if step == "spoken" else float("nan")
+        share = speed / machine.bandwidth
+        rows.append(StepSpeed(name, step, dtype, median, high, rtf, size / 1e6, speed / 1e9, share))
+    return rows
+
+
+@torch.inference_mode()
+def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> list[float]:
+    """Wall seconds of each step: draw a patch (its text token is given, so that the kind of step stays) and take it in."""
+    from speechgpt2.lm.sampling import Sampling
+
+    warmup, sampling, force = 3, Sampling.of(1), torch.tensor([token])
+    state = lm.init_state(1, len(history) + warmup + steps)
+    hidden, state = lm.prefill(lm.prompt.text(history), state)
+    seconds = []
+    for _ in range(warmup + steps):
+        begin = time.perf_counter()
+        hidden, state = lm.prefill(lm.draw(hidden, state, sampling, force), state)
+        seconds.append(time.perf_counter() - begin)
+    return seconds[warmup:]
+
+
+def _bytes_read(lm: Any, spoken: bool) -> int:
+    """Weights that a step passes over: of embedding tables only the head's product counts."""
+    head = lm.text_embedding if lm.text_head is None else lm.text_head
+    size = weight_bytes(lm.backbone) + weight_bytes(head) + weight_bytes(lm.patch_projector)
+    return size + spoken * lm.config.patch_frames * weight_bytes(lm.patch_decoder)
+
+
+def random_lm() -> Any:
+    """A `SpeechLM` with random weights: Qwen2.5-0.5B's backbone, the released patch decoder, a stand-in tokenizer."""
+    from tokenizers import Tokenizer, models
+
+    from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+    from speechgpt2.lm.model import SpeechLM
+
+    words = PromptConfig()
+    special = [words.eos, words.speech_start, words.speech_end, words.filler, words.last_filler, words.heard]
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.add_special_tokens(special)
+    backbone = BackboneConfig(
+        vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_head=True
+    )
+    decoder = PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096)
+    return SpeechLM(LMConfig(backbone, decoder, words), tokenizer).eval()
+
+
+def main(
+    model: Any = RANDOM,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    threads: int = 2,
+    steps: int = 40,
+    turns: int = 10,
+    out: str | Path | None = None,
+) -> dict[str, list[Any]]:
+    """Time a language model's steps in each of `dtypes`; of a real model (a name, a folder, a `SpeechGPT`) also `turns` turns.
+
+    Prints the tables and returns their rows. `out`: a JSON file. Errors: `UserError`.
+    """
+    if not set(dtypes) <= set(DTYPES):
+        raise UserError(f"dtypes are of {', '.join(DTYPES)}")
+    console = Console()
+    warn_if_busy(console)
+    machine = measure(threads)
+    machine.report(console)
+    tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
+    talker = None if model == RANDOM else _load(model)
+    if talker is not None:
+        tables["Whole turns"] = bench_turns(talker, turns)
+    lm, name = (random_lm(), RANDOM) if talker is None else (talker.lm, str(model) if isinstance(model, str) else "model")
+    for dtype in dtypes:
+        tables["Steps of one stream"] += bench_steps(lm.to(DTYPES[dtype]), name, machine, steps)
+    for title, rows in tables.items():
+        report.show(title, rows, console)
+    if out is not None:
+        report.save_json(Path(out), measured=machine, tables=tables)
+    return tables
+
+
+def bench_turns(model: Any, turns: int) -> list[Any]:
+    """Whole spoken turns of a `SpeechGPT`: first audio after the question's end, and the turn over its speech."""
+    from speechgpt2.data import dialogues
+    from speechgpt2.eval.dialogue import ask, time_rows
+
+    trials = dialogues.evaluation_set(turns + 1)
+    return time_rows([ask(model, trial, "s2s") for trial in trials][1:])  # the first one warms up
+
+
+def _load(model: Any) -> Any:
+    from speechgpt2.eval.dialogue import load
+
+    return load(model)

@@ -1,0 +1,100 @@
+"""What this machine can do at best, measured: arithmetic (large matrix products) and memory (reading a large array)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BF16_GAIN = 1.2  # a processor with bfloat16 instructions is at least this much faster with them
+PATIENCE = 4.0  # seconds for one type's products
+BUSY = 0.5  # load average above which other programs disturb the times
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Best of a few tries: `flops` per second by type, `bandwidth` in bytes per second, with `threads` threads."""
+
+    flops: dict[str, float]
+    bandwidth: float
+    threads: int
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bfloat16 products run on instructions of their own, rather than being emulated."""
+        return self.flops["bfloat16"] > BF16_GAIN * self.flops["float32"]
+
+    def floor(self, flops: float, size: float, dtype: str = "float32") -> float:
+        """Seconds that `flops` operations and reading `size` bytes take at least."""
+        return max(flops / self.flops[dtype], size / self.bandwidth)
+
+    def report(self, console: Console) -> None:
+        """One line of what was measured, one more where bfloat16 is not worth trying."""
+        speeds = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in self.flops.items())
+        console.print(f"This machine, {self.threads} threads: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
+        if not self.has_bf16:
+            console.print("bfloat16 is not supported in hardware here: its products are no faster than float32's")
+
+
+def warn_if_busy(console: Console) -> None:
+    """Say so where other programs run: two of them on one core make a time meaningless, and OpenMP's threads suffer most."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY:
+        console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
+
+
+def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: int = 384, tries: int = 5) -> Machine:
+    """Measure with `threads` threads, which stay set: the best square product, and reading an array beyond any cache."""
+    torch.set_num_threads(threads)
+    flops = {name: max(_products(dtype, sizes, tries)) for name, dtype in DTYPES.items()}
+    block = torch.ones(megabytes * 2**18).view(-1, 4096)
+    vector = torch.ones(4096)
+    fastest = min(*times(block.sum, tries), *times(lambda: block @ vector, tries))
+    return Machine(flops, block.numel() * 4 / fastest, threads)
+
+
+def _products(dtype: torch.dtype, sizes: tuple[int, ...], tries: int) -> Iterator[float]:
+    """Operations per second of products of `sizes`²; emulated types are given up before they take seconds."""
+    for size in sizes:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        speed = 2 * size**3 / min(times(lambda a=a, b=b: a @ b, tries))  # type: ignore[misc]
+        yield speed
+        if 2 * max(sizes) ** 3 * tries / speed > PATIENCE:
+            return
+
+
+def times(work: Callable[[], Any], tries: int) -> list[float]:
+    """Wall seconds of `tries` calls, after one that does not count."""
+    work()
+    result = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        work()
+        result.append(time.perf_counter() - start)
+    return result
+
+
+def count_flops(work: Callable[[], Any]) -> float:
+    """Floating-point operations of the products and convolutions in one call of `work`."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's parameters, as stored."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def percentiles(seconds: list[float]) -> tuple[float, float]:
+    """Median and 95th percentile in milliseconds."""
+    median, high = np.percentile(seconds, [50, 95]) * 1000
+    return float(median), float(high)

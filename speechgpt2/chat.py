@@ -1,0 +1,240 @@
+"""Codec and language model together: turns in, an answer out.
+
+    model = SpeechGPT.from_pretrained("mini")
+    reply = model.chat([Turn.user(speech=pcm)])            # reply.text, reply.pcm, reply.transcript
+    for event in model.chat([Turn.user("Hello")], stream=True): ...
+
+    talk = model.conversation("s2s")                       # keeps its state: a turn costs only what is new
+    reply = talk.ask(Turn.user(speech=pcm))
+    reply = talk.ask(Turn.user(speech=more))
+
+This is one dialogue at a time, on the caller's thread; many at once are the engine's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.codec.model import Codec
+from speechgpt2.errors import UserError
+from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, with_capacity
+from speechgpt2.lm.prompt import Spoken, join
+from speechgpt2.lm.reply import ReplyReader
+from speechgpt2.lm.sampling import Sampling
+from speechgpt2.types import (
+    AudioDelta,
+    Event,
+    Mode,
+    Patches,
+    Speech,
+    Text,
+    TextDelta,
+    Transcript,
+    Turn,
+    TurnDone,
+)
+
+ROOM = 512  # patches that a conversation's state grows by at least
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text, `pcm [N]` float32 at 24 kHz (empty where none was spoken) and the `codes [T, K]` it was decoded
+    from, what the model heard (None where it does not say), and why it ended.
+    """
+
+    text: str
+    pcm: np.ndarray
+    codes: np.ndarray
+    transcript: str | None
+    reason: Literal["stop", "length", "interrupted"]
+
+
+class SpeechGPT:
+    """A codec and a language model of the same codes, on the same device."""
+
+    def __init__(self, codec: Codec, lm: SpeechLM):
+        self.codec, self.lm = codec, lm
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> SpeechGPT:
+        """Both models from one folder, built-in name or Hugging Face id. Errors: `UserError`.
+
+        The released ones come apart: `SpeechGPT(Codec.from_pretrained(pkl), SpeechLM.from_pretrained(folder))`.
+        """
+        codec = Codec.from_pretrained(name, device=device)
+        return cls(codec, SpeechLM.from_pretrained(name, dtype=dtype, device=device))
+
+    def conversation(
+        self,
+        mode: Mode,
+        greeting: Spoken | Speech | None = None,
+        sampling: Sampling | None = None,
+        system: str | None = None,
+        max_patches: int = MAX_PATCHES,
+    ) -> Conversation:
+        """Begin a dialogue. `mode`: who speaks ("s2t": the user speaks, the model writes); `system` replaces the system
+        line; `max_patches` bounds one reply.
+        """
+        if isinstance(greeting, Speech):
+            greeting = self.lm.prompt.spoken(self.codes(greeting), text=greeting.text)
+        return Conversation(self, self.lm.prompt.opening(mode, greeting, system), mode, sampling, max_patches)
+
+    @overload def chat(self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream: Literal[True], **options) ->
+    Iterator[Event]: ... @overload def chat(self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream:
+    Literal[False] = ..., **options) -> Reply: ...
+
+    def chat(self, turns: Sequence[Turn], mode: Mode | None = None, *, stream: bool = False, **options):
+        """Answer the last turn, the ones before it being history. With `stream` the events come as they happen.
+
+        `mode` None: the answer comes in the user's own way. A first turn of role "system" replaces the system line.
+        `options`: those of `conversation`. Errors: `UserError`.
+        """
+        turns = list(turns)
+        if turns and turns[0].role == "system":
+            options["system"] = _written(turns.pop(0))
+        if not turns or turns[-1].role != "user":
+            raise UserError("there is nothing to answer: the last turn must be the user's")
+        talk = self.conversation(mode or _mode_of(turns[-1]), **options)
+        for turn in turns[:-1]:
+            talk.add(turn)
+        return talk.ask(turns[-1], stream=stream)
+
+    def say(self, text: str, sampling: Sampling | None = None, max_patches: int = MAX_PATCHES) -> Reply:
+        """Read `text` aloud. Errors: `UserError` for a model that was not trained to."""
+        talk = Conversation(self, self.lm.prompt.recital(text), "t2s", sampling, max_patches)
+        return replace(talk.collect(talk.answer(spoken=False)), text=text)
+
+    def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
+        """What is said in `pcm [N]`, float32 at 24 kHz. Errors: `UserError` for a model that was not trained to tell."""
+        self.lm.prompt.require_draft("tell what it heard")
+        talk = self.conversation("s2t", sampling=Sampling.greedy(device=self.lm.device), max_patches=max_patches)
+        talk.add(Turn.user(speech=pcm))
+        heard = (event.text for event in talk.answer(spoken=True) if isinstance(event, Transcript))
+        return next(heard, "")
+
+    def codes(self, speech: Speech) -> Tensor:
+        """The segment's codes `[T, K]`, encoded if need be. Errors: `UserError` if there is nothing in it."""
+        if speech.codes is not None:
+            return torch.as_tensor(speech.codes, dtype=torch.int64)
+        if speech.pcm is None or np.ndim(speech.pcm) != 1 or not len(speech.pcm):
+            raise UserError("speech must be a row of samples (float32 at 24 kHz) or codes")
+        pcm = torch.as_tensor(speech.pcm, dtype=torch.float32, device=self.lm.device)
+        return self.codec.encode(pcm[None])[0]
+
+
+class Conversation:
+    """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new."""
+
+    def __init__(self, model: SpeechGPT, opening: Patches, mode: Mode, sampling: Sampling | None, max_patches: int):
+        self.model, self.mode, self.max_patches = model, mode, max_patches
+        self.sampling = sampling or Sampling.of(1, device=model.lm.device)
+        self.state = model.lm.init_state(1, ROOM)
+        self._new = [opening]  # not yet taken in
+        self._codes: list[Tensor] = []  # of the latest answer, [G, K] each
+        self._answer_is_due = False
+
+    def add(self, turn: Turn) -> None:
+        """Take a turn as said, without an answer. Errors: `UserError`."""
+        prompt = self.model.lm.prompt
+        if turn.role == "system":
+            raise UserError("a system turn can only be the first")
+        if len(turn.segments) != 1:
+            raise UserError(f"a turn holds one segment, speech or text, not {len(turn.segments)}")
+        segment = turn.segments[0]
+        if turn.role == "user":
+            if self._answer_is_due:
+                self._new.append(prompt.closing(speaking=False))
+            spoken = isinstance(segment, Speech)
+            self._new.append(prompt.user_speech(self.model.codes(segment)) if spoken else prompt.user_text(segment.text))
+        else:
+            if not self._answer_is_due:
+                self._new.append(prompt.reply_start())
+            self._new.append(self._as_reply(segment))
+        self._answer_is_due = turn.role == "user"
+
+    @overload
+    def ask(self, turn: Turn, stream: Literal[True]) -> Iterator[Event]: ...
+    @overload
+    def ask(self, turn: Turn, stream: Literal[False] = ...) -> Reply: ...
+    @overload
+    def ask(self, turn: Turn, stream: bool) -> Reply | Iterator[Event]: ...
+
+    def ask(self, turn: Turn, stream: bool = False) -> Reply | Iterator[Event]:
+        """Answer a turn of the user's. With `stream` the events come as they happen; a consumer that stops early cuts the
+        answer short, and the dialogue goes on from there. Errors: `UserError`.
+        """
+        self.add(turn)
+        events = self.answer(spoken=isinstance(turn.segments[0], Speech))
+        return events if stream else self.collect(events)
+
+    def answer(self, spoken: bool) -> Iterator[Event]:
+        """What the model says to all that was added; `spoken`: the user spoke last."""
+        lm, codec = self.model.lm, self.model.codec
+        reader = ReplyReader(lm.prompt, spoken)
+        voice = codec.init_decoder_state(1)
+        self._answer_is_due, self._codes = False, []
+        try:
+            hidden = self._take_in()
+            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches):
+                self.state = step.state
+                codes = step.patches.codes[:, 0]  # [1, G, K]
+                speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
+                yield from reader.read(int(step.patches.text), speaking)
+                if speaking:
+                    self._codes.append(codes[0].cpu())
+                    pcm, voice = codec.decode(codes, voice)
+                    yield AudioDelta(pcm[0].cpu().numpy())
+            yield from reader.finish()
+            yield TurnDone("stop" if reader.ended else "length")
+        finally:
+            if not reader.ended:
+                self._new.append(lm.prompt.closing(speaking=bool(self.state.balance[0])))
+
+    def collect(self, events: Iterable[Event]) -> Reply:
+        """All events of an answer as one reply."""
+        pcm, text, transcript = [np.zeros(0, np.float32)], "", None
+        reason: Literal["stop", "length", "interrupted"] = "interrupted"
+        for event in events:
+            if isinstance(event, AudioDelta):
+                pcm.append(event.pcm)
+            elif isinstance(event, TextDelta):
+                text += event.text
+            elif isinstance(event, Transcript):
+                transcript = event.text
+            elif isinstance(event, TurnDone):
+                reason = event.reason
+        codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
+        return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason)
+
+    def _take_in(self) -> Tensor:
+        new = join(*self._new)
+        needed = int(self.state.position[0]) + new.text.shape[1] + self.max_patches
+        if needed > self.state.stack.capacity:
+            self.state = with_capacity(self.state, needed + ROOM)
+        hidden, self.state = self.model.lm.prefill(new, self.state)
+        self._new = []
+        return hidden
+
+    def _as_reply(self, segment: Text | Speech) -> Patches:
+        prompt = self.model.lm.prompt
+        if isinstance(segment, Text):
+            return prompt.reply(segment.text)
+        return prompt.reply(segment.text or "", prompt.spoken(self.model.codes(segment), text=segment.text))
+
+
+def _mode_of(turn: Turn) -> Mode:
+    return "s2s" if any(isinstance(segment, Speech) for segment in turn.segments) else "t2t"
+
+
+def _written(turn: Turn) -> str:
+    return "\n".join(segment.text for segment in turn.segments if isinstance(segment, Text))

@@ -1,0 +1,111 @@
+"""`sg2 info` and `sg2 convert`: what a checkpoint holds, and released checkpoints in our format."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from speechgpt2.cli.common import DType, torch_dtype, working
+from speechgpt2.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PARTS = ("codec", "lm")  # a checkpoint holds one or both, each as NAME.json and NAME.safetensors
+PICKLES = (".pkl", ".pt", ".pth", ".ckpt")
+
+Checkpoint = Annotated[str, typer.Argument(help="Built-in name, folder, or Hugging Face id.", metavar="NAME")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")]
+Source = Annotated[Path, typer.Argument(help="A released codec's .pkl, or a language model's folder.", metavar="SRC")]
+Target = Annotated[Path, typer.Argument(help="A new folder.", metavar="DST")]
+Yaml = Annotated[Path | None, typer.Option("--config", help="The released codec's YAML, if not beside it.")]
+
+
+def info(name: Checkpoint, tensors: Tensors = False) -> None:
+    """Show what a checkpoint is made of: parameters, sizes, shapes, licence."""
+    from rich.console import Console
+
+    from speechgpt2 import hub
+
+    console = Console()
+    folder = hub.resolve(name, *(f"{part}.json" for part in PARTS)).parent
+    console.print(f"{name}: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"licence: {licence(folder) or 'not stated'}", highlight=False)
+    for part in PARTS:
+        if (folder / f"{part}.json").is_file():
+            console.print(describe(folder, part, tensors))
+
+
+def describe(folder: Path, part: str, tensors: bool) -> Table:
+    """One part of the checkpoint as a table: totals, configuration, and each tensor if asked for."""
+    from rich.table import Table
+
+    from speechgpt2 import config, hub
+
+    table = Table("", part, title_justify="left", show_edge=False)
+    weights = folder / f"{part}.safetensors"
+    listed = hub.list_tensors(weights)
+    parameters = sum(math.prod(tensor.shape) for tensor in listed.values())
+    table.add_row("parameters", f"{parameters / 1e6:.2f} M in {len(listed)} tensors")
+    table.add_row("file", f"{weights.stat().st_size / 1e6:.1f} MB, {', '.join(sorted({t.dtype for t in listed.values()}))}")
+    for key, value in config.read(folder / f"{part}.json").items():
+        table.add_row(key, _inline(value))
+    for tensor_name, tensor in listed.items() if tensors else ():
+        table.add_row(tensor_name, f"{tensor.dtype} {list(tensor.shape)}")
+    return table
+
+
+def _inline(value: object) -> str:
+    """A configuration's value on one line: `a=1 b=2` for a section."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_inline(inner)}" for key, inner in value.items())
+    return repr(value) if isinstance(value, str) else str(value).replace(" ", "")
+
+
+def licence(folder: Path) -> str | None:
+    """What the model card (the front matter of README.md) states, or None."""
+    import yaml
+
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        stated = yaml.safe_load(front)
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or none with front matter
+        return None
+    return str(stated["license"]) if isinstance(stated, dict) and "license" in stated else None
+
+
+def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) -> None:
+    """Convert a released codec or language model into a folder of ours."""
+    if dst.exists():
+        raise UserError(f"cannot write {dst}: it exists already")
+    if not src.exists():
+        raise UserError(f"{src}: no such file or folder")
+    is_codec = src.suffix in PICKLES or (src / "codec.json").is_file()
+    with working(f"converting {src}"):
+        if is_codec:
+            from speechgpt2.codec.model import Codec
+
+            save = Codec.from_pretrained(src, config=config).save_pretrained
+        else:
+            from speechgpt2.lm.model import SpeechLM
+
+            save = SpeechLM.from_pretrained(src).save_pretrained
+        write_folder(dst, lambda folder: save(folder, torch_dtype(dtype)))
+    print(f"{dst}: {'codec' if is_codec else 'language model'}")
+
+
+def write_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder beside `target`, then give it that name; on any failure nothing is left."""
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        write(scratch)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

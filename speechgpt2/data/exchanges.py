@@ -1,0 +1,110 @@
+"""From a dialogue corpus to what the language model learns: codes of every utterance, and dialogues drawn in all modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from speechgpt2 import hub
+from speechgpt2.codec.model import Codec
+from speechgpt2.data.corpus import PAD_TO, Corpus, Record
+from speechgpt2.errors import UserError
+from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
+from speechgpt2.types import MODES, Mode
+
+CODES = "codes.npy"
+BATCH = 16  # utterances that are encoded together
+
+
+def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
+    """Write `OUT`: int16 `[all frames, K]`, frame i belonging to sample 960·i of the corpus; atomically, with progress."""
+    codes = np.zeros((len(corpus.samples) // PAD_TO, codec.config.quantizer.codebooks), np.int16)
+    spoken = sorted((r for r in corpus.records if r.length), key=lambda r: r.length)
+    for i in track(range(0, len(spoken), BATCH), description="encoding", disable=None):
+        group = spoken[i : i + BATCH]
+        pcm = torch.zeros(len(group), group[-1].length)
+        for row, record in zip(pcm, group):
+            row[: record.length] = torch.from_numpy(corpus.pcm(record))
+        for row, record in zip(codec.encode(pcm), group):
+            first, frames = record.start // PAD_TO, record.length // PAD_TO
+            codes[first : first + frames] = row[:frames].numpy()
+    hub.write_atomically(Path(out), lambda path: _save(path, codes))
+
+
+def _save(path: Path, codes: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, codes)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often each kind of example is drawn."""
+
+    s2s: float = 0.42
+    s2t: float = 0.22
+    t2s: float = 0.06
+    t2t: float = 0.14
+    say: float = 0.16
+    next_turn: float = 0.2  # that a dialogue goes on after each exchange
+
+
+class ExchangeSource:
+    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError` where the codes do not fit the corpus."""
+
+    def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, shares: Shares = Shares(), split: str = "train"):
+        self.prompt, self.shares = prompt, shares
+        self.codes = np.load(codes, mmap_mode="r")
+        if len(self.codes) != len(corpus.samples) // PAD_TO:
+            raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+        asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split)}
+        told = {r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra}
+        pairs = [(asked[name], told[name]) for name in asked if name in told]
+        self.spoken = {lang: [p for p in pairs if p[0].length and p[0].lang == lang] for lang in ("en", "zh")}
+        self.typed = {lang: [p for p in pairs if p[0].lang == lang] for lang in ("en", "zh")}
+        says = [r for r in corpus.select(role="assistant", split=split) if r.extra.get("skill") == "say"]
+        self.says = {lang: [r for r in says if r.lang == lang] for lang in ("en", "zh")}
+
+    def example(self, random: np.random.Generator) -> Example:
+        """One dialogue of one or more exchanges in a random mode and language, or a text to be read aloud."""
+        shares, lang = self.shares, ("en", "zh")[int(random.integers(2))]
+        kinds = ("s2s", "s2t", "t2s", "t2t", "say")
+        weights = np.array([getattr(shares, kind) for kind in kinds])
+        kind = kinds[int(random.choice(len(kinds), p=weights / weights.sum()))]
+        if kind == "say":
+            return self._recital(_pick(random, self.says[lang]))
+        mode: Mode = MODES[kinds.index(kind)]
+        exchanges = [self._exchange(mode, lang, random)]
+        while random.random() < shares.next_turn:
+            exchanges.append(self._exchange(mode, lang, random))
+        return self.prompt.example(mode, exchanges)
+
+    def _exchange(self, mode: Mode, lang: str, random: np.random.Generator) -> Exchange:
+        both_sound = "s" in mode
+        question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
+        spoken = self._spoken(reply) if mode[2] == "s" else None
+        if mode[0] == "s":
+            return Exchange(self._codes(question), reply.text, spoken, question.text)
+        typed = [question.text, *question.extra["typed"]]
+        return Exchange(typed[int(random.integers(len(typed)))], reply.text, spoken)
+
+    def _recital(self, record: Record) -> Example:
+        """Only the speech is learnt: the text is given."""
+        example = self.prompt.example("t2s", [Exchange(None, record.text, self._spoken(record))])
+        begun = (example.patches.text == self.prompt.ids.speech_start).cumsum(1) > 0
+        return example._replace(learn_text=example.learn_text & begun & (example.patches.text != self.prompt.ids.speech_start))
+
+    def _spoken(self, record: Record) -> Spoken:
+        words = [(w.text, w.start, w.end) for w in record.words]
+        return self.prompt.spoken(self._codes(record), words, record.text)
+
+    def _codes(self, record: Record) -> torch.Tensor:
+        first = record.start // PAD_TO
+        return torch.from_numpy(self.codes[first : first + record.length // PAD_TO].astype(np.int64))
+
+
+def _pick(random: np.random.Generator, items: list):
+    return items[int(random.integers(len(items)))]

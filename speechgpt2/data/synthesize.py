@@ -1,0 +1,215 @@
+"""Builds the two synthetic corpora: speech of many voices for the codec, dialogues for the model.
+
+    python -m speechgpt2.data.synthesize codec OUT --hours 6 --real-speech DIR
+    python -m speechgpt2.data.synthesize dialogues OUT --exchanges 24000
+
+Every part is drawn from a generator seeded by (seed, part), so a killed build goes on where it
+stopped and the result does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from speechgpt2.data import recordings
+from speechgpt2.data.corpus import Corpus, CorpusWriter, Item, Record, item_of
+from speechgpt2.data.dialogues import Exchange, draw, evaluation_set, typed_variants
+from speechgpt2.data.pitch import track
+from speechgpt2.data.sentences import sentence, word_list
+from speechgpt2.data.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
+
+PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
+PART_FILES = 500  # recordings in a part
+PART_EXCHANGES = 250  # exchanges, or items of plain synthesis, in a part
+TYPED_SHARE = 0.1  # exchanges in text only
+EVALUATION_SEED = 0  # of the dialogues' test split
+
+Part = Callable[[], Iterator[Item]]
+
+
+def build_codec_corpus(
+    out: str | Path, hours: float, seed: int = 0, workers: int = 2, real_speech: str | Path | None = None
+) -> Corpus:
+    """``hours`` of synthetic speech, and all recordings below ``real_speech``, with pitch.
+
+    40 % English and 40 % Mandarin of random training voices, 15 % the assistant's two, 5 % held-out
+    voices as the test split. Resumes a killed build.
+    """
+    count = max(2, round(hours * 3600 / PART_SECONDS))
+    held_out = max(1, round(count * 0.05))
+    parts: list[Part] = [
+        partial(_codec_part, seed, index, hours * 3600 / count, "test" if index >= count - held_out else "train")
+        for index in range(count)
+    ]
+    recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0}
+    if real_speech is not None:
+        found = recordings.find(Path(real_speech))
+        recipe["real_speech"] = len(found)
+        chunks = [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
+        parts += [partial(_recorded_part, chunk) for chunk in chunks]
+    return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
+
+
+def _codec_part(seed: int, index: int, least: float, split: str) -> Iterator[Item]:
+    """Utterances until ``least`` seconds are full."""
+    rng = random.Random(f"codec/{seed}/{index}")
+    seconds, number = 0.0, 0
+    while seconds < least:
+        lang = rng.choice(("en", "zh"))
+        text = sentence(rng, lang)
+        voice = _codec_voice(rng, lang, split)
+        utterance = speak(text, voice)
+        yield item_of(utterance, f"syn-{index:04d}-{number:04d}", f0=track(utterance.pcm), split=split)
+        seconds += utterance.duration
+        number += 1
+
+
+def _codec_voice(rng: random.Random, lang: str, split: str) -> Voice:
+    if split == "test":
+        return vary(rng.choice(HELD_OUT_VOICES[lang]), rng)
+    if rng.random() < 0.16:
+        return vary(ASSISTANT_VOICES[lang], rng)
+    return draw_voice(lang, rng)
+
+
+def _recorded_part(chunk: list[recordings.Recording]) -> Iterator[Item]:
+    for recording in chunk:
+        item = recordings.load(recording)
+        if item is not None:
+            yield item
+
+
+def build_dialogue_corpus(
+    out: str | Path, exchanges: int, seed: int = 0, workers: int = 2, says: int | None = None, test: int = 400
+) -> Corpus:
+    """``exchanges`` questions and replies, half of them Mandarin, and ``says`` texts read aloud.
+
+    A question (role "user") is asked by a random training voice, its reply (role "assistant") and the
+    texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
+    exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed
+    variants. The test split is `evaluation_set` (``test`` trials) in held-out voices. ``says`` is
+    half of ``exchanges`` where not given. Resumes a killed build.
+    """
+    says = exchanges // 2 if says is None else says
+    recipe = {"kind": "dialogues", "exchanges": exchanges, "says": says, "test": test, "seed": seed}
+    parts: list[Part] = [partial(_test_part, test)]
+    for kind, total in ((_exchange_part, exchanges), (_say_part, says)):
+        for index, first in enumerate(range(0, total, PART_EXCHANGES)):
+            parts.append(partial(kind, seed, index, min(PART_EXCHANGES, total - first)))
+    return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
+
+
+def _test_part(count: int) -> Iterator[Item]:
+    rng = random.Random("replies of the test split")
+    for number, trial in enumerate(evaluation_set(count, EVALUATION_SEED)):
+        yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, rng, "test")
+
+
+def _exchange_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"exchanges/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        exchange = draw(rng, lang)
+        name = f"ex-{index:04d}-{number:04d}"
+        if rng.random() < TYPED_SHARE:
+            yield from _typed(name, exchange, rng)
+        else:
+            yield from _spoken(name, exchange, draw_voice(lang, rng), rng, "train")
+
+
+def _say_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"says/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        text = rng.choice((sentence, word_list))(rng, lang)
+        utterance = speak(text, vary(ASSISTANT_VOICES[lang], rng))
+        yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
+
+
+def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:
+    """Question in ``voice``, reply in the assistant's."""
+    asked, told = _extras(name, exchange, rng)
+    question = speak(exchange.question, voice)
+    yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
+    reply = speak(exchange.reply, vary(ASSISTANT_VOICES[exchange.lang], rng))
+    yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
+
+
+def _typed(name: str, exchange: Exchange, rng: random.Random) -> Iterator[Item]:
+    """Question as a user would type it, and the reply, without sound."""
+    asked, told = _extras(name, exchange, rng)
+    text = rng.choice(asked["typed"])
+    yield Item(Record(f"{name}-q", text, exchange.lang, role="user", extra=asked))
+    yield Item(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
+
+
+def _extras(name: str, exchange: Exchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``extra`` of the question's record and of the reply's."""
+    told = {"exchange": name, "skill": exchange.skill}
+    typed = list(typed_variants(exchange, rng))
+    return {**told, "answer_key": list(exchange.answer_key), "typed": typed}, told
+
+
+def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) -> Corpus:
+    """Write the parts that are not yet there, ``workers`` at a time, and join them.
+
+    Each part gets a process of its own: the engines carry state from one utterance to the next, and
+    only from a fresh start does a part come out the same whoever was at work before.
+    """
+    jobs = [_Job(writer.path, writer.recipe, i, part) for i, part in enumerate(parts) if not writer.done(i)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=len(parts), completed=len(parts) - len(jobs))
+        if jobs:
+            with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+                for _ in pool.imap_unordered(_Job.run, jobs):
+                    progress.advance(task)
+    return writer.finish(len(parts))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One part to write, in whatever process."""
+
+    path: Path
+    recipe: dict[str, Any]
+    index: int
+    part: Part
+
+    def run(self) -> None:
+        CorpusWriter(self.path, self.recipe).write_part(self.index, self.part())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    codec = kinds.add_parser("codec", help="speech of many voices, with pitch and phones")
+    codec.add_argument("--hours", type=float, default=6.0, help="of synthetic speech")
+    codec.add_argument("--real-speech", type=Path, help="folder with ljspeech/, fsdd/, cmn/")
+    dialogues = kinds.add_parser("dialogues", help="spoken questions and replies")
+    dialogues.add_argument("--exchanges", type=int, default=24_000)
+    dialogues.add_argument("--says", type=int, help="texts read aloud; default: half as many as exchanges")
+    for kind in (codec, dialogues):
+        kind.add_argument("out", type=Path)
+        kind.add_argument("--seed", type=int, default=0)
+        kind.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args(arguments)
+    if given.kind == "codec":
+        corpus = build_codec_corpus(given.out, given.hours, given.seed, given.workers, given.real_speech)
+    else:
+        corpus = build_dialogue_corpus(given.out, given.exchanges, given.seed, given.workers, given.says)
+    print(f"{corpus.path}: {len(corpus)} records, {corpus.hours:.2f} hours")
+
+
+if __name__ == "__main__":
+    main()

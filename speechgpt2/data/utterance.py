@@ -1,0 +1,96 @@
+"""The values of the synthesis layer: a voice, and what it said with the time of every word and phone.
+
+Times are seconds from the first sample of the utterance; audio is mono float32 at 24 kHz.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+SAMPLE_RATE = 24_000
+
+
+class Word(NamedTuple):
+    """A written word (English, without punctuation) or one character (Mandarin), in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+class Phone(NamedTuple):
+    """A phone in IPA as espeak prints it, without stress, in seconds; Mandarin vowels carry their tone: ``a3``.
+
+    Silence has no phone: it is the gap between two of them.
+    """
+
+    label: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way of speaking: an engine's speaker and how it is driven.
+
+    rate         words per minute of running English speech, nominally 175
+    pitch        0..100, 50 is the speaker's own
+    pitch_range  0..100, 50 is the speaker's own (espeak only)
+    gap          extra silence between words, in units of 10 ms (espeak only)
+    gain         dB relative to the common speech level
+    """
+
+    engine: str
+    name: str
+    lang: str
+    accent: str = ""
+    rate: int = 175
+    pitch: int = 50
+    pitch_range: int = 50
+    gap: int = 0
+    gain: float = 0.0
+
+    @property
+    def speaker(self) -> str:
+        """Who speaks, however driven: ``espeak/en-us+f3``, ``flite/slt``. Stable across runs."""
+        return f"{self.engine}/{self.accent}+{self.name}" if self.accent else f"{self.engine}/{self.name}"
+
+    @property
+    def id(self) -> str:
+        """Speaker and settings, stable across runs: equal ids sound the same."""
+        settings = f"r{self.rate}p{self.pitch}x{self.pitch_range}g{self.gap}v{self.gain:+.1f}"
+        return f"{self.speaker}/{settings}"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What an engine returns: ``pcm`` float32 [N] at its own ``sample_rate``, nothing trimmed."""
+
+    pcm: np.ndarray
+    sample_rate: int
+    words: tuple[Word, ...]
+    phones: tuple[Phone, ...]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Spoken text: ``pcm`` float32 [N] at 24 kHz, with exact word and phone times where known."""
+
+    pcm: np.ndarray = field(repr=False)
+    text: str
+    lang: str
+    voice: Voice
+    words: tuple[Word, ...]
+    phones: tuple[Phone, ...]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.pcm) / SAMPLE_RATE
+
+
+class SynthesisUnavailable(RuntimeError):
+    """An engine, its library or a Python package it needs is not installed."""

@@ -1,0 +1,98 @@
+"""Results as people and programs read them: a list of dataclass rows becomes a table, Markdown, or JSON.
+
+A field made with `column("STOI", ".3f")` is shown under that title in that format; other fields go to the JSON only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from speechgpt2.errors import UserError
+
+
+def column(title: str, form: str = "", default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field with a title and a format for tables."""
+    return dataclasses.field(default=default, metadata={"title": title, "form": form})
+
+
+def _cells(row: Any) -> list[str]:
+    return [_text(getattr(row, f.name), f.metadata["form"]) for f in dataclasses.fields(row) if f.metadata]
+
+
+def _titles(row: Any) -> list[str]:
+    return [f.metadata["title"] for f in dataclasses.fields(row) if f.metadata]
+
+
+def _text(value: Any, form: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, (tuple, list)):
+        return " / ".join(_text(item, form) for item in value)
+    return format(value, form)
+
+
+def show(title: str, rows: Sequence[Any], console: Console | None = None) -> None:
+    """Print rows of one dataclass as a table; numbers to the right."""
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for name in _titles(rows[0]):
+        table.add_column(name, justify="left" if not table.columns else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    (console or Console()).print(table)
+
+
+def markdown(rows: Sequence[Any]) -> str:
+    """The same table for a README."""
+    if not rows:
+        return ""
+    lines = [_titles(rows[0]), ["---"] + ["---:"] * (len(_titles(rows[0])) - 1), *map(_cells, rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def save_json(path: Path, **content: Any) -> None:
+    """Write `{"machine": …, **content}` with dataclasses as objects; what could not be measured is null."""
+    content = {"machine": machine(), **content}
+    path.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What a time depends on: processor, threads, versions."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def folder(out: str | Path | None) -> Path | None:
+    """The folder to write to, made if need be. Errors: `UserError` if that is impossible."""
+    if out is None:
+        return None
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    return Path(out)
+
+
+def _finite(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,209 @@
+"""Where checkpoints live and how they are read and written.
+
+    folder = hub.resolve("mini", "codec.json").parent     # a folder, a built-in name, or a Hugging Face id
+    tensors = hub.load_tensors(folder / "codec.safetensors")
+    hub.load_into(module, tensors, "mini")                # every tensor must find its place
+
+Nothing is fetched in silence, and no file is ever left half-written: a file appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from speechgpt2.errors import UserError
+
+if TYPE_CHECKING:  # what only writes a file should not wait for torch
+    import torch
+    from tokenizers import Tokenizer
+
+ASSETS = Path(__file__).parent / "assets"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FETCHED = ("*.json", "*.safetensors", "README.md")  # what a checkpoint is made of, besides the file asked for
+NAMED = 3  # tensors that an error names; the rest are counted
+
+
+def built_in() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
+
+
+def resolve(name: str | Path, *files: str) -> Path:
+    """The first of `files` that the checkpoint `name` holds: a built-in name, a folder, or a Hugging Face id.
+
+    A built-in name goes before a folder of that name (say `./mini` for the folder). A Hugging Face id `owner/name` is
+    downloaded once, with a line on stderr that says so. Errors: `UserError` if there is none such, or it holds none.
+    """
+    text, wanted = str(name), " or ".join(files)
+    if text in built_in():
+        folder = ASSETS / text
+    elif Path(name).is_dir():
+        folder = Path(name)
+    elif Path(name).exists():
+        raise UserError(f"{name}: a file, where a folder with {wanted} is needed")
+    elif (
+        HUB_ID.fullmatch(text) and not Path(name).parent.is_dir()
+    ):  # a typo in a local path is not looked for elsewhere
+        folder = _fetch(text, files)
+    else:
+        raise UserError(f"{name}: no such folder or built-in model (built in: {', '.join(built_in()) or 'none'})")
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(f"{name}: not a checkpoint of the kind needed here, it holds no {wanted}")
+
+
+def _fetch(repo: str, files: tuple[str, ...]) -> Path:
+    """The local folder of a Hugging Face repository, from the cache if one of `files` is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [*files, *FETCHED]
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
+        if any((folder / file).is_file() for file in files):
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not fetched yet
+    print(f"fetching {repo} from Hugging Face …", file=sys.stderr, flush=True)
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except LocalEntryNotFoundError:
+        raise UserError(f"{repo}: no such folder, and Hugging Face cannot be reached") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{repo}: no such folder, and no such model on Hugging Face") from None
+    except (OSError, ValueError) as error:  # the client's errors are many, and all of them one or the other
+        raise UserError(f"{repo}: cannot be fetched from Hugging Face ({_first_line(error)})") from None
+
+
+def check_writable(path: str | Path) -> None:
+    """Errors: `UserError` unless a file can be written at `path`; a command asks before it spends minutes."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {path}: no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {target.parent}")
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file beside `path`, then put it in `path`'s place; on any failure nothing is left.
+
+    A link is followed; what is no regular file, such as `/dev/null`, is written to directly.
+    Errors: `UserError` if it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    if not special:
+        check_writable(path)
+    scratch = target if special else target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")
+    try:
+        write(scratch)
+        if not special:
+            os.replace(scratch, target)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if not special:
+            scratch.unlink(missing_ok=True)
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors as safetensors. Errors: `UserError` if the file cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_atomically(path, lambda scratch: save_file(plain, scratch, {"format": "pt", **(metadata or {})}))
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {_first_line(error)}") from None
+
+
+def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Read a safetensors file. Errors: `UserError` if it is absent or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _check_file(path)
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not safetensors ({_first_line(error)})") from None
+
+
+class TensorInfo(NamedTuple):
+    """What a file says of a tensor without its content being read; `dtype` as safetensors writes it, e.g. "BF16"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def list_tensors(path: str | Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, from its header alone. Errors: `UserError` as for `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: TensorInfo(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not safetensors ({_first_line(error)})") from None
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copy `tensors` into `module`; one built on the meta device takes them as they are, dtype and device included.
+
+    Errors: `UserError` that names `what` and the missing, unexpected and mis-shaped tensors.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    faults = {
+        "lacks": [name for name in own if name not in tensors],
+        "has unknown": [name for name in tensors if name not in own],
+        "has wrong shapes:": wrong,
+    }
+    report = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
+    if report:
+        raise UserError(f"{what}: the checkpoint does not fit its configuration; it {report}")
+    module.load_state_dict(dict(tensors), assign=any(tensor.is_meta for tensor in own.values()))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read `tokenizer.json` in `folder`. Errors: `UserError` if it is absent or damaged."""
+    from tokenizers import Tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    _check_file(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{path}: not a tokenizer ({_first_line(error)})") from None
+
+
+def _check_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: {'a folder, not a file' if Path(path).is_dir() else 'no such file'}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

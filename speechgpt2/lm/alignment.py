@@ -1,0 +1,76 @@
+"""Which word stands at which patch of speech.
+
+The text row of spoken patches names what is being said: a word's tokens stand one per patch from the patch where it
+begins, Chinese character by character, punctuation right after its word. Where tokens crowd, they queue. What is left
+is filler; the last filler of a run that follows words is a token of its own, which tells that words come next (or the
+end).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+Timed = tuple[str, float, float]  # a word, and where it begins and ends, in seconds
+
+IDEOGRAPH = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese characters and their punctuation
+PIECES = re.compile(f"[{IDEOGRAPH}]|[^{IDEOGRAPH}]+")
+
+
+def pieces(text: str) -> list[str]:
+    """The parts of a word that are tokenised on their own: each Chinese character, and what stands between them."""
+    return PIECES.findall(text)
+
+
+def align(words: Iterable[tuple[int, Sequence[int]]], patches: int, filler: int, last_filler: int) -> list[int]:
+    """One token per patch. `words`: the patch at which each word begins and its tokens, in order.
+
+    The row has at least `patches` tokens; more, if the words do not fit.
+    """
+    coming, queue, row = deque(words), deque[int](), list[int]()
+    while len(row) < patches or queue or coming:
+        while coming and coming[0][0] <= len(row):
+            queue.extend(coming.popleft()[1])
+        row.append(queue.popleft() if queue else filler)
+    for i in range(1, len(row)):
+        run_ends = row[i] == filler and (i + 1 == len(row) or row[i + 1] != filler)
+        if run_ends and any(token != filler for token in row[:i]):
+            row[i] = last_filler
+    return row
+
+
+def spaced(words: Sequence[Timed], text: str | None = None) -> list[str]:
+    """The words as they are written: joined they give `text`, with its blanks and punctuation.
+
+    Without `text`, or if it does not hold these words (numbers are written otherwise than spoken), a blank parts two
+    words that are not Chinese.
+    """
+    found = _locate([word for word, *_ in words], text) if text else None
+    if found is None or text is None:
+        return [_blank(words[i - 1][0] if i else "", word) + word for i, (word, *_) in enumerate(words)]
+    cuts = [0]
+    for (_, end), (begin, _) in pairwise(found):
+        gap = text[end:begin]  # up to its first blank it belongs to the word before
+        cuts.append(end + len(gap) - len(re.sub(r"^\S*", "", gap)))
+    cuts.append(len(text.rstrip()))
+    return [text[a:b] for a, b in pairwise(cuts)]
+
+
+def _locate(words: list[str], text: str) -> list[tuple[int, int]] | None:
+    """Where each word stands in the text, in order; None if one is missing or a piece of the text goes unnamed."""
+    found, cursor, lower = [], 0, text.lower()
+    for word in words:
+        begin = lower.find(word.strip().lower(), cursor)
+        if begin < 0 or re.search(r"\w", text[cursor:begin]):
+            return None
+        cursor = begin + len(word.strip())
+        found.append((begin, cursor))
+    return None if re.search(r"\w", text[cursor:]) else found
+
+
+def _blank(before: str, word: str) -> str:
+    chinese = re.compile(f"[{IDEOGRAPH}]")
+    joined = not before or not word or word[0].isspace() or before[-1].isspace()
+    return "" if joined or chinese.match(before[-1]) or chinese.match(word[0]) else " "

@@ -1,0 +1,237 @@
+"""The Qwen2 decoder, once: the backbone is a big one, the patch decoder a small one. Layout `[B, P, D]`.
+
+RMSNorm, grouped-query attention with biases on q, k and v, half-split rotary embedding, SwiGLU (Yang et al., 2024). It
+streams by the contract of streaming.py with preallocated keys and values: a row's chunk is written at the row's own
+position, so rows are at different times, a row rewinds by lowering its position, and what lies past a position is
+void. Rotary angles are formed in float64, since a position may be large.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.streaming import Cache
+
+QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
+HALF_IS_SLOW = torch.backends.cpu.get_cpu_capability() == "AVX2"  # this processor multiplies no half-precision matrices
+FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than multiplying it in half precision
+
+
+class StackState(NamedTuple):
+    """`position [B]` (int64): positions filled so far; `layers`: keys and values, one spare cell past the capacity."""
+
+    position: Tensor
+    layers: tuple[Cache, ...]
+
+    @property
+    def capacity(self) -> int:
+        """Positions a row can hold."""
+        return self.layers[0].keys.shape[2] - 1
+
+
+class Block(NamedTuple):
+    """Queries that attend together, how many keys they reach, and which of them each sees (None: all up to its own)."""
+
+    queries: slice
+    keys: int
+    mask: Tensor | None
+
+
+class View(NamedTuple):
+    """What the layers of one call share: rotation, blocks, and the cells `[B, 1, P, 1]` to write (None: no state)."""
+
+    cos: Tensor
+    sin: Tensor
+    blocks: list[Block]
+    cells: Tensor | None
+
+
+class CausalStack(nn.Module):
+    """Pre-norm decoder layers and a final norm. `[B, P, D] -> [B, P, D]`."""
+
+    def __init__(self, config: BackboneConfig | PatchDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def init_state(self, batch: int, capacity: int) -> StackState:
+        """Room for `capacity` positions in each of `batch` rows."""
+        weight, c = self.norm.weight, self.config
+        shape = (batch, c.kv_heads, capacity + 1, c.head_dim)
+        layers = tuple(Cache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers)
+        return StackState(torch.zeros(batch, dtype=torch.int64, device=weight.device), layers)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: StackState | None = None,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        filled: int | None = None,
+    ) -> tuple[Tensor, StackState | None]:
+        """One chunk `x [B, P, D]` -> hidden states after the final norm, and the state after the chunk.
+
+        Without a state this is plain causal attention that can be learnt from; `segments [B, P]` (ids) then keeps
+        packed sequences apart, positions start anew in each. With a state no gradient passes through the cache.
+        `lengths [B]`: the positions that count in each row, 0 leaves it idle; outputs past them mean nothing.
+        `filled`: a bound on every position after the chunk that is known on the host, so that no more of the cache is
+        read; found out by itself on a CPU. Errors: ValueError past the capacity, where that can be seen without
+        waiting for a device.
+        """
+        if state is None:
+            view = training_view(x, segments, self.config)
+        else:
+            check_capacity(state, x.shape[1] if lengths is None else lengths)
+            view = cached_view(x, state, filled, self.config)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, state.layers[i] if state else None, view)
+        x = self.norm(x)
+        if state is None:
+            return x, None
+        return x, StackState(state.position + (x.shape[1] if lengths is None else lengths), state.layers)
+
+
+class Layer(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x)."""
+
+    def __init__(self, config: BackboneConfig | PatchDecoderConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, cache: Cache | None, view: View) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cache, view)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Linear(nn.Linear):
+    """A matrix that stays fast in half precision on processors without instructions for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`; where half precision is slow, many rows go through float32 (few are bound by memory either way)."""
+    if HALF_IS_SLOW and weight.dtype != torch.float32 and not weight.is_cuda and x.numel() >= FEW_ROWS * x.shape[-1]:
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
+    return F.linear(x, weight, bias)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU; gate and up are one matrix, in that order."""
+
+    def __init__(self, config: BackboneConfig | PatchDecoderConfig):
+        super().__init__()
+        self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; queries, keys and values come from one projection, in that order, each head-major."""
+
+    def __init__(self, config: BackboneConfig | PatchDecoderConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim)
+        self.out = Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, cache: Cache | None, view: View) -> Tensor:
+        batch, steps, width = x.shape
+        heads = self.qkv(x).view(batch, steps, -1, self.head_dim).transpose(1, 2)  # [B, H + 2 Hkv, P, d]
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(qk, view.cos, view.sin).split((self.heads, self.kv_heads), dim=1)
+        if cache is not None and view.cells is not None:
+            cells = view.cells.expand(k.shape)
+            cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
+            cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
+            k, v = cache
+        y = torch.cat(
+            [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks], 2
+        )
+        return self.out(y.transpose(1, 2).reshape(batch, steps, width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`q [B, H, P, d]` over `k, v [B, Hkv, S, d]`; `mask [B, 1, P, S]`; None: causal, or all keys for one query.
+
+    Heads that share keys become further queries, so that no key is copied for them.
+    """
+    steps, shared = q.shape[2], q.shape[1] // k.shape[1]
+    if mask is None and steps > 1:
+        k, v = (k, v) if shared == 1 else (k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask is not None and steps > 1:
+        mask = mask.repeat(1, 1, shared, 1)
+    folded = q.reshape(q.shape[0], k.shape[1], shared * steps, q.shape[3])
+    return F.scaled_dot_product_attention(folded, k.to(q.dtype), v.to(q.dtype), attn_mask=mask).reshape(q.shape)
+
+
+def check_capacity(state: StackState, lengths: Tensor | int) -> None:
+    """Errors: ValueError if a row would outgrow the state. A device is not asked; there the spare cell takes it."""
+    if not state.position.is_cuda and int((state.position + lengths).max()) > state.capacity:
+        raise ValueError(f"a row would pass the state's capacity of {state.capacity} positions")
+
+
+def cached_view(x: Tensor, state: StackState, filled: int | None, config: BackboneConfig | PatchDecoderConfig) -> View:
+    """Each row goes on at its own position. Void cells are masked; what passes the capacity goes to the spare cell."""
+    batch, steps, _ = x.shape
+    position = state.position[:, None] + torch.arange(steps, device=x.device)
+    exact = filled is None and not x.is_cuda
+    if exact:
+        filled = int(state.position.max()) + steps
+    bound = state.capacity + steps if filled is None else filled
+    blocks = []
+    for start in range(0, steps, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, steps)
+        keys = min(bound - steps + stop, state.capacity + 1)
+        if exact and batch == 1 and steps == 1:
+            blocks.append(Block(slice(0, 1), keys, None))
+            continue
+        mask = torch.arange(keys, device=x.device) <= position[:, start:stop, None]
+        blocks.append(Block(slice(start, stop), keys, mask[:, None]))
+    cells = position.clamp(max=state.capacity)[:, None, :, None]
+    return View(*rotary(position, config), blocks, cells)
+
+
+def training_view(x: Tensor, segments: Tensor | None, config: BackboneConfig | PatchDecoderConfig) -> View:
+    """The whole sequence at once; with `segments [B, P]` each position sees only its own segment's past."""
+    steps = x.shape[1]
+    index = torch.arange(steps, device=x.device)
+    if segments is None:
+        return View(*rotary(index[None], config), [Block(slice(0, steps), steps, None)], None)
+    fresh = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    begin = torch.where(fresh, index, 0).cummax(dim=1).values
+    blocks = []
+    for start in range(0, steps, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, steps)
+        query, key = index[start:stop, None], index[:stop]
+        mask = (key <= query) & (key >= begin[:, start:stop, None])
+        blocks.append(Block(slice(start, stop), stop, mask[:, None]))
+    return View(*rotary(index - begin, config), blocks, None)
+
+
+def rotary(position: Tensor, config: BackboneConfig | PatchDecoderConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[B, 1, P, head_dim / 2]` (float32) at `position [B, P]`."""
+    dim = config.head_dim
+    frequency = config.rope_base ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
+    angle = position[:, None, :, None].double() * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + d/2) of `x [B, H, P, d]`."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

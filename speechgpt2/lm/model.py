@@ -1,0 +1,240 @@
+"""The language model: text and speech in one sequence, a patch per position (120 ms of speech, or one text token).
+
+    lm = SpeechLM.from_pretrained("mini")
+    state = lm.init_state(batch=1, capacity=1024)
+    hidden, state = lm.prefill(lm.prompt.opening("t2t"), state)
+    hidden, state = lm.prefill(lm.prompt.user_text("Hello"), state)
+    for step in lm.generate(hidden, state, Sampling.of(1)): ...
+
+A position takes the sum of its text embedding and its projected code embeddings; the state after it predicts the next
+position's text token and, through the patch decoder, its codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from speechgpt2 import config as configs
+from speechgpt2.errors import UserError
+from speechgpt2.lm.backbone import CausalStack, Linear, StackState, linear
+from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.patch_decoder import PatchDecoder
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.sampling import Sampling, sample
+from speechgpt2.streaming import Cache
+from speechgpt2.types import Patches
+
+CONFIG_FILE, WEIGHTS_FILE = "lm.json", "lm.safetensors"
+MAX_PATCHES = 1024  # of one reply
+FREE = -1  # in `force`: draw this row's text token
+
+
+class LMState(NamedTuple):
+    """`balances [B, capacity + 2]` (int64) holds speech segments opened less those closed, after so many patches.
+
+    All of it follows from each row's position, so that a row rewinds by moving its position back.
+    """
+
+    stack: StackState
+    balances: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """Patches taken in, `[B]`."""
+        return self.stack.position
+
+    @property
+    def balance(self) -> Tensor:
+        """Speech segments opened less those closed, `[B]`; not 0: within speech."""
+        return self.balances.gather(1, self.stack.position[:, None])[:, 0]
+
+
+class Step(NamedTuple):
+    """One generated position: `patches` [B, 1], the rows that ran (`active [B]`), hidden `[B, D]` and state after."""
+
+    patches: Patches
+    active: Tensor
+    hidden: Tensor
+    state: LMState
+
+
+class SpeechLM(nn.Module):
+    """Backbone, patch decoder, and the two embeddings that feed them. See the module's text."""
+
+    def __init__(self, config: LMConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.config, self.prompt = config, Prompt(config, tokenizer)
+        b, width = config.backbone, config.patch_decoder.width
+        self.text_embedding = nn.Embedding(b.vocab, b.width)
+        self.text_head = None if b.tied_head else Linear(b.width, b.vocab, bias=False)
+        self.patch_projector = Linear(config.patch_frames * width, b.width, bias=False)
+        self.backbone = CausalStack(b)
+        self.patch_decoder = PatchDecoder(config)
+        initialize(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_embedding.weight.device
+
+    def init_state(self, batch: int, capacity: int) -> LMState:
+        """Nothing seen yet; room for `capacity` patches in each of `batch` rows."""
+        balances = torch.zeros(batch, capacity + 2, dtype=torch.int64, device=self.device)
+        return LMState(self.backbone.init_state(batch, capacity), balances)
+
+    def embed(self, patches: Patches) -> Tensor:
+        """What the backbone reads: `[B, P, D]`."""
+        frames = self.patch_decoder.codes.embed(patches.codes.to(self.device))  # [B, P, G, L]
+        return self.text_embedding(patches.text.to(self.device)) + self.patch_projector(frames.flatten(2))
+
+    def forward(self, patches: Patches, segments: Tensor | None = None) -> Tensor:
+        """Whole sequences, to learn from: hidden `[B, P, D]`; `segments [B, P]` keeps packed sequences apart."""
+        return self.backbone(self.embed(patches), segments=segments)[0]
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., vocab]`."""
+        head = self.text_embedding if self.text_head is None else self.text_head
+        return linear(hidden, head.weight)
+
+    def code_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """Teacher-forced: states `[N, D]` and the next positions' `codes [N, G, K]` -> `[N, G, K, V]`."""
+        return self.patch_decoder(hidden, codes)
+
+    @torch.no_grad()
+    def prefill(
+        self, patches: Patches, state: LMState, lengths: Tensor | None = None, filled: int | None = None
+    ) -> tuple[Tensor, LMState]:
+        """Take in patches: the hidden state of each row's last one, `[B, D]`, and the state after them.
+
+        `lengths [B]`: how many count in each row; a row of 0 stays as it is, and its hidden means nothing.
+        `filled`: see `CausalStack.forward`. Errors: ValueError past the state's capacity.
+        """
+        hidden, stack = self.backbone(self.embed(patches), state.stack, lengths, filled=filled)
+        assert stack is not None
+        self._note_balance(patches.text.to(self.device), state, lengths)
+        if lengths is None:
+            return hidden[:, -1], LMState(stack, state.balances)
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, hidden.shape[2])
+        return hidden.gather(1, last)[:, 0], LMState(stack, state.balances)
+
+    @torch.no_grad()
+    def draw(self, hidden: Tensor, state: LMState, sampling: Sampling, force: Tensor | None = None) -> Patches:
+        """The next patch of each row, `[B, 1]`, from `hidden [B, D]`; it still has to be taken in by `prefill`.
+
+        A row writes codes while its history holds different numbers of speech starts and ends, unless this very token
+        ends speech. `force [B]`: text tokens to take in place of drawing, `FREE` where there is none.
+        """
+        text = sample(self.text_logits(hidden)[:, None], sampling, state.position, 0)[:, 0]
+        if force is not None:
+            text = torch.where(force == FREE, text, force)
+        speaking = (state.balance != 0) & (text != self.prompt.ids.speech_end)
+        c = self.config
+        codes = torch.full((len(text), c.patch_frames, c.codebooks), c.no_speech, device=text.device)
+        if text.is_cuda or bool(speaking.any()):  # a device is not waited for
+            drawn = self.patch_decoder.sample(hidden, sampling, state.position)
+            codes = torch.where(speaking[:, None, None], drawn, codes)
+        return Patches(text[:, None], codes[:, None])
+
+    def generate(
+        self, hidden: Tensor, state: LMState, sampling: Sampling, max_patches: int = MAX_PATCHES
+    ) -> Iterator[Step]:
+        """Draw and take in patches until every row has written eos (it stays in history), or `max_patches`."""
+        active = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+        for _ in range(max_patches):
+            patches = self.draw(hidden, state, sampling)
+            after, state = self.prefill(patches, state, active.long())
+            hidden = torch.where(active[:, None], after, hidden)
+            yield Step(patches, active, hidden, state)
+            active = active & (patches.text[:, 0] != self.prompt.ids.eos)
+            if not bool(active.any()):
+                return
+
+    def _note_balance(self, text: Tensor, state: LMState, lengths: Tensor | None) -> None:
+        ids, position = self.prompt.ids, state.position
+        change = (text == ids.speech_start).long() - (text == ids.speech_end).long()
+        index = position[:, None] + torch.arange(1, text.shape[1] + 1, device=text.device)
+        running = state.balance[:, None] + change.cumsum(
+            1
+        )  # void past a row's length, as are the cells it is written to
+        state.balances.scatter_(1, index.clamp(max=state.balances.shape[1] - 1), running)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        patch_heads: int | None = None,
+    ) -> SpeechLM:
+        """Load a folder of ours or a released one, a built-in name, or a Hugging Face id; `dtype` None: as stored.
+
+        `patch_heads`: heads of a released model's patch decoder, which its files do not tell. Errors: `UserError`.
+        """
+        from speechgpt2 import hub
+
+        path = locate(name)
+        if path.name != CONFIG_FILE:
+            from speechgpt2.compat.released_lm import load_released_lm
+
+            return load_released_lm(path.parent, dtype, device, patch_heads)
+        tensors = hub.load_tensors(path.parent / WEIGHTS_FILE)
+        with torch.device("meta"):
+            model = cls(configs.load(LMConfig, path), hub.load_tokenizer(path.parent))
+        stored = next(iter(tensors.values())).dtype if tensors else None
+        model = model.to(dtype or stored).to_empty(device=device)
+        hub.load_into(model, tensors, str(path.parent))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `lm.json`, `lm.safetensors` (in `dtype` where given) and `tokenizer.json`."""
+        from speechgpt2 import hub
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.dump(self.config, folder / CONFIG_FILE)
+        hub.write_atomically(folder / "tokenizer.json", lambda path: self.prompt.tokenizer.save(str(path)))
+        hub.save_tensors(folder / WEIGHTS_FILE, {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()})
+
+
+def locate(name: str | Path) -> Path:
+    """The configuration file of what `name` stands for: ours, or a released model's. Errors: `UserError`."""
+    from speechgpt2 import hub
+
+    try:
+        return hub.resolve(name, CONFIG_FILE)
+    except UserError as error:
+        try:
+            return hub.resolve(name, "config.json")
+        except UserError:
+            raise error from None
+
+
+def truncate(state: LMState, row: int, position: int) -> LMState:
+    """`state` with `row` moved back to `position` patches: what came later never was."""
+    moved = state.position.clone()
+    moved[row] = moved[row].clamp(max=position)
+    return LMState(StackState(moved, state.stack.layers), state.balances)
+
+
+def with_capacity(state: LMState, capacity: int) -> LMState:
+    """A copy with room for `capacity` patches, no less than are filled."""
+    more = capacity - state.stack.capacity
+    layers = tuple(Cache(*(F.pad(cells, (0, 0, 0, more)) for cells in cache)) for cache in state.stack.layers)
+    return LMState(StackState(state.position, layers), F.pad(state.balances, (0, more)))
+
+
+def initialize(model: nn.Module, std: float = 0.02) -> None:
+    """Normal weights, zero biases; the last matrix of a chain starts at zero."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.ones_(parameter)
+        elif name.endswith("bias") or ".chain.out." in name:
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=std)

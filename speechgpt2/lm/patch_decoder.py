@@ -1,0 +1,105 @@
+"""The patch decoder: from the backbone's state to the G frames of K codes of one patch.
+
+A small causal stack runs G steps per patch. Its first input is the backbone's state, projected to width L; step t then
+sees the summed code embeddings of the frames before t, and K heads, tied to the code embeddings, give that frame's
+codes. The heads are independent given the past (RQ-Transformer's depth axis folded into one step), or chained: see
+`Chain`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.lm.backbone import CausalStack, Linear, linear
+from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.sampling import Sampling, sample
+
+
+class CodeEmbedding(nn.Module):
+    """One table per codebook, `[K, V + 1, L]`; its last row says "no speech here" and is never learnt nor predicted."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.size = config.codebook_size
+        self.table = nn.Parameter(torch.empty(config.codebooks, self.size + 1, config.patch_decoder.width))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""
+        # padding_idx keeps the gradient away from the last row; the forward pass reads it like any other
+        columns, tables = codes.unbind(-1), self.table.unbind(0)
+        parts = [F.embedding(c, t, padding_idx=self.size) for c, t in zip(columns, tables, strict=False)]
+        return torch.stack(parts).sum(0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """All heads on one state: `[..., L]` -> `[..., K, V]`."""
+        scores = linear(hidden, self.table.flatten(0, 1))
+        return scores.unflatten(-1, (-1, self.size + 1))[..., : self.size]
+
+    def logits_of(self, codebook: int, hidden: Tensor) -> Tensor:
+        """One codebook's head: `[..., L]` -> `[..., V]`."""
+        return linear(hidden, self.table[codebook])[..., : self.size]
+
+
+class Chain(nn.Module):
+    """Lets codebook k see codes 0…k−1 of its own frame: h + W_out silu(W_state h + W_code e), one set per k ≥ 1.
+
+    e is the sum of those codes' embeddings, normalised. W_out starts at zero, which is the unchained decoder.
+    """
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        width, links = config.patch_decoder.width, config.codebooks - 1
+        self.state = nn.ModuleList(Linear(width, width, bias=False) for _ in range(links))
+        self.code = nn.ModuleList(Linear(width, width, bias=False) for _ in range(links))
+        self.out = nn.ModuleList(Linear(width, width, bias=False) for _ in range(links))
+
+    def forward(self, codebook: int, hidden: Tensor, earlier: Tensor) -> Tensor:
+        """`hidden, earlier [..., L]` -> the state that the head of `codebook` ≥ 1 reads."""
+        link = codebook - 1
+        codes = F.rms_norm(earlier, earlier.shape[-1:])
+        return hidden + self.out[link](F.silu(self.state[link](hidden) + self.code[link](codes)))
+
+
+class PatchDecoder(nn.Module):
+    """Backbone states to codes, teacher-forced or drawn. See the module's text."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.frames, self.codebooks = config.patch_frames, config.codebooks
+        self.codes = CodeEmbedding(config)
+        self.enter = Linear(config.backbone.width, config.patch_decoder.width, bias=False)
+        self.stack = CausalStack(config.patch_decoder)
+        self.chain = Chain(config) if config.patch_decoder.chained else None
+
+    def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """Teacher-forced: `hidden [N, D]` and the patch's true `codes [N, G, K]` -> logits `[N, G, K, V]`."""
+        earlier = self.codes.embed(codes[:, :-1])
+        y, _ = self.stack(torch.cat([self.enter(hidden)[:, None], earlier.to(hidden.dtype)], dim=1))
+        if self.chain is None:
+            return self.codes.logits(y)
+        logits = [self.codes.logits_of(0, y)]
+        for k in range(1, self.codebooks):
+            logits.append(self.codes.logits_of(k, self.chain(k, y, self.codes.embed(codes[..., :k]))))
+        return torch.stack(logits, dim=-2)
+
+    def sample(self, hidden: Tensor, sampling: Sampling, position: Tensor) -> Tensor:
+        """Draw a patch: `hidden [B, D]` -> codes `[B, G, K]`; `position [B]` is the patch's, it seeds the draw."""
+        state = self.stack.init_state(hidden.shape[0], self.frames)
+        x, patch = self.enter(hidden), []
+        for t in range(self.frames):
+            y, state = self.stack(x[:, None], state, filled=t + 1)
+            patch.append(self._sample_frame(t, y[:, 0], sampling, position))
+            x = self.codes.embed(patch[-1]).to(hidden.dtype)
+        return torch.stack(patch, dim=1)
+
+    def _sample_frame(self, frame: int, y: Tensor, sampling: Sampling, position: Tensor) -> Tensor:
+        first = 1 + frame * self.codebooks  # number of this frame's first draw at the position; 0 is the text token's
+        if self.chain is None:
+            return sample(self.codes.logits(y), sampling, position, first)
+        codes = sample(self.codes.logits_of(0, y)[:, None], sampling, position, first)
+        for k in range(1, self.codebooks):
+            logits = self.codes.logits_of(k, self.chain(k, y, self.codes.embed(codes)))
+            codes = torch.cat([codes, sample(logits[:, None], sampling, position, first + k)], dim=1)
+        return codes

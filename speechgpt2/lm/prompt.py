@@ -1,0 +1,242 @@
+"""Turns as patches: the only place that knows special tokens, silence, and how a dialogue is laid out.
+
+A text segment is one token per patch, without codes. A speech segment is `<|sosp|>`, the speech patches, `<|eosp|>`;
+in the text row of its patches stand the words that are spoken there, else filler; the user's speech is all filler. A
+dialogue is
+
+    system line · [|SpeechGPT|]: greeting ### eos · [|Human|]: turn ### [|SpeechGPT|]: reply ### eos · [|Human|]: …
+
+and each segment is tokenised on its own. The released model's reply is text, or speech whose text row holds the words.
+With `draft`, made for small models, a reply is first written and then spoken:
+
+    transcript of what the user said <|heard|>   (if the user spoke)   answer   <|sosp|> speech <|eosp|>   (if speech
+    is asked for)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.alignment import Timed, align, pieces, spaced
+from speechgpt2.lm.config import LMConfig
+from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches
+
+
+class Spoken(NamedTuple):
+    """Speech of the model's side: `codes [T, K]` in whole patches, and the token that stands at each patch."""
+
+    codes: Tensor
+    row: Sequence[int]
+
+
+class Ids(NamedTuple):
+    """The special tokens; `heard` is −1 in a model without drafts."""
+
+    speech_start: int
+    speech_end: int
+    filler: int
+    last_filler: int
+    eos: int
+    heard: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A turn and its reply, to learn from.
+
+    `user`: what was typed, or `codes [T, K]`, or None where the model begins or reads aloud.
+    """
+
+    user: str | Tensor | None
+    reply: str
+    spoken: Spoken | None = None
+    transcript: str | None = None
+
+
+class Example(NamedTuple):
+    """`patches` [1, P], and the positions whose text token, and whose codes, are to be learnt (bool `[1, P]`).
+
+    The masks mark targets: what stands at p is predicted from the hidden state at p − 1.
+    """
+
+    patches: Patches
+    learn_text: Tensor
+    learn_codes: Tensor
+
+
+class Prompt:
+    """Builds patches `[1, P]` on the CPU. Errors: `UserError` if the tokenizer lacks a special token."""
+
+    def __init__(self, config: LMConfig, tokenizer: Tokenizer):
+        self.config, self.words, self.tokenizer = config, config.prompt, tokenizer
+        tokenizer.encode_special_tokens = True  # a special token's name in someone's words is just text
+        self.ids = self._special_ids()
+        self.silence = torch.tensor(
+            [config.prompt.silence], device="cpu"
+        )  # [1, K], also where a model is built without memory
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of one segment."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    # segments
+
+    def text(self, ids: Sequence[int]) -> Patches:
+        """One token per patch, no speech."""
+        c = self.config
+        codes = torch.full((1, len(ids), c.patch_frames, c.codebooks), c.no_speech)
+        return Patches(torch.tensor([list(ids)], dtype=torch.int64), codes)
+
+    def speech(self, codes: Tensor, row: Sequence[int] | None = None) -> Patches:
+        """Whole patches of `codes [T, K]`; `row` names what is said at each, None is all filler. Errors: ValueError."""
+        patch, t = self.config.patch_frames, codes.shape[0]
+        if t % patch or (row is not None and len(row) != t // patch):
+            raise ValueError(f"{t} frames must be whole patches of {patch}, with one token each")
+        ids = (
+            torch.full((1, t // patch), self.ids.filler)
+            if row is None
+            else torch.tensor([list(row)], dtype=torch.int64)
+        )
+        return Patches(ids, codes.to("cpu", torch.int64).reshape(1, -1, patch, codes.shape[1]))
+
+    # turns
+
+    def opening(self, mode: Mode, greeting: Spoken | None = None, system: str | None = None) -> Patches:
+        """The system line for `mode` (or `system` instead), and a greeting. Errors: `UserError` for an unknown mode."""
+        if mode not in MODES:
+            raise UserError(f"unknown mode '{mode}'; one of {', '.join(MODES)}")
+        side = {"s": "speech", "t": "text"}
+        line = self.words.system.format(heard=side[mode[0]], spoken=side[mode[2]]) if system is None else system
+        parts = [self.text(self.encode(line))]
+        if greeting is not None:
+            parts += [self.reply_start(), self._spoken(greeting), self._turn_end()]
+        return join(*parts)
+
+    def user_text(self, text: str) -> Patches:
+        """A typed turn, up to where the reply begins."""
+        return join(self.text(self.encode(self.words.user)), self.text(self.encode(text)), self._to_reply())
+
+    def user_speech(self, codes: Tensor) -> Patches:
+        """A spoken turn `codes [T, K]`, up to where the reply begins: the three pieces below in one."""
+        whole = codes.shape[0] - codes.shape[0] % self.config.patch_frames
+        return join(self.speech_start(), self.speech(codes[:whole]), self.speech_end(codes[whole:]))
+
+    def speech_start(self) -> Patches:
+        """The user begins to speak; whole patches of `speech` follow as they come in."""
+        return self.text([*self.encode(self.words.user), self.ids.speech_start])
+
+    def speech_end(self, rest: Tensor) -> Patches:
+        """The user has spoken: the frames `rest [T, K]` that filled no patch, silence, and on to the reply.
+
+        The released rule: some frames of silence, then silence to a whole patch, a whole one more where it is whole
+        already.
+        """
+        patch, frames = self.config.patch_frames, rest.shape[0] + self.words.silence_frames
+        tail = self._fill(rest, (frames // patch + 1) * patch)
+        return join(self.speech(tail), self.text([self.ids.speech_end]), self._to_reply())
+
+    def reply(self, text: str, spoken: Spoken | None = None, transcript: str | None = None) -> Patches:
+        """A complete reply. With drafts: transcript, text, speech, as given; else the speech, or else the text."""
+        parts = []
+        if self.words.draft and transcript is not None:
+            parts.append(self.text([*self.encode(transcript), self.ids.heard]))
+        if self.words.draft or spoken is None:
+            parts.append(self.text(self.encode(text)))
+        if spoken is not None:
+            parts.append(self._spoken(spoken))
+        return join(*parts, self._turn_end())
+
+    def reply_start(self) -> Patches:
+        """Where a reply begins that no user's turn precedes: a greeting, or reading aloud."""
+        return self.text(self.encode(self.words.assistant))
+
+    def recital(self, text: str) -> Patches:
+        """All that precedes the speech if `text` is to be read aloud. Errors: `UserError` in a model without drafts."""
+        self.require_draft("read a given text aloud")
+        return join(self.opening("t2s"), self.reply_start(), self.text([*self.encode(text), self.ids.speech_start]))
+
+    def closing(self, speaking: bool) -> Patches:
+        """What a reply that was cut short still needs in history, lest all that follows count as speech."""
+        return join(self.text([self.ids.speech_end] if speaking else []), self._turn_end())
+
+    # the model's speech
+
+    def spoken(self, codes: Tensor, words: Sequence[Timed] = (), text: str | None = None) -> Spoken:
+        """A recording `codes [T, K]` as the model is to speak it: a patch of silence first, words in the text row.
+
+        `words` carry seconds from the start of the recording; each stands at the patch where it begins, that is one
+        patch ahead of its sound. `text` gives them punctuation; without times it is laid out from the start.
+        """
+        patch = self.config.patch_frames
+        if text and not words:
+            words = [(text.strip(), 0.0, 0.0)]
+        timed = [
+            (int(start * FRAME_RATE / patch + 1e-6), [i for piece in pieces(word) for i in self.encode(piece)])
+            for word, (_, start, _) in zip(spaced(words, text), words, strict=True)
+        ]
+        row = align(timed, 1 + -(-codes.shape[0] // patch), self.ids.filler, self.ids.last_filler)
+        filled = torch.cat([self.silence.expand(patch, -1), codes.to("cpu", torch.int64)])
+        return Spoken(self._fill(filled, len(row) * patch), row)
+
+    # learning
+
+    def example(self, mode: Mode, exchanges: Sequence[Exchange], greeting: Spoken | None = None) -> Example:
+        """A dialogue to learn from: its replies, transcripts included. `mode` says which sides are spoken."""
+        parts, learnt = [self.opening(mode, greeting)], [False]
+        for exchange in exchanges:
+            heard = isinstance(exchange.user, Tensor)
+            spoken = exchange.spoken if mode[2] == "s" else None
+            parts += [
+                self._turn(exchange.user),
+                self.reply(exchange.reply, spoken, exchange.transcript if heard else None),
+            ]
+            learnt += [False, True]
+        patches = join(*parts)
+        flags = [torch.full((1, part.text.shape[1]), flag) for part, flag in zip(parts, learnt, strict=True)]
+        learn = torch.cat(flags, dim=1)
+        return Example(patches, learn, learn & (patches.codes[:, :, 0, 0] != self.config.no_speech))
+
+    def require_draft(self, what: str) -> None:
+        """Errors: `UserError` in a model without drafts."""
+        if not self.words.draft:
+            raise UserError(f"this model cannot {what}: it was not trained to write before it speaks")
+
+    def _turn(self, user: str | Tensor | None) -> Patches:
+        if user is None:
+            return self.reply_start()
+        return self.user_text(user) if isinstance(user, str) else self.user_speech(user)
+
+    def _spoken(self, spoken: Spoken) -> Patches:
+        start, end = self.text([self.ids.speech_start]), self.text([self.ids.speech_end])
+        return join(start, self.speech(spoken.codes, spoken.row), end)
+
+    def _turn_end(self) -> Patches:
+        return self.text([*self.encode(self.words.turn_end), self.ids.eos])
+
+    def _to_reply(self) -> Patches:
+        return self.text(self.encode(self.words.turn_end + self.words.assistant))
+
+    def _fill(self, codes: Tensor, frames: int) -> Tensor:
+        """`codes` and as much silence as makes `frames` of them."""
+        codes = codes.to("cpu", torch.int64)
+        return torch.cat([codes, self.silence.expand(frames - codes.shape[0], -1)])
+
+    def _special_ids(self) -> Ids:
+        w = self.words
+        names = [w.speech_start, w.speech_end, w.filler, w.last_filler, w.eos, *([w.heard] if w.draft else [])]
+        ids = [self.tokenizer.token_to_id(name) for name in names]
+        if None in ids:
+            raise UserError(f"the tokenizer does not know the special token {names[ids.index(None)]}")
+        return Ids(*ids, *([] if w.draft else [-1]))  # type: ignore[arg-type]
+
+
+def join(*parts: Patches) -> Patches:
+    """One after the other along P."""
+    return Patches(torch.cat([part.text for part in parts], 1), torch.cat([part.codes for part in parts], 1))

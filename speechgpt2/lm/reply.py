@@ -1,0 +1,97 @@
+"""Patches of a reply back into words: what was heard, what is answered, what is said.
+
+reader = ReplyReader(prompt, spoken=True)
+for patch in reply: events = reader.read(token, codes)     # Transcript, TextDelta
+reader.finish()                                            # what was held back
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.types import Patches, TextDelta, Transcript
+
+UNDECODED = 8  # tokens after which bytes that form no character are shown as they are
+
+
+class Parsed(NamedTuple):
+    """A whole reply: answer, transcript (None where there is none), `codes [T, K]`, and whether it reached its end."""
+
+    text: str
+    transcript: str | None
+    codes: Tensor
+    ended: bool
+
+
+class ReplyReader:
+    """Reads one reply, patch by patch. `spoken`: the user spoke, so a reply with a draft begins with a transcript."""
+
+    def __init__(self, prompt: Prompt, spoken: bool):
+        self.prompt, ids = prompt, prompt.ids
+        self.silent = {ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.heard}
+        self.transcribing = prompt.words.draft and spoken
+        self.text, self.ended = "", False
+        self.transcript: str | None = None
+        self._tokens: list[int] = []  # not yet characters
+        self._held = ""  # may be the beginning of the turn's end
+
+    def read(self, token: int, speaking: bool) -> list[Transcript | TextDelta]:
+        """Take in one patch: its text token and whether it holds speech. Returns what became known."""
+        if token == self.prompt.ids.eos:
+            self.ended = True
+            return self.finish()
+        if token == self.prompt.ids.heard and self.transcribing:
+            return self._heard()
+        words_are_known = speaking and self.prompt.words.draft  # the draft held them
+        if token in self.silent or words_are_known:
+            return []
+        self._tokens.append(token)
+        return self._show(self._characters())
+
+    def finish(self) -> list[Transcript | TextDelta]:
+        """The reply is over: what was held back, without the words that end a turn."""
+        rest = self._held + self.prompt.tokenizer.decode(self._tokens)
+        self._held, self._tokens = "", []
+        return self._emit(rest.removesuffix(self.prompt.words.turn_end))
+
+    def _heard(self) -> list[Transcript | TextDelta]:
+        self.transcript = (self._held + self.prompt.tokenizer.decode(self._tokens)).strip()
+        self._held, self._tokens, self.transcribing = "", [], False
+        return [Transcript(self.transcript)]
+
+    def _characters(self) -> str:
+        text = self.prompt.tokenizer.decode(self._tokens)
+        if text.endswith("\ufffd") and len(self._tokens) < UNDECODED:  # the rest of a character is to come
+            return ""
+        self._tokens = []
+        return text
+
+    def _show(self, text: str) -> list[Transcript | TextDelta]:
+        self._held += text
+        if self.transcribing:
+            return []
+        end = self.prompt.words.turn_end
+        keep = max(n for n in range(min(len(end), len(self._held)) + 1) if self._held.endswith(end[:n]))
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return self._emit(shown)
+
+    def _emit(self, text: str) -> list[Transcript | TextDelta]:
+        if self.transcribing or not text:
+            return []
+        self.text += text
+        return [TextDelta(text)]
+
+
+def parse(prompt: Prompt, patches: Patches, spoken: bool) -> Parsed:
+    """A whole reply `[1, P]` at once. `spoken`: the user spoke."""
+    reader, no_speech = ReplyReader(prompt, spoken), prompt.config.no_speech
+    speaking = patches.codes[0, :, 0, 0] != no_speech
+    for token, speaks in zip(patches.text[0].tolist(), speaking.tolist(), strict=True):
+        reader.read(token, speaks)
+    reader.finish()
+    codes = patches.codes[0][speaking].flatten(0, 1)
+    return Parsed(reader.text, reader.transcript, codes.to(torch.int64), reader.ended)

@@ -1,0 +1,98 @@
+"""Drawing tokens, per row: each row has its own settings and its own randomness.
+
+The noise is counter-based (as in Salmon et al., 2011): a hash of the row's seed, its position, the number of the draw
+at that position and the token. So what a row draws depends on nothing but the row itself: not on its neighbours, not
+on its place in the batch, not on what was drawn before. The draw is the largest of logits plus Gumbel noise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST = (
+    1024  # a draw looks at this many of the likeliest tokens at most: all codes, and all that matters of a vocabulary
+)
+
+
+class Sampling(NamedTuple):
+    """Settings of each row: `temperature [B]` float32 (0: the likeliest token), `top_k [B]` int64 (0: all), `top_p [B]`
+    float32 (1: all), `seed [B]` int64. Rows are picked and replaced as those of any state (streaming.py).
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        batch: int = 1,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        top_p: float = 0.9,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Sampling:
+        """The same settings for all rows (the defaults are the released ones), with seeds counting up from `seed`."""
+        return cls(
+            torch.full((batch,), temperature, dtype=torch.float32, device=device),
+            torch.full((batch,), top_k, dtype=torch.int64, device=device),
+            torch.full((batch,), top_p, dtype=torch.float32, device=device),
+            torch.arange(seed, seed + batch, dtype=torch.int64, device=device),
+        )
+
+    @classmethod
+    def greedy(cls, batch: int = 1, device: str | torch.device = "cpu") -> Sampling:
+        """Always the likeliest token."""
+        return cls.of(batch, temperature=0.0, device=device)
+
+
+def sample(logits: Tensor, sampling: Sampling, position: Tensor, first: int) -> Tensor:
+    """Draw from `logits [B, N, V]` -> `[B, N]`: N draws of each row at `position [B]`, numbered from `first` on.
+
+    The filters apply in the order temperature, top-k, top-p; each sees what the one before left. A logit of −inf is
+    never drawn.
+    """
+    scores, tokens = logits.float().topk(candidates(logits, sampling), dim=-1)  # the likeliest first
+    temperature = sampling.temperature[:, None, None]
+    scores = scores / torch.where(temperature > 0, temperature, 1.0)
+    rank = torch.arange(scores.shape[-1], device=logits.device)
+    top_k = torch.where(sampling.top_k > 0, sampling.top_k, MOST)[:, None, None]
+    scores = scores.masked_fill(rank >= top_k, -torch.inf)
+    probability = scores.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    scores = scores.masked_fill((before >= sampling.top_p[:, None, None]) & (rank > 0), -torch.inf)
+    best = (scores + gumbel(sampling.seed, position, first, tokens)).argmax(-1, keepdim=True)
+    best = torch.where(temperature > 0, best, 0)
+    return tokens.gather(-1, best)[..., 0]
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> int:
+    """How many tokens a draw must look at; on a device the settings are not waited for."""
+    most = min(MOST, logits.shape[-1])
+    if logits.is_cuda or bool((sampling.top_k <= 0).logical_and(sampling.temperature > 0).any()):
+        return most
+    widest = torch.where(sampling.temperature > 0, sampling.top_k, 1)
+    return min(most, int(widest.max()))
+
+
+def gumbel(seed: Tensor, position: Tensor, first: int, tokens: Tensor) -> Tensor:
+    """Noise `[B, N, C]` for the `tokens [B, N, C]` of draws numbered from `first` on."""
+    h = scramble(seed & 0xFFFFFFFF)
+    h = scramble(h ^ (seed >> 32 & 0xFFFFFFFF))
+    h = scramble(h ^ position)[:, None]
+    h = scramble(h ^ torch.arange(first, first + tokens.shape[1], device=tokens.device))[..., None]
+    h = scramble(h ^ tokens)
+    uniform = ((h >> 9).float() + 0.5) / 2**23  # strictly between 0 and 1, exact in float32
+    return -torch.log(-torch.log(uniform))
+
+
+def scramble(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers without visible order (two multiply-xorshift rounds); int64 in and out."""
+    x = (x ^ x >> 16) * 0x21F0AAAD & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x735A2D97 & 0xFFFFFFFF
+    return x ^ x >> 15

@@ -1,0 +1,220 @@
+"""Training of the language model: one loop over packed dialogues.
+
+Every step draws dialogues from a source, packs them into rows, and learns, at the masked positions only, the next text token and
+the next patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes of the model's own past
+speech are replaced by random ones on the input side, since generated speech will not be perfect either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import Example
+from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
+from speechgpt2.types import Patches
+
+IGNORED = -100  # a target that is not learnt
+
+
+class ExampleSource(Protocol):
+    """Where dialogues come from: see `speechgpt2.data.exchanges`."""
+
+    def example(self, random: np.random.Generator) -> Example: ...
+
+
+class Batch(NamedTuple):
+    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1 is padding); masks of targets as in `Example`."""
+
+    patches: Patches
+    segments: Tensor
+    learn_text: Tensor
+    learn_codes: Tensor
+
+
+@dataclass(frozen=True)
+class LMTrainConfig:
+    """A run. A step sees `rows` × `row_patches` positions; `code_weights` are those of the codebooks."""
+
+    backbone: BackboneConfig
+    patch_decoder: PatchDecoderConfig
+    init: str | None = None  # a model folder to go on from
+    steps: int = 4000
+    rows: int = 2
+    row_patches: int = 384
+    peak_lr: float = 1e-3
+    warmup: int = 200
+    betas: tuple[float, ...] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    average: float = 0.998
+    code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)
+    codes_weight: float = 0.5  # of all codes against all text
+    filler_weight: float = 0.3
+    corrupt: float = 0.1  # share of the model's own frames that are replaced on the input side
+    seed: int = 0
+    report_every: int = 50
+    save_every: int = 250
+    silence: tuple[int, ...] = field(default=(688, 131, 226))
+
+
+def train(
+    config: LMTrainConfig, model: SpeechLM, source: ExampleSource, folder: str, resume: bool = False, device: str = "cpu"
+) -> SpeechLM:
+    """Train `model` to `config.steps`, checkpointing in `folder`; the averaged weights are saved there as a model folder."""
+    run = Run(folder, config, resume)
+    trainer = LMTrainer(config, model, source, torch.device(device))
+    first = trainer.restore(run.load())
+    meter = Meter()
+    for step in steps(first, config.steps, meter, run, config.report_every, "lm"):
+        meter.add(trainer.step(step))
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.save(**trainer.content(step + 1))
+            trainer.export(run)
+    return model
+
+
+class LMTrainer:
+    """Model, optimizer and average; `step(i)` takes one training step."""
+
+    def __init__(self, config: LMTrainConfig, model: SpeechLM, source: ExampleSource, device: torch.device):
+        self.config, self.source, self.device = config, source, device
+        self.model = model.to(device).train()
+        self.average = Average(model, config.average)
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        others = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)  # type: ignore[arg-type]
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
+        prompt = model.prompt
+        self.token_weight = torch.ones(model.config.backbone.vocab, device=device)
+        self.token_weight[[prompt.ids.filler, prompt.ids.last_filler]] = config.filler_weight
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step; returns losses and accuracies."""
+        config = self.config
+        random, generator = generators(config.seed, step)
+        batch = pack(self.source, random, config.rows, config.row_patches, self.model.prompt.ids.eos)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.steps, config.peak_lr, config.warmup)
+        terms, values = self.losses(batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        (terms["text"] + config.codes_weight * terms["codes"]).backward()
+        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.average.update(self.model, step)
+        return {**terms, **values}
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cross-entropies of text and codes at the learnt positions, and how often the likeliest text token is right."""
+        patches, segments, learn_text, learn_codes = batch
+        heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
+        heard, patches = _to(heard, self.device), _to(patches, self.device)
+        learn_text, learn_codes = learn_text[:, 1:].to(self.device), learn_codes[:, 1:].to(self.device)
+        with self.autocast:
+            hidden = self.model(heard, segments.to(self.device))[:, :-1]
+            logits = self.model.text_logits(hidden[learn_text]).float()
+            targets = patches.text[:, 1:][learn_text]
+            text = F.cross_entropy(logits, targets, weight=self.token_weight)
+            wanted = patches.codes[:, 1:][learn_codes]  # [N, G, K]
+            code_logits = self.model.code_logits(hidden[learn_codes], wanted).float()
+        each = F.cross_entropy(code_logits.flatten(0, 2), wanted.flatten(), reduction="none").view(-1, wanted.shape[-1])
+        codes = (each.mean(0) * torch.tensor(self.config.code_weights, device=self.device)).sum()
+        words = self.token_weight[targets] == 1
+        right = (logits.argmax(-1) == targets)[words].float().mean()
+        return {"text": text, "codes": codes}, {"words_right": right, **{f"code_{k}": m for k, m in enumerate(each.mean(0))}}
+
+    def content(self, step: int) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "average": self.average.values,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, content: dict[str, Any] | None) -> int:
+        """Take up a checkpoint; returns the step to go on from."""
+        if content is None:
+            return 0
+        self.model.load_state_dict(content["model"])
+        self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
+        self.optimizer.load_state_dict(content["optimizer"])
+        return content["step"]
+
+    def export(self, run: Run) -> None:
+        """Write the averaged model to the run's folder."""
+        averaged = SpeechLM(self.model.config, self.model.prompt.tokenizer)
+        self.average.copy_to(averaged)
+        averaged.save_pretrained(run.folder)
+
+
+def new_model(config: LMTrainConfig, tokenizer: Any, prompt: Any) -> SpeechLM:
+    """A model with random weights, or `config.init` to go on from."""
+    if config.init is not None:
+        return SpeechLM.from_pretrained(config.init, dtype=torch.float32)
+    torch.manual_seed(config.seed)
+    return SpeechLM(LMConfig(config.backbone, config.patch_decoder, prompt), tokenizer)
+
+
+def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches: int, filler: int) -> Batch:
+    """Fill `rows` rows of `patches` positions with whole examples, one after the other; what is too long for a row is cut."""
+    packed = [_row(source, random, patches) for _ in range(rows)]
+    return Batch(
+        Patches(
+            torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed]),
+            torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed]),
+        ),
+        torch.stack([_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]),
+        torch.stack([_padded([_targets(e.learn_text) for e in row], patches, False) for row in packed]),
+        torch.stack([_padded([_targets(e.learn_codes) for e in row], patches, False) for row in packed]),
+    )
+
+
+def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[Example]:
+    row, filled = [], 0
+    while True:
+        example = source.example(random)
+        length = example.patches.text.shape[1]
+        if filled + length > patches and row:
+            return row
+        row.append(example)
+        filled += length
+
+
+def _targets(mask: Tensor) -> Tensor:
+    """The first position of an example has nothing before it to be predicted from."""
+    mask = mask.clone()
+    mask[:, 0] = False
+    return mask
+
+
+def _padded(parts: list[Tensor], length: int, value: float | bool) -> Tensor:
+    """Parts `[1, p, …]` joined and cut or filled to `[length, …]`."""
+    joined = torch.cat(parts, dim=1)[0, :length]
+    fill = joined.new_full((length - len(joined), *joined.shape[1:]), value)
+    return torch.cat([joined, fill])
+
+
+def corrupt(codes: Tensor, rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """`codes [B, P, G, K]` with a share of the frames of the patches `rows [B, P]` exchanged among themselves."""
+    if not share or not rows.any():
+        return codes
+    codes = codes.clone()
+    own = codes[rows]  # [N, G, K]
+    frames = own.flatten(0, 1)
+    swapped = frames[torch.randperm(len(frames), generator=generator)]
+    chosen = torch.rand(len(frames), 1, generator=generator) < share
+    codes[rows] = torch.where(chosen, swapped, frames).view_as(own)
+    return codes
+
+
+def _to(patches: Patches, device: torch.device) -> Patches:
+    return Patches(patches.text.to(device), patches.codes.to(device))

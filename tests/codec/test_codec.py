@@ -1,0 +1,190 @@
+"""The codec as a whole: parity with the golden data, streaming, batches, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.codec import config as presets
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, HiFiGANConfig, MelConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.streaming import join_rows, keep_idle
+from tests.contract import verify_contract
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "codec"
+
+
+@pytest.fixture(scope="module")
+def released():
+    return Codec.from_pretrained(GOLDEN / "codec.pkl", config=GOLDEN / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN / "golden.npz")
+
+
+def small(head) -> Codec:
+    torch.manual_seed(0)
+    transformer = TransformerConfig(16, 2, 1, 32, context=9)
+    return Codec(
+        CodecConfig(
+            MelConfig(20), ConvNeXtConfig((1, 1), (12, 16)), transformer, presets.QuantizerConfig(3, 64),
+            TransformerConfig(24, 2, 1, 48, context=5), transformer, ConvNeXtConfig((1,), (16,)), head,
+        )
+    ).eval()  # fmt: skip
+
+
+HEADS = [HiFiGANConfig(channels=16), HarmonicConfig(harmonic_order=30, noise_order=10)]
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_parity_offline(released, golden, i):
+    codes = released.encode(torch.from_numpy(golden[f"pcm_{i}"])[None])
+    assert np.array_equal(codes[0].T.numpy(), golden[f"codes_{i}"])
+    pcm = released.decode(codes)
+    assert np.abs(pcm[0].numpy() - golden[f"wave_{i}"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_parity_of_the_stages(released, golden, i):
+    encoder = released.encoder
+    with torch.no_grad():
+        mel = encoder.mel(torch.from_numpy(golden[f"pcm_{i}"])[None])[0]
+        convnext = encoder.convnext(mel)[0]
+        transformer = encoder.transformer(convnext)[0]
+        latent = encoder(torch.from_numpy(golden[f"pcm_{i}"])[None])[0]
+    for ours, name in ((mel, "mel"), (convnext, "convnext"), (transformer, "enc_tr"), (latent, "latent")):
+        wanted = golden[f"{name}_{i}"].T
+        assert np.abs(ours[0].numpy() - wanted).max() < 2e-3 if name == "mel" else 1e-4, name
+
+
+def streamed_codes(codec, pcm, frames):
+    """Encode one row in chunks of the given numbers of frames, over and over."""
+    state, at, turn, pieces = codec.init_encoder_state(1), 0, 0, []
+    while at < pcm.shape[1]:
+        size = frames[turn % len(frames)] * 960
+        final = at + size >= pcm.shape[1]
+        codes, state = codec.encode(pcm[:, at : at + size], state, final=final)
+        pieces.append(codes)
+        at, turn = at + size, turn + 1
+    return torch.cat(pieces, 1)
+
+
+@pytest.mark.parametrize("frames", [[1], [3], [7, 1, 20, 2, 40]], ids=str)
+@pytest.mark.parametrize("i", range(3))
+def test_streaming_equals_offline_past_every_window(released, golden, i, frames):
+    pcm = torch.from_numpy(golden[f"pcm_{i}"])[None]
+    codes = streamed_codes(released, pcm, frames)
+    assert np.array_equal(codes[0].T.numpy(), golden[f"codes_{i}"])
+    state, at, turn, pieces = released.init_decoder_state(1), 0, 0, []
+    while at < codes.shape[1]:
+        size = frames[turn % len(frames)]
+        wave, state = released.decode(codes[:, at : at + size], state)
+        pieces.append(wave)
+        at, turn = at + size, turn + 1
+    assert np.abs(torch.cat(pieces, 1)[0].numpy() - golden[f"wave_{i}"]).max() < 1e-5
+
+
+def test_rows_that_start_at_different_times(released, golden):
+    """Three streams in one batch, joining one second apart; each idle row is carried along untouched."""
+    pcm = [torch.from_numpy(golden[f"pcm_{i}"])[: 24_000 if i == 2 else 48_000] for i in range(3)]
+    alone = [released.encode(p[None])[0] for p in pcm]
+    state, codes = released.init_encoder_state(3), [[], [], []]
+    start = [0, 25, 38]  # frames
+    for tick in range(100):
+        at = [tick - s for s in start]
+        active = torch.tensor([0 <= a < len(p) // 960 for a, p in zip(at, pcm)])
+        chunk = torch.stack([p[a * 960 : a * 960 + 960] if on else torch.ones(960) for a, p, on in zip(at, pcm, active)])
+        out, moved = released.encode(chunk, state)
+        state = keep_idle(active, moved, state)
+        for row in active.nonzero()[:, 0]:
+            codes[row].append(out[row])
+    for row in range(3):
+        ours = torch.cat(codes[row])
+        assert torch.equal(ours, alone[row][: len(ours)]) and len(ours) >= len(pcm[row]) // 960
+
+
+def test_padded_batch_equals_rows_alone(released, golden):
+    """Every remainder of the two downsamplers, in one padded batch."""
+    pcm = torch.from_numpy(golden["pcm_0"])
+    lengths = torch.tensor([960 * 20 + extra for extra in (0, 100, 240, 479, 480, 720, 959)] + [0, 239])
+    batch = torch.randn(len(lengths), int(lengths.max()))
+    for row, n in enumerate(lengths):
+        batch[row, :n] = pcm[:n]
+    codes = released.encode(batch, lengths=lengths)
+    for row, n in enumerate(lengths):
+        alone = released.encode(pcm[None, :n])
+        assert alone.shape[1] == released.frames(int(n))
+        assert torch.equal(codes[row, : alone.shape[1]], alone[0]), int(n)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
+@pytest.mark.parametrize("chunks", [[1], [4, 1, 3]], ids=str)
+def test_decoder_contract(head, chunks):
+    codec = small(head)
+    codes = torch.randint(64, (2, 30, 3))
+    verify_contract(lambda x, s: codec.decoder(codec.quantizer.decode(x), s), codec.init_decoder_state, codes, 1, chunks, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("chunks", [[1], [4, 1, 3]], ids=str)
+def test_encoder_contract(chunks):
+    codec = small(HEADS[1])
+    verify_contract(codec.encoder, codec.init_encoder_state, torch.randn(2, 960 * 16) * 0.1, 1, chunks, grid=960, tolerance=2e-5)
+
+
+def test_long_recordings_are_cut_without_a_trace(released, monkeypatch):
+    pcm = torch.randn(1, 960 * 40 + 300) * 0.1
+    whole = released.encode(pcm)
+    wave = released.decode(whole)
+    monkeypatch.setattr("speechgpt2.codec.model.OFFLINE_CHUNK", 11)
+    assert torch.equal(released.encode(pcm), whole)
+    assert torch.allclose(released.decode(whole), wave, atol=1e-6)
+
+
+def test_save_and_load(tmp_path):
+    codec = small(HEADS[1])
+    codec.save_pretrained(tmp_path)
+    again = Codec.from_pretrained(tmp_path)
+    pcm = torch.randn(1, 9600) * 0.1
+    assert again.config == codec.config
+    assert torch.equal(again.encode(pcm), codec.encode(pcm))
+    assert torch.equal(again.decode(again.encode(pcm)), codec.decode(codec.encode(pcm)))
+
+
+def test_released_size():
+    with torch.device("meta"):
+        codec = Codec(presets.released())
+    parameters = sum(p.numel() for p in codec.parameters()) + sum(b.embed.numel() for b in codec.quantizer.codebooks)
+    assert round(parameters / 1e6, 1) == 237.5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.encode(torch.zeros(960)),
+        lambda c: c.encode(torch.zeros(1, 961), c.init_encoder_state(1)),
+        lambda c: c.decode(torch.zeros(1, 4, 2, dtype=torch.int64)),
+    ],
+)
+def test_refuses(released, call):
+    with pytest.raises(ValueError, match="must|whole frames"):
+        call(released)
+
+
+def test_nothing_in_gives_nothing_out(released):
+    assert released.encode(torch.zeros(2, 0)).shape == (2, 0, 3)
+    assert released.encode(torch.zeros(2, 239)).shape == (2, 0, 3)
+    assert released.decode(torch.zeros(2, 0, 3, dtype=torch.int64)).shape == (2, 0)
+
+
+def test_join_rows_makes_a_batch(released, golden):
+    pcm = torch.from_numpy(golden["pcm_1"])[: 960 * 30]
+    _, a = released.encode(pcm[None, : 960 * 10], released.init_encoder_state(1))
+    _, b = released.encode(pcm[None, : 960 * 4], released.init_encoder_state(1))
+    codes, _ = released.encode(torch.stack([pcm[960 * 10 : 960 * 14], pcm[960 * 4 : 960 * 8]]), join_rows([a, b]))
+    whole = released.encode(pcm[None])[0]
+    assert torch.equal(codes[0], whole[10:14]) and torch.equal(codes[1], whole[4:8])

@@ -1,0 +1,219 @@
+"""A folder in the released layout: the same prompts, the same logits, the same greedy patches as the reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechgpt2.compat.released_lm import load_released_lm
+from speechgpt2.errors import UserError
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import Spoken, join
+from speechgpt2.lm.sampling import Sampling
+from speechgpt2.types import MODES, Patches
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "golden.npz"))
+
+
+@pytest.fixture(scope="module")
+def lm() -> SpeechLM:
+    return load_released_lm(GOLDEN, patch_heads=4)
+
+
+def flat(patches: Patches) -> np.ndarray:
+    """As the reference writes patches: [4, 3·P], row 0 the text id then −100, −100."""
+    text = np.full((patches.text.shape[1], 3), -100)
+    text[:, 0] = patches.text[0]
+    codes = patches.codes[0].flatten(0, 1).numpy()
+    return np.concatenate([text.reshape(1, -1), codes.T])
+
+
+def unflat(array: np.ndarray) -> Patches:
+    codes = torch.from_numpy(array[1:].T.copy()).view(1, -1, 3, 3)
+    return Patches(torch.from_numpy(array[:1, ::3].copy()), codes)
+
+
+def prompt(lm: SpeechLM, golden: dict[str, np.ndarray], mode: str) -> Patches:
+    greeting = Spoken(torch.from_numpy(golden["greeting_codes"]).view(-1, 3), golden["greeting_text"].tolist())
+    typed = json.loads((GOLDEN / "golden.json").read_text())["text"]
+    spoken = torch.from_numpy(golden[f"{mode}_user_codes"].T.copy())
+    user = lm.prompt.user_speech(spoken) if mode[0] == "s" else lm.prompt.user_text(typed)
+    return join(lm.prompt.opening(mode, greeting), user)
+
+
+def greedy(lm: SpeechLM, patches: Patches) -> Patches:
+    hidden, state = lm.prefill(patches, lm.init_state(1, patches.text.shape[1] + 40))
+    drawn = [step.patches for step in lm.generate(hidden, state, Sampling.greedy(), max_patches=40)]
+    return join(patches, *drawn)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_prompt_is_the_released_one(lm, golden, mode):
+    np.testing.assert_array_equal(flat(prompt(lm, golden, mode)), golden[f"{mode}_prompt"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_patches_are_the_reference_s(lm, golden, mode):
+    start = prompt(lm, golden, mode)
+    np.testing.assert_array_equal(flat(greedy(lm, start)), golden[f"{mode}_greedy"])
+    speaking = join(start, lm.prompt.text([lm.prompt.ids.speech_start]))
+    np.testing.assert_array_equal(flat(greedy(lm, speaking)), golden[f"{mode}_speech_greedy"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_are_the_reference_s(lm, golden, mode):
+    patches = join(prompt(lm, golden, mode), lm.prompt.text([lm.prompt.ids.speech_start]))
+    with torch.no_grad():
+        hidden = lm(patches)
+        text = lm.text_logits(hidden)[0]
+        entered = lm.patch_decoder.enter(hidden[:, -1])
+        codes = lm.code_logits(hidden[:, -1], torch.zeros(1, 3, 3, dtype=torch.int64))[0, 0]
+    np.testing.assert_allclose(text, golden[f"{mode}_speech_text_logits"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(entered, golden[f"{mode}_speech_patch_hidden"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(codes, golden[f"{mode}_speech_head_logits"][:, :1024], atol=1e-4, rtol=0)
+
+
+def test_later_turns_go_on_with_three_segments(lm, golden):
+    """A second turn on the state of the first equals the whole history at once."""
+    first = unflat(golden["t2s_greedy"])  # ends with eos
+    second = lm.prompt.user_text("and tomorrow")
+    _, state = lm.prefill(first, lm.init_state(1, 256))
+    one_by_one, state = lm.prefill(second, state)
+    together, _ = lm.prefill(join(first, second), lm.init_state(1, 256))
+    torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=0)
+
+
+# other ways the same weights may be stored
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("config.json", "tokenizer.json", "special_tokens_map.json", "model.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path / name)
+    return tmp_path
+
+
+def rewrite(folder: Path, change) -> dict[str, torch.Tensor]:
+    tensors = load_file(GOLDEN / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+def edit_config(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def assert_same(a: SpeechLM, b: SpeechLM) -> None:
+    assert a.config == b.config
+    for (name, x), (other, y) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert name == other and torch.equal(x, y), name
+
+
+def test_from_pretrained_recognises_the_released_layout(lm, folder):
+    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+
+
+def test_heads_and_config_keys_may_be_absent(lm, folder):
+    rewrite(folder, lambda t: [t.pop(f"local_transformer_lm_heads.{k}.weight") for k in range(3)])
+    edit_config(folder, lambda c: [c.pop(key) for key in ("group_size", "n_vq", "speech_vocab_size")])
+    assert_same(load_released_lm(folder, patch_heads=4), lm)
+
+
+def test_embeddings_may_be_stored_under_their_heads_name_only(lm, folder):
+    rewrite(folder, lambda t: [t.pop(f"speech_embedddings.{k}.weight") for k in range(3)])
+    assert_same(load_released_lm(folder, patch_heads=4), lm)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards(lm, folder, kind):
+    tensors = load_file(GOLDEN / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    base = "model" if kind == "safetensors" else "pytorch_model"
+    files = [f"{base}-0000{i + 1}-of-00002.{kind}" for i in range(2)]
+    where = {name: files[i % 2] for i, name in enumerate(tensors)}
+    for file in files:
+        part = {name: tensors[name] for name in tensors if where[name] == file}
+        save_file(part, folder / file) if kind == "safetensors" else torch.save(part, folder / file)
+    (folder / f"{base}.{kind}.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_same(load_released_lm(folder, patch_heads=4), lm)
+    (folder / files[1]).unlink()
+    with pytest.raises(UserError, match=r"00002-of-00002.* no such file"):
+        load_released_lm(folder, patch_heads=4)
+
+
+def test_a_single_old_pickle(lm, folder):
+    (folder / "model.safetensors").unlink()
+    tensors = load_file(GOLDEN / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_same(load_released_lm(folder, patch_heads=4), lm)
+
+
+def test_cast_on_the_way(folder):
+    lm = load_released_lm(folder, dtype=torch.bfloat16, patch_heads=4)
+    assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
+    hidden, state = lm.prefill(lm.prompt.user_text("hello"), lm.init_state(1, 64))
+    assert hidden.isfinite().all() and state.stack.layers[0].keys.dtype == torch.bfloat16
+
+
+# what can be wrong with a folder
+
+
+def test_sixteen_patch_heads_unless_told(folder):
+    assert load_released_lm(folder).config.patch_decoder.heads == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight"),
+        (lambda t: t.pop("model.embed_tokens.weight"), "lacks model.embed_tokens.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "holds extra, which has no place"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight is \[3\], expected \[64\]"),
+        (
+            lambda t: t["local_transformer_lm_heads.1.weight"].add_(1),
+            "local_transformer_lm_heads.1.weight differs from speech_embedddings.1.weight",
+        ),
+    ],
+)
+def test_wrong_tensors_are_named(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(UserError, match=message):
+        load_released_lm(folder, patch_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(model_type="llama"), "not the configuration of a Qwen2 model"),
+        (lambda c: c.update(rope_scaling={"type": "yarn"}), "not supported"),
+        (lambda c: c.pop("hidden_size"), "missing key 'hidden_size'"),
+        (lambda c: c.update(hidden_size=66), "must divide into 4 heads"),
+    ],
+)
+def test_wrong_configs_are_named(folder, change, message):
+    edit_config(folder, change)
+    with pytest.raises(UserError, match=message):
+        load_released_lm(folder, patch_heads=4)
+
+
+def test_damaged_and_empty_folders(folder, tmp_path):
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="damaged"):
+        load_released_lm(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds neither"):
+        load_released_lm(folder)

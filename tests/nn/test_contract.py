@@ -1,0 +1,85 @@
+"""Every building block keeps the streaming contract."""
+
+import pytest
+import torch
+
+from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d, Downsample
+from speechgpt2.nn.convnext import ConvNeXt, ConvNeXtConfig
+from speechgpt2.nn.transformer import QUERY_BLOCK, Transformer, TransformerConfig
+from tests.contract import verify_contract
+
+CHUNKS = [[1], [3, 1, 5], [1000]]
+
+
+def modules():
+    torch.manual_seed(0)
+    yield "conv", CausalConv1d(4, 6, 5), (2, 4, 40), 2, 1
+    yield "dilated", CausalConv1d(4, 4, 3, dilation=5, groups=4), (2, 4, 40), 2, 1
+    yield "pointwise", CausalConv1d(4, 6, 1), (2, 4, 40), 2, 1
+    yield "downsample", Downsample(4), (2, 4, 40), 2, 2
+    yield "transposed", CausalConvTranspose1d(4, 3, 5), (2, 4, 40), 2, 1
+    yield "convnext", ConvNeXt(5, ConvNeXtConfig((1, 2), (8, 12))), (2, 40, 5), 1, 1
+    yield "transformer", Transformer(TransformerConfig(16, 2, 2, 32, context=7)), (2, 40, 16), 1, 1
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+@pytest.mark.parametrize("name,module,shape,time,grid", list(modules()), ids=lambda v: v if isinstance(v, str) else "")
+def test_contract(name, module, shape, time, grid, chunks):
+    with torch.no_grad():
+        verify_contract(module, module.init_state, torch.randn(shape), time, chunks, grid)
+
+
+def test_a_chunk_may_be_longer_than_the_window_and_the_block():
+    torch.manual_seed(0)
+    module = Transformer(TransformerConfig(8, 2, 1, 16, context=5))
+    x = torch.randn(1, 2 * QUERY_BLOCK + 3, 8)
+    with torch.no_grad():
+        offline, _ = module(x)
+        state = module.init_state(1)
+        pieces = []
+        for chunk in x.split(7, dim=1):
+            y, state = module(chunk, state)
+            pieces.append(y)
+    assert torch.allclose(torch.cat(pieces, 1), offline, atol=2e-6)
+
+
+def test_attention_forgets_what_lies_before_its_window():
+    torch.manual_seed(0)
+    module = Transformer(TransformerConfig(8, 2, 1, 16, context=5))
+    x = torch.randn(1, 20, 8)
+    changed = x.clone()
+    changed[:, 0] += 1
+    with torch.no_grad():
+        same = (module(x)[0] == module(changed)[0]).all(-1)[0]
+    assert not same[:5].any() and same[5:].all()
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    for name, module, shape, *_ in modules():
+        module(torch.randn(shape))[0].square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters()), name
+
+
+def test_downsample_completes_an_odd_end_and_honours_lengths():
+    torch.manual_seed(0)
+    module = Downsample(3)
+    x = torch.randn(2, 3, 9)
+    with torch.no_grad():
+        whole, _ = module(x)
+        assert whole.shape == (2, 3, 5)
+        padded, _ = module(torch.cat([x, torch.randn(2, 3, 4)], -1), None, torch.tensor([9, 6]))
+        assert torch.equal(padded[:1, :, :5], whole[:1])
+        assert torch.allclose(padded[1, :, :3], module(x[1:, :, :6])[0][0], atol=1e-6)
+
+
+def test_rotary_angles_stay_exact_after_days():
+    """An hour is 360,000 steps: attention must not depend on how far into a stream it happens."""
+    torch.manual_seed(0)
+    module = Transformer(TransformerConfig(16, 2, 1, 32, context=6))
+    x = torch.randn(1, 12, 16)
+    with torch.no_grad():
+        early = module(x)[0][:, 6:]
+        state = module.init_state(1)
+        late = module(x, state._replace(position=torch.tensor([10_000_000])))[0][:, 6:]
+    assert torch.allclose(early, late, atol=1e-5)

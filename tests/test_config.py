@@ -1,0 +1,121 @@
+"""Configurations: strict reading, unions, round trips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from speechgpt2 import config
+from speechgpt2.errors import UserError
+
+
+@dataclass(frozen=True)
+class Square:
+    kind: Literal["square"] = "square"
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Circle:
+    kind: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+    def __post_init__(self):
+        if self.radius < 0:
+            raise UserError("radius must not be negative")
+
+
+@dataclass(frozen=True)
+class Pen:
+    width: int
+    colours: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    pen: Pen
+    shape: Square | Circle = field(default_factory=Square)
+    title: str | None = None
+    scale: float = 1.0
+    closed: bool = False
+
+
+WHOLE = Drawing(Pen(3, ("red", "blue")), Circle(radius=2.5), title="a title", scale=1e-4, closed=True)
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+@pytest.mark.parametrize("drawing", [WHOLE, Drawing(Pen(1))])
+def test_round_trip(tmp_path, ending, drawing):
+    path = tmp_path / f"drawing.{ending}"
+    config.dump(drawing, path)
+    assert config.load(Drawing, path) == drawing
+    assert config.from_dict(Drawing, config.to_dict(drawing)) == drawing
+
+
+def test_defaults_fill_what_is_not_said():
+    assert config.from_dict(Drawing, {"pen": {"width": 1}}) == Drawing(Pen(1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pen": {"width": 1}, "scael": 2.0}, "Drawing: unknown key 'scael'; did you mean 'scale'"),
+        ({"pen": {"widht": 1}}, "Drawing.pen: unknown key 'widht'; did you mean 'width'"),
+        ({}, "Drawing: missing key 'pen'"),
+        ({"pen": {}}, "Drawing.pen: missing key 'width'"),
+        ({"pen": 1}, "Drawing.pen: expected a mapping"),
+        ({"pen": {"width": "thick"}}, "Drawing.pen.width: expected int, got 'thick'"),
+        ({"pen": {"width": 1.5}}, "Drawing.pen.width: expected int, got 1.5"),
+        ({"pen": {"width": True}}, "Drawing.pen.width: expected int, got True"),
+        ({"pen": {"width": 1, "colours": "red"}}, "Drawing.pen.colours: expected a list"),
+        ({"pen": {"width": 1, "colours": ["red", 2]}}, r"Drawing.pen.colours\[1\]: expected str, got 2"),
+        ({"pen": {"width": 1}, "closed": 1}, "Drawing.closed: expected bool, got 1"),
+        ({"pen": {"width": 1}, "title": 5}, "Drawing.title: expected str, got 5"),
+        ({"pen": {"width": 1}, "scale": "big"}, "Drawing.scale: expected float, got 'big'"),
+        ({"pen": {"width": 1}, "shape": {"side": 1.0}}, "Drawing.shape: needs a key 'kind', one of square, circle"),
+        ({"pen": {"width": 1}, "shape": {"kind": "star"}}, "Drawing.shape: needs a key 'kind'"),
+        ({"pen": {"width": 1}, "shape": {"kind": "circle", "side": 1.0}}, "Drawing.shape: unknown key 'side'"),
+        (
+            {"pen": {"width": 1}, "shape": {"kind": "circle", "radius": -1}},
+            "Drawing.shape: radius must not be negative",
+        ),
+        ([], "Drawing: expected a mapping of keys, got list"),
+        (None, "Drawing: expected a mapping of keys, got NoneType"),
+    ],
+)
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.from_dict(Drawing, values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("2", 2.0), (".5", 0.5), ("3E+2", 300.0)])
+def test_numbers_as_people_write_them(tmp_path, text, value):
+    path = tmp_path / "drawing.yaml"
+    path.write_text(f"pen: {{width: 1}}\nscale: {text}\n")
+    assert config.load(Drawing, path).scale == value
+
+
+@pytest.mark.parametrize("content", [b"pen: [1", b"\xff\xfe\x00", b"a: b: c", b"!!python/object:os.system {}"])
+def test_what_is_no_yaml(tmp_path, content):
+    path = tmp_path / "drawing.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"drawing\.yaml: cannot be read as YAML") as caught:
+        config.load(Drawing, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_files(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        config.load(Drawing, tmp_path / "absent.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load(Drawing, tmp_path)
+
+
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "drawing.yaml"
+    path.write_text("pen: {width: 1, color: red}\n")
+    with pytest.raises(UserError, match=r"drawing\.yaml\.pen: unknown key 'color'; did you mean 'colours'"):
+        config.load(Drawing, path)
