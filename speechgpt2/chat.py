@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.codec.model import Codec
+from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, with_capacity
 from speechgpt2.lm.prompt import Spoken, join
@@ -46,8 +46,10 @@ ROOM = 512  # patches that a conversation's state grows by at least
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its text, `pcm [N]` float32 at 24 kHz (empty where none was spoken) and the `codes [T, K]` it was decoded
-    from, what the model heard (None where it does not say), and why it ended.
+    """An answer.
+
+    `pcm [N]` is float32 at 24 kHz, decoded from `codes [T, K]`; both are empty where nothing was spoken. `transcript`
+    is what the model heard, None where it does not say; `reason` tells why the answer ended.
     """
 
     text: str
@@ -61,6 +63,13 @@ class SpeechGPT:
     """A codec and a language model of the same codes, on the same device."""
 
     def __init__(self, codec: Codec, lm: SpeechLM):
+        """Errors: `UserError` if the codec's codes are not those that the language model speaks."""
+        ours, theirs = codec.config.quantizer, lm.config
+        if (ours.codebooks, ours.size) != (theirs.codebooks, theirs.codebook_size):
+            raise UserError(
+                f"the codec has {ours.codebooks} codebooks of {ours.size} codes, the language model speaks "
+                f"{theirs.codebooks} of {theirs.codebook_size}"
+            )
         self.codec, self.lm = codec, lm
 
     @classmethod
@@ -87,13 +96,18 @@ class SpeechGPT:
         """
         if isinstance(greeting, Speech):
             greeting = self.lm.prompt.spoken(self.codes(greeting), text=greeting.text)
-        return Conversation(self, self.lm.prompt.opening(mode, greeting, system), mode, sampling, max_patches)
+        return Conversation(self, self.lm.prompt.opening(mode, greeting, system), sampling, max_patches)
 
-    @overload def chat(self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream: Literal[True], **options) ->
-    Iterator[Event]: ... @overload def chat(self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream:
-    Literal[False] = ..., **options) -> Reply: ...
+    @overload
+    def chat(
+        self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream: Literal[True], **options: Any
+    ) -> Iterator[Event]: ...
+    @overload
+    def chat(
+        self, turns: Sequence[Turn], mode: Mode | None = ..., *, stream: Literal[False] = ..., **options: Any
+    ) -> Reply: ...
 
-    def chat(self, turns: Sequence[Turn], mode: Mode | None = None, *, stream: bool = False, **options):
+    def chat(self, turns: Sequence[Turn], mode: Mode | None = None, *, stream: bool = False, **options: Any) -> Any:
         """Answer the last turn, the ones before it being history. With `stream` the events come as they happen.
 
         `mode` None: the answer comes in the user's own way. A first turn of role "system" replaces the system line.
@@ -111,11 +125,11 @@ class SpeechGPT:
 
     def say(self, text: str, sampling: Sampling | None = None, max_patches: int = MAX_PATCHES) -> Reply:
         """Read `text` aloud. Errors: `UserError` for a model that was not trained to."""
-        talk = Conversation(self, self.lm.prompt.recital(text), "t2s", sampling, max_patches)
+        talk = Conversation(self, self.lm.prompt.recital(text), sampling, max_patches)
         return replace(talk.collect(talk.answer(spoken=False)), text=text)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
-        """What is said in `pcm [N]`, float32 at 24 kHz. Errors: `UserError` for a model that was not trained to tell."""
+        """What is said in `pcm [N]`, float32 at 24 kHz. Errors: `UserError` for a model not trained to tell."""
         self.lm.prompt.require_draft("tell what it heard")
         talk = self.conversation("s2t", sampling=Sampling.greedy(device=self.lm.device), max_patches=max_patches)
         talk.add(Turn.user(speech=pcm))
@@ -123,9 +137,11 @@ class SpeechGPT:
         return next(heard, "")
 
     def codes(self, speech: Speech) -> Tensor:
-        """The segment's codes `[T, K]`, encoded if need be. Errors: `UserError` if there is nothing in it."""
+        """The segment's codes `[T, K]`, encoded if need be. Errors: `UserError` if they are none of this codec's."""
         if speech.codes is not None:
-            return torch.as_tensor(speech.codes, dtype=torch.int64)
+            codes = torch.as_tensor(speech.codes, dtype=torch.int64)
+            check_codes(codes, self.codec.config)
+            return codes
         if speech.pcm is None or np.ndim(speech.pcm) != 1 or not len(speech.pcm):
             raise UserError("speech must be a row of samples (float32 at 24 kHz) or codes")
         pcm = torch.as_tensor(speech.pcm, dtype=torch.float32, device=self.lm.device)
@@ -135,12 +151,13 @@ class SpeechGPT:
 class Conversation:
     """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new."""
 
-    def __init__(self, model: SpeechGPT, opening: Patches, mode: Mode, sampling: Sampling | None, max_patches: int):
-        self.model, self.mode, self.max_patches = model, mode, max_patches
+    def __init__(self, model: SpeechGPT, opening: Patches, sampling: Sampling | None, max_patches: int):
+        self.model, self.max_patches = model, max_patches
         self.sampling = sampling or Sampling.of(1, device=model.lm.device)
         self.state = model.lm.init_state(1, ROOM)
         self._new = [opening]  # not yet taken in
         self._codes: list[Tensor] = []  # of the latest answer, [G, K] each
+        self._heard: str | None = None  # what the user said last, where known
         self._answer_is_due = False
 
     def add(self, turn: Turn) -> None:
@@ -154,8 +171,8 @@ class Conversation:
         if turn.role == "user":
             if self._answer_is_due:
                 self._new.append(prompt.closing(speaking=False))
-            spoken = isinstance(segment, Speech)
-            self._new.append(prompt.user_speech(self.model.codes(segment)) if spoken else prompt.user_text(segment.text))
+            self._heard = segment.text if isinstance(segment, Speech) else None
+            self._new.append(self._as_turn(segment))
         else:
             if not self._answer_is_due:
                 self._new.append(prompt.reply_start())
@@ -170,8 +187,8 @@ class Conversation:
     def ask(self, turn: Turn, stream: bool) -> Reply | Iterator[Event]: ...
 
     def ask(self, turn: Turn, stream: bool = False) -> Reply | Iterator[Event]:
-        """Answer a turn of the user's. With `stream` the events come as they happen; a consumer that stops early cuts the
-        answer short, and the dialogue goes on from there. Errors: `UserError`.
+        """Answer a turn of the user's. With `stream` the events come as they happen; a consumer that stops early cuts
+        the answer short, and the dialogue goes on from there. Errors: `UserError`.
         """
         self.add(turn)
         events = self.answer(spoken=isinstance(turn.segments[0], Speech))
@@ -225,11 +242,18 @@ class Conversation:
         self._new = []
         return hidden
 
-    def _as_reply(self, segment: Text | Speech) -> Patches:
+    def _as_turn(self, segment: Text | Speech) -> Patches:
         prompt = self.model.lm.prompt
         if isinstance(segment, Text):
-            return prompt.reply(segment.text)
-        return prompt.reply(segment.text or "", prompt.spoken(self.model.codes(segment), text=segment.text))
+            return prompt.user_text(segment.text)
+        return prompt.user_speech(self.model.codes(segment))
+
+    def _as_reply(self, segment: Text | Speech) -> Patches:
+        prompt = self.model.lm.prompt
+        heard = self._heard if self._answer_is_due else None
+        if isinstance(segment, Text):
+            return prompt.reply(segment.text, transcript=heard)
+        return prompt.reply(segment.text or "", prompt.spoken(self.model.codes(segment), text=segment.text), heard)
 
 
 def _mode_of(turn: Turn) -> Mode:

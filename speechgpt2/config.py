@@ -1,8 +1,8 @@
 """Frozen dataclasses to and from YAML or JSON, strictly.
 
-A configuration is a tree of frozen dataclasses, declared beside the class it configures. Reading checks every key and type:
-an unknown key is a `UserError` that names the nearest known one. Where a field is a union of dataclasses, a key `kind`
-tells them apart; each such class declares `kind: Literal["…"]`.
+A configuration is a tree of frozen dataclasses, declared beside the class it configures. Reading checks every key and
+type: an unknown key is a `UserError` that names the nearest known one. Where a field is a union of dataclasses, a key
+`kind` tells them apart; each such class declares `kind: Literal["…"]`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one exception that is meant to be read by people.
 
-Anything a user can cause (a missing file, a folder that is no checkpoint, an unknown key) raises `UserError` with one line
-that says what is wrong and what to do. The command line prints that line and exits with 2; a server turns it into the
-protocol's error. Every other exception is a bug in the project.
+Anything a user can cause (a missing file, a folder that is no checkpoint, an unknown key) raises `UserError` with one
+line that says what is wrong and what to do. The command line prints that line and exits with 2; a server turns it
+into the protocol's error. Every other exception is a bug in the project.
 """
 
 

@@ -3,11 +3,11 @@
     y, state = module(x, state)          # a chunk and the state before it -> its output and the state after it
     state = module.init_state(batch)     # the state before anything was heard; `None` means the same
 
-There is one code path: offline is one big chunk from the initial state, and any chunking gives what offline gives.
-A state is a tree (tuples, named tuples) of tensors that mirrors the module tree, batch row first, with nothing hidden on
-modules: a row is reset, forked or moved by indexing. Two kinds of leaves exist. *Carried* leaves (convolution tails,
-key-value tails, positions) are new tensors after every call; *cache* leaves (`Cache`) are preallocated and written in place,
-and a cell counts only below its row's position, so that a row rewinds by moving its position back.
+There is one code path: offline is one big chunk from the initial state, and any chunking gives what offline gives. A
+state is a tree (tuples, named tuples) of tensors that mirrors the module tree, batch row first, with nothing hidden
+on modules: a row is reset, forked or moved by indexing. Two kinds of leaves exist. *Carried* leaves (convolution
+tails, key-value tails, positions) are new tensors after every call; *cache* leaves (`Cache`) are preallocated and
+written in place, and a cell counts only below its row's position, so that a row rewinds by moving its position back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Streaming(Protocol[S]):
 
 
 class Cache(NamedTuple):
-    """Preallocated keys and values `[B, H, capacity, head_dim]`, written in place; cells at or past a row's position are void."""
+    """Preallocated keys and values `[B, H, capacity, head_dim]`; cells at or past a row's position are void."""
 
     keys: Tensor
     values: Tensor
@@ -58,11 +58,11 @@ def join_rows(states: list[S]) -> S:
 
 
 def write_rows(state: S, rows: Tensor, source: S) -> S:
-    """`state` with its rows `rows [R]` replaced by the R rows of `source`. Reset is `write_rows(state, rows, init_state(R))`."""
+    """`state` with its rows `rows [R]` replaced by the R rows of `source`; from `init_state(R)`, a reset."""
     return tree_map(lambda leaf, new: leaf.index_copy(0, rows, new), state, source)
 
 
-def keep_idle(active: Tensor, new: S, old: S) -> S:
+def keep_idle(active: Tensor, new: Any, old: Any) -> Any:
     """After a call on the whole batch: the new state where `active [B]` is true, the old one where a row sat idle.
 
     Cache leaves are shared and stay as they are: what an idle row's turn wrote there lies past its position.

@@ -1,7 +1,7 @@
 """The words that everything else speaks: audio constants, turns and their segments, patches, events.
 
-Axes: B batch, N samples, T frames, K codebooks, P patches, G frames in a patch. Time comes before codebook, so a patch is a view
-of codes.
+Axes: B batch, N samples, T frames, K codebooks, P patches, G frames in a patch. Time comes before codebook, so a
+patch is a view of codes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Speech:
-    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said, where known."""
+    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said."""
 
     pcm: np.ndarray | None = None
     codes: np.ndarray | None = None

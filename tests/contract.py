@@ -14,9 +14,17 @@ Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 def verify_contract(
-    step: Step, init_state: Callable[[int], Any], x: Tensor, time: int, chunks: list[int], grid: int = 1, tolerance: float = 2e-6
+    step: Step,
+    init_state: Callable[[int], Any],
+    x: Tensor,
+    time: int,
+    chunks: list[int],
+    grid: int = 1,
+    tolerance: float = 2e-6,
 ) -> None:
-    """`step(chunk, state)` on `x` (batch of at least 2, time on axis `time`), cut by `chunks` (in units of `grid`, repeated)."""
+    """`step(chunk, state)` on `x` (batch of at least 2, time on axis `time`), cut by `chunks` (in units of `grid`,
+    repeated).
+    """
     offline, _ = step(x, None)
 
     def close(ours: Tensor, wanted: Tensor, what: str) -> None:
@@ -44,7 +52,11 @@ def verify_contract(
     wanted, _ = step(rest, middle)
 
     late = join_rows([select_rows(middle, torch.tensor([0])), init_state(1)])
-    y, _ = step(torch.cat([rest[:1], first[1:2].narrow(time, 0, min(half, rest.shape[time]))]), late) if half == rest.shape[time] else (None, None)
+    y, _ = (
+        step(torch.cat([rest[:1], first[1:2].narrow(time, 0, min(half, rest.shape[time]))]), late)
+        if half == rest.shape[time]
+        else (None, None)
+    )
     if y is not None:
         close(y[:1], wanted[:1], "a row that started earlier is not touched by its neighbour")
         close(y[1:], head[1:2], "a row may start later than its neighbour")

@@ -80,7 +80,7 @@ def _row(
 
 
 def _context_chunks(codec: Any) -> int:
-    """Chunks that fill the longest attention window: 100 steps per second, 25 for the transformer behind the codebooks."""
+    """Chunks that fill the longest attention window (25 steps per second behind the codebooks, 100 elsewhere)."""
     config = codec.config
     slow = config.vq_transformer.context / FRAME_RATE
     fast = max(config.encoder_transformer.context, config.decoder_transformer.context) / (4 * FRAME_RATE)
@@ -94,10 +94,10 @@ def main(
     chunks: int = 50,
     out: str | Path | None = None,
 ) -> list[CodecSpeed]:
-    """Time a codec of `size` ("released", "mini") with random weights, its decoder in each of `dtypes`; print, return rows.
+    """Time a codec of `size` ("released", "mini") with random weights, its decoder in each of `dtypes`.
 
     bfloat16 is left out, and that is said, where the processor has no instructions for it and float32 is timed too.
-    `out`: a JSON file. Errors: `UserError`.
+    Prints the table and returns its rows. `out`: a JSON file. Errors: `UserError`.
     """
     from speechgpt2.codec.config import PRESETS
     from speechgpt2.codec.model import Codec

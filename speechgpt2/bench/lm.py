@@ -3,8 +3,8 @@
     sg2 bench lm                 # a backbone of Qwen2.5-0.5B's shape, the released patch decoder's, random weights
     sg2 bench lm --model mini    # a real model: its step, and whole spoken turns
 
-The measure of a step is the share of the machine's memory bandwidth that it reaches. A spoken step reads the backbone and the
-text head once and the patch decoder once per frame.
+The measure of a step is the share of the machine's memory bandwidth that it reaches. A spoken step reads the backbone
+and the text head once and the patch decoder once per frame.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 from speechgpt2.bench.machine import DTYPES, Machine, measure, percentiles, warn_if_busy, weight_bytes
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
+from speechgpt2.eval.answers import ask, load
 from speechgpt2.eval.report import column
 from speechgpt2.types import FRAME_RATE
 
@@ -28,7 +29,7 @@ RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """A step of one stream. `share` is bytes read ÷ time ÷ measured bandwidth; above 1 a small model sits in the cache."""
+    """A step of one stream. `share`: bytes ÷ time ÷ measured bandwidth; above 1 where a small model stays in cache."""
 
     model: str = column("model")
     step: str = column("step")
@@ -60,7 +61,7 @@ def bench_steps(lm: Any, name: str, machine: Machine, steps: int, history: int =
 
 @torch.inference_mode()
 def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> list[float]:
-    """Wall seconds of each step: draw a patch (its text token is given, so that the kind of step stays) and take it in."""
+    """Wall seconds of each step: draw a patch (its text `token` given, so that speech goes on) and take it in."""
     from speechgpt2.lm.sampling import Sampling
 
     warmup, sampling, force = 3, Sampling.of(1), torch.tensor([token])
@@ -82,21 +83,24 @@ def _bytes_read(lm: Any, spoken: bool) -> int:
 
 
 def random_lm() -> Any:
-    """A `SpeechLM` with random weights: Qwen2.5-0.5B's backbone, the released patch decoder, a stand-in tokenizer."""
+    """A `SpeechLM` with random weights: Qwen2.5-0.5B's backbone and the released patch decoder."""
+    from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
+
+    backbone = BackboneConfig(vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_head=True)
+    return with_random_weights(LMConfig(backbone, PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096)))
+
+
+def with_random_weights(config: Any) -> Any:
+    """A `SpeechLM` of `config` (an `LMConfig`) whose tokenizer knows the special tokens only."""
     from tokenizers import Tokenizer, models
 
-    from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
     from speechgpt2.lm.model import SpeechLM
 
-    words = PromptConfig()
+    words = config.prompt
     special = [words.eos, words.speech_start, words.speech_end, words.filler, words.last_filler, words.heard]
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.add_special_tokens(special)
-    backbone = BackboneConfig(
-        vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_head=True
-    )
-    decoder = PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096)
-    return SpeechLM(LMConfig(backbone, decoder, words), tokenizer).eval()
+    return SpeechLM(config, tokenizer).eval()
 
 
 def main(
@@ -107,7 +111,7 @@ def main(
     turns: int = 10,
     out: str | Path | None = None,
 ) -> dict[str, list[Any]]:
-    """Time a language model's steps in each of `dtypes`; of a real model (a name, a folder, a `SpeechGPT`) also `turns` turns.
+    """Time a model's steps in each of `dtypes`; of a real one (a name, a folder, a `SpeechGPT`) also `turns` turns.
 
     Prints the tables and returns their rows. `out`: a JSON file. Errors: `UserError`.
     """
@@ -118,10 +122,12 @@ def main(
     machine = measure(threads)
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
-    talker = None if model == RANDOM else _load(model)
-    if talker is not None:
-        tables["Whole turns"] = bench_turns(talker, turns)
-    lm, name = (random_lm(), RANDOM) if talker is None else (talker.lm, str(model) if isinstance(model, str) else "model")
+    if model == RANDOM:
+        lm = random_lm()
+    else:
+        talker = load(model)
+        tables["Whole turns"], lm = bench_turns(talker, turns), talker.lm
+    name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
         tables["Steps of one stream"] += bench_steps(lm.to(DTYPES[dtype]), name, machine, steps)
     for title, rows in tables.items():
@@ -134,13 +140,7 @@ def main(
 def bench_turns(model: Any, turns: int) -> list[Any]:
     """Whole spoken turns of a `SpeechGPT`: first audio after the question's end, and the turn over its speech."""
     from speechgpt2.data import dialogues
-    from speechgpt2.eval.dialogue import ask, time_rows
+    from speechgpt2.eval.dialogue import time_rows
 
     trials = dialogues.evaluation_set(turns + 1)
     return time_rows([ask(model, trial, "s2s") for trial in trials][1:])  # the first one warms up
-
-
-def _load(model: Any) -> Any:
-    from speechgpt2.eval.dialogue import load
-
-    return load(model)

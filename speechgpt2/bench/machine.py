@@ -45,14 +45,16 @@ class Machine:
 
 
 def warn_if_busy(console: Console) -> None:
-    """Say so where other programs run: two of them on one core make a time meaningless, and OpenMP's threads suffer most."""
+    """Say so where other programs run: OpenMP's threads wait for each other, so a shared core costs many times its
+    share.
+    """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
         console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
 
 
 def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: int = 384, tries: int = 5) -> Machine:
-    """Measure with `threads` threads, which stay set: the best square product, and reading an array beyond any cache."""
+    """Measure with `threads` threads, which stay set: square products, and reading an array beyond any cache."""
     torch.set_num_threads(threads)
     flops = {name: max(_products(dtype, sizes, tries)) for name, dtype in DTYPES.items()}
     block = torch.ones(megabytes * 2**18).view(-1, 4096)

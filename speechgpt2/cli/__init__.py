@@ -1,11 +1,12 @@
 """`sg2`: everything the package does, from a shell.
 
-This file holds the list of commands and what becomes of errors; each other file holds a few commands. What a command needs is imported
-when it runs, so that `sg2 --help` answers at once.
+This file holds the list of commands and what becomes of errors; the other files hold a few commands each. What a
+command needs is imported when it runs, so that `sg2 --help` answers at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -36,6 +37,13 @@ class Commands(TyperGroup):
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
+    "bench": ("Measure speed on this machine.", {"codec": judge.bench_codec, "lm": judge.bench_lm}),
+    "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
+    "data": ("Build corpora.", {"codec-corpus": corpora.codec_corpus, "dialogue-corpus": corpora.dialogue_corpus}),
+}
+
 app = typer.Typer(cls=Commands, help="Spoken dialogue in one model: talk, encode, train, judge.", **SETTINGS)
 app.command()(speech.chat)
 app.command()(speech.say)
@@ -45,12 +53,7 @@ app.command()(codes.decode)
 app.command()(models.info)
 app.command()(models.convert)
 
-for name, help_text, commands in (
-    ("train", "Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
-    ("bench", "Measure speed on this machine.", {"codec": judge.bench_codec, "lm": judge.bench_lm}),
-    ("eval", "Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
-    ("data", "Build corpora.", {"codec-corpus": corpora.codec_corpus, "dialogue-corpus": corpora.dialogue_corpus}),
-):
+for name, (help_text, commands) in GROUPS.items():
     group = typer.Typer(help=help_text, **SETTINGS)
     for command_name, command in commands.items():
         group.command(command_name)(command)

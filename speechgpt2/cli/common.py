@@ -21,7 +21,8 @@ CodecName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …", metavar="DEVICE")]
 DType = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision of the weights; as stored if not given.")
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision of the weights; as stored if not given."),
 ]
 
 
@@ -31,7 +32,7 @@ def say_error(message: str) -> None:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device `name`; "auto" is the first accelerator there is, else the CPU. Errors: `UserError` if it is not usable."""
+    """The device `name`; "auto" is the accelerator if there is one, else the CPU. Errors: `UserError` if not usable."""
     import torch
 
     if name == "auto":
@@ -65,8 +66,12 @@ def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> 
     """The whole model `name` on `device`, behind a spinner."""
     with working(f"loading {name}"):
         from speechgpt2.chat import SpeechGPT
+        from speechgpt2.codec.model import Codec
+        from speechgpt2.lm.model import SpeechLM
 
-        return SpeechGPT.from_pretrained(name, codec=codec, device=torch_device(device), dtype=torch_dtype(dtype))
+        place = torch_device(device)
+        lm = SpeechLM.from_pretrained(name, dtype=torch_dtype(dtype), device=place)
+        return SpeechGPT(Codec.from_pretrained(codec or name, device=place), lm)
 
 
 @contextmanager

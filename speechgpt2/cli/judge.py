@@ -10,7 +10,9 @@ import typer
 from speechgpt2.cli.common import ModelName
 from speechgpt2.errors import UserError
 
-ReportFolder = Annotated[Path | None, typer.Option("--out", "-o", help="A folder for the report, as JSON and Markdown.")]
+ReportFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="A folder for the report, as JSON and Markdown.")
+]
 ReportFile = Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file for the rows.")]
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision; may be given several times.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of the processor.")]
@@ -34,7 +36,8 @@ def eval_codec(
     codec: ModelName = "mini",
     clips: Annotated[int, typer.Option(min=1, help="Clips per test set.")] = 36,
     real_speech: Annotated[
-        Path | None, typer.Option(help="Recordings to judge on: a folder with ljspeech/, fsdd/, cmn/.", metavar="FOLDER")
+        Path | None,
+        typer.Option(help="Recordings to judge on: a folder with ljspeech/, fsdd/, cmn/.", metavar="FOLDER"),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Show Codec2 beside it.")] = True,
     out: ReportFolder = None,

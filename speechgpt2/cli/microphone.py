@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,17 +29,15 @@ def questions() -> Iterator[np.ndarray]:
     """Spoken questions, `pcm [N]` each: Enter starts one and ends it, the end of input (Ctrl-D) ends them all."""
     import numpy as np
 
-    device = sounddevice()
-    while True:
-        chunks: list[np.ndarray] = []
-        try:
-            _prompt("press Enter and speak (Ctrl-D to leave)")
-            with _open(device.InputStream, lambda data, *_: chunks.append(data[:, 0].copy())):
-                _prompt("listening; press Enter when done")
-        except EOFError:
-            return
-        if chunks:
-            yield np.concatenate(chunks)
+    chunks: list[np.ndarray] = []
+    with _open(sounddevice().InputStream, lambda data, *_: chunks.append(data[:, 0].copy())):
+        while _prompt("press Enter and speak (Ctrl-D to leave)"):
+            chunks.clear()
+            answered = _prompt("listening; press Enter when done")
+            if chunks:
+                yield np.concatenate(chunks)
+            if not answered:
+                return
 
 
 class Speaker:
@@ -64,12 +61,15 @@ class Speaker:
 
 
 def _open(stream: Any, callback: Any = None) -> Any:
+    from speechgpt2.types import SAMPLE_RATE
+
     try:
         return stream(samplerate=SAMPLE_RATE, channels=1, dtype="float32", callback=callback)
     except Exception as error:  # PortAudioError, which cannot be named without the library
         raise UserError(f"no sound device can be opened ({str(error).splitlines()[0]})") from None
 
 
-def _prompt(text: str) -> None:
+def _prompt(text: str) -> bool:
+    """Wait for Enter; False at the end of input."""
     print(text, file=sys.stderr, flush=True)
-    input()
+    return bool(sys.stdin.readline())

@@ -54,7 +54,9 @@ def describe(folder: Path, part: str, tensors: bool) -> Table:
     listed = hub.list_tensors(weights)
     parameters = sum(math.prod(tensor.shape) for tensor in listed.values())
     table.add_row("parameters", f"{parameters / 1e6:.2f} M in {len(listed)} tensors")
-    table.add_row("file", f"{weights.stat().st_size / 1e6:.1f} MB, {', '.join(sorted({t.dtype for t in listed.values()}))}")
+    table.add_row(
+        "file", f"{weights.stat().st_size / 1e6:.1f} MB, {', '.join(sorted({t.dtype for t in listed.values()}))}"
+    )
     for key, value in config.read(folder / f"{part}.json").items():
         table.add_row(key, _inline(value))
     for tensor_name, tensor in listed.items() if tensors else ():

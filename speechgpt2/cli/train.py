@@ -12,6 +12,7 @@ from speechgpt2.cli.common import Device, torch_device
 Config = Annotated[Path, typer.Argument(help="A YAML file; see recipes/.", metavar="CONFIG.yaml")]
 Corpus = Annotated[Path, typer.Option(help="A folder that `sg2 data` built.", metavar="FOLDER")]
 RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Checkpoints, logs and the model go here.", metavar="RUN")]
+CodecName = Annotated[str, typer.Option(help="A codec folder or a built-in name.", metavar="CODEC")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")]
 
 
@@ -27,8 +28,24 @@ def codec(config: Config, corpus: Corpus, out: RunFolder, resume: Resume = False
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 
-def lm(config: Config, corpus: Corpus, out: RunFolder, resume: Resume = False, device: Device = "auto") -> None:
-    """Train a language model on dialogues; the result is a model folder in RUN."""
-    from speechgpt2.lm import train
+def lm(
+    config: Config, corpus: Corpus, codec: CodecName, out: RunFolder, resume: Resume = False, device: Device = "auto"
+) -> None:
+    """Train a language model on dialogues, heard through a codec; the result is a model folder in RUN.
 
-    train.main(config, corpus, out, resume=resume, device=str(torch_device(device)))
+    The corpus' codes are kept in RUN/codes.npy: they belong to this corpus and this codec.
+    """
+    from speechgpt2 import config as configs
+    from speechgpt2.codec.model import Codec
+    from speechgpt2.data.corpus import Corpus as SpeechCorpus
+    from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, new_model
+    from speechgpt2.lm.train import LMTrainConfig, train
+
+    settings, dialogues = configs.load(LMTrainConfig, config), SpeechCorpus.open(corpus)
+    ears = Codec.from_pretrained(codec)
+    codes = out / "codes.npy"
+    if not codes.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        encode_corpus(dialogues, ears, codes)
+    model = new_model(settings, dialogues, ears)
+    train(settings, model, ExchangeSource(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

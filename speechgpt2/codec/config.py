@@ -65,8 +65,9 @@ class HarmonicConfig:
 class CodecConfig:
     """The whole codec.
 
-    `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released). `normalized_latent`: latents
-    are scaled to zero mean and unit variance across channels, so that in joint training they cannot outrun the codebooks.
+    `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released).
+    `normalized_latent`: latents are scaled to zero mean and unit variance across channels, so that in joint training
+    they cannot outrun the codebooks.
     """
 
     mel: MelConfig

@@ -1,4 +1,6 @@
-"""From codes to samples: a transformer at 25 Hz, two upsamplers to 100 Hz, transformer and ConvNeXt, and a waveform head."""
+"""From codes to samples: a transformer at 25 Hz, two upsamplers to 100 Hz, transformer and ConvNeXt, and a waveform
+head.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Discriminators for the codec's last phase: waveforms folded by periods (Kong et al., 2020) and spectrograms at several resolutions
-(Jang et al., 2021), least squares, with feature matching."""
+"""Discriminators for the codec's last phase: waveforms folded by periods (Kong et al., 2020) and spectrograms at
+several resolutions (Jang et al., 2021), least squares, with feature matching.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Discriminators(nn.Module):
         return torch.stack(terms).mean()
 
     def generator_terms(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """`adversarial`: fake should be taken for 1; `features`: the layers should not tell them apart. Parameters get no gradient."""
+        """`adversarial`: fake should be taken for 1; `features`: the layers should not tell them apart. Parameters
+        get no gradient.
+        """
         self.requires_grad_(False)
         adversarial, features = [], []
         with torch.no_grad():

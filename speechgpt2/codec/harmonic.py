@@ -1,14 +1,14 @@
-"""The light waveform head: a pulse train and noise through predicted filters (neural homomorphic vocoder, Liu et al., 2020).
+"""The light waveform head: pulses and noise through predicted filters (neural homomorphic vocoder, Liu et al., 2020).
 
-Every 10 ms step predicts a pitch, whether there is one, and two filters as causal cepstra, hence of minimum phase. A block of
-excitation is filtered in the frequency domain and added into the blocks after it:
+Every 10 ms step predicts a pitch, whether there is one, and two filters as causal cepstra, hence of minimum phase. A
+block of excitation is filtered in the frequency domain and added into the blocks after it:
 
     pulses  ─ × H(harmonic cepstrum) ─┐
                                       + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
     noise   ─ × H(noise cepstrum) ────┘
 
-A source with an explicit pitch cannot buzz at the step rate, and it costs next to nothing. The noise is a fixed table read at
-the row's own position, so that streaming equals offline.
+A source with an explicit pitch cannot buzz at the step rate, and it costs next to nothing. The noise is a fixed table
+read at the row's own position, so that streaming equals offline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
 class HarmonicState(NamedTuple):
-    """`phase [B]` in cycles (float64), `f0 [B]` of the step before, `noise [B]` the next table index, `tail [B, fft − hop]`."""
+    """`phase [B]` in cycles (float64), `f0 [B]` of the step before, `noise [B]` the next index into the table, and
+    `tail [B, fft − hop]`, what is already known of the samples to come."""
 
     phase: Tensor
     f0: Tensor
@@ -91,7 +92,7 @@ class HarmonicHead(nn.Module):
 
     def synthesize(self, controls: Controls, f0: Tensor, state: HarmonicState) -> tuple[Tensor, HarmonicState]:
         """`f0 [B, T]` in Hz (0: unvoiced) drives the pulses; the filters come from `controls`."""
-        batch, steps = f0.shape
+        steps = f0.shape[1]
         with torch.no_grad():
             pulses, phase = pulse_train(f0, state.f0, state.phase, self.hop)
             noise, position = self._noise(state.noise, steps)
@@ -122,8 +123,9 @@ def _liftered(cepstrum: Tensor) -> Tensor:
 def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Tensor, Tensor]:
     """Band-limited pulses of unit power. `f0 [B, T]` Hz, `before [B]` the step before, `phase [B]` cycles (float64).
 
-    Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step; where a voiced stretch begins, it starts at its
-    own pitch. The sum of all harmonics below half the rate has a closed form (Dirichlet's kernel), so no harmonic is summed.
+    Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step; where a voiced stretch begins, it
+    starts at its own pitch. The sum of all harmonics below half the rate has a closed form (Dirichlet's kernel), so
+    no harmonic is summed.
     """
     f0, before = f0.double(), before.double()
     previous = torch.cat([before[:, None], f0[:, :-1]], dim=1)
@@ -146,6 +148,6 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
     """`frames [B, T, L]`, each `hop` after the one before, added up: `[B, hop · (T − 1) + L]`."""
-    batch, steps, length = frames.shape
+    _, steps, length = frames.shape
     size = hop * (steps - 1) + length
     return F.fold(frames.transpose(1, 2), (1, size), (1, length), stride=(1, hop))[:, 0, 0]

@@ -16,9 +16,12 @@ FLOOR = 1e-10  # of squared magnitudes and of mel energies
 class Mel(nn.Module):
     """`pcm [B, N] -> [B, ⌊N / hop⌋, bins]`, natural logarithm, normalised by the configured mean and deviation.
 
-    Step t sees the window that ends with sample hop·(t + 1); before the first sample stands the first sample, repeated. In a
-    stream all chunks but the last are multiples of `hop`.
+    Step t sees the window that ends with sample hop·(t + 1); before the first sample stands the first sample,
+    repeated. In a stream all chunks but the last are multiples of `hop`.
     """
+
+    window: Tensor
+    filters: Tensor
 
     def __init__(self, config: MelConfig):
         super().__init__()
@@ -41,7 +44,8 @@ class Mel(nn.Module):
 def slaney_filters(n_fft: int, bins: int, sample_rate: int, f_min: float = 0.0) -> np.ndarray:
     """Triangular filters of equal area on Slaney's mel scale, `[n_fft / 2 + 1, bins]` float32, up to half the rate.
 
-    Slaney's scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel for each factor of 6.4 (Auditory Toolbox, 1998).
+    Slaney's scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel for each factor of 6.4 (Auditory Toolbox,
+    1998).
     """
 
     def to_hz(mel: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The codec: 24 kHz speech to 3 × 1,024 codes at 25 Hz and back, in a stream or at once.
 
-    codec = Codec.from_pretrained("mini")
-    codes = codec.encode(pcm)                             # [B, N] -> [B, T, K]
-    pcm = codec.decode(codes)                             # [B, T, K] -> [B, 960·T]
+codec = Codec.from_pretrained("mini")
+codes = codec.encode(pcm)                             # [B, N] -> [B, T, K]
+pcm = codec.decode(codes)                             # [B, T, K] -> [B, 960·T]
 
-    state = codec.init_encoder_state(1)
-    codes, state = codec.encode(chunk, state)             # the same calls, streaming: whole frames in, as many codes out
-    codes, state = codec.encode(rest, state, final=True)  # the last chunk may be of any length
+state = codec.init_encoder_state(1)
+codes, state = codec.encode(chunk, state)             # the same calls, streaming: whole frames in, as many codes out
+codes, state = codec.encode(rest, state, final=True)  # the last chunk may be of any length
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Codec(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         configs.dump(self.config, folder / "codec.json")
-        tensors = {name: (t.to(dtype) if dtype and t.is_floating_point() else t) for name, t in self.state_dict().items()}
+        tensors = {
+            name: (t.to(dtype) if dtype and t.is_floating_point() else t) for name, t in self.state_dict().items()
+        }
         hub.save_tensors(folder / "codec.safetensors", tensors)
 
     def init_encoder_state(self, batch: int) -> EncoderState:
@@ -90,14 +92,17 @@ class Codec(nn.Module):
     def encode(self, pcm: Tensor, state: Any = None, *, lengths: Tensor | None = None, final: bool = False) -> Any:
         """`pcm [B, N]` float at 24 kHz -> codes `[B, T, K]` int64; with a `state` also the next state.
 
-        In a stream a chunk is a multiple of 960 samples, unless it is the `final` one: then what is left over completes one
-        more frame (if it is at least 240 samples). `lengths [B]`: the samples that count in each row of a padded (final)
-        batch; row b then holds `frames(lengths[b])` codes, and what follows them means nothing. Errors: ValueError.
+        In a stream a chunk is a multiple of 960 samples, unless it is the `final` one: then what is left over
+        completes one more frame (if it is at least 240 samples). `lengths [B]`: the samples that count in each row of
+        a padded (final) batch; row b then holds `frames(lengths[b])` codes, and what follows them means nothing.
+        Errors: ValueError.
         """
         if pcm.dim() != 2:
             raise ValueError(f"pcm must be [batch, samples], got {list(pcm.shape)}")
         if state is not None and not final and pcm.shape[1] % FRAME_SIZE:
-            raise ValueError(f"a chunk holds whole frames ({FRAME_SIZE} samples) unless it is final, got {pcm.shape[1]}")
+            raise ValueError(
+                f"a chunk holds whole frames ({FRAME_SIZE} samples) unless it is final, got {pcm.shape[1]}"
+            )
         running, codes = state, []
         for chunk, chunk_lengths in _chunks(pcm, lengths, OFFLINE_CHUNK * FRAME_SIZE):
             if chunk.shape[1] < self.config.mel.hop:
@@ -117,7 +122,9 @@ class Codec(nn.Module):
     def decode(self, codes: Tensor, state: Any = None) -> Any:
         """Codes `[B, T, K]` -> pcm `[B, 960·T]` float32; with a `state` also the next state. Errors: ValueError."""
         if codes.dim() != 3 or codes.shape[-1] != self.config.quantizer.codebooks:
-            raise ValueError(f"codes must be [batch, frames, {self.config.quantizer.codebooks}], got {list(codes.shape)}")
+            raise ValueError(
+                f"codes must be [batch, frames, {self.config.quantizer.codebooks}], got {list(codes.shape)}"
+            )
         dtype = self.decoder.widen.weight.dtype
         running, pcm = state, []
         for chunk in codes.split(OFFLINE_CHUNK, dim=1) if codes.shape[1] else ():
@@ -141,8 +148,10 @@ def _chunks(pcm: Tensor, lengths: Tensor | None, size: int) -> list[tuple[Tensor
 
 
 def check_codes(codes: Tensor, config: CodecConfig) -> None:
-    """Errors: `UserError` unless `codes [..., K]` are integers within the codebooks (what a file may hold otherwise)."""
+    """Errors: `UserError` unless `codes [..., K]` are integers within the codebooks (a file may hold anything)."""
     if codes.shape[-1] != config.quantizer.codebooks:
-        raise UserError(f"codes must have {config.quantizer.codebooks} codebooks on the last axis, got {codes.shape[-1]}")
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < config.quantizer.size):
+        raise UserError(
+            f"codes must have {config.quantizer.codebooks} codebooks on the last axis, got {codes.shape[-1]}"
+        )
+    if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < config.quantizer.size):
         raise UserError(f"codes must lie in 0…{config.quantizer.size - 1}")

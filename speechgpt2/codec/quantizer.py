@@ -1,7 +1,7 @@
 """Residual vector quantization (Zeghidour et al., 2021): each codebook codes what the ones before it left over.
 
-Codebooks are learnt by exponential moving averages of the vectors assigned to them (van den Oord et al., 2017), with k-means on a
-first batch, and entries that fall out of use are put back where the data is.
+Codebooks are learnt by exponential moving averages of the vectors assigned to them (van den Oord et al., 2017), with
+k-means on a first batch, and entries that fall out of use are put back where the data is.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Codebook(nn.Module):
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest entry by Euclidean distance, `[..., D] -> [...]`.
 
-        Distances are sums of squared differences: latents share a large offset, and |x|² − 2x·e + |e|² in float32 would let
-        codes depend on how the stream was cut into chunks.
+        Distances are sums of squared differences: latents share a large offset, and |x|² − 2x·e + |e|² in float32
+        would let codes depend on how the stream was cut into chunks.
         """
         flat = x.reshape(1, -1, x.shape[-1]).float()
         distance = torch.cdist(flat, self.embed[None].float(), compute_mode="donot_use_mm_for_euclid_dist")
@@ -74,7 +74,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def learn(self, x: Tensor, codes: Tensor, decay: float, revive_below: float, generator: torch.Generator) -> None:
         """One moving-average update from `x [N, D]` and its `codes [N]`; then revive entries used less than
-        `revive_below` times the mean. Revival resets the entry's sum and usage too, or the next update would undo it."""
+        `revive_below` times the mean. Revival resets the entry's sum and usage too, or the next update would undo it.
+        """
         total, count = self._assigned(x, codes)
         self.embed_sum.lerp_(total, 1 - decay)
         self.usage.lerp_(count, 1 - decay)

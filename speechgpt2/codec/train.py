@@ -5,8 +5,8 @@
     freeze_from …           encoder and codebooks fixed, so that codes stay what they are; the decoder goes on
     adversarial_from …      discriminators join (decoder only)
 
-Supervision besides the waveform: the pitch of every step, and the phone being spoken, predicted from the first codebook's vector
-with a delay (the encoder is causal), which ties codes to content.
+Supervision besides the waveform: the pitch of every step, and the phone being spoken, predicted from the first
+codebook's vector with a delay (the encoder is causal), which ties codes to content.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.codec import config as presets
-from speechgpt2.codec.config import CodecConfig, HarmonicConfig
-from speechgpt2.codec.discriminators import Discriminators, DiscriminatorConfig
+from speechgpt2.codec.config import CodecConfig
+from speechgpt2.codec.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
-from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
+from speechgpt2.types import SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # that the codebooks start from
 
@@ -67,6 +67,7 @@ class CodecTrainConfig:
     """A run. `codec` is a preset's name or a whole configuration. Crops are `frames` long (25 per second)."""
 
     codec: str = "mini"
+    init: str | None = None  # a codec folder to go on from
     steps: int = 20_000
     batch: int = 12
     frames: int = 32
@@ -95,7 +96,9 @@ class CodecTrainConfig:
         return presets.PRESETS[self.codec]()
 
 
-def train(config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu") -> Codec:
+def train(
+    config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu"
+) -> Codec:
     """Train to `config.steps`, checkpointing in `folder`; the result is also saved there as a codec folder."""
     run = Run(folder, config, resume)
     trainer = CodecTrainer(config, source, torch.device(device))
@@ -115,7 +118,8 @@ class CodecTrainer:
     def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
-        self.codec = Codec(config.model()).to(device).train()
+        codec = Codec(config.model()) if config.init is None else Codec.from_pretrained(config.init)
+        self.codec = codec.float().to(device).train()
         self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
         self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head})
         self.average = Average(self.codec, config.average)
@@ -135,9 +139,8 @@ class CodecTrainer:
         crops = self.source.crops(random, config.batch, config.frames)
         crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
-        if step == config.quantize_from:
+        if config.init is None and step == config.quantize_from:
             self._start_codebooks(random, generator)
-        self.codec.encoder.requires_grad_(not frozen)
         rate = learning_rate(step, config.steps, config.peak_lr, config.warmup)
         for optimizer in filter(None, (self.optimizer, self.optimizer_d)):
             optimizer.param_groups[0]["lr"] = rate
@@ -153,10 +156,12 @@ class CodecTrainer:
     def _losses(
         self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        with self.autocast:
-            heard = self._disturb(crops.pcm, generator)
-            latent = self.codec.encoder(heard)[0].float()
-        quantized, terms, values = self._quantize(latent, crops, step, frozen, generator)
+        with self.autocast, torch.set_grad_enabled(not frozen):
+            latent = self.codec.encoder(self._disturb(crops.pcm, generator))[0].float()
+        if frozen:
+            quantized, terms, values = self.codec.quantizer.decode(self.codec.quantizer.encode(latent)), {}, {}
+        else:
+            quantized, terms, values = self._quantize(latent, crops, step, generator)
         with self.autocast:
             features = self.codec.decoder.features(quantized)[0].float()
         ours, pitch = self._waveform(features, crops)
@@ -169,26 +174,26 @@ class CodecTrainer:
         return terms, values
 
     def _quantize(
-        self, latent: Tensor, crops: Crops, step: int, frozen: bool, generator: torch.Generator
+        self, latent: Tensor, crops: Crops, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Quantized latent (straight-through), the terms that shape it, and codebook perplexities."""
-        config, terms, values = self.config, {}, {}
-        if step < config.quantize_from:
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        if config.init is None and step < config.quantize_from:
             return latent, self._phone_loss(latent, crops), {}
         residual, total, first = latent.detach(), torch.zeros_like(latent), None
         for k, book in enumerate(self.codec.quantizer.codebooks):
             flat = residual.reshape(-1, residual.shape[-1])
             codes = book.fast_nearest(flat)  # type: ignore[operator]
             vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
-            if not frozen:
-                book.learn(flat, codes, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
+            book.learn(flat, codes, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
             values[f"perplexity_{k}"] = _perplexity(book.usage)  # type: ignore[arg-type]
             residual, total = residual - vectors, total + vectors
             first = vectors if first is None else first
-        if not frozen:
-            assert first is not None
-            terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
-            terms |= self._phone_loss(latent + (first - latent).detach(), crops)
+        assert first is not None
+        terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
+        terms |= self._phone_loss(latent + (first - latent).detach(), crops)
         return latent + (total - latent).detach(), terms, values
 
     @torch.no_grad()
@@ -207,7 +212,7 @@ class CodecTrainer:
         return {"phone": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)}
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pcm [B, N]`, and the pitch terms where the head has a pitch. The true pitch drives the pulses in training."""
+        """`pcm [B, N]`, and the pitch terms where the head has a pitch: the true one drives the pulses in training."""
         head = self.codec.decoder.head
         if not isinstance(head, HarmonicHead):
             return head(features)[0], {}
@@ -238,7 +243,11 @@ class CodecTrainer:
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""
-        books = {f"{k}.{n}": getattr(b, n) for k, b in enumerate(self.codec.quantizer.codebooks) for n in ("embed_sum", "usage")}
+        books = {
+            f"{k}.{n}": getattr(b, n)
+            for k, b in enumerate(self.codec.quantizer.codebooks)
+            for n in ("embed_sum", "usage")
+        }
         content = {
             "step": step,
             "modules": self.modules.state_dict(),
@@ -247,7 +256,10 @@ class CodecTrainer:
             "optimizer": self.optimizer.state_dict(),
         }
         if self.discriminators is not None and self.optimizer_d is not None:
-            content |= {"discriminators": self.discriminators.state_dict(), "optimizer_d": self.optimizer_d.state_dict()}
+            content |= {
+                "discriminators": self.discriminators.state_dict(),
+                "optimizer_d": self.optimizer_d.state_dict(),
+            }
         return content
 
     def restore(self, content: dict[str, Any] | None) -> int:
@@ -266,7 +278,7 @@ class CodecTrainer:
         return content["step"]
 
     def export(self, run: Run, step: int) -> None:
-        """Write the averaged codec to `RUN/codec` and log one sample, decoded from its codes."""
+        """Write the averaged codec to the run's folder and log one sample, decoded from its codes."""
         codec = Codec(self.codec.config).to(self.device).eval()
         codec.load_state_dict(self.codec.state_dict())
         self.average.copy_to(codec)

@@ -1,6 +1,6 @@
 """The released codec checkpoint, `sg2_codec_ckpt.pkl` with its YAML, into ours.
 
-The file is a bare state dict; it is read with `weights_only=True`, so nothing in it is ever executed. Weight norm is folded,
+The file is a bare state dict, read with `weights_only=True`, so nothing in it is ever executed. Weight norm is folded,
 streaming scratch and training statistics are dropped, everything else must find its place.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from speechgpt2.nn.transformer import TransformerConfig
 
 IGNORED = re.compile(r"\.pad_buffer$|\.codebook\.layers\.\d+\.(inited|cluster_size|embed_avg)$")
 
-RENAMES = [  # applied in order to a released name, from the front to the back
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # applied in order to a released name, from the front to the back
     (r"^mel_transform\.window$", "encoder.mel.window"),
     (r"^mel_transform\.melmat$", "encoder.mel.filters"),
     (r"^encoder_(convnext|transformer)\.", r"encoder.\1."),
@@ -69,7 +70,9 @@ RENAMES = [  # applied in order to a released name, from the front to the back
 
 
 def load_released_codec(path: Path, config: str | Path | None) -> Codec:
-    """Read the checkpoint; without `config`, a `.yaml` beside it is used, else the released sizes. Errors: `UserError`."""
+    """Read the checkpoint; without `config`, a `.yaml` beside it is used, else the released sizes. Errors:
+    `UserError`.
+    """
     codec = Codec(read_config(config or _yaml_beside(path)))
     hub.load_into(codec, rename(read_state_dict(path), codec), str(path))
     return codec
@@ -110,13 +113,17 @@ def rename(state: dict[str, Tensor], codec: Codec) -> dict[str, Tensor]:
 
 
 def read_config(path: Path | str | None) -> CodecConfig:
-    """The codec's sizes from the released YAML (`generator_params: …`); None gives the released ones. Errors: `UserError`."""
+    """The codec's sizes from the released YAML (`generator_params: …`); None gives the released ones. Errors:
+    `UserError`.
+    """
     if path is None:
         return released()
     content = configs.read(path)
     values = content.get("generator_params", content) if isinstance(content, dict) else None
     if not isinstance(values, dict) or "encoder_convnext_kwargs" not in values:
-        raise UserError(f"{path}: not a released codec configuration (no generator_params with encoder_convnext_kwargs)")
+        raise UserError(
+            f"{path}: not a released codec configuration (no generator_params with encoder_convnext_kwargs)"
+        )
     try:
         return _config(values)
     except (KeyError, TypeError, IndexError) as error:

@@ -1,30 +1,48 @@
-"""From a dialogue corpus to what the language model learns: codes of every utterance, and dialogues drawn in all modes."""
+"""From a dialogue corpus to what the language model learns: codes of every utterance, and dialogues drawn in all
+modes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from speechgpt2 import hub
 from speechgpt2.codec.model import Codec
 from speechgpt2.data.corpus import PAD_TO, Corpus, Record
 from speechgpt2.errors import UserError
+from speechgpt2.lm.config import LMConfig, PromptConfig
+from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
+from speechgpt2.lm.tokenizer import train_tokenizer
+from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.types import MODES, Mode
 
 CODES = "codes.npy"
 BATCH = 16  # utterances that are encoded together
+SYSTEM = "{heard} to {spoken}\n"  # short: a small model pays for every token of its prompt
+PROMPT_TEXTS = [
+    "speech to text\n",
+    "text to speech\n",
+    "[|Human|]: ",
+    "[|SpeechGPT|]: ",
+    " ###\n",
+    " ###\n[|SpeechGPT|]: ",
+] * 1000
 
 
 def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
-    """Write `OUT`: int16 `[all frames, K]`, frame i belonging to sample 960·i of the corpus; atomically, with progress."""
+    """Write `OUT`: int16 `[all frames, K]`, frame i belonging to sample 960·i of the corpus; atomically, with
+    progress.
+    """
     codes = np.zeros((len(corpus.samples) // PAD_TO, codec.config.quantizer.codebooks), np.int16)
     spoken = sorted((r for r in corpus.records if r.length), key=lambda r: r.length)
-    for i in track(range(0, len(spoken), BATCH), description="encoding", disable=None):
+    for i in track(range(0, len(spoken), BATCH), description="encoding", console=Console(stderr=True)):
         group = spoken[i : i + BATCH]
         pcm = torch.zeros(len(group), group[-1].length)
         for row, record in zip(pcm, group):
@@ -40,6 +58,22 @@ def _save(path: Path, codes: np.ndarray) -> None:
         np.save(file, codes)
 
 
+def silence_frame(codec: Codec) -> tuple[int, ...]:
+    """The frame that a second of silence ends in: K codes."""
+    return tuple(codec.encode(torch.zeros(1, 25 * PAD_TO))[0, -1].tolist())
+
+
+def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
+    """A model with random weights, a tokenizer trained on the corpus' texts, and a prompt that drafts its replies."""
+    torch.manual_seed(config.seed)
+    texts = [text for r in corpus.records if r.split == "train" for text in (r.text, *r.extra.get("typed", ()))]
+    tokenizer = train_tokenizer([*texts, *PROMPT_TEXTS], config.backbone.vocab)
+    backbone = replace(config.backbone, vocab=tokenizer.get_vocab_size())
+    q = codec.config.quantizer
+    prompt = PromptConfig(draft=True, system=SYSTEM, silence=silence_frame(codec))
+    return SpeechLM(LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size), tokenizer)
+
+
 @dataclass(frozen=True)
 class Shares:
     """How often each kind of example is drawn."""
@@ -53,9 +87,13 @@ class Shares:
 
 
 class ExchangeSource:
-    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError` where the codes do not fit the corpus."""
+    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError` where the codes do not fit the
+    corpus.
+    """
 
-    def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, shares: Shares = Shares(), split: str = "train"):
+    def __init__(
+        self, corpus: Corpus, codes: str | Path, prompt: Prompt, shares: Shares = Shares(), split: str = "train"
+    ):
         self.prompt, self.shares = prompt, shares
         self.codes = np.load(codes, mmap_mode="r")
         if len(self.codes) != len(corpus.samples) // PAD_TO:
@@ -95,7 +133,9 @@ class ExchangeSource:
         """Only the speech is learnt: the text is given."""
         example = self.prompt.example("t2s", [Exchange(None, record.text, self._spoken(record))])
         begun = (example.patches.text == self.prompt.ids.speech_start).cumsum(1) > 0
-        return example._replace(learn_text=example.learn_text & begun & (example.patches.text != self.prompt.ids.speech_start))
+        return example._replace(
+            learn_text=example.learn_text & begun & (example.patches.text != self.prompt.ids.speech_start)
+        )
 
     def _spoken(self, record: Record) -> Spoken:
         words = [(w.text, w.start, w.end) for w in record.words]

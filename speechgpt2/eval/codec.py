@@ -2,8 +2,9 @@
 
     sg2 eval codec mini --real-speech FOLDER --out results/
 
-Prints one row per codec and test set; `--out` also receives codec.json, codec.md (the README's table) and spectrograms. The
-output of every codec is moved by its declared delay and then by what fits best within ± 5 ms (`metrics.align`).
+Prints one row per codec and test set; `--out` also receives codec.json, codec.md (the README's table) and
+spectrograms. The output of every codec is moved by its declared delay and then by what fits best within ± 5 ms
+(`metrics.align`).
 """
 
 from __future__ import annotations

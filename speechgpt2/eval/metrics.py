@@ -1,10 +1,10 @@
 """Signals in, numbers out: what a codec did to a waveform.
 
-Waveforms are `[N]` float at 24 kHz, pitch tracks `[F]` in Hz with 0 where unvoiced (`eval.pitch`). A metric that cannot be told from
-what it is given (no speech, no voiced frame) is nan, so that a mean over clips leaves it out.
+Waveforms are `[N]` float at 24 kHz, pitch tracks `[F]` in Hz with 0 where unvoiced (`eval.pitch`). A metric that
+cannot be told from what it is given (no speech, no voiced frame) is nan, so that a mean over clips leaves it out.
 
-STOI and PESQ alone mislead for a codec with a 100 Hz frame grid: they *reward* a buzz at that rate over its cure. The pitch
-measures and `hop_lock` stand beside them for that reason.
+STOI and PESQ alone mislead for a codec with a 100 Hz frame grid: they *reward* a buzz at that rate over its cure. The
+pitch measures and `hop_lock` stand beside them for that reason.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def voicing_error(reference: Track, degraded: Track) -> float:
 
 
 def hop_lock(reference: Track, degraded: Track) -> float:
-    """How much the voice buzzes at the frame grid: share of frames whose pitch is a multiple of 100 Hz and should not be.
+    """How much the voice buzzes at the frame grid: share of frames whose pitch is locked to a multiple of 100 Hz.
 
-    Counted are frames that the original voices at least 5 % away from every multiple of 100 Hz; locked are those that the
-    copy voices within 2 % of one. nan where the original has no such frame.
+    Counted are frames that the original voices at least 5 % away from every multiple of 100 Hz; locked are those that
+    the copy voices within 2 % of one. nan where the original has no such frame.
     """
     reference, degraded = _same_length(reference, degraded)
     counted = (reference > 0) & (_from_grid(reference) > 0.05)
@@ -79,10 +79,11 @@ def _from_grid(track: Track) -> Track:
 
 
 def mel_cepstral_distortion(reference: Wave, degraded: Wave, ceiling: float = 4000.0) -> float:
-    """Distance of the spectral envelopes in dB: 24 cosine coefficients of 40 log-mel bands up to `ceiling` Hz, without gain.
+    """Distance of spectral envelopes in dB, without gain: 24 cosine coefficients of 40 log-mel bands up to `ceiling`
+    Hz.
 
-    Averaged over 25 ms windows within 40 dB of the original's loudest. 4 kHz is where telephone-band peers end. The numbers
-    compare only with each other: other analyses (mel-generalised cepstra, other bands) give other scales.
+    Averaged over 25 ms windows within 40 dB of the original's loudest. 4 kHz is where telephone-band peers end. The
+    numbers compare only with each other: other analyses (mel-generalised cepstra, other bands) give other scales.
     """
     reference, degraded = _same_length(reference, degraded)
     ours, theirs = _log_mel(reference, ceiling), _log_mel(degraded, ceiling)
@@ -112,7 +113,7 @@ def _mel_bands(ceiling: float) -> NDArray[np.floating]:
 
 
 def perplexity(codes: NDArray[np.integer]) -> tuple[float, ...]:
-    """How many codes each codebook uses, in effect: exp of the entropy, for `codes [T, K]`; at most T and the book's size."""
+    """How many codes each codebook uses, in effect: exp of the entropy, for `codes [T, K]`; no more than T."""
     result = []
     for column in np.asarray(codes).T:
         counts = np.unique(column, return_counts=True)[1]
@@ -122,10 +123,10 @@ def perplexity(codes: NDArray[np.integer]) -> tuple[float, ...]:
 
 
 def align(reference: Wave, degraded: Wave, delay: int = 0, search: float = 0.005) -> tuple[Wave, Wave]:
-    """Take a codec's `delay` (samples) off the copy, then the shift within ± `search` seconds that fits best; equal lengths out.
+    """Take `delay` samples off the copy, then the shift within ± `search` seconds that fits best; equal lengths out.
 
-    The fit, in steps of 1 ms, is the correlation of the log-mel spectrograms: a parametric codec keeps no phase to correlate.
-    Without the search a codec would be judged by a millisecond that nobody hears.
+    The fit, in steps of 1 ms, is the correlation of the log-mel spectrograms: a parametric codec keeps no phase to
+    correlate. Without the search a codec would be judged by a millisecond that nobody hears.
     """
     step, span = SAMPLE_RATE // 1000, round(search * 1000)
     shifts = [delay + i * step for i in range(-span, span + 1)]

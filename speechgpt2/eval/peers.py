@@ -1,7 +1,7 @@
 """Codecs to compare with, all seen as one thing: a name, a bit rate, and a way from a waveform to its copy.
 
-Codec2 (700C at 700 bit/s, 1300 at 1,300 bit/s) runs through the `c2enc` and `c2dec` programs of the Debian package `codec2`; it
-is a telephone-band (8 kHz) parametric codec, the open peer at these rates that needs no weights.
+Codec2 (700C at 700 bit/s, 1300 at 1,300 bit/s) runs through the `c2enc` and `c2dec` programs of the Debian package
+`codec2`; it is a telephone-band (8 kHz) parametric codec, the open peer at these rates that needs no weights.
 """
 
 from __future__ import annotations
@@ -82,8 +82,6 @@ class Codec2:
                 subprocess.run([program, self.mode, source, target], check=True, capture_output=True)
             narrow = np.frombuffer(copy.read_bytes(), dtype="<i2").astype(np.float32) / 32768
         return Copy(soxr.resample(narrow, CODEC2_RATE, SAMPLE_RATE), None)
-
-
 
 
 def has_codec2() -> bool:

@@ -1,8 +1,8 @@
 """Pitch by autocorrelation (Boersma 1993), the judge of pitch errors.
 
-WORLD's DIO, which labels the training data, looks for the fundamental itself and jumps an octave where a codec has weakened
-it, although the voice sounds right; Harvest does not, at 20 times the cost. A period is there with or without its
-fundamental. A second opinion also keeps the labels' maker from judging what learned from them.
+WORLD's DIO, which labels the training data, looks for the fundamental itself and jumps an octave where a codec has
+weakened it, although the voice sounds right; Harvest does so less, at 20 times the cost. A period is there with or
+without its fundamental. A second opinion also keeps the labels' maker from judging what learned from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A judge that hears English words: pocketsphinx with a grammar, whose wheel carries its acoustic model.
 
-A small recogniser is only reliable where it knows what may be said. The grammar is a word-pair grammar: an utterance begins,
-goes on and ends as one of the domain's texts does, but need not be one of them. Whatever it misses in a model's speech it
-also misses in the teacher's: a rate means something next to the teacher's rate on the same texts.
+A small recogniser is only reliable where it knows what may be said. The grammar is a word-pair grammar: an utterance
+begins, goes on and ends as one of the domain's texts does, but need not be one of them. Whatever it misses in a
+model's speech it also misses in the teacher's: a rate means something next to the teacher's rate on the same texts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def to_pcm16(pcm: NDArray[np.floating]) -> bytes:
 
 
 def word_pair_arcs(texts: Iterable[Sequence[str]]) -> list[tuple[int, int, float, str] | tuple[int, int, float]]:
-    """The grammar as a finite automaton: arcs (from, to, probability, word) from state 0 to state 1, a state per last word.
+    """The grammar as an automaton: arcs (from, to, probability, word) from state 0 to 1, a state per word just said.
 
     The same grammar as JSGF rules, one per word, would be unfolded along every path.
     """

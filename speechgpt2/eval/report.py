@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
         name = models[0] if models else name
     return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 

@@ -1,8 +1,9 @@
 """Does the model's speech say what its text says? Two judges, each with the teacher voice on the same texts beside it.
 
-English is heard by pocketsphinx with a word-pair grammar of the skill's replies (`eval.recognise`). For Mandarin there is no
-recogniser at hand that is not the project's own, so the model transcribes speech by itself; that judge is circular (what it
-garbles it may understand) and is named so. It hears English too, which tells how far it can be trusted.
+English is heard by pocketsphinx with a word-pair grammar of the skill's replies (`eval.recognise`). For Mandarin there
+is no recogniser at hand that is not the project's own, so the model transcribes speech by itself; that judge is
+circular (what it garbles it may understand) and is named so. It hears English too, which tells how far it can be
+trusted.
 """
 
 from __future__ import annotations
@@ -13,28 +14,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from speechgpt2.data import dialogues, voices
 from speechgpt2.data.numbers import tokens
-from speechgpt2.eval.dialogue import Answer
+from speechgpt2.errors import UserError
+from speechgpt2.eval.answers import Answer
 from speechgpt2.eval.peers import Ours
 from speechgpt2.eval.recognise import Recogniser, errors
 from speechgpt2.eval.report import column
-from speechgpt2.types import Turn
+from speechgpt2.eval.testsets import say
 
 DOMAIN_DRAWS = 2000  # replies of a skill that its grammar knows, besides those that are judged
 
 Wave = NDArray[np.float32]
+Words = list[str]
 Voice = Callable[[Answer], Wave]
-Listener = Callable[[Answer, Wave], "list[str] | None"]
+Listener = Callable[[Answer, Wave], Words | None]  # None: cannot judge this text
+Done = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class SpeechRow:
-    """Speech against the model's own text: share of utterances heard exactly so, word accuracy (characters in Mandarin),
-    and how many of the answers are right *as heard*."""
+    """Speech against the model's own text, and how many of the answers are right *as heard*.
+
+    Words are characters in Mandarin; `accuracy` is 1 − errors per word.
+    """
 
     lang: str = column("language")
     judge: str = column("judge")
@@ -45,93 +50,84 @@ class SpeechRow:
     right: float = column("right as heard ↑", ".2f")
 
 
-def speech_rows(model: Any, answers: Sequence[Answer], done: Callable[[], Any] = lambda: None) -> list[SpeechRow]:
+def speech_rows(model: Any, answers: Iterable[Answer], done: Done = lambda: None) -> list[SpeechRow]:
     """Judge the spoken answers to spoken questions. `done` is called after each utterance."""
     spoken = [a for a in answers if a.mode == "s2s" and _sayable(a)]
+    english = [a for a in spoken if a.lang == "en"]
+    mandarin = [a for a in spoken if a.lang == "zh"]
     codec = Ours("codec", model.codec)
-    speakers: dict[str, Voice] = {
-        "the model": lambda a: a.pcm,
-        "teacher": teacher,
-        "teacher through the codec": lambda a: codec.copy(teacher(a)).pcm[codec.delay :],
-    }
-    english = [a for a in spoken if a.trial.exchange.lang == "en"]
-    rows = []
-    listener = sphinx(english) if english else None
-    for name, voice in speakers.items() if listener else ():
-        rows.append(_row("en", "pocketsphinx", name, _heard(english, voice, listener, done)))
-    for lang in ("zh", "en"):
-        mine = [a for a in spoken if a.trial.exchange.lang == lang]
-        for name in ("the model", "teacher") if mine else ():
-            heard = _heard(mine, speakers[name], lambda _, pcm, lang=lang: transcribed(model, pcm, lang), done)
-            rows.append(_row(lang, "the model itself (circular)", name, heard))
+    speakers: dict[str, Voice] = {"the model": lambda a: a.pcm, "teacher": teacher}
+    through: dict[str, Voice] = {"teacher through the codec": lambda a: codec.copy(teacher(a)).pcm}
+    rows = _rows("pocketsphinx", english, speakers | through, sphinx(english), done) if english else []
+    try:
+        for group in (mandarin, english):
+            rows += _rows("the model itself (circular)", group, speakers, _itself(model), done)
+    except UserError:  # a model that does not tell what it heard
+        pass
     return rows
 
 
 def teacher(answer: Answer) -> Wave:
-    """The voice that the model learned to speak with, on the same text."""
-    return voices.speak(answer.text, voices.ASSISTANT_VOICES[answer.trial.exchange.lang]).pcm
+    """The voice that the model learned to speak with, on the same text. Errors: ValueError for a text without sound."""
+    return say(answer.text, voices.ASSISTANT_VOICES[answer.lang]).pcm
 
 
 def sphinx(answers: Sequence[Answer]) -> Listener:
-    """pocketsphinx with one grammar per skill; hears None where its dictionary lacks a word of the text."""
+    """pocketsphinx with one grammar per skill of the English `answers`; None where its dictionary lacks a word."""
     recognisers: dict[str, Recogniser] = {}
-    for skill in dict.fromkeys(a.trial.exchange.skill for a in answers):
+    for skill in dict.fromkeys(a.skill for a in answers):
         rng = random.Random(f"domain/{skill}")
         domain = [tokens(dialogues.draw(rng, "en", skill).reply, "en") for _ in range(DOMAIN_DRAWS)]
-        judged = [tokens(a.text, "en") for a in answers if a.trial.exchange.skill == skill]
-        recognisers[skill] = Recogniser([*domain, *judged])
+        recognisers[skill] = Recogniser([*domain, *(tokens(a.text, "en") for a in answers if a.skill == skill)])
 
-    def listen(answer: Answer, pcm: Wave) -> list[str] | None:
-        recogniser = recognisers[answer.trial.exchange.skill]
+    def listen(answer: Answer, pcm: Wave) -> Words | None:
+        recogniser = recognisers[answer.skill]
         return recogniser.hear(pcm) if recogniser.knows(tokens(answer.text, "en")) else None
 
     return listen
 
 
-@torch.inference_mode()
-def transcribed(model: Any, pcm: Wave, lang: str) -> list[str]:
-    """What the model itself hears in `pcm [N]`: the transcript that precedes its answer."""
-    if not len(pcm):
-        return []
-    return tokens(model.chat([Turn.user(speech=pcm)], mode="s2t").transcript or "", lang)
+def _itself(model: Any) -> Listener:
+    return lambda answer, pcm: tokens(model.transcribe(pcm), answer.lang)
 
 
-def _heard(
-    answers: Iterable[Answer], voice: Voice, listen: Listener, done: Callable[[], Any]
-) -> list[tuple[Answer, list[str]]]:
-    result = []
-    for answer in answers:
-        pcm = voice(answer)
-        words = listen(answer, pcm) if len(pcm) else []
-        if words is not None:
-            result.append((answer, words))
-        done()
-    return result
+def _rows(
+    judge: str, answers: Sequence[Answer], speakers: dict[str, Voice], listen: Listener, done: Done
+) -> list[SpeechRow]:
+    """One row per speaker, over the texts that the judge can judge; silence is heard as no words."""
+    rows = []
+    for name, voice in speakers.items():
+        heard = []
+        for answer in answers:
+            pcm = voice(answer)
+            words = listen(answer, pcm) if len(pcm) else []
+            heard += [] if words is None else [(answer, words)]
+            done()
+        rows += [_row(judge, name, heard)] if heard else []
+    return rows
 
 
-def _row(lang: str, judge: str, voice: str, heard: Sequence[tuple[Answer, list[str]]]) -> SpeechRow:
-    wanted = [tokens(answer.text, lang) for answer, _ in heard]
-    wrong = sum(errors(text, words) for text, (_, words) in zip(wanted, heard, strict=True))
+def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, Words]]) -> SpeechRow:
+    lang = heard[0][0].lang
+    pairs = [(tokens(answer.text, lang), words) for answer, words in heard]
+    wrong, total = sum(errors(text, words) for text, words in pairs), sum(len(text) for text, _ in pairs)
     joint = "" if lang == "zh" else " "
-    right = [dialogues.right(answer.trial.exchange, joint.join(words)) for answer, words in heard]
     return SpeechRow(
         lang,
         judge,
         voice,
         n=len(heard),
-        exact=_mean([text == words for text, (_, words) in zip(wanted, heard, strict=True)]),
-        accuracy=1 - wrong / max(1, sum(map(len, wanted))) if heard else float("nan"),
-        right=_mean(right),
+        exact=float(np.mean([text == words for text, words in pairs])),
+        accuracy=1 - wrong / total,
+        right=float(np.mean([dialogues.right(a.trial.exchange, joint.join(words)) for a, words in heard])),
     )
-
-
-def _mean(flags: Sequence[bool]) -> float:
-    return float(np.mean(flags)) if flags else float("nan")
 
 
 def _sayable(answer: Answer) -> bool:
     """Whether the text has words, and the teacher voice makes a sound of them."""
     try:
-        return bool(tokens(answer.text, answer.trial.exchange.lang)) and bool(len(teacher(answer)))
-    except ValueError:
+        return bool(tokens(answer.text, answer.lang)) and bool(len(teacher(answer)))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         return False

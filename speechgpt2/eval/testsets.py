@@ -1,7 +1,7 @@
 """Speech that no model of the project was trained on, as clips for the judges.
 
-`synthetic` speaks on the fly with the held-out voices; `recorded` reads the held-out part of real recordings (the split is
-`data.recordings`'). Words and digits are joined to clips of some three seconds: STOI and PESQ judge phrases.
+`synthetic` speaks on the fly with the held-out voices; `recorded` reads the held-out part of real recordings (the
+split is `data.recordings`'). Words and digits are joined to clips of some three seconds: STOI and PESQ judge phrases.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speechgpt2.data import recordings, sentences, voices
+from speechgpt2.data.utterance import SynthesisUnavailable
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
@@ -32,14 +34,20 @@ class Clip:
     speaker: str
 
 
+def say(text: str, voice: voices.Voice) -> voices.Utterance:
+    """`voices.speak`. Errors: `UserError` where its engine is not installed, ValueError for a text without sound."""
+    try:
+        return voices.speak(text, voice)
+    except SynthesisUnavailable as error:
+        raise UserError(str(error)) from None
+
+
 def synthetic(lang: str, clips: int, seed: int = 0) -> list[Clip]:
     """`clips` random sentences in the held-out voices of "en" or "zh", each voice as often as the others."""
-    from speechgpt2.data import sentences, voices
-
     rng, result = random.Random(f"eval/{lang}/{seed}"), []
     for i in range(clips):
         voice = voices.HELD_OUT_VOICES[lang][i % len(voices.HELD_OUT_VOICES[lang])]
-        spoken = voices.speak(sentences.sentence(rng, lang), voice)
+        spoken = say(sentences.sentence(rng, lang), voice)
         result.append(Clip(_cut(spoken.pcm), spoken.text, lang, voice.speaker))
     return result
 
@@ -49,8 +57,6 @@ def recorded(folder: str | Path, clips: int, seed: int = 0) -> dict[str, list[Cl
 
     Errors: `UserError` if the folder holds none of them.
     """
-    from speechgpt2.data import recordings
-
     try:
         found = [r for r in recordings.find(Path(folder)) if r.split == "test" and r.source != "cmn-syllables"]
     except FileNotFoundError as error:
@@ -66,10 +72,8 @@ def recorded(folder: str | Path, clips: int, seed: int = 0) -> dict[str, list[Cl
     return result
 
 
-def _clip(recording: object) -> Clip | None:
-    from speechgpt2.data import recordings
-
-    item = recordings.load(recording)  # type: ignore[arg-type]
+def _clip(recording: recordings.Recording) -> Clip | None:
+    item = recordings.load(recording)
     if item is None or item.pcm is None:
         return None
     return Clip(_cut(item.pcm), item.record.text, item.record.lang, item.record.speaker)

@@ -76,14 +76,12 @@ class Prompt:
 
     def __init__(self, config: LMConfig, tokenizer: Tokenizer):
         self.config, self.words, self.tokenizer = config, config.prompt, tokenizer
-        tokenizer.encode_special_tokens = True  # a special token's name in someone's words is just text
         self.ids = self._special_ids()
-        self.silence = torch.tensor(
-            [config.prompt.silence], device="cpu"
-        )  # [1, K], also where a model is built without memory
+        self.silence = torch.tensor([config.prompt.silence], device="cpu")  # [1, K]; the model may be built on meta
 
     def encode(self, text: str) -> list[int]:
         """The tokens of one segment."""
+        self.tokenizer.encode_special_tokens = True  # a special token's name in someone's words is just text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     # segments
@@ -99,12 +97,10 @@ class Prompt:
         patch, t = self.config.patch_frames, codes.shape[0]
         if t % patch or (row is not None and len(row) != t // patch):
             raise ValueError(f"{t} frames must be whole patches of {patch}, with one token each")
-        ids = (
-            torch.full((1, t // patch), self.ids.filler)
-            if row is None
-            else torch.tensor([list(row)], dtype=torch.int64)
+        ids = [self.ids.filler] * (t // patch) if row is None else list(row)
+        return Patches(
+            torch.tensor([ids], dtype=torch.int64), codes.to("cpu", torch.int64).reshape(1, -1, patch, codes.shape[1])
         )
-        return Patches(ids, codes.to("cpu", torch.int64).reshape(1, -1, patch, codes.shape[1]))
 
     # turns
 
@@ -135,8 +131,7 @@ class Prompt:
     def speech_end(self, rest: Tensor) -> Patches:
         """The user has spoken: the frames `rest [T, K]` that filled no patch, silence, and on to the reply.
 
-        The released rule: some frames of silence, then silence to a whole patch, a whole one more where it is whole
-        already.
+        The released rule: some frames of silence, then silence to a whole patch, or a whole one where it is whole.
         """
         patch, frames = self.config.patch_frames, rest.shape[0] + self.words.silence_frames
         tail = self._fill(rest, (frames // patch + 1) * patch)
@@ -193,10 +188,8 @@ class Prompt:
         for exchange in exchanges:
             heard = isinstance(exchange.user, Tensor)
             spoken = exchange.spoken if mode[2] == "s" else None
-            parts += [
-                self._turn(exchange.user),
-                self.reply(exchange.reply, spoken, exchange.transcript if heard else None),
-            ]
+            transcript = exchange.transcript if heard else None
+            parts += [self._turn(exchange.user), self.reply(exchange.reply, spoken, transcript)]
             learnt += [False, True]
         patches = join(*parts)
         flags = [torch.full((1, part.text.shape[1]), flag) for part, flag in zip(parts, learnt, strict=True)]

@@ -1,13 +1,14 @@
 """Training of the language model: one loop over packed dialogues.
 
-Every step draws dialogues from a source, packs them into rows, and learns, at the masked positions only, the next text token and
-the next patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes of the model's own past
-speech are replaced by random ones on the input side, since generated speech will not be perfect either.
+Every step draws dialogues from a source, packs them into rows, and learns, at the masked positions only, the next
+text token and the next patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes
+of the model's own past speech are replaced by random ones on the input side, since generated speech will not be
+perfect either.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example
 from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
@@ -31,7 +32,7 @@ class ExampleSource(Protocol):
 
 
 class Batch(NamedTuple):
-    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1 is padding); masks of targets as in `Example`."""
+    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1: padding); masks as in `Example`."""
 
     patches: Patches
     segments: Tensor
@@ -43,9 +44,8 @@ class Batch(NamedTuple):
 class LMTrainConfig:
     """A run. A step sees `rows` × `row_patches` positions; `code_weights` are those of the codebooks."""
 
-    backbone: BackboneConfig
+    backbone: BackboneConfig  # `vocab` bounds the tokenizer that is trained on the corpus
     patch_decoder: PatchDecoderConfig
-    init: str | None = None  # a model folder to go on from
     steps: int = 4000
     rows: int = 2
     row_patches: int = 384
@@ -62,13 +62,17 @@ class LMTrainConfig:
     seed: int = 0
     report_every: int = 50
     save_every: int = 250
-    silence: tuple[int, ...] = field(default=(688, 131, 226))
 
 
 def train(
-    config: LMTrainConfig, model: SpeechLM, source: ExampleSource, folder: str, resume: bool = False, device: str = "cpu"
+    config: LMTrainConfig,
+    model: SpeechLM,
+    source: ExampleSource,
+    folder: str,
+    resume: bool = False,
+    device: str = "cpu",
 ) -> SpeechLM:
-    """Train `model` to `config.steps`, checkpointing in `folder`; the averaged weights are saved there as a model folder."""
+    """Train `model` to `config.steps`, checkpointing in `folder`, where the averaged weights are saved as a model."""
     run = Run(folder, config, resume)
     trainer = LMTrainer(config, model, source, torch.device(device))
     first = trainer.restore(run.load())
@@ -113,7 +117,7 @@ class LMTrainer:
         return {**terms, **values}
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropies of text and codes at the learnt positions, and how often the likeliest text token is right."""
+        """Cross-entropies at the learnt positions, and how often the likeliest text token is right."""
         patches, segments, learn_text, learn_codes = batch
         heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
         heard, patches = _to(heard, self.device), _to(patches, self.device)
@@ -129,7 +133,10 @@ class LMTrainer:
         codes = (each.mean(0) * torch.tensor(self.config.code_weights, device=self.device)).sum()
         words = self.token_weight[targets] == 1
         right = (logits.argmax(-1) == targets)[words].float().mean()
-        return {"text": text, "codes": codes}, {"words_right": right, **{f"code_{k}": m for k, m in enumerate(each.mean(0))}}
+        return {"text": text, "codes": codes}, {
+            "words_right": right,
+            **{f"code_{k}": m for k, m in enumerate(each.mean(0))},
+        }
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""
@@ -156,30 +163,25 @@ class LMTrainer:
         averaged.save_pretrained(run.folder)
 
 
-def new_model(config: LMTrainConfig, tokenizer: Any, prompt: Any) -> SpeechLM:
-    """A model with random weights, or `config.init` to go on from."""
-    if config.init is not None:
-        return SpeechLM.from_pretrained(config.init, dtype=torch.float32)
-    torch.manual_seed(config.seed)
-    return SpeechLM(LMConfig(config.backbone, config.patch_decoder, prompt), tokenizer)
-
-
 def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches: int, filler: int) -> Batch:
-    """Fill `rows` rows of `patches` positions with whole examples, one after the other; what is too long for a row is cut."""
+    """Fill `rows` rows of `patches` positions with whole examples; what is too long for a row is cut."""
     packed = [_row(source, random, patches) for _ in range(rows)]
     return Batch(
         Patches(
             torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed]),
             torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed]),
         ),
-        torch.stack([_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]),
+        torch.stack(
+            [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
+        ),
         torch.stack([_padded([_targets(e.learn_text) for e in row], patches, False) for row in packed]),
         torch.stack([_padded([_targets(e.learn_codes) for e in row], patches, False) for row in packed]),
     )
 
 
 def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[Example]:
-    row, filled = [], 0
+    row: list[Example] = []
+    filled = 0
     while True:
         example = source.example(random)
         length = example.patches.text.shape[1]

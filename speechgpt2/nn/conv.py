@@ -2,7 +2,7 @@
 
     plain      k = 4          . . . x x x x x     three zeros, or the last three inputs of the chunk before
                               └─────┘ → y0
-    strided    k = 4, s = 2   e e x x x x (x)     two edge values before, the last window completed at the end of a stream
+    strided    k = 4, s = 2   e e x x x x (x)     two edge values before, the last window completed at the end
     transposed k = 2s         e x x x x           one edge frame before; every input gives s outputs
 
 Where a convolution starts from its edge value instead of zeros, the state holds a flag per row: "nothing heard yet".
@@ -44,7 +44,7 @@ class CausalConv1d(nn.Conv1d):
     def init_state(self, batch: int) -> Tensor:
         return self.weight.new_zeros(batch, self.in_channels, self.past)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         state = self.init_state(x.shape[0]) if state is None else state
         if self.past:
             x = torch.cat([state.to(x.dtype), x], dim=-1)

@@ -39,7 +39,7 @@ class ConvNeXt(nn.Module):
         self.norm = nn.LayerNorm(config.dims[-1], eps=1e-6)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
-        blocks = [block for stage in self.stages for block in stage]  # type: ignore[union-attr]
+        blocks = [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
         return (self.stem.init_state(batch), *(block.init_state(batch) for block in blocks))
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -49,7 +49,7 @@ class ConvNeXt(nn.Module):
         for i, stage in enumerate(self.stages):
             if i:
                 x = self.transitions[i - 1](x)
-            for block in stage:  # type: ignore[union-attr]
+            for block in stage:  # type: ignore[attr-defined]
                 x, tail = block(x, next(before))
                 after.append(tail)
         return self.norm(x), tuple(after)

@@ -1,8 +1,9 @@
 """A causal transformer with a sliding window that streams. Layout `[B, T, D]`.
 
 A query at position p sees the keys at p − context < position ≤ p. The state carries each row's position and the last
-context − 1 keys and values (already rotated) of every layer; queries are taken in blocks, so a chunk may be longer than the window and
-memory stays linear in its length. Rotary angles (Su et al., 2021) are formed in float64: a stream may run for days.
+context − 1 keys and values (already rotated) of every layer; queries are taken in blocks, so a chunk may be longer
+than the window and memory stays linear in its length. Rotary angles (Su et al., 2021) are formed in float64: a stream
+may run for days.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class TransformerConfig:
 
 
 class KeyValueTail(NamedTuple):
-    """The newest keys and values of one layer, `[B, H, S, head_dim]` each; S is context − 1, or 0 before the first chunk."""
+    """The newest keys and values of one layer, `[B, H, S, head_dim]` each; S is context − 1, or 0 before the first
+    chunk.
+    """
 
     keys: Tensor
     values: Tensor
@@ -58,7 +61,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
     def init_state(self, batch: int) -> TransformerState:
-        weight, c = self.layers[0].attention.in_proj.weight, self.config  # type: ignore[union-attr]
+        weight, c = next(self.parameters()), self.config
         shape = (batch, c.heads, c.context - 1, c.width // c.heads)
         tails = tuple(KeyValueTail(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers)
         return TransformerState(torch.zeros(batch, dtype=torch.int64, device=weight.device), tails)
@@ -124,14 +127,18 @@ class WindowAttention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), self._tail(k, v)
 
     def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
-        missing = max(self.past - k.shape[2], 0)  # before a window is full; such cells lie before position 0 and never count
+        missing = max(
+            self.past - k.shape[2], 0
+        )  # before a window is full; such cells lie before position 0 and never count
         start = max(k.shape[2] - self.past, 0)
         pad = (0, 0, missing, 0)
         return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
 
 
 class Block(NamedTuple):
-    """Queries that attend together, the keys they can reach, and which of those each may see, `[B, 1, queries, keys]`."""
+    """Queries that attend together, the keys they can reach, and which of those each may see, `[B, 1, queries,
+    keys]`.
+    """
 
     queries: slice
     keys: slice

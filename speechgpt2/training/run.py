@@ -5,8 +5,8 @@
     RUN/events.*           TensorBoard scalars and audio, where tensorboard is installed
     RUN/log.jsonl          the same scalars, one line per report
 
-Every random choice of a step is drawn from a generator seeded by (seed, step), so a run that is killed and resumed takes the very
-steps it would have taken.
+Every random choice of a step is drawn from a generator seeded by (seed, step), so a run that is killed and resumed
+takes the very steps it would have taken.
 """
 
 from __future__ import annotations

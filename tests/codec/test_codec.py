@@ -98,7 +98,9 @@ def test_rows_that_start_at_different_times(released, golden):
     for tick in range(100):
         at = [tick - s for s in start]
         active = torch.tensor([0 <= a < len(p) // 960 for a, p in zip(at, pcm)])
-        chunk = torch.stack([p[a * 960 : a * 960 + 960] if on else torch.ones(960) for a, p, on in zip(at, pcm, active)])
+        chunk = torch.stack(
+            [p[a * 960 : a * 960 + 960] if on else torch.ones(960) for a, p, on in zip(at, pcm, active)]
+        )
         out, moved = released.encode(chunk, state)
         state = keep_idle(active, moved, state)
         for row in active.nonzero()[:, 0]:
@@ -127,13 +129,22 @@ def test_padded_batch_equals_rows_alone(released, golden):
 def test_decoder_contract(head, chunks):
     codec = small(head)
     codes = torch.randint(64, (2, 30, 3))
-    verify_contract(lambda x, s: codec.decoder(codec.quantizer.decode(x), s), codec.init_decoder_state, codes, 1, chunks, tolerance=2e-5)
+    verify_contract(
+        lambda x, s: codec.decoder(codec.quantizer.decode(x), s),
+        codec.init_decoder_state,
+        codes,
+        1,
+        chunks,
+        tolerance=2e-5,
+    )
 
 
 @pytest.mark.parametrize("chunks", [[1], [4, 1, 3]], ids=str)
 def test_encoder_contract(chunks):
     codec = small(HEADS[1])
-    verify_contract(codec.encoder, codec.init_encoder_state, torch.randn(2, 960 * 16) * 0.1, 1, chunks, grid=960, tolerance=2e-5)
+    verify_contract(
+        codec.encoder, codec.init_encoder_state, torch.randn(2, 960 * 16) * 0.1, 1, chunks, grid=960, tolerance=2e-5
+    )
 
 
 def test_long_recordings_are_cut_without_a_trace(released, monkeypatch):
@@ -171,7 +182,7 @@ def test_released_size():
     ],
 )
 def test_refuses(released, call):
-    with pytest.raises(ValueError, match="must|whole frames"):
+    with pytest.raises(ValueError, match=r"must|whole frames"):
         call(released)
 
 

@@ -1,0 +1,73 @@
+"""The benchmarks run on tiny models and report what can be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from speechgpt2.bench import codec as codec_bench
+from speechgpt2.bench import lm as lm_bench
+from speechgpt2.bench import machine
+from speechgpt2.codec.config import mini
+from speechgpt2.codec.model import Codec
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return machine.measure(torch.get_num_threads(), sizes=(64, 128), megabytes=8, tries=2)
+
+
+def test_measured_speeds_are_sane(measured):
+    assert 1e8 < measured.flops["float32"] < 1e15
+    assert 1e8 < measured.bandwidth < 1e13
+
+
+def test_floor_is_the_larger_of_arithmetic_and_memory():
+    known = machine.Machine({"float32": 100e9, "bfloat16": 10e9}, 10e9, 2)
+    assert known.floor(flops=200e9, size=1e9) == pytest.approx(2.0)
+    assert known.floor(flops=1e9, size=50e9) == pytest.approx(5.0)
+    assert known.floor(flops=200e9, size=0, dtype="bfloat16") == pytest.approx(20.0)
+    assert not known.has_bf16
+
+
+def test_flops_are_counted():
+    a = torch.ones(32, 64)
+    assert machine.count_flops(lambda: a @ a.T) == 2 * 32 * 64 * 32
+
+
+def test_codec(measured):
+    config = mini()
+    short = dataclasses.replace(
+        config,
+        encoder_transformer=dataclasses.replace(config.encoder_transformer, layers=1, context=24),
+        vq_transformer=dataclasses.replace(config.vq_transformer, layers=1, context=6),
+        decoder_transformer=dataclasses.replace(config.decoder_transformer, context=24),
+    )
+    encode, decode = codec_bench.bench(Codec(short).eval(), "tiny", "float32", measured, chunks=3)
+    assert (encode.part, decode.part) == ("encode", "decode")
+    for row in (encode, decode):
+        assert 0 < row.median_ms <= row.p95_ms and row.rtf == pytest.approx(row.median_ms / 120)
+        assert row.gflop > 0.001 and row.megabytes > 1
+        assert row.over_floor == pytest.approx(row.median_ms / row.floor_ms)
+
+
+def test_lm(measured):
+    backbone = BackboneConfig(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, tied_head=True)
+    config = LMConfig(backbone, PatchDecoderConfig(width=16, layers=1, heads=2, ffn=32))
+    written, spoken = lm_bench.bench_steps(lm_bench.with_random_weights(config), "tiny", measured, steps=3, history=5)
+    assert (written.step, spoken.step) == ("written", "spoken")
+    assert spoken.megabytes > written.megabytes > 0
+    assert math.isnan(written.rtf) and spoken.rtf == pytest.approx(spoken.median_ms / 120)
+    assert spoken.share == pytest.approx(spoken.gigabytes_per_second * 1e9 / measured.bandwidth)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(UserError, match="released"):
+        codec_bench.main("huge")
+    with pytest.raises(UserError, match="float32"):
+        lm_bench.main(dtypes=("int3",))

@@ -1,0 +1,106 @@
+"""The dialogue's judgement, on a model that knows every answer and on one that says nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from speechgpt2.data import dialogues
+from speechgpt2.data.utterance import SynthesisUnavailable
+from speechgpt2.data.voices import ASSISTANT_VOICES, speak
+from speechgpt2.eval import dialogue
+from speechgpt2.types import AudioDelta, Speech, TextDelta, Transcript, TurnDone
+
+TRIALS = 4
+
+
+class PlainCodec:
+    """Waveform in, waveform out, as "codes"."""
+
+    class config:
+        delay = 0
+
+    def encode(self, pcm):
+        return pcm[:, :, None]
+
+    def decode(self, codes):
+        return codes[:, :, 0]
+
+
+class Oracle:
+    """Knows the questions by their sound or wording, answers in the teacher's voice, one trial in Mandarin wrongly."""
+
+    codec = PlainCodec()
+
+    def __init__(self, trials):
+        self.by_question = {t.exchange.question: t.exchange for t in trials}
+        self.by_sound = {speak(t.exchange.question, t.voice).pcm.tobytes(): t.exchange for t in trials}
+        self.said = {}
+
+    def chat(self, turns, mode, stream):
+        assert stream
+        segment = turns[-1].segments[0]
+        spoken = isinstance(segment, Speech)
+        exchange = self.by_sound[segment.pcm.tobytes()] if spoken else self.by_question[segment.text]
+        reply = "我不知道。" if exchange is list(self.by_question.values())[1] else exchange.reply
+        if spoken:
+            yield Transcript(exchange.question)
+        yield TextDelta(reply[:3])
+        yield TextDelta(reply[3:])
+        if mode.endswith("s"):
+            pcm = speak(reply, ASSISTANT_VOICES[exchange.lang]).pcm
+            self.said[pcm.tobytes()] = reply
+            yield AudioDelta(pcm[:2880])
+            yield AudioDelta(pcm[2880:])
+        yield TurnDone("stop")
+
+    def transcribe(self, pcm):
+        return self.said[pcm.tobytes()]
+
+
+class Mute:
+    codec = PlainCodec()
+
+    def chat(self, turns, mode, stream):
+        yield TurnDone("length")
+
+
+@pytest.fixture(scope="module")
+def trials():
+    try:
+        found = dialogues.evaluation_set(TRIALS)
+        speak(found[0].exchange.question, found[0].voice), speak(found[1].exchange.question, found[1].voice)
+    except SynthesisUnavailable as reason:
+        pytest.skip(str(reason))
+    return found
+
+
+def test_an_oracle_is_right(trials, tmp_path):
+    pytest.importorskip("pocketsphinx")
+    tables = dialogue.main(Oracle(trials), n=TRIALS, out=tmp_path)
+    everything = {(row.mode, row.lang): row for row in tables["Answers"] if row.skill == "all"}
+    assert everything["spoken → spoken", "en"].right == 1
+    assert everything["spoken → spoken", "zh"].right == everything["typed → typed", "zh"].right == 0.5
+    assert everything["spoken → spoken", "zh"].transcript_accuracy == 1
+    assert np.isnan(everything["typed → spoken", "en"].transcript_accuracy)
+
+    speech = {(row.lang, row.judge.split()[0], row.voice): row for row in tables["Speech"]}
+    heard, taught = speech["en", "pocketsphinx", "the model"], speech["en", "pocketsphinx", "teacher"]
+    assert heard.exact == taught.exact == speech["en", "pocketsphinx", "teacher through the codec"].exact == 1
+    assert heard.right == 1 and heard.n == 2
+    circular = speech["zh", "the", "the model"]
+    assert circular.exact == 1 and circular.right == 0.5
+
+    spoken = tables["Time"][0]
+    assert spoken.n == TRIALS and 0 < spoken.first_audio <= spoken.first_audio_p95
+    content = json.loads((tmp_path / "dialogue.json").read_text())
+    assert len(content["answers"]) == 3 * TRIALS and content["tables"]["Speech"]
+    assert "| spoken → spoken | en | all | 2 | 1.00 | 1.000 |" in (tmp_path / "dialogue.md").read_text()
+
+
+def test_a_mute_model_is_wrong_and_not_an_error(trials):
+    tables = dialogue.main(Mute(), n=TRIALS, typed=False)
+    assert all(row.right == 0 and row.transcript_accuracy == 0 for row in tables["Answers"])
+    assert tables["Speech"] == tables["Time"] == []

@@ -1,0 +1,101 @@
+"""Drawing: reproducible per row, whatever its neighbours; filters hold; frequencies are those asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from speechgpt2.lm.sampling import Sampling, candidates, gumbel, sample, scramble
+
+PROBABILITIES = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.05])
+
+
+def frequencies(draws: int = 4000, **settings) -> torch.Tensor:
+    """One row per draw, all with one seed, each at its own position."""
+    sampling = Sampling.of(1, seed=7, **settings)
+    sampling = Sampling(*(leaf.expand(draws) for leaf in sampling))
+    logits = PROBABILITIES.log().expand(draws, 1, -1)
+    drawn = sample(logits, sampling, torch.arange(draws), 0)[:, 0]
+    return torch.bincount(drawn, minlength=5) / draws
+
+
+def test_frequencies_are_the_probabilities():
+    torch.testing.assert_close(frequencies(temperature=1.0, top_k=0, top_p=1.0), PROBABILITIES, atol=0.025, rtol=0)
+
+
+def test_temperature_sharpens():
+    wanted = (PROBABILITIES.log() / 0.5).softmax(0)
+    torch.testing.assert_close(frequencies(temperature=0.5, top_k=0, top_p=1.0), wanted, atol=0.025, rtol=0)
+
+
+def test_top_k_keeps_the_likeliest():
+    wanted = torch.tensor([0.4, 0, 0.3, 0.2, 0]) / 0.9
+    torch.testing.assert_close(frequencies(temperature=1.0, top_k=3, top_p=1.0), wanted, atol=0.025, rtol=0)
+
+
+def test_top_p_keeps_what_reaches_the_mass():
+    wanted = torch.tensor([0.4, 0, 0.3, 0, 0]) / 0.7
+    torch.testing.assert_close(frequencies(temperature=1.0, top_k=0, top_p=0.6), wanted, atol=0.025, rtol=0)
+    only = frequencies(draws=50, temperature=1.0, top_k=0, top_p=0.0)
+    assert only[0] == 1
+
+
+def test_top_p_counts_what_top_k_left():
+    """Of (.4, .3)/.7 the first alone is .571: below .6, so both stay; below .5 it is alone."""
+    assert frequencies(temperature=1.0, top_k=2, top_p=0.6)[2] > 0.3
+    assert frequencies(temperature=1.0, top_k=2, top_p=0.5)[0] == 1
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = torch.randn(6, 3, 50)
+    drawn = sample(logits, Sampling.greedy(6), torch.arange(6), 0)
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
+def test_impossible_tokens_are_never_drawn():
+    logits = torch.full((200, 1, 30), -torch.inf)
+    logits[..., [4, 9]] = 0.0
+    drawn = sample(logits, Sampling.of(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64), 0)
+    assert set(drawn.flatten().tolist()) == {4, 9}
+
+
+def test_a_row_draws_the_same_among_any_neighbours():
+    logits, position = torch.randn(5, 2, 300), torch.tensor([3, 900, 0, 17, 5])
+    sampling = Sampling(
+        torch.tensor([0.8, 1.0, 0.0, 1.3, 0.8]),
+        torch.tensor([50, 0, 1, 7, 50]),
+        torch.tensor([0.9, 1.0, 1.0, 0.8, 0.9]),
+        torch.tensor([1, 2, 3, 4, -5]),
+    )
+    together = sample(logits, sampling, position, 1)
+    assert torch.equal(together, sample(logits, sampling, position, 1))
+    for row in range(5):
+        alone = Sampling(*(leaf[row : row + 1] for leaf in sampling))
+        assert torch.equal(sample(logits[row : row + 1], alone, position[row : row + 1], 1), together[row : row + 1])
+
+
+def test_seed_position_and_number_all_count():
+    tokens, zero = torch.arange(64)[None, None], torch.zeros(1, dtype=torch.int64)
+    noises = [
+        gumbel(zero + seed, zero + position, number, tokens)
+        for seed in (0, 1, 2**40, -1)
+        for position in (0, 1)
+        for number in (0, 1)
+    ]
+    for i, a in enumerate(noises):
+        assert a.isfinite().all()
+        assert all(abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.5 for b in noises[:i])
+
+
+def test_no_more_candidates_than_needed_are_looked_at():
+    logits = torch.zeros(2, 1, 5000)
+    assert candidates(logits, Sampling.of(2, top_k=50)) == 50
+    assert candidates(logits, Sampling.greedy(2)) == 1
+    assert candidates(logits, Sampling.of(2, top_k=0)) == 1024
+    assert candidates(logits[..., :20], Sampling.of(2, top_k=50)) == 20
+
+
+def test_scramble_is_a_bijection_without_order():
+    x = torch.arange(1 << 16)
+    y = scramble(x)
+    assert len(y.unique()) == len(x) and int(y.max()) < 1 << 32
+    assert abs(torch.corrcoef(torch.stack([x.double(), y.double()]))[0, 1]) < 0.02

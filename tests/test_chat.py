@@ -1,0 +1,273 @@
+"""Codec and language model together, on a codec that only counts and a language model that follows a script."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.chat import Conversation, SpeechGPT
+from speechgpt2.errors import UserError
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import join
+from speechgpt2.lm.sampling import Sampling
+from speechgpt2.types import AudioDelta, Patches, Speech, Text, TextDelta, Transcript, Turn, TurnDone
+from tests.lm.tiny import tiny_lm
+
+FRAME = 960
+
+
+class CountingCodec:
+    """A frame's code is how loud it is; a decoded frame holds its running number, so that lost state would be heard."""
+
+    config = SimpleNamespace(quantizer=SimpleNamespace(codebooks=3, size=1024))
+
+    def encode(self, pcm):
+        loud = pcm.view(1, -1, FRAME).abs().amax(-1)
+        return (loud * 1000).long()[..., None].expand(-1, -1, 3)
+
+    def init_decoder_state(self, batch):
+        return torch.zeros(batch)
+
+    def decode(self, codes, state):
+        frames = state[:, None] + torch.arange(codes.shape[1])
+        return frames.repeat_interleave(FRAME, 1), state + codes.shape[1]
+
+
+class ScriptedLM:
+    """A language model that says what it is told; all else, its state above all, is the real one's.
+
+    What it was shown is in `seen`, in order.
+    """
+
+    def __init__(self, lm: SpeechLM, *replies: Patches):
+        self.lm, self.replies, self.seen = lm, list(replies), []
+        self.prompt, self.config, self.device, self.init_state = lm.prompt, lm.config, lm.device, lm.init_state
+
+    def prefill(self, patches, state, lengths=None):
+        self.seen.append(patches)
+        return self.lm.prefill(patches, state, lengths)
+
+    def generate(self, hidden, state, sampling, max_patches):
+        reply = iter(zip(*(leaf.split(1, dim=1) for leaf in self.replies.pop(0)), strict=True))
+        self.draw = lambda *_: Patches(*next(reply))
+        return SpeechLM.generate(self, hidden, state, sampling, max_patches)
+
+    @property
+    def heard(self) -> Patches:
+        return join(*self.seen)
+
+
+@pytest.fixture(scope="module")
+def released():
+    return tiny_lm()
+
+
+@pytest.fixture(scope="module")
+def drafting():
+    return tiny_lm(draft=True)
+
+
+def speech(frames: int) -> np.ndarray:
+    return np.full(frames * FRAME, 0.25, np.float32)
+
+
+def spoken(prompt, text: str, frames: int = 4):
+    return prompt.spoken(torch.arange(frames * 3).view(frames, 3), text=text)
+
+
+def same(a: Patches, b: Patches) -> bool:
+    return torch.equal(a.text, b.text) and torch.equal(a.codes, b.codes)
+
+
+def test_a_spoken_answer_with_a_draft(drafting):
+    prompt = drafting.prompt
+    said = spoken(prompt, "Hello there")
+    reply = prompt.reply("Hello there", said, transcript="what is it")
+    lm = ScriptedLM(drafting, reply)
+    answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(5))])
+    assert (answer.text, answer.transcript, answer.reason) == ("Hello there", "what is it", "stop")
+    assert answer.codes.tolist() == said.codes.tolist()
+    frames = len(said.codes)
+    np.testing.assert_array_equal(answer.pcm, np.repeat(np.arange(frames, dtype=np.float32), FRAME))
+    user = prompt.user_speech(torch.full((5, 3), 250))
+    assert same(lm.heard, join(prompt.opening("s2s"), user, reply))
+
+
+def test_events_come_in_order_and_as_they_happen(drafting):
+    prompt = drafting.prompt
+    lm = ScriptedLM(drafting, prompt.reply("Hello", spoken(prompt, "Hello"), transcript="what"))
+    events = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(5))], stream=True)
+    assert next(events) == Transcript("what")
+    shown = len(lm.seen)
+    assert isinstance(next(events), TextDelta) and len(lm.seen) <= shown + 2
+    kinds = [type(event) for event in events]
+    assert kinds == [*[TextDelta] * kinds.count(TextDelta), *[AudioDelta] * 3, TurnDone]
+
+
+def test_a_written_answer_of_the_released_kind(released):
+    prompt = released.prompt
+    lm = ScriptedLM(released, prompt.reply("Hello there"))
+    answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user("Hello")])
+    assert (answer.text, answer.transcript) == ("Hello there", None)
+    assert answer.pcm.shape == (0,) and answer.pcm.dtype == np.float32 and answer.codes.shape == (0, 3)
+    assert same(lm.seen[0], join(prompt.opening("t2t"), prompt.user_text("Hello")))
+
+
+def test_words_of_released_speech_are_its_text(released):
+    lm = ScriptedLM(released, released.prompt.reply("", spoken(released.prompt, "你好，hello")))
+    answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(1))])
+    assert answer.text == "你好，hello" and len(answer.pcm) == len(answer.codes) * FRAME > 0
+
+
+def test_history_and_greeting_and_system_are_told(released):
+    prompt = released.prompt
+    lm = ScriptedLM(released, prompt.reply("Hello"))
+    greeting = Speech(codes=np.ones((4, 3), np.int64), text="你好")
+    turns = [
+        Turn("system", (Text("Be brief."),)),
+        Turn.user("what"),
+        Turn.assistant("Hello there"),
+        Turn.user("is"),
+        Turn("assistant", (Speech(codes=np.zeros((3, 3), np.int64), text="it"),)),
+        Turn.user(speech=speech(2)),
+    ]
+    SpeechGPT(CountingCodec(), lm).chat(turns, mode="s2t", greeting=greeting)
+    wanted = join(
+        prompt.opening("s2t", prompt.spoken(torch.ones(4, 3, dtype=torch.int64), text="你好"), "Be brief."),
+        prompt.user_text("what"),
+        prompt.reply("Hello there"),
+        prompt.user_text("is"),
+        prompt.reply("it", prompt.spoken(torch.zeros(3, 3, dtype=torch.int64), text="it")),
+        prompt.user_speech(torch.full((2, 3), 250)),
+    )
+    assert same(lm.seen[0], wanted)
+
+
+def test_a_draft_s_history_keeps_what_the_user_said(drafting):
+    prompt = drafting.prompt
+    lm = ScriptedLM(drafting, prompt.reply("Hello"))
+    said = Turn("user", (Speech(pcm=speech(2), text="what is it"),))
+    SpeechGPT(CountingCodec(), lm).chat([said, Turn.assistant("Hello"), Turn.user("is")])
+    user = prompt.user_speech(torch.full((2, 3), 250))
+    wanted = join(prompt.opening("t2t"), user, prompt.reply("Hello", transcript="what is it"), prompt.user_text("is"))
+    assert same(lm.seen[0], wanted)
+
+
+def test_a_conversation_takes_in_only_what_is_new(released):
+    prompt = released.prompt
+    replies = [prompt.reply("Hello"), prompt.reply("there")]
+    lm = ScriptedLM(released, *replies)
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
+    assert [talk.ask(Turn.user(text)).text for text in ("what", "is")] == ["Hello", "there"]
+    turns = [prompt.user_text("what"), replies[0], prompt.user_text("is"), replies[1]]
+    assert same(lm.heard, join(prompt.opening("t2t"), *turns))
+    assert talk.state.position.item() == lm.heard.text.shape[1]
+
+
+@pytest.mark.parametrize("stop_at", [TextDelta, AudioDelta])
+def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
+    prompt = drafting.prompt
+    reply = prompt.reply("Hello there", spoken(prompt, "Hello there"))
+    lm = ScriptedLM(drafting, reply, prompt.reply("it"))
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2s")
+    events = talk.ask(Turn.user("what"), stream=True)
+    while not isinstance(next(events), stop_at):
+        pass
+    events.close()
+    said = lm.heard.text.shape[1]
+    assert talk.ask(Turn.user("is")).text == "it"
+    speaking = stop_at is AudioDelta
+    rest = join(prompt.closing(speaking), prompt.user_text("is"), prompt.reply("it"))
+    heard = lm.heard
+    assert same(Patches(heard.text[:, said:], heard.codes[:, said:]), rest)
+    assert talk.state.balance.item() == 0
+
+
+def test_a_turn_that_runs_out_of_patches_is_closed(released):
+    prompt = released.prompt
+    lm = ScriptedLM(released, prompt.text([50] * 20), prompt.reply("it"))
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=6)
+    assert talk.ask(Turn.user("what")).reason == "length"
+    assert talk.ask(Turn.user("is")).reason == "stop"
+    assert same(lm.seen[7], join(prompt.closing(speaking=False), prompt.user_text("is")))
+
+
+def test_a_question_that_was_never_answered_is_closed(released):
+    prompt = released.prompt
+    lm = ScriptedLM(released, prompt.reply("it"))
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
+    talk.ask(Turn.user("what"), stream=True)  # nobody ever looks
+    talk.ask(Turn.user("is"))
+    turns = [prompt.user_text("what"), prompt.closing(speaking=False), prompt.user_text("is")]
+    assert same(lm.seen[0], join(prompt.opening("t2t"), *turns))
+
+
+def test_reading_aloud(drafting):
+    prompt = drafting.prompt
+    said = spoken(prompt, "Hello there")
+    speech_only = join(prompt.speech(*said), prompt.closing(speaking=True))
+    lm = ScriptedLM(drafting, speech_only)
+    reply = SpeechGPT(CountingCodec(), lm).say("Hello there")
+    assert reply.text == "Hello there" and reply.codes.tolist() == said.codes.tolist()
+    assert same(lm.seen[0], prompt.recital("Hello there"))
+
+
+def test_transcribing_stops_when_all_is_heard(drafting):
+    prompt = drafting.prompt
+    lm = ScriptedLM(drafting, prompt.reply("never read", transcript="what is it"))
+    assert SpeechGPT(CountingCodec(), lm).transcribe(speech(3)) == "what is it"
+    assert len(lm.seen) == 1 + len(prompt.encode("what is it")) + 1
+    assert same(lm.seen[0], join(prompt.opening("s2t"), prompt.user_speech(torch.full((3, 3), 250))))
+
+
+def test_released_models_neither_read_aloud_nor_transcribe(released):
+    model = SpeechGPT(CountingCodec(), ScriptedLM(released))
+    with pytest.raises(UserError, match="cannot read a given text aloud"):
+        model.say("Hello")
+    with pytest.raises(UserError, match="cannot tell what it heard"):
+        model.transcribe(speech(1))
+
+
+def test_a_real_model_answers_reproducibly(drafting):
+    model = SpeechGPT(CountingCodec(), drafting)
+    turns = [Turn.user(speech=speech(4))]
+    runs = [model.chat(turns, sampling=Sampling.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
+    assert runs[0].text == runs[1].text and np.array_equal(runs[0].codes, runs[1].codes)
+    assert runs[0].text != runs[2].text
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "nothing to answer"),
+        ([Turn.user("a"), Turn.assistant("b")], "the last turn must be the user's"),
+        ([Turn.user("a"), Turn("system", (Text("b"),)), Turn.user("c")], "can only be the first"),
+        ([Turn("user", (Text("a"), Text("b")))], "one segment"),
+        ([Turn.user(speech=np.zeros((2, 960), np.float32))], "a row of samples"),
+        ([Turn.user(speech=np.zeros(0, np.float32))], "a row of samples"),
+        ([Turn("user", (Speech(codes=np.full((3, 3), 1024)),))], "codes must lie in 0…1023"),
+        ([Turn("user", (Speech(codes=np.zeros((3, 2))),))], "must have 3 codebooks"),
+    ],
+)
+def test_what_cannot_be_answered(released, turns, message):
+    with pytest.raises(UserError, match=message):
+        SpeechGPT(CountingCodec(), ScriptedLM(released)).chat(turns)
+
+
+def test_codec_and_language_model_must_speak_the_same_codes(released):
+    codec = CountingCodec()
+    codec.config = SimpleNamespace(quantizer=SimpleNamespace(codebooks=8, size=2048))
+    with pytest.raises(UserError, match="8 codebooks of 2048 codes"):
+        SpeechGPT(codec, released)
+
+
+def test_a_conversation_outgrows_its_first_room(released, monkeypatch):
+    monkeypatch.setattr("speechgpt2.chat.ROOM", 16)
+    lm = ScriptedLM(released, *[released.prompt.reply("Hello there") for _ in range(3)])
+    talk: Conversation = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=20)
+    for _ in range(3):
+        assert talk.ask(Turn.user("what is the weather like")).text == "Hello there"
+    assert talk.state.stack.capacity > 60
