@@ -1,10 +1,10 @@
 """The command line on a tiny random model: what it writes, and what becomes of everything that can go wrong."""
 
-import io
-import json
+import shutil
+import struct
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +35,14 @@ def tiny(tmp_path_factory):
     transformer = TransformerConfig(16, 2, 1, 32, context=9)
     convnext = ConvNeXtConfig((1,), (16,))
     config = CodecConfig(
-        MelConfig(20), convnext, transformer, presets.QuantizerConfig(), transformer, transformer, convnext, HarmonicConfig()
+        MelConfig(20),
+        convnext,
+        transformer,
+        presets.QuantizerConfig(),
+        transformer,
+        transformer,
+        convnext,
+        HarmonicConfig(),
     )
     Codec(config).save_pretrained(folder)
     tiny_lm(draft=True).save_pretrained(folder)
@@ -58,11 +65,276 @@ def sg2(*arguments, code=0):
     return result
 
 
-def fails(*arguments, leaves=()):
-    """Run a command that must fail as a person's mistake; returns its one line."""
-    before = {path.name for path in AT.iterdir()} if (AT := __import__("pathlib").Path()) else set()
+def fails(*arguments):
+    """Run a command that must fail as a person's mistake, and leave nothing behind; returns its one line."""
+    before = set(Path().rglob("*"))
     result = sg2(*arguments, code=2)
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    assert {path.name for path in AT.iterdir()} == before | set(leaves)
+    assert set(Path().rglob("*")) == before
     return lines[0]
+
+
+# what works
+
+
+def test_encode_and_decode():
+    assert "25 frames of 3 codes" in sg2("encode", "in.wav", "-o", "codes.npy", *CODEC).stdout
+    codes = np.load("codes.npy")
+    assert codes.dtype == np.int16 and codes.shape == (25, 3)
+    codec = Codec.from_pretrained("tiny")
+    pcm = torch.from_numpy(audio.load("in.wav"))[None]
+    assert np.array_equal(codes, codec.encode(pcm)[0].numpy())
+
+    sg2("decode", "codes.npy", "-o", "out.flac", *CODEC)
+    decoded = codec.decode(codec.encode(pcm))[0].numpy()
+    assert np.abs(audio.load("out.flac") - decoded.clip(-1, 1)).max() < 1e-4
+
+
+def test_a_long_recording_is_encoded_as_a_whole():
+    """Longer than the pieces it is cut into, and not whole frames."""
+    noise = np.random.default_rng(0).normal(size=21 * SAMPLE_RATE + 700).astype(np.float32) * 0.1
+    audio.save("long.wav", noise)
+    sg2("encode", "long.wav", "-o", "codes.npy", *CODEC)
+    whole = Codec.from_pretrained("tiny").encode(torch.from_numpy(audio.load("long.wav"))[None])[0]
+    assert np.array_equal(np.load("codes.npy"), whole.numpy())
+
+
+def test_chat_prints_and_saves():
+    result = sg2("chat", "in.wav", "--text", "Hello", "--mode", "s2s", "-o", "answer.wav", *MODEL, "--seed", "1")
+    assert "you: Hello" in result.stdout
+    assert soundfile.info("answer.wav").samplerate == SAMPLE_RATE
+
+
+def test_chat_repeats_itself_for_the_same_seed():
+    first, again, other = (sg2("chat", "--text", "Hello", *MODEL, "--seed", seed).stdout for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_info():
+    output = sg2("info", "tiny").stdout
+    assert "licence: not stated" in output and "codec" in output and "lm" in output
+    assert "in_proj" not in output
+    assert "attention.in_proj.weight" in sg2("info", "tiny", "--tensors").stdout
+
+
+def test_info_reads_the_licence_from_the_model_card(tiny):
+    copy("tiny", "card")
+    Path("card/README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, zh]\n---\n# A model\n")
+    assert "licence: apache-2.0" in sg2("info", "card").stdout
+
+
+def test_convert_stores_another_precision():
+    sg2("convert", "tiny", "half", "--dtype", "bfloat16")
+    assert {t.dtype for t in load_file("half/codec.safetensors").values() if t.is_floating_point()} == {torch.bfloat16}
+
+
+# what does not
+
+
+def header(rate: int, samples: int) -> bytes:
+    """A 16-bit mono WAV file of silence that claims to be at `rate` Hz."""
+    fields = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+    data = struct.pack("<I", 2 * samples) + bytes(2 * samples)
+    return b"RIFF" + struct.pack("<I", 32 + len(data)) + b"WAVEfmt " + fields + b"data" + data
+
+
+def bad_sounds():
+    Path("text.wav").write_text("this is no sound\n" * 100)
+    Path("nothing.wav").write_bytes(b"")
+    Path("empty.wav").write_bytes(header(SAMPLE_RATE, 0))
+    Path("zero.wav").write_bytes(header(0, 100))
+    Path("folder.wav").mkdir()
+    soundfile.write("nan.wav", np.full(1000, np.nan, np.float32), SAMPLE_RATE, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("name", ["absent", "text", "nothing", "empty", "zero", "folder", "nan"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["encode", "-o", "codes.npy", *CODEC],
+        ["chat", "-o", "answer.wav", *MODEL],
+        ["transcribe", *MODEL],
+        ["chat", "in.wav", "-o", "answer.wav", "--greeting"],
+    ],
+    ids=["encode", "chat", "transcribe", "greeting"],
+)
+def test_sounds_that_cannot_be_used(command, name):
+    bad_sounds()
+    assert f"{name}.wav: " in fails(*command, f"{name}.wav")
+
+
+def test_a_sound_too_short_to_encode():
+    audio.save("short.wav", np.zeros(100, np.float32))
+    assert "too short" in fails("encode", "short.wav", "-o", "codes.npy", *CODEC)
+
+
+@pytest.mark.parametrize(
+    "make",
+    {
+        "absent": lambda path: None,
+        "folder": lambda path: path.mkdir(),
+        "noise": lambda path: path.write_bytes(bytes(range(256))),
+        "empty": lambda path: path.write_bytes(b""),
+        "objects": lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
+        "floats": lambda path: np.save(path, np.zeros((5, 3))),
+        "flat": lambda path: np.save(path, np.zeros(15, np.int16)),
+        "nothing": lambda path: np.save(path, np.zeros((0, 3), np.int16)),
+        "too many codebooks": lambda path: np.save(path, np.zeros((5, 4), np.int16)),
+        "too large": lambda path: np.save(path, np.full((5, 3), 1024, np.int16)),
+        "negative": lambda path: np.save(path, np.full((5, 3), -1, np.int16)),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_codes_that_cannot_be_decoded(make):
+    make[1](Path("codes.npy"))
+    fails("decode", "codes.npy", "-o", "out.wav", *CODEC)
+
+
+def copy(source, target):
+    shutil.copytree(source, target)
+    return Path(target)
+
+
+def damage_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def damaged(kind):
+    """A copy of the tiny model with one thing wrong."""
+    folder = copy("tiny", "damaged")
+    weights, config = folder / "codec.safetensors", folder / "codec.json"
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    elif kind == "missing weights":
+        weights.unlink()
+    elif kind == "missing tensor":
+        damage_tensors(weights, lambda tensors: tensors.pop("decoder.widen.weight"))
+    elif kind == "extra tensor":
+        damage_tensors(weights, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    elif kind == "other shape":
+        damage_tensors(weights, lambda tensors: tensors.update({"decoder.widen.weight": torch.zeros(2, 2)}))
+    elif kind == "unknown key":
+        config.write_text(config.read_text().replace('"quantizer"', '"quantiser"'))
+    elif kind == "no JSON":
+        config.write_text("{")
+    elif kind == "impossible size":
+        config.write_text(config.read_text().replace('"heads": 2', '"heads": 3'))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cut",
+        "missing weights",
+        "missing tensor",
+        "extra tensor",
+        "other shape",
+        "unknown key",
+        "no JSON",
+        "impossible size",
+    ],
+)
+def test_checkpoints_that_do_not_fit(kind):
+    folder = damaged(kind)
+    line = fails("encode", "in.wav", "-o", "codes.npy", "--codec", folder, "--device", "cpu")
+    assert "damaged" in line or "codec.json" in line
+    if kind == "unknown key":
+        assert "'quantiser'; did you mean 'quantizer'" in line
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "in.wav", "/absent/absent"])
+def test_what_is_no_checkpoint(name):
+    Path("empty").mkdir()
+    for command in (
+        ["chat", "in.wav", "-o", "answer.wav", "--model"],
+        ["say", "Hello", "-o", "answer.wav", "--model"],
+        ["transcribe", "in.wav", "--model"],
+        ["encode", "in.wav", "-o", "codes.npy", "--codec"],
+        ["info"],
+    ):
+        assert name in fails(*command, name)
+
+
+def test_a_codec_that_does_not_fit_the_language_model():
+    folder = copy("tiny", "other")
+    config = folder / "lm.json"
+    config.write_text(config.read_text().replace('"codebook_size": 1024', '"codebook_size": 512'))
+    fails("chat", "in.wav", "-o", "answer.wav", "--model", "other", "--device", "cpu")
+
+
+@pytest.mark.parametrize("out", ["absent/out", ".", "out.txt", "folder"])
+def test_where_nothing_can_be_written(out):
+    Path("folder.wav").mkdir()
+    Path("folder.npy").mkdir()
+    np.save("codes.npy", np.zeros((5, 3), np.int16))
+    sound, codes = (out, out) if out in (".", "out.txt") else (f"{out}.wav", f"{out}.npy")
+    assert "cannot write" in fails("encode", "in.wav", "-o", codes, *CODEC)
+    assert "cannot write" in fails("decode", "codes.npy", "-o", sound, *CODEC)
+    assert "cannot write" in fails("chat", "in.wav", "-o", sound, *MODEL)
+    assert "cannot write" in fails("say", "Hello", "-o", sound, *MODEL)
+
+
+def test_an_output_that_fills_the_disk():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    Path("out.npy").symlink_to("/dev/full")
+    assert "cannot write" in fails("encode", "in.wav", "-o", "out.npy", *CODEC)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chat"], "nothing to answer"),
+        (["chat", "--text", " "], "--text is empty"),
+        (["say", " ", "-o", "out.wav"], "nothing to say"),
+        (["chat", "in.wav", "--mode", "s2t", "-o", "out.wav"], "in mode s2t the model writes"),
+        (["chat", "in.wav", "--greeting-text", "Hello"], "needs --greeting"),
+        (["chat", "in.wav", "--model", "tiny", "--device", "cuda:99"], "device cuda:99 cannot be used"),
+        (["chat", "in.wav", "--model", "tiny", "--device", "abacus"], "device abacus cannot be used"),
+        (["convert", "absent", "new"], "no such file or folder"),
+        (["convert", "tiny", "tiny"], "exists already"),
+        (["convert", "in.wav", "new"], "in.wav"),
+    ],
+)
+def test_what_makes_no_sense(arguments, message):
+    assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["codec", "lm"])
+def test_configurations_of_a_run(kind):
+    Path("run.yaml").write_text("stepss: 3\n")
+    more = ["--codec", "tiny"] if kind == "lm" else []
+    line = fails("train", kind, "run.yaml", "--corpus", "absent", "--out", "run", *more)
+    assert "run.yaml: unknown key 'stepss'; did you mean 'steps'" in line
+    assert "no such file" in fails("train", kind, "absent.yaml", "--corpus", "absent", "--out", "run", *more)
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["chat", "--mode", "x2y"], ["encode", "in.wav"], ["nonsense"]])
+def test_what_typer_refuses(arguments):
+    assert "Traceback" not in sg2(*arguments, code=2).output
+
+
+def test_ctrl_c_is_one_line(monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audio, "load", interrupt)
+    assert sg2("encode", "in.wav", "-o", "codes.npy", *CODEC, code=130).stderr == "error: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(audio, "load", lambda path: 1 / 0)
+    result = CliRunner().invoke(app, ["encode", "in.wav", "-o", "codes.npy", *CODEC])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_help_comes_before_the_models():
+    """What takes long to import must not be imported to show the help."""
+    program = "import sys; from speechgpt2.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "speechgpt2.cli.speech" in modules
+    assert not {"torch", "numpy", "soundfile", "tokenizers", "huggingface_hub"} & set(modules)

@@ -45,9 +45,7 @@ class Machine:
 
 
 def warn_if_busy(console: Console) -> None:
-    """Say so where other programs run: OpenMP's threads wait for each other, so a shared core costs many times its
-    share.
-    """
+    """Say so where other programs run: OpenMP's threads wait for each other, which makes a shared core costly."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
         console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")

@@ -123,8 +123,8 @@ def _liftered(cepstrum: Tensor) -> Tensor:
 def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Tensor, Tensor]:
     """Band-limited pulses of unit power. `f0 [B, T]` Hz, `before [B]` the step before, `phase [B]` cycles (float64).
 
-    Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step; where a voiced stretch begins, it
-    starts at its own pitch. The sum of all harmonics below half the rate has a closed form (Dirichlet's kernel), so
+    Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step. A voiced stretch begins at its own
+    pitch and with a pulse, so that rounding does not add up over a stream. The sum of all harmonics below half the rate has a closed form (Dirichlet's kernel), so
     no harmonic is summed.
     """
     f0, before = f0.double(), before.double()
@@ -132,18 +132,26 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     start = torch.where(previous > 0, previous, f0)
     gain = (f0 - start) / hop  # Hz per sample
     total = (start * hop + gain * hop * hop / 2) / SAMPLE_RATE  # cycles in each step
-    offset = phase[:, None] + total.cumsum(1) - total
+    since = phase[:, None] + total.cumsum(1) - total
+    onset = (f0 > 0) & (previous <= 0)
+    offset = since - _latest(since, onset)
     n = torch.arange(1, hop + 1, device=f0.device, dtype=torch.float64)
     cycles = offset[..., None] + (start[..., None] * n + gain[..., None] * n * n / 2) / SAMPLE_RATE
     harmonics = torch.floor(SAMPLE_RATE / 2 / torch.maximum(start, f0).clamp(min=1.0))[..., None]
-    half = torch.remainder(cycles, 1.0).float() * torch.pi
-    sine = half.sin()
-    near = sine.abs() < 1e-4
-    odd = (2 * harmonics + 1).float()
-    kernel = torch.where(near, odd, (odd * half).sin() / torch.where(near, 1.0, sine))
-    pulses = (kernel - 1) / 2 * (2 / harmonics.float()).sqrt()
+    half = (torch.remainder(cycles + 0.5, 1.0) - 0.5) * torch.pi  # around 0 at a pulse, where precision counts
+    near = half.abs() < 1e-9
+    odd = 2 * harmonics + 1
+    kernel = torch.where(near, odd, (odd * half).sin() / torch.where(near, 1.0, half.sin()))
+    pulses = (kernel - 1) / 2 * (2 / harmonics).sqrt()
     pulses = torch.where((f0 > 0)[..., None], pulses, 0.0)
-    return pulses, torch.remainder(phase + total.sum(1), 1.0)
+    return pulses.float(), torch.remainder(offset[:, -1] + total[:, -1], 1.0)
+
+
+def _latest(values: Tensor, marks: Tensor) -> Tensor:
+    """For every step of `values [B, T]` the value at the last step up to it that is marked, 0 before the first."""
+    steps = torch.arange(1, values.shape[1] + 1, device=values.device)
+    last = torch.where(marks, steps, 0).cummax(dim=1).values
+    return F.pad(values, (1, 0)).gather(1, last)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:

@@ -158,8 +158,10 @@ class CodecTrainer:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with self.autocast, torch.set_grad_enabled(not frozen):
             latent = self.codec.encoder(self._disturb(crops.pcm, generator))[0].float()
+        terms: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         if frozen:
-            quantized, terms, values = self.codec.quantizer.decode(self.codec.quantizer.encode(latent)), {}, {}
+            quantized = self.codec.quantizer.decode(self.codec.quantizer.encode(latent))
         else:
             quantized, terms, values = self._quantize(latent, crops, step, generator)
         with self.autocast:

@@ -18,10 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from speechgpt2.errors import UserError
 from speechgpt2.eval import metrics, report
 from speechgpt2.eval.peers import CODEC2_MODES, Codec2, Ours, Peer, has_codec2
 from speechgpt2.eval.pitch import track
 from speechgpt2.eval.report import column
+from speechgpt2.eval.spectrogram import save_spectrograms
 from speechgpt2.eval.testsets import Clip, recorded, synthetic
 from speechgpt2.types import SAMPLE_RATE
 
@@ -139,10 +141,11 @@ def main(
     if target is not None:
         report.save_json(target / "codec.json", rows=rows)
         (target / "codec.md").write_text(report.markdown(rows), encoding="utf-8")
-        from speechgpt2.eval.spectrogram import save_spectrograms
-
-        for name, content in sets.items():
-            save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, judged)
+        try:
+            for name, content in sets.items():
+                save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, judged)
+        except UserError as error:  # the numbers are worth having without the pictures
+            console.print(f"no spectrograms: {error}")
     return rows
 
 

@@ -45,7 +45,7 @@ class ReplyReader:
             self.ended = True
             return self.finish()
         if token == self.prompt.ids.heard and self.transcribing:
-            return self._heard()
+            return self._heard(self._rest())
         words_are_known = speaking and self.prompt.words.draft  # the draft held them
         if token in self.silent or words_are_known:
             return []
@@ -53,14 +53,17 @@ class ReplyReader:
         return self._show(self._characters())
 
     def finish(self) -> list[Transcript | TextDelta]:
-        """The reply is over: what was held back, without the words that end a turn."""
+        """The reply is over: what was held back, without the words that end a turn; a transcript that did not end."""
+        rest = self._rest().removesuffix(self.prompt.words.turn_end)
+        return self._heard(rest) if self.transcribing else self._emit(rest)
+
+    def _rest(self) -> str:
         rest = self._held + self.prompt.tokenizer.decode(self._tokens)
         self._held, self._tokens = "", []
-        return self._emit(rest.removesuffix(self.prompt.words.turn_end))
+        return rest
 
-    def _heard(self) -> list[Transcript | TextDelta]:
-        self.transcript = (self._held + self.prompt.tokenizer.decode(self._tokens)).strip()
-        self._held, self._tokens, self.transcribing = "", [], False
+    def _heard(self, text: str) -> list[Transcript | TextDelta]:
+        self.transcript, self.transcribing = text.strip(), False
         return [Transcript(self.transcript)]
 
     def _characters(self) -> str:
@@ -80,7 +83,7 @@ class ReplyReader:
         return self._emit(shown)
 
     def _emit(self, text: str) -> list[Transcript | TextDelta]:
-        if self.transcribing or not text:
+        if not text:
             return []
         self.text += text
         return [TextDelta(text)]

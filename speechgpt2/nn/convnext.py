@@ -31,7 +31,8 @@ class ConvNeXt(nn.Module):
             nn.Sequential(nn.LayerNorm(a, eps=1e-6), nn.Linear(a, b)) for a, b in zip(config.dims, config.dims[1:])
         )
         self.stem_norm = nn.LayerNorm(config.dims[0], eps=1e-6)
-        drops = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        blocks = sum(config.depths)
+        drops = (config.drop_path * i / max(blocks - 1, 1) for i in range(blocks))
         self.stages = nn.ModuleList(
             nn.ModuleList(ConvNeXtBlock(dim, config.kernel, next(drops)) for _ in range(depth))
             for depth, dim in zip(config.depths, config.dims)

@@ -16,7 +16,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Spoken, join
 from speechgpt2.lm.sampling import Sampling
-from speechgpt2.types import MODES, Patches
+from speechgpt2.types import MODES, Mode, Patches
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 
@@ -44,7 +44,7 @@ def unflat(array: np.ndarray) -> Patches:
     return Patches(torch.from_numpy(array[:1, ::3].copy()), codes)
 
 
-def prompt(lm: SpeechLM, golden: dict[str, np.ndarray], mode: str) -> Patches:
+def prompt(lm: SpeechLM, golden: dict[str, np.ndarray], mode: Mode) -> Patches:
     greeting = Spoken(torch.from_numpy(golden["greeting_codes"]).view(-1, 3), golden["greeting_text"].tolist())
     typed = json.loads((GOLDEN / "golden.json").read_text())["text"]
     spoken = torch.from_numpy(golden[f"{mode}_user_codes"].T.copy())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from speechgpt2.errors import UserError
 from speechgpt2.eval import codec as judge
 from speechgpt2.eval import extras, metrics, report
 from speechgpt2.eval.peers import Codec2, Copy, has_codec2
 from speechgpt2.eval.testsets import Clip, recorded
-from tests.eval.test_metrics import voice
+from tests.eval.test_metrics import noise, voice
 
 CLIP = Clip(voice(170.0), "ah", "en", "nobody")
 
@@ -41,10 +43,11 @@ def test_a_perfect_copy_scores_perfectly(need_judges):
     assert (row.clips, row.seconds) == (2, 4.0)
 
 
-def test_report(need_judges, tmp_path, capsys):
+def test_report(need_judges, tmp_path):
     rows = judge.run([Late()], {"tones": [CLIP]})
-    report.show("Codec", rows)
-    assert "tones" in capsys.readouterr().out
+    wide = Console(width=200, record=True, file=StringIO())
+    report.show("Codec", rows, wide)
+    assert "tones" in wide.export_text()
     header, rule, line = report.markdown(rows).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
     assert "| 384,000 |" in line and "| 10 / 10 / 10 |" in line
@@ -74,9 +77,9 @@ def test_codec2_round_trip(mode):
     peer = Codec2(mode)
     original, copy = metrics.align(CLIP.pcm, peer.copy(CLIP.pcm).pcm, peer.delay)
     assert len(copy) == len(CLIP.pcm)
-    f0, f0_copy = judge.track(original), judge.track(copy)
-    assert metrics.gross_pitch_error(f0, f0_copy) < 0.2
-    assert np.isfinite(copy).all() and 0.01 < np.abs(copy).max() <= 1.0
+    assert 0.01 < np.abs(copy).max() <= 1.0
+    lost = metrics.mel_cepstral_distortion(original, copy)
+    assert 0 < lost < 0.7 * metrics.mel_cepstral_distortion(original, noise())
 
 
 def test_a_missing_package_is_named():

@@ -161,7 +161,8 @@ def test_generate_stops_at_eos_row_by_row(lm):
 def test_generation_is_reproducible(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 60))
     runs = [
-        [int(step.patches.text) for step in lm.generate(hidden, state, Sampling.of(1, seed=seed), 20)] for seed in (1, 1, 2)
+        [int(step.patches.text) for step in lm.generate(hidden, state, Sampling.of(1, seed=seed), 20)]
+        for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
 

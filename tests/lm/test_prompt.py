@@ -44,7 +44,8 @@ def is_silent(patches: Patches) -> torch.Tensor:
 @pytest.mark.parametrize("mode", MODES)
 def test_opening(mode):
     side = {"s": "speech", "t": "text"}
-    wanted = f"You are an helpful assistant. You should answer the user's {side[mode[0]]} questions in {side[mode[2]]}.\n\n\n"
+    task = f"You should answer the user's {side[mode[0]]} questions in {side[mode[2]]}."
+    wanted = f"You are an helpful assistant. {task}\n\n\n"
     prompt = make()
     assert written(prompt, prompt.opening(mode)) == wanted
     assert is_silent(prompt.opening(mode)).all()
@@ -107,7 +108,9 @@ def test_reply_with_a_draft():
 def test_spoken_begins_with_silence_and_text_leads_by_a_patch():
     prompt, said = make(), codes(7)
     spoken = prompt.spoken(said, [("你", 0.13, 0.2)])
-    assert written(prompt, prompt.speech(*spoken)) == "_你_|"  # the word begins in the recording's patch 1, the speech's 2
+    assert (
+        written(prompt, prompt.speech(*spoken)) == "_你_|"
+    )  # the word begins in the recording's patch 1, the speech's 2
     assert spoken.codes.tolist() == [SILENCE] * 3 + said.tolist() + [SILENCE] * 2
     crowded = prompt.spoken(codes(3), [("今天天气", 0.0, 0.1)])
     assert written(prompt, prompt.speech(*crowded)) == "今天天气"

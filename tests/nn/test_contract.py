@@ -48,7 +48,7 @@ def test_attention_forgets_what_lies_before_its_window():
     module = Transformer(TransformerConfig(8, 2, 1, 16, context=5))
     x = torch.randn(1, 20, 8)
     changed = x.clone()
-    changed[:, 0] += 1
+    changed[:, 0] = torch.randn(8)
     with torch.no_grad():
         same = (module(x)[0] == module(changed)[0]).all(-1)[0]
     assert not same[:5].any() and same[5:].all()

@@ -1,0 +1,214 @@
+"""A run that is killed and resumed takes the very steps it would have taken; losses fall; nothing is half written."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.codec import config as presets
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
+from speechgpt2.codec.discriminators import DiscriminatorConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.codec.train import CodecTrainConfig, CodecTrainer, Crops
+from speechgpt2.codec.train import train as train_codec
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import Exchange
+from speechgpt2.lm.tokenizer import train_tokenizer
+from speechgpt2.lm.train import LMTrainConfig, LMTrainer, corrupt, pack
+from speechgpt2.lm.train import train as train_lm
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.training.run import Average, bf16_pays, learning_rate
+
+
+class Vowels:
+    """Crops of a buzzing source at a pitch, with two "phones"."""
+
+    phones = ("low", "high")
+
+    def crops(self, random, batch, frames):
+        f0 = random.uniform(90, 300, size=(batch, 1))
+        n = np.arange(frames * 960)
+        pcm = sum(np.sin(2 * np.pi * k * f0 * n / 24_000) / k for k in range(1, 12)) * 0.1
+        labels = np.repeat((f0 > 180).astype(np.int64), frames, axis=1)
+        pitch = np.repeat(f0, frames * 4, axis=1).astype(np.float32)
+        return Crops(torch.from_numpy(pcm.astype(np.float32)), torch.from_numpy(pitch), torch.from_numpy(labels))
+
+
+@pytest.fixture
+def tiny_codec(monkeypatch):
+    transformer = TransformerConfig(16, 2, 1, 32, context=20)
+    config = CodecConfig(
+        MelConfig(20, mean=-7.0, std=3.0), ConvNeXtConfig((1,), (16,)), transformer, QuantizerConfig(3, 32),
+        TransformerConfig(16, 2, 1, 32, context=10), transformer, ConvNeXtConfig((1,), (16,)),
+        HarmonicConfig(harmonic_order=30, noise_order=10), delay=480, normalized_latent=True,
+    )  # fmt: skip
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: config)
+    return CodecTrainConfig(
+        codec="tiny", steps=12, batch=2, frames=16, warmup=2, quantize_from=3, save_every=6, report_every=6,
+        adversarial_from=8, freeze_from=10, discriminators=DiscriminatorConfig(2, (3,), (512,)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_lm():
+    tokenizer = train_tokenizer(["one two three four five"] * 50, 300)
+    backbone = BackboneConfig(tokenizer.get_vocab_size(), 32, 2, 2, 2, 48)
+    config = LMConfig(
+        backbone, PatchDecoderConfig(16, 1, 2, 32, chained=True), PromptConfig(draft=True, system="{heard}")
+    )
+
+    def build():
+        torch.manual_seed(0)
+        return SpeechLM(config, tokenizer)
+
+    train = LMTrainConfig(
+        backbone, config.patch_decoder, steps=8, rows=2, row_patches=64, warmup=2, save_every=4, report_every=4
+    )
+    return build, train
+
+
+class Counting:
+    """The user says a number in codes, the model writes and says the next."""
+
+    words = ("one", "two", "three", "four", "five")
+
+    def __init__(self, prompt):
+        self.prompt = prompt
+
+    def example(self, random):
+        i = int(random.integers(4))
+        codes = torch.full((6, 3), i)
+        spoken = self.prompt.spoken(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
+        return self.prompt.example("s2s", [Exchange(codes, self.words[i + 1], spoken, self.words[i])])
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_codec_resumes_exactly_through_every_phase(tiny_codec, tmp_path):
+    whole = train_codec(tiny_codec, Vowels(), str(tmp_path / "whole"))
+    killed = CodecTrainer(tiny_codec, Vowels(), torch.device("cpu"))
+    for step in range(6):
+        killed.step(step)
+    part = tmp_path / "part"
+    part.mkdir()
+    torch.save(killed.content(6), part / "checkpoint.pt")
+    resumed = train_codec(tiny_codec, Vowels(), str(part), resume=True)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert same(Codec.from_pretrained(tmp_path / "whole").state_dict(), Codec.from_pretrained(part).state_dict())
+
+
+def test_frozen_codec_keeps_its_codes(tiny_codec):
+    trainer = CodecTrainer(replace(tiny_codec, freeze_from=6, adversarial_from=None), Vowels(), torch.device("cpu"))
+    for step in range(6):
+        trainer.step(step)
+    before = {n: t.clone() for n, t in trainer.codec.state_dict().items()}
+    trainer.step(6)
+    after = trainer.codec.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder"}
+
+
+def test_codec_learns(tiny_codec):
+    config = replace(tiny_codec, steps=60, quantize_from=10, peak_lr=3e-3, adversarial_from=None, freeze_from=None)
+    trainer = CodecTrainer(config, Vowels(), torch.device("cpu"))
+    mel = [float(trainer.step(step)["mel"].detach()) for step in range(60)]
+    assert np.mean(mel[-10:]) < 0.7 * np.mean(mel[:5])
+
+
+def test_lm_resumes_exactly(tiny_lm, tmp_path):
+    build, config = tiny_lm
+    model = build()
+    train_lm(config, model, Counting(model.prompt), str(tmp_path / "whole"))
+    other = build()
+    killed = LMTrainer(config, other, Counting(other.prompt), torch.device("cpu"))
+    for step in range(4):
+        killed.step(step)
+    part = tmp_path / "part"
+    part.mkdir()
+    torch.save(killed.content(4), part / "checkpoint.pt")
+    resumed = build()
+    train_lm(config, resumed, Counting(resumed.prompt), str(part), resume=True)
+    assert same(model.state_dict(), resumed.state_dict())
+    lines = [json.loads(line) for line in (part / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 8 and lines[-1]["text"] > 0
+
+
+def test_lm_learns_to_hear_write_and_speak(tiny_lm):
+    """Free running: the heard number, the next one as text, and the next one's codes."""
+    build, config = tiny_lm
+    model = build()
+    config = replace(config, steps=150, peak_lr=1e-2, corrupt=0.0)
+    trainer = LMTrainer(config, model, Counting(model.prompt), torch.device("cpu"))
+    for step in range(150):
+        trainer.step(step)
+    model.eval()
+    from speechgpt2.lm.reply import parse
+    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.types import Patches
+
+    prompt = model.prompt
+    state = model.init_state(1, 128)
+    _, state = model.prefill(prompt.opening("s2s"), state)
+    hidden, state = model.prefill(prompt.user_speech(torch.full((6, 3), 2)), state)
+    steps = [s.patches for s in model.generate(hidden, state, Sampling.greedy(1), 40)]
+    reply = parse(prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True)
+    assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)
+    assert (reply.codes[3:9] == 3).all()
+
+
+def test_packing_keeps_examples_apart(tiny_lm):
+    """A packed example gives the hidden states it gives alone."""
+    build, _ = tiny_lm
+    model = build().eval()
+    source = Counting(model.prompt)
+    batch = pack(source, np.random.default_rng(0), 1, 200, model.prompt.ids.eos)
+    first = source.example(np.random.default_rng(0)).patches
+    count = int((batch.segments[0] == 0).sum())
+    start = int((batch.segments[0] == 1).nonzero()[0])
+    length = int((batch.segments[0] == 1).sum())
+    second = type(first)(batch.patches.text[:, start : start + length], batch.patches.codes[:, start : start + length])
+    with torch.no_grad():
+        packed = model(batch.patches, batch.segments)
+        assert torch.allclose(packed[:, :count], model(first), atol=1e-5)
+        assert torch.allclose(packed[:, start : start + length], model(second), atol=1e-5)
+    assert not batch.learn_text[0, start] and not batch.learn_text[batch.segments == -1].any()
+
+
+def test_corruption_touches_own_speech_only():
+    codes = torch.arange(2 * 10 * 9).view(2, 10, 3, 3)
+    rows = torch.zeros(2, 10, dtype=torch.bool)
+    rows[:, 5:] = True
+    noisy = corrupt(codes, rows, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(noisy[~rows], codes[~rows]) and not torch.equal(noisy[rows], codes[rows])
+
+
+def test_a_run_is_not_overwritten(tiny_codec, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="--resume"):
+        train_codec(tiny_codec, Vowels(), str(tmp_path))
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(step, 100, 1.0, 10) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[99] < 0.06 and type(rates[50]) is float
+
+
+def test_average_follows(tiny_lm):
+    model = torch.nn.Linear(2, 2)
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    for step in range(300):
+        average.update(model, step)
+    assert torch.allclose(average.values["weight"], model.weight, atol=1e-4)
+
+
+def test_bf16_is_a_property_of_the_hardware():
+    assert bf16_pays(torch.device("cpu")) in (True, False)
