@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:  # what only writes a file should not wait for torch
+    import numpy as np
     import torch
     from tokenizers import Tokenizer
 
@@ -113,6 +114,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         if not special:
             scratch.unlink(missing_ok=True)
+
+
+def save_array(path: str | Path, values: np.ndarray) -> None:
+    """Write an array as .npy. Errors: `UserError` if the file cannot be written."""
+    import numpy as np
+
+    def write(scratch: Path) -> None:
+        with scratch.open("wb") as file:  # given a name, numpy would add an ending where there is none
+            np.save(file, values)
+
+    write_atomically(path, write)
 
 
 def save_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from speechgpt2.chat import Conversation, SpeechGPT
+from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import join
@@ -272,3 +274,18 @@ def test_a_conversation_outgrows_its_first_room(released, monkeypatch):
     for _ in range(3):
         assert talk.ask(Turn.user("what is the weather like")).text == "Hello there"
     assert talk.state.stack.capacity > 60
+
+
+def test_the_released_layouts_together():
+    """A spoken question through the real codec and model; what is streamed is what decoding at once gives."""
+    golden = Path(__file__).parent / "golden"
+    codec = Codec.from_pretrained(golden / "codec" / "codec.pkl", config=golden / "codec" / "config.yaml")
+    model = SpeechGPT(codec, SpeechLM.from_pretrained(golden / "lm", patch_heads=4))
+    start = [model.lm.prompt.ids.speech_start, 50]  # this model says little of itself
+    talk = model.conversation("s2s", max_patches=25, sampling=Sampling.greedy())
+    talk.add(Turn.user(speech=np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)))
+    talk._new.append(model.lm.prompt.text(start))
+    reply = talk.collect(talk.answer(spoken=True))
+    assert len(reply.codes) >= 3 and len(reply.pcm) == len(reply.codes) * FRAME
+    whole = codec.decode(torch.from_numpy(reply.codes)[None])[0].numpy()
+    np.testing.assert_allclose(reply.pcm, whole, atol=1e-5)

@@ -40,7 +40,7 @@ def encode(sound: SoundFile, out: CodesOut, codec: ModelName = "mini", device: D
         codes, state = model.encode(piece.to(device_of(model)), state, final=i == len(pieces) - 1)
         frames.append(codes[0].cpu())
     values = torch.cat(frames).numpy().astype(np.int16)
-    hub.write_atomically(out, lambda path: np.save(path, values))
+    hub.save_array(out, values)
     print(f"{out}: {len(values)} frames of {values.shape[1]} codes, {len(values) / 25:.2f} s")
 
 

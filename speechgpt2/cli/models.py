@@ -8,15 +8,12 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from speechgpt2.cli.common import DType, torch_dtype, working
 from speechgpt2.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PARTS = ("codec", "lm")  # a checkpoint holds one or both, each as NAME.json and NAME.safetensors
 PICKLES = (".pkl", ".pt", ".pth", ".ckpt")
@@ -30,38 +27,38 @@ Yaml = Annotated[Path | None, typer.Option("--config", help="The released codec'
 
 def info(name: Checkpoint, tensors: Tensors = False) -> None:
     """Show what a checkpoint is made of: parameters, sizes, shapes, licence."""
-    from rich.console import Console
-
     from speechgpt2 import hub
 
-    console = Console()
     folder = hub.resolve(name, *(f"{part}.json" for part in PARTS)).parent
-    console.print(f"{name}: {folder}", highlight=False, soft_wrap=True)
-    console.print(f"licence: {licence(folder) or 'not stated'}", highlight=False)
+    show({"folder": str(folder), "licence": licence(folder) or "not stated"})
     for part in PARTS:
         if (folder / f"{part}.json").is_file():
-            console.print(describe(folder, part, tensors))
+            print(f"\n{part}")
+            show(describe(folder, part, tensors))
 
 
-def describe(folder: Path, part: str, tensors: bool) -> Table:
-    """One part of the checkpoint as a table: totals, configuration, and each tensor if asked for."""
-    from rich.table import Table
+def show(rows: dict[str, str]) -> None:
+    """Two columns, as plain text: it is read by people and by grep."""
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        print(f"  {key:{width}}  {value}")
 
+
+def describe(folder: Path, part: str, tensors: bool) -> dict[str, str]:
+    """One part of the checkpoint: totals, configuration, and each tensor if asked for."""
     from speechgpt2 import config, hub
 
-    table = Table("", part, title_justify="left", show_edge=False)
     weights = folder / f"{part}.safetensors"
     listed = hub.list_tensors(weights)
     parameters = sum(math.prod(tensor.shape) for tensor in listed.values())
-    table.add_row("parameters", f"{parameters / 1e6:.2f} M in {len(listed)} tensors")
-    table.add_row(
-        "file", f"{weights.stat().st_size / 1e6:.1f} MB, {', '.join(sorted({t.dtype for t in listed.values()}))}"
-    )
-    for key, value in config.read(folder / f"{part}.json").items():
-        table.add_row(key, _inline(value))
-    for tensor_name, tensor in listed.items() if tensors else ():
-        table.add_row(tensor_name, f"{tensor.dtype} {list(tensor.shape)}")
-    return table
+    rows = {
+        "parameters": f"{parameters / 1e6:.2f} M in {len(listed)} tensors",
+        "file": f"{weights.stat().st_size / 1e6:.1f} MB, {' '.join(sorted({t.dtype for t in listed.values()}))}",
+    }
+    rows |= {key: _inline(value) for key, value in config.read(folder / f"{part}.json").items()}
+    if tensors:
+        rows |= {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in listed.items()}
+    return rows
 
 
 def _inline(value: object) -> str:

@@ -41,6 +41,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest
 TopK = Annotated[int, typer.Option(min=0, help="Draw from the K likeliest; 0: from all.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that make up P together.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+Longest = Annotated[int, typer.Option("--max-patches", min=1, help="Longest answer, in patches of 120 ms.")]
 Play = Annotated[bool, typer.Option("--play", help="Play the answers as they come.")]
 Mic = Annotated[bool, typer.Option("--mic", help="Take questions from the microphone.")]
 
@@ -58,6 +59,7 @@ def chat(
     top_k: TopK = 50,
     top_p: TopP = 0.9,
     seed: Seed = 0,
+    max_patches: Longest = 1024,
     device: Device = "auto",
     dtype: DType = None,
     play: Play = False,
@@ -76,7 +78,7 @@ def chat(
     opening = read_greeting(greeting, greeting_text)
     talker = load_model(model, codec, device, dtype)
     sampling = draws(talker, temperature, top_k, top_p, seed)
-    talk = talker.conversation(mode, greeting=opening, sampling=sampling)
+    talk = talker.conversation(mode, greeting=opening, sampling=sampling, max_patches=max_patches)
     answers = [answer for answer in answer_all(talk, turns, mic, play) if len(answer)]
     if out is not None:
         save(out, answers)
@@ -91,6 +93,7 @@ def say(
     top_k: TopK = 50,
     top_p: TopP = 0.9,
     seed: Seed = 0,
+    max_patches: Longest = 1024,
     device: Device = "auto",
     dtype: DType = None,
 ) -> None:
@@ -100,7 +103,7 @@ def say(
         raise UserError("nothing to say: the text is empty")
     talker = load_model(model, codec, device, dtype)
     with working("speaking"):
-        reply = talker.say(text, sampling=draws(talker, temperature, top_k, top_p, seed))
+        reply = talker.say(text, sampling=draws(talker, temperature, top_k, top_p, seed), max_patches=max_patches)
     save(out, [reply.pcm] if len(reply.pcm) else [])
 
 

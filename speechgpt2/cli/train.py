@@ -13,18 +13,31 @@ Config = Annotated[Path, typer.Argument(help="A YAML file; see recipes/.", metav
 Corpus = Annotated[Path, typer.Option(help="A folder that `sg2 data` built.", metavar="FOLDER")]
 RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Checkpoints, logs and the model go here.", metavar="RUN")]
 CodecName = Annotated[str, typer.Option(help="A codec folder or a built-in name.", metavar="CODEC")]
+Init = Annotated[str | None, typer.Option(help="A codec to go on from, instead of the configuration's.")]
+Favour = Annotated[float, typer.Option(min=0.1, help="Draw the assistant's voices so many times more often.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")]
 
 
-def codec(config: Config, corpus: Corpus, out: RunFolder, resume: Resume = False, device: Device = "auto") -> None:
+def codec(
+    config: Config,
+    corpus: Corpus,
+    out: RunFolder,
+    resume: Resume = False,
+    init: Init = None,
+    favour: Favour = 1.0,
+    device: Device = "auto",
+) -> None:
     """Train a codec; the result is a codec folder in RUN."""
+    from dataclasses import replace
+
     from speechgpt2 import config as configs
     from speechgpt2.codec.train import CodecTrainConfig, train
     from speechgpt2.data.corpus import Corpus as SpeechCorpus
     from speechgpt2.data.crops import CorpusCrops
 
     settings = configs.load(CodecTrainConfig, config)
-    source = CorpusCrops(SpeechCorpus.open(corpus))
+    settings = replace(settings, init=init or settings.init)
+    source = CorpusCrops(SpeechCorpus.open(corpus), favour)
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 

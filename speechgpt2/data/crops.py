@@ -7,6 +7,7 @@ import torch
 
 from speechgpt2.codec.train import Crops
 from speechgpt2.data.corpus import F0_HOP, PAD_TO, Corpus
+from speechgpt2.data.voices import ASSISTANT_VOICES
 from speechgpt2.types import FRAME_RATE
 
 RARE = 200  # a phone label seen less often counts as unknown
@@ -14,13 +15,17 @@ GAIN_DB = (-10.0, 4.0)
 
 
 class CorpusCrops:
-    """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it."""
+    """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it.
 
-    def __init__(self, corpus: Corpus):
+    `favour`: how many times more often than by its length an utterance of the assistant's voices is drawn.
+    """
+
+    def __init__(self, corpus: Corpus, favour: float = 1.0):
         self.corpus = corpus
         self.records = [r for r in corpus.records if r.split == "train" and r.length]
-        lengths = np.array([r.length for r in self.records], np.float64)
-        self.cumulative = np.cumsum(lengths) / lengths.sum()
+        favoured = {(lang, voice.speaker) for lang, voice in ASSISTANT_VOICES.items()}
+        weights = [r.length * (favour if (r.lang, r.speaker) in favoured else 1.0) for r in self.records]
+        self.cumulative = np.cumsum(weights) / sum(weights)
         counts: dict[str, int] = {}
         for record in self.records:
             for phone in record.phones:

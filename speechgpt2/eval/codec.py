@@ -145,7 +145,7 @@ def main(
             for name, content in sets.items():
                 save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, judged)
         except UserError as error:  # the numbers are worth having without the pictures
-            console.print(f"no spectrograms: {error}")
+            console.print(f"no spectrograms: {error}", markup=False)
     return rows
 
 

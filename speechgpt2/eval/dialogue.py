@@ -75,21 +75,26 @@ def answer_rows(answers: Iterable[Answer]) -> list[AnswerRow]:
 
 
 def transcript_accuracy(answers: Sequence[Answer]) -> float:
-    """1 − errors per word of the spoken questions (characters in Mandarin); a missing transcript is all errors."""
+    """1 − errors per word of the spoken questions (characters in Mandarin); nan for a model that writes no transcripts.
+
+    Where there are some, a missing one is all errors.
+    """
+    spoken = [answer for answer in answers if answer.mode.startswith("s2")]
+    if all(answer.transcript is None for answer in spoken):
+        return float("nan")
     wrong = total = 0
-    for answer in answers:
-        if answer.mode.startswith("s2"):
-            said = tokens(answer.trial.exchange.question, answer.lang)
-            wrong += errors(said, tokens(answer.transcript or "", answer.lang))
-            total += len(said)
-    return 1 - wrong / total if total else float("nan")
+    for answer in spoken:
+        said = tokens(answer.trial.exchange.question, answer.lang)
+        wrong += errors(said, tokens(answer.transcript or "", answer.lang))
+        total += len(said)
+    return 1 - wrong / total
 
 
 def time_rows(answers: Sequence[Answer]) -> list[TimeRow]:
     """One row per mode with speech; answers without sound are left out."""
     rows = []
     for mode, name in MODES.items():
-        spoken = [answer for answer in answers if answer.mode == mode and len(answer.pcm)]
+        spoken = [a for a in answers if a.mode == mode and mode.endswith("s") and len(a.pcm)]
         if spoken:
             first = np.percentile([answer.first_audio for answer in spoken], [50, 95])
             rtf = np.percentile([answer.done / answer.seconds for answer in spoken], [50, 95])

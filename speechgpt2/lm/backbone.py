@@ -158,9 +158,8 @@ class Attention(nn.Module):
             cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
             cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
             k, v = cache
-        y = torch.cat(
-            [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks], 2
-        )
+        parts = [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return self.out(y.transpose(1, 2).reshape(batch, steps, width))
 
 

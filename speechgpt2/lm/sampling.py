@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST = (
-    1024  # a draw looks at this many of the likeliest tokens at most: all codes, and all that matters of a vocabulary
-)
+MOST = 1024  # of the likeliest tokens, that a draw looks at: all codes, and all that matters of a vocabulary
+LOW = 2**32 - 1
+# Odd, and no small multiples of each other: different (seed, position, draw, token) fall on different counters.
+SEED_STEP, HIGH_STEP, POSITION_STEP, DRAW_STEP, TOKEN_STEP = 0x5851F42D, 0x41C64E6D, 0x3C6EF35F, 0x2545F491, 0x1B873593
 
 
 class Sampling(NamedTuple):
@@ -82,17 +83,17 @@ def candidates(logits: Tensor, sampling: Sampling) -> int:
 
 def gumbel(seed: Tensor, position: Tensor, first: int, tokens: Tensor) -> Tensor:
     """Noise `[B, N, C]` for the `tokens [B, N, C]` of draws numbered from `first` on."""
-    h = scramble(seed & 0xFFFFFFFF)
-    h = scramble(h ^ (seed >> 32 & 0xFFFFFFFF))
-    h = scramble(h ^ position)[:, None]
-    h = scramble(h ^ torch.arange(first, first + tokens.shape[1], device=tokens.device))[..., None]
-    h = scramble(h ^ tokens)
-    uniform = ((h >> 9).float() + 0.5) / 2**23  # strictly between 0 and 1, exact in float32
+    row = ((seed & LOW) + (seed >> 32) * HIGH_STEP & LOW) * SEED_STEP + position * POSITION_STEP
+    draw = torch.arange(first, first + tokens.shape[1], device=tokens.device) * DRAW_STEP
+    counter = row[:, None, None] + draw[:, None] + tokens * TOKEN_STEP
+    uniform = ((scramble(counter) >> 9).float() + 0.5) / 2**23  # strictly between 0 and 1, exact in float32
     return -torch.log(-torch.log(uniform))
 
 
 def scramble(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers without visible order (two multiply-xorshift rounds); int64 in and out."""
-    x = (x ^ x >> 16) * 0x21F0AAAD & 0xFFFFFFFF
-    x = (x ^ x >> 15) * 0x735A2D97 & 0xFFFFFFFF
+    """A bijection of the low 32 bits without visible order (three multiply-xorshift rounds); int64 in and out."""
+    x = x & LOW
+    x = (x ^ x >> 16) * 0x21F0AAAD & LOW
+    x = (x ^ x >> 15) * 0x735A2D97 & LOW
+    x = (x ^ x >> 15) * 0x2C1B3C6D & LOW
     return x ^ x >> 15

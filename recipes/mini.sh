@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From nothing to the shipped small model: synthetic speech, codec, dialogues, language model, evaluation.
+#
+#   recipes/mini.sh [OUT] [REAL_SPEECH]
+#
+# OUT (runs/mini) takes some 8 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the codec then also
+# learns from. Every step resumes where it was stopped; a finished step is not repeated. Needs `pip install -e '.[train,synthesis,eval]'`
+# and the Debian package flite.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/mini}
+real=${2:-}
+
+sg2 data codec-corpus "$out/speech" --hours 6 ${real:+--real-speech "$real"}
+sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --out "$out/codec" --resume
+sg2 convert "$out/codec" "$out/codec-half" --dtype float16  # codes must not change after the language model has learnt them
+sg2 data dialogue-corpus "$out/dialogues" --exchanges 24000
+sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume
+sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 3 --out "$out/decoder" --resume
+sg2 convert "$out/lm" "$out/model" --dtype float16
+sg2 convert "$out/decoder" "$out/model" --dtype float16
+sg2 eval codec "$out/model" ${real:+--real-speech "$real"}
+sg2 eval mini --model "$out/model"
