@@ -1,1 +1,33 @@
-"""speechgpt2: spoken dialogue in one model. See the README."""
+"""speechgpt2: spoken dialogue in one model. See the README.
+
+The public names are imported when they are first used, so that `import speechgpt2` and `sg2 --help` cost nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speechgpt2.chat import Conversation as Conversation
+    from speechgpt2.chat import Reply as Reply
+    from speechgpt2.chat import SpeechGPT as SpeechGPT
+    from speechgpt2.codec.model import Codec as Codec
+    from speechgpt2.lm.model import SpeechLM as SpeechLM
+    from speechgpt2.lm.sampling import Sampling as Sampling
+    from speechgpt2.types import Turn as Turn
+
+_HOMES = {
+    "Codec": "codec.model",
+    "SpeechLM": "lm.model",
+    "Sampling": "lm.sampling",
+    "SpeechGPT": "chat",
+    "Conversation": "chat",
+    "Reply": "chat",
+    "Turn": "types",
+}
+__all__ = ["Codec", "Conversation", "Reply", "Sampling", "SpeechGPT", "SpeechLM", "Turn"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'speechgpt2' has no attribute '{name}'")
+    return getattr(import_module(f"speechgpt2.{_HOMES[name]}"), name)
