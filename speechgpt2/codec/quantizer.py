@@ -52,12 +52,12 @@ class Codebook(nn.Module):
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest entry by Euclidean distance, `[..., D] -> [...]`.
 
-        Distances are sums of squared differences: latents share a large offset, and |x|² − 2x·e + |e|² in float32
-        would let codes depend on how the stream was cut into chunks.
+        In float64: latents share a large offset, and in float32 |e|² − 2x·e would let codes depend on how a stream was
+        cut into chunks.
         """
-        flat = x.reshape(1, -1, x.shape[-1]).float()
-        distance = torch.cdist(flat, self.embed[None].float(), compute_mode="donot_use_mm_for_euclid_dist")
-        return distance[0].argmin(-1).view(x.shape[:-1])
+        entries = self.embed.double()
+        flat = x.reshape(-1, x.shape[-1]).double()
+        return (entries.square().sum(-1) - 2 * flat @ entries.T).argmin(-1).view(x.shape[:-1])
 
     @torch.no_grad()
     def kmeans_init(self, x: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
