@@ -1,10 +1,12 @@
 """The command line on a tiny random model: what it writes, and what becomes of everything that can go wrong."""
 
+import contextlib
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 from speechgpt2 import audio
 from speechgpt2.chat import Conversation, SpeechGPT
-from speechgpt2.cli import app
+from speechgpt2.cli import app, microphone
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
@@ -121,6 +123,51 @@ def test_chat_prints_what_is_heard_and_said_and_saves_the_answers(monkeypatch):
     assert result.stdout == turns + "answer.wav: 0.70 s\n" and not result.stderr
     said, pause = np.full(2400, 0.25), np.zeros(SAMPLE_RATE // 2)
     assert np.array_equal(audio.load("answer.wav"), np.concatenate([said, pause, said]))
+
+
+class FakeSound(types.ModuleType):
+    """A sound device that hears 0.1 s at a time and remembers what it played."""
+
+    def __init__(self):
+        super().__init__("sounddevice")
+        self.played = []
+
+    def query_devices(self):
+        return []
+
+    def InputStream(self, callback, **settings):
+        self.hear = lambda: callback(np.full((2400, 1), 0.1, np.float32), 2400, None, None)
+        return contextlib.nullcontext()
+
+    def OutputStream(self, **settings):
+        assert settings["samplerate"] == SAMPLE_RATE and settings["channels"] == 1
+        nothing = lambda: None  # noqa: E731
+        return types.SimpleNamespace(start=nothing, stop=nothing, close=nothing, write=self.played.append)
+
+
+def test_chat_by_microphone_and_loudspeaker(monkeypatch):
+    """Two questions: Enter begins and ends each, the end of input ends the talk."""
+    sound, heard, enters = FakeSound(), [], iter([True] * 4 + [False])
+
+    def prompt(text):
+        sound.hear()
+        return next(enters)
+
+    def ask(self, turn, stream):
+        heard.append(turn.segments[0].pcm)
+        return iter([AudioDelta(np.full(960, 0.5, np.float32)), TurnDone("stop")])
+
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    monkeypatch.setattr(microphone, "_prompt", prompt)
+    monkeypatch.setattr(Conversation, "ask", ask)
+    sg2("chat", "--mic", "--play", *MODEL)
+    assert [len(pcm) for pcm in heard] == [2400, 2400]
+    assert [block.shape for block in sound.played] == [(960, 1), (960, 1)]
+
+
+def test_microphone_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert "pip install 'speechgpt2[mic]'" in fails("chat", "--mic", *MODEL)
 
 
 def test_chat_says_if_the_model_did_not_speak(monkeypatch):

@@ -81,12 +81,15 @@ def licence(folder: Path) -> str | None:
 
 
 def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) -> None:
-    """Convert a released codec or language model into a folder of ours."""
-    if dst.exists():
-        raise UserError(f"cannot write {dst}: it exists already")
+    """Convert a released codec or language model into a folder of ours, or change what one of ours is stored in.
+
+    A codec and a language model may share a folder: DST may exist if it lacks this part.
+    """
     if not src.exists():
         raise UserError(f"{src}: no such file or folder")
     is_codec = src.suffix in PICKLES or (src / "codec.json").is_file()
+    if dst.exists() and (not dst.is_dir() or (dst / f"{PARTS[not is_codec]}.json").exists()):
+        raise UserError(f"cannot write {dst}: it exists already")
     with working(f"converting {src}"):
         if is_codec:
             from speechgpt2.codec.model import Codec
@@ -101,10 +104,12 @@ def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) 
 
 
 def write_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder beside `target`, then give it that name; on any failure nothing is left."""
+    """Let `write` fill a temporary folder, then move its files to `target`; on any failure nothing is left."""
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         write(scratch)
-        os.replace(scratch, target)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in scratch.iterdir():
+            os.replace(file, target / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

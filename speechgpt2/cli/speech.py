@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speechgpt2.cli.common import CodecName, Device, DType, ModelName, load_model, working
+from speechgpt2.cli.microphone import Speaker, questions, sounddevice
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def chat(
         raise UserError("nothing to answer: give a sound file, --text, or --mic")
     mode = mode or fitting_mode(spoken=bool(sounds) or mic, aloud=play or out is not None)
     check_output(out, mode, play)
+    if play or mic:
+        sounddevice()
     opening = read_greeting(greeting, greeting_text)
     talker = load_model(model, codec, device, dtype)
     sampling = draws(talker, temperature, top_k, top_p, seed)
@@ -162,7 +165,7 @@ def fitting_mode(spoken: bool, aloud: bool) -> Mode:
 
 
 def check_output(out: Path | None, mode: Mode, play: bool) -> None:
-    """Errors: `UserError` unless the answers can be saved and played as asked, found out before any are made."""
+    """Errors: `UserError` unless the answers can be saved as asked, found out before any are made."""
     from speechgpt2 import audio, hub
 
     if mode.endswith("t") and (out is not None or play):
@@ -170,10 +173,6 @@ def check_output(out: Path | None, mode: Mode, play: bool) -> None:
     if out is not None:
         audio.check_format(out)
         hub.check_writable(out)
-    if play:
-        from speechgpt2.cli.microphone import sounddevice
-
-        sounddevice()
 
 
 def draws(talker: Any, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
@@ -188,8 +187,6 @@ def answer_all(talk: Any, turns: list[Question], mic: bool, play: bool) -> Itera
     with ExitStack() as stack:
         speaker = None
         if play:
-            from speechgpt2.cli.microphone import Speaker
-
             speaker = stack.enter_context(Speaker())
         for question in with_microphone(turns) if mic else turns:
             yield answer(talk, question, speaker)
@@ -197,7 +194,6 @@ def answer_all(talk: Any, turns: list[Question], mic: bool, play: bool) -> Itera
 
 def with_microphone(turns: list[Question]) -> Iterator[Question]:
     """The given questions, then those from the microphone."""
-    from speechgpt2.cli.microphone import questions
     from speechgpt2.types import Turn
 
     yield from turns

@@ -124,8 +124,8 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     """Band-limited pulses of unit power. `f0 [B, T]` Hz, `before [B]` the step before, `phase [B]` cycles (float64).
 
     Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step. A voiced stretch begins at its own
-    pitch and with a pulse, so that rounding does not add up over a stream. The sum of all harmonics below half the rate has a closed form (Dirichlet's kernel), so
-    no harmonic is summed.
+    pitch and with a pulse, so that rounding does not add up over a stream. The sum of all harmonics below half the rate
+    has a closed form (Dirichlet's kernel), so no harmonic is summed.
     """
     f0, before = f0.double(), before.double()
     previous = torch.cat([before[:, None], f0[:, :-1]], dim=1)

@@ -26,7 +26,9 @@ from speechgpt2.nn.transformer import TransformerConfig
 
 IGNORED = re.compile(r"\.pad_buffer$|\.codebook\.layers\.\d+\.(inited|cluster_size|embed_avg)$")
 
-RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # applied in order to a released name, from the front to the back
+RENAMES: list[
+    tuple[str, str | Callable[[re.Match[str]], str]]
+] = [  # applied in order to a released name, from the front to the back
     (r"^mel_transform\.window$", "encoder.mel.window"),
     (r"^mel_transform\.melmat$", "encoder.mel.filters"),
     (r"^encoder_(convnext|transformer)\.", r"encoder.\1."),

@@ -69,9 +69,12 @@ class SpeechLM(nn.Module):
     """Backbone, patch decoder, and the two embeddings that feed them. See the module's text."""
 
     def __init__(self, config: LMConfig, tokenizer: Tokenizer):
+        """Errors: `UserError` if the tokenizer has more tokens than the model, or lacks a special one."""
         super().__init__()
-        self.config, self.prompt = config, Prompt(config, tokenizer)
         b, width = config.backbone, config.patch_decoder.width
+        if tokenizer.get_vocab_size() > b.vocab:
+            raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model only {b.vocab}")
+        self.config, self.prompt = config, Prompt(config, tokenizer)
         self.text_embedding = nn.Embedding(b.vocab, b.width)
         self.text_head = None if b.tied_head else Linear(b.width, b.vocab, bias=False)
         self.patch_projector = Linear(config.patch_frames * width, b.width, bias=False)
@@ -172,8 +175,9 @@ class SpeechLM(nn.Module):
         device: str | torch.device = "cpu",
         patch_heads: int | None = None,
     ) -> SpeechLM:
-        """Load a folder of ours or a released one, a built-in name, or a Hugging Face id; `dtype` None: as stored.
+        """Load a folder of ours or a released one, a built-in name, or a Hugging Face id.
 
+        `dtype` None: as stored, but float32 for float16 on a CPU.
         `patch_heads`: heads of a released model's patch decoder, which its files do not tell. Errors: `UserError`.
         """
         from speechgpt2 import hub
@@ -186,8 +190,7 @@ class SpeechLM(nn.Module):
         tensors = hub.load_tensors(path.parent / WEIGHTS_FILE)
         with torch.device("meta"):
             model = cls(configs.load(LMConfig, path), hub.load_tokenizer(path.parent))
-        stored = next(iter(tensors.values())).dtype if tensors else None
-        model = model.to(dtype or stored).to_empty(device=device)
+        model = model.to(dtype or _stored_dtype(tensors, device)).to_empty(device=device)
         hub.load_into(model, tensors, str(path.parent))
         return model.eval()
 
@@ -200,6 +203,12 @@ class SpeechLM(nn.Module):
         configs.dump(self.config, folder / CONFIG_FILE)
         hub.write_atomically(folder / "tokenizer.json", lambda path: self.prompt.tokenizer.save(str(path)))
         hub.save_tensors(folder / WEIGHTS_FILE, {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()})
+
+
+def _stored_dtype(tensors: dict[str, Tensor], device: str | torch.device) -> torch.dtype | None:
+    """The weights' own precision; float16 is only a way to store them where a processor has to compute."""
+    stored = next(iter(tensors.values())).dtype if tensors else None
+    return torch.float32 if stored == torch.float16 and torch.device(device).type == "cpu" else stored
 
 
 def locate(name: str | Path) -> Path:

@@ -215,6 +215,11 @@ def test_half_precision_generates(tmp_path):
     assert len(list(lm.generate(hidden, state, Sampling.of(1), 5))) > 0
 
 
+def test_a_tokenizer_of_another_model():
+    with pytest.raises(UserError, match="the model only 50"):
+        tiny_lm(vocab=50)
+
+
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(UserError, match=r"lm\.json"):
         SpeechLM.from_pretrained(tmp_path)
