@@ -121,7 +121,10 @@ def test_a_model_never_knows_its_trainer(path):
         assert not trainer, f"{name_of(path)} imports {found.name}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "data" and name_of(p) not in BATCHES], ids=name_of)
+WITHOUT_TORCH = [path for path in MODULES if room_of(path) == "data" and name_of(path) not in BATCHES]
+
+
+@pytest.mark.parametrize("path", WITHOUT_TORCH, ids=name_of)
 def test_data_is_made_without_torch(path):
     loaded = [found.name for found in imports_of(path) if not found.late]
     assert not any(name.split(".")[0] == "torch" for name in loaded)

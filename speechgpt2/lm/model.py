@@ -133,7 +133,7 @@ class SpeechLM(nn.Module):
         A row writes codes while its history holds different numbers of speech starts and ends, unless this very token
         ends speech. `force [B]`: text tokens to take in place of drawing, `FREE` where there is none.
         """
-        text = sample(self.text_logits(hidden)[:, None], sampling, state.position, 0)[:, 0]
+        text = sample(self.text_logits(hidden)[:, None], self._wording(sampling), state.position, 0)[:, 0]
         if force is not None:
             text = torch.where(force == FREE, text, force)
         speaking = (state.balance != 0) & (text != self.prompt.ids.speech_end)
@@ -157,6 +157,12 @@ class SpeechLM(nn.Module):
             active = active & (patches.text[:, 0] != self.prompt.ids.eos)
             if not bool(active.any()):
                 return
+
+    def _wording(self, sampling: Sampling) -> Sampling:
+        """How text is drawn: a draft is written down, not improvised, so only its voice varies."""
+        if not self.config.prompt.draft:
+            return sampling
+        return sampling._replace(temperature=torch.zeros_like(sampling.temperature))
 
     def _note_balance(self, text: Tensor, state: LMState, lengths: Tensor | None) -> None:
         ids, position = self.prompt.ids, state.position
