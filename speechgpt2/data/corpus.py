@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from speechgpt2.data.utterance import SAMPLE_RATE, Phone, Utterance, Word
+from speechgpt2.errors import UserError
 
 FORMAT = 1
 F0_HOP = 240  # samples per pitch value
@@ -31,7 +32,7 @@ PAD_TO = 960  # samples of a codec frame
 _PCM, _F0, _INDEX, _META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
 
 
-class CorpusError(RuntimeError):
+class CorpusError(UserError):
     """A corpus folder is missing, unfinished, damaged, or was built by another recipe."""
 
 

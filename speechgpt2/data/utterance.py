@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechgpt2.errors import UserError
+
 SAMPLE_RATE = 24_000
 
 
@@ -92,5 +94,5 @@ class Utterance:
         return len(self.pcm) / SAMPLE_RATE
 
 
-class SynthesisUnavailable(RuntimeError):
+class SynthesisUnavailable(UserError):
     """An engine, its library or a Python package it needs is not installed."""

@@ -1,0 +1,141 @@
+"""From a corpus to what the two trainers see: crops, codes, dialogues in all modes."""
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.data.corpus import CorpusWriter, Item, Record
+from speechgpt2.data.crops import CorpusCrops
+from speechgpt2.data.exchanges import ExchangeSource, Shares, encode_corpus, new_model, silence_frame
+from speechgpt2.data.utterance import Phone, Word
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.train import LMTrainConfig
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    narrow = TransformerConfig(16, 2, 1, 32, context=9)
+    wide = TransformerConfig(16, 2, 1, 32, context=5)
+    convnext = ConvNeXtConfig((1,), (16,))
+    head = HarmonicConfig(harmonic_order=20, noise_order=10)
+    return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
+
+
+def sound(random, seconds):
+    return (random.standard_normal(int(24_000 * seconds)) * 0.1).astype(np.float32)
+
+
+def items():
+    """Four spoken exchanges, one typed, two texts read aloud; the second half belongs to the test split."""
+    random = np.random.default_rng(0)
+    for i in range(4):
+        lang, split = ("en", "zh")[i % 2], "train"
+        question, reply = (f"question {i}", f"reply {i}") if lang == "en" else (f"问{i}", f"答{i}")
+        fields = {"lang": lang, "split": split}
+        asked = {"exchange": f"e{i}", "typed": [question.upper()]}
+        f0 = np.full(400, 150.0, np.float32)
+        phones = tuple(Phone("ab"[k % 2], 0.1 * k, 0.1 * k + 0.1) for k in range(8))
+        yield Item(
+            Record(f"e{i}-q", question, role="user", extra=asked, phones=phones, **fields), sound(random, 1 + i / 4), f0
+        )
+        words = (Word(reply, 0.1, 0.5),)
+        yield Item(
+            Record(f"e{i}-a", reply, role="assistant", words=words, extra={"exchange": f"e{i}"}, **fields),
+            sound(random, 1),
+            f0,
+        )
+        say = Record(
+            f"s{i}", f"say {i}", role="assistant", words=(Word(f"say {i}", 0.0, 0.4),), extra={"skill": "say"}, **fields
+        )
+        yield Item(say, sound(random, 0.8), f0)
+    yield Item(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
+    yield Item(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
+    yield Item(
+        Record("x-q", "held out", "en", role="user", split="test", extra={"exchange": "x", "typed": []}),
+        sound(random, 1),
+        np.zeros(100),
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    writer = CorpusWriter(tmp_path_factory.mktemp("corpus"), {})
+    writer.write_part(0, items())
+    return writer.finish(1)
+
+
+@pytest.fixture(scope="module")
+def source(corpus, codec, tmp_path_factory):
+    codes = tmp_path_factory.mktemp("codes") / "codes.npy"
+    encode_corpus(corpus, codec, codes)
+    config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
+    return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
+
+
+def test_encoded_as_if_alone(source, corpus, codec):
+    for record in corpus.records:
+        if record.length:
+            alone = codec.encode(torch.from_numpy(corpus.pcm(record))[None])[0]
+            assert torch.equal(source._codes(record), alone), record.id
+
+
+def test_silence_is_what_silence_encodes_to(source, codec):
+    assert tuple(source.prompt.words.silence) == silence_frame(codec)
+    assert all(type(code) is int for code in silence_frame(codec))
+
+
+@pytest.mark.parametrize("mode", ["s2s", "s2t", "t2s", "t2t", "say"])
+def test_every_kind_of_example(source, mode):
+    only = Shares(**{kind: float(kind == mode) for kind in ("s2s", "s2t", "t2s", "t2t", "say")}, next_turn=0.0)
+    drawn = ExchangeSource.__new__(ExchangeSource)
+    drawn.__dict__.update(source.__dict__ | {"shares": only})
+    ids, no_speech = source.prompt.ids, source.prompt.config.no_speech
+    for seed in range(8):
+        example = drawn.example(np.random.default_rng(seed))
+        text = example.patches.text[0]
+        learnt = text[example.learn_text[0]].tolist()
+        assert text[-1] == ids.eos and learnt[-1] == ids.eos
+        assert (ids.heard in learnt) == mode.startswith("s2")
+        assert (ids.speech_start in text[text != ids.eos].tolist()) == (mode != "t2t")
+        assert bool(example.learn_codes.any()) == (mode in ("s2s", "t2s", "say"))
+        assert (example.patches.codes[example.learn_codes] != no_speech).all()
+        if mode == "say":  # the text is given; only its sound is to be learnt
+            assert source.prompt.tokenizer.decode(learnt).strip().startswith("say") or ids.filler in learnt
+            assert not example.learn_text[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
+
+
+def test_dialogues_go_on(source):
+    long = ExchangeSource.__new__(ExchangeSource)
+    long.__dict__.update(source.__dict__ | {"shares": Shares(say=0.0, next_turn=0.8)})
+    ends = [
+        int((long.example(np.random.default_rng(s)).patches.text == source.prompt.ids.eos).sum()) for s in range(10)
+    ]
+    assert max(ends) > 2
+
+
+def test_held_out_is_never_drawn(source):
+    assert all(pair[0].split == "train" for pairs in source.spoken.values() for pair in pairs)
+    assert "held out" not in {pair[0].text for pairs in source.typed.values() for pair in pairs}
+
+
+def test_codes_of_another_corpus_are_refused(corpus, source, tmp_path):
+    np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
+    with pytest.raises(UserError, match="another corpus"):
+        ExchangeSource(corpus, tmp_path / "codes.npy", source.prompt)
+
+
+def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
+    monkeypatch.setattr("speechgpt2.data.crops.RARE", 1)
+    crops = CorpusCrops(corpus)
+    batch = crops.crops(np.random.default_rng(0), 6, 32)
+    assert batch.pcm.shape == (6, 32 * 960) and batch.f0.shape == (6, 128) and batch.phones.shape == (6, 32)
+    assert crops.phones == ("", "a", "b") and set(batch.phones.unique().tolist()) <= {-1, 0, 1, 2}
+    assert (batch.phones > 0).any() and (batch.phones == -1).any() and batch.pcm.abs().max() < 1
+    again = crops.crops(np.random.default_rng(0), 6, 32)
+    assert torch.equal(batch.pcm, again.pcm)
