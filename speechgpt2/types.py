@@ -7,10 +7,12 @@ patch is a view of codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # only named here: what needs no model should not wait for torch
+    from torch import Tensor
 
 SAMPLE_RATE = 24_000  # samples per second, everywhere inside the project
 FRAME_SIZE = 960  # samples in a codec frame (40 ms)

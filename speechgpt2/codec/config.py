@@ -50,13 +50,14 @@ class HiFiGANConfig:
 class HarmonicConfig:
     """The light head: a pulse train and noise, each shaped by a filter per 10 ms (Liu et al., 2020).
 
-    `fft` bounds block plus impulse response; `harmonic_order` and `noise_order` are the cepstral orders of the filters.
+    `fft` bounds block plus impulse response; `harmonic_bands` and `noise_bands` are the points on the mel scale at
+    which the filters' gains are predicted.
     """
 
     kind: Literal["harmonic"] = "harmonic"
     fft: int = 1024
-    harmonic_order: int = 200
-    noise_order: int = 80
+    harmonic_bands: int = 128
+    noise_bands: int = 64
     f0_min: float = 50.0
     f0_max: float = 550.0
 

@@ -1,11 +1,11 @@
 """The light waveform head: pulses and noise through predicted filters (neural homomorphic vocoder, Liu et al., 2020).
 
-Every 10 ms step predicts a pitch, whether there is one, and two filters as causal cepstra, hence of minimum phase. A
-block of excitation is filtered in the frequency domain and added into the blocks after it:
+Every 10 ms step predicts a pitch, whether there is one, and two filters: log gains on the mel scale, made minimum-phase
+through their cepstrum. A block of excitation is filtered in the frequency domain and added into the blocks after it:
 
-    pulses  ─ × H(harmonic cepstrum) ─┐
-                                      + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
-    noise   ─ × H(noise cepstrum) ────┘
+    pulses  ─ × H(harmonic gains) ─┐
+                                   + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
+    noise   ─ × H(noise gains) ────┘
 
 A source with an explicit pitch cannot buzz at the step rate, and it costs next to nothing. The noise is a fixed table
 read at the row's own position, so that streaming equals offline.
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.codec.config import HarmonicConfig
+from speechgpt2.codec.mel import hz_to_mel
 from speechgpt2.types import SAMPLE_RATE
 
-START_LEVEL = -5 / 3  # of the liftered gain: filters at −43 dB before training
+START_LEVEL = -5.0  # log gain of both filters before training
 NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
@@ -37,7 +39,7 @@ class HarmonicState(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """What a step predicts: `log_f0 [B, T]`, `voicing [B, T]` (logit), cepstra `[B, T, order]`."""
+    """What a step predicts: `log_f0 [B, T]`, `voicing [B, T]` (logit), log gains `[B, T, bands]` of the two filters."""
 
     log_f0: Tensor
     voicing: Tensor
@@ -49,21 +51,22 @@ class HarmonicHead(nn.Module):
     """`[B, T, C] -> pcm [B, hop · T]`."""
 
     table: Tensor
+    harmonic_curve: Tensor
+    noise_curve: Tensor
 
     def __init__(self, c_in: int, hop: int, config: HarmonicConfig):
         super().__init__()
         self.config, self.hop = config, hop
         self.pitch = nn.Sequential(nn.Linear(c_in, c_in), nn.GELU(), nn.Linear(c_in, 2))
-        self.cepstra = nn.Linear(c_in, config.harmonic_order + config.noise_order)
-        with torch.no_grad():  # start as flat filters at speech's usual level, or the first steps go into finding it
-            self.cepstra.weight.mul_(0.3)
-            self.cepstra.bias.zero_()
-            self.cepstra.bias[[0, config.harmonic_order]] = START_LEVEL
+        self.gains = nn.Linear(c_in, config.harmonic_bands + config.noise_bands)
+        nn.init.constant_(self.gains.bias, START_LEVEL)  # or the first steps go into finding speech's usual level
+        for name, bands in (("harmonic_curve", config.harmonic_bands), ("noise_curve", config.noise_bands)):
+            self.register_buffer(name, mel_interpolation(bands, config.fft), persistent=False)
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("table", torch.randn(NOISE_TABLE, generator=generator), persistent=False)
 
     def init_state(self, batch: int) -> HarmonicState:
-        zeros = self.cepstra.weight.new_zeros
+        zeros = self.gains.weight.new_zeros
         return HarmonicState(
             zeros(batch, dtype=torch.float64),
             zeros(batch, dtype=torch.float32),
@@ -81,10 +84,8 @@ class HarmonicHead(nn.Module):
         low, high = self.config.f0_min, self.config.f0_max
         span = torch.log(torch.tensor(high / low))
         log_f0 = torch.log(torch.tensor(low)) + span * torch.sigmoid(pitch[..., 0])
-        # Cepstra of speech fall off with quefrency; so do ours, or the filters would start out as noise.
-        cepstra = self.cepstra(x).float()
-        harmonic, noise = cepstra.split([self.config.harmonic_order, self.config.noise_order], dim=-1)
-        return Controls(log_f0, pitch[..., 1], _liftered(harmonic), _liftered(noise))
+        harmonic, noise = self.gains(x).float().split([self.config.harmonic_bands, self.config.noise_bands], dim=-1)
+        return Controls(log_f0, pitch[..., 1], harmonic, noise)
 
     def f0(self, controls: Controls) -> Tensor:
         """Pitch in Hz, 0 where unvoiced, `[B, T]`."""
@@ -97,17 +98,12 @@ class HarmonicHead(nn.Module):
             pulses, phase = pulse_train(f0, state.f0, state.phase, self.hop)
             noise, position = self._noise(state.noise, steps)
         fft = self.config.fft
-        spectrum = torch.fft.rfft(pulses, fft) * self._response(controls.harmonic)
-        spectrum = spectrum + torch.fft.rfft(noise, fft) * self._response(controls.noise)
+        spectrum = torch.fft.rfft(pulses, fft) * minimum_phase(controls.harmonic @ self.harmonic_curve.float())
+        spectrum = spectrum + torch.fft.rfft(noise, fft) * minimum_phase(controls.noise @ self.noise_curve.float())
         pcm = overlap_add(torch.fft.irfft(spectrum, fft), self.hop)  # [B, hop · (T − 1) + fft]
         pcm = torch.cat([pcm[:, : fft - self.hop] + state.tail, pcm[:, fft - self.hop :]], dim=1)
         cut = steps * self.hop
         return pcm[:, :cut], HarmonicState(phase, f0[:, -1].float(), position, pcm[:, cut:])
-
-    def _response(self, cepstrum: Tensor) -> Tensor:
-        """Minimum-phase frequency response of a causal cepstrum, `[B, T, order] -> [B, T, fft / 2 + 1]` complex."""
-        log_response = torch.fft.rfft(cepstrum, self.config.fft)
-        return torch.polar(log_response.real.clamp(max=12).exp(), log_response.imag)
 
     def _noise(self, position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         index = position[:, None] + torch.arange(steps * self.hop, device=position.device)
@@ -115,9 +111,24 @@ class HarmonicHead(nn.Module):
         return blocks, (position + steps * self.hop) % NOISE_TABLE
 
 
-def _liftered(cepstrum: Tensor) -> Tensor:
-    quefrency = torch.arange(cepstrum.shape[-1], device=cepstrum.device)
-    return 3 * cepstrum / (1 + quefrency) ** 0.75
+def mel_interpolation(bands: int, fft: int) -> Tensor:
+    """Matrix `[bands, fft / 2 + 1]` that draws straight lines between `bands` points, evenly spaced in mel."""
+    frequency = np.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1)
+    place = hz_to_mel(frequency) / hz_to_mel(SAMPLE_RATE / 2) * (bands - 1)
+    hats = 1 - np.abs(place[None] - np.arange(bands)[:, None])
+    return torch.from_numpy(np.maximum(hats, 0).astype(np.float32))
+
+
+def minimum_phase(log_gain: Tensor) -> Tensor:
+    """The complex response of minimum phase with these log gains, both `[..., fft / 2 + 1]`.
+
+    Its cepstrum is that of the gains with the negative quefrencies folded onto the positive ones (Oppenheim & Schafer).
+    """
+    log_gain = log_gain.clamp(min=-16, max=12)
+    cepstrum = torch.fft.irfft(log_gain)
+    half = cepstrum.shape[-1] // 2
+    folded = torch.cat([cepstrum[..., :1], 2 * cepstrum[..., 1:half], cepstrum[..., half : half + 1]], dim=-1)
+    return torch.polar(log_gain.exp(), torch.fft.rfft(folded, 2 * half).imag)
 
 
 def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Tensor, Tensor]:

@@ -41,22 +41,22 @@ class Mel(nn.Module):
         return (log_mel - self.config.mean) / self.config.std, state
 
 
-def slaney_filters(n_fft: int, bins: int, sample_rate: int, f_min: float = 0.0) -> np.ndarray:
-    """Triangular filters of equal area on Slaney's mel scale, `[n_fft / 2 + 1, bins]` float32, up to half the rate.
-
-    Slaney's scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel for each factor of 6.4 (Auditory Toolbox,
-    1998).
-    """
-
-    def to_hz(mel: np.ndarray) -> np.ndarray:
-        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-
-    def to_mel(hz: float) -> float:
-        return hz * 3 / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
-
-    edges = to_hz(np.linspace(to_mel(f_min), to_mel(sample_rate / 2), bins + 2))
+def slaney_filters(n_fft: int, bins: int, sample_rate: int) -> np.ndarray:
+    """Triangular filters of equal area on Slaney's mel scale, `[n_fft / 2 + 1, bins]` float32, up to half the rate."""
+    edges = mel_to_hz(np.linspace(0, hz_to_mel(sample_rate / 2), bins + 2))
     frequency = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
     rising = (frequency - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - frequency) / np.diff(edges)[1:]
     area = 2 / (edges[2:] - edges[:-2])
     return (np.maximum(0, np.minimum(rising, falling)) * area).astype(np.float32)
+
+
+def hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
+    """Slaney's scale (Auditory Toolbox, 1998): linear to 1 kHz (15 mel), above it 27 mel for each factor of 6.4."""
+    hz = np.asarray(hz, np.float64)
+    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4))
+
+
+def mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    """The inverse of `hz_to_mel`."""
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))

@@ -50,12 +50,7 @@ def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
         for row, record in zip(codec.encode(pcm), group):
             first, frames = record.start // PAD_TO, record.length // PAD_TO
             codes[first : first + frames] = row[:frames].numpy()
-    hub.write_atomically(Path(out), lambda path: _save(path, codes))
-
-
-def _save(path: Path, codes: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, codes)
+    hub.save_array(Path(out), codes)
 
 
 def silence_frame(codec: Codec) -> tuple[int, ...]:
@@ -78,11 +73,11 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
 class Shares:
     """How often each kind of example is drawn."""
 
-    s2s: float = 0.42
-    s2t: float = 0.22
+    s2s: float = 0.32
+    s2t: float = 0.28
     t2s: float = 0.06
-    t2t: float = 0.14
-    say: float = 0.16
+    t2t: float = 0.20
+    say: float = 0.14
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
@@ -125,7 +120,8 @@ class ExchangeSource:
         question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
-            return Exchange(self._codes(question), reply.text, spoken, question.text)
+            heard = [(w.text, w.start, w.end) for w in question.words]
+            return Exchange(self._codes(question), reply.text, spoken, question.text, heard)
         typed = [question.text, *question.extra["typed"]]
         return Exchange(typed[int(random.integers(len(typed)))], reply.text, spoken)
 

@@ -188,7 +188,7 @@ class SpeechLM(nn.Module):
         """
         from speechgpt2 import hub
 
-        path = locate(name)
+        path = hub.resolve(name, CONFIG_FILE, "config.json")
         if path.name != CONFIG_FILE:
             from speechgpt2.compat.released_lm import load_released_lm
 
@@ -215,19 +215,6 @@ def _stored_dtype(tensors: dict[str, Tensor], device: str | torch.device) -> tor
     """The weights' own precision; float16 is only a way to store them where a processor has to compute."""
     stored = next(iter(tensors.values())).dtype if tensors else None
     return torch.float32 if stored == torch.float16 and torch.device(device).type == "cpu" else stored
-
-
-def locate(name: str | Path) -> Path:
-    """The configuration file of what `name` stands for: ours, or a released model's. Errors: `UserError`."""
-    from speechgpt2 import hub
-
-    try:
-        return hub.resolve(name, CONFIG_FILE)
-    except UserError as error:
-        try:
-            return hub.resolve(name, "config.json")
-        except UserError:
-            raise error from None
 
 
 def truncate(state: LMState, row: int, position: int) -> LMState:

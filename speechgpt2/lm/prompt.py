@@ -51,22 +51,26 @@ class Ids(NamedTuple):
 class Exchange:
     """A turn and its reply, to learn from.
 
-    `user`: what was typed, or `codes [T, K]`, or None where the model begins or reads aloud.
+    `user`: what was typed, or `codes [T, K]`, or None where the model begins or reads aloud. `heard`: the words of the
+    user's speech with their times, to learn listening from.
     """
 
     user: str | Tensor | None
     reply: str
     spoken: Spoken | None = None
     transcript: str | None = None
+    heard: Sequence[Timed] = ()
 
 
 class Example(NamedTuple):
     """`patches` [1, P], and the positions whose text token, and whose codes, are to be learnt (bool `[1, P]`).
 
-    The masks mark targets: what stands at p is predicted from the hidden state at p − 1.
+    The masks mark targets: what stands at p is predicted from the hidden state at p − 1. `targets` [1, P] is the text
+    to predict: that of the patches, except that in the user's speech, which reads as filler, it names the words.
     """
 
     patches: Patches
+    targets: Tensor
     learn_text: Tensor
     learn_codes: Tensor
 
@@ -184,17 +188,35 @@ class Prompt:
 
     def example(self, mode: Mode, exchanges: Sequence[Exchange], greeting: Spoken | None = None) -> Example:
         """A dialogue to learn from: its replies, transcripts included. `mode` says which sides are spoken."""
-        parts, learnt = [self.opening(mode, greeting)], [False]
+        opening = self.opening(mode, greeting)
+        parts, named = [opening], [(opening.text, torch.zeros_like(opening.text))]
+        own = [torch.zeros_like(opening.text)]
         for exchange in exchanges:
             heard = isinstance(exchange.user, Tensor)
             spoken = exchange.spoken if mode[2] == "s" else None
-            transcript = exchange.transcript if heard else None
-            parts += [self._turn(exchange.user), self.reply(exchange.reply, spoken, transcript)]
-            learnt += [False, True]
+            turn = self._turn(exchange.user)
+            reply = self.reply(exchange.reply, spoken, exchange.transcript if heard else None)
+            parts += [turn, reply]
+            named += [self._listening(turn, exchange.heard), (reply.text, torch.ones_like(reply.text))]
+            own += [torch.zeros_like(turn.text), torch.ones_like(reply.text)]
         patches = join(*parts)
-        flags = [torch.full((1, part.text.shape[1]), flag) for part, flag in zip(parts, learnt, strict=True)]
-        learn = torch.cat(flags, dim=1)
-        return Example(patches, learn, learn & (patches.codes[:, :, 0, 0] != self.config.no_speech))
+        targets, learnt = (torch.cat(part, dim=1) for part in zip(*named, strict=True))
+        speaking = patches.codes[:, :, 0, 0] != self.config.no_speech
+        return Example(patches, targets, learnt > 0, (torch.cat(own, dim=1) > 0) & speaking)
+
+    def _listening(self, turn: Patches, words: Sequence[Timed]) -> tuple[Tensor, Tensor]:
+        """What to predict while listening, `[1, P]`, and where: each word, one patch after the one in which it ends."""
+        if not words:
+            return turn.text, torch.zeros_like(turn.text)
+        speaking = turn.codes[:, :, 0, 0] != self.config.no_speech
+        patch, count = self.config.patch_frames, int(speaking.sum())
+        timed = [
+            (int(end * FRAME_RATE / patch) + 1, [i for piece in pieces(word) for i in self.encode(piece)])
+            for word, (_, _, end) in zip(spaced(words), words, strict=True)
+        ]
+        targets = turn.text.clone()
+        targets[speaking] = torch.tensor(align(timed, count, self.ids.filler, self.ids.filler)[:count])
+        return targets, speaking.long()
 
     def require_draft(self, what: str) -> None:
         """Errors: `UserError` in a model without drafts."""

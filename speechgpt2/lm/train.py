@@ -36,6 +36,7 @@ class Batch(NamedTuple):
 
     patches: Patches
     segments: Tensor
+    targets: Tensor
     learn_text: Tensor
     learn_codes: Tensor
 
@@ -118,14 +119,14 @@ class LMTrainer:
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropies at the learnt positions, and how often the likeliest text token is right."""
-        patches, segments, learn_text, learn_codes = batch
+        patches, segments, named, learn_text, learn_codes = batch
         heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
         heard, patches = _to(heard, self.device), _to(patches, self.device)
         learn_text, learn_codes = learn_text[:, 1:].to(self.device), learn_codes[:, 1:].to(self.device)
         with self.autocast:
             hidden = self.model(heard, segments.to(self.device))[:, :-1]
             logits = self.model.text_logits(hidden[learn_text]).float()
-            targets = patches.text[:, 1:][learn_text]
+            targets = named[:, 1:].to(self.device)[learn_text]
             text = F.cross_entropy(logits, targets, weight=self.token_weight)
             wanted = patches.codes[:, 1:][learn_codes]  # [N, G, K]
             code_logits = self.model.code_logits(hidden[learn_codes], wanted).float()
@@ -174,6 +175,7 @@ def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches:
         torch.stack(
             [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
         ),
+        torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
         torch.stack([_padded([_targets(e.learn_text) for e in row], patches, False) for row in packed]),
         torch.stack([_padded([_targets(e.learn_codes) for e in row], patches, False) for row in packed]),
     )

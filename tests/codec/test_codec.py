@@ -38,7 +38,7 @@ def small(head) -> Codec:
     ).eval()  # fmt: skip
 
 
-HEADS = [HiFiGANConfig(channels=16), HarmonicConfig(harmonic_order=30, noise_order=10)]
+HEADS = [HiFiGANConfig(channels=16), HarmonicConfig(harmonic_bands=30, noise_bands=10)]
 
 
 @pytest.mark.parametrize("i", range(3))

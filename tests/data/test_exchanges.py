@@ -23,7 +23,7 @@ def codec():
     narrow = TransformerConfig(16, 2, 1, 32, context=9)
     wide = TransformerConfig(16, 2, 1, 32, context=5)
     convnext = ConvNeXtConfig((1,), (16,))
-    head = HarmonicConfig(harmonic_order=20, noise_order=10)
+    head = HarmonicConfig(harmonic_bands=20, noise_bands=10)
     return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
 
 
