@@ -19,5 +19,5 @@ sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-
 sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 3 --out "$out/decoder" --resume
 sg2 convert "$out/lm" "$out/model" --dtype float16
 sg2 convert "$out/decoder" "$out/model" --dtype float16
-sg2 eval codec "$out/model" ${real:+--real-speech "$real"}
+sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
 sg2 eval mini --model "$out/model"
