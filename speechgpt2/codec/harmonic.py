@@ -7,7 +7,7 @@ through their cepstrum. A block of excitation is filtered in the frequency domai
                                    + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
     noise   ─ × H(noise gains) ────┘
 
-A source with an explicit pitch cannot buzz at the step rate, and it costs next to nothing. The noise is a fixed table
+The pitch is explicit rather than left to the filters, and the source costs next to nothing. The noise is a fixed table
 read at the row's own position, so that streaming equals offline.
 """
 

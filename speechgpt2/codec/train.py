@@ -42,7 +42,7 @@ class CropSource(Protocol):
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch: `pcm [B, 960·T]` float32, `f0 [B, 4·T]` Hz (0 unvoiced, −1 unknown), `phones [B, T]` (−1 unknown)."""
+    """A batch: `pcm [B, 960·T]` float32, `f0 [B, 4·T]` Hz (0 unvoiced), `phones [B, T]` (−1 unknown)."""
 
     pcm: Tensor
     f0: Tensor
@@ -64,7 +64,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class CodecTrainConfig:
-    """A run. `codec` is a preset's name or a whole configuration. Crops are `frames` long (25 per second)."""
+    """A run. `codec` is a preset's name. Crops are `frames` long (25 per second)."""
 
     codec: str = "mini"
     init: str | None = None  # a codec folder to go on from

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt2.data.utterance import SAMPLE_RATE, Phone, Utterance, Word
+from speechgpt2.data.utterance import Phone, Utterance, Word
 from speechgpt2.errors import UserError
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 FORMAT = 1
 F0_HOP = 240  # samples per pitch value
-PAD_TO = 960  # samples of a codec frame
+PAD_TO = FRAME_SIZE
 
 _PCM, _F0, _INDEX, _META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
 

@@ -6,7 +6,8 @@ import warnings
 
 import numpy as np
 
-from speechgpt2.data.utterance import SAMPLE_RATE, SynthesisUnavailable
+from speechgpt2.data.utterance import SynthesisUnavailable
+from speechgpt2.types import SAMPLE_RATE
 
 _FLOOR, _CEILING = 60.0, 500.0  # Hz; covers low male and high female voices
 

@@ -19,8 +19,9 @@ import soxr
 from speechgpt2.data.corpus import Item, Record
 from speechgpt2.data.lexicon import ONES
 from speechgpt2.data.pitch import track
-from speechgpt2.data.utterance import SAMPLE_RATE, Word
+from speechgpt2.data.utterance import Word
 from speechgpt2.data.voices import active_span, level
+from speechgpt2.types import SAMPLE_RATE
 
 _LJ_FIRST_TEST = "LJ001-0080"
 _FSDD_TEST_SPEAKER = "yweweler"

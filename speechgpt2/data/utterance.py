@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechgpt2.errors import UserError
-
-SAMPLE_RATE = 24_000
+from speechgpt2.types import SAMPLE_RATE
 
 
 class Word(NamedTuple):

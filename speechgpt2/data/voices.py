@@ -17,7 +17,8 @@ import soxr
 
 from speechgpt2.data.engines import ENGINES
 from speechgpt2.data.engines.espeak import MANDARIN
-from speechgpt2.data.utterance import SAMPLE_RATE, Phone, Rendering, Utterance, Voice, Word
+from speechgpt2.data.utterance import Phone, Rendering, Utterance, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
 
 __all__ = [
     "ASSISTANT_VOICES", "HELD_OUT_VOICES", "Phone", "Utterance", "Voice", "Word",

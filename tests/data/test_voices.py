@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.engines.pinyin import syllables
-from speechgpt2.data.utterance import SAMPLE_RATE, Utterance
+from speechgpt2.data.utterance import Utterance
 from speechgpt2.data.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, training_voices, vary
+from speechgpt2.types import SAMPLE_RATE
 
 ENGLISH = "Of the three, one is twenty-one. I don't know it."
 MANDARIN = "银行行长，看见熊猫了吗？"
