@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "dialogue": WORDS | {"audio"},
     "server": WORDS | {"audio", "hub", "engine", "dialogue"},
     "demo": WORDS | {"audio"},
-    "data": FLOOR | {"codec", "lm", "engine"},
+    "data": FLOOR | {"codec", "lm", "engine", "training"},
     "eval": FLOOR | {"codec", "lm", "engine", "chat", "data"},
     "bench": FLOOR | {"codec", "lm", "engine", "chat", "data", "eval"},
     "cli": None,  # all of them; the two tests below keep it lazy, and unknown to the others

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,7 @@ CodecName = Annotated[str, typer.Option(help="A codec folder or a built-in name.
 Init = Annotated[str | None, typer.Option(help="A model folder to go on from.")]
 Favour = Annotated[float, typer.Option(min=0.1, help="Draw the assistant's voices so many times more often.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")]
+Processes = Annotated[int, typer.Option(min=1, help="Train in so many processes, each with a batch of its own.")]
 
 
 def codec(
@@ -25,11 +28,35 @@ def codec(
     resume: Resume = False,
     init: Init = None,
     favour: Favour = 1.0,
+    processes: Processes = 1,
     device: Device = "auto",
 ) -> None:
     """Train a codec; the result is a codec folder in RUN."""
-    from dataclasses import replace
+    from speechgpt2.training import distributed
 
+    distributed.run(processes, partial(_codec, config, corpus, out, resume, init, favour, device))
+
+
+def lm(
+    config: Config,
+    corpus: Corpus,
+    codec: CodecName,
+    out: RunFolder,
+    resume: Resume = False,
+    init: Init = None,
+    processes: Processes = 1,
+    device: Device = "auto",
+) -> None:
+    """Train a language model on dialogues, heard through a codec; the result is a model folder in RUN.
+
+    The corpus' codes are kept in RUN/codes.npy: they belong to this corpus and this codec.
+    """
+    from speechgpt2.training import distributed
+
+    distributed.run(processes, partial(_lm, config, corpus, codec, out, resume, init, device))
+
+
+def _codec(config: Path, corpus: Path, out: Path, resume: bool, init: str | None, favour: float, device: str) -> None:
     from speechgpt2 import config as configs
     from speechgpt2.codec.train import CodecTrainConfig, train
     from speechgpt2.data.corpus import Corpus as SpeechCorpus
@@ -41,19 +68,7 @@ def codec(
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 
-def lm(
-    config: Config,
-    corpus: Corpus,
-    codec: CodecName,
-    out: RunFolder,
-    resume: Resume = False,
-    init: Init = None,
-    device: Device = "auto",
-) -> None:
-    """Train a language model on dialogues, heard through a codec; the result is a model folder in RUN.
-
-    The corpus' codes are kept in RUN/codes.npy: they belong to this corpus and this codec.
-    """
+def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: str | None, device: str) -> None:
     import torch
 
     from speechgpt2 import config as configs
@@ -66,8 +81,6 @@ def lm(
     settings, dialogues = configs.load(LMTrainConfig, config), SpeechCorpus.open(corpus)
     ears = Codec.from_pretrained(codec)
     codes = out / "codes.npy"
-    if not codes.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        encode_corpus(dialogues, ears, codes)
+    encode_corpus(dialogues, ears, codes)
     model = SpeechLM.from_pretrained(init, torch.float32) if init else new_model(settings, dialogues, ears)
     train(settings, model, ExchangeSource(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

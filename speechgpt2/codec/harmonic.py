@@ -7,8 +7,9 @@ through their cepstrum. A block of excitation is filtered in the frequency domai
                                    + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
     noise   ─ × H(noise gains) ────┘
 
-The pitch is explicit rather than left to the filters, and the source costs next to nothing. The noise is a fixed table
-read at the row's own position, so that streaming equals offline.
+Over a block the filters fade from the step before into its own (the block goes through both); switched at once, they
+would be heard as a buzz at the step rate. The pitch is explicit rather than left to the filters, and the source costs
+next to nothing. The noise is a fixed table read at the row's own position, so that streaming equals offline.
 """
 
 from __future__ import annotations
@@ -25,26 +26,28 @@ from speechgpt2.codec.mel import hz_to_mel
 from speechgpt2.types import SAMPLE_RATE
 
 START_LEVEL = -5.0  # log gain of both filters before training
+SILENT, LOUDEST = -16.0, 12.0  # bounds of a log gain
 NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
 class HarmonicState(NamedTuple):
-    """`phase [B]` in cycles (float64), `f0 [B]` of the step before, `noise [B]` the next index into the table, and
-    `tail [B, fft − hop]`, what is already known of the samples to come."""
+    """`phase [B]` in cycles (float64); of the step before `f0 [B]` and `gains [B, bands]` of both filters; `noise [B]`,
+    the next index into the table; `tail [B, fft − hop]`, what is already known of the samples to come.
+    """
 
     phase: Tensor
     f0: Tensor
+    gains: Tensor
     noise: Tensor
     tail: Tensor
 
 
 class Controls(NamedTuple):
-    """What a step predicts: `log_f0 [B, T]`, `voicing [B, T]` (logit), log gains `[B, T, bands]` of the two filters."""
+    """What a step predicts: `log_f0 [B, T]`, `voicing [B, T]` (logit), log gains `[B, T, bands]` of both filters."""
 
     log_f0: Tensor
     voicing: Tensor
-    harmonic: Tensor
-    noise: Tensor
+    gains: Tensor
 
 
 class HarmonicHead(nn.Module):
@@ -53,15 +56,18 @@ class HarmonicHead(nn.Module):
     table: Tensor
     harmonic_curve: Tensor
     noise_curve: Tensor
+    rising: Tensor
 
     def __init__(self, c_in: int, hop: int, config: HarmonicConfig):
         super().__init__()
         self.config, self.hop = config, hop
         self.pitch = nn.Sequential(nn.Linear(c_in, c_in), nn.GELU(), nn.Linear(c_in, 2))
-        self.gains = nn.Linear(c_in, config.harmonic_bands + config.noise_bands)
+        self.bands = (config.harmonic_bands, config.noise_bands)
+        self.gains = nn.Linear(c_in, sum(self.bands))
         nn.init.constant_(self.gains.bias, START_LEVEL)  # or the first steps go into finding speech's usual level
-        for name, bands in (("harmonic_curve", config.harmonic_bands), ("noise_curve", config.noise_bands)):
+        for name, bands in zip(("harmonic_curve", "noise_curve"), self.bands):
             self.register_buffer(name, mel_interpolation(bands, config.fft), persistent=False)
+        self.register_buffer("rising", (torch.arange(hop) + 0.5) / hop, persistent=False)
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("table", torch.randn(NOISE_TABLE, generator=generator), persistent=False)
 
@@ -70,6 +76,7 @@ class HarmonicHead(nn.Module):
         return HarmonicState(
             zeros(batch, dtype=torch.float64),
             zeros(batch, dtype=torch.float32),
+            zeros(batch, sum(self.bands), dtype=torch.float32) + SILENT,
             zeros(batch, dtype=torch.int64),
             zeros(batch, self.config.fft - self.hop, dtype=torch.float32),
         )
@@ -84,8 +91,7 @@ class HarmonicHead(nn.Module):
         low, high = self.config.f0_min, self.config.f0_max
         span = torch.log(torch.tensor(high / low))
         log_f0 = torch.log(torch.tensor(low)) + span * torch.sigmoid(pitch[..., 0])
-        harmonic, noise = self.gains(x).float().split([self.config.harmonic_bands, self.config.noise_bands], dim=-1)
-        return Controls(log_f0, pitch[..., 1], harmonic, noise)
+        return Controls(log_f0, pitch[..., 1], self.gains(x).float())
 
     def f0(self, controls: Controls) -> Tensor:
         """Pitch in Hz, 0 where unvoiced, `[B, T]`."""
@@ -98,12 +104,23 @@ class HarmonicHead(nn.Module):
             pulses, phase = pulse_train(f0, state.f0, state.phase, self.hop)
             noise, position = self._noise(state.noise, steps)
         fft = self.config.fft
-        spectrum = torch.fft.rfft(pulses, fft) * minimum_phase(controls.harmonic @ self.harmonic_curve.float())
-        spectrum = spectrum + torch.fft.rfft(noise, fft) * minimum_phase(controls.noise @ self.noise_curve.float())
+        gains = torch.cat([state.gains[:, None], controls.gains], dim=1)  # one step more than blocks
+        harmonic, breath = gains.split(self.bands, dim=-1)
+        spectrum = self._filtered(pulses, harmonic @ self.harmonic_curve.float())
+        spectrum = spectrum + self._filtered(noise, breath @ self.noise_curve.float())
         pcm = overlap_add(torch.fft.irfft(spectrum, fft), self.hop)  # [B, hop · (T − 1) + fft]
         pcm = torch.cat([pcm[:, : fft - self.hop] + state.tail, pcm[:, fft - self.hop :]], dim=1)
         cut = steps * self.hop
-        return pcm[:, :cut], HarmonicState(phase, f0[:, -1].float(), position, pcm[:, cut:])
+        return pcm[:, :cut], HarmonicState(phase, f0[:, -1].float(), gains[:, -1], position, pcm[:, cut:])
+
+    def _filtered(self, excitation: Tensor, log_gain: Tensor) -> Tensor:
+        """Spectra `[B, T, fft / 2 + 1]` of the blocks `[B, T, hop]`, each fading from one filter into the next of the
+        T + 1 with `log_gain [B, T + 1, fft / 2 + 1]`.
+        """
+        response = minimum_phase(log_gain)
+        new = torch.fft.rfft(excitation * self.rising, self.config.fft)
+        whole = torch.fft.rfft(excitation, self.config.fft)
+        return new * response[:, 1:] + (whole - new) * response[:, :-1]
 
     def _noise(self, position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         index = position[:, None] + torch.arange(steps * self.hop, device=position.device)
@@ -124,7 +141,7 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
 
     Its cepstrum is that of the gains with the negative quefrencies folded onto the positive ones (Oppenheim & Schafer).
     """
-    log_gain = log_gain.clamp(min=-16, max=12)
+    log_gain = log_gain.clamp(min=SILENT, max=LOUDEST)
     cepstrum = torch.fft.irfft(log_gain)
     half = cepstrum.shape[-1] // 2
     folded = torch.cat([cepstrum[..., :1], 2 * cepstrum[..., 1:half], cepstrum[..., half : half + 1]], dim=-1)

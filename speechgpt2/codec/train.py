@@ -26,7 +26,8 @@ from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
-from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
+from speechgpt2.training import distributed, run
+from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
 from speechgpt2.types import SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # that the codebooks start from
@@ -100,15 +101,8 @@ def train(
     config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu"
 ) -> Codec:
     """Train to `config.steps`, checkpointing in `folder`; the result is also saved there as a codec folder."""
-    run = Run(folder, config, resume)
     trainer = CodecTrainer(config, source, torch.device(device))
-    first = trainer.restore(run.load())
-    meter = Meter()
-    for step in steps(first, config.steps, meter, run, config.report_every, "codec"):
-        meter.add(trainer.step(step))
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.save(**trainer.content(step + 1))
-            trainer.export(run, step + 1)
+    run.train(trainer, config, folder, resume, "codec")
     return trainer.codec
 
 
@@ -122,6 +116,7 @@ class CodecTrainer:
         self.codec = codec.float().to(device).train()
         self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
         self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head})
+        distributed.agree(self.modules)
         self.average = Average(self.codec, config.average)
         self.mel = MultiScaleMel().to(device)
         adam: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
@@ -129,6 +124,7 @@ class CodecTrainer:
         self.discriminators = self.optimizer_d = None
         if config.adversarial_from is not None:
             self.discriminators = Discriminators(config.discriminators).to(device).train()
+            distributed.agree(self.discriminators)
             self.optimizer_d = torch.optim.AdamW(self.discriminators.parameters(), **adam, fused=True)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
 
@@ -148,6 +144,7 @@ class CodecTrainer:
         total = torch.stack([getattr(config.weights, name) * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        distributed.average_gradients(self.modules.parameters())
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
         self.optimizer.step()
         self.average.update(self.codec, step)
@@ -189,7 +186,8 @@ class CodecTrainer:
             flat = residual.reshape(-1, residual.shape[-1])
             codes = book.fast_nearest(flat)  # type: ignore[operator]
             vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
-            book.learn(flat, codes, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
+            everyone = distributed.gather(flat), distributed.gather(codes)
+            book.learn(*everyone, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
             values[f"perplexity_{k}"] = _perplexity(book.usage)  # type: ignore[arg-type]
             residual, total = residual - vectors, total + vectors
             first = vectors if first is None else first
@@ -203,6 +201,7 @@ class CodecTrainer:
         """k-means on the latents of a few batches, one codebook on what the ones before leave."""
         crops = [self.source.crops(random, self.config.batch, self.config.frames) for _ in range(KMEANS_BATCHES)]
         residual = torch.cat([self.codec.encoder(c.pcm.to(self.device))[0].flatten(0, 1) for c in crops])
+        residual = distributed.gather(residual)
         for book in self.codec.quantizer.codebooks:
             book.kmeans_init(residual, generator)  # type: ignore[operator]
             residual = residual - book.lookup(book.fast_nearest(residual))  # type: ignore[operator]
@@ -231,6 +230,7 @@ class CodecTrainer:
         loss = self.discriminators.loss(ours.detach(), target)
         self.optimizer_d.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(self.discriminators.parameters())
         nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.config.clip)
         self.optimizer_d.step()
         values["discriminator"] = loss

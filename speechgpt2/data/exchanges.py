@@ -21,6 +21,7 @@ from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
+from speechgpt2.training import distributed
 from speechgpt2.types import MODES, Mode
 
 CODES = "codes.npy"
@@ -37,12 +38,16 @@ PROMPT_TEXTS = [
 
 
 def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
-    """Write `OUT`: int16 `[all frames, K]`, frame i belonging to sample 960·i of the corpus; atomically, with
-    progress.
+    """Write `OUT` unless it exists: int16 `[all frames, K]`, frame i belonging to sample 960·i of the corpus.
+
+    With progress; atomically. The processes of a run share the work.
     """
+    if Path(out).exists():
+        return
     codes = np.zeros((len(corpus.samples) // PAD_TO, codec.config.quantizer.codebooks), np.int16)
     spoken = sorted((r for r in corpus.records if r.length), key=lambda r: r.length)
-    for i in track(range(0, len(spoken), BATCH), description="encoding", console=Console(stderr=True)):
+    mine = range(BATCH * distributed.rank(), len(spoken), BATCH * distributed.count())
+    for i in track(mine, description="encoding", console=Console(stderr=True, quiet=distributed.rank() > 0)):
         group = spoken[i : i + BATCH]
         pcm = torch.zeros(len(group), group[-1].length)
         for row, record in zip(pcm, group):
@@ -50,7 +55,10 @@ def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
         for row, record in zip(codec.encode(pcm), group):
             first, frames = record.start // PAD_TO, record.length // PAD_TO
             codes[first : first + frames] = row[:frames].numpy()
-    hub.save_array(Path(out), codes)
+    parts = distributed.gather(torch.from_numpy(codes)[None].int())  # each is 0 where others encoded
+    if distributed.rank() == 0:
+        hub.save_array(Path(out), parts.sum(0).numpy().astype(np.int16))
+    distributed.wait()
 
 
 def silence_frame(codec: Codec) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example
-from speechgpt2.training.run import Average, Meter, Run, bf16_pays, generators, learning_rate, steps
+from speechgpt2.training import distributed, run
+from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
 from speechgpt2.types import Patches
 
 IGNORED = -100  # a target that is not learnt
@@ -74,15 +75,7 @@ def train(
     device: str = "cpu",
 ) -> SpeechLM:
     """Train `model` to `config.steps`, checkpointing in `folder`, where the averaged weights are saved as a model."""
-    run = Run(folder, config, resume)
-    trainer = LMTrainer(config, model, source, torch.device(device))
-    first = trainer.restore(run.load())
-    meter = Meter()
-    for step in steps(first, config.steps, meter, run, config.report_every, "lm"):
-        meter.add(trainer.step(step))
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.save(**trainer.content(step + 1))
-            trainer.export(run)
+    run.train(LMTrainer(config, model, source, torch.device(device)), config, folder, resume, "lm")
     return model
 
 
@@ -92,6 +85,7 @@ class LMTrainer:
     def __init__(self, config: LMTrainConfig, model: SpeechLM, source: ExampleSource, device: torch.device):
         self.config, self.source, self.device = config, source, device
         self.model = model.to(device).train()
+        distributed.agree(self.model)
         self.average = Average(model, config.average)
         decayed = [p for p in model.parameters() if p.dim() > 1]
         others = [p for p in model.parameters() if p.dim() <= 1]
@@ -112,6 +106,7 @@ class LMTrainer:
         terms, values = self.losses(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         (terms["text"] + config.codes_weight * terms["codes"]).backward()
+        distributed.average_gradients(self.model.parameters())
         values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.average.update(self.model, step)
@@ -157,7 +152,7 @@ class LMTrainer:
         self.optimizer.load_state_dict(content["optimizer"])
         return content["step"]
 
-    def export(self, run: Run) -> None:
+    def export(self, run: Run, step: int) -> None:
         """Write the averaged model to the run's folder."""
         averaged = SpeechLM(self.model.config, self.model.prompt.tokenizer)
         self.average.copy_to(averaged)

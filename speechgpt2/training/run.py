@@ -1,4 +1,4 @@
-"""The folder of a training run: exact checkpoints, scalars, samples, and a progress bar.
+"""A training run: its loop, and its folder with exact checkpoints, scalars and samples.
 
     RUN/config.yaml        what it trains
     RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,19 +26,56 @@ from torch import Tensor
 
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
+from speechgpt2.training import distributed
+
+
+class Schedule(Protocol):
+    """What the loop needs to know of a trainer's configuration, in steps."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def report_every(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+
+
+class Trainer(Protocol):
+    """Takes steps. `content(step)` is everything the next step depends on; `restore` takes it up again and returns the
+    step to go on from; `export` writes the model of that moment to the run's folder.
+    """
+
+    def step(self, step: int) -> dict[str, Tensor]: ...
+    def content(self, step: int) -> dict[str, Any]: ...
+    def restore(self, content: dict[str, Any] | None) -> int: ...
+    def export(self, run: Run, step: int) -> None: ...
+
+
+def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, what: str) -> None:
+    """Take all steps that are left. Errors: `UserError` if the folder holds a run and `resume` is False."""
+    run = Run(folder, config, resume)
+    first, meter = trainer.restore(run.load()), Meter()
+    for step in _steps(first, config, meter, run, what):
+        meter.add(trainer.step(step))
+        if run.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+            run.save(**trainer.content(step + 1))
+            trainer.export(run, step + 1)
 
 
 class Run:
-    """One training run in `folder`. Errors: `UserError` if the folder holds a run and `resume` is False."""
+    """One training run in `folder`. Of several processes the first leads; the others write nothing."""
 
     def __init__(self, folder: str | Path, config: Any, resume: bool):
+        """Errors: `UserError` if the folder holds a run and `resume` is False."""
         self.folder = Path(folder)
         self.checkpoint = self.folder / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume or choose another --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        configs.dump(config, self.folder / "config.yaml")
-        self.writer = _summary_writer(self.folder)
+        self.leads, self.writer = distributed.rank() == 0, None
+        if self.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            configs.dump(config, self.folder / "config.yaml")
+            self.writer = _summary_writer(self.folder)
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None in a new run."""
@@ -84,12 +121,13 @@ class Meter:
         return means
 
 
-def steps(first: int, last: int, meter: Meter, run: Run, every: int, what: str) -> Iterator[int]:
-    """Yield `first … last − 1` behind a progress bar, reporting the meter's means every `every` steps."""
+def _steps(first: int, config: Schedule, meter: Meter, run: Run, what: str) -> Iterator[int]:
+    """Yield the steps from `first` on behind a progress bar, reporting the meter's means now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    last, every = config.steps, config.report_every
+    console = Console(stderr=True, quiet=not run.leads)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=last, completed=first, line="")
@@ -97,7 +135,7 @@ def steps(first: int, last: int, meter: Meter, run: Run, every: int, what: str) 
         for step in range(first, last):
             yield step
             bar.advance(task)
-            if (step + 1) % every == 0 or step + 1 == last:
+            if run.leads and ((step + 1) % every == 0 or step + 1 == last):
                 values = meter.take()
                 now = time.perf_counter()
                 values["steps_per_second"], since = every / (now - since), now
@@ -117,10 +155,12 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float 
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random sources of one step; torch's global one is seeded too (stochastic depth draws from it)."""
-    random = np.random.default_rng((seed, step))
+    """The random sources of one step: the first differs between the processes of a run, which draw different data; the
+    second is the same in all of them. Torch's global one is seeded too (stochastic depth draws from it).
+    """
+    random, shared = np.random.default_rng((seed, step, distributed.rank())), np.random.default_rng((seed, step))
     torch.manual_seed(int(random.integers(1 << 62)))
-    return random, torch.Generator().manual_seed(int(random.integers(1 << 62)))
+    return random, torch.Generator().manual_seed(int(shared.integers(1 << 62)))
 
 
 class Average:

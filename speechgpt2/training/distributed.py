@@ -1,0 +1,89 @@
+"""Several processes that train one model: each draws a part of every step's batch, and their gradients are averaged.
+
+On a CPU two processes of one thread each get through more than one process of two threads, which wait for each other at
+every operation; on a machine with several accelerators each process takes one. Everything here does nothing where
+there is only one process, so a trainer is written once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def run(processes: int, work: Callable[[], None]) -> None:
+    """Call `work` (it must pickle: a partial of a module's function) in so many processes that know each other.
+
+    An error in one ends all of them and is raised here.
+    """
+    if processes == 1:
+        work()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_join, (processes, os.path.join(folder, "meet"), work), nprocs=processes)
+
+
+def _join(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
+    )
+    try:
+        work()
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process; 0 leads: it alone writes and reports."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def agree(module: nn.Module) -> None:
+    """Give all processes the first one's weights and buffers."""
+    if count() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its mean over the processes, in one message."""
+    if count() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    message = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(message)
+    message /= count()
+    for gradient, mean in zip(gradients, message.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """`x [N, …]` of all processes, one after the other: `[count · N, …]`, without gradient."""
+    if count() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(count())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

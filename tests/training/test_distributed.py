@@ -1,0 +1,74 @@
+"""Processes that train together: their gradients are averaged, their data joined, and they end with the same model."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import Exchange
+from speechgpt2.lm.tokenizer import train_tokenizer
+from speechgpt2.lm.train import LMTrainConfig, train
+from speechgpt2.training import distributed
+
+WORDS = ("one", "two", "three", "four", "five")
+
+
+class Counting:
+    """The user says a number in codes, the model writes and says the next; notes what it was asked to draw."""
+
+    def __init__(self, prompt):
+        self.prompt, self.drawn = prompt, []
+
+    def example(self, random):
+        i = int(random.integers(4))
+        self.drawn.append(i)
+        codes = torch.full((6, 3), i)
+        spoken = self.prompt.spoken(codes + 1, [(WORDS[i + 1], 0.0, 0.2)])
+        return self.prompt.example("s2s", [Exchange(codes, WORDS[i + 1], spoken, WORDS[i])])
+
+
+def exchange_messages(folder: Path) -> None:
+    rank = distributed.rank()
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    untouched = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)
+    distributed.average_gradients([parameter, untouched])
+    torch.save((parameter.grad, untouched.grad, distributed.gather(torch.tensor([[rank]]))), folder / f"{rank}.pt")
+
+
+def train_tiny(folder: Path, steps: int) -> None:
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 50, 300)
+    backbone = BackboneConfig(tokenizer.get_vocab_size(), 32, 2, 2, 2, 48)
+    decoder = PatchDecoderConfig(16, 1, 2, 32)
+    torch.manual_seed(distributed.rank())  # they begin with different weights unless the run sees to it
+    model = SpeechLM(LMConfig(backbone, decoder, PromptConfig(draft=True, system="{heard}")), tokenizer)
+    source = Counting(model.prompt)
+    config = LMTrainConfig(backbone, decoder, steps=steps, rows=1, row_patches=64, save_every=2, report_every=2)
+    train(config, model, source, str(folder / "run"), resume=True)
+    torch.save((model.state_dict(), source.drawn), folder / f"{distributed.rank()}-{steps}.pt")
+
+
+def test_gradients_are_averaged_and_parts_joined(tmp_path):
+    distributed.run(2, partial(exchange_messages, tmp_path))
+    for rank in range(2):
+        gradient, none, joined = torch.load(tmp_path / f"{rank}.pt")
+        assert gradient.tolist() == [1.5, 3.0, 4.5] and none is None
+        assert joined.tolist() == [[0], [1]]
+
+
+def test_two_processes_draw_different_data_and_stay_one_model(tmp_path):
+    for steps in (2, 4):  # the second goes on from the first's checkpoint
+        distributed.run(2, partial(train_tiny, tmp_path, steps))
+        (first, drawn), (second, other) = (torch.load(tmp_path / f"{rank}-{steps}.pt") for rank in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert drawn != other
+
+
+def test_one_process_needs_no_others():
+    called = []
+    distributed.run(1, lambda: called.append(distributed.count()))
+    assert called == [1] and distributed.rank() == 0
+    x = torch.ones(2, requires_grad=True)
+    assert not distributed.gather(x).requires_grad
