@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from speechgpt2.data import recordings
 from speechgpt2.data.corpus import Corpus, CorpusWriter, Item, Record, item_of
 from speechgpt2.data.dialogues import Exchange, draw, evaluation_set, typed_variants
+from speechgpt2.data.disturb import disturbed
 from speechgpt2.data.pitch import track
 from speechgpt2.data.sentences import sentence, word_list
 from speechgpt2.data.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
@@ -93,11 +94,11 @@ def build_dialogue_corpus(
 ) -> Corpus:
     """``exchanges`` questions and replies, half of them Mandarin, and ``says`` texts read aloud.
 
-    A question (role "user") is asked by a random training voice, its reply (role "assistant") and the
-    texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
-    exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed
-    variants. The test split is `evaluation_set` (``test`` trials) in held-out voices. ``says`` is
-    half of ``exchanges`` where not given. Resumes a killed build.
+    A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
+    "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
+    exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed variants. The test
+    split is `evaluation_set` (``test`` trials) in held-out voices, undisturbed. ``says`` is half of ``exchanges`` where
+    not given. Resumes a killed build.
     """
     says = exchanges // 2 if says is None else says
     recipe = {"kind": "dialogues", "exchanges": exchanges, "says": says, "test": test, "seed": seed}
@@ -139,6 +140,8 @@ def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, spl
     """Question in ``voice``, reply in the assistant's."""
     asked, told = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
+    if split == "train":
+        question = disturbed(question, rng)
     yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
     reply = speak(exchange.reply, vary(ASSISTANT_VOICES[exchange.lang], rng))
     yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)

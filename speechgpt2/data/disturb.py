@@ -1,0 +1,76 @@
+"""What happens to a voice on its way to a microphone: another vocal tract, a room, a colour, noise.
+
+Synthetic voices are few and clean; people are many and are not. Each step is drawn at random, so that no question
+sounds the same twice; times of words and phones stay exact.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import soxr
+
+from speechgpt2.data.utterance import Utterance
+from speechgpt2.types import SAMPLE_RATE
+
+STRETCH = (0.86, 1.16)  # of the whole spectrum: pitch, formants and tempo together, as with tape speed
+ROOM_SECONDS = (0.08, 0.45)  # until an echo has fallen by 60 dB
+NOISE_DB = (12.0, 40.0)  # of the signal above the noise
+
+
+def disturbed(utterance: Utterance, rng: random.Random, share: float = 0.6) -> Utterance:
+    """The utterance as somebody else in some other place would have said it. Each of the four is drawn with `share`."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    if rng.random() < share:
+        utterance = stretched(utterance, rng.uniform(*STRETCH))
+    pcm = utterance.pcm
+    if rng.random() < share / 2:
+        pcm = in_room(pcm, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise)
+    if rng.random() < share:
+        pcm = coloured(pcm, rng.uniform(-4, 4), rng.uniform(60, 250), rng.uniform(3500, 11_000))
+    if rng.random() < share:
+        pcm = with_noise(pcm, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise)
+    peak = float(np.abs(pcm).max())
+    return replace(utterance, pcm=(pcm * min(1.0, 0.95 / max(peak, 1e-6))).astype(np.float32))
+
+
+def stretched(utterance: Utterance, factor: float) -> Utterance:
+    """Played `factor` times slower: a longer vocal tract, a lower pitch, a slower tempo."""
+    pcm = soxr.resample(utterance.pcm, SAMPLE_RATE, SAMPLE_RATE * factor, quality="HQ")
+    words = tuple(w._replace(start=w.start * factor, end=w.end * factor) for w in utterance.words)
+    phones = tuple(p._replace(start=p.start * factor, end=p.end * factor) for p in utterance.phones)
+    return replace(utterance, pcm=pcm, words=words, phones=phones)
+
+
+def in_room(pcm: np.ndarray, seconds: float, wet: float, random: np.random.Generator) -> np.ndarray:
+    """With the echo of a room: noise that falls by 60 dB in `seconds`, as loud as `wet` of the voice; same length."""
+    n = int(seconds * SAMPLE_RATE)
+    echo = random.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
+    size = _quick(len(pcm) + n)
+    tail = np.fft.irfft(np.fft.rfft(pcm, size) * np.fft.rfft(echo / np.sqrt(np.square(echo).sum()), size))
+    return pcm + wet * tail[: len(pcm)]
+
+
+def coloured(pcm: np.ndarray, tilt: float, low: float, high: float) -> np.ndarray:
+    """`tilt` dB per octave around 1 kHz, and a band from `low` to `high` Hz with gentle edges."""
+    size = _quick(len(pcm))
+    f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 20.0)
+    gain = 10 ** (np.clip(tilt * np.log2(f / 1000), -18, 18) / 20)
+    gain /= np.sqrt((1 + (low / f) ** 4) * (1 + (f / high) ** 6))
+    return np.fft.irfft(np.fft.rfft(pcm, size) * gain, size)[: len(pcm)]
+
+
+def with_noise(pcm: np.ndarray, snr: float, slope: float, random: np.random.Generator) -> np.ndarray:
+    """Noise `snr` dB below the signal; its spectrum falls with f^−slope (0 white, 1 like traffic)."""
+    size = _quick(len(pcm))
+    f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0)
+    noise = np.fft.irfft(np.fft.rfft(random.standard_normal(size)) * f**-slope, size)[: len(pcm)]
+    level = np.sqrt(np.square(pcm).mean() / max(np.square(noise).mean(), 1e-20)) * 10 ** (-snr / 20)
+    return pcm + level * noise
+
+
+def _quick(n: int) -> int:
+    """The next power of two: transforms of odd lengths take ten times as long."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,64 @@
+"""Another tract, room, colour and noise: as drawn, at the level asked for, and with times that stay true."""
+
+import random
+
+import numpy as np
+import pytest
+
+from speechgpt2.data.disturb import coloured, disturbed, in_room, stretched, with_noise
+from speechgpt2.data.utterance import Phone, Utterance, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
+
+
+def tone(hz, seconds=1.0):
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE)).astype(np.float32)
+
+
+@pytest.fixture
+def utterance():
+    return Utterance(
+        tone(200), "ah oh", "en", Voice("espeak", "f1", "en"),
+        (Word("ah", 0.1, 0.4), Word("oh", 0.5, 0.9)), (Phone("a", 0.1, 0.4),),
+    )  # fmt: skip
+
+
+def peak_hz(pcm):
+    return np.abs(np.fft.rfft(pcm * np.hanning(len(pcm)))).argmax() * SAMPLE_RATE / len(pcm)
+
+
+def test_stretching_moves_pitch_and_times_together(utterance):
+    slower = stretched(utterance, 1.1)
+    assert len(slower.pcm) == pytest.approx(1.1 * SAMPLE_RATE, abs=2)
+    assert peak_hz(slower.pcm) == pytest.approx(200 / 1.1, abs=1)
+    assert slower.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
+    assert slower.phones[0].end == pytest.approx(0.44)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_noise_has_the_level_that_was_asked_for(slope):
+    pcm = tone(440)
+    noise = with_noise(pcm, 20.0, slope, np.random.default_rng(0)) - pcm
+    assert 10 * np.log10(np.square(pcm).mean() / np.square(noise).mean()) == pytest.approx(20.0, abs=1e-3)
+
+
+def test_colour_tilts_and_cuts():
+    low, high = tone(500), tone(2000)
+    gains = [np.square(coloured(x, 3.0, 100, 8000)).mean() / np.square(x).mean() for x in (low, high)]
+    assert 10 * np.log10(gains[1] / gains[0]) == pytest.approx(6.0, abs=0.5)  # two octaves of 3 dB
+    assert np.square(coloured(tone(11_000), 0.0, 100, 4000)).mean() < 0.01 * np.square(tone(11_000)).mean()
+
+
+def test_a_room_rings_on():
+    pcm = np.concatenate([tone(300, 0.2), np.zeros(SAMPLE_RATE // 2, np.float32)])
+    wet = in_room(pcm, 0.3, 0.5, np.random.default_rng(0))
+    after = wet[int(0.2 * SAMPLE_RATE) :]
+    early, late = (np.square(part).mean() for part in (after[:2400], after[4800:7200]))
+    assert len(wet) == len(pcm) and early > 10 * late > 0
+
+
+def test_a_seed_decides_everything_and_nothing_clips(utterance):
+    first, again, other = (disturbed(utterance, random.Random(seed), share=1.0) for seed in (1, 1, 2))
+    assert np.array_equal(first.pcm, again.pcm) and first.words == again.words
+    assert len(other.pcm) != len(first.pcm)
+    assert first.pcm.dtype == np.float32 and np.abs(first.pcm).max() <= 0.95 + 1e-6
+    assert first.words[-1].end <= first.duration
