@@ -13,6 +13,7 @@ from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.hifigan import HiFiGAN
 from speechgpt2.nn.conv import CausalConvTranspose1d, EdgeTail
 from speechgpt2.nn.convnext import ConvNeXt
+from speechgpt2.nn.linear import Linear
 from speechgpt2.nn.transformer import Transformer, TransformerState
 
 
@@ -32,9 +33,9 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
         latent, wide, features = config.latent, config.vq_transformer.width, config.decoder_convnext.dims[-1]
-        self.widen = nn.Linear(latent, wide, bias=False)
+        self.widen = Linear(latent, wide, bias=False)
         self.vq_transformer = Transformer(config.vq_transformer)
-        self.narrow = nn.Linear(wide, latent, bias=False)
+        self.narrow = Linear(wide, latent, bias=False)
         self.up = nn.ModuleList(CausalConvTranspose1d(latent, latent, 2, bias=False) for _ in range(2))
         self.transformer = Transformer(config.decoder_transformer)
         self.convnext = ConvNeXt(latent, config.decoder_convnext)

@@ -118,13 +118,13 @@ class HarmonicHead(nn.Module):
         T + 1 with `log_gain [B, T + 1, fft / 2 + 1]`.
         """
         response = minimum_phase(log_gain)
-        new = torch.fft.rfft(excitation * self.rising, self.config.fft)
+        new = torch.fft.rfft(excitation * self.rising.float(), self.config.fft)
         whole = torch.fft.rfft(excitation, self.config.fft)
         return new * response[:, 1:] + (whole - new) * response[:, :-1]
 
     def _noise(self, position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         index = position[:, None] + torch.arange(steps * self.hop, device=position.device)
-        blocks = self.table[index % NOISE_TABLE].view(len(position), steps, self.hop)
+        blocks = self.table.float()[index % NOISE_TABLE].view(len(position), steps, self.hop)
         return blocks, (position + steps * self.hop) % NOISE_TABLE
 
 

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.nn.linear import Linear
 from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
-HALF_IS_SLOW = torch.backends.cpu.get_cpu_capability() == "AVX2"  # this processor multiplies no half-precision matrices
-FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than multiplying it in half precision
 
 
 class StackState(NamedTuple):
@@ -110,20 +109,6 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None, view: View) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cache, view)
         return x + self.ffn(self.ffn_norm(x))
-
-
-class Linear(nn.Linear):
-    """A matrix that stays fast in half precision on processors without instructions for it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`; where half precision is slow, many rows go through float32 (few are bound by memory either way)."""
-    if HALF_IS_SLOW and weight.dtype != torch.float32 and not weight.is_cuda and x.numel() >= FEW_ROWS * x.shape[-1]:
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
-    return F.linear(x, weight, bias)
 
 
 class FeedForward(nn.Module):

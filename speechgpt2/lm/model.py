@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
-from speechgpt2.lm.backbone import CausalStack, Linear, StackState, linear
+from speechgpt2.lm.backbone import CausalStack, StackState
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampling, sample
+from speechgpt2.nn.linear import Linear, linear
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 

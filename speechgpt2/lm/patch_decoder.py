@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.lm.backbone import CausalStack, Linear, linear
+from speechgpt2.lm.backbone import CausalStack
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.sampling import Sampling, sample
+from speechgpt2.nn.linear import Linear, linear
 
 
 class CodeEmbedding(nn.Module):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.nn.conv import CausalConv1d
+from speechgpt2.nn.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ConvNeXt(nn.Module):
         super().__init__()
         self.stem = CausalConv1d(c_in, config.dims[0], config.kernel)
         self.transitions = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(a, eps=1e-6), nn.Linear(a, b)) for a, b in zip(config.dims, config.dims[1:])
+            nn.Sequential(nn.LayerNorm(a, eps=1e-6), Linear(a, b)) for a, b in zip(config.dims, config.dims[1:])
         )
         self.stem_norm = nn.LayerNorm(config.dims[0], eps=1e-6)
         blocks = sum(config.depths)
@@ -63,8 +64,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = CausalConv1d(dim, dim, kernel, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.expand = nn.Linear(dim, 4 * dim)
-        self.project = nn.Linear(4 * dim, dim)
+        self.expand = Linear(dim, 4 * dim)
+        self.project = Linear(4 * dim, dim)
         self.gamma = nn.Parameter(torch.full((dim,), 0.1))
         self.drop_path = drop_path
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
+from speechgpt2.nn.linear import Linear
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
 
@@ -88,8 +89,8 @@ class TransformerLayer(nn.Module):
         self.attention = WindowAttention(config)
         self.attention_scale = nn.Parameter(torch.full((config.width,), 0.1))
         self.ffn_norm = nn.LayerNorm(config.width, eps=1e-5)
-        self.expand = nn.Linear(config.width, config.ffn, bias=False)
-        self.project = nn.Linear(config.ffn, config.width, bias=False)
+        self.expand = Linear(config.width, config.ffn, bias=False)
+        self.project = Linear(config.ffn, config.width, bias=False)
         self.ffn_scale = nn.Parameter(torch.full((config.width,), 0.1))
 
     def forward(
@@ -106,8 +107,8 @@ class WindowAttention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.heads, self.past = config.heads, config.context - 1
-        self.in_proj = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out_proj = nn.Linear(config.width, config.width, bias=False)
+        self.in_proj = Linear(config.width, 3 * config.width, bias=False)
+        self.out_proj = Linear(config.width, config.width, bias=False)
 
     def forward(
         self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[Block]

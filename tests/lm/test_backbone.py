@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm import backbone
-from speechgpt2.lm.backbone import CausalStack, StackState, linear, rotary
+from speechgpt2.lm.backbone import CausalStack, StackState, rotary
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.streaming import select_rows
 from tests.contract import verify_contract
@@ -125,15 +124,6 @@ def test_rotation_is_exact_far_out():
     cos, _ = rotary(far, CONFIG)
     frequency = CONFIG.rope_base ** (-torch.arange(0, CONFIG.head_dim, 2).double() / CONFIG.head_dim)
     torch.testing.assert_close(cos[0, 0, 0].double(), (720_001 * frequency).cos(), atol=1e-6, rtol=0)
-
-
-def test_half_precision_through_float32(monkeypatch):
-    x, weight, bias = torch.randn(16, 8).bfloat16(), torch.randn(4, 8).bfloat16(), torch.randn(4).bfloat16()
-    for slow in (True, False):
-        monkeypatch.setattr(backbone, "HALF_IS_SLOW", slow)
-        y = linear(x, weight, bias)
-        assert y.dtype == torch.bfloat16
-        torch.testing.assert_close(y.float(), F.linear(x.float(), weight.float(), bias.float()), atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [{"heads": 5}, {"heads": 0}, {"kv_heads": 3}, {"width": 36, "heads": 12}])

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d, Downsample
+from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d, Downsample, convolve
 from speechgpt2.nn.convnext import ConvNeXt, ConvNeXtConfig
 from speechgpt2.nn.transformer import QUERY_BLOCK, Transformer, TransformerConfig
 from tests.contract import verify_contract
@@ -83,3 +84,25 @@ def test_rotary_angles_stay_exact_after_days():
         state = module.init_state(1)
         late = module(x, state._replace(position=torch.tensor([10_000_000])))[0][:, 6:]
     assert torch.allclose(early, late, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("steps", [1, 5, 40])  # the last goes to the convolution kernel
+@pytest.mark.parametrize("stride,dilation,groups,bias", [(1, 1, 1, True), (2, 1, 1, False), (1, 3, 3, True)])
+def test_few_outputs_by_windows_are_the_convolution(batch, steps, stride, dilation, groups, bias):
+    torch.manual_seed(0)
+    weight, b = torch.randn(9, 12 // groups, 4), torch.randn(9) if bias else None
+    x = torch.randn(batch, 12, (steps - 1) * stride + 3 * dilation + 1)
+    ours = convolve(x, weight, b, stride, dilation, groups)
+    theirs = F.conv1d(x, weight, b, stride=stride, dilation=dilation, groups=groups)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_outputs_by_halves_are_the_transposed_convolution(bias):
+    torch.manual_seed(0)
+    layer = CausalConvTranspose1d(12, 5, 3, bias=bias)
+    x = torch.randn(2, 12, 5)
+    padded = torch.cat([x[..., :1], x], dim=-1)
+    wanted = F.conv_transpose1d(padded, layer.weight, layer.bias, stride=3)[..., 3:-3]
+    torch.testing.assert_close(layer(x)[0], wanted, atol=1e-5, rtol=1e-5)
