@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
 from speechgpt2.streaming import Cache
 
@@ -156,11 +157,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     steps, shared = q.shape[2], q.shape[1] // k.shape[1]
     if mask is None and steps > 1:
         k, v = (k, v) if shared == 1 else (k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attention(q, k, v, causal=True)
     if mask is not None and steps > 1:
         mask = mask.repeat(1, 1, shared, 1)
     folded = q.reshape(q.shape[0], k.shape[1], shared * steps, q.shape[3])
-    return F.scaled_dot_product_attention(folded, k.to(q.dtype), v.to(q.dtype), attn_mask=mask).reshape(q.shape)
+    return attention(folded, k.to(q.dtype), v.to(q.dtype), mask).reshape(q.shape)
 
 
 def check_capacity(state: StackState, lengths: Tensor | int) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
+from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
@@ -118,13 +119,7 @@ class WindowAttention(nn.Module):
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         if tail is not None:
             k, v = torch.cat([tail.keys.to(k.dtype), k], dim=2), torch.cat([tail.values.to(v.dtype), v], dim=2)
-        y = torch.cat(
-            [
-                F.scaled_dot_product_attention(q[:, :, b.queries], k[:, :, b.keys], v[:, :, b.keys], attn_mask=b.mask)
-                for b in blocks
-            ],
-            dim=2,
-        )
+        y = torch.cat([attention(q[:, :, b.queries], k[:, :, b.keys], v[:, :, b.keys], b.mask) for b in blocks], dim=2)
         return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), self._tail(k, v)
 
     def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
