@@ -7,6 +7,7 @@ there is only one process, so a trainer is written once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -15,17 +16,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from speechgpt2.errors import UserError
+
 
 def run(processes: int, work: Callable[[], None]) -> None:
     """Call `work` (it must pickle: a partial of a module's function) in so many processes that know each other.
 
-    An error in one ends all of them and is raised here.
+    This process is the first of them: where it ends, however it ends, the others lose their connection and end too.
     """
     if processes == 1:
         work()
         return
+    threads, spawn = torch.get_num_threads(), torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_join, (processes, os.path.join(folder, "meet"), work), nprocs=processes)
+        given = (processes, os.path.join(folder, "meet"), work)
+        others = [spawn.Process(target=_follow, args=(rank, *given), daemon=True) for rank in range(1, processes)]
+        for other in others:
+            other.start()
+        try:
+            _join(0, *given)
+            for other in others:
+                other.join()
+        finally:
+            torch.set_num_threads(threads)
+            for other in others:
+                other.terminate()
+
+
+def _follow(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> None:
+    with contextlib.suppress(UserError, KeyboardInterrupt):  # the first process meets them too, and tells
+        _join(rank, processes, meeting, work)
 
 
 def _join(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> None:

@@ -1,10 +1,18 @@
 """Processes that train together: their gradients are averaged, their data joined, and they end with the same model."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
+from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Exchange
@@ -64,6 +72,60 @@ def test_two_processes_draw_different_data_and_stay_one_model(tmp_path):
         (first, drawn), (second, other) = (torch.load(tmp_path / f"{rank}-{steps}.pt") for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert drawn != other
+
+
+def wait_for_ever(folder: Path) -> None:
+    (folder / str(distributed.rank())).write_text(str(os.getpid()))
+    while True:
+        distributed.average_gradients([with_gradient()])
+
+
+def with_gradient() -> torch.Tensor:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    return parameter
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
+def test_nobody_stays_behind_when_the_first_process_is_killed(tmp_path):
+    code = (
+        "from functools import partial; from pathlib import Path; from speechgpt2.training import distributed;"
+        "from tests.training.test_distributed import wait_for_ever;"
+        f"distributed.run(2, partial(wait_for_ever, Path({str(tmp_path)!r})))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    other = tmp_path / "1"
+    wait_until(lambda: other.exists() and other.read_text())
+    follower = int(other.read_text())
+    first.kill()
+    first.wait()
+    wait_until(lambda: not alive(follower))
+
+
+def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_an_error_of_the_user_is_told_once(tmp_path, capfd):
+    with pytest.raises(UserError, match="no such thing"):
+        distributed.run(2, partial(refuse, "no such thing"))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def refuse(reason: str) -> None:
+    raise UserError(reason)
 
 
 def test_one_process_needs_no_others():
