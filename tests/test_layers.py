@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "engine": FLOOR | {"codec", "lm"},
     "dialogue": WORDS | {"audio"},
     "server": WORDS | {"audio", "hub", "engine", "dialogue"},
-    "demo": WORDS | {"audio"},
+    "client": WORDS | {"audio"},  # of the wire: knows no server
+    "demo": WORDS | {"audio", "client"},
     "data": FLOOR | {"codec", "lm", "engine", "training"},
     "eval": FLOOR | {"codec", "lm", "engine", "chat", "data"},
-    "bench": FLOOR | {"codec", "lm", "engine", "chat", "data", "eval"},
+    "bench": FLOOR | {"codec", "lm", "engine", "chat", "data", "eval", "client"},
     "cli": None,  # all of them; the two tests below keep it lazy, and unknown to the others
 }
 
