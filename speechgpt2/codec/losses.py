@@ -13,6 +13,8 @@ from speechgpt2.codec.harmonic import Controls
 from speechgpt2.codec.mel import slaney_filters
 from speechgpt2.types import SAMPLE_RATE
 
+FLOOR = 1e-3  # of mel magnitudes, some 55 dB below a loud vowel: what is quieter is not worth bits of 750
+
 
 class MultiScaleMel(nn.Module):
     """Mean L1 distance of log-mel spectra, `pcm [B, N]` against `pcm [B, N]`, over windows of different lengths."""
@@ -36,7 +38,7 @@ class MultiScaleMel(nn.Module):
         taper = getattr(self, f"window_{window}")
         spectrum = torch.stft(pcm, window, window // 4, window=taper, center=False, return_complex=True)
         magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-        return (magnitude.transpose(1, 2) @ getattr(self, f"filters_{window}")).clamp(min=1e-5).log()
+        return (magnitude.transpose(1, 2) @ getattr(self, f"filters_{window}")).clamp(min=FLOOR).log()
 
 
 def pitch_losses(controls: Controls, f0: Tensor) -> tuple[Tensor, Tensor]:
