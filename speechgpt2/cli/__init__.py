@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import codes, corpora, judge, models, speech, train
+from speechgpt2.cli import codes, corpora, crawl, judge, models, speech, train
 from speechgpt2.cli.common import say_error
 from speechgpt2.errors import UserError
 
@@ -41,7 +41,15 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
     "bench": ("Measure speed on this machine.", {"codec": judge.bench_codec, "lm": judge.bench_lm}),
     "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
-    "data": ("Build corpora.", {"codec-corpus": corpora.codec_corpus, "dialogue-corpus": corpora.dialogue_corpus}),
+    "data": (
+        "Build corpora.",
+        {
+            "codec-corpus": corpora.codec_corpus,
+            "dialogue-corpus": corpora.dialogue_corpus,
+            "crawl": crawl.crawl,
+            "takedown": crawl.takedown,
+        },
+    ),
 }
 
 app = typer.Typer(cls=Commands, help="Spoken dialogue in one model: talk, encode, train, judge.", **SETTINGS)

@@ -1,0 +1,237 @@
+"""Feeds, sitemaps and pages -> links, each with what is said of its licence.
+
+Everything here reads hostile text: entities are refused before a parser sees them, nesting and numbers are bounded,
+links that are no proper URLs are left out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any
+
+import feedparser
+
+from speechgpt2.data.crawl import licence, urls
+from speechgpt2.data.crawl.frontier import Link
+from speechgpt2.data.crawl.licence import Statement
+from speechgpt2.data.crawl.verdicts import Rejected
+
+MAX_LINKS = 50_000  # of one document: what a sitemap may hold by its standard
+MAX_UNPACKED = 50_000_000  # bytes of a sitemap that is a .gz file
+MAX_TITLE = 300
+PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "application/octet-stream", "")
+_ENTITY = re.compile(r"<!\s*(ENTITY|ELEMENT|ATTLIST|NOTATION)", re.I)
+_PODCAST_LICENCE = re.compile(
+    r"<podcast:license\s[^>]*?url\s*=\s*[\"']([^\"']*)[\"'][^>]*>([^<]*)</podcast:license>", re.I
+)
+_ENCODINGS = re.compile(r"(utf|iso-8859|windows-|cp\d|gb|hz|big5|shift|sjis|euc|koi8|latin|us-ascii|ascii|mac)", re.I)
+_CHARSET = re.compile(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The document being read: where it lies, how many pages deep to go on, what is said of licence and language."""
+
+    url: str
+    depth: int = 0
+    licence: Statement = field(default_factory=Statement)
+    language: str = ""
+
+
+def links_of(kind: str, body: bytes, content_type: str, source: Source) -> list[Link]:
+    """The links of a document, without repetition. Errors: `Rejected` if it is not of that kind, or hostile."""
+    read = {"feed": read_feed, "sitemap": read_sitemap, "page": read_page}[kind]
+    found: dict[str, Link] = {}
+    for link in read(body, content_type, source):
+        known = found.get(link.url)
+        if known is None or (known.kind == "page" and link.kind != "page"):
+            found[link.url] = link
+        if len(found) > MAX_LINKS:
+            raise Rejected("too-large", f"more than {MAX_LINKS} links")
+    return list(found.values())
+
+
+def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
+    """RSS and Atom: enclosures with title, language and licence of the episode or else of the channel."""
+    text = decode(body, content_type)
+    _refuse_declarations(text)
+    # feedparser keeps either the words or the URL of this tag: put both into the words.
+    text = _PODCAST_LICENCE.sub(r"<podcast:license>\2 \1</podcast:license>", text)
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)  # it names an encoding that is no longer true
+    headers = {"content-type": "application/xml; charset=utf-8"}
+    data = text.encode("utf-8", "replace")
+    feed = feedparser.parse(data, response_headers=headers, sanitize_html=False, resolve_relative_uris=False)
+    if not feed.version:
+        raise Rejected("not-a-feed", "holds neither RSS nor Atom")
+    channel = _feed_licence(feed.feed, licence.CHANNEL) or source.licence
+    language = str(feed.feed.get("language", "")) or source.language
+    for entry in feed.entries:
+        stated = _feed_licence(entry, licence.ITEM) or channel
+        facts = _facts(stated, title=entry.get("title", ""), language=language)
+        for link in entry.get("links", ()):
+            if link.get("rel") == "enclosure" and _may_be_sound(link.get("type", ""), link.get("href", "")):
+                yield from _link(link.get("href", ""), source, "media", facts)
+
+
+def _feed_licence(node: Any, level: int) -> Statement | None:
+    """What an episode or a channel says: its licence tags, or a copyright notice that grants or reserves something."""
+    tags = [str(node["podcast_license"])] if isinstance(node.get("podcast_license"), str) else []
+    tags += [str(link.get("href", "")) for link in node.get("links", ()) if link.get("rel") == "license"]
+    notice = " ".join(str(node.get("rights", "")).split())
+    words = " | ".join(part.strip() for part in (*tags, notice) if part.strip())
+    if any(tag.strip() for tag in tags):
+        return Statement(words, level)
+    return Statement(words, level) if licence.states_something(notice) else None
+
+
+def read_sitemap(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
+    """Sitemaps and their indexes, plain or gzipped: pages, recordings, and further sitemaps."""
+    if body[:2] == b"\x1f\x8b":
+        body = _gunzip(body)
+    text = decode(body, content_type)
+    _refuse_declarations(text)
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+    facts = _facts(source.licence, language=source.language)
+    nested, seen = False, False
+    try:
+        for event, node in ElementTree.iterparse(io.BytesIO(text.encode("utf-8", "replace")), events=("start", "end")):
+            name = node.tag.rpartition("}")[2]
+            if event == "start":
+                if not seen and name not in ("urlset", "sitemapindex"):
+                    raise Rejected("not-a-sitemap", f"holds <{name[:40]}>")
+                seen, nested = True, nested or name == "sitemapindex"
+                continue
+            if name == "loc" and node.text:
+                kind = "sitemap" if nested else "media" if urls.looks_like_audio(node.text.strip()) else "page"
+                if kind != "sitemap" or source.depth > 0:
+                    yield from _link(node.text, source, kind, facts, source.depth - 1 if kind == "sitemap" else 0)
+            elif name in ("url", "sitemap"):
+                node.clear()
+    except (ElementTree.ParseError, ValueError) as error:
+        raise Rejected("not-a-sitemap", f"is no XML ({error})") from None
+
+
+def read_page(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
+    """HTML: recordings and feeds wherever they lie, pages of the same host while depth is left."""
+    if content_type.partition(";")[0].strip().lower() not in PAGE_TYPES:
+        raise Rejected("type", f"{content_type[:80]} is no page")
+    reader = _Page()
+    reader.feed(decode(body, content_type))
+    reader.close()
+    stated = Statement(" | ".join(sorted(reader.licences)), licence.CHANNEL) if reader.licences else source.licence
+    facts = _facts(stated, title=" ".join("".join(reader.title).split()), language=reader.language or source.language)
+    base = source.url
+    for link in _link(reader.base, source, "page", {}) if reader.base else ():
+        base = link.url
+    here = urls.host_of(source.url)
+    for href, kind in reader.links:
+        for link in _link(href, source, kind, facts, base=base):
+            if link.kind == "page" and urls.looks_like_audio(link.url):
+                yield Link(link.url, "media", 0, facts)
+            elif link.kind != "page":
+                yield link
+            elif source.depth > 0 and urls.host_of(link.url) == here:
+                yield Link(link.url, "page", source.depth - 1, _facts(source.licence, language=source.language))
+
+
+class _Page(HTMLParser):
+    """Collects (href, kind) pairs, the licence links, title, language and base of a page."""
+
+    FEEDS = ("application/rss+xml", "application/atom+xml")
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.links: list[tuple[str, str]] = []
+        self.licences: set[str] = set()
+        self.title: list[str] = []
+        self.language = self.base = ""
+        self._in_title = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        rel = values.get("rel", "").lower().split()
+        href = values.get("href", "") or values.get("src", "")
+        self._in_title = tag == "title"
+        if tag == "html":
+            self.language = values.get("lang", "")
+        elif tag == "base" and not self.base:
+            self.base = href
+        elif tag in ("a", "link") and "license" in rel:
+            self.licences.add(href)
+        elif tag == "link" and "alternate" in rel and values.get("type", "").lower() in self.FEEDS:
+            self.links.append((href, "feed"))
+        elif tag in ("audio", "video", "source") and href:
+            self.links.append((href, "media"))
+        elif tag == "a" and href and "nofollow" not in rel:
+            self.links.append((href, "page"))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_title = self._in_title and tag != "title"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.title.append(data)
+
+
+def decode(body: bytes, content_type: str) -> str:
+    """Text by its byte-order mark, the encoding it declares, or UTF-8; what cannot be read becomes U+FFFD."""
+    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if body.startswith(mark):
+            return body.decode(name, "replace")
+    for start, name in ((b"<\x00", "utf-16-le"), (b"\x00<", "utf-16-be")):
+        if body.startswith(start):
+            return body.decode(name, "replace")
+    declared = _CHARSET.search(content_type.encode("utf-8", "replace")) or _CHARSET.search(body[:1024])
+    name = declared[1].decode("ascii", "replace") if declared else "utf-8"
+    if not _ENCODINGS.match(name):  # Python knows stranger ones, some of them slow
+        name = "utf-8"
+    try:
+        return body.decode(name, "replace")
+    except (LookupError, UnicodeError):  # no such encoding, or one that is no encoding of text
+        return body.decode("utf-8", "replace")
+
+
+def _refuse_declarations(text: str) -> None:
+    """Declared entities can unfold into gigabytes, and feeds and sitemaps need none."""
+    if _ENTITY.search(text):
+        raise Rejected("entities", "declares entities of its own")
+
+
+def _gunzip(body: bytes) -> bytes:
+    try:
+        unpacked = gzip.GzipFile(fileobj=io.BytesIO(body)).read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Rejected("corrupt", f"its gzip packing is damaged ({error})") from None
+    if len(unpacked) > MAX_UNPACKED:
+        raise Rejected("too-large", f"unpacks to more than {MAX_UNPACKED / 1e6:g} MB")
+    return unpacked
+
+
+def _may_be_sound(declared: str, url: str) -> bool:
+    return (
+        declared.lower().startswith(("audio/", "video/"))
+        or not declared
+        or url.partition("?")[0].lower().endswith(urls.AUDIO_ENDINGS)
+    )
+
+
+def _link(
+    href: str, source: Source, kind: str, facts: dict[str, Any], depth: int = 0, base: str = ""
+) -> Iterable[Link]:
+    """The link if it is a URL that may be fetched, or nothing."""
+    try:
+        return (Link(urls.normalise(href, base or source.url), kind, depth, facts),)
+    except Rejected:
+        return ()
+
+
+def _facts(stated: Statement, title: str = "", language: str = "") -> dict[str, Any]:
+    facts = {"licence": stated.raw, "level": stated.level, "title": title[:MAX_TITLE], "language": language[:35]}
+    return {key: value for key, value in facts.items() if value}

@@ -1,0 +1,236 @@
+"""What is done with an item, by its kind: documents are read for links, recordings are fetched and listened to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechgpt2.data.crawl import discover, licence, manifest, provenance, urls
+from speechgpt2.data.crawl.decoder import Decoder
+from speechgpt2.data.crawl.discover import Source
+from speechgpt2.data.crawl.fetch import Document, Download, Exchange, Fetcher
+from speechgpt2.data.crawl.frontier import Frontier, Item, Link
+from speechgpt2.data.crawl.licence import ITEM, Statement
+from speechgpt2.data.crawl.permit import Permit
+from speechgpt2.data.crawl.seeds import CrawlConfig
+from speechgpt2.data.crawl.store import Store
+from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
+from speechgpt2.hub import write_atomically
+
+PLANNED = "planned"  # the reason that a dry run gives for what it would fetch
+
+
+@dataclass
+class Tools:
+    """What handling an item takes; the extractor is made when the first video needs it."""
+
+    config: CrawlConfig
+    store: Store
+    frontier: Frontier
+    fetcher: Fetcher
+    permit: Permit
+    decoder: Decoder
+    extractor: Extractor | None = None
+
+    def videos(self) -> Extractor:
+        """Errors: `UserError` if yt-dlp is not installed."""
+        if self.extractor is None:
+            limit = int(self.config.fetch.max_recording_mb * 1e6)
+            self.extractor = YtDlp(self.fetcher.user_agent, self.config.polite.delay, limit)
+        return self.extractor
+
+
+class Handlers:
+    """Each method ends the leased item, or raises `Rejected`, `TryLater` or `Lost`."""
+
+    def __init__(self, tools: Tools, plan_only: bool = False):
+        self._tools, self._plan_only = tools, plan_only
+
+    # Documents
+
+    async def document(self, item: Item) -> None:
+        """Read a feed, sitemap, page, folder or list of videos, and add its links to the frontier."""
+        if item.kind == "folder":
+            links = await asyncio.to_thread(_recordings_below, item, self._facts(item))
+            self._finish_document(item, Document(item.url, b"", "", {}, []), links)
+        elif item.kind == "videos":
+            await self._tools.permit(item.url)
+            found = await asyncio.to_thread(self._tools.videos().list, item.url)
+            links = [link for video in found for link in self._video_link(video, item)]
+            self._finish_document(item, Document(item.url, b"", "", {}, []), links)
+        else:
+            document = await self._get(item)
+            if document.body is None:
+                self._tools.frontier.finish_unchanged(item.id)
+            else:
+                links = await asyncio.to_thread(_read, item.kind, document, self._source(item, document.url))
+                self._finish_document(item, document, links)
+
+    async def _get(self, item: Item) -> Document:
+        """The document: from its archive where a page was only found by a shorter way, else over the network."""
+        seen = item.outcome.get("depth")
+        if seen is not None and seen < item.depth:
+            archived = provenance.read_body(self._tools.store.warc(item.id))
+            if archived is not None:
+                return Document(item.outcome["hops"][-1], *archived, item.validator, [])
+        return await self._tools.fetcher.document(
+            item.url, self._tools.permit, item.validator if item.outcome else None
+        )
+
+    def _finish_document(self, item: Item, document: Document, links: list[Link]) -> None:
+        work, hops = self._tools.store.work(item), [exchange.url for exchange in document.exchanges]
+        about = self._about(item, hops or [document.url])
+        if document.exchanges:
+            digest = hashlib.sha256(document.body or b"").hexdigest()
+            provenance.write(work / "warc.gz", document.exchanges, document.body, digest, about)
+        self._tools.frontier.finish_document(item.id, links, document.validator, {**about, "depth": item.depth})
+        self._tools.store.settle(item, self._tools.frontier)
+
+    def _source(self, item: Item, url: str) -> Source:
+        return Source(url, item.depth, self._stated(item), self._facts(item).get("language", ""))
+
+    def _facts(self, item: Item) -> dict[str, Any]:
+        """What a document hands down to its members where it says nothing itself."""
+        known = self._tools.frontier.facts(item.id)
+        return known[0] if known else {}
+
+    def _video_link(self, video: Video, item: Item) -> list[Link]:
+        try:
+            facts = {**self._facts(item), **({"title": video.title} if video.title else {})}
+            return [Link(urls.normalise(video.url), "video", 0, facts)]
+        except Rejected:
+            return []
+
+    # Recordings
+
+    async def recording(self, item: Item) -> None:
+        """Fetch a recording, decode it to the end, and keep it if it is allowed, sound, and not there already."""
+        stated = self._stated(item)
+        if item.kind != "video" and not licence.permits(stated, self._tools.config.licences):
+            raise licence.refusal(stated)
+        if self._plan_only:
+            if item.kind != "file":
+                await self._tools.permit.delay(item.url)
+            raise Rejected(PLANNED, stated.spdx or stated.raw or "no licence stated")
+        work = self._tools.store.work(item)
+        download, video = await self._fetch(item, work)
+        body = work / "body"
+        sha256 = await asyncio.to_thread(_digest, body)
+        sound = await self._tools.decoder.probe(body, self._tools.config.max_hours)
+        about = self._about(item, [exchange.url for exchange in download.exchanges] or [item.url])
+        outcome = {
+            **about, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
+            "ending": sound.ending, "format": sound.format, "sample_rate": sound.sample_rate,
+            "channels": sound.channels, "video": video._asdict() if video else None,
+        }  # fmt: skip
+        provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256})
+        losers = self._tools.frontier.finish_recording(
+            item.id, sha256, sound.fingerprint, body.stat().st_size, sound.seconds, outcome
+        )
+        if item.id not in [loser.id for loser in losers]:
+            self._tools.store.settle(self._tools.frontier.get(item.id), self._tools.frontier)
+        for loser in losers:
+            self._tools.store.discard(loser, self._tools.frontier)
+
+    async def _fetch(self, item: Item, work: Path) -> tuple[Download, Video | None]:
+        """The recording as `work`/body; what was fetched whole before a kill is not fetched again."""
+        body, note = work / "body", work / "fetched.json"
+        if note.exists():
+            return _recall(json.loads(note.read_text(encoding="utf-8")))
+        video = None
+        if item.kind == "media":
+            remember = lambda validator: self._tools.frontier.remember(item.id, validator)  # noqa: E731
+            download = await self._tools.fetcher.download(item.url, body, self._tools.permit, item.validator, remember)
+        elif item.kind == "file":
+            limit = self._tools.config.fetch.max_recording_mb * 1e6
+            await asyncio.to_thread(_copy, urls.to_file(item.url), body, limit)
+            download = Download(item.url, "", {}, [])
+        else:
+            await self._tools.permit(item.url)
+            video = await asyncio.to_thread(self._tools.videos().download, item.url, body, self._accept(item))
+            download = Download(item.url, "", {}, [])
+        text = json.dumps([download, video], ensure_ascii=False)
+        write_atomically(note, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        return download, video
+
+    def _accept(self, item: Item) -> Any:
+        """Why not to fetch a video, by the licence it states."""
+        allowed, known = self._tools.config.licences, manifest.statements(self._tools.frontier, item)
+
+        def decide(video: Video) -> str | None:
+            own = [Statement(video.licence, ITEM)] if video.licence else []
+            stated = licence.strongest([*known, *own], allowed)
+            return None if licence.permits(stated, allowed) else licence.refusal(stated).detail
+
+        return decide
+
+    def _stated(self, item: Item) -> Statement:
+        return licence.strongest(manifest.statements(self._tools.frontier, item), self._tools.config.licences)
+
+    def _about(self, item: Item, hops: list[str]) -> dict[str, Any]:
+        stated = self._stated(item)
+        fetched_at = provenance.timestamp(self._tools.frontier.now())
+        return {
+            "url": item.url, "kind": item.kind, "hops": hops, "fetched_at": fetched_at,
+            "licence_raw": stated.raw, "spdx": stated.spdx,
+        }  # fmt: skip
+
+
+def _read(kind: str, document: Document, source: Source) -> list[Link]:
+    """The links of a fetched document; a parser that breaks on it is the document's fault."""
+    try:
+        return discover.links_of(kind, document.body or b"", document.content_type, source)
+    except Rejected:
+        raise
+    except Exception as error:  # hostile text finds corners of three parsers that raise whatever they raise
+        raise Rejected("unreadable", f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _recordings_below(item: Item, facts: dict[str, Any]) -> list[Link]:
+    """Sound files in a folder and below, by their endings; links in the file system are not followed."""
+    found = []
+    for folder, folders, names in os.walk(urls.to_file(item.url)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(folder) / name for name in names if name.lower().endswith(urls.AUDIO_ENDINGS)]
+        found += [Link(urls.of_file(path), "file", 0, facts) for path in paths if not path.is_symlink()]
+    return found
+
+
+def _copy(source: Path, target: Path, limit: float) -> None:
+    try:
+        found = source.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("type", "is no regular file")
+        if found.st_size > limit:
+            raise Rejected("too-large", f"{found.st_size} bytes, the limit is {limit:.0f}")
+        reader = source.open("rb")
+    except OSError as error:
+        raise Rejected("unreadable", error.strerror or str(error)) from None
+    with reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _recall(saved: list[Any]) -> tuple[Download, Video | None]:
+    """The inverse of the note that `_fetch` leaves."""
+    url, content_type, validator, exchanges = saved[0]
+    pairs = [
+        Exchange(e[0], tuple(map(tuple, e[1])), e[2], e[3], tuple(map(tuple, e[4])))  # type: ignore[arg-type]
+        for e in exchanges
+    ]
+    return Download(url, content_type, validator, pairs), Video(*saved[1]) if saved[1] else None

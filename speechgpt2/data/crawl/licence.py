@@ -1,0 +1,108 @@
+"""What a licence text means: the raw string and, where it is certain, the SPDX identifier.
+
+A text that names no version, or none that is known, has no identifier: the gate then refuses it, and the raw string
+stays for a person to judge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from speechgpt2.data.crawl.verdicts import Rejected
+
+# How near to the recording a statement stands; nearer ones override.
+ITEM, CHANNEL, SEED, NONE = 3, 2, 1, 0
+
+ANY = "any"  # in an allow-list: everything, stated or not
+OPEN = (
+    "CC0-1.0", "CC-PDM-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-2.0", "CC-BY-SA-2.5",
+    "CC-BY-SA-3.0", "CC-BY-SA-4.0",
+)  # fmt: skip
+
+_CC_URL = re.compile(r"creativecommons\.org/licen[sc]es/([a-z-]+)/(\d\.\d)", re.I)
+_PUBLIC_URL = re.compile(r"creativecommons\.org/publicdomain/(zero|mark)/1\.0", re.I)
+_CC_NAME = re.compile(r"\b(?:cc|creative[\s-]commons)[\s-]+((?:by|attribution).*?)[\s-]*v?(\d\.\d)(?!\d)", re.I)
+_YOUTUBE = re.compile(r"creative commons attribution licen[sc]e \(reuse allowed\)", re.I)  # which is BY 3.0
+_ZERO = re.compile(r"\bcc[\s-]?(?:0|zero)(?:[\s-]+(?:v?1\.0|universal|licen[sc]e)|\s*$)", re.I)
+_OTHER_NAMES = ("MIT", "Apache-2.0", "ODbL-1.0", "ODC-By-1.0", "PDDL-1.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0")
+_OTHER_IDS = {name.lower(): name for name in _OTHER_NAMES}
+_OTHER = re.compile(rf"\b({'|'.join(map(re.escape, _OTHER_NAMES))})(?![\w.-])", re.I)
+_RESERVED = re.compile(r"all rights reserved|版权所有|保留所有权利", re.I)
+_CONDITIONS = {"by", "nc", "nd", "sa"}
+_WORDS = (
+    ("attribution", "by"), ("non-commercial", "nc"), ("noncommercial", "nc"), ("no-derivatives", "nd"),
+    ("noderivatives", "nd"), ("no-derivs", "nd"), ("noderivs", "nd"), ("share-alike", "sa"), ("sharealike", "sa"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said about a recording's licence: the words as they stood, and how near to it."""
+
+    raw: str = ""
+    level: int = NONE
+
+    @property
+    def spdx(self) -> str | None:
+        """The identifier, where the words leave no doubt."""
+        return spdx(self.raw)
+
+
+def spdx(raw: str) -> str | None:
+    """The SPDX identifier that `raw` (a URL, an identifier, a sentence) means; None where that is not certain.
+
+    Two different licences in one text are not certain.
+    """
+    found = {*_creative_commons(raw), *(_OTHER_IDS[name.lower()] for name in _OTHER.findall(raw))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _creative_commons(raw: str) -> Iterable[str]:
+    for kind in _PUBLIC_URL.findall(raw):
+        yield "CC0-1.0" if kind.lower() == "zero" else "CC-PDM-1.0"
+    if _ZERO.search(raw):
+        yield "CC0-1.0"
+    if _YOUTUBE.search(raw):
+        yield "CC-BY-3.0"
+    for name, version in [*_CC_URL.findall(raw), *_CC_NAME.findall(raw)]:
+        identifier = _conditions(name)
+        if identifier:
+            yield f"CC-{identifier}-{version}"
+
+
+def _conditions(name: str) -> str | None:
+    """ "Attribution-NonCommercial" or "by-nc" -> "BY-NC"; None if any word is unknown."""
+    text = re.sub(r"[\s_]+", "-", name.lower())
+    for word, short in _WORDS:
+        text = text.replace(word, short)
+    parts = [part for part in text.split("-") if part and part not in ("license", "licence", "international")]
+    if not parts or parts[0] != "by" or not set(parts) <= _CONDITIONS:
+        return None
+    return "-".join(part.upper() for part in ("by", "nc", "nd", "sa") if part in parts)
+
+
+def states_something(copyright_notice: str) -> bool:
+    """Whether a copyright notice grants or reserves rights; a bare "© 2024 Someone" does neither."""
+    return spdx(copyright_notice) is not None or bool(_RESERVED.search(copyright_notice))
+
+
+def strongest(statements: Iterable[Statement], allowed: Sequence[str]) -> Statement:
+    """The statement that counts: the nearest to the recording; among equally near ones, one that forbids.
+
+    So the order in which they were found does not matter.
+    """
+    return min(statements, key=lambda s: (-s.level, permits(s, allowed), s.raw), default=Statement())
+
+
+def permits(statement: Statement, allowed: Sequence[str]) -> bool:
+    """Whether the allow-list lets a recording through."""
+    return ANY in allowed or statement.spdx in allowed
+
+
+def refusal(statement: Statement) -> Rejected:
+    """Why a recording is not let through."""
+    if not statement.raw:
+        return Rejected("licence", "no licence is stated")
+    return Rejected("licence", f"{statement.spdx or statement.raw[:200]!r} is not on the list")

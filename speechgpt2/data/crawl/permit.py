@@ -1,0 +1,118 @@
+"""Who may be asked, and when: every request, each step of a redirect included, passes here first.
+
+permit = Permit(config, hosts, tombstones, fetcher)
+await permit(url)        # returns when the request may be made
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from protego import Protego
+
+from speechgpt2.data.crawl.fetch import Fetcher
+from speechgpt2.data.crawl.hosts import Hosts, RobotsText
+from speechgpt2.data.crawl.tombstones import Tombstones
+from speechgpt2.data.crawl.urls import host_of, origin_of
+from speechgpt2.data.crawl.verdicts import Rejected, TryLater
+
+MAX_ROBOTS = 500 * 1024  # bytes that are read of a robots.txt (RFC 9309 asks for no more)
+RULES_HELD = 1000  # parsed files in memory
+POLL = 0.1  # seconds, while another worker fetches a robots.txt
+
+
+@dataclass(frozen=True)
+class PoliteConfig:
+    """How to treat hosts.
+
+    robot          the name that robots.txt files may address
+    delay          seconds between two requests to a host; a host's Crawl-delay lengthens it
+    longest_delay  a host that asks for more is left alone
+    robots_hours   how long a robots.txt is believed
+    robots_pause   seconds until one that could not be had is asked for again
+    """
+
+    robot: str = "speechgpt2"
+    delay: float = 1.0
+    longest_delay: float = 120.0
+    robots_hours: float = 24.0
+    robots_pause: float = 30.0
+
+
+class Permit:
+    """Errors of a call: `Rejected` ("taken-down", "robots"), `TryLater` where robots.txt cannot be had."""
+
+    def __init__(self, config: PoliteConfig, hosts: Hosts, tombstones: Tombstones, fetcher: Fetcher):
+        self.config, self._hosts, self._tombstones, self._fetcher = config, hosts, tombstones, fetcher
+        self._rules: dict[RobotsText, Protego] = {}
+
+    async def __call__(self, url: str) -> None:
+        await self._turn(url, await self.delay(url))
+        self._check_tombstone(url)  # the wait may have been long
+
+    async def delay(self, url: str) -> float:
+        """Seconds between requests to the host of `url`, which may be fetched at all. Errors: as of a call."""
+        self._check_tombstone(url)
+        rules = await self._rules_of(url)
+        if not rules.can_fetch(url, self.config.robot):
+            raise Rejected("robots", f"robots.txt of {host_of(url)} says no")
+        return self._delay(rules)
+
+    async def _rules_of(self, url: str) -> Protego:
+        """The robots.txt that speaks for `url`."""
+        origin = origin_of(url)
+        while (text := self._hosts.robots(origin)) is None:
+            if self._hosts.claim_robots(origin):
+                text = await self._fetch_robots(origin)
+                break
+            await asyncio.sleep(POLL)
+        if text.status == 0 or text.status >= 500:
+            raise TryLater(f"robots.txt of {host_of(url)} cannot be had ({text.body})", after=self.config.robots_pause)
+        if text not in self._rules:
+            if len(self._rules) >= RULES_HELD:
+                self._rules.clear()
+            self._rules[text] = Protego.parse(text.body)
+        return self._rules[text]
+
+    def _check_tombstone(self, url: str) -> None:
+        if self._tombstones.cover_url(url):
+            raise Rejected("taken-down", f"{url} was taken down")
+
+    def _delay(self, rules: Protego) -> float:
+        rate, asked = rules.request_rate(self.config.robot), rules.crawl_delay(self.config.robot) or 0.0
+        if rate is not None and rate.requests:
+            asked = max(asked, rate.seconds / rate.requests)
+        if asked > self.config.longest_delay:
+            raise Rejected("robots", f"robots.txt asks for {asked:g} s between requests")
+        return max(self.config.delay, asked)
+
+    async def _turn(self, url: str, delay: float) -> None:
+        wait = self._hosts.reserve(host_of(url), delay)
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    async def _fetch_robots(self, origin: str) -> RobotsText:
+        """What the host answers: without the file all is allowed, with a faulty server nothing is, for a while."""
+        keep = self.config.robots_hours * 3600
+
+        async def turn(url: str) -> None:
+            self._check_tombstone(url)
+            await self._turn(url, self.config.delay)
+
+        try:
+            try:
+                document = await self._fetcher.document(f"{origin}/robots.txt", turn)
+                body = (document.body or b"")[:MAX_ROBOTS].decode("utf-8", "replace")
+                text = RobotsText(200, body)
+            except Rejected as refusal:
+                if not refusal.reason.startswith("http-4"):
+                    raise
+                text = RobotsText(404, "")
+            except TryLater as fault:
+                text, keep = RobotsText(0, fault.detail), self.config.robots_pause
+        except BaseException:
+            self._hosts.give_up_robots(origin)
+            raise
+        self._hosts.set_robots(origin, text, keep)
+        return text

@@ -1,0 +1,80 @@
+"""How an item was got: one WARC file beside it, which any archive tool reads.
+
+Every request and answer is in it, redirects included. A document's text is in it whole; a recording is named by its
+hash, since its bytes lie in the crawl's folder already.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from speechgpt2.data.crawl.fetch import Exchange
+
+# Headers of the transport, which would tell a reader to unpack what is stored unpacked.
+_TRANSPORT = ("content-encoding", "transfer-encoding")
+
+
+def write(path: Path, exchanges: Sequence[Exchange], body: bytes | None, sha256: str, about: dict[str, Any]) -> None:
+    """Write the WARC of one item: `about` becomes a metadata record, `body` None stands for content kept elsewhere."""
+    date = about["fetched_at"]
+    with path.open("wb") as file:
+        writer = WARCWriter(file, gzip=True, warc_version="1.1")
+        for number, exchange in enumerate(exchanges, 1):
+            last = number == len(exchanges)
+            _write_exchange(writer, exchange, date, body if last else b"", sha256 if last else None)
+        text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode()
+        uri = exchanges[-1].url if exchanges else about["url"]
+        writer.write_record(
+            writer.create_warc_record(
+                uri, "metadata", io.BytesIO(text), warc_content_type="application/json",
+                warc_headers_dict={"WARC-Date": date},
+            )
+        )  # fmt: skip
+
+
+def _write_exchange(writer: WARCWriter, exchange: Exchange, date: str, body: bytes | None, sha256: str | None) -> None:
+    named = {"WARC-Date": date, **({"WARC-Payload-Digest": f"sha256:{sha256}"} if sha256 else {})}
+    if body is None:
+        named["WARC-Truncated"] = "unspecified"  # the content is the file of that hash
+    kept = [(f"X-Archive-Orig-{n}" if n.lower() in _TRANSPORT else n, v) for n, v in exchange.response]
+    answer = StatusAndHeaders(f"{exchange.status} {exchange.reason}".strip(), kept, protocol="HTTP/1.1")
+    response = writer.create_warc_record(
+        exchange.url, "response", io.BytesIO(body or b""), http_headers=answer, warc_headers_dict=named
+    )
+    question = StatusAndHeaders("GET / HTTP/1.1", list(exchange.request), is_http_request=True)
+    question.statusline = f"GET {_target(exchange.url)} HTTP/1.1"
+    request = writer.create_warc_record(
+        exchange.url, "request", http_headers=question, warc_headers_dict={"WARC-Date": date}
+    )
+    writer.write_request_response_pair(request, response)
+
+
+def read_body(path: Path) -> tuple[bytes, str] | None:
+    """The text of a document and its Content-Type, from its WARC; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            for record in ArchiveIterator(file):
+                if record.rec_type == "response" and record.http_headers.get_statuscode() == "200":
+                    return record.raw_stream.read(), record.http_headers.get_header("Content-Type") or ""
+    except (FileNotFoundError, ArchiveLoadFailed):
+        return None
+    return None
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as WARC and our records write them: 2026-01-31T12:00:00Z."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _target(url: str) -> str:
+    return "/" + url.split("://", 1)[-1].partition("/")[2]

@@ -1,0 +1,96 @@
+"""Where the files of a crawl lie, and how they get there without a moment at which a kill would lose or leave one.
+
+    frontier.db               what is known
+    work/ID/                  what is being fetched: body, fetched.json, warc.gz
+    audio/ab/ab12….mp3        recordings, named by their content
+    warc/ab/ab12….warc.gz     provenance, named by the item
+    manifest.jsonl            records of what is kept, in the order of their ids
+    rejected.jsonl            what is not, with reasons
+
+The frontier decides, files follow: an item is marked done first, then its files are moved into place, then that is
+noted. What a kill leaves undone is done by the next start (`settle`), what it leaves over is removed (`sweep`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item
+
+FRONTIER = "frontier.db"
+
+
+class Store:
+    """The folder of a crawl."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._work, self._audio, self._warc = folder / "work", folder / "audio", folder / "warc"
+
+    def create(self) -> None:
+        for folder in (self._work, self._audio, self._warc):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def work(self, item: Item) -> Path:
+        """The item's folder for files in the making."""
+        folder = self._work / item.id
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def audio(self, item: Item) -> Path:
+        """Where the recording of a finished item lies."""
+        assert item.sha256
+        return self._audio / item.sha256[:2] / f"{item.sha256}.{item.outcome['ending']}"
+
+    def warc(self, id: str) -> Path:
+        """Where an item's provenance lies."""
+        return self._warc / id[:2] / f"{id}.warc.gz"
+
+    def settle(self, item: Item, frontier: Frontier) -> None:
+        """Move a finished item's files into their places; may be done again, and by several at once."""
+        work = self._work / item.id
+        _move(work / "warc.gz", self.warc(item.id))
+        if item.kind not in DOCUMENTS:
+            _move(work / "body", self.audio(item))
+        shutil.rmtree(work, ignore_errors=True)
+        frontier.settle(item.id)
+
+    def discard_work(self, id: str) -> None:
+        """Remove what was fetched of an item."""
+        shutil.rmtree(self._work / id, ignore_errors=True)
+
+    def discard(self, item: Item, frontier: Frontier) -> None:
+        """Remove the files of an item that is no longer kept; content that another kept item shares stays."""
+        self.discard_work(item.id)
+        self.warc(item.id).unlink(missing_ok=True)
+        if item.sha256 and not frontier.keeps(item.sha256):
+            for path in self._audio.glob(f"{item.sha256[:2]}/{item.sha256}.*"):
+                path.unlink(missing_ok=True)
+
+    def sweep(self, frontier: Frontier) -> None:
+        """Settle what is done, and remove what belongs to nothing that is open or kept."""
+        for item in frontier.unsettled():
+            self.settle(item, frontier)
+        for path in self._work.iterdir() if self._work.is_dir() else ():
+            if not frontier.knows(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in _files(self._audio):
+            if not frontier.keeps(path.stem):
+                path.unlink(missing_ok=True)
+        for path in _files(self._warc):
+            if not frontier.knows(path.name.partition(".")[0]):
+                path.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another worker settles the same item
+        os.replace(source, target)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.glob("*/*")) if path.is_file()) if folder.is_dir() else iter(())
