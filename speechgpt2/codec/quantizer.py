@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from speechgpt2.codec.config import QuantizerConfig
 
+CANDIDATES = 16  # entries that float64 decides among
+
 
 class ResidualQuantizer(nn.Module):
     """`encode`: latent `[B, T, D]` -> codes `[B, T, K]`; `decode`: codes -> the sum of their vectors `[B, T, D]`."""
@@ -52,12 +54,13 @@ class Codebook(nn.Module):
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest entry by Euclidean distance, `[..., D] -> [...]`.
 
-        In float64: latents share a large offset, and in float32 |e|² − 2x·e would let codes depend on how a stream was
-        cut into chunks.
+        A quick product in float32 finds a few candidates, float64 decides among them: latents share a large offset, and
+        with float32 alone codes would depend on how a stream was cut into chunks.
         """
-        entries = self.embed.double()
-        flat = x.reshape(-1, x.shape[-1]).double()
-        return (entries.square().sum(-1) - 2 * flat @ entries.T).argmin(-1).view(x.shape[:-1])
+        flat = x.reshape(-1, x.shape[-1]).float()
+        likely = self._scores(flat).topk(min(CANDIDATES, len(self.embed)), largest=False).indices.sort(-1).values
+        distance = (flat[:, None].double() - self.embed[likely].double()).square().sum(-1)
+        return likely.gather(-1, distance.argmin(-1, keepdim=True)).view(x.shape[:-1])
 
     @torch.no_grad()
     def kmeans_init(self, x: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
@@ -88,7 +91,12 @@ class Codebook(nn.Module):
 
     def fast_nearest(self, x: Tensor) -> Tensor:
         """`nearest` by matrix product: quicker, and near enough while training (`x [N, D]`)."""
-        return (self.embed.square().sum(-1) - 2 * x @ self.embed.T).argmin(-1)
+        return self._scores(x).argmin(-1)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """Squared distances `[N, size]`, less each row's own square."""
+        entries = self.embed.to(x.dtype)
+        return entries.square().sum(-1) - 2 * x @ entries.T
 
     def _assigned(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(self.embed).index_add_(0, codes, x)

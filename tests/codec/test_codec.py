@@ -9,6 +9,7 @@ import torch
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, HiFiGANConfig, MelConfig
 from speechgpt2.codec.model import Codec
+from speechgpt2.codec.quantizer import Codebook
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.streaming import join_rows, keep_idle
@@ -51,6 +52,19 @@ def test_a_decoder_in_half_precision_is_as_loud(head):
     half = codec.decode(codes)
     assert half.dtype == torch.float32 and half.isfinite().all()
     assert half.square().mean() / exact.square().mean() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_the_nearest_entry_in_spite_of_a_common_offset(offset):
+    torch.manual_seed(0)
+    book = Codebook(64, 16)
+    book.embed.copy_(torch.randn(64, 16) + offset)
+    book.embed[50] = book.embed[7]  # of two equal entries the first
+    x = torch.cat([torch.randn(200, 16) + offset, book.embed + 1e-3])
+    exact = (x[:, None].double() - book.embed.double()).square().sum(-1).argmin(-1)
+    assert torch.equal(book.nearest(x), exact)
+    assert torch.equal(torch.cat([book.nearest(row) for row in x.split(1)]), exact)
+    assert book.nearest(x[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("i", range(3))
