@@ -210,7 +210,8 @@ class CodecTrainer:
         delay = self.config.phone_delay
         logits = self.phone_head(x[:, delay:])
         labels = crops.phones[:, : crops.phones.shape[1] - delay]
-        return {"phone": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)}
+        error = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
+        return {"phone": error / (labels >= 0).sum().clamp(min=1)}  # recordings alone know no phones
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
         """`pcm [B, N]`, and the pitch terms where the head has a pitch: the true one drives the pulses in training."""

@@ -104,6 +104,16 @@ def test_codec_resumes_exactly_through_every_phase(tiny_codec, tmp_path):
     assert same(Codec.from_pretrained(tmp_path / "whole").state_dict(), Codec.from_pretrained(part).state_dict())
 
 
+def test_crops_without_known_phones(tiny_codec):
+    class Unlabelled(Vowels):
+        def crops(self, random, batch, frames):
+            crops = super().crops(random, batch, frames)
+            return Crops(crops.pcm, crops.f0, torch.full_like(crops.phones, -1))
+
+    values = CodecTrainer(tiny_codec, Unlabelled(), torch.device("cpu")).step(0)
+    assert values["phone"] == 0 and values["grad_norm"].isfinite()
+
+
 def test_frozen_codec_keeps_its_codes(tiny_codec):
     trainer = CodecTrainer(replace(tiny_codec, freeze_from=6, adversarial_from=None), Vowels(), torch.device("cpu"))
     for step in range(6):
