@@ -6,8 +6,19 @@
     session.respond()
     async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, …, TurnDone
 
-A session obeys: it is told when the user speaks. `dialogue.dialogue.Dialogue` decides that for a microphone, and adds
-`SpeechStarted, SpeechStopped, TurnTaken, ReplyStarted, IdleTimeout` to the session's events.
+A session obeys: it is told when the user speaks. A `Dialogue` decides that for a microphone, all of whose sound it hears:
+
+    dialogue = Dialogue(session, DialogueSettings())     # speechgpt2.dialogue.dialogue
+    dialogue.hear(pcm)                                   # any number of samples
+    dialogue.commit(); dialogue.clear()                  # turns by hand: with `turn_detection` None, or besides it
+    dialogue.write(text); dialogue.remember(turn)        # as a session's, and so are respond, truncate, forget
+    dialogue.interrupt(heard)                            # None: as much as can have been played by now
+    dialogue.configure(settings, session_settings)       # None: as they were
+    async for event in dialogue.events(): ...            # DialogueEvent
+    dialogue.close()
+
+    SpeechStarted ─► SpeechStopped ─► TurnTaken ─► ReplyStarted ─► Transcript, TextDelta, AudioDelta … ─► TurnDone
+    upon a reply: SpeechStarted ─► Interrupted ─► TurnDone("interrupted"), and on as above
 
 Every call returns at once, from any thread; what was asked happens in the order of the calls. Turns and replies have
 numbers, counted from 1 in the order in which they were begun.
