@@ -1,1 +1,1 @@
-"""Who may speak when: voice activity, turn taking, interruption. It talks to an engine through `protocol`."""
+"""Turn taking: who is speaking, when a turn is over, what an interruption means. Knows words and sound, and no model."""
