@@ -1,1 +1,1 @@
-"""Turn taking: who is speaking, when a turn is over, what an interruption means. Knows words and sound, and no model."""
+"""Turn taking: who is speaking, when a turn is over, what an interruption means. It knows words and sound, no model."""

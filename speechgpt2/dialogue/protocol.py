@@ -39,8 +39,8 @@ class SessionSettings:
     """How a session talks.
 
     `mode` says which sides are spoken; `system` replaces the system line; `greeting` is the model's first turn, already
-    played. `temperature` 0 is the likeliest choice; `seed` decides all others: the same seed and the same input give the
-    same answers, whoever else is talking. `max_patches` bounds one answer (120 ms of speech or one word piece each).
+    played. `temperature` 0 is the likeliest choice; `seed` decides all others: the same seed and the same input give
+    the same answers, whoever else is talking. `max_patches` bounds one answer (120 ms of speech or one word piece each).
     """
 
     mode: Mode = "s2s"
