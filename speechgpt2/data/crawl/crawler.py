@@ -92,7 +92,9 @@ class Crawl:
         A recording may be found in several places, in any order: the verdict is over all of them.
         """
         opened = False
-        for item in self.frontier.items("kind IN ('media', 'file') AND (state = 'done' OR reason = 'licence')"):
+        # A video that was refused told its licence then, and is not asked again.
+        judged = "kind IN ('media', 'file', 'video') AND (state = 'done' OR (reason = 'licence' AND kind <> 'video'))"
+        for item in self.frontier.items(judged):
             stated = licence.strongest(manifest.statements(self.frontier, item), self.config.licences)
             permitted = licence.permits(stated, self.config.licences)
             if item.state == "done" and not permitted:

@@ -68,7 +68,7 @@ def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
     headers = {"content-type": "application/xml; charset=utf-8"}
     data = text.encode("utf-8", "replace")
     feed = feedparser.parse(data, response_headers=headers, sanitize_html=False, resolve_relative_uris=False)
-    if not feed.version:
+    if not feed.get("version"):
         raise Rejected("not-a-feed", "holds neither RSS nor Atom")
     channel = _feed_licence(feed.feed, licence.CHANNEL) or source.licence
     language = str(feed.feed.get("language", "")) or source.language

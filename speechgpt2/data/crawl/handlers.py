@@ -125,7 +125,8 @@ class Handlers:
         body = work / "body"
         sha256 = await asyncio.to_thread(_digest, body)
         sound = await self._tools.decoder.probe(body, self._tools.config.max_hours)
-        about = self._about(item, [exchange.url for exchange in download.exchanges] or [item.url])
+        hops = [exchange.url for exchange in download.exchanges] or [item.url]
+        about = self._about(item, hops, video.licence if video else "")
         outcome = {
             **about, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
             "ending": sound.ending, "format": sound.format, "sample_rate": sound.sample_rate,
@@ -163,7 +164,8 @@ class Handlers:
 
     def _accept(self, item: Item) -> Any:
         """Why not to fetch a video, by the licence it states."""
-        allowed, known = self._tools.config.licences, manifest.statements(self._tools.frontier, item)
+        frontier, allowed = self._tools.frontier, self._tools.config.licences
+        known = manifest.statements(frontier, item)  # read here: the extractor runs in another thread
 
         def decide(video: Video) -> str | None:
             own = [Statement(video.licence, ITEM)] if video.licence else []
@@ -172,11 +174,11 @@ class Handlers:
 
         return decide
 
-    def _stated(self, item: Item) -> Statement:
-        return licence.strongest(manifest.statements(self._tools.frontier, item), self._tools.config.licences)
+    def _stated(self, item: Item, video: str = "") -> Statement:
+        return licence.strongest(manifest.statements(self._tools.frontier, item, video), self._tools.config.licences)
 
-    def _about(self, item: Item, hops: list[str]) -> dict[str, Any]:
-        stated = self._stated(item)
+    def _about(self, item: Item, hops: list[str], video: str = "") -> dict[str, Any]:
+        stated = self._stated(item, video)
         fetched_at = provenance.timestamp(self._tools.frontier.now())
         return {
             "url": item.url, "kind": item.kind, "hops": hops, "fetched_at": fetched_at,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
-from speechgpt2.data.crawl.licence import Statement
+from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
 from speechgpt2.data.crawl.store import Store
 from speechgpt2.hub import write_atomically
 
@@ -20,9 +20,11 @@ KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1
 
 
-def statements(frontier: Frontier, item: Item) -> list[Statement]:
-    """What each source that led to an item says of its licence."""
-    return [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
+def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statement]:
+    """What each source that led to an item says of its licence, and what a `video` says itself."""
+    own = video or (item.outcome.get("video") or {}).get("licence", "")
+    found = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
+    return [*found, Statement(own, ITEM)] if own else found
 
 
 def write(store: Store, frontier: Frontier) -> None:
@@ -41,8 +43,10 @@ def record_of(item: Item, frontier: Frontier, store: Store) -> dict[str, Any]:
     video, outcome = item.outcome.get("video") or {}, item.outcome
     path = store.audio(item).relative_to(store.folder).as_posix()
     samples = round((item.seconds or 0.0) * outcome["sample_rate"])
+    # For what was let through, the list of licences no longer matters.
+    stated = strongest(statements(frontier, item), allowed=())
     return {
-        "id": item.id, "source": _source(item), "title": video.get("title") or title,
+        "id": item.id, "source": _source(item, stated), "title": video.get("title") or title,
         "audio": {
             "path": path, "sample_rate": outcome["sample_rate"], "channels": outcome["channels"], "start": 0,
             "duration": samples / outcome["sample_rate"], "format": outcome["format"], "pcm_hash": item.fingerprint,
@@ -67,11 +71,11 @@ def refused_urls(folder: Path) -> dict[str, str]:
     return {row["source"]["url"]: row["decisions"][0]["reason"] for row in _read_lines(folder / REJECTED)}
 
 
-def _source(item: Item) -> dict[str, Any]:
+def _source(item: Item, stated: Statement) -> dict[str, Any]:
     outcome = item.outcome
     return {
         "url": item.url, "fetched_at": outcome["fetched_at"], "etag": outcome["etag"], "sha256": item.sha256,
-        "robots": None if item.kind == "file" else True, "licence_raw": outcome["licence_raw"], "spdx": outcome["spdx"],
+        "robots": None if item.kind == "file" else True, "licence_raw": stated.raw, "spdx": stated.spdx,
     }  # fmt: skip
 
 

@@ -49,7 +49,12 @@ def _write_exchange(writer: WARCWriter, exchange: Exchange, date: str, body: byt
     kept = [(f"X-Archive-Orig-{n}" if n.lower() in _TRANSPORT else n, v) for n, v in exchange.response]
     answer = StatusAndHeaders(f"{exchange.status} {exchange.reason}".strip(), kept, protocol="HTTP/1.1")
     response = writer.create_warc_record(
-        exchange.url, "response", io.BytesIO(body or b""), http_headers=answer, warc_headers_dict=named
+        exchange.url,
+        "response",
+        io.BytesIO(body or b""),
+        len(body or b""),
+        http_headers=answer,
+        warc_headers_dict=named,
     )
     question = StatusAndHeaders("GET / HTTP/1.1", list(exchange.request), is_http_request=True)
     question.statusline = f"GET {_target(exchange.url)} HTTP/1.1"

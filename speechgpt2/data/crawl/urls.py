@@ -24,7 +24,9 @@ def normalise(url: str, base: str = "") -> str:
     try:
         absolute = urljoin(base, url.strip())
         parsed = URL(absolute).with_fragment(None)
-        host, text = parsed.raw_host, str(parsed.with_path("/", keep_query=True) if parsed.raw_path == "" else parsed)
+        if parsed.raw_path in ("", "/"):  # the one path that may be written in two ways
+            parsed = parsed.with_path("/", keep_query=True)
+        host, text = parsed.raw_host, str(parsed)
     except ValueError as error:
         raise Rejected("bad-url", f"{url[:200]!r} is no URL ({error})") from None
     if parsed.scheme not in ("http", "https"):

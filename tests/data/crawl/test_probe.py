@@ -1,0 +1,123 @@
+"""What is sound: every format the same, and files that lie, break or unfold."""
+
+import asyncio
+import io
+import os
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("aiohttp", reason="needs the extra crawl")
+
+from speechgpt2.data.crawl.decoder import Decoder
+from speechgpt2.data.crawl.demo import encode
+from speechgpt2.data.crawl.probe import probe
+from speechgpt2.data.crawl.verdicts import Rejected
+
+
+def look(tmp_path, body: bytes, max_hours: float = 1.0):
+    path = tmp_path / "body"
+    path.write_bytes(body)
+    return probe(path, max_hours)
+
+
+@pytest.mark.parametrize("format, ending", [("WAV", "wav"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3")])
+def test_what_libsndfile_reads(tmp_path, tone, format, ending):
+    sound = look(tmp_path, encode(tone(1), format))
+    assert (sound.ending, sound.sample_rate, sound.channels, sound.samples) == (ending, 24_000, 1, 12_000)
+
+
+def test_the_fingerprint_is_of_the_sound_not_of_its_wrapping(tmp_path, tone):
+    same = {look(tmp_path, encode(tone(1), format)).fingerprint for format in ("WAV", "FLAC")}
+    assert len(same) == 1
+    stereo = io.BytesIO()
+    soundfile.write(stereo, np.stack([tone(1)] * 2, 1), 24_000, format="WAV")
+    for other in (encode(tone(2), "WAV"), encode(tone(1)[:-1], "WAV"), stereo.getvalue()):
+        assert look(tmp_path, other).fingerprint not in same
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("ending", ["m4a", "aac", "webm"])
+def test_what_only_ffmpeg_reads(tmp_path, wav, ending):
+    (tmp_path / "a.wav").write_bytes(wav(1))
+    path = tmp_path / f"a.{ending}"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", path], check=True)
+    sound = probe(path.rename(tmp_path / "body"), 1.0)
+    assert sound.ending == ending and sound.seconds == pytest.approx(0.5, abs=0.1)
+    body = (tmp_path / "body").read_bytes()
+    if ending == "m4a":
+        with pytest.raises(Rejected, match="corrupt"):
+            look(tmp_path, body[: len(body) // 2])
+
+
+def floats(values) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(values, np.float32), 24_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def lying_flac(body: bytes) -> bytes:
+    """A FLAC file whose header promises 2^36 − 1 samples."""
+    header = bytearray(body)
+    header[21] |= 0x0F
+    header[22:26] = b"\xff" * 4
+    return bytes(header)
+
+
+def test_files_that_are_no_sound_or_broken(tmp_path, tone):
+    flac, mp3 = encode(tone(1), "FLAC"), encode(np.tile(tone(1), 4), "MP3")
+    wrong_rate = bytearray(encode(tone(1), "WAV"))
+    wrong_rate[24:28] = (1).to_bytes(4, "little")
+    cases = [
+        (b"", "not-audio"),
+        (b"<html>" * 100, "not-audio"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "not-audio"),
+        (os.urandom(4096), "not-audio"),
+        (flac[: len(flac) // 2], "corrupt"),
+        (mp3[: len(mp3) // 2], "corrupt"),
+        (lying_flac(flac), "corrupt"),
+        (bytes(wrong_rate), "corrupt"),
+        (floats([0.1, np.nan, 0.2]), "corrupt"),
+        (floats(np.zeros(5000)), "silent"),
+        (floats(np.full(5000, 1e-5)), "silent"),
+        (encode(np.zeros(0, np.float32), "WAV"), "silent"),
+    ]
+    for number, (body, reason) in enumerate(cases):
+        with pytest.raises(Rejected) as refusal:
+            look(tmp_path, body)
+        assert refusal.value.reason == reason, f"case {number}: {refusal.value}"
+
+
+def test_a_small_file_that_unfolds_is_given_up_on_the_way(tmp_path):
+    bomb = encode(np.zeros(24_000 * 300, np.float32), "FLAC")
+    assert len(bomb) < 24_000 * 300 / 50
+    with pytest.raises(Rejected) as refusal:
+        look(tmp_path, bomb, max_hours=60 / 3600)
+    assert refusal.value.reason == "too-long"
+
+
+def test_a_decoder_that_dies_takes_nobody_with_it(tmp_path, wav):
+    (tmp_path / "body").write_bytes(wav(1))
+
+    async def scenario():
+        decoder = Decoder()
+        first = await decoder.probe(tmp_path / "body", 1.0)
+        os.kill(decoder._process.pid, signal.SIGSTOP)  # it hangs …
+        asked = asyncio.create_task(decoder.probe(tmp_path / "body", 1.0))
+        await asyncio.sleep(0.1)
+        os.kill(decoder._process.pid, signal.SIGKILL)  # … and crashes
+        with pytest.raises(Rejected, match="crashed"):
+            await asked
+        again = await decoder.probe(tmp_path / "body", 1.0)
+        os.kill(decoder._process.pid, signal.SIGSTOP)
+        decoder._patience = 0.1
+        with pytest.raises(Rejected, match="did not end"):
+            await decoder.probe(tmp_path / "body", 1.0)
+        await decoder.close()
+        return first == again
+
+    assert asyncio.run(scenario())
