@@ -6,12 +6,16 @@ to, not to what it opens from there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # yt-dlp would print what we raise
 
 
 class Video(NamedTuple):
@@ -45,7 +49,7 @@ class YtDlp:
         self._options = {
             "quiet": True, "no_warnings": True, "noprogress": True, "cachedir": False, "ignoreerrors": False,
             "http_headers": {"User-Agent": user_agent}, "sleep_interval_requests": delay, "max_filesize": max_bytes,
-            "socket_timeout": 60,
+            "socket_timeout": 60, "logger": _LOG,
         }  # fmt: skip
 
     def list(self, url: str) -> list[Video]:
