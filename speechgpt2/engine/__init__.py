@@ -1,0 +1,1 @@
+"""Many live sessions on one model: slots, scheduler, runner, and what each session remembers."""
