@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from speechgpt2 import hub
 from speechgpt2.data.utterance import Phone, Utterance, Word
 from speechgpt2.errors import UserError
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
@@ -256,6 +257,4 @@ def _memory_map(path: Path, dtype: type, length: int) -> np.ndarray:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temp.write_text(text, encoding="utf-8")
-    temp.rename(path)
+    hub.write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))

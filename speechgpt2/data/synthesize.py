@@ -1,7 +1,7 @@
 """Builds the two synthetic corpora: speech of many voices for the codec, dialogues for the model.
 
-    python -m speechgpt2.data.synthesize codec OUT --hours 6 --real-speech DIR
-    python -m speechgpt2.data.synthesize dialogues OUT --exchanges 24000
+    sg2 data codec-corpus OUT --hours 6 --real-speech DIR
+    sg2 data dialogue-corpus OUT --exchanges 24000
 
 Every part is drawn from a generator seeded by (seed, part), so a killed build goes on where it
 stopped and the result does not depend on the number of workers.
@@ -9,8 +9,8 @@ stopped and the result does not depend on the number of workers.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
+import multiprocessing.connection
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from speechgpt2.data import recordings
-from speechgpt2.data.corpus import Corpus, CorpusWriter, Item, Record, item_of
+from speechgpt2.data.corpus import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
 from speechgpt2.data.dialogues import Exchange, draw, evaluation_set, typed_variants
 from speechgpt2.data.disturb import disturbed
 from speechgpt2.data.pitch import track
@@ -173,11 +173,31 @@ def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) ->
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=len(parts), completed=len(parts) - len(jobs))
-        if jobs:
-            with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
-                for _ in pool.imap_unordered(_Job.run, jobs):
-                    progress.advance(task)
+        for _ in _finished(jobs, workers):
+            progress.advance(task)
     return writer.finish(len(parts))
+
+
+def _finished(jobs: list[_Job], workers: int) -> Iterator[_Job]:
+    """Run the jobs, `workers` at a time, and yield each when it is done. Errors: CorpusError if one is not."""
+    spawn = multiprocessing.get_context("spawn")
+    waiting, running = list(reversed(jobs)), dict[Any, tuple[Any, _Job]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop()
+                process = spawn.Process(target=job.run, daemon=True)
+                process.start()
+                running[process.sentinel] = process, job
+            for sentinel in multiprocessing.connection.wait(list(running)):
+                process, job = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    raise CorpusError(f"part {job.index} failed (exit code {process.exitcode}); run the build again")
+                yield job
+    finally:
+        for process, _ in running.values():
+            process.terminate()
 
 
 @dataclass(frozen=True)
@@ -191,28 +211,3 @@ class _Job:
 
     def run(self) -> None:
         CorpusWriter(self.path, self.recipe).write_part(self.index, self.part())
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    codec = kinds.add_parser("codec", help="speech of many voices, with pitch and phones")
-    codec.add_argument("--hours", type=float, default=6.0, help="of synthetic speech")
-    codec.add_argument("--real-speech", type=Path, help="folder with ljspeech/, fsdd/, cmn/")
-    dialogues = kinds.add_parser("dialogues", help="spoken questions and replies")
-    dialogues.add_argument("--exchanges", type=int, default=24_000)
-    dialogues.add_argument("--says", type=int, help="texts read aloud; default: half as many as exchanges")
-    for kind in (codec, dialogues):
-        kind.add_argument("out", type=Path)
-        kind.add_argument("--seed", type=int, default=0)
-        kind.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args(arguments)
-    if given.kind == "codec":
-        corpus = build_codec_corpus(given.out, given.hours, given.seed, given.workers, given.real_speech)
-    else:
-        corpus = build_dialogue_corpus(given.out, given.exchanges, given.seed, given.workers, given.says)
-    print(f"{corpus.path}: {len(corpus)} records, {corpus.hours:.2f} hours")
-
-
-if __name__ == "__main__":
-    main()

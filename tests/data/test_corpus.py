@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -100,3 +101,19 @@ def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path, need_voice
     assert all(r.phones and r.length % 960 == 0 for r in corpus.records)
     speakers = {split: {r.speaker for r in corpus.select(split=split)} for split in ("train", "test")}
     assert speakers["train"] and speakers["test"] and speakers["train"].isdisjoint(speakers["test"])
+
+
+def test_a_part_that_dies_is_told_and_the_others_are_kept(tmp_path):
+    writer = CorpusWriter(tmp_path, {"kind": "test"})
+    with pytest.raises(CorpusError, match=r"part 1 failed.*run the build again"):
+        synthesize._build(writer, [good_part, deadly_part], 1, "test")
+    assert writer.done(0) and not writer.done(1)
+    assert len(synthesize._build(writer, [good_part, good_part], 1, "test")) == 2
+
+
+def good_part():
+    yield Item(Record("a", "hello", "en"))
+
+
+def deadly_part():
+    os._exit(9)
