@@ -12,7 +12,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from speechgpt2.server.formats import BYTES_PER_SECOND, Decoder, Format
 from speechgpt2.server.wire import Content, FunctionCall, FunctionCallOutput, MessageItem, WireError
+from speechgpt2.types import Speech, Text, Turn
 
 KEPT_SOUND = 8 * 2**20  # bytes of sound that a session keeps for `conversation.item.retrieve`; 3 min of PCM16
 KEPT_ITEMS = 2_000  # a day of talk; the oldest go first
@@ -29,11 +31,15 @@ def new_id(kind: str) -> str:
 
 @dataclass
 class Part:
-    """A piece of a message. `sound` is in the session's format, `text` what is written or said."""
+    """A piece of a message. `sound` is in `format`; `size` counts its bytes, those let go included. `text` is what is
+    written or said.
+    """
 
     type: Literal["input_text", "input_audio", "output_text", "output_audio"]
     text: str | None = None
     sound: bytearray = field(default_factory=bytearray)
+    format: Format = "audio/pcm"
+    size: int = 0
 
     @property
     def spoken(self) -> bool:
@@ -51,7 +57,7 @@ class Part:
 
 @dataclass
 class Item:
-    """A message, a call of a function, or what the function gave."""
+    """A message, a call of a function, or what the function gave; `number` is the model's name for it."""
 
     id: str
     type: Kind = "message"
@@ -62,6 +68,7 @@ class Item:
     name: str = ""
     arguments: str = ""
     output: str = ""
+    number: int | None = None
 
     def shown(self, with_sound: bool = False) -> dict[str, Any]:
         """As the wire shows it."""
@@ -140,6 +147,7 @@ class Conversation:
     def hear(self, part: Part, sound: bytes) -> None:
         """Add sound to a part, letting go of the oldest sound beyond the budget."""
         part.sound += sound
+        part.size += len(sound)
         self._sound += len(sound)
         for item in self._items.values():
             if self._sound <= KEPT_SOUND:
@@ -149,26 +157,33 @@ class Conversation:
                     self._sound -= len(old.sound)
                     old.sound.clear()
 
-    def cut(self, part: Part, size: int, text: str | None) -> None:
-        """Keep `size` bytes of a part's sound, and `text`."""
+    def cut(self, item: Item, milliseconds: int) -> int:
+        """Forget what an item says after so many milliseconds, and its words; returns how many there were at most."""
+        part, rate = item.parts[0], BYTES_PER_SECOND[item.parts[0].format]
+        milliseconds = min(max(0, milliseconds), part.size * 1000 // rate)
+        size = milliseconds * rate // 1000
         self._sound -= max(0, len(part.sound) - size)
         del part.sound[size:]
-        part.text = text
+        part.text, part.size = None, size
+        return milliseconds
 
 
-def from_client(item: MessageItem | FunctionCall | FunctionCallOutput) -> Item:
-    """A client's item. Errors: `WireError` for content that does not belong to its role, or is no base64."""
+def from_client(item: MessageItem | FunctionCall | FunctionCallOutput, format: Format) -> Item:
+    """A client's item, its sound in `format`.
+
+    Errors: `WireError` for content that does not belong to its role, or is no base64.
+    """
     id = item.id or new_id("item")
     if isinstance(item, FunctionCall):
         call_id = item.call_id or new_id("call")
         return Item(id, "function_call", call_id=call_id, name=item.name, arguments=item.arguments)
     if isinstance(item, FunctionCallOutput):
         return Item(id, "function_call_output", call_id=item.call_id, output=item.output)
-    parts = [_part(content, item.role, f"item.content[{place}]") for place, content in enumerate(item.content)]
+    parts = [_part(content, item.role, format, f"item.content[{place}]") for place, content in enumerate(item.content)]
     return Item(id, role=item.role, parts=parts)
 
 
-def _part(content: Content, role: str, where: str) -> Part:
+def _part(content: Content, role: str, format: Format, where: str) -> Part:
     side = "output" if role == "assistant" else "input"
     kind = f"{side}_text" if content.type == "text" else content.type
     if not kind.startswith(side):
@@ -182,7 +197,18 @@ def _part(content: Content, role: str, where: str) -> Part:
     if content.audio is None and content.transcript is None:
         raise WireError(f"{where}.audio is missing.", "missing_required_parameter", f"{where}.audio")
     sound = from_base64(content.audio or "", f"{where}.audio")
-    return Part(kind, content.transcript, bytearray(sound))  # type: ignore[arg-type]
+    return Part(kind, content.transcript, bytearray(sound), format, len(sound))  # type: ignore[arg-type]
+
+
+def as_turn(item: Item) -> Turn | None:
+    """What a message means to the model, in one segment: speech if there is any. None for what it is not told."""
+    if item.type != "message" or item.role == "system":
+        return None
+    spoken = next((part for part in item.parts if part.sound), None)
+    if spoken is None:
+        return Turn(item.role, (Text(item.written),))
+    pcm = Decoder(spoken.format).push(bytes(spoken.sound))
+    return Turn(item.role, (Speech(pcm=pcm, text=item.written or None),))
 
 
 def from_base64(text: str, where: str) -> bytes:

@@ -24,10 +24,11 @@ from speechgpt2.server import formats
 from speechgpt2.server.conversation import Conversation, Item, Part, new_id
 from speechgpt2.server.formats import Encoder
 from speechgpt2.server.wire import Session
-from speechgpt2.types import FRAME_SIZE
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 PATCH = 3 * FRAME_SIZE
 LONGEST_DELTA = formats.samples(60)  # the protocol's clients expect 20–80 ms at a time
+CUSHION = 0.1  # seconds that a client holds before it plays
 
 Emit = Callable[..., None]  # emit("response.created", response={…})
 Status = Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
@@ -70,19 +71,22 @@ class Response:
         emit: Emit,
         session: Session,
         conversation: Conversation,
+        number: int,
         heard: Heard,
         metadata: dict[str, str] | None = None,
     ):
-        self.id, self.status = new_id("resp"), "in_progress"
+        self.id, self.number, self.status = new_id("resp"), number, "in_progress"
         self.session, self.conversation, self.metadata = session, conversation, metadata
         self.items: list[Item] = []
-        self.began: float | None = None  # when the first of them was, by the caller's clock
+        self.usage = Usage(heard)
+        self.began: float | None = None  # when its first sound was sent
+        self.heard: int | None = None  # samples, if the client has said so before the end
+        self.ending: str | None = None  # why it will be cut short
         self._emit = emit
         self._reason: str | None = None
         self._error: dict[str, Any] | None = None
         self._encoder = Encoder(session.audio.output.format.type)
         self._open: Item | None = None  # the message that grows
-        self.usage = Usage(heard)
 
     @property
     def message(self) -> Item | None:
@@ -101,8 +105,14 @@ class Response:
         kind = "output_audio_transcript" if part.spoken else "output_text"
         self._emit(f"response.{kind}.delta", **self._place(), delta=text)
 
-    def speak(self, pcm: np.ndarray) -> None:
+    def ran_dry(self, now: float) -> bool:
+        """Whether a listener with some cushion has played all that was sent."""
+        return self.began is not None and now > self.began + self.usage.samples / SAMPLE_RATE + CUSHION
+
+    def speak(self, pcm: np.ndarray, now: float) -> None:
         """The next speech, `pcm [N]`."""
+        if self.began is None:
+            self.began = now
         part, pieces = self._part(), -(-len(pcm) // LONGEST_DELTA)
         for piece in np.array_split(pcm, max(1, pieces)):
             data = self._encoder.push(piece)
@@ -114,6 +124,7 @@ class Response:
         """The model calls a function."""
         self._close("completed")
         item = Item(new_id("item"), "function_call", "assistant", "in_progress", call_id=new_id("call"), name=name)
+        item.number = self.number
         self._add(item)
         place = {**self._place(item), "call_id": item.call_id}
         del place["content_index"]
@@ -153,9 +164,9 @@ class Response:
         """The part that grows; the item is there from its first content on."""
         if self._open is None:
             kind: Literal["output_audio", "output_text"] = "output_audio" if self.session.speaks else "output_text"
-            self._open = Item(new_id("item"), role="assistant", status="in_progress")
+            self._open = Item(new_id("item"), role="assistant", status="in_progress", number=self.number)
             self._add(self._open)
-            part = Part(kind)
+            part = Part(kind, format=self.session.audio.output.format.type)
             self._open.parts.append(part)
             self._emit("response.content_part.added", **self._place(), part=_bare(part))
         return self._open.parts[0]

@@ -35,7 +35,7 @@ def answer(changes=(), metadata=None):
     def emit(type, **fields):
         events.append(checked({"type": type, "event_id": f"event_{len(events)}", **fields}))
 
-    return Response(emit, Session().updated(dict(changes)), conversation, Heard(2, SAMPLE_RATE), metadata), events
+    return Response(emit, Session().updated(dict(changes)), conversation, 7, Heard(2, SAMPLE_RATE), metadata), events
 
 
 def types(events):
@@ -46,7 +46,7 @@ def test_a_spoken_answer():
     response, events = answer(metadata={"ask": "me"})
     response.begin()
     response.write("Hello")
-    response.speak(np.full(2880, 0.5, np.float32))
+    response.speak(np.full(2880, 0.5, np.float32), now=1.0)
     response.end("completed")
     assert types(events) == SPOKEN
     assert events[0]["response"]["metadata"] == events[-1]["response"]["metadata"] == {"ask": "me"}
@@ -116,7 +116,7 @@ def test_an_answer_without_content_is_created_and_done():
 def test_telephone_sound():
     response, events = answer({"audio": {"output": {"format": {"type": "audio/pcmu"}}}})
     response.begin()
-    response.speak(np.zeros(2880, np.float32))
+    response.speak(np.zeros(2880, np.float32), now=1.0)
     data = b"".join(base64.b64decode(e["delta"]) for e in events if e["type"] == "response.output_audio.delta")
     assert data == b"\xff" * 960
 
@@ -167,6 +167,7 @@ def test_old_sound_is_let_go(monkeypatch):
     items.hear(first, b"x" * 80)
     items.hear(second, b"y" * 80)
     assert not first.sound and len(second.sound) == 80
-    items.cut(second, 50, None)
-    items.hear(first, b"z" * 50)
-    assert len(first.sound) == len(second.sound) == 50
+    assert items.cut(items.get("b", ""), 1) == 1 and len(second.sound) == 48
+    items.hear(first, b"z" * 52)
+    assert len(first.sound) == 52 and len(second.sound) == 48
+    assert items.cut(items.get("a", ""), 5) == 2 and not first.text  # 132 bytes were heard in all

@@ -1,0 +1,287 @@
+"""The wire by hand, against a real socket: orders of events, errors, memory."""
+
+import base64
+import time
+
+import pytest
+
+from speechgpt2.server.wire import MESSAGES
+from tests.server.conftest import line, silence, voice
+from tests.server.test_response import CALLED, SPOKEN
+
+QUICK = {"audio": {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 100}}}}
+BY_HAND = {"audio": {"input": {"turn_detection": None}}}
+
+
+def types(events, without=()):
+    return [event["type"] for event in events if event["type"] not in without]
+
+
+def once(names):
+    """Each name once, in the order of its first."""
+    return list(dict.fromkeys(names))
+
+
+def test_a_session_begins_with_its_settings(served):
+    with line(served, "?model=gpt-realtime") as client:
+        session = client.seen[0]["session"]
+        assert session["id"].startswith("sess_") and session["model"] == "gpt-realtime"
+        detection = session["audio"]["input"]["turn_detection"]
+        assert (detection["threshold"], detection["prefix_padding_ms"], detection["silence_duration_ms"]) == (
+            0.5,
+            300,
+            500,
+        )
+        assert client.update(instructions="Be brief.")["instructions"] == "Be brief."
+        assert served.model.dialogues[-1].session.instructions == "Be brief."
+
+
+def test_a_spoken_turn(served):
+    with line(served) as client:
+        client.update(**QUICK, max_output_tokens=3)
+        client.append(voice(0.4))
+        client.append(silence(0.2))
+        events = client.until("response.done")
+        assert types(events)[:5] == [
+            "input_audio_buffer.speech_started",
+            "input_audio_buffer.speech_stopped",
+            "input_audio_buffer.committed",
+            "conversation.item.added",
+            "conversation.item.done",
+        ]
+        assert once(types(events)[5:]) == once(SPOKEN)
+        item = events[0]["item_id"]
+        assert all(event["item_id"] == item for event in events[:3]) and events[3]["item"]["id"] == item
+        assert events[1]["audio_end_ms"] == pytest.approx(400, abs=40)
+        assert events[-1]["response"]["status"] == "incomplete"
+        assert events[-1]["response"]["status_details"]["reason"] == "max_output_tokens"
+        assert events[-1]["response"]["output"][0]["content"][0]["transcript"] == "you said 0.5"
+
+        client.send("conversation.item.retrieve", item_id=item)
+        kept = client.until("conversation.item.retrieved")[-1]["item"]["content"][0]
+        assert kept["transcript"] == "0.5 s of speech" and 2 * 24_000 * 0.3 < len(base64.b64decode(kept["audio"]))
+
+
+def test_what_was_heard_is_told_if_asked_for(served):
+    with line(served) as client:
+        client.update(audio={"input": {**QUICK["audio"]["input"], "transcription": {"model": "whisper-1"}}})
+        client.append(voice(0.3))
+        client.append(silence(0.2))
+        events = client.until("conversation.item.input_audio_transcription.completed")
+        assert events[-2]["delta"] == events[-1]["transcript"] == "0.4 s of speech"
+        assert events[-1]["item_id"] == events[0]["item_id"] and events[-1]["usage"]["seconds"] > 0.3
+
+
+def test_semantic_turns(served):
+    with line(served) as client:
+        session = client.update(audio={"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "high"}}})
+        assert session["audio"]["input"]["turn_detection"]["eagerness"] == "high"
+        client.append(voice(0.3))
+        client.append(silence(0.4))
+        client.until("response.created")
+
+
+def test_turns_by_hand(served):
+    with line(served) as client:
+        client.update(**BY_HAND)
+        client.append(voice(0.3))
+        client.send("input_audio_buffer.commit")
+        client.send("response.create", response={"metadata": {"ask": "1"}, "max_output_tokens": 2})
+        events = client.until("response.done")
+        assert types(events)[:4] == [
+            *("input_audio_buffer.committed", "conversation.item.added", "conversation.item.done", "response.created")
+        ]
+        assert events[3]["response"]["metadata"] == events[-1]["response"]["metadata"] == {"ask": "1"}
+        client.send("input_audio_buffer.append", audio="")
+        client.send("input_audio_buffer.commit", event_id="mine")
+        error = client.until("error")[-1]["error"]
+        assert error["code"] == "input_audio_buffer_commit_empty" and error["event_id"] == "mine"
+        client.append(voice(0.3))
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        client.send("input_audio_buffer.commit")
+        assert client.until("error")[-1]["error"]["code"] == "input_audio_buffer_commit_empty"
+
+
+def test_a_written_turn_and_a_call(served):
+    with line(served) as client:
+        client.update(output_modalities=["text"], tools=[{"type": "function", "name": "weather", "parameters": {}}])
+        client.write("hello")
+        done = client.until("response.done")[-1]["response"]
+        assert done["output"][0]["content"][0]["text"].startswith("you said hello")
+        client.write("please call")
+        events = client.until("response.done")
+        assert types(events)[2:] == CALLED  # after the item of the user's
+        client.send("conversation.item.create", item={"type": "function_call_output", "call_id": "x", "output": "sun"})
+        assert client.until("conversation.item.done")[-1]["item"]["output"] == "sun"
+
+
+def test_an_answer_that_fails_costs_nothing_else(served):
+    with line(served) as client:
+        client.write("fail")
+        done = client.until("response.done")[-1]["response"]
+        assert done["status"] == "failed" and done["status_details"]["error"]["message"] == "the model stumbled"
+        client.update(output_modalities=["text"])
+        served.model.dialogues[-1]._reply = None
+        client.write("hello")
+        assert client.until("response.done")[-1]["response"]["status"] == "completed"
+
+
+def interrupted(client):
+    """A long answer, spoken into after half a second."""
+    client.update(**QUICK)
+    client.write("tell me all")
+    client.until("response.output_audio.delta")
+    time.sleep(0.6)
+    client.append(voice(0.2))
+
+
+def test_speaking_up_stops_the_answer_and_cuts_the_memory(served):
+    with line(served) as client:
+        interrupted(client)
+        events = client.until("response.done")
+        order = types(events, without={"response.output_audio.delta", "response.output_audio_transcript.delta"})
+        assert order[0] == "input_audio_buffer.speech_started" and order[-1] == "response.done"
+        done = events[-1]["response"]
+        assert done["status"] == "cancelled" and done["status_details"]["reason"] == "turn_detected"
+        assert done["output"][0]["status"] == "incomplete"
+        memory = served.model.dialogues[-1].memory
+        number = max(number for number, said in memory.items() if said.startswith("assistant"))
+        assert 2 <= len(memory[number].split()) <= 9
+
+        item = done["output"][0]["id"]
+        client.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=250)
+        assert client.until("conversation.item.truncated")[-1]["audio_end_ms"] == 250
+        assert memory[number] == "assistant: you said"
+        client.send("conversation.item.retrieve", item_id=item)
+        part = client.until("conversation.item.retrieved")[-1]["item"]["content"][0]
+        assert len(base64.b64decode(part["audio"])) == 2 * 24 * 250 and not part["transcript"]
+
+
+def test_truncating_clamps_and_never_fails(served):
+    with line(served) as client:
+        client.update(max_output_tokens=2)
+        client.write("hello")
+        item = client.until("response.done")[-1]["response"]["output"][0]["id"]
+        for asked, given in ((999_999, 240), (100, 100), (-5, 0)):
+            client.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=asked)
+            assert client.until("conversation.item.truncated")[-1]["audio_end_ms"] == given
+
+
+def test_truncating_an_answer_that_goes_on_counts_when_it_ends(served):
+    with line(served) as client:
+        client.update(max_output_tokens=6)
+        client.write("hello")
+        delta = client.until("response.output_audio.delta")[-1]
+        client.send("conversation.item.truncate", item_id=delta["item_id"], content_index=0, audio_end_ms=0)
+        client.until("conversation.item.truncated")
+        client.until("response.done")
+        memory = served.model.dialogues[-1].memory
+        served.wait(lambda: memory[max(memory)] == "assistant:")
+
+
+def test_cancelling(served):
+    with line(served) as client:
+        client.send("response.cancel", event_id="early")
+        error = client.until("error")[-1]["error"]
+        assert error["code"] == "response_cancel_not_active" and error["message"].startswith("Cancellation failed")
+        client.write("tell me all")
+        client.until("response.output_audio.delta")
+        client.send("response.create", event_id="second")
+        events = client.until("error")
+        assert events[-1]["error"]["code"] == "conversation_already_has_active_response"
+        assert events[-1]["error"]["event_id"] == "second"
+        client.send("response.cancel")
+        done = client.until("response.done")[-1]["response"]
+        assert done["status"] == "cancelled" and done["status_details"]["reason"] == "client_cancelled"
+
+
+def test_items(served):
+    with line(served) as client:
+        hello = {"type": "message", "role": "user", "id": "one", "content": [{"type": "input_text", "text": "Hello"}]}
+        client.send("conversation.item.create", item=hello)
+        added, done = client.until("conversation.item.done")
+        assert added["type"] == "conversation.item.added" and added["previous_item_id"] is None
+        assert added["item"] == done["item"] and added["item"]["content"] == [{"type": "input_text", "text": "Hello"}]
+        client.send("conversation.item.create", item={**hello, "id": "zero"}, previous_item_id="root")
+        assert client.until("conversation.item.done")[-1]["previous_item_id"] is None
+        memory = served.model.dialogues[-1].memory
+        assert list(memory.values()) == ["user: Hello", "user: Hello"]
+        client.send("conversation.item.delete", item_id="one")
+        client.until("conversation.item.deleted")
+        assert list(memory) == [2]
+        for kind, fields, code in (
+            ("retrieve", {"item_id": "one"}, "item_retrieve_invalid_item_id"),
+            ("delete", {"item_id": "one"}, "item_delete_invalid_item_id"),
+            ("truncate", {"item_id": "one", "audio_end_ms": 1}, "item_truncate_invalid_item_id"),
+            ("truncate", {"item_id": "zero", "audio_end_ms": 1}, "invalid_value"),
+            ("create", {"item": {**hello, "id": "zero"}}, "item_create_duplicate_item_id"),
+            ("create", {"item": hello, "previous_item_id": "x"}, "item_create_invalid_previous_item_id"),
+        ):
+            client.send(f"conversation.item.{kind}", event_id=f"e-{code}", **fields)
+            error = client.until("error")[-1]["error"]
+            assert (error["code"], error["event_id"]) == (code, f"e-{code}")
+
+
+def test_spoken_items_greetings_and_system_messages(served):
+    from speechgpt2 import audio
+
+    sound = base64.b64encode(audio.to_pcm16(voice(0.5))).decode()
+    with line(served) as client:
+        for role, part in (
+            ("assistant", {"type": "output_audio", "audio": sound, "transcript": "Welcome"}),
+            ("user", {"type": "input_audio", "audio": sound}),
+            ("system", {"type": "input_text", "text": "Speak slowly."}),
+        ):
+            client.send("conversation.item.create", item={"type": "message", "role": role, "content": [part]})
+            client.until("conversation.item.done")
+        dialogue = served.model.dialogues[-1]
+        assert list(dialogue.memory.values()) == ["assistant: 0.5 s of speech", "user: 0.5 s of speech"]
+        assert dialogue.notes == ("Speak slowly.",)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ("{", "invalid_json", None),
+        ("[1]", "invalid_json", None),
+        ('{"type": "nonsense", "event_id": "x"}', "invalid_value", "type"),
+        ('{"type": "input_audio_buffer.append", "audio": "%%%"}', "invalid_value", "audio"),
+        ('{"type": "input_audio_buffer.append", "audio": "QUJD"}', "invalid_value", None),
+        ('{"type": "session.update", "session": {"instructions": "refuse me"}}', "invalid_value", None),
+        (
+            '{"type": "response.create", "response": {"conversation": "none"}}',
+            "unsupported_value",
+            "response.conversation",
+        ),
+        ('{"type": "output_audio_buffer.clear"}', "invalid_value", "type"),
+        (b"\xff\xfe", "invalid_json", None),
+    ],
+)
+def test_bad_messages_are_answered_and_the_session_lives_on(served, message, code, param):
+    with line(served) as client:
+        client.socket.send(message)
+        error = client.until("error")[-1]["error"]
+        assert (error["code"], error["param"]) == (code, param)
+        assert client.update(instructions="still here")["instructions"] == "still here"
+
+
+def test_telephone_sound_both_ways(served):
+    from speechgpt2.server.formats import Decoder, Encoder
+
+    g711 = {"format": {"type": "audio/pcmu"}}
+    with line(served) as client:
+        client.update(audio={"input": {**g711, **QUICK["audio"]["input"]}, "output": g711}, max_output_tokens=3)
+        encoder = Encoder("audio/pcmu")
+        for pcm in (voice(0.3), silence(0.2)):
+            client.send("input_audio_buffer.append", audio=base64.b64encode(encoder.push(pcm)).decode())
+        events = client.until("response.done")
+        sound = b"".join(base64.b64decode(e["delta"]) for e in events if e["type"] == "response.output_audio.delta")
+        assert len(sound) == 3 * 960 and abs(Decoder("audio/pcmu").push(sound)).max() == pytest.approx(0.2, abs=0.02)
+
+
+def test_every_message_is_handled():
+    from speechgpt2.server.realtime import Connection
+
+    registry = Connection.__dict__["on"].dispatcher.registry
+    assert set(MESSAGES.values()) <= set(registry)
