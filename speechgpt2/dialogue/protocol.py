@@ -40,7 +40,7 @@ class SessionSettings:
 
     `mode` says which sides are spoken; `system` replaces the system line; `greeting` is the model's first turn, already
     played. `temperature` 0 is the likeliest choice; `seed` decides all others: the same seed and the same input give
-    the same answers, whoever else is talking. `max_patches` bounds one answer (120 ms of speech or one word piece each).
+    the same answers, whoever else is talking. `max_patches` bounds one answer: 120 ms of speech or a word piece each.
     """
 
     mode: Mode = "s2s"
