@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "lm": FLOOR | {"training"},
     "compat": FLOOR | {"codec", "lm"},
     "chat": FLOOR | {"codec", "lm"},
-    "engine": FLOOR | {"codec", "lm"},
+    "engine": FLOOR | {"codec", "lm", "dialogue"},  # of the dialogue only its protocol, see below
     "dialogue": WORDS | {"audio"},
     "server": WORDS | {"audio", "hub", "engine", "dialogue"},
     "client": WORDS | {"audio"},  # of the wire: knows no server
@@ -109,6 +109,17 @@ def test_a_module_knows_only_what_it_may(path):
         if found.room is not None:
             allowed = late if found.late else early
             assert found.room in allowed, f"{name_of(path)} may not import {found.name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "engine"], ids=name_of)
+def test_an_engine_knows_of_the_dialogue_only_what_it_must_offer(path):
+    for found in imports_of(path):
+        assert found.room != "dialogue" or found.name == "speechgpt2.dialogue.protocol", found.name
+
+
+def test_the_scheduler_knows_no_torch():
+    found = {found.name.split(".")[0] for found in imports_of(PACKAGE / "engine" / "scheduler.py")}
+    assert "dataclasses" in found and "torch" not in found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
