@@ -80,7 +80,7 @@ class ChatRequest(Message):
     @property
     def format(self) -> str:
         """Of the answer's sound. Errors: `Problem`."""
-        format = (self.audio or OutputAudio()).format
+        format = self.audio.format if self.audio is not None else "pcm16" if self.stream else "wav"
         if self.stream and format not in ("pcm16", "pcm"):
             raise Problem(400, "audio.format must be 'pcm16' when streaming.", "invalid_value", "audio.format")
         try:

@@ -30,6 +30,20 @@ class Socket(WebSocketsSansIOProtocol):
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSEEN)
 
+    def data_received(self, data: bytes) -> None:
+        """What follows a broken message is read and dropped."""
+        if self.conn.parser_exc is None:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """A message is broken, or too large: say so, and let the rest of it come, or a reset would overtake the word."""
+        sent = self.conn.close_sent
+        assert sent is not None
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.close_timer = self.loop.call_later(FAREWELL, self.transport.abort)
+
     def on_task_complete(self, task: Task[None]) -> None:
         """The session is over: closing waits for bytes to leave, but not for ever."""
         super().on_task_complete(task)

@@ -162,6 +162,7 @@ class FakeDialogue:
         """A word for each patch."""
         asked = list(self.memory.values())[-1].partition(": ")[2] if self.memory else ""
         text = read_aloud or f"you said {asked} and I answer that in some words more than you may want to hear"
+        paced = self.paced or "slow" in asked
         words = text.split(" ")[: session.max_output_tokens if session.max_output_tokens != "inf" else None]
         self.memory[number], self._sent, self._began = "assistant:", 0, self._now()
         if read_aloud is None:
@@ -177,13 +178,13 @@ class FakeDialogue:
                 self._say(TextDelta(word if not place else f" {word}"))
                 self.memory[number] += f" {word}"
                 if session.speaks:
-                    await self._speak(place)
+                    await self._speak(place, paced)
             self._say(TurnDone("stop" if len(words) == len(text.split(" ")) else "length"))
         self._reply = None
 
-    async def _speak(self, place):
+    async def _speak(self, place, paced):
         time = np.arange(PATCH) / SAMPLE_RATE
         self._say(AudioDelta((0.2 * np.sin(2 * np.pi * (300 + 40 * place) * time)).astype(np.float32)))
         self._sent += PATCH
         ahead = self._began + self._sent / SAMPLE_RATE - self._now()
-        await asyncio.sleep(max(0.0, ahead - LEAD) if self.paced else 0)
+        await asyncio.sleep(max(0.0, ahead - LEAD) if paced else 0)

@@ -1,0 +1,217 @@
+"""The REST interface through openai-python, and what becomes of requests that make no sense."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechgpt2 import audio
+from speechgpt2.types import SAMPLE_RATE
+from tests.server.conftest import serving, silence, voice
+
+openai = pytest.importorskip("openai")
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(api_key="none", base_url=f"{served.http}/v1", max_retries=0) as client:
+        yield client
+
+
+def wav(pcm):
+    file = io.BytesIO()
+    soundfile.write(file, pcm, SAMPLE_RATE, format="WAV")
+    return file.getvalue()
+
+
+SLOW = [{"role": "user", "content": "slow"}]
+HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["mini"]
+    assert client.models.retrieve("mini").owned_by == "speechgpt2"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
+
+
+def test_written_chat(client, served):
+    answer = client.chat.completions.create(model="mini", messages=HELLO)
+    assert (
+        answer.choices[0].message.content.startswith("you said hello and I")
+        and answer.choices[0].finish_reason == "stop"
+    )
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 10
+    assert served.model.dialogues[-1].session.instructions == "Be kind." and served.model.dialogues[-1].closed
+    answer = client.chat.completions.create(model="mini", messages=HELLO, max_completion_tokens=2)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("you said", "length")
+
+
+def test_written_chat_in_a_stream(client):
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(model="mini", messages=HELLO, max_tokens=3, **options))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "you said hello"
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].usage.completion_tokens == 3
+
+
+def test_spoken_chat(client, served):
+    question = base64.b64encode(wav(voice(0.5))).decode()
+    content = [{"type": "input_audio", "input_audio": {"data": question, "format": "wav"}}]
+    answer = client.chat.completions.create(
+        model="mini",
+        modalities=["text", "audio"],
+        audio={"voice": "alloy", "format": "wav"},
+        messages=[{"role": "user", "content": content}],
+        max_completion_tokens=4,
+    )
+    said = answer.choices[0].message.audio
+    assert said.transcript == "you said 0.5 s"
+    pcm, rate = soundfile.read(io.BytesIO(base64.b64decode(said.data)))
+    assert (len(pcm), rate) == (4 * 2880, SAMPLE_RATE)
+    again = [{"role": "user", "content": content}, {"role": "assistant", "audio": {"id": said.id}}, *HELLO[1:]]
+    client.chat.completions.create(model="mini", messages=again)
+    assert "assistant: you said 0.5 s" in served.model.dialogues[-1].memory.values()
+
+
+def test_spoken_chat_in_a_stream(client):
+    chunks = client.chat.completions.create(
+        model="mini",
+        modalities=["text", "audio"],
+        audio={"voice": "alloy", "format": "pcm16"},
+        messages=HELLO,
+        stream=True,
+        max_completion_tokens=2,
+    )
+    pieces = [c.choices[0].delta.audio for c in chunks if c.choices[0].delta.audio is not None]
+    assert "".join(piece.transcript or "" for piece in pieces) == "you said"
+    assert len(b"".join(base64.b64decode(piece.data or "") for piece in pieces)) == 2 * 2 * 2880
+    assert len({piece.id for piece in pieces}) == 1 and pieces[-1].expires_at > 0
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus", "pcm"])
+def test_reading_aloud(client, format):
+    with client.audio.speech.with_streaming_response.create(
+        model="mini", voice="alloy", input="one two three", response_format=format
+    ) as answer:
+        data = answer.read()
+    samples = 3 * 2880
+    if format == "pcm":
+        assert len(data) == 2 * samples
+    elif format == "wav":
+        assert data[:4] == b"RIFF" and len(data) == 44 + 2 * samples
+    else:
+        pcm, rate = soundfile.read(io.BytesIO(data))
+        assert abs(len(pcm) / rate - samples / SAMPLE_RATE) < 0.2 and np.abs(pcm).max() > 0.1
+
+
+def test_reading_aloud_in_events(client):
+    with client.audio.speech.with_streaming_response.create(
+        model="mini", voice="alloy", input="one two", response_format="pcm", stream_format="sse"
+    ) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert len(lines) == 3 and '"speech.audio.delta"' in lines[0] and '"speech.audio.done"' in lines[-1]
+
+
+def test_transcription(client, served):
+    recording = ("question.wav", wav(voice(0.7)))
+    assert client.audio.transcriptions.create(model="mini", file=recording).text == "0.7 s of speech"
+    assert (
+        client.audio.transcriptions.create(model="mini", file=recording, response_format="text") == "0.7 s of speech\n"
+    )
+    events = list(client.audio.transcriptions.create(model="mini", file=recording, stream=True))
+    assert "".join(e.delta for e in events if e.type == "transcript.text.delta") == events[-1].text == "0.7 s of speech"
+    served.wait(lambda: not served.app.admission.taken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        ({"modalities": ["video"]}, "modalities[0]"),
+        ({"modalities": ["audio"], "audio": {"voice": "x", "format": "aac"}}, "audio.format"),
+        ({"modalities": ["audio"], "audio": {"voice": "x", "format": "wav"}, "stream": True}, "audio.format"),
+        ({"n": 2}, "n"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "%"}}]}]},
+            "messages[0].content[0].input_audio.data",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "QUJD"}}]}]},
+            "messages[0].content[0].input_audio.data",
+        ),
+    ],
+)
+def test_bad_requests_name_their_field(client, served, fields, param):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.post("/chat/completions", cast_to=object, body={"model": "mini", "messages": HELLO, **fields})
+    assert error.value.param == param
+    assert served.app.admission.taken == 0
+
+
+def test_other_bad_requests(client, served):
+    with pytest.raises(openai.BadRequestError, match="cannot be read as sound"):
+        client.audio.transcriptions.create(model="mini", file=("x.wav", b"no sound"))
+    form = {"headers": {"Content-Type": "multipart/form-data"}}
+    with pytest.raises(openai.BadRequestError, match="file"):
+        client.post(
+            "/audio/transcriptions", cast_to=object, body={"model": "mini"}, files=[("other", b"x")], options=form
+        )
+    with pytest.raises(openai.BadRequestError, match="holds no sound"):
+        client.audio.transcriptions.create(model="mini", file=("x.wav", wav(silence(0))))
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        client.audio.speech.create(model="mini", voice="x", input="x", response_format="aac")
+    with pytest.raises(openai.InternalServerError, match="the model stumbled"):
+        client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "fail"}])
+    assert served.app.admission.taken == 0 and not served.model.open_dialogues
+
+
+def test_a_client_that_leaves_gives_its_place_back(client, served):
+    stream = client.chat.completions.create(
+        model="mini", modalities=["audio"], audio={"voice": "x", "format": "pcm16"}, messages=SLOW, stream=True
+    )
+    next(iter(stream))
+    assert served.app.admission.taken == 1
+    stream.close()
+    served.wait(lambda: not served.app.admission.taken and not served.model.open_dialogues)
+
+
+def test_keys_and_crowds():
+    with serving(slots=1, api_keys=("a-good-key",)) as served:
+        base = f"{served.http}/v1"
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(api_key="a-bad-key", base_url=base, max_retries=0).models.list()
+        client = openai.OpenAI(api_key="a-good-key", base_url=base, max_retries=0)
+        stream = client.chat.completions.create(model="mini", messages=SLOW, stream=True, modalities=["audio"])
+        iterator = iter(stream)
+        next(iterator)
+        with pytest.raises(openai.APIStatusError) as error:
+            client.chat.completions.create(model="mini", messages=HELLO)
+        assert error.value.status_code == 503 and int(error.value.response.headers["retry-after"]) > 0
+        assert error.value.code == "server_overloaded"
+        stream.close()
+
+
+def test_what_operators_ask(served):
+    import urllib.request
+
+    def get(path):
+        with urllib.request.urlopen(served.http + path) as answer:
+            return answer.read().decode(), answer.headers
+
+    assert '"ok"' in get("/health")[0] and '"ready"' in get("/ready")[0]
+    text, headers = get("/metrics")
+    assert headers["content-type"].startswith("text/plain")
+    for name in ("sg2_active_slots 0.0", "sg2_slots 4.0", "sg2_step_seconds_count 1.0", "sg2_step_budget_seconds 0.12"):
+        assert name in text
+    page, headers = get("/")
+    assert "speechgpt2" in page and "default-src 'self'" in headers["content-security-policy"]
+
+
+def test_pcm_is_what_was_said(client):
+    data = client.audio.speech.create(model="mini", voice="x", input="one", response_format="pcm").content
+    assert np.abs(audio.from_pcm16(data)).max() == pytest.approx(0.2, abs=0.01)
