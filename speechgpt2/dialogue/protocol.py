@@ -1,145 +1,259 @@
-"""What a dialogue needs of an engine, and nothing of how engines are built: the two talk through this file.
+"""What dialogue and server ask of an engine, and the settings and events they share. Knows no model.
 
-    session = engine.open(SessionSettings(mode="s2s"))     # `Full` at once if no slot is free
-    session.begin_speech()                                 # the user speaks …
-    session.hear(pcm)                                      # … and is taken in while speaking
-    session.end_speech()
+    engine: Engine                                       # many sessions on one model
+    session = engine.open(SessionSettings())             # a slot, or Full at once
+    session.begin_speech(); session.hear(pcm); session.end_speech()
     session.respond()
-    async for event in session.events(): ...               # Transcript, TextDelta, AudioDelta, TurnDone
-    session.interrupt(heard=31_200)                        # the listener broke in after 1.3 s
+    async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, …, TurnDone
 
-Every method of a session returns at once, from any thread: the engine does the work in its own thread, in the order of
-the calls. What goes wrong there is an `Error` event of this session and nobody else's.
+A session obeys: it is told when the user speaks. A `Dialogue` decides that, and hears all of a microphone's sound:
+
+    dialogue = Dialogue(session, DialogueSettings())     # speechgpt2.dialogue.dialogue
+    dialogue.hear(pcm)                                   # any number of samples
+    dialogue.commit(); dialogue.clear()                  # turns by hand: with `turn_detection` None, or besides it
+    dialogue.write(text); dialogue.remember(turn)        # as a session's, and so are respond, truncate, forget
+    dialogue.interrupt(heard)                            # None: as much as can have been played by now
+    dialogue.configure(settings, session_settings)       # None: as they were
+    async for event in dialogue.events(): ...            # DialogueEvent
+    dialogue.close()
+
+    SpeechStarted ─► SpeechStopped ─► TurnTaken ─► ReplyStarted ─► Transcript, TextDelta, AudioDelta … ─► TurnDone
+    upon a reply: SpeechStarted ─► Interrupted ─► TurnDone("interrupted"), and on as above
+
+Every call returns at once, from any thread; what was asked happens in the order of the calls. Turns and replies have
+numbers, counted from 1 in the order in which they were begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from speechgpt2.errors import UserError
-from speechgpt2.types import MODES, Event, Mode, Speech, Turn
-
-LONGEST_REPLY = 1024  # patches
+from speechgpt2.types import Event, Speech, Turn
 
 
-class Full(UserError):
-    """Every slot is taken; nothing was queued."""
-
-
-class Closed(UserError):
-    """The engine takes no new sessions: it is closing, or has not been started."""
+class Full(Exception):
+    """No slot is free, or the engine takes nobody in any more: come back later."""
 
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """How a session talks.
+    """How one session speaks. `temperature`, `top_k`, `top_p`, `seed` are the sampler's (lm/sampling.py)."""
 
-    `mode` says which sides are spoken; `system` replaces the system line; `greeting` is the model's first turn, already
-    played. `temperature` 0 is the likeliest choice; `seed` decides all others: the same seed and the same input give
-    the same answers, whoever else is talking. `max_patches` bounds one answer: 120 ms of speech or a word piece each.
-    """
-
-    mode: Mode = "s2s"
-    system: str | None = None
-    greeting: Speech | None = None
+    speak: bool = True  # answers are spoken; or else written
+    instructions: str | None = None  # in place of the model's own system line
+    greeting: Speech | None = None  # what the model has said before all else, and never forgets
     temperature: float = 0.8
     top_k: int = 50
     top_p: float = 0.9
     seed: int = 0
-    max_patches: int = LONGEST_REPLY
+    max_patches: int = 512  # of one reply: a minute of speech
+    paced: bool = True  # speech comes only so far ahead of its playback; or else as fast as it is read
 
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"unknown mode '{self.mode}'; one of {', '.join(MODES)}")
-        if not 0 <= self.temperature <= 2:
-            raise UserError(f"temperature must be in 0…2, not {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError("top_k must be at least 0, and top_p above 0 and at most 1")
-        if self.max_patches < 1:
-            raise UserError(f"max_patches must be at least 1, not {self.max_patches}")
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """Of one reply; None means as the session's settings say. `text` is to be read aloud, word for word."""
+
+    speak: bool | None = None
+    max_patches: int | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How busy an engine is. Seconds are of the last minute or so of steps that did something."""
+    """`slots` in all and `used`; `speaking`: sessions with a reply under way; `steps` made in `busy` seconds."""
 
     slots: int
     used: int
-    answering: int
-    steps: int  # since the start
-    step_seconds: float  # median
-    slowest_step_seconds: float
-    failures: int  # sessions' errors since the start
+    speaking: int
+    steps: int
+    busy: float
 
 
 class Session(Protocol):
-    """One conversation, in a slot of its own until it is closed."""
+    """One talk on one slot.
 
-    def configure(self, settings: SessionSettings) -> None:
-        """Go on with other settings. A new `mode` or `system` line changes what the model remembers of its
-        instructions, not of the talk; `greeting` counts only when a session is opened.
-        """
+    Calls that do not fit (hearing while nobody speaks, two replies at once) raise `UserError` at once and change
+    nothing. What fails later comes as an `Error` event of this session.
+    """
 
-    def begin_speech(self, prefix: int = 0) -> None:
-        """The user's turn begins `prefix` samples before the newest sample that was given to `hear`."""
+    @property
+    def replying(self) -> bool:
+        """Whether a reply is under way."""
+        ...
+
+    # the user's side
+
+    def begin_speech(self) -> int:
+        """The user begins to speak; returns the turn's number. Not while a reply is under way."""
+        ...
 
     def hear(self, pcm: np.ndarray) -> None:
-        """The microphone's next samples: `pcm [N]` float32 at 24 kHz, of any length. During a turn they are encoded and
-        taken in at once; outside of one only the last two seconds are kept, for the next `begin_speech`.
-        """
+        """The next of what the user says, `pcm [N]` float32 at 24 kHz, taken in while it is being spoken."""
+        ...
 
     def end_speech(self) -> None:
-        """The user's turn ends here. `hear` may go on: until `keep_turn` the turn may be reopened by `take_back`."""
+        """The user's turn is over."""
+        ...
 
     def take_back(self) -> None:
-        """The turn was not over: the answer to it is undone as if it had never been begun, its events are no longer
-        delivered, and listening goes on with what was heard in between.
+        """The last turn was not over: undo `end_speech`, and the reply to it if there is one. Nothing more of that
+        reply comes, not even its end.
         """
-
-    def keep_turn(self) -> None:
-        """The turn was over; what was heard since belongs to no turn."""
+        ...
 
     def drop_speech(self) -> None:
-        """Forget the user's turn that is being spoken, or has been and is not yet answered."""
+        """Forget the speech that has begun and is not over."""
+        ...
 
-    def write(self, text: str) -> None:
-        """A typed turn of the user's, to be answered by `respond`."""
+    def write(self, text: str) -> int:
+        """A typed turn of the user's; returns its number."""
+        ...
 
-    def remember(self, turn: Turn) -> None:
-        """A turn of either side's, as history."""
+    # the model's side
 
-    def respond(self, max_patches: int | None = None) -> None:
-        """Answer all that was said. `max_patches` bounds this answer."""
+    def respond(self, options: ReplyOptions | None = None) -> int:
+        """Answer; returns the reply's number. Its events end with `TurnDone`."""
+        ...
 
     def interrupt(self, heard: int) -> None:
-        """Stop, and forget what the listener did not hear of the latest answer: all after its first `heard` samples.
-
-        No later event of that answer is delivered, but for `Interrupted` and `TurnDone("interrupted")` if it was still
-        being given. Calling it again for the same answer corrects `heard`, even while the user's next turn is going on.
+        """Stop the reply, whose listener has heard `heard` samples: the rest is cut from the model's memory. Of its
+        events only `Interrupted` and `TurnDone("interrupted")` still come. A written reply counts as read so far.
         """
+        ...
+
+    # what was said
+
+    def remember(self, turn: Turn) -> int:
+        """Add a turn to what was said before; returns its number. Speech without codes is encoded by the caller's
+        thread, which takes its time. Errors: `UserError`.
+        """
+        ...
+
+    def truncate(self, number: int, heard: int) -> None:
+        """The listener had heard only `heard` samples of the reply `number`: the rest is cut from the model's memory.
+        More than it holds, or a number unknown by now, changes nothing.
+        """
+        ...
+
+    def forget(self, number: int) -> None:
+        """Cut a turn or reply from the model's memory. A number unknown by now changes nothing."""
+        ...
+
+    def configure(self, settings: SessionSettings) -> None:
+        """New settings, from the next reply on. Errors: `UserError`."""
+        ...
 
     def events(self) -> AsyncIterator[Event]:
-        """What happens, in order, until the session is closed; for one consumer."""
+        """What happens, until the session is closed; one reader at a time."""
+        ...
 
     def close(self) -> None:
-        """Give the slot back. Twice is once."""
+        """Give the slot back. Any number of times."""
+        ...
 
 
 class Engine(Protocol):
     """Many sessions on one model."""
 
-    def start(self) -> None:
-        """Begin to work, in a thread of the engine's own."""
-
     def open(self, settings: SessionSettings) -> Session:
-        """A session in a free slot. Errors: `Full`, `Closed`; `UserError` for settings the model cannot follow."""
+        """Lease a slot. Errors: `Full` at once if there is none, `UserError` for bad settings."""
+        ...
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """The codes `[T, K]` of a recording `pcm [N]`, to keep for greetings; on the caller's thread."""
+        ...
 
     def stats(self) -> EngineStats:
         """How busy it is."""
+        ...
+
+    def watch(self, observer: Callable[[float], None]) -> None:
+        """Call `observer` with the seconds of every step, on the engine's thread."""
+        ...
+
+    def start(self) -> None:
+        """Begin to work, on a thread of its own."""
+        ...
 
     def close(self, drain: float = 0.0) -> None:
-        """Take no more sessions, let answers go on for `drain` seconds at most, close all sessions, and stop."""
+        """Take nobody in; wait up to `drain` seconds for replies under way; end all sessions. Blocks."""
+        ...
+
+
+# turn taking
+
+
+@dataclass(frozen=True)
+class ServerVad:
+    """A turn ends after so much silence. `threshold` of the probability of speech, times in milliseconds."""
+
+    threshold: float = 0.5
+    prefix_ms: int = 300  # heard before speech was noticed, taken as part of it
+    silence_ms: int = 500
+    idle_timeout_ms: int | None = None  # of silence after a reply, upon which the model speaks by itself
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+@dataclass(frozen=True)
+class SemanticVad:
+    """A turn ends when the model thinks that it is complete, after 8, 4 or 2 s at most (low, medium or auto, high)."""
+
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """How turns are taken; with `turn_detection` None by `commit` and `clear` only."""
+
+    turn_detection: ServerVad | SemanticVad | None = ServerVad()
+    speculate_ms: int = 200  # of silence, upon which an answer is begun that may be taken back; 0: never
+    interrupt_ms: int = 300  # of speech that interrupt a reply; a shorter "mm-hm" or cough does not
+    echo_guard: bool = True  # the model's own voice in the microphone does not interrupt it
+
+
+# events that a dialogue adds to a session's
+
+
+@dataclass(frozen=True)
+class TurnTaken:
+    """The user's spoken turn `number` is over and counts; it lasted from sample `start` to `end` of the microphone."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ReplyStarted:
+    """The reply `number` is under way; what follows belongs to it, up to its `TurnDone`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class IdleTimeout:
+    """Nobody has spoken since sample `start` of the microphone; now is `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TurnComplete:
+    """How sure the model is, `probability` in 0…1, that what it heard is a whole turn. From a session whose model
+    writes what it heard; comes before `Transcript`, and is not passed on by a dialogue.
+    """
+
+    probability: float
+
+
+SessionEvent = Event | TurnComplete
+DialogueEvent = Event | TurnTaken | ReplyStarted | IdleTimeout
