@@ -6,6 +6,7 @@ import torch
 
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
 from speechgpt2.codec.model import Codec
+from speechgpt2.data import exchanges
 from speechgpt2.data.corpus import CorpusWriter, Item, Record
 from speechgpt2.data.crops import CorpusCrops
 from speechgpt2.data.exchanges import ExchangeSource, Shares, encode_corpus, new_model, silence_frame
@@ -72,8 +73,10 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(corpus, codec, tmp_path_factory):
-    codes = tmp_path_factory.mktemp("codes") / "codes.npy"
-    encode_corpus(corpus, codec, codes)
+    codes = tmp_path_factory.mktemp("codes") / "run" / "codes.npy"  # the run's folder is not there yet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchanges, "bf16_pays", lambda device: False)
+        encode_corpus(corpus, codec, codes)
     config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
     return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
 
@@ -83,6 +86,13 @@ def test_encoded_as_if_alone(source, corpus, codec):
         if record.length:
             alone = codec.encode(torch.from_numpy(corpus.pcm(record))[None])[0]
             assert torch.equal(source._codes(record), alone), record.id
+
+
+def test_half_precision_gives_mostly_the_same_codes(corpus, codec, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(exchanges, "bf16_pays", lambda device: True)
+    encode_corpus(corpus, codec, tmp_path / "codes.npy")
+    same = np.load(tmp_path / "codes.npy") == source.codes
+    assert 0.5 < same.mean() < 1 or same.all()
 
 
 def test_silence_is_what_silence_encodes_to(source, codec):
