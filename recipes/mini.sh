@@ -16,7 +16,7 @@ sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --out "$out/codec
 sg2 convert "$out/codec" "$out/codec-half" --dtype float16  # codes must not change after the language model has learnt them
 sg2 data dialogue-corpus "$out/dialogues" --exchanges 24000
 sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume
-sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 3 --out "$out/decoder" --resume
+sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume
 sg2 convert "$out/lm" "$out/model" --dtype float16
 sg2 convert "$out/decoder" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
