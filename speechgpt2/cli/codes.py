@@ -75,8 +75,8 @@ def read_codes(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a .npy file ({str(error).splitlines()[0]})") from None
+    except (ValueError, EOFError, OSError):
+        raise UserError(f"{path}: not a .npy file of numbers, as `sg2 encode` writes") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iu" or not len(values):
         raise UserError(f"{path}: expected whole numbers [frames, codebooks], as `sg2 encode` writes them")
     return values
