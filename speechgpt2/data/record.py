@@ -1,0 +1,345 @@
+"""The record that every data system reads and writes: a clip of speech with all that is known of it, and how.
+
+    clip = Clip.from_json(line)
+    clip = replace(clip, quality=replace(clip.quality, snr=31.5))
+    line = clip.to_json()                     # canonical: equal clips give equal lines
+
+A clip is a span of a recording: a crawled file at first, later a segment of it (`parent_id`). What a field holds
+before anybody measured it is `None`, or empty; such fields are left out of the JSON. Reading is strict: an unknown
+key or a wrong type is a `UserError` that names it. Times are seconds from the first sample of the clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from speechgpt2.data.utterance import Phone, Word
+from speechgpt2.errors import UserError
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where it came from, and what may be done with it; `sha256` is of the file as it was served."""
+
+    url: str = ""
+    fetched_at: str | None = None
+    etag: str | None = None
+    sha256: str | None = None
+    robots: bool | None = None
+    licence_raw: str = ""
+    spdx: str | None = None
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """The sound: `duration` seconds from `start` of the recording.
+
+    path      the file as it was found, relative to the manifest's folder
+    pcm_hash  of the decoded samples: the crawler's of the file, after decoding that of the standard recording
+    gain      dB to apply to what the recording holds
+    """
+
+    path: str = ""
+    sample_rate: int = 0
+    channels: int = 0
+    start: float = 0.0
+    duration: float = 0.0
+    format: str = ""
+    pcm_hash: str = ""
+    gain: float = 0.0
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language code such as "en" or "zh", empty if unknown, and how sure that is (0…1)."""
+
+    code: str = ""
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What is said: as given, normalised, and as recognisers heard it; `cer` is the disagreement among them (0…)."""
+
+    raw: str = ""
+    norm: str = ""
+    hypotheses: tuple[str, ...] = ()
+    cer: float | None = None
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Somebody heard in the clip; `embedding` is comparable within one tool (see `labels_from`)."""
+
+    id: str
+    embedding: tuple[float, ...] = ()
+    gender: str = ""
+    age: str = ""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Words or characters, phones, and tones (the digit of a syllable) with their times."""
+
+    words: tuple[Word, ...] = ()
+    phones: tuple[Phone, ...] = ()
+    tones: tuple[Phone, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prosody:
+    """F0 in Hz over voiced frames, its spread in semitones; energy in dBFS; syllables per second; pauses in seconds."""
+
+    f0_mean: float | None = None
+    f0_std: float | None = None
+    f0_low: float | None = None
+    f0_high: float | None = None
+    energy: float | None = None
+    rate: float | None = None
+    pauses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the sound is.
+
+    snr        dB                              loudness   LUFS before any gain
+    bandwidth  Hz                              clipping   share of samples at full scale
+    overlap    share of time with two voices   music, noise   0 (none) … 1
+    silence    share of time without speech    mos        model's name -> opinion score, 1…5
+    extra      whatever else a stage measured, by name
+    """
+
+    snr: float | None = None
+    loudness: float | None = None
+    bandwidth: float | None = None
+    clipping: float | None = None
+    overlap: float | None = None
+    music: float | None = None
+    noise: float | None = None
+    silence: float | None = None
+    mos: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How it is said, in words."""
+
+    emotion: str = ""
+    scene: str = ""
+    accent: str = ""
+    caption_zh: str = ""
+    caption_en: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that happens in a dialogue, from `start` to `end`, `by` a speaker's id."""
+
+    type: Literal["backchannel", "interruption", "overlap", "filler", "laugh"]
+    start: float
+    end: float
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stage decided, on which score and threshold; `detail` is a line for people."""
+
+    stage: str
+    version: int
+    keep: bool
+    config_hash: str = ""
+    reason: str = ""
+    score: float | None = None
+    threshold: float | None = None
+    detail: str = ""
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a field's value comes from: a tool, and whether it is the truth or a guess."""
+
+    tool: str
+    version: str = ""
+    confidence: float | None = None
+    kind: Literal["truth", "pseudo"] = "pseudo"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A span of speech with what is known of it; `labels_from` says for fields such as "prosody.f0_mean" how."""
+
+    id: str
+    parent_id: str = ""
+    title: str = ""
+    source: Source = Source()
+    audio: AudioInfo = AudioInfo()
+    lang: Language = Language()
+    text: Wording = Wording()
+    speakers: tuple[Speaker, ...] = ()
+    align: Alignment = Alignment()
+    prosody: Prosody = Prosody()
+    quality: Quality = field(default_factory=Quality)
+    style: Style = Style()
+    events: tuple[Moment, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    labels_from: dict[str, Label] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> bool:
+        """Whether no stage has rejected it."""
+        return all(decision.keep for decision in self.decisions)
+
+    @property
+    def refusal(self) -> Decision | None:
+        """The decision that rejected it."""
+        return next((decision for decision in self.decisions if not decision.keep), None)
+
+    def content_hash(self) -> str:
+        """Of all but the decisions: equal for clips that a stage cannot tell apart."""
+        return hashlib.sha256(dataclasses.replace(self, decisions=()).to_json().encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, without what is not known."""
+        return _plain(self)
+
+    def to_json(self) -> str:
+        """One line. Errors: ValueError for numbers that JSON has no words for (NaN, infinity)."""
+        return json.dumps(_plain(self), ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Clip:
+        """The inverse of `to_dict`. Errors: `UserError` for unknown, missing or mistyped keys."""
+        read: Reader = _reader(cls)  # type: ignore[arg-type]
+        return read(values, "clip")
+
+    @classmethod
+    def from_json(cls, line: str) -> Clip:
+        """The inverse of `to_json`. Errors: `UserError` if it is not JSON, or not a clip's."""
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"not a record: {error}") from None
+        return cls.from_dict(values)
+
+
+def _plain(value: Any) -> Any:
+    """Plain dicts, lists and scalars; of a dataclass, what differs from its defaults."""
+    if dataclasses.is_dataclass(value):
+        cls: Any = type(value)
+        known = _defaults(cls)
+        parts = {name: part for name, part in vars(value).items() if name not in known or part != known[name]}
+        return {name: _plain(part) for name, part in parts.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+@functools.cache
+def _defaults(cls: Any) -> dict[str, Any]:
+    made = {f.name: f.default_factory() for f in dataclasses.fields(cls) if callable(f.default_factory)}
+    given = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    return {**given, **made}
+
+
+Reader = Callable[[Any, str], Any]
+
+
+@functools.cache
+def _reader(hint: Any) -> Reader:
+    """A function (value, where) that checks a plain value and makes it what `hint` says."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = _reader(next(arg for arg in args if arg is not type(None)))
+        return lambda value, where: None if value is None else inner(value, where)
+    if origin is Literal:
+        return lambda value, where: value if value in args else _complain(where, f"one of {', '.join(args)}", value)
+    if origin is tuple:
+        return _reader_of_items(_reader(args[0]))
+    if origin is dict:
+        return _reader_of_mapping(_reader(args[1]))
+    if dataclasses.is_dataclass(hint):
+        return _reader_of_fields(hint)  # type: ignore[arg-type]
+    if hasattr(hint, "_fields"):
+        return _reader_of_row(hint)
+    return _reader_of_scalar(hint)
+
+
+def _reader_of_items(item: Reader) -> Reader:
+    def read(value: Any, where: str) -> Any:
+        if not isinstance(value, (list, tuple)):
+            _complain(where, "a list", value)
+        return tuple(item(part, f"{where}[{i}]") for i, part in enumerate(value))
+
+    return read
+
+
+def _reader_of_mapping(item: Reader) -> Reader:
+    def read(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            _complain(where, "a mapping", value)
+        return {key: item(part, f"{where}.{key}") for key, part in value.items()}
+
+    return read
+
+
+def _reader_of_row(cls: Any) -> Reader:
+    """A named tuple, written as a list."""
+    items = [_reader(hint) for hint in typing.get_type_hints(cls).values()]
+
+    def read(value: Any, where: str) -> Any:
+        if not isinstance(value, (list, tuple)) or len(value) != len(items):
+            _complain(where, f"a list of {', '.join(cls._fields)}", value)
+        return cls(*(item(part, where) for item, part in zip(items, value)))
+
+    return read
+
+
+def _reader_of_fields(cls: type[R]) -> Reader:
+    fields = {f.name: _reader(typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    needed = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+
+    def read(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            _complain(where, "a mapping", value)
+        for key in value:
+            if key not in fields:
+                near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
+                raise UserError(f"{where}: unknown key '{key}'; did you mean '{near}'?")
+        for key in needed:
+            if key not in value:
+                raise UserError(f"{where}: missing key '{key}'")
+        return cls(**{key: fields[key](part, f"{where}.{key}") for key, part in value.items()})
+
+    return read
+
+
+def _reader_of_scalar(cls: Any) -> Reader:
+    def read(value: Any, where: str) -> Any:
+        if cls is float and type(value) is int:
+            return float(value)
+        return value if type(value) is cls else _complain(where, cls.__name__, value)
+
+    return read
+
+
+def _complain(where: str, expected: str, value: Any) -> typing.NoReturn:
+    raise UserError(f"{where}: expected {expected}, got {str(value)[:80]!r}")
