@@ -9,10 +9,9 @@
 `Pause` is where an answer is begun in advance; `Resume` takes it back, `End` makes it count. How much is enough:
 
 - *fixed*: `silence` of it, whatever was said;
-- *semantic*: `speculate` alone if the model, which has transcribed the turn in advance, ended the transcript like a
-  sentence, and `patience` if it did not. This is a judgement about words, from the model itself, and as good as its
-  transcripts; it hears no intonation. As long as there is no transcript, or with a model that writes none, `silence`
-  holds.
+- *semantic*: `speculate` alone if the model, which has begun to answer in advance, thinks that what it heard is
+  complete, and `patience` if it does not. That is what the model makes of the words; it hears no intonation, and is as
+  good as its transcripts. As long as it has not said, or if it never does, `silence` holds.
 
 While the model is heard speaking, a voice must go on for `interrupt`: an "mm-hm", 嗯 or a cough is shorter, and passes
 unnoticed, at the price that an interruption is noticed so much later. Otherwise `onset` is enough.
@@ -29,8 +28,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 HYSTERESIS = 0.15  # a voice that has begun goes on until it is this far below the threshold
 GAP = 200  # milliseconds: a longer gap in a sound that is no turn yet, and it was none
-SENTENCE_ENDS = ".!?。！？…"
-CLOSERS = "\"'”’)）」』》 "
+SURE = 0.5  # probability from which a turn counts as complete
 
 
 @dataclass(frozen=True)
@@ -103,19 +101,18 @@ Action = Begin | Pause | Resume | End | Interrupt | Idle
 
 
 class TurnTaker:
-    """Follows one microphone. `model` is what the other side does, and is told to it by `model_is`."""
+    """Follows one microphone from sample `at` on. What the other side does is told to it by `model_is`."""
 
-    def __init__(self, settings: TurnSettings):
+    def __init__(self, settings: TurnSettings, at: int = 0):
         self.settings = settings
         self.user: Literal["silent", "speaking", "pausing"] = "silent"
         self.model: Literal["quiet", "thinking", "speaking"] = "quiet"
-        self._now = 0
-        self._quiet_since = 0
+        self._now = self._quiet_since = at
         self._began: int | None = None  # where the sound began that may become a turn, or resume one
         self._voiced = 0  # samples of voice in it
-        self._last_sound = 0  # where its latest voice ended
-        self._last_voice = 0  # where the turn's did
-        self._complete: bool | None = None  # what the transcript says
+        self._last_sound = at  # where its latest voice ended
+        self._last_voice = at  # where the turn's did
+        self._complete: bool | None = None  # what the model thinks of the turn
 
     def model_is(self, model: Literal["quiet", "thinking", "speaking"]) -> None:
         """The model answers, or is heard, or neither."""
@@ -123,10 +120,10 @@ class TurnTaker:
             self._quiet_since = self._now
         self.model = model
 
-    def judge(self, transcript: str) -> None:
-        """What the model heard up to the pause."""
+    def judge(self, probability: float) -> None:
+        """How sure the model is that what it heard up to the pause is a whole turn."""
         if self.user == "pausing":
-            self._complete = sounds_complete(transcript)
+            self._complete = probability >= SURE
 
     def forget(self) -> None:
         """The turn that may be going on is over or none, for reasons that are not heard."""
@@ -200,11 +197,6 @@ class TurnTaker:
         if idle is not None and self.model == "quiet" and self._now - self._quiet_since >= samples(idle):
             since, self._quiet_since = self._quiet_since, self._now
             yield Idle(since)
-
-
-def sounds_complete(transcript: str) -> bool:
-    """Whether it ends as a sentence does."""
-    return transcript.rstrip(CLOSERS).endswith(tuple(SENTENCE_ENDS))
 
 
 def samples(milliseconds: int) -> int:

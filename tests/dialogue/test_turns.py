@@ -12,7 +12,6 @@ from speechgpt2.dialogue.turns import (
     TurnSettings,
     TurnTaker,
     samples,
-    sounds_complete,
 )
 from speechgpt2.errors import UserError
 
@@ -134,35 +133,35 @@ def test_who_may_not_interrupt_is_heard_when_the_answer_is_over():
     assert names(said) == ["Begin"] and said[0][1].at == samples(960)
 
 
-def test_semantic_a_complete_sentence_ends_the_turn_at_once():
+def test_semantic_a_complete_turn_is_over_at_once():
     line = Line(ending="semantic", speculate=192, silence=512, patience=2000)
     line.voice(640)
     assert names(line.silence(256)) == ["Pause"]
-    line.taker.judge("What is the weather like?")
+    line.taker.judge(0.9)
     assert line.silence(64) == [(640 + 256 + 32, End(samples(640)))]
 
 
-def test_semantic_an_unfinished_sentence_is_waited_for():
+def test_semantic_an_incomplete_one_is_waited_for():
     line = Line(ending="semantic", speculate=192, silence=512, patience=1984)
     line.voice(640)
     line.silence(256)
-    line.taker.judge("我想问一下，")
+    line.taker.judge(0.1)
     assert line.silence(2000)[0] == (640 + 1984, End(samples(640)))
 
 
-def test_semantic_without_a_transcript_is_silence():
+def test_semantic_without_a_judgement_is_silence():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     assert [at for at, _ in line.silence(960)] == [640 + 192, 640 + 512]
 
 
-def test_a_transcript_of_before_says_nothing_about_the_next_pause():
+def test_a_judgement_of_before_says_nothing_about_the_next_pause():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     line.silence(224)
-    line.taker.judge("Wait,")
+    line.taker.judge(0.1)
     line.voice(640)
-    line.taker.judge("Wait.")  # comes too late: the pause is over
+    line.taker.judge(0.9)  # comes too late: the pause is over
     start = line.now
     assert [at - start for at, _ in line.silence(960)] == [192, 512]
 
@@ -181,16 +180,6 @@ def test_a_turn_ended_by_hand_is_over():
     line.taker.forget()
     assert not line.silence(960)
     assert names(line.voice(64)) == ["Begin"]
-
-
-@pytest.mark.parametrize("text", ["It is.", "真的吗？", "He said “no.”", "嗯……", "Go! "])
-def test_complete(text):
-    assert sounds_complete(text)
-
-
-@pytest.mark.parametrize("text", ["", "I want", "我想，", "one, two,", "3.5"])
-def test_incomplete(text):
-    assert not sounds_complete(text)
 
 
 def test_settings_say_what_is_wrong():
