@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import codes, corpora, crawl, judge, models, speech, train
+from speechgpt2.cli import codes, corpora, crawl, judge, models, serve, speech, talk, train
 from speechgpt2.cli.common import say_error
 from speechgpt2.errors import UserError
 
@@ -39,7 +39,10 @@ SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "p
 
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
-    "bench": ("Measure speed on this machine.", {"codec": judge.bench_codec, "lm": judge.bench_lm}),
+    "bench": (
+        "Measure speed on this machine.",
+        {"codec": judge.bench_codec, "lm": judge.bench_lm, "realtime": serve.bench_realtime},
+    ),
     "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
     "data": (
         "Build corpora.",
@@ -56,6 +59,8 @@ app = typer.Typer(cls=Commands, help="Spoken dialogue in one model: talk, encode
 app.command()(speech.chat)
 app.command()(speech.say)
 app.command()(speech.transcribe)
+app.command()(serve.serve)
+app.command()(talk.talk)
 app.command()(codes.encode)
 app.command()(codes.decode)
 app.command()(models.info)

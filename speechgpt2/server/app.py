@@ -10,21 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
+from speechgpt2.dialogue.protocol import DialogueSettings, Engine, Full, SessionSettings
+from speechgpt2.dialogue.protocol import Session as EngineSession
+from speechgpt2.server import settings
 from speechgpt2.server.auth import DEFAULT_TTL, PROTOCOL, TTL, Caller, Doorkeeper
+from speechgpt2.server.channel import Close
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.limits import Admission, Refused
 from speechgpt2.server.metrics import CONTENT_TYPE, Metrics
-from speechgpt2.server.partner import Model
 from speechgpt2.server.problems import Problem, answer_problem, as_response, read_json
-from speechgpt2.server.realtime import Close, Connection
+from speechgpt2.server.realtime import Connection
 from speechgpt2.server.rest import Rest
 from speechgpt2.server.wire import Session, WireError
 
@@ -40,24 +44,27 @@ PAGE_RULES = {
 
 
 class App:
-    """One server over one model. `asgi` is what uvicorn serves."""
+    """One server over one engine, which it closes in the end. `asgi` is what uvicorn serves.
 
-    def __init__(self, config: ServerConfig, model: Model):
-        self.config, self.model = config, model
+    `dialogue` makes of a session and its `DialogueSettings` one that hears when turns end.
+    """
+
+    def __init__(self, config: ServerConfig, engine: Engine, dialogue: Callable[[Any, DialogueSettings], Any]):
+        self.config, self.engine, self.dialogue = config, engine, dialogue
         self.base = Session(model=config.model)  # what a session begins with
         self.door = Doorkeeper(config.api_keys, config.origins)
         self.admission = Admission(config.slots, config.limits.per_key)
         self.metrics = Metrics(config.slots)
         self.connections: set[Connection] = set()
         self.metrics.active.set_function(lambda: self.admission.taken)
-        model.watch(self.metrics.steps.observe)
+        engine.watch(self.metrics.steps.observe)
         self.asgi = FastAPI(title="speechgpt2", docs_url=None, redoc_url=None, lifespan=self._lifespan)
         self._routes()
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
-        self.model.close()
+        await asyncio.to_thread(self.engine.close)
 
     def _routes(self) -> None:
         app = self.asgi
@@ -108,8 +115,9 @@ class App:
             await socket.send_denial_response(as_response(self.refusal(refused)))
 
     async def _talk(self, socket: WebSocket, caller: Caller, session: Session) -> None:
-        dialogue = self.model.open(session)
-        connection = Connection(dialogue, session, self.config.limits, self.metrics)
+        talk = self.open(settings.of_session(session))
+        dialogue = self.dialogue(talk, settings.of_dialogue(session))
+        connection = Connection(dialogue, self.engine, session, self.config.limits, self.metrics)
         self.connections.add(connection)
         code, reason = 1000, ""
         try:
@@ -130,6 +138,13 @@ class App:
         log.info("session ended", extra={"fields": told})
         if reason != "client left":
             await _close(socket, code, reason)
+
+    def open(self, wanted: SessionSettings) -> EngineSession:
+        """A session of the engine's. Errors: `Refused` if it has no slot after all."""
+        try:
+            return self.engine.open(wanted)
+        except Full:
+            raise Refused("full") from None
 
     def new_session(self, caller: Caller, model: str | None) -> Session:
         """The settings that a caller begins with. Errors: `Problem` if its client secret holds bad ones."""
@@ -174,8 +189,11 @@ class App:
 
     async def offers(self) -> Response:
         """What the page may let people choose."""
-        offers = {"model": self.config.model, "needs_key": bool(self.config.api_keys)}
-        return JSONResponse({**offers, "voices": self.model.voices, "styles": self.model.styles})
+        choices: dict[str, list[str]] = {
+            "voices": [],
+            "styles": [],
+        }  # this architecture's voice is the one it was trained to have
+        return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
 
     async def page(self, request: Request) -> Response:
         """The page's files."""

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from speechgpt2.errors import UserError
 from speechgpt2.server.app import App
 from speechgpt2.server.config import ServerConfig
 
@@ -36,7 +37,7 @@ class Socket(WebSocketsSansIOProtocol):
             super().data_received(data)
 
     def handle_parser_exception(self) -> None:
-        """A message is broken, or too large: say so, and let the rest of it come, or a reset would overtake the word."""
+        """A message is broken, or too large: say so and let the rest come, or a reset would overtake the word."""
         sent = self.conn.close_sent
         assert sent is not None
         self.queue.put_nowait({"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason})
@@ -76,6 +77,17 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {self.app.config.model} at http://{shown}:{port}", flush=True)
+
+
+def check_free(host: str, port: int) -> None:
+    """Errors: `UserError` unless the address can be listened on, found out before a model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
 def run(app: App) -> None:

@@ -1,34 +1,33 @@
 """One client's session: the OpenAI Realtime protocol on one side, a dialogue with the model on the other.
 
-    socket ──► read ──► on(message) ──┐                  ┌──► outbox ──► write ──► socket
-                                      ├──► the dialogue ─┤
-                        on(event)  ◄──┘                  └──► follow ──► on(event)
+Whatever happens, a message of the client's or an event of the dialogue's, is one call of `on`: it changes state, asks
+something of the dialogue, and puts the protocol's events into the outbox. It never waits; so nothing is ever half done.
+The loops that call it are in channel.py.
 
-Three loops run at once: `read` takes messages from the socket, `follow` takes events from the dialogue, `write` carries
-what both caused back to the socket. Whatever happens, a message or an event, is one call of `on`: it changes state and
-puts the protocol's events into the outbox, and never waits. So nothing here can be half done.
-
-What a client does wrong becomes an `error` event, and the session goes on. Only limits end it: `Close`.
+    client                                        here                          dialogue
+    input_audio_buffer.append ─────────────────►  microphone  ───────────────►  hear
+                     ◄── speech_started, speech_stopped, committed ───────────  SpeechStarted, SpeechStopped, TurnTaken
+    response.create  ──────────────────────────────────────────────────────►  respond
+                     ◄── response.created … deltas … response.done ───────────  ReplyStarted … TextDelta … TurnDone
+    response.cancel, conversation.item.truncate ───────────────────────────►  interrupt, truncate
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Any
 
+from speechgpt2.dialogue.protocol import Engine, IdleTimeout, ReplyStarted, TurnTaken
 from speechgpt2.errors import UserError
-from speechgpt2.server import formats, wire
+from speechgpt2.server import formats, settings, wire
+from speechgpt2.server.channel import Channel, Close
 from speechgpt2.server.config import LimitsConfig
 from speechgpt2.server.conversation import Conversation, Item, Part, as_turn, from_base64, from_client, new_id
-from speechgpt2.server.limits import Outbox, Overflow
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.microphone import Microphone
-from speechgpt2.server.partner import IdleTimeout, Partner, ReplyStarted, TurnTaken
 from speechgpt2.server.response import Heard, Response, Status
 from speechgpt2.server.wire import Session, WireError
 from speechgpt2.types import (
@@ -42,31 +41,29 @@ from speechgpt2.types import (
     TextDelta,
     ToolCall,
     Transcript,
+    Turn,
     TurnDone,
 )
 
-log = logging.getLogger("sg2.realtime")
 SHORTEST_TURN = 100  # milliseconds of sound that a client may commit
-FAREWELL = 1.0  # seconds for the last events to leave
-TICK = 0.25  # seconds between looks at the clock
 LEAVING = "the server is shutting down"
 
 
-class Close(Exception):
-    """The session ends, with a websocket close code and a reason."""
+@dataclass(frozen=True)
+class Addition:
+    """A client's item, `turn` being what the model is told of it; its speech is encoded."""
 
-    def __init__(self, code: int, reason: str):
-        super().__init__(reason)
-        self.code, self.reason = code, reason
+    item: Item
+    turn: Turn | None
+    after: str | None
 
 
-class Connection:
+class Connection(Channel):
     """One session on the wire. The caller opens and closes the dialogue."""
 
-    def __init__(self, dialogue: Partner, session: Session, limits: LimitsConfig, metrics: Metrics):
-        self.id = new_id("sess")
-        self.dialogue, self.session, self.limits, self.metrics = dialogue, session, limits, metrics
-        self.conversation, self.outbox = Conversation(), Outbox(limits.outbound_bytes)
+    def __init__(self, dialogue: Any, engine: Engine, session: Session, limits: LimitsConfig, metrics: Metrics):
+        super().__init__(dialogue, limits, metrics)
+        self.engine, self.session, self.conversation = engine, session, Conversation()
         self.microphone = Microphone(session.audio.input.format.type)
         self.speaking = new_id("item")  # the id that the user's next spoken turn will have
         self.transcribed: Item | None = None  # the user's latest spoken turn
@@ -74,88 +71,10 @@ class Connection:
         self.wanted: dict[int, tuple[Session, dict[str, str] | None]] = {}  # replies that the client asked for
         self.heard = Heard()  # by the model, since its last reply
         self.notes: tuple[str, ...] = ()  # system messages
+        self.greeting: Speech | None = None
         self.spoke_up = self.speech_ended = self.turn_ended = 0.0
-        self.began = self.active = time.monotonic()
         self.draining = False
-        self.verdict: Close | None = None  # how the session will end
-        self._event_id: str | None = None  # of the message that is being answered
-
-    # the loops
-
-    async def run(self, receive: Callable[[], Awaitable[str | bytes]], send: Callable[[str], Awaitable[None]]) -> None:
-        """Talk until the client leaves. Errors: `Close` where the server ends it, and what `receive` raises."""
         self.emit("session.created", session=self.shown())
-        writing = asyncio.ensure_future(self.write(send))
-        loops = [writing, *map(asyncio.ensure_future, (self.read(receive), self.follow(), self.keep_time()))]
-        try:
-            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            if self.verdict is not None:
-                await asyncio.wait([writing], timeout=FAREWELL)
-                raise self.verdict
-            for loop in done:
-                loop.result()
-        except Overflow:
-            raise Close(1008, "too slow: what the server says is not read") from None
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-
-    async def read(self, receive: Callable[[], Awaitable[str | bytes]]) -> None:
-        """Messages from the client, one after the other."""
-        while True:
-            self.take(await receive())
-            self.active = time.monotonic()
-
-    async def follow(self) -> None:
-        """Events from the dialogue, one after the other."""
-        async for event in self.dialogue.events():
-            self._event_id = None
-            self.on(event)
-
-    async def write(self, send: Callable[[str], Awaitable[None]]) -> None:
-        """What is in the outbox, on to the socket."""
-        while (message := await self.outbox.get()) is not None:
-            await send(message)
-
-    async def keep_time(self) -> None:
-        """End a session that lasts too long, or whose client has fallen silent."""
-        while True:
-            await asyncio.sleep(TICK)
-            now = time.monotonic()
-            if now > self.began + self.limits.session_seconds:
-                self.expire(f"A session lasts {self.limits.session_seconds:.0f} s at most.")
-            elif now > self.active + self.limits.idle_seconds:
-                self.expire(f"There was no message for {self.limits.idle_seconds:.0f} s.")
-
-    def take(self, text: str | bytes) -> None:
-        """One message; whatever is wrong with it is answered with an `error` event."""
-        self._event_id = None
-        try:
-            raw = wire.read(text)
-            self._event_id = raw["event_id"] if isinstance(raw.get("event_id"), str) else None
-            self.on(wire.parse(raw))
-        except WireError as error:
-            self.complain(str(error), error.code, error.param)
-        except UserError as error:
-            self.complain(str(error), "invalid_value")
-        except Overflow:
-            raise
-        except Exception:  # a bug of ours should not cost the client its session
-            log.exception("a message failed", extra={"fields": {"session": self.id}})
-            self.complain("The server failed to do this.", "server_error", kind="server_error")
-
-    # what is sent
-
-    def emit(self, type: str, **fields: Any) -> None:
-        """Put one of the protocol's events into the outbox."""
-        self.outbox.put(json.dumps({"type": type, "event_id": new_id("event"), **fields}, ensure_ascii=False))
-
-    def complain(self, message: str, code: str, param: str | None = None, kind: str = "invalid_request_error") -> None:
-        """Tell the client what is wrong, and with which of its messages."""
-        self.metrics.errors.labels(code).inc()
-        error = {"type": kind, "code": code, "message": message, "param": param, "event_id": self._event_id}
-        self.emit("error", error=error)
 
     def shown(self) -> dict[str, Any]:
         """The session's settings, as the wire shows them."""
@@ -168,22 +87,11 @@ class Connection:
         heard = round(self.microphone.heard / SAMPLE_RATE, 3)
         return {"session": self.id, "seconds": seconds, "heard_seconds": heard, "items": len(self.conversation)}
 
-    def expire(self, why: str) -> None:
-        """End the session by one of its limits."""
-        self._event_id = None
-        self.complain(why, "session_expired")
-        self.finish(Close(1008, why))
-
     def drain(self) -> None:
         """Let the answer in progress end, then end the session; without one, now."""
         self.draining = True
-        if self.response is None:
+        if self.response is None and not self.wanted:
             self.finish(Close(1001, LEAVING))
-
-    def finish(self, close: Close) -> None:
-        """Send what is in the outbox, then end the session."""
-        self.verdict = self.verdict or close
-        self.outbox.close()
 
     # what the client says
 
@@ -195,7 +103,7 @@ class Connection:
     @on.register
     def _(self, message: wire.SessionUpdate) -> None:
         before, session = self.session.audio.input.format, self.session.updated(message.session)
-        self.dialogue.configure(session, self.notes)
+        self.dialogue.configure(settings.of_dialogue(session), settings.of_session(session, self.notes, self.greeting))
         self.session = session
         if session.audio.input.format != before:
             self.microphone.become(session.audio.input.format.type)
@@ -225,12 +133,23 @@ class Connection:
         self.microphone.take(0, self.microphone.heard)
         self.emit("input_audio_buffer.cleared")
 
-    @on.register
-    def _(self, message: wire.ItemCreate) -> None:
+    async def prepared(self, message: wire.Message) -> Any:
+        """A client's item is made ready to be added: encoding its sound takes a while, and happens beside the loop."""
+        if not isinstance(message, wire.ItemCreate):
+            return message
         item = from_client(message.item, self.session.audio.input.format.type)
-        before = self.conversation.add(item, message.previous_item_id)
+        turn = as_turn(item)
+        if turn is not None and isinstance(speech := turn.segments[0], Speech) and speech.pcm is not None:
+            codes = await asyncio.to_thread(self.engine.encode, speech.pcm)
+            turn = replace(turn, segments=(replace(speech, codes=codes),))
+        return Addition(item, turn, message.previous_item_id)
+
+    @on.register
+    def _(self, addition: Addition) -> None:
+        item = addition.item
+        before = self.conversation.add(item, addition.after)
         try:
-            self._tell(item)
+            self._tell(item, addition.turn)
         except UserError:
             self.conversation.delete(item.id)
             raise
@@ -274,7 +193,7 @@ class Connection:
         own = wish.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
         session = self.session.updated(own, "response")
         try:
-            number = self.dialogue.respond(session)
+            number = self.dialogue.respond(settings.of_reply(session))
         except UserError as error:
             raise WireError(f"{busy} ({error}).", "conversation_already_has_active_response") from None
         self.wanted[number] = (session, wish.metadata)
@@ -285,7 +204,7 @@ class Connection:
         if response is None or message.response_id not in (None, response.id) or response.ending is not None:
             raise WireError("Cancellation failed: no active response found", "response_cancel_not_active")
         response.ending = "client_cancelled"
-        self.dialogue.interrupt()
+        self.dialogue.interrupt(None)
 
     @on.register
     def _(self, message: wire.OutputClear) -> None:
@@ -383,17 +302,22 @@ class Connection:
 
     # what follows from it
 
-    def _tell(self, item: Item) -> None:
-        """Make an item of the client's known to the model. Errors: `UserError`."""
+    def _tell(self, item: Item, turn: Turn | None) -> None:
+        """Make a client's item known to the model. Errors: `UserError`."""
+        notes, greeting = self.notes, self.greeting
+        segment = None if turn is None else turn.segments[0]
         if item.role == "system":
-            self.dialogue.configure(self.session, (*self.notes, item.written))
-            self.notes += (item.written,)
-        elif (turn := as_turn(item)) is not None:
+            notes += (item.written,)
+        elif item.role == "assistant" and isinstance(segment, Speech) and len(self.conversation) == 1:
+            greeting = segment
+        elif turn is not None:
             item.number = self.dialogue.remember(turn)
-            segment = turn.segments[0]
-            if isinstance(segment, Speech) and segment.pcm is not None:
-                self.heard.samples += len(segment.pcm)
-            self.heard.pieces += len(item.written.split())
+        if (notes, greeting) != (self.notes, self.greeting):
+            self.dialogue.configure(None, settings.of_session(self.session, notes, greeting))
+            self.notes, self.greeting = notes, greeting
+        if isinstance(segment, Speech) and segment.pcm is not None:
+            self.heard.samples += len(segment.pcm)
+        self.heard.pieces += len(item.written.split())
 
     def _commit(self, start: int, end: int) -> Item:
         """What the microphone sent from sample `start` to `end` becomes an item of the user's."""

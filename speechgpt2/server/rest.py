@@ -21,13 +21,14 @@ from pydantic import Field
 from starlette.datastructures import UploadFile
 
 from speechgpt2 import audio
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent
 from speechgpt2.errors import UserError
-from speechgpt2.server import chat, containers
+from speechgpt2.server import chat, containers, settings
 from speechgpt2.server.auth import Caller
 from speechgpt2.server.limits import Refused
 from speechgpt2.server.problems import Problem, read_json
 from speechgpt2.server.wire import Message, Session, WireError, checked
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, TextDelta, Transcript, Turn, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Transcript, Turn, TurnDone
 
 if TYPE_CHECKING:
     from speechgpt2.server.app import App
@@ -165,25 +166,23 @@ class Rest:
 
     async def answer(
         self, caller: Caller, session: Session, turns: Sequence[Turn], read_aloud: str | None = None
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[SessionEvent, None]:
         """What the model says to these turns, up to its `TurnDone`. Errors: `Problem`."""
         try:
             with self.app.admission.place(caller.name):
-                dialogue = self.app.model.open(session, paced=False)
+                talk = self.app.open(settings.of_session(session, paced=False))
                 try:
                     for turn in turns:
-                        dialogue.remember(turn)
-                    dialogue.respond(session, read_aloud)
-                    async for event in dialogue.events():
+                        await asyncio.to_thread(talk.remember, turn)  # encodes what was spoken
+                    talk.respond(ReplyOptions(text=read_aloud))
+                    async for event in talk.events():
                         if isinstance(event, Error):
                             raise Problem(500, event.message, "server_error", kind="server_error")
-                        if not isinstance(event, (TextDelta, AudioDelta, Transcript, TurnDone)):
-                            continue
                         yield event
                         if isinstance(event, TurnDone):
                             return
                 finally:
-                    dialogue.close()
+                    talk.close()
         except Refused as refused:
             raise self.app.refusal(refused) from None
         except UserError as error:
@@ -193,18 +192,18 @@ class Rest:
 class Answer:
     """Events of an answer, the first of which is there: a request that is refused is refused before it is answered."""
 
-    def __init__(self, events: AsyncGenerator[Event, None], first: Event):
+    def __init__(self, events: AsyncGenerator[SessionEvent, None], first: SessionEvent):
         self._events, self._first = events, [first]
 
     @classmethod
-    async def begun(cls, events: AsyncGenerator[Event, None]) -> Answer:
+    async def begun(cls, events: AsyncGenerator[SessionEvent, None]) -> Answer:
         """Wait for the first event. Errors: `Problem`."""
         return cls(events, await anext(events))
 
     def __aiter__(self) -> Answer:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> SessionEvent:
         return self._first.pop() if self._first else await anext(self._events)
 
     async def aclose(self) -> None:

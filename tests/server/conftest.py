@@ -18,10 +18,10 @@ pytest.importorskip("websockets", reason="the extra 'server' is not installed")
 
 
 class Served:
-    """A running server: its `app`, its `model`, and where it is."""
+    """A running server: its `app`, its `engine`, and where it is."""
 
     def __init__(self, app, server, port):
-        self.app, self.model, self.server, self.port = app, app.model, server, port
+        self.app, self.engine, self.server, self.port = app, app.engine, server, port
         self.http, self.ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/v1/realtime"
 
     def wait(self, ready, seconds=5.0):
@@ -32,15 +32,15 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(model=None, **settings):
+def serving(engine=None, dialogue=None, **settings):
     """`with serving(slots=2) as served: …`"""
     from speechgpt2.server.app import App
     from speechgpt2.server.config import ServerConfig
     from speechgpt2.server.launch import Server, uvicorn_config
-    from tests.server.fake import FakeModel
+    from tests.server.fake import FakeDialogue, FakeEngine
 
     config = ServerConfig(port=0, **{"slots": 4, **settings})
-    app = App(config, model or FakeModel(config.slots))
+    app = App(config, engine or FakeEngine(config.slots), dialogue or FakeDialogue)
     server = Server(uvicorn_config(app, config), app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

@@ -1,6 +1,6 @@
-"""A dialogue that needs no model: it hears loudness, and answers with words and a tone at the pace of speech.
+"""An engine and a dialogue without a model: they hear loudness, and answer in words and tones at the pace of speech.
 
-What it "remembers" is in the open, so that tests can see what an interruption took from it.
+What a session "remembers" is in the open, so that tests can see what an interruption took from it.
 """
 
 import asyncio
@@ -8,9 +8,8 @@ import itertools
 
 import numpy as np
 
+from speechgpt2.dialogue.protocol import EngineStats, Full, ReplyOptions, ReplyStarted, TurnTaken
 from speechgpt2.errors import UserError
-from speechgpt2.server.limits import Refused
-from speechgpt2.server.partner import ReplyStarted, TurnTaken
 from speechgpt2.types import (
     SAMPLE_RATE,
     AudioDelta,
@@ -30,58 +29,68 @@ LOUD = 0.03
 LEAD = 0.24  # seconds of speech ahead of its playback
 
 
-class FakeModel:
-    voices, styles = ["default"], []
+class FakeEngine:
+    """See `speechgpt2.dialogue.protocol.Engine`."""
 
     def __init__(self, slots=4):
-        self.slots, self.dialogues, self.closed = slots, [], False
+        self.slots, self.sessions, self.closed = slots, [], False
 
     @property
-    def open_dialogues(self):
-        return [dialogue for dialogue in self.dialogues if not dialogue.closed]
+    def open_sessions(self):
+        return [session for session in self.sessions if not session.closed]
 
-    def open(self, session, paced=True):
-        if len(self.open_dialogues) >= self.slots:
-            raise Refused("full")
-        self.dialogues.append(FakeDialogue(session, paced))
-        return self.dialogues[-1]
+    def open(self, settings):
+        if len(self.open_sessions) >= self.slots:
+            raise Full
+        self.sessions.append(FakeSession(settings))
+        return self.sessions[-1]
 
-    def watch(self, observe):
-        observe(0.02)
+    def encode(self, pcm):
+        return np.zeros((len(pcm) // 960, 3), np.int64)
 
-    def close(self):
+    def stats(self):
+        return EngineStats(self.slots, len(self.open_sessions), 0, 1, 0.02)
+
+    def watch(self, observer):
+        observer(0.02)
+
+    def start(self):
+        pass
+
+    def close(self, drain=0.0):
         self.closed = True
 
 
-class FakeDialogue:
-    def __init__(self, session, paced):
-        self.session, self.paced, self.notes = session, paced, ()
+class FakeSession:
+    """See `speechgpt2.dialogue.protocol.Session`."""
+
+    def __init__(self, settings):
+        self.settings = settings
         self.memory = {}  # number -> what was said; a reply's words are those that were heard
         self.closed = False
+        self.started = lambda number: None  # a dialogue tells of replies, a session does not
         self._numbers, self._queue = itertools.count(1), asyncio.Queue()
-        self._heard = self._turn_start = 0
-        self._speech = self._silence = 0  # samples, in a row
-        self._talking, self._reply, self._number = False, None, 0
+        self._reply, self._number = None, 0
         self._began, self._sent = 0.0, 0
 
-    # what is asked
+    @property
+    def replying(self):
+        return self._reply is not None
 
-    def configure(self, session, notes):
-        if session.instructions == "refuse me":
+    def configure(self, settings):
+        if settings.instructions == "refuse me":
             raise UserError("these instructions cannot be followed")
-        self.session, self.notes = session, notes
+        self.settings = settings
 
-    def hear(self, pcm):
-        for start in range(0, len(pcm), 480):
-            self._hear(pcm[start : start + 480])
+    def heard(self, samples):
+        number = next(self._numbers)
+        self.memory[number] = f"user: {samples / SAMPLE_RATE:.1f} s of speech"
+        return number
 
-    def commit(self):
-        if self._heard == self._turn_start:
-            raise UserError("nothing was heard")
-        self._take(self._turn_start)
-
-    def clear(self):
-        self._talking, self._turn_start = False, self._heard
+    def write(self, text):
+        number = next(self._numbers)
+        self.memory[number] = f"user: {text}"
+        return number
 
     def remember(self, turn):
         number, segment = next(self._numbers), turn.segments[0]
@@ -89,24 +98,26 @@ class FakeDialogue:
         self.memory[number] = f"{turn.role}: {said}"
         return number
 
-    def respond(self, session, read_aloud=None):
+    def respond(self, options=None):
         if self._reply is not None:
             raise UserError("a reply is under way")
         self._number = next(self._numbers)
-        self._reply = asyncio.ensure_future(self._answer(self._number, session, read_aloud))
+        self._reply = asyncio.ensure_future(self._answer(self._number, options or ReplyOptions()))
         return self._number
 
-    def interrupt(self):
+    def interrupt(self, heard):
         if self._reply is None:
-            return
+            raise UserError("there is no reply that could be interrupted")
         self._reply.cancel()
         self._reply = None
-        heard = int(min(self._sent, (self._now() - self._began) * SAMPLE_RATE)) if self._sent else 0
         self.truncate(self._number, heard)
-        self._say(Interrupted(heard), TurnDone("interrupted"))
+        self.say(Interrupted(heard), TurnDone("interrupted"))
+
+    def played(self):
+        return int(min(self._sent, (self._now() - self._began) * SAMPLE_RATE))
 
     def truncate(self, number, heard):
-        words = self.memory[number].split(" ")
+        words = self.memory.get(number, "assistant:").split(" ")
         self.memory[number] = " ".join(words[: 1 + heard // PATCH])
 
     def forget(self, number):
@@ -122,18 +133,84 @@ class FakeDialogue:
             self._reply.cancel()
         self._queue.put_nowait(None)
 
-    # what it does
-
-    def _say(self, *events):
+    def say(self, *events):
         for event in events:
             self._queue.put_nowait(event)
 
     def _now(self):
         return asyncio.get_running_loop().time()
 
+    async def _answer(self, number, options):
+        """A word for each patch."""
+        asked = list(self.memory.values())[-1].partition(": ")[2] if self.memory else ""
+        text = options.text or f"you said {asked} and I answer that in some words more than you may want to hear"
+        words, speak = text.split(" "), self.settings.speak if options.speak is None else options.speak
+        self.memory[number], self._sent, self._began = "assistant:", 0, self._now()
+        self.started(number)
+        if asked.endswith("of speech"):
+            self.say(Transcript(asked))
+        if "fail" in asked:
+            self.say(Error("the model stumbled"))
+        elif "call" in asked:
+            self.say(ToolCall("weather", '{"city": "Paris"}'), TurnDone("stop"))
+        else:
+            most = options.max_patches or self.settings.max_patches
+            for place, word in enumerate(words[:most]):
+                self.say(TextDelta(word if not place else f" {word}"))
+                self.memory[number] += f" {word}"
+                if speak:
+                    await self._speak(place, self.settings.paced or "slow" in asked)
+            self.say(TurnDone("stop" if len(words) <= most else "length"))
+        self._reply = None
+
+    async def _speak(self, place, paced):
+        time = np.arange(PATCH) / SAMPLE_RATE
+        self.say(AudioDelta((0.2 * np.sin(2 * np.pi * (300 + 40 * place) * time)).astype(np.float32)))
+        self._sent += PATCH
+        ahead = self._began + self._sent / SAMPLE_RATE - self._now()
+        await asyncio.sleep(max(0.0, ahead - LEAD) if paced else 0)
+
+
+class FakeDialogue:
+    """What `speechgpt2.dialogue.protocol` says of a dialogue; a voice is what is loud."""
+
+    def __init__(self, session, settings):
+        self.session, self.settings = session, settings
+        session.started = lambda number: session.say(ReplyStarted(number))
+        self.write, self.remember, self.respond = session.write, session.remember, session.respond
+        self.truncate, self.forget, self.events, self.close = (
+            session.truncate,
+            session.forget,
+            session.events,
+            session.close,
+        )
+        self._heard = self._turn_start = self._speech = self._silence = 0  # samples; the last two in a row
+        self._talking = False
+
+    def configure(self, settings, session_settings):
+        if session_settings is not None:
+            self.session.configure(session_settings)
+        self.settings = settings or self.settings
+
+    def interrupt(self, heard):
+        if self.session.replying:
+            self.session.interrupt(self.session.played() if heard is None else heard)
+
+    def commit(self):
+        if self._heard == self._turn_start:
+            raise UserError("nothing was heard")
+        self._take(self._turn_start)
+
+    def clear(self):
+        self._talking, self._turn_start = False, self._heard
+
+    def hear(self, pcm):
+        for start in range(0, len(pcm), 480):
+            self._hear(pcm[start : start + 480])
+
     def _hear(self, pcm):
         self._heard += len(pcm)
-        detection = self.session.audio.input.turn_detection
+        detection = self.settings.turn_detection
         if detection is None:
             return
         loud = float(np.sqrt(np.mean(pcm**2))) > LOUD
@@ -141,50 +218,18 @@ class FakeDialogue:
         self._silence = 0 if loud else self._silence + len(pcm)
         if not self._talking and self._speech >= 0.06 * SAMPLE_RATE:
             self._talking, self._turn_start = True, self._heard - self._speech
-            self._say(SpeechStarted(self._turn_start))
+            self.session.say(SpeechStarted(self._turn_start))
             if detection.interrupt_response:
-                self.interrupt()
-        patience = getattr(detection, "silence_duration_ms", 300) * SAMPLE_RATE // 1000
+                self.interrupt(None)
+        patience = getattr(detection, "silence_ms", 300) * SAMPLE_RATE // 1000
         if self._talking and self._silence >= patience:
             self._talking = False
-            self._say(SpeechStopped(self._heard - self._silence))
+            self.session.say(SpeechStopped(self._heard - self._silence))
             self._take(self._turn_start)
-            if detection.create_response and self._reply is None:
-                self.respond(self.session)
+            if detection.create_response and not self.session.replying:
+                self.respond()
 
     def _take(self, start):
-        number = next(self._numbers)
-        self.memory[number] = f"user: {(self._heard - start) / SAMPLE_RATE:.1f} s of speech"
-        self._say(TurnTaken(number, start, self._heard))
+        number = self.session.heard(self._heard - start)
+        self.session.say(TurnTaken(number, start, self._heard))
         self._turn_start = self._heard
-
-    async def _answer(self, number, session, read_aloud):
-        """A word for each patch."""
-        asked = list(self.memory.values())[-1].partition(": ")[2] if self.memory else ""
-        text = read_aloud or f"you said {asked} and I answer that in some words more than you may want to hear"
-        paced = self.paced or "slow" in asked
-        words = text.split(" ")[: session.max_output_tokens if session.max_output_tokens != "inf" else None]
-        self.memory[number], self._sent, self._began = "assistant:", 0, self._now()
-        if read_aloud is None:
-            self._say(ReplyStarted(number))
-        if asked.endswith("of speech"):
-            self._say(Transcript(asked))
-        if "fail" in asked:
-            self._say(Error("the model stumbled"))
-        elif "call" in asked:
-            self._say(ToolCall("weather", '{"city": "Paris"}'), TurnDone("stop"))
-        else:
-            for place, word in enumerate(words):
-                self._say(TextDelta(word if not place else f" {word}"))
-                self.memory[number] += f" {word}"
-                if session.speaks:
-                    await self._speak(place, paced)
-            self._say(TurnDone("stop" if len(words) == len(text.split(" ")) else "length"))
-        self._reply = None
-
-    async def _speak(self, place, paced):
-        time = np.arange(PATCH) / SAMPLE_RATE
-        self._say(AudioDelta((0.2 * np.sin(2 * np.pi * (300 + 40 * place) * time)).astype(np.float32)))
-        self._sent += PATCH
-        ahead = self._began + self._sent / SAMPLE_RATE - self._now()
-        await asyncio.sleep(max(0.0, ahead - LEAD) if paced else 0)

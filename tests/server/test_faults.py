@@ -116,7 +116,7 @@ def test_a_message_of_16_mib(served):
     with line(served) as client:
         client.socket.send('{"type": "input_audio_buffer.append", "audio": "' + "A" * 2**24 + '"}')
         assert closed(client)[0] == 1009
-    served.wait(lambda: not served.model.open_dialogues)
+    served.wait(lambda: not served.engine.open_sessions)
 
 
 def abort(client):
@@ -132,7 +132,7 @@ def test_a_socket_that_dies_in_the_middle_of_an_answer(served):
     client.write("tell me all")
     client.until("response.output_audio.delta")
     abort(client)
-    served.wait(lambda: not served.model.open_dialogues and not served.app.admission.taken)
+    served.wait(lambda: not served.engine.open_sessions and not served.app.admission.taken)
     with line(served) as other:
         other.update(output_modalities=["text"])
         other.write("hello")
@@ -192,7 +192,7 @@ def test_sessions_at_random_with_faults(served):
         if fault == "talk":
             client.until("response.done")
         context.__exit__(None, None, None)
-    served.wait(lambda: not served.model.open_dialogues and not served.app.admission.taken)
+    served.wait(lambda: not served.engine.open_sessions and not served.app.admission.taken)
     assert not served.app.connections
     with line(served) as client:
         client.update(output_modalities=["text"])
@@ -201,11 +201,11 @@ def test_sessions_at_random_with_faults(served):
 
 
 SERVER = """
-from tests.server.fake import FakeModel
+from tests.server.fake import FakeDialogue, FakeEngine
 from speechgpt2.server.app import App
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server import launch
-launch.run(App(ServerConfig(port=0), FakeModel()))
+launch.run(App(ServerConfig(port=0), FakeEngine(), FakeDialogue))
 """
 
 

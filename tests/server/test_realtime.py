@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from speechgpt2.server.wire import MESSAGES
+from speechgpt2.server.wire import MESSAGES, ItemCreate
 from tests.server.conftest import line, silence, voice
 from tests.server.test_response import CALLED, SPOKEN
 
@@ -33,7 +33,7 @@ def test_a_session_begins_with_its_settings(served):
             500,
         )
         assert client.update(instructions="Be brief.")["instructions"] == "Be brief."
-        assert served.model.dialogues[-1].session.instructions == "Be brief."
+        assert served.engine.sessions[-1].settings.instructions == "Be brief."
 
 
 def test_a_spoken_turn(served):
@@ -122,7 +122,7 @@ def test_an_answer_that_fails_costs_nothing_else(served):
         done = client.until("response.done")[-1]["response"]
         assert done["status"] == "failed" and done["status_details"]["error"]["message"] == "the model stumbled"
         client.update(output_modalities=["text"])
-        served.model.dialogues[-1]._reply = None
+        served.engine.sessions[-1]._reply = None
         client.write("hello")
         assert client.until("response.done")[-1]["response"]["status"] == "completed"
 
@@ -145,7 +145,7 @@ def test_speaking_up_stops_the_answer_and_cuts_the_memory(served):
         done = events[-1]["response"]
         assert done["status"] == "cancelled" and done["status_details"]["reason"] == "turn_detected"
         assert done["output"][0]["status"] == "incomplete"
-        memory = served.model.dialogues[-1].memory
+        memory = served.engine.sessions[-1].memory
         number = max(number for number, said in memory.items() if said.startswith("assistant"))
         assert 2 <= len(memory[number].split()) <= 9
 
@@ -176,7 +176,7 @@ def test_truncating_an_answer_that_goes_on_counts_when_it_ends(served):
         client.send("conversation.item.truncate", item_id=delta["item_id"], content_index=0, audio_end_ms=0)
         client.until("conversation.item.truncated")
         client.until("response.done")
-        memory = served.model.dialogues[-1].memory
+        memory = served.engine.sessions[-1].memory
         served.wait(lambda: memory[max(memory)] == "assistant:")
 
 
@@ -205,7 +205,7 @@ def test_items(served):
         assert added["item"] == done["item"] and added["item"]["content"] == [{"type": "input_text", "text": "Hello"}]
         client.send("conversation.item.create", item={**hello, "id": "zero"}, previous_item_id="root")
         assert client.until("conversation.item.done")[-1]["previous_item_id"] is None
-        memory = served.model.dialogues[-1].memory
+        memory = served.engine.sessions[-1].memory
         assert list(memory.values()) == ["user: Hello", "user: Hello"]
         client.send("conversation.item.delete", item_id="one")
         client.until("conversation.item.deleted")
@@ -235,9 +235,10 @@ def test_spoken_items_greetings_and_system_messages(served):
         ):
             client.send("conversation.item.create", item={"type": "message", "role": role, "content": [part]})
             client.until("conversation.item.done")
-        dialogue = served.model.dialogues[-1]
-        assert list(dialogue.memory.values()) == ["assistant: 0.5 s of speech", "user: 0.5 s of speech"]
-        assert dialogue.notes == ("Speak slowly.",)
+        session = served.engine.sessions[-1]
+        assert list(session.memory.values()) == ["user: 0.5 s of speech"]
+        assert session.settings.greeting.text == "Welcome" and session.settings.greeting.codes.shape == (12, 3)
+        assert session.settings.instructions == "Speak slowly."
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_telephone_sound_both_ways(served):
 
 
 def test_every_message_is_handled():
-    from speechgpt2.server.realtime import Connection
+    from speechgpt2.server.realtime import Addition, Connection
 
     registry = Connection.__dict__["on"].dispatcher.registry
-    assert set(MESSAGES.values()) <= set(registry)
+    assert set(MESSAGES.values()) - {ItemCreate} <= set(registry) and Addition in registry  # made of an ItemCreate

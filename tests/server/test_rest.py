@@ -44,7 +44,7 @@ def test_written_chat(client, served):
         and answer.choices[0].finish_reason == "stop"
     )
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 10
-    assert served.model.dialogues[-1].session.instructions == "Be kind." and served.model.dialogues[-1].closed
+    assert served.engine.sessions[-1].settings.instructions == "Be kind." and served.engine.sessions[-1].closed
     answer = client.chat.completions.create(model="mini", messages=HELLO, max_completion_tokens=2)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("you said", "length")
 
@@ -72,7 +72,7 @@ def test_spoken_chat(client, served):
     assert (len(pcm), rate) == (4 * 2880, SAMPLE_RATE)
     again = [{"role": "user", "content": content}, {"role": "assistant", "audio": {"id": said.id}}, *HELLO[1:]]
     client.chat.completions.create(model="mini", messages=again)
-    assert "assistant: you said 0.5 s" in served.model.dialogues[-1].memory.values()
+    assert "assistant: you said 0.5 s" in served.engine.sessions[-1].memory.values()
 
 
 def test_spoken_chat_in_a_stream(client):
@@ -167,7 +167,7 @@ def test_other_bad_requests(client, served):
         client.audio.speech.create(model="mini", voice="x", input="x", response_format="aac")
     with pytest.raises(openai.InternalServerError, match="the model stumbled"):
         client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "fail"}])
-    assert served.app.admission.taken == 0 and not served.model.open_dialogues
+    assert served.app.admission.taken == 0 and not served.engine.open_sessions
 
 
 def test_a_client_that_leaves_gives_its_place_back(client, served):
@@ -177,7 +177,7 @@ def test_a_client_that_leaves_gives_its_place_back(client, served):
     next(iter(stream))
     assert served.app.admission.taken == 1
     stream.close()
-    served.wait(lambda: not served.app.admission.taken and not served.model.open_dialogues)
+    served.wait(lambda: not served.app.admission.taken and not served.engine.open_sessions)
 
 
 def test_keys_and_crowds():
