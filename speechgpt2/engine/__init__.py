@@ -1,1 +1,10 @@
-"""Many live sessions on one model: slots, scheduler, runner, and what each session remembers."""
+"""Many live sessions on one model and one device.
+
+engine.py      step: schedule → run → deliver, on a thread of its own
+scheduler.py   who is encoded, read and drawn next (knows no torch)
+runner.py      the batched work: a row of every state for each slot
+slot.py        a session inside the engine: its ear, its reply
+context.py     what its model has been told, bounded
+memory.py      what stays of a reply that was cut short
+session.py     a session as its caller sees it; mailbox.py: its events
+"""

@@ -1,199 +1,224 @@
-"""The batched work: encode speech, feed the model, draw and take in patches, decode speech.
+"""The batched work of a step: sound to codes, patches into the model, patches out of it, codes to sound.
 
-Slots are rows of batches of a fixed size, `rows` each: whoever is idle in a batch is computed and left as it was
-(`keep_idle`, lengths of 0). That costs little, since a step's time is that of reading the weights, and it makes a
-session's results the same to the last bit whoever else is talking: a matrix product with another number of rows, or an
-attention over another number of cells, adds up in another order. For the same reason the cells that are looked at are
-counted in sixteens, and long stretches are fed row by row.
+Slots are rows of batches of a fixed size. Whoever is idle in a batch is computed along and left as it was, which costs
+little, since a step's time is that of reading the weights; and it makes a session's results the same to the last bit
+whoever else is talking: a product of another number of rows, or attention over another number of cells, adds up in
+another order. For the same reason the cells of a cache are looked at in sixteens. On CUDA a step looks at all of them,
+so that its shapes never change. (That is what CUDA graphs need; capturing them is left to be done.)
 
-Where a session stands is known on the host and handed in with every call, so rewinding costs nothing here.
+A row's position comes from the host with every call: a row rewinds by being called with a smaller one, and nothing on
+the device has to know. What a batch gives comes back in one transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechgpt2.codec.model import Codec
-from speechgpt2.dialogue.protocol import SessionSettings
+from speechgpt2.engine.config import EngineConfig
 from speechgpt2.lm.backbone import StackState
-from speechgpt2.lm.model import LMState, SpeechLM
+from speechgpt2.lm.model import FREE, LMState, SpeechLM
 from speechgpt2.lm.sampling import Sampling
-from speechgpt2.streaming import Cache, keep_idle, write_rows
-from speechgpt2.types import Patches
+from speechgpt2.streaming import Cache, keep_idle, tree_map
+from speechgpt2.types import FRAME_SIZE, Patches
 
-CELLS = 16  # of the cache, looked at together
+CELLS = 16  # of a cache that are looked at together
+ROWS = 4  # of a batch on a CPU
 
-
-class Job(NamedTuple):
-    """One patch of one session: `position` before it, and the patch [1, 1] if it is given; None: it is to be drawn."""
-
-    position: int
-    given: Patches | None
+S = TypeVar("S")
 
 
-class Drawn(NamedTuple):
-    """A patch that was drawn: its token and codes `[G, K]`, on the CPU."""
+class Sound(NamedTuple):
+    """A patch of the user's sound, `pcm [N]` of at most a patch; `fresh`: the first, `final`: the last of a turn."""
+
+    pcm: np.ndarray
+    fresh: bool
+    final: bool
+
+
+class Draw(NamedTuple):
+    """How a slot's next patch is drawn; `fresh`: the first of a reply. `weigh`: tell how likely a transcript ends."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    fresh: bool
+    weigh: bool
+
+
+IDLE = Draw(0.0, 1, 1.0, 0, False, False)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A patch that the model has written and taken in: its token, `codes [G, K]`, and `pcm [N]` if it is speech.
+
+    `ending`: the probability that a transcript ends here, where that was asked.
+    """
 
     token: int
-    codes: Tensor
+    codes: np.ndarray
+    pcm: np.ndarray | None
+    ending: float
 
 
 class Batch:
-    """The state of `rows` slots, `first` being the first of them."""
+    """The states of some slots, a row each; `positions`: patches that each row has taken in."""
 
-    def __init__(self, codec: Codec, lm: SpeechLM, rows: int, capacity: int):
-        self.lm = lm.init_state(rows, capacity)
-        self.hidden = torch.zeros(
-            rows, lm.config.backbone.width, dtype=lm.text_embedding.weight.dtype, device=lm.device
-        )
-        self.sampling = Sampling.greedy(rows, device=lm.device)
-        self.encoder = codec.init_encoder_state(rows)
-        self.decoder = codec.init_decoder_state(rows)
-        self.positions = [0] * rows
+    def __init__(self, codec: Codec, lm: SpeechLM, rows: int, context: int):
+        self.ears, self.voices = codec.init_encoder_state(rows), codec.init_decoder_state(rows)
+        self.memory = lm.init_state(rows, -(-(context + 1) // CELLS) * CELLS - 1)
+        weight = lm.text_embedding.weight
+        self.hidden = torch.zeros(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self.positions = np.zeros(rows, np.int64)
+
+    def memory_of(self, rows: slice) -> LMState:
+        """The model's state of some rows, at the positions of now; their caches are written in place."""
+        layers = tuple(Cache(cache.keys[rows], cache.values[rows]) for cache in self.memory.stack.layers)
+        position = torch.from_numpy(self.positions[rows].copy()).to(self.hidden.device, non_blocking=True)
+        return LMState(StackState(position, layers), self.memory.balances[rows])
 
 
 class Runner:
-    """Codec and language model over all slots."""
+    """Codec and language model over all slots. All calls from one thread."""
 
-    def __init__(self, codec: Codec, lm: SpeechLM, slots: int, rows: int, capacity: int):
-        self.codec, self.lm, self.rows, self.capacity = codec, lm, rows, capacity
-        self.batches = [Batch(codec, lm, rows, capacity) for _ in range(-(-slots // rows))]
+    def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
+        self.codec, self.lm, self.device = codec, lm, lm.device
+        on_device = lm.device.type == "cuda"
+        self.rows = min(config.slots, config.rows or (config.slots if on_device else ROWS))
+        self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch
+        count = -(-config.slots // self.rows)
+        self.batches = [Batch(codec, lm, self.rows, config.context) for _ in range(count)]
+        self._whole = self.batches[0].memory.stack.capacity + 1 if on_device else None
 
-    def _place(self, slot: int) -> tuple[Batch, int]:
-        return self.batches[slot // self.rows], slot % self.rows
-
-    # one slot
-
-    @torch.inference_mode()
-    def clear(self, slot: int) -> None:
-        """Forget everything about a slot: nothing of a session outlives it."""
-        batch, row = self._place(slot)
-        for cache in batch.lm.stack.layers:
-            cache.keys[row] = 0
-            cache.values[row] = 0
-        batch.lm.balances[row] = 0
-        batch.hidden[row] = 0
-        batch.positions[row] = 0
-        self.tune(slot, SessionSettings(temperature=0.0))
-        self.begin_hearing(slot)
-        self.begin_speaking(slot)
-
-    def tune(self, slot: int, settings: SessionSettings) -> None:
-        """How a session's patches are drawn from now on."""
-        batch, row = self._place(slot)
-        s = settings
-        own = Sampling.of(1, s.temperature, s.top_k, s.top_p, s.seed, device=self.lm.device)
-        batch.sampling = write_rows(batch.sampling, self._row(row), own)
-
-    def begin_hearing(self, slot: int) -> None:
-        """The encoder hears something new."""
-        batch, row = self._place(slot)
-        batch.encoder = write_rows(batch.encoder, self._row(row), self.codec.init_encoder_state(1))
-
-    def begin_speaking(self, slot: int) -> None:
-        """The decoder says something new."""
-        batch, row = self._place(slot)
-        batch.decoder = write_rows(batch.decoder, self._row(row), self.codec.init_decoder_state(1))
+    def set_position(self, slot: int, position: int) -> None:
+        """A slot's row holds so many patches; what lies past them is void."""
+        self.batches[slot // self.rows].positions[slot % self.rows] = position
 
     @torch.inference_mode()
-    def feed(self, slot: int, position: int, patches: Patches) -> None:
-        """Take in `patches` [1, P] at `position`."""
-        batch, row = self._place(slot)
+    def encode(self, sounds: Mapping[int, Sound]) -> dict[int, Tensor]:
+        """The codes `[T, K]` of each slot's sound. A final one leaves the row as it was, in case more follows."""
+        result = {}
+        for batch, slots in self._batches(sounds):
+            pcm, lengths = np.zeros((self.rows, self.samples), np.float32), np.zeros(self.rows, np.int64)
+            for slot in slots:
+                sound, row = sounds[slot].pcm, slot % self.rows
+                pcm[row, : len(sound)], lengths[row] = sound, len(sound)
+            fresh = [slot for slot in slots if sounds[slot].fresh]
+            before = self._reset(batch.ears, self.codec.init_encoder_state, fresh)
+            codes, after = self.codec.encode(self._put(pcm), before, lengths=self._put(lengths), final=True)
+            going_on = self._mask(slot for slot in slots if not sounds[slot].final)
+            batch.ears, codes = keep_idle(going_on, after, before), codes.cpu()
+            for slot in slots:
+                result[slot] = codes[slot % self.rows, : self.codec.frames(len(sounds[slot].pcm))]
+        return result
+
+    @torch.inference_mode()
+    def read(self, slot: int, patches: Patches) -> None:
+        """Take in a piece `[1, P]`."""
+        batch, row = self.batches[slot // self.rows], slot % self.rows
         one = slice(row, row + 1)
-        layers = tuple(Cache(cache.keys[one], cache.values[one]) for cache in batch.lm.stack.layers)  # views
-        at = torch.tensor([position], device=self.lm.device)
-        steps = patches.text.shape[1]
-        state = LMState(StackState(at, layers), batch.lm.balances[one])
-        hidden, _ = self.lm.prefill(patches, state, filled=position + steps)
-        batch.hidden[one] = hidden
-        batch.positions[row] = position + steps
-
-    # many slots
+        state = batch.memory_of(one)
+        batch.positions[row] += patches.text.shape[1]
+        batch.hidden[one], _ = self.lm.prefill(patches, state, filled=int(batch.positions[row]))
 
     @torch.inference_mode()
-    def encode(self, chunks: Mapping[int, np.ndarray]) -> dict[int, Tensor]:
-        """Samples `[960 · T]` of each slot -> its codes `[T, K]`, on the CPU."""
-        codes: dict[int, Tensor] = {}
-        for size in sorted({len(chunk) for chunk in chunks.values()}):
-            for batch, slots in self._batches([slot for slot, chunk in chunks.items() if len(chunk) == size]):
-                pcm = np.zeros((self.rows, size), np.float32)
-                for slot in slots:
-                    pcm[slot % self.rows] = chunks[slot]
-                made, after = self.codec.encode(torch.from_numpy(pcm).to(self.lm.device), batch.encoder)
-                batch.encoder = keep_idle(self._mask(slots), after, batch.encoder)
-                made = made.cpu()
-                codes |= {slot: made[slot % self.rows] for slot in slots}
-        return codes
-
-    @torch.inference_mode()
-    def step(self, jobs: Mapping[int, Job]) -> dict[int, Drawn]:
-        """Take in one patch of each slot; those that were drawn."""
+    def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, Drawn]:
+        """One patch for each slot: those in `reads` take in theirs, `[1, 1]`, those in `draws` write their own."""
         drawn: dict[int, Drawn] = {}
-        for batch, slots in self._batches(jobs):
-            drawn |= self._step(batch, {slot: jobs[slot] for slot in slots})
+        for batch, slots in self._batches([*reads, *draws]):
+            writers = {slot: draws[slot] for slot in slots if slot in draws}
+            drawn |= self._step(batch, {slot: reads[slot] for slot in slots if slot in reads}, writers)
         return drawn
 
-    @torch.inference_mode()
-    def decode(self, codes: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
-        """Codes `[G, K]` of each slot -> its samples `[960 · G]`."""
-        pcm: dict[int, np.ndarray] = {}
-        for batch, slots in self._batches(codes):
-            whole = torch.zeros(self.rows, *codes[slots[0]].shape, dtype=torch.int64)
-            for slot in slots:
-                whole[slot % self.rows] = codes[slot]
-            made, after = self.codec.decode(whole.to(self.lm.device), batch.decoder)
-            batch.decoder = keep_idle(self._mask(slots), after, batch.decoder)
-            made = made.cpu()
-            pcm |= {slot: made[slot % self.rows].numpy() for slot in slots}
+    def wipe(self, slot: int) -> None:
+        """Nothing of a session stays behind."""
+        batch, index = self.batches[slot // self.rows], torch.tensor([slot % self.rows], device=self.device)
+        with torch.inference_mode():
+            for state in (batch.ears, batch.voices, batch.memory, (batch.hidden,)):
+                tree_map(lambda leaf: leaf.index_fill_(0, index, 0), state)
+        self.set_position(slot, 0)
+
+    def _step(self, batch: Batch, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, Drawn]:
+        """The same for one batch."""
+        drawing, active = self._mask(draws), self._mask([*reads, *draws])
+        state, patches = batch.memory_of(slice(None)), self._given(reads)
+        ending = torch.zeros(self.rows, device=self.device)
+        if draws:
+            silent = torch.where(drawing, FREE, self.lm.prompt.ids.speech_end)  # who does not draw does not speak
+            written = self.lm.draw(batch.hidden, state, self._sampling(draws), silent)
+            patches = Patches(*(keep_idle(drawing, w, p) for w, p in zip(written, patches, strict=True)))
+            if any(draw.weigh for draw in draws.values()):
+                ending = self.lm.text_logits(batch.hidden).float().softmax(-1)[:, self.lm.prompt.ids.heard]
+        filled = self._whole or -(-int(batch.positions.max() + 1) // CELLS) * CELLS
+        after, _ = self.lm.prefill(patches, state, active.long(), filled)
+        batch.hidden = keep_idle(active, after, batch.hidden)
+        return self._tell(draws, patches, ending, self._speak(batch, draws, drawing, patches)) if draws else {}
+
+    def _speak(self, batch: Batch, draws: Mapping[int, Draw], drawing: Tensor, patches: Patches) -> Tensor:
+        """The sound of all rows, `[rows, N]`; N is 0 if none speaks. Who does not speak stays as it was."""
+        fresh = [slot for slot, draw in draws.items() if draw.fresh]
+        batch.voices = self._reset(batch.voices, self.codec.init_decoder_state, fresh)
+        codes, no_speech = patches.codes[:, 0], self.lm.config.no_speech
+        speaking = drawing & (codes[:, 0, 0] != no_speech)
+        if not (speaking.is_cuda or bool(speaking.any())):  # a device is not waited for
+            return torch.zeros(self.rows, 0)
+        pcm, after = self.codec.decode(codes.clamp(max=no_speech - 1), batch.voices)
+        batch.voices = keep_idle(speaking, after, batch.voices)
         return pcm
 
-    def _step(self, batch: Batch, jobs: Mapping[int, Job]) -> dict[int, Drawn]:
-        for slot, job in jobs.items():
-            batch.positions[slot % self.rows] = job.position
-        device, lm = self.lm.device, self.lm
-        at = torch.tensor(batch.positions, device=device)
-        state = LMState(StackState(at, batch.lm.stack.layers), batch.lm.balances)
-        patches = self._blank()
-        drawing = [slot for slot, job in jobs.items() if job.given is None]
-        if drawing:
-            patches = lm.draw(batch.hidden, state, batch.sampling)
-        for slot, job in jobs.items():
-            if job.given is not None:
-                patches.text[slot % self.rows] = job.given.text[0].to(device)
-                patches.codes[slot % self.rows] = job.given.codes[0].to(device)
-        filled = -(-(max(batch.positions) + 1) // CELLS) * CELLS
-        active = self._mask(list(jobs))
-        hidden, _ = lm.prefill(patches, state, active.long(), filled=min(filled, self.capacity + 1))
-        batch.hidden = torch.where(active[:, None], hidden, batch.hidden)
-        for slot, job in jobs.items():
-            batch.positions[slot % self.rows] = job.position + 1
-        if not drawing:
-            return {}
-        shape = patches.codes.shape[2:]
-        told = torch.cat([patches.text, patches.codes.flatten(1)], dim=1).cpu()  # one transfer
-        return {s: Drawn(int(told[s % self.rows, 0]), told[s % self.rows, 1:].view(shape)) for s in drawing}
+    def _tell(self, draws: Mapping[int, Draw], patches: Patches, ending: Tensor, pcm: Tensor) -> dict[int, Drawn]:
+        """Bring it all to the host at once; float32 holds tokens and codes exactly."""
+        c = self.lm.config
+        size, told = c.patch_frames * c.codebooks, {}
+        lines = torch.cat([patches.text.float(), patches.codes.flatten(1).float(), ending[:, None], pcm], dim=1).cpu()
+        for slot in draws:
+            line = lines[slot % self.rows].numpy()
+            codes = line[1 : 1 + size].astype(np.int64).reshape(c.patch_frames, c.codebooks)
+            sound = line[2 + size :].copy() if codes[0, 0] != c.no_speech else None
+            told[slot] = Drawn(int(line[0]), codes, sound, float(line[1 + size]))
+        return told
 
-    def _blank(self) -> Patches:
-        c, device = self.lm.config, self.lm.device
-        text = torch.zeros(self.rows, 1, dtype=torch.int64, device=device)
-        return Patches(text, torch.zeros(self.rows, 1, c.patch_frames, c.codebooks, dtype=torch.int64, device=device))
+    def _given(self, reads: Mapping[int, Patches]) -> Patches:
+        """What the rows read, `[rows, 1]`; void where they read nothing."""
+        c = self.lm.config
+        text = np.zeros((self.rows, 1), np.int64)
+        codes = np.full((self.rows, 1, c.patch_frames, c.codebooks), c.no_speech)
+        for slot, patches in reads.items():
+            row = slot % self.rows
+            text[row], codes[row] = patches.text[0].numpy(), patches.codes[0].numpy()
+        return Patches(self._put(text), self._put(codes))
 
-    def _batches(self, slots: Sequence[int] | Mapping[int, object]) -> list[tuple[Batch, list[int]]]:
-        """The batches that hold any of `slots`, each with those it holds."""
+    def _sampling(self, draws: Mapping[int, Draw]) -> Sampling:
+        settings = {slot % self.rows: draw for slot, draw in draws.items()}
+        columns = zip(*(settings.get(row, IDLE)[:4] for row in range(self.rows)), strict=True)
+        kinds = (np.float32, np.int64, np.float32, np.int64)
+        return Sampling(*(self._put(np.array(column, kind)) for column, kind in zip(columns, kinds, strict=True)))
+
+    # rows
+
+    def _batches(self, slots: Iterable[int]) -> list[tuple[Batch, list[int]]]:
+        """The batches that hold any of the slots, with those they hold."""
         groups: dict[int, list[int]] = {}
-        for slot in slots:
+        for slot in sorted(slots):
             groups.setdefault(slot // self.rows, []).append(slot)
-        return [(self.batches[group], members) for group, members in sorted(groups.items())]
+        return [(self.batches[group], members) for group, members in groups.items()]
 
-    def _mask(self, slots: Sequence[int]) -> Tensor:
-        mask = torch.zeros(self.rows, dtype=torch.bool)
+    def _reset(self, state: S, init_state: Callable[[int], S], slots: list[int]) -> S:
+        """`state` of a batch with the rows of `slots` as if nothing had been heard."""
+        return keep_idle(self._mask(slots), init_state(self.rows), state) if slots else state
+
+    def _mask(self, slots: Iterable[int]) -> Tensor:
+        mask = np.zeros(self.rows, bool)
         mask[[slot % self.rows for slot in slots]] = True
-        return mask.to(self.lm.device)
+        return self._put(mask)
 
-    def _row(self, row: int) -> Tensor:
-        return torch.tensor([row], device=self.lm.device)
+    def _put(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)

@@ -1,92 +1,75 @@
-"""Who gets what in the next step. Numbers only: no torch, no sound, no words.
+"""Who does what in the next step. Knows slots, seconds and counts only; no torch, no models.
 
-A step does three kinds of work, each at once for all whose turn it is: *encode* a chunk of someone's speech, *feed*
-someone's model with a stretch of patches it has not taken in, *step*: take in one patch, drawn or given. Encoding and
-stepping are cheap together, so whoever needs them gets them; feeding is rationed, so that a long one (an opening, a
-memory that is rebuilt) never holds up those who are speaking, and those who wait for an answer go first.
-
-What is cut off for one session (a chunk, a stretch) depends on that session alone, so that its results do too.
+A step costs nearly the same for one slot as for many, so slots wait a little to share one: what is urgent makes a step
+happen, and what merely can be done then goes with it. Urgent are slots whose reply is awaited or runs short of sound,
+and sound that has waited long enough. A speaker is due again when a patch's worth of its lead has been played.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from speechgpt2.dialogue.protocol import Full
+from speechgpt2.engine.config import EngineConfig
+
+PATCH = 0.12  # seconds of speech in a patch
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a session could use now. `frames`: of a chunk ready to be encoded; `backlog`: patches not taken in;
-    `waits`: an answer waits for them; `draws`: the next patch of an answer is due.
+    """What one slot has to do.
+
+    `sound`: a patch of the user's sound, or the last of it, is there to be encoded, since `waited` seconds; `unread`:
+    patches to take in; `replying`: a reply is under way, whose listener has `lead` seconds of sound in hand (0: none
+    yet, or nothing is spoken).
     """
 
     slot: int
-    frames: int = 0
-    backlog: int = 0
-    waits: bool = False
-    draws: bool = False
+    sound: bool = False
+    waited: float = 0.0
+    unread: int = 0
+    replying: bool = False
+    lead: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One step's work, by slot: frames to encode, patches to feed, and who takes in one patch (true: draws it)."""
+    """Slots to encode, to read with, and to draw from, if they have read everything by then; or `wait` seconds (None:
+    for something to happen).
+    """
 
-    encode: dict[int, int] = field(default_factory=dict)
-    feed: dict[int, int] = field(default_factory=dict)
-    step: dict[int, bool] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.encode or self.feed or self.step)
-
-
-class Scheduler:
-    """Leases slots and plans steps. `stretch`: patches fed at a time; `ration`: patches fed in a step."""
-
-    def __init__(self, slots: int, stretch: int, ration: int):
-        self.slots, self.stretch, self.ration = slots, stretch, ration
-        self._free = list(range(slots))
-        self._fed = [0] * slots  # the step that last fed each slot
-        self._step = 0
+    encode: tuple[int, ...] = ()
+    read: tuple[int, ...] = ()
+    draw: tuple[int, ...] = ()
+    wait: float | None = None
 
     @property
-    def used(self) -> int:
-        """Slots that are leased."""
-        return self.slots - len(self._free)
+    def idle(self) -> bool:
+        """Whether there is nothing to do now."""
+        return not (self.encode or self.read or self.draw)
 
-    def lease(self) -> int:
-        """A free slot, the lowest, so that few sessions share few batches. Errors: `Full`."""
-        if not self._free:
-            raise Full(f"all {self.slots} sessions are taken; try again later")
-        slot = min(self._free)
-        self._free.remove(slot)
-        return slot
 
-    def release(self, slot: int) -> None:
-        """Give a slot back."""
-        self._free.append(slot)
-        self._fed[slot] = 0
+def schedule(needs: Iterable[Need], config: EngineConfig) -> Plan:
+    """The next step, or how long to wait for one."""
+    needs = [need for need in needs if need.sound or need.unread or need.replying]
+    left = [_time_left(need, config) for need in needs]
+    if not needs or min(left) > 0:
+        return Plan(wait=min(left, default=None))
+    readers = sorted((n for n in needs if n.unread or n.sound), key=lambda n: (not n.replying, n.unread, n.slot))
+    long = [need.slot for need in readers if need.unread > 1]  # those who wait for an answer first, then the shortest
+    put_off = set(long[config.pieces :])
+    return Plan(
+        encode=tuple(need.slot for need in needs if need.sound),
+        read=tuple(sorted(need.slot for need in readers if need.slot not in put_off)),
+        draw=tuple(need.slot for need in needs if need.replying and need.lead < config.lead),
+    )
 
-    def plan(self, needs: Iterable[Need]) -> Plan:
-        """The next step."""
-        needs = list(needs)
-        self._step += 1
-        return Plan(
-            encode={need.slot: need.frames for need in needs if need.frames},
-            feed=self._rations([need for need in needs if need.backlog > 1]),
-            step={
-                need.slot: not need.backlog for need in needs if need.backlog == 1 or (need.draws and not need.backlog)
-            },
-        )
 
-    def _rations(self, needs: list[Need]) -> dict[int, int]:
-        """Those who wait for an answer first, then those who were fed longest ago; one at least is fed."""
-        left, feed = self.ration, {}
-        for need in sorted(needs, key=lambda need: (not need.waits, self._fed[need.slot], need.slot)):
-            if left <= 0:
-                break
-            feed[need.slot] = min(need.backlog, self.stretch)
-            left -= feed[need.slot]
-            self._fed[need.slot] = self._step
-        return feed
+def _time_left(need: Need, config: EngineConfig) -> float:
+    """Seconds until this slot makes a step necessary."""
+    if need.replying:
+        settled = not (need.sound or need.unread)
+        return max(0.0, need.lead - (config.lead - PATCH)) if settled and need.lead > 0 else 0.0
+    if need.unread:
+        return 0.0
+    return max(0.0, config.patience - need.waited)

@@ -1,0 +1,168 @@
+"""A session as its caller sees it: calls from any thread, events to one reader.
+
+What a call asks is handed to the engine's thread in order; whether it fits is decided here and at once, by what the
+caller was told so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent, SessionSettings
+from speechgpt2.engine.mailbox import Mailbox
+from speechgpt2.errors import UserError
+from speechgpt2.types import SAMPLE_RATE, Interrupted, Turn, TurnDone
+
+if TYPE_CHECKING:
+    from speechgpt2.engine.engine import Engine
+    from speechgpt2.engine.slot import Slot
+
+MOST_UNHEARD = 600 * SAMPLE_RATE  # samples of a turn that may wait to be taken in
+
+
+class Session:
+    """See `speechgpt2.dialogue.protocol.Session`. `slot` is the engine's own, and its thread's."""
+
+    def __init__(self, engine: Engine, mailbox: Mailbox):
+        self._engine, self.mailbox = engine, mailbox
+        self.slot: Slot | None = None
+        self._numbers = 0
+        self._unheard = 0  # samples handed over and not yet taken up
+        self._hearing = False
+        self._tentative = False  # the latest turn may be taken back
+        self._latest: int | None = None  # reply
+
+    @property
+    def replying(self) -> bool:
+        """Whether a reply is under way, whose end was not read yet."""
+        return self.mailbox.reply is not None
+
+    # the user's side
+
+    def begin_speech(self) -> int:
+        with self.mailbox.lock:
+            self._must(not self._hearing, "the user speaks already")
+            self._must(not self.replying, "a reply is under way; interrupt it first")
+            self._hearing, self._tentative = True, False
+            number = self._number()
+            self._post(lambda slot: slot.begin_speech(number))
+            return number
+
+    def hear(self, pcm: np.ndarray) -> None:
+        pcm = np.array(pcm, np.float32)  # a copy: the caller may use its own again
+        if pcm.ndim != 1 or not np.isfinite(pcm).all():
+            raise UserError("sound must be a row of samples, float32 at 24 kHz, all of them numbers")
+        with self.mailbox.lock:
+            self._must(self._hearing, "begin_speech comes before hear")
+            waiting = self._unheard + (self.slot.backlog if self.slot else 0)
+            self._must(waiting + len(pcm) <= MOST_UNHEARD, "sound comes in faster than it can be heard")
+            self._unheard += len(pcm)
+            self._post(lambda slot: self._give(slot, pcm))
+
+    def end_speech(self) -> None:
+        with self.mailbox.lock:
+            self._must(self._hearing, "nobody speaks")
+            self._hearing, self._tentative, self._latest = False, True, None
+            self._post(lambda slot: slot.end_speech())
+
+    def take_back(self) -> None:
+        with self.mailbox.lock:
+            self._must(self._tentative, "there is no turn that could be taken back")
+            self.mailbox.silence()
+            reply, self._latest = self._latest, None
+            self._hearing, self._tentative = True, False
+            self._post(lambda slot: slot.take_back(reply))
+
+    def drop_speech(self) -> None:
+        with self.mailbox.lock:
+            self._must(self._hearing, "nobody speaks")
+            self._hearing = False
+            self._post(lambda slot: slot.drop_speech())
+
+    def write(self, text: str) -> int:
+        return self._add(lambda slot, number: slot.write(number, text))
+
+    # the model's side
+
+    def respond(self, options: ReplyOptions | None = None) -> int:
+        with self.mailbox.lock:
+            self._must(not self.replying, "a reply is under way already")
+            self._must(not self._hearing, "the user has not finished speaking")
+            number = self._latest = self._number()
+            self.mailbox.begin(number)
+            self._post(lambda slot: slot.respond(number, options or ReplyOptions()))
+            return number
+
+    def interrupt(self, heard: int) -> None:
+        with self.mailbox.lock:
+            number, heard = self._latest, max(0, min(heard, self.mailbox.made))
+            if number is None:
+                raise UserError("there is no reply that could be interrupted")
+            self._tentative = False
+            unfinished = self.mailbox.silence()
+            self.mailbox.put(None, Interrupted(heard))
+            if unfinished:
+                self.mailbox.put(None, TurnDone("interrupted"))
+            self._post(lambda slot: slot.truncate(number, heard))
+
+    # what was said
+
+    def remember(self, turn: Turn) -> int:
+        history = self._engine.as_history(turn)
+        return self._add(lambda slot, number: slot.remember(number, history))
+
+    def truncate(self, number: int, heard: int) -> None:
+        with self.mailbox.lock:
+            if self.mailbox.reply == number:
+                self.interrupt(heard)
+            else:
+                self._tentative = False
+                self._post(lambda slot: slot.truncate(number, heard))
+
+    def forget(self, number: int) -> None:
+        with self.mailbox.lock:
+            self._tentative = False
+            self._post(lambda slot: slot.forget(number))
+
+    def configure(self, settings: SessionSettings) -> None:
+        settings = self._engine.with_codes(settings)
+        with self.mailbox.lock:
+            self._post(lambda slot: slot.configure(settings))
+
+    def events(self) -> AsyncIterator[SessionEvent]:
+        return self.mailbox.read()
+
+    def close(self) -> None:
+        self.mailbox.close()
+        self._engine.release(self)
+
+    # inside
+
+    def _add(self, action: Callable[[Slot, int], None]) -> int:
+        with self.mailbox.lock:
+            self._must(not self._hearing, "the user speaks; other turns come before or after")
+            self._tentative = False
+            number = self._number()
+            self._post(lambda slot: action(slot, number))
+            return number
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _must(self, condition: bool, otherwise: str) -> None:
+        if not self.mailbox.open:
+            raise UserError("this session is closed")
+        if not condition:
+            raise UserError(otherwise)
+
+    def _give(self, slot: Slot, pcm: np.ndarray) -> None:
+        with self.mailbox.lock:
+            self._unheard -= len(pcm)
+        slot.hear(pcm, self._engine.clock())
+
+    def _post(self, action: Callable[[Slot], None]) -> None:
+        self._engine.post(self, action)

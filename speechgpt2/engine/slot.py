@@ -1,0 +1,346 @@
+"""A session inside the engine, on its thread: what was said so far, what is being heard, the reply under way.
+
+A slot does what its session asks and offers what is to be done next; the engine runs that, together with other slots',
+and brings the results back. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent, SessionSettings, TurnComplete
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.context import Context, Span
+from speechgpt2.engine.ear import Ear
+from speechgpt2.engine.memory import as_heard, speech_patches
+from speechgpt2.engine.runner import Draw, Drawn, Sound
+from speechgpt2.engine.scheduler import Need
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.reply import ReplyReader
+from speechgpt2.types import (
+    FRAME_SIZE,
+    SAMPLE_RATE,
+    AudioDelta,
+    Mode,
+    Patches,
+    Role,
+    TextDelta,
+    Transcript,
+    TurnDone,
+)
+
+CLOSING = 16  # patches that are kept for ending a reply properly
+
+Put = Callable[[int | None, SessionEvent], None]  # put(reply, event): for the session's reader
+
+
+class History(NamedTuple):
+    """A turn of before: `text` what was written or said, `codes [T, K]` if it was spoken."""
+
+    role: Role
+    text: str | None
+    codes: Tensor | None
+
+
+class Asked(NamedTuple):
+    """Something to do for a session: the turn that it makes, and whether it waits until nobody speaks."""
+
+    action: Callable[[], None]
+    number: int | None
+    quiet: bool
+
+
+class Reply:
+    """A reply in the making, of at most so many patches. `played_from`: when its sound began, or would have, had it
+    never run dry.
+    """
+
+    def __init__(self, number: int, most: int, speak: bool, reader: ReplyReader):
+        self.number, self.most, self.speak, self.reader = number, most, speak, reader
+        self.patches = self.sounding = 0  # written so far, and of them speech
+        self.open = 0  # segments of speech begun less those ended
+        self.played_from: float | None = None
+
+
+class Slot:
+    """One session's side of the engine. `put` hands an event to its reader, `queued` tells the samples that it has not
+    read, `delay` of the codec by how many samples a sound comes later than its codes say.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prompt: Prompt,
+        config: EngineConfig,
+        settings: SessionSettings,
+        delay: int,
+        put: Put,
+        queued: Callable[[], int],
+    ):
+        self.number, self.prompt, self.config, self.settings, self.delay = number, prompt, config, settings, delay
+        self.put, self.queued = put, queued
+        self.samples = prompt.config.patch_frames * FRAME_SIZE
+        self.mode: Mode = "s2s" if settings.speak else "s2t"
+        self.context = Context(prompt, config.context, config.piece, self._opening())
+        self.ear: Ear | None = None
+        self.reply: Reply | None = None
+        self.heard_text: str | None = None  # what the user said last, where known
+        self._asked: deque[Asked] = deque()  # and not yet done
+
+    # what a session asks: see `dialogue.protocol.Session`
+
+    def begin_speech(self, number: int) -> None:
+        def begin() -> None:
+            start = self.prompt.speech_start()
+            self.context.add(number, "user", start, spoken=True, head=start.text.shape[1])
+            self.ear, self.heard_text = Ear(self.samples), None
+            self._set_mode(self.settings.speak)
+
+        self._in_turn(begin, number)
+
+    def hear(self, pcm: np.ndarray, now: float) -> None:
+        self._in_turn(lambda: self._listening().hear(pcm, now), quiet=False)
+
+    def end_speech(self) -> None:
+        self._in_turn(lambda: self._listening().end(), quiet=False)
+
+    def take_back(self, reply: int | None) -> None:
+        def reopen() -> None:
+            ear, span = self._listening(), None if reply is None else self.context.find(reply)
+            self.reply = None
+            if span is not None:
+                self.context.remove(span)
+            if ear.closing:
+                self.context.cut_end(self.context.spans[-1], ear.closing)
+            ear.reopen()
+
+        self._drop_asked(reply)
+        self._in_turn(reopen, quiet=False)
+
+    def drop_speech(self) -> None:
+        def drop() -> None:
+            self.ear = None
+            self.context.remove(self.context.spans[-1])
+
+        self._in_turn(drop, quiet=False)
+
+    def write(self, number: int, text: str) -> None:
+        self._in_turn(lambda: self._add(number, History("user", text, None)), number)
+
+    def remember(self, number: int, turn: History) -> None:
+        self._in_turn(lambda: self._add(number, turn), number)
+
+    def respond(self, number: int, options: ReplyOptions) -> None:
+        self._in_turn(lambda: self._begin_reply(number, options), number)
+
+    def truncate(self, number: int, heard: int) -> None:
+        self._drop_asked(number)
+        span, count = self.context.find(number), max(0, heard - self.delay) // self.samples
+        if span is None or span.role != "assistant":
+            return
+        if self.reply is None or self.reply.number != number:
+            if count < speech_patches(self.prompt, self.context.slice(span.body, span.stop)):
+                self._cut(span, count)
+            return
+        if self.reply.speak:
+            self._cut(span, count)
+        else:
+            self.context.extend(self.prompt.closing(speaking=False))
+        self._end_reply()
+
+    def forget(self, number: int) -> None:
+        def remove() -> None:
+            span = self.context.find(number)
+            replying = self.reply is not None and self.reply.number == number
+            hearing = self.ear is not None and not self.ear.over and span is self.context.spans[-1]
+            if span is not None and not replying and not hearing:
+                self.context.remove(span)
+
+        self._in_turn(remove, quiet=False)
+
+    def configure(self, settings: SessionSettings) -> None:
+        def change() -> None:
+            self.settings = settings
+            self._set_mode(settings.speak, anew=True)
+
+        self._in_turn(change)
+
+    # what is to be done
+
+    @property
+    def backlog(self) -> int:
+        """Samples of the user's that wait to be encoded."""
+        return 0 if self.ear is None else len(self.ear.patches) * self.samples
+
+    def need(self, now: float) -> Need:
+        """For the scheduler."""
+        due, waited = False, 0.0
+        if self.ear is not None and self.ear.due:
+            due, waited = True, now - self.ear.since
+            if self.ear.over:  # whoever has spoken waits
+                waited = self.config.patience
+        return Need(self.number, due, waited, self.context.waiting, self.reply is not None, self._lead(now))
+
+    def sound(self) -> Sound | None:
+        """The next of the user's sound, to encode; None if it ended with nothing left to encode."""
+        sound = self._listening().next()
+        if len(sound.pcm):
+            return sound
+        self.listened(torch.zeros(0, self.prompt.config.codebooks, dtype=torch.int64), final=True)
+        return None
+
+    def listened(self, codes: Tensor, final: bool) -> None:
+        """The codes `[T, K]` of the user's sound, the last of the turn if `final`."""
+        patches = self.prompt.speech_end(codes) if final else self.prompt.speech(codes)
+        self.context.extend(patches)
+        self.context.tidy()
+        if final:
+            self._listening().closing = patches.text.shape[1]
+            self._go_on()
+
+    def draw(self) -> Draw | None:
+        """How to draw the reply's next patch; None unless all that was said before is taken in."""
+        if self.reply is None or self.context.waiting:
+            return None
+        s, fresh = self.settings, self.reply.patches == 0
+        return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh, self.reply.reader.transcribing)
+
+    def drawn(self, patch: Drawn, now: float) -> None:
+        """The model has written and taken in the reply's next patch."""
+        reply, ids = self.reply, self.prompt.ids
+        assert reply is not None
+        self.context.extend(_patch(patch), taken=True)
+        reply.patches += 1
+        reply.open += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
+        for event in reply.reader.read(patch.token, patch.pcm is not None):
+            if isinstance(event, Transcript):
+                self.heard_text = event.text
+                self.put(reply.number, TurnComplete(patch.ending))
+            self.put(reply.number, event)
+        if patch.pcm is not None:
+            self._speak(reply, patch.pcm, now)
+        if reply.reader.ended or (reply.open and not reply.speak):  # it was not asked to speak
+            self._finish("stop")
+        elif reply.patches >= reply.most or self.context.room <= CLOSING:
+            self._finish("length")
+
+    # inside
+
+    def _listening(self) -> Ear:
+        if self.ear is None:
+            raise RuntimeError("nobody speaks")  # the session's part is to see to that
+        return self.ear
+
+    def _in_turn(self, action: Callable[[], None], number: int | None = None, quiet: bool = True) -> None:
+        """Do this after all that was asked before; if `quiet`, when a reply and a turn under way are over."""
+        self._asked.append(Asked(action, number, quiet))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._asked:
+            unsettled = self.ear is not None and self.ear.over and not self.ear.settled
+            if self._asked[0].quiet and (unsettled or self.reply is not None):
+                return
+            self._asked.popleft().action()
+
+    def _drop_asked(self, number: int | None) -> None:
+        self._asked = deque(asked for asked in self._asked if number is None or asked.number != number)
+
+    def _cut(self, span: Span, heard: int) -> None:
+        """Leave only `heard` patches of a reply's speech in memory."""
+        kept = as_heard(self.prompt, self.context.slice(span.body, span.stop), span.spoken, heard)
+        if kept is None:
+            self.context.remove(span)
+        else:
+            self.context.replace(span, kept)
+
+    def _add(self, number: int, turn: History) -> None:
+        self.ear = None
+        if turn.role == "assistant":
+            last = self.context.spans[-1] if self.context.spans else None
+            answers_speech = last is not None and last.role == "user" and last.spoken
+            heard = self.heard_text if answers_speech else None
+            spoken = None if turn.codes is None else self.prompt.spoken(turn.codes, text=turn.text)
+            patches = self.prompt.reply(turn.text or "", spoken, heard)
+            self.context.add(number, "assistant", patches, spoken=heard is not None)
+        elif turn.codes is not None:
+            head = self.prompt.speech_start().text.shape[1]
+            self.context.add(number, "user", self.prompt.user_speech(turn.codes), spoken=True, head=head)
+            self.heard_text = turn.text
+        else:
+            self.context.add(number, "user", self.prompt.user_text(turn.text or ""))
+        self.context.tidy()
+        if turn.role == "user":
+            self._set_mode(self.settings.speak)
+
+    def _set_mode(self, speak: bool, anew: bool = False) -> None:
+        """Tell the model how the user's last turn came and how to answer it."""
+        users = [span for span in self.context.spans[-2:] if span.role == "user"]
+        heard = "s" if (users[-1].spoken if users else self.mode[0] == "s") else "t"
+        mode: Mode = f"{heard}2{'s' if speak else 't'}"  # type: ignore[assignment]
+        if mode != self.mode or anew:
+            self.mode = mode
+            self.context.open_with(self._opening())
+
+    def _opening(self) -> Patches:
+        s, greeting = self.settings, None
+        if s.greeting is not None and s.greeting.codes is not None:
+            greeting = self.prompt.spoken(torch.as_tensor(s.greeting.codes), text=s.greeting.text)
+        return self.prompt.opening(self.mode, greeting, s.instructions)
+
+    def _begin_reply(self, number: int, options: ReplyOptions) -> None:
+        s, ids, text = self.settings, self.prompt.ids, options.text
+        speak = s.speak if options.speak is None else options.speak
+        last = self.context.spans[-1] if self.context.spans else None
+        transcribing = last is not None and last.role == "user" and last.spoken and text is None
+        given = self.prompt.text([])
+        if text is not None:
+            self.prompt.require_draft("read a given text aloud")
+            given = self.prompt.text([*self.prompt.encode(text), ids.speech_start])
+        self._set_mode(speak or text is not None)
+        self.context.tidy()
+        self.context.add(number, "assistant", given, spoken=transcribing)
+        most = min(options.max_patches or s.max_patches, s.max_patches)
+        self.reply = Reply(number, most, speak or text is not None, ReplyReader(self.prompt, transcribing))
+        if text is not None:
+            self.reply.open = 1
+            self.put(number, TextDelta(text))
+
+    def _speak(self, reply: Reply, pcm: np.ndarray, now: float) -> None:
+        if reply.played_from is None or self._lead(now) <= 0:
+            reply.played_from = now - reply.sounding * self.samples / SAMPLE_RATE
+        reply.sounding += 1
+        self.put(reply.number, AudioDelta(pcm))
+
+    def _lead(self, now: float) -> float:
+        """Seconds of sound that the listener has in hand."""
+        reply, unread = self.reply, self.queued() / SAMPLE_RATE
+        if reply is None or reply.played_from is None:
+            return unread
+        ahead = reply.sounding * self.samples / SAMPLE_RATE - (now - reply.played_from)
+        return max(unread, ahead, 0.0) if self.settings.paced else unread
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        reply = self.reply
+        assert reply is not None
+        if not reply.reader.ended:
+            for event in reply.reader.finish():
+                self.put(reply.number, event)
+            self.context.extend(self.prompt.closing(speaking=reply.open != 0))
+        self.put(reply.number, TurnDone(reason))
+        self._end_reply()
+        self.context.tidy()
+
+    def _end_reply(self) -> None:
+        self.reply = None
+        self._go_on()
+
+
+def _patch(drawn: Drawn) -> Patches:
+    return Patches(torch.tensor([[drawn.token]]), torch.from_numpy(drawn.codes)[None, None])

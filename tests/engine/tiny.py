@@ -1,0 +1,161 @@
+"""An engine small enough for tests: random weights, a clock of its own, and models that talk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+
+import numpy as np
+import torch
+
+from speechgpt2.codec import config as presets
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.engine import Engine
+from speechgpt2.lm.model import FREE, SpeechLM
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, TurnDone
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+PATCH = 2880  # samples
+
+
+class Clock:
+    """Stands still unless told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds + 1e-6 * (seconds > 0)  # rounding must not make time stand still
+
+
+class BabblingLM(SpeechLM):
+    """Writes little but speech: of all tokens only a few are likely, and those that begin speech more than others."""
+
+    def text_logits(self, hidden):
+        ids, logits = self.prompt.ids, super().text_logits(hidden)
+        likely = torch.full_like(logits, -torch.inf)
+        words = self.prompt.encode(" hello weather 25")
+        for token, boost in [(ids.speech_start, 2.0), (ids.filler, 3.0), (ids.speech_end, 0.0), (ids.eos, -1.0)]:
+            likely[..., token] = boost
+        likely[..., words] = 1.0
+        return logits.clamp(-3, 3) + likely
+
+
+class ScriptedLM(SpeechLM):
+    """Says what `script` says, a list of (token, codes `[G, K]` or None); what it makes of that is its own."""
+
+    script: list
+
+    def draw(self, hidden, state, sampling, force=None):
+        written = super().draw(hidden, state, sampling, force)
+        for row in torch.nonzero(force == FREE).flatten().tolist():
+            token, codes = self.script.pop(0)
+            written.text[row] = token
+            written.codes[row] = self.config.no_speech if codes is None else codes
+        return written
+
+
+def tiny_codec() -> Codec:
+    torch.manual_seed(0)
+    transformer = TransformerConfig(16, 2, 1, 32, context=9)
+    config = CodecConfig(
+        MelConfig(20),
+        ConvNeXtConfig((1, 1), (12, 16)),
+        transformer,
+        presets.QuantizerConfig(3, 1024),
+        TransformerConfig(24, 2, 1, 48, context=5),
+        transformer,
+        ConvNeXtConfig((1,), (16,)),
+        HarmonicConfig(harmonic_bands=30, noise_bands=10),
+        normalized_latent=True,  # or all sound has one code
+    )
+    return Codec(config).eval()
+
+
+def tiny_lm(kind: type[SpeechLM] = BabblingLM, **options) -> SpeechLM:
+    torch.manual_seed(1)
+    lm = kind(tiny_config(**options), tiny_tokenizer()).eval()
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(std=0.3)
+    return lm
+
+
+@cache
+def models() -> tuple[Codec, SpeechLM]:
+    return tiny_codec(), tiny_lm()
+
+
+def tiny_engine(lm: SpeechLM | None = None, **config) -> Engine:
+    codec, babbling = models()
+    return Engine(codec, lm or babbling, EngineConfig(**{"slots": 4, "context": 256, **config}), Clock())
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """Something that sounds different everywhere."""
+    generator = np.random.default_rng(seed)
+    loudness = generator.uniform(0, 0.5, int(seconds * 50) + 1).repeat(SAMPLE_RATE // 50)[: int(seconds * SAMPLE_RATE)]
+    return (generator.standard_normal(len(loudness)) * loudness).astype(np.float32)
+
+
+def run(engine: Engine, until=None, most: int = 5000) -> None:
+    """Step until there is nothing to do (time passes as the engine asks for), or `until()`."""
+    for _ in range(most):
+        wait = engine.step()
+        if until is not None and until():
+            return
+        if wait is None:
+            return
+        engine.clock.pass_by(wait)
+    raise AssertionError("the engine does not come to rest")
+
+
+def events(session) -> list:
+    """All that are there."""
+    found = []
+    while (event := session.mailbox.take()) is not None:
+        found.append(event)
+    return found
+
+
+def talk(engine: Engine, sessions, most: int = 20_000) -> dict:
+    """Step, with readers who read at once, until all replies are over: the events of each session."""
+    heard = defaultdict(list)
+    for _ in range(most):
+        wait = engine.step()
+        for session in sessions:
+            heard[session] += events(session)
+        if not any(session.replying for session in sessions):
+            return heard
+        engine.clock.pass_by(wait or 0.0)
+    raise AssertionError("a reply does not end")
+
+
+def say(session, pcm: np.ndarray, chunk: int = 700) -> None:
+    """A spoken turn in chunks."""
+    session.begin_speech()
+    for start in range(0, len(pcm), chunk):
+        session.hear(pcm[start : start + chunk])
+    session.end_speech()
+
+
+def sound(found) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *(e.pcm for e in found if isinstance(e, AudioDelta))])
+
+
+def reason(found) -> str | None:
+    return next((event.reason for event in found if isinstance(event, TurnDone)), None)
+
+
+def told(session) -> Patches:
+    """All that the session's model has been told."""
+    context = session.slot.context
+    return context.slice(0, context.length)
