@@ -158,11 +158,10 @@ function toSamples(base64) {
 // What happens
 
 const turns = new Turns($("talk"));
-const silence = { milliseconds: 500 }; // that ends a turn, of which the server tells
 let offers = { model: "", voices: [], styles: [], needs_key: false };
 let listening = false, answering = null, speaking = false, flushes = [];
 let sent = { milliseconds: 0, at: 0 }; // how much of the microphone is sent, and when the latest of it was heard
-let turnEnded = null;
+let turnEnded = null, lastWord = null; // when, by performance.now()
 
 const sound = new Sound({
   onBlock({ pcm, level }) {
@@ -171,7 +170,7 @@ const sound = new Sound({
     wire.send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(pcm)) });
   },
   onPlayer(data) {
-    if (data.what === "started") showLatency();
+    if (data.what === "started" && !data.item.startsWith("greeting")) showLatency();
     if (data.what === "started") setSpeaking(true);
     if (data.what === "ended") setSpeaking(false);
     if (data.what === "flushed") {
@@ -187,16 +186,14 @@ const sound = new Sound({
 
 const wire = new Wire({
   "session.created": () => setStatus("connected"),
-  "session.updated": ({ session }) => {
-    silence.milliseconds = session.audio.input.turn_detection?.silence_duration_ms ?? 0;
-  },
   "input_audio_buffer.speech_started": ({ item_id }) => {
     interrupt();
     turns.text(item_id, "user", "…", { waiting: true });
     setStatus("listening");
   },
   "input_audio_buffer.speech_stopped": ({ audio_end_ms }) => {
-    turnEnded = sent.at - (sent.milliseconds - audio_end_ms);
+    turnEnded = performance.now();
+    lastWord = sent.at - (sent.milliseconds - audio_end_ms);
     setStatus("thinking");
   },
   "conversation.item.added": ({ item }) => {
@@ -364,16 +361,17 @@ function showStop() { $("stop").hidden = !(answering || speaking); }
 
 function showLevel(level) {
   const decibels = level > 0 ? 20 * Math.log10(level) : -100;
-  $("ring").style.setProperty("--level", (1 + Math.max(0, (decibels + 55) / 55) * 0.55).toFixed(3));
+  $("ring").style.setProperty("--level", (1 + Math.max(0, (decibels + 55) / 55) * 0.35).toFixed(3));
 }
 
 function showLatency() {
   if (turnEnded === null) return;
-  const wait = Math.max(0, Math.round(performance.now() - turnEnded));
-  const spoken = silence.milliseconds && listening ? ` · ${wait + silence.milliseconds} ms after the last word` : "";
-  $("latency").textContent = `${wait} ms after your turn${spoken}`;
-  $("latency").dataset.milliseconds = wait;
-  turnEnded = null;
+  const since = (moment) => Math.max(0, Math.round(performance.now() - moment));
+  const words = [`${since(turnEnded)} ms after your turn`];
+  if (lastWord !== null) words.push(`${since(lastWord)} ms after the last word`);
+  $("latency").textContent = words.join(" · ");
+  $("latency").dataset.milliseconds = since(turnEnded);
+  turnEnded = lastWord = null;
 }
 
 function fill(id, names) {
