@@ -6,7 +6,6 @@ trace in it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
 from speechgpt2.data.crawl.store import Store
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source
 from speechgpt2.hub import write_atomically
 
 KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1
+STATED = Label("crawl", kind="pseudo")  # a source's word, not ours
 
 
 def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statement]:
@@ -36,58 +37,46 @@ def write(store: Store, frontier: Frontier) -> None:
     _write_lines(store.folder / REJECTED, refused)
 
 
-def record_of(item: Item, frontier: Frontier, store: Store) -> dict[str, Any]:
-    """The record of a kept recording; its audio path is relative to the crawl's folder."""
-    known = frontier.facts(item.id)
-    title, language = (_first(known, key) for key in ("title", "language"))
-    video, outcome = item.outcome.get("video") or {}, item.outcome
-    path = store.audio(item).relative_to(store.folder).as_posix()
-    samples = round((item.seconds or 0.0) * outcome["sample_rate"])
+def record_of(item: Item, frontier: Frontier, store: Store) -> Clip:
+    """The record of a kept recording; its path is relative to the crawl's folder."""
+    known, outcome = frontier.facts(item.id), item.outcome
+    video = outcome.get("video") or {}
     # For what was let through, the list of licences no longer matters.
     stated = strongest(statements(frontier, item), allowed=())
-    return {
-        "id": item.id, "source": _source(item, stated), "title": video.get("title") or title,
-        "audio": {
-            "path": path, "sample_rate": outcome["sample_rate"], "channels": outcome["channels"], "start": 0,
-            "duration": samples / outcome["sample_rate"], "format": outcome["format"], "pcm_hash": item.fingerprint,
-        },
-        "lang": {"code": video.get("language") or language, "confidence": None},
-        "decisions": [_decision(item)],
-    }  # fmt: skip
+    language = (video.get("language") or _first(known, "language")).partition("-")[0].lower()
+    source = Source(
+        item.url, outcome["fetched_at"], outcome["etag"] or None, item.sha256, None if item.kind == "file" else True,
+        stated.raw, stated.spdx,
+    )  # fmt: skip
+    audio = AudioInfo(
+        store.audio(item).relative_to(store.folder).as_posix(), outcome["sample_rate"], outcome["channels"],
+        duration=item.seconds or 0.0, format=outcome["format"], pcm_hash=item.fingerprint or "",
+    )  # fmt: skip
+    return Clip(
+        item.id, title=video.get("title") or _first(known, "title"), source=source, audio=audio,
+        lang=Language(language), decisions=(_decision(item),),
+        labels_from={"lang.code": STATED} if language else {},
+    )  # fmt: skip
 
 
-def refusal_of(item: Item) -> dict[str, Any]:
+def refusal_of(item: Item) -> Clip:
     """The record of a rejected item: where it came from, and why not."""
-    return {"id": item.id, "source": {"url": item.url}, "decisions": [_decision(item)]}
+    return Clip(item.id, source=Source(item.url), decisions=(_decision(item),))
 
 
 def kept_urls(folder: Path) -> list[str]:
     """The URLs of the recordings that a crawl kept."""
-    return [row["source"]["url"] for row in _read_lines(folder / KEPT)]
+    return [clip.source.url for clip in _read_lines(folder / KEPT)]
 
 
 def refused_urls(folder: Path) -> dict[str, str]:
     """URL -> reason of what a crawl rejected."""
-    return {row["source"]["url"]: row["decisions"][0]["reason"] for row in _read_lines(folder / REJECTED)}
+    return {clip.source.url: clip.decisions[0].reason for clip in _read_lines(folder / REJECTED)}
 
 
-def _source(item: Item, stated: Statement) -> dict[str, Any]:
-    outcome = item.outcome
-    return {
-        "url": item.url, "fetched_at": outcome["fetched_at"], "etag": outcome["etag"], "sha256": item.sha256,
-        "robots": None if item.kind == "file" else True, "licence_raw": stated.raw, "spdx": stated.spdx,
-    }  # fmt: skip
-
-
-def _decision(item: Item) -> dict[str, Any]:
+def _decision(item: Item) -> Decision:
     kept = item.state == "done"
-    return {
-        "stage": STAGE,
-        "version": STAGE_VERSION,
-        "keep": kept,
-        "reason": item.reason or "",
-        "detail": item.detail or "",
-    }
+    return Decision(STAGE, STAGE_VERSION, kept, reason=item.reason or "", detail=item.detail or "")
 
 
 def _first(known: list[dict[str, Any]], key: str) -> str:
@@ -96,13 +85,14 @@ def _first(known: list[dict[str, Any]], key: str) -> str:
     return min(words)[1] if words else ""
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, clips: Iterable[Clip]) -> None:
     def write(scratch: Path) -> None:
         with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+            file.writelines(clip.to_json() + "\n" for clip in clips)
 
     write_atomically(path, write)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _read_lines(path: Path) -> list[Clip]:
+    with path.open(encoding="utf-8") as file:
+        return [Clip.from_json(line) for line in file]

@@ -484,13 +484,13 @@ class Extractor:
             url, "Talk", "en", "Creative Commons Attribution license (reuse allowed)" if url.endswith("0") else ""
         )
         if reason := accept(video):
-            raise demo_refusal(reason)
+            raise no_licence(reason)
         self.fetched.append(url)
         to.write_bytes(self.wav(1))
         return video
 
 
-def demo_refusal(reason):
+def no_licence(reason):
     from speechgpt2.data.crawl.verdicts import Rejected
 
     return Rejected("licence", reason)
