@@ -1,0 +1,13 @@
+"""Conversations made from nothing: scenario → roles → oral script → turns → two channels of sound → checks.
+
+script.py       what is said, by whom, how: lines, styles, and the marks of spoken language
+grammar.py      scenes with slots, expanded by chance: the script writer that needs no network
+scenes.py       the scenes themselves, English and Mandarin
+llm.py          scripts from a language model behind an OpenAI-compatible endpoint
+oral.py         fillers, repetitions and self-repairs
+timing.py       gaps, overlaps and reactions, drawn from distributions that can be fitted
+manner.py       styles asked for and styles measured
+performance.py  a script becomes sound, with exact times of words
+place.py        rooms, noise, telephone
+build.py        a recipe becomes a folder of conversations
+"""

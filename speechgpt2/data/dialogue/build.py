@@ -1,0 +1,204 @@
+"""A recipe becomes a folder of conversations: two-channel FLAC files and a line of JSON for each.
+
+    conversations.jsonl    what was said, by whom, when: see performance.Conversation
+    rejected.jsonl         conversations that did not pass, and why
+    audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
+    recipe.json            what built it
+
+Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in a process of its
+own and written when it is whole, so a killed build goes on, and the result does not depend on kills or workers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from speechgpt2 import config
+from speechgpt2.audio import to_pcm16
+from speechgpt2.data.dialogue.llm import BadScript, LlmConfig, write_script
+from speechgpt2.data.dialogue.manner import Tolerance, best_of
+from speechgpt2.data.dialogue.oral import OralConfig, loosen
+from speechgpt2.data.dialogue.performance import Conversation, Speaker, perform
+from speechgpt2.data.dialogue.place import PlaceConfig, put_in_place
+from speechgpt2.data.dialogue.scenes import scenes
+from speechgpt2.data.dialogue.script import Line, Script
+from speechgpt2.data.dialogue.timing import TimingConfig
+from speechgpt2.data.utterance import Utterance, Voice
+from speechgpt2.data.voices import draw_voice, speak
+from speechgpt2.errors import UserError
+from speechgpt2.hub import write_atomically
+from speechgpt2.types import SAMPLE_RATE
+
+PART = 20  # conversations that share a process
+LANGUAGES = ("en", "zh")
+MADE, REJECTED, RECIPE = "conversations.jsonl", "rejected.jsonl", "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make.
+
+    scenes   names of scenes, all if none is given; not used where a language model writes
+    tries    readings of a line in a manner until it counts as missed, and the conversation as rejected
+    """
+
+    conversations: int
+    languages: tuple[str, ...] = LANGUAGES
+    scenes: tuple[str, ...] = ()
+    seed: int = 0
+    tries: int = 3
+    oral: OralConfig = field(default_factory=OralConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    llm: LlmConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.conversations < 1 or self.tries < 1:
+            raise UserError("conversations and tries must be positive")
+        if not self.languages or set(self.languages) - set(LANGUAGES):
+            raise UserError(f"languages: there are {' and '.join(LANGUAGES)}")
+        for name in self.scenes:
+            if not any(name in scenes(lang) for lang in self.languages):
+                raise UserError(f"no scene {name!r}; there are {', '.join(sorted(scenes(self.languages[0])))}")
+
+
+class Missed(ValueError):
+    """No reading of a line came near the manner asked for."""
+
+
+def build(
+    recipe: Recipe, out: Path, workers: int = 2, done: Callable[[int], None] = lambda count: None
+) -> tuple[int, float]:
+    """Make what is not there yet; returns the number of conversations and their hours.
+
+    `done` is told how many of all have been tried, each time a part is ready. Errors: `UserError`.
+    """
+    for folder in (out / "audio", out / "parts"):
+        folder.mkdir(parents=True, exist_ok=True)
+    plain = config.to_dict(recipe)
+    if not (out / RECIPE).exists():
+        write_atomically(out / RECIPE, lambda path: path.write_text(json.dumps(plain, indent=1), encoding="utf-8"))
+    elif json.loads((out / RECIPE).read_text(encoding="utf-8")) != json.loads(json.dumps(plain)):
+        raise UserError(f"{out} was begun with another recipe; choose another folder, or delete it")
+    parts = range(-(-recipe.conversations // PART))
+    open_parts = [(recipe, out, part) for part in parts if not _part_file(out, part).exists()]
+    finished = len(parts) - len(open_parts)
+    done(finished * PART)
+    if open_parts:
+        # A fresh process for each part: espeak carries state from one utterance to the next.
+        with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+            for _ in pool.imap_unordered(_make_part, open_parts):
+                finished += 1
+                done(min(finished * PART, recipe.conversations))
+    return _join(out, len(parts))
+
+
+def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]:
+    """Conversation `number` of the recipe, and what else its line holds: voices, place, errors of manners.
+
+    Errors: `Missed`, `BadScript`, `ValueError` if a line cannot be spoken; `UserError`.
+    """
+    rng = random.Random(f"conversation/{recipe.seed}/{number}")
+    lang = recipe.languages[number % len(recipe.languages)]
+    script = loosen(_script(recipe, lang, rng), recipe.oral, rng)
+    voices = _two_voices(lang, rng)
+    errors: dict[str, float] = {}
+    speakers = {
+        role: _speaker(voice, recipe, random.Random(rng.getrandbits(64)), errors)
+        for role, voice in zip(script.roles, voices)
+    }
+    spoken = perform(script, speakers, recipe.timing, rng)
+    pcm, place = put_in_place(spoken.pcm, recipe.place, rng)
+    about = {"voices": [voice.id for voice in voices], "place": place, "manner_errors": errors}
+    return Conversation(spoken.script, pcm, spoken.lines, spoken.events), about
+
+
+def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
+    if recipe.llm is not None:
+        return write_script(recipe.llm, rng.choice(recipe.llm.topics), lang, rng.getrandbits(31))
+    known = scenes(lang)
+    names = [name for name in recipe.scenes if name in known] or sorted(known)
+    return known[rng.choice(names)].draw(rng)
+
+
+def _two_voices(lang: str, rng: random.Random) -> tuple[Voice, Voice]:
+    """Two different speakers of the one engine whose liveliness can be set."""
+    found: list[Voice] = []
+    while len(found) < 2:
+        voice = draw_voice(lang, rng)
+        if voice.engine == "espeak" and "whisper" not in voice.name and voice.speaker not in {v.speaker for v in found}:
+            found.append(voice)
+    return found[0], found[1]
+
+
+def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, errors: dict[str, float]) -> Speaker:
+    """Speaks lines as `voice`; the error of each manner asked for is noted in `errors`."""
+
+    def say(line: Line) -> Utterance:
+        if not line.manner:
+            return speak(line.text, voice)
+        said, error = best_of(recipe.tries, line.text, voice, line.style, recipe.tolerance, rng)
+        errors[line.manner] = round(error, 3)
+        if error > 1:
+            raise Missed(f"{line.manner}: {error:.2f} tolerances off after {recipe.tries} readings")
+        return said
+
+    return say
+
+
+def _make_part(job: tuple[Recipe, Path, int]) -> None:
+    recipe, out, part = job
+    rows: list[dict[str, Any]] = []
+    for number in range(part * PART, min((part + 1) * PART, recipe.conversations)):
+        name = f"{number:06d}"
+        try:
+            conversation, about = converse(recipe, number)
+        except UserError:
+            raise
+        except (Missed, BadScript, ValueError) as reason:
+            rows.append({"id": name, "rejected": type(reason).__name__.lower(), "detail": str(reason)})
+            continue
+        path = out / "audio" / f"{name}.flac"
+        write_atomically(path, lambda scratch, pcm=conversation.pcm: _write_flac(scratch, pcm))  # type: ignore[misc]
+        rows.append({"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()})
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(_part_file(out, part), lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _write_flac(path: Path, pcm: np.ndarray) -> None:
+    samples = np.frombuffer(to_pcm16(pcm.T.reshape(-1)), "<i2").reshape(-1, 2)
+    soundfile.write(path, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+
+
+def _part_file(out: Path, part: int) -> Path:
+    return out / "parts" / f"{part:05d}.jsonl"
+
+
+def _join(out: Path, parts: int) -> tuple[int, float]:
+    """Write the two lists from the parts, which stay as the mark of what is done."""
+    count = samples = 0
+    texts: dict[str, list[str]] = {MADE: [], REJECTED: []}
+    for row, line in _rows(out, parts):
+        texts[REJECTED if "rejected" in row else MADE].append(line)
+        if "rejected" not in row:
+            count, samples = count + 1, samples + row["samples"]
+    for name, lines in texts.items():
+        write_atomically(out / name, lambda scratch, lines=lines: scratch.write_text("".join(lines), encoding="utf-8"))  # type: ignore[misc]
+    return count, samples / SAMPLE_RATE / 3600
+
+
+def _rows(out: Path, parts: int) -> Iterator[tuple[dict[str, Any], str]]:
+    for part in range(parts):
+        with _part_file(out, part).open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line), line

@@ -1,0 +1,115 @@
+"""What is said, by whom and how: the value between whoever writes a conversation and whoever speaks it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from speechgpt2.errors import UserError
+
+Kind = Literal["turn", "backchannel", "interruption"]
+MarkKind = Literal["filler", "repetition", "repair"]
+LONGEST = 400  # characters of a line
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line is to be spoken, against the speaker's own way.
+
+    rate      times as fast
+    pitch     semitones higher
+    range     times as lively
+    loudness  dB louder
+    whisper   without voice
+    """
+
+    rate: float = 1.0
+    pitch: float = 0.0
+    range: float = 1.0
+    loudness: float = 0.0
+    whisper: bool = False
+
+
+NEUTRAL = Style()
+
+# The manners that instructions and scenes name. How feelings sound is a convention: slow, low and flat for sadness.
+MANNERS: dict[str, Style] = {
+    "fast": Style(rate=1.4), "slow": Style(rate=0.7), "high": Style(pitch=4), "low": Style(pitch=-4),
+    "loud": Style(loudness=6), "soft": Style(loudness=-8), "whisper": Style(whisper=True),
+    "sad": Style(rate=0.8, pitch=-2, range=0.5, loudness=-3), "happy": Style(rate=1.1, pitch=2, range=1.6),
+    "flat": Style(range=0.3),
+}  # fmt: skip
+
+
+class Mark(NamedTuple):
+    """What spoken language leaves in a line: words `start` to `end` (not included) are a filler, a repetition …"""
+
+    kind: MarkKind
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One contribution.
+
+    kind    a `turn`; a `backchannel` spoken into the turn before it; an `interruption` that cuts that turn short
+    manner  a key of `MANNERS`, or ""
+    tool    a tool call that this turn makes: {"name": …, "arguments": {…}}, or {}
+    """
+
+    role: str
+    text: str
+    kind: Kind = "turn"
+    manner: str = ""
+    marks: tuple[Mark, ...] = ()
+    tool: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def style(self) -> Style:
+        return MANNERS[self.manner] if self.manner else NEUTRAL
+
+
+@dataclass(frozen=True)
+class Script:
+    """A conversation of two roles. Errors: `UserError` if it cannot be performed."""
+
+    scene: str
+    lang: str
+    roles: tuple[str, str]
+    lines: tuple[Line, ...]
+
+    def __post_init__(self) -> None:
+        holder = ""  # the role whose turn it is
+        for number, line in enumerate(self.lines, 1):
+            where = f"script {self.scene}, line {number}"
+            if line.role not in self.roles:
+                raise UserError(f"{where}: no role {line.role!r}; there are {' and '.join(self.roles)}")
+            if line.manner and line.manner not in MANNERS:
+                raise UserError(f"{where}: no manner {line.manner!r}; there are {', '.join(MANNERS)}")
+            if not words_of(line.text, self.lang) or len(line.text) > LONGEST:
+                raise UserError(f"{where}: must hold something to say, of at most {LONGEST} characters")
+            if line.kind != "turn" and holder in ("", line.role):
+                raise UserError(f"{where}: a {line.kind} needs a turn of the other one before it")
+            holder = holder if line.kind == "backchannel" else line.role
+        if len(set(self.roles)) != 2 or not holder:
+            raise UserError(f"script {self.scene}: needs two roles and at least one turn")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def words_of(text: str, lang: str) -> list[str]:
+    """The spoken units that times are given for: English words, Mandarin characters."""
+    return [match[0] for match in _matches(text, lang)]
+
+
+def first_words(text: str, count: int, lang: str) -> str:
+    """The text up to the end of its `count`-th word."""
+    return text[: list(_matches(text, lang))[count - 1].end()]
+
+
+def _matches(text: str, lang: str) -> Iterator[re.Match[str]]:
+    return re.finditer(r"[\u4e00-\u9fff]" if lang == "zh" else r"\w[^\s]*\w|\w", text)

@@ -1,0 +1,85 @@
+"""When people speak: gaps and overlaps between turns, backchannels, and how fast one falls silent when interrupted.
+
+Each is a distribution given by its quantiles, so that a fitted one is a short list of numbers. The defaults are rounded
+from the literature (Heldner & Edlund 2010; Levinson & Torreira 2015: most gaps near 200 ms, some 40 % of the
+changes overlapping, mostly by little); `fit` takes their place with recordings of your own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from speechgpt2.errors import UserError
+
+QUANTILES = 11  # of a fitted distribution
+ENOUGH = 20  # observations that a fit takes at least
+
+
+class Stretch(NamedTuple):
+    """A turn or backchannel of a real conversation: who spoke, in seconds."""
+
+    channel: int
+    start: float
+    end: float
+    backchannel: bool = False
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values at equally spaced probabilities from 0 to 1, linear between them."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2 or list(self.values) != sorted(self.values):
+            raise UserError("a distribution needs at least two values, in rising order")
+
+    def draw(self, rng: random.Random) -> float:
+        return float(np.interp(rng.random(), np.linspace(0, 1, len(self.values)), self.values))
+
+    @classmethod
+    def fit(cls, observed: Iterable[float]) -> Distribution:
+        """Errors: `UserError` for fewer than `ENOUGH` observations."""
+        values = list(observed)
+        if len(values) < ENOUGH:
+            raise UserError(f"{len(values)} observations are too few to fit a distribution; {ENOUGH} are needed")
+        return cls(tuple(float(q) for q in np.quantile(values, np.linspace(0, 1, QUANTILES))))
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """All in seconds, but `backchannel` and `interruption`: the share of the turn that is over when they begin.
+
+    gap       from the end of a turn to the next one's start; below zero they overlap
+    reaction  from the start of an interruption until the interrupted one is silent
+    """
+
+    gap: Distribution = Distribution((-0.8, -0.25, -0.1, -0.02, 0.05, 0.15, 0.22, 0.32, 0.45, 0.7, 1.6))
+    reaction: Distribution = Distribution((0.15, 0.25, 0.35, 0.45, 0.7))
+    backchannel: Distribution = Distribution((0.3, 0.5, 0.8))
+    interruption: Distribution = Distribution((0.35, 0.6, 0.85))
+
+
+def fit(conversations: Iterable[Sequence[Stretch]], base: TimingConfig | None = None) -> TimingConfig:
+    """Gaps and places of backchannels as in these conversations; the rest as in `base`.
+
+    A gap is measured between the turns of different speakers that follow one another. Errors: `UserError` for too few.
+    """
+    gaps: list[float] = []
+    places: list[float] = []
+    for stretches in conversations:
+        turns = sorted((s for s in stretches if not s.backchannel), key=lambda s: s.start)
+        gaps += [b.start - a.end for a, b in zip(turns, turns[1:]) if a.channel != b.channel]
+        for back in (s for s in stretches if s.backchannel):
+            places += [
+                (back.start - turn.start) / (turn.end - turn.start)
+                for turn in turns
+                if turn.channel != back.channel and turn.start <= back.start < turn.end
+            ]
+    fitted = replace(base or TimingConfig(), gap=Distribution.fit(gaps))
+    return replace(fitted, backchannel=Distribution.fit(places)) if len(places) >= ENOUGH else fitted
