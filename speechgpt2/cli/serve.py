@@ -35,7 +35,8 @@ def serve(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision of the weights.")
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines.")] = False,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
+    log_words: Annotated[bool | None, typer.Option("--log-words", help="Log what is said, too.")] = None,
 ) -> None:
     """Serve a model: the OpenAI Realtime protocol, REST, and a page to talk at; without any option, `mini` to this
     machine only.
@@ -49,11 +50,12 @@ def serve(
 
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
     flags |= {"device": device, "dtype": dtype, "open": open_, "api_keys": api_key or None, "origins": origin or None}
+    flags |= {"log_json": log_json, "log_words": log_words}
     settings = read(config, os.environ, flags)
     try:
         from speechgpt2.server import launch
         from speechgpt2.server.app import App
-        from speechgpt2.server.metrics import log_as_json
+        from speechgpt2.server.metrics import log_to_stderr
     except ImportError:
         raise UserError(SERVER_EXTRA) from None
     from speechgpt2.dialogue.dialogue import Dialogue
@@ -62,8 +64,7 @@ def serve(
     from speechgpt2.engine.engine import Engine
 
     launch.check_free(settings.host, settings.port)
-    if log_json:
-        log_as_json()
+    log_to_stderr(settings.log_json)
     with working(f"loading {settings.model}"):
         network()
         place, precision = torch_device(settings.device), torch_dtype(settings.dtype)

@@ -72,6 +72,7 @@ class Screen:
 
         self.listener: Listener = Listener()
         self.speaker, self.heard = speaker, {}  # type: ignore[var-annotated]  # item -> its chunks
+        self.answers = 0  # begun so far; of the latest one:
         self.began, self.done = asyncio.Event(), asyncio.Event()
         self._line: str | None = None  # whose words stand in the open line
 
@@ -94,6 +95,8 @@ class Screen:
         elif kind == "response.output_audio.done":
             self.listener.complete(event["item_id"])
         elif kind == "response.created":
+            self.answers += 1
+            self.began.clear()
             self.done.clear()
         elif kind == "response.done":
             self._end_line()
@@ -222,15 +225,14 @@ async def _say(talk: Talk, turns: list[Any], interrupt: float | None, screen: Sc
     silence = np.zeros(SAMPLE_RATE // 25, np.float32)
     loop = asyncio.get_running_loop()
     for number, turn in enumerate(turns):
-        screen.began.clear()
-        screen.done.clear()
+        before = screen.answers
         if isinstance(turn, str):
             print(f"you: {turn}", flush=True)
             await talk.write(turn)
         else:
             await talk.speak(turn)
         end = loop.time() + PATIENCE
-        while not screen.began.is_set():
+        while screen.answers == before or not screen.began.is_set():
             await talk.speak(silence)
             if loop.time() > end:
                 raise UserError(f"no answer within {PATIENCE:.0f} s")

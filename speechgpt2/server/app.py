@@ -118,6 +118,7 @@ class App:
         talk = self.open(settings.of_session(session))
         dialogue = self.dialogue(talk, settings.of_dialogue(session))
         connection = Connection(dialogue, self.engine, session, self.config.limits, self.metrics)
+        connection.log_words = self.config.log_words
         self.connections.add(connection)
         code, reason = 1000, ""
         try:

@@ -54,8 +54,8 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     open: bool = False  # serve the network without keys
     origins: tuple[str, ...] = ()  # of browser pages, besides the server's own; "*" for all
-    greetings: str | None = None  # a folder of recordings that the page offers as openings
-    log_content: bool = False  # whether logs may hold what was said
+    log_json: bool = False  # one JSON object a line
+    log_words: bool = False  # what was said, too; sound is never logged
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def __post_init__(self) -> None:

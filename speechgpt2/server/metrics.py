@@ -67,9 +67,19 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_as_json(level: int = logging.INFO) -> None:
-    """Send all logs to stderr as JSON lines."""
+def log_to_stderr(as_json: bool) -> None:
+    """Send the server's logs to stderr; of others' only warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines() if as_json else Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    root.handlers, root.level = [handler], level
+    root.handlers = [handler]
+    logging.getLogger("sg2").setLevel(logging.INFO)
+
+
+class Lines(logging.Formatter):
+    """A log record as a line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        fields = getattr(record, "fields", {})
+        return super().format(record) + "".join(f" {key}={value}" for key, value in fields.items())

@@ -23,7 +23,7 @@ from typing import Any
 from speechgpt2.dialogue.protocol import Engine, IdleTimeout, ReplyStarted, TurnTaken
 from speechgpt2.errors import UserError
 from speechgpt2.server import formats, settings, wire
-from speechgpt2.server.channel import Channel, Close
+from speechgpt2.server.channel import Channel, Close, log
 from speechgpt2.server.config import LimitsConfig
 from speechgpt2.server.conversation import Conversation, Item, Part, as_turn, from_base64, from_client, new_id
 from speechgpt2.server.metrics import Metrics
@@ -73,7 +73,7 @@ class Connection(Channel):
         self.notes: tuple[str, ...] = ()  # system messages
         self.greeting: Speech | None = None
         self.spoke_up = self.speech_ended = self.turn_ended = 0.0
-        self.draining = False
+        self.draining, self.log_words = False, False
         self.emit("session.created", session=self.shown())
 
     def shown(self) -> dict[str, Any]:
@@ -247,6 +247,8 @@ class Connection(Channel):
         if item is None:
             return
         item.parts[0].text = event.text
+        if self.log_words:
+            log.info("heard", extra={"fields": {"session": self.id, "words": event.text}})
         if self.session.audio.input.transcription is not None:
             kind, place = "conversation.item.input_audio_transcription", {"item_id": item.id, "content_index": 0}
             seconds = item.parts[0].size / formats.BYTES_PER_SECOND[item.parts[0].format]
@@ -336,6 +338,9 @@ class Connection(Channel):
         response, self.response = self.response, None
         if response is not None:
             response.end(status, reason, error)
+            if self.log_words:
+                words = " ".join(item.written for item in response.items)
+                log.info("answered", extra={"fields": {"session": self.id, "status": status, "words": words}})
             self.metrics.responses.labels(status).inc()
             if response.heard is not None:
                 self.dialogue.truncate(response.number, response.heard)

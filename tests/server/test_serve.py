@@ -1,0 +1,86 @@
+"""`sg2 serve` and `sg2 talk` from a shell."""
+
+import json
+import logging
+import re
+import socket
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from speechgpt2 import audio
+from speechgpt2.cli import app
+from tests.server.conftest import line, serving, silence, voice
+
+
+def sg2(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"SG2_API_KEY": None})
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_what_cannot_be_served(tmp_path):
+    assert "did you mean 'slots'" in (fails("serve", "--config", write(tmp_path / "s.yaml", "slotz: 1")))
+    assert "without keys lets anyone in" in fails("serve", "--host", "0.0.0.0")
+    assert "no such file" in fails("serve", "--config", tmp_path / "absent.yaml")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "cannot listen on 127.0.0.1" in fails("serve", "--port", taken.getsockname()[1])
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def fails(*arguments):
+    lines = sg2(*arguments, code=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_talk_asks_and_saves_what_was_heard(tmp_path, served):
+    audio.save(tmp_path / "q.wav", np.concatenate([voice(0.4), silence(0.1)]))
+    out = tmp_path / "answer.wav"
+    result = sg2("talk", tmp_path / "q.wav", "--url", served.http, "-o", out)
+    assert re.search(r"you: [\d.]+ s of speech\nsg2: you said [\d.]+ s of speech and I answer .* hear\n", result.stdout)
+    assert len(audio.load(out)) == 20 * 2880
+
+
+def test_talk_interrupts(tmp_path, served):
+    audio.save(tmp_path / "q.wav", np.concatenate([voice(0.4), silence(0.1)]))
+    out = tmp_path / "answers.wav"
+    result = sg2("talk", tmp_path / "q.wav", tmp_path / "q.wav", "--interrupt", 0.5, "--url", served.http, "-o", out)
+    assert "[interrupted after 0." in result.stdout or "[interrupted after 1." in result.stdout
+    assert 20 * 2880 + 7200 < len(audio.load(out)) < 34 * 2880
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to say"),
+        (["--text", "x", "-o", "x.txt"], "the ending must be"),
+        (["--text", "x", "--url", "ws://127.0.0.1:9"], "no server at"),
+        (["absent.wav"], "no such file"),
+    ],
+)
+def test_talk_that_makes_no_sense(arguments, message):
+    assert message in fails("talk", *arguments)
+
+
+def test_talk_that_is_refused():
+    with serving(api_keys=("a-good-key",)) as served:
+        assert "Incorrect or missing API key" in fails("talk", "--text", "x", "--url", served.http)
+
+
+def test_logs_hold_words_only_if_asked_to(caplog):
+    caplog.set_level(logging.INFO, logger="sg2")
+    for asked in (False, True):
+        with serving(log_words=asked) as served, line(served) as client:
+            client.update(output_modalities=["text"])
+            client.write("secret words")
+            client.until("response.done")
+        served.wait(lambda served=served: not served.app.admission.taken)
+        told = [json.dumps(getattr(record, "fields", {})) for record in caplog.records]
+        assert any("heard_seconds" in fields for fields in told)
+        assert any("secret words" in fields for fields in told) == asked
