@@ -1,0 +1,157 @@
+"""A folder of recordings or a manifest of records -> clips, one at a time, in a stable order.
+
+Nothing that can stand in a name or a line ends a run: what cannot be used becomes a rejected clip with a reason.
+Beside `talk.mp3` a file `talk.txt` may hold what is said in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from speechgpt2.data.pipeline.results import Results
+from speechgpt2.data.pipeline.sound import Workspace
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Source, Wording
+from speechgpt2.errors import UserError
+
+STAGE, STAGE_VERSION = "intake", 1
+NOT_SOUND = {".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".html", ".xml", ".gz", ".db"}
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")  # what may become a file's name in an archive
+LONGEST_LINE = 16 << 20  # bytes of a manifest's line
+LONGEST_TEXT = 1 << 20  # bytes of a transcript
+
+
+def read(source: Path, results: Results) -> Iterator[Clip]:
+    """The clips of a folder or a manifest (JSON lines). Errors: `UserError` if there is no such thing."""
+    if not source.is_dir() and not source.is_file():
+        raise UserError(f"{source}: no such folder or manifest")
+    results.forget_ids()
+    for clip in _folder(source, results) if source.is_dir() else _manifest(source, results):
+        if results.new_id(clip.id):
+            yield clip
+        else:
+            again = replace(clip, id=_short_hash(f"{clip.id} again {clip.to_json()}".encode()))
+            yield _refuse(again, "id-twice", f"another clip is named {clip.id}") if clip.kept else again
+
+
+def root_of(source: Path) -> Path:
+    """What paths in the clips are relative to."""
+    return source if source.is_dir() else source.parent
+
+
+def _folder(root: Path, results: Results) -> Iterator[Clip]:
+    for path in _walk(root):
+        name = path.relative_to(root)
+        try:
+            shown = str(name).encode("utf-8").decode()
+        except UnicodeEncodeError:
+            yield _refused(_short_hash(os.fsencode(name)), "name", _url(name), "its name is not UTF-8")
+            continue
+        clip = Clip(_id_of(shown), audio=AudioInfo(path=shown), source=Source(url=_url(name)))
+        yield _with_text(_with_hash(clip, path, results), path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below `folder` that may hold sound, in the order of their names, without following links to folders."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        elif entry.is_file() and Path(entry.name).suffix.lower() not in NOT_SOUND:
+            yield Path(entry.path)
+
+
+def _with_text(clip: Clip, path: Path) -> Clip:
+    """With the transcript that lies beside it."""
+    beside = path.with_suffix(".txt")
+    if not clip.kept or not beside.is_file():
+        return clip
+    with beside.open("rb") as file:
+        raw = file.read(LONGEST_TEXT + 1)
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return _refuse(clip, "text", f"{beside.name} is not UTF-8")
+    return (
+        _refuse(clip, "text", f"{beside.name} is endless")
+        if len(raw) > LONGEST_TEXT
+        else replace(clip, text=Wording(raw=text))
+    )
+
+
+def _manifest(manifest: Path, results: Results) -> Iterator[Clip]:
+    root = manifest.parent
+    with manifest.open("rb") as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if line.strip():
+                yield _of_line(line, number, root, results)
+
+
+def _of_line(line: bytes, number: int, root: Path, results: Results) -> Clip:
+    where = f"line {number}"
+    try:
+        clip = Clip.from_json(line.decode("utf-8"))
+        clip.to_json().encode("utf-8")  # JSON can spell half a character, and a number that is none
+    except ValueError as error:
+        said = "is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+        return _refused(f"line-{number:09d}", "manifest", "", f"{where}: {said}"[:300])
+    if SAFE_ID.fullmatch(clip.id) is None:
+        clip = replace(clip, id=_short_hash(clip.id.encode()))
+    if not clip.kept:
+        return clip
+    path = Workspace(root, root).source(clip.audio.path)
+    if path is None:
+        return _refuse(clip, "path", f"{where}: its path does not lie below the manifest's folder")
+    if not path.is_file():
+        return _refuse(clip, "unreadable", f"{where}: no file {clip.audio.path}")
+    return clip if clip.source.sha256 else _with_hash(clip, path, results)
+
+
+def _with_hash(clip: Clip, path: Path, results: Results) -> Clip:
+    """With the hash of the file, which is read only if it has changed since the last time."""
+    try:
+        status = path.stat()
+        known = results.known_file(str(path), status.st_size, status.st_mtime_ns)
+        if known is None:
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            known = digest.hexdigest()
+            results.remember_file(str(path), status.st_size, status.st_mtime_ns, known)
+    except (OSError, ValueError) as error:
+        return _refuse(clip, "unreadable", str(getattr(error, "strerror", None) or error))
+    return replace(clip, source=replace(clip.source, sha256=known))
+
+
+def _id_of(name: str) -> str:
+    """A name for people with a hash that tells it from all others."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).with_suffix("").as_posix()).strip("-")[-60:].strip("-")
+    return f"{plain}-{_short_hash(name.encode())}" if plain else _short_hash(name.encode())
+
+
+def _short_hash(name: bytes) -> str:
+    return hashlib.sha256(name).hexdigest()[:10]
+
+
+def _url(name: Path) -> str:
+    return "file:" + urllib.parse.quote(os.fsencode(name))
+
+
+def _refused(id: str, reason: str, url: str, detail: str) -> Clip:
+    return _refuse(Clip(id, source=Source(url=url)), reason, detail)
+
+
+def _refuse(clip: Clip, reason: str, detail: str) -> Clip:
+    decision = Decision(STAGE, STAGE_VERSION, False, reason=reason, detail=detail)
+    return replace(clip, decisions=(*clip.decisions, decision))

@@ -1,0 +1,82 @@
+"""Everything that was measured, of kept and rejected clips, as one Parquet file. Needs the extra `data` (pyarrow).
+
+A row per clip, in the order of the clips: id, parent, url, licence, language, seconds, kept, stage and reason of the
+refusal with its score and threshold, and every number of prosody, quality and text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from speechgpt2.data.record import Clip
+from speechgpt2.errors import UserError
+
+ROWS = 4096  # in a group, and in memory
+TEXTS = ("id", "parent_id", "url", "spdx", "language", "text", "speaker", "stage", "reason", "detail")
+NUMBERS = (
+    "snr", "loudness", "bandwidth", "clipping", "overlap", "music", "noise", "silence",
+    "f0_mean", "f0_std", "f0_low", "f0_high", "energy", "rate",
+)  # fmt: skip
+
+
+def row_of(clip: Clip) -> dict[str, Any]:
+    """The plain values of one row."""
+    refusal = clip.refusal
+    return {
+        "id": clip.id, "parent_id": clip.parent_id, "url": clip.source.url, "spdx": clip.source.spdx or "",
+        "language": clip.lang.code, "text": clip.text.norm or clip.text.raw,
+        "speaker": clip.speakers[0].id if clip.speakers else "", "start": clip.audio.start,
+        "seconds": clip.audio.duration, "kept": clip.kept, "stage": refusal.stage if refusal else "",
+        "reason": refusal.reason if refusal else "", "detail": refusal.detail if refusal else "",
+        "score": refusal.score if refusal else None, "threshold": refusal.threshold if refusal else None,
+        **{name: getattr(clip.quality, name, None) for name in NUMBERS[:8]},
+        **{name: getattr(clip.prosody, name) for name in NUMBERS[8:]},
+        "cer": clip.text.cer, "mos": sorted(clip.quality.mos.items()), "extra": sorted(clip.quality.extra.items()),
+    }  # fmt: skip
+
+
+def write(clips: Iterable[Clip], path: Path, scratch: Path) -> int:
+    """Write the scores of `clips`; returns the number of rows. `scratch` is a folder on the same disk."""
+    pyarrow, parquet = _pyarrow()
+    schema, rows = _schema(pyarrow), 0
+    clips = iter(clips)
+    part = scratch / "scores.part"
+    with parquet.ParquetWriter(part, schema, compression="zstd") as writer:
+        while group := [row_of(clip) for clip in islice(clips, ROWS)]:
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+            rows += len(group)
+    os.replace(part, path)
+    return rows
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of scores. Errors: `UserError` if there is none."""
+    _, parquet = _pyarrow()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of scores")
+    for batch in parquet.ParquetFile(path).iter_batches(ROWS):
+        for row in batch.to_pylist():
+            yield {**row, "mos": dict(row["mos"]), "extra": dict(row["extra"])}
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, number = pyarrow.string(), pyarrow.float64()
+    named = pyarrow.map_(text, number)
+    return pyarrow.schema([
+        *((name, text) for name in TEXTS[:7]), ("start", number), ("seconds", number), ("kept", pyarrow.bool_()),
+        *((name, text) for name in TEXTS[7:]), ("score", number), ("threshold", number),
+        *((name, number) for name in NUMBERS), ("cer", number), ("mos", named), ("extra", named),
+    ])  # fmt: skip
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError("scores need pyarrow: pip install 'speechgpt2[data]'") from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,143 @@
+"""Clips -> Lhotse cuts in Shar, with FLAC, and back.
+
+    shar/cuts.000000.jsonl.gz      cuts; `CutSet.from_shar(in_dir="shar")` reads them with their sound
+    shar/recording.000000.tar      24 kHz, mono, 16 bit, gain applied
+
+Words stand in each cut's supervision as Lhotse aligns them, everything else of a clip in the cut's custom field `clip`.
+Written here rather than by Lhotse, whose archives carry the time of day: equal clips shall give equal bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from speechgpt2.data.pipeline.sound import Sound, Workspace, to_int16
+from speechgpt2.data.record import Alignment, Clip
+from speechgpt2.data.utterance import Word
+from speechgpt2.types import SAMPLE_RATE
+
+SHARD = 500  # clips
+DIGESTS = "shards.json"  # what each shard was made of, so that those that are still right are left alone
+_DIGITS = 6  # of a time: microseconds survive Lhotse's (start, duration) and the way back
+
+
+def to_cut(clip: Clip, samples: int) -> dict[str, Any]:
+    """A Lhotse `MonoCut` as plain data; its recording has `samples` samples."""
+    duration = samples / SAMPLE_RATE
+    rest = replace(clip, align=replace(clip.align, words=()))
+    return {
+        "id": clip.id, "start": 0.0, "duration": duration, "channel": 0,
+        "supervisions": [_supervision(clip, duration)], "recording": _recording(clip, samples),
+        "custom": {"clip": rest.to_dict()}, "type": "MonoCut",
+    }  # fmt: skip
+
+
+def _supervision(clip: Clip, duration: float) -> dict[str, Any]:
+    speaker = clip.speakers[0] if clip.speakers else None
+    supervision: dict[str, Any] = {
+        "id": clip.id, "recording_id": clip.id, "start": 0.0, "duration": duration, "channel": 0,
+        "text": clip.text.norm or clip.text.raw, "language": clip.lang.code,
+        "speaker": speaker.id if speaker else "", "gender": speaker.gender if speaker else "",
+    }  # fmt: skip
+    if clip.align.words:
+        words = [[w.text, w.start, round(w.end - w.start, _DIGITS), None] for w in clip.align.words]
+        supervision["alignment"] = {"word": words}
+    return {key: value for key, value in supervision.items() if value != ""}
+
+
+def _recording(clip: Clip, samples: int) -> dict[str, Any]:
+    return {
+        "id": clip.id, "sources": [{"type": "shar", "channels": [0], "source": ""}], "sampling_rate": SAMPLE_RATE,
+        "num_samples": samples, "duration": samples / SAMPLE_RATE, "channel_ids": [0],
+    }  # fmt: skip
+
+
+def from_cut(cut: dict[str, Any]) -> Clip:
+    """The clip of a cut of ours, as `cut.to_dict()` or a line of the shard gives it."""
+    clip = Clip.from_dict(cut["custom"]["clip"])
+    aligned = cut["supervisions"][0].get("alignment", {}).get("word", ())
+    words = tuple(Word(text, start, round(start + length, _DIGITS)) for text, start, length, *_ in aligned)
+    return replace(clip, align=Alignment(words, clip.align.phones, clip.align.tones))
+
+
+def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Path, size: int = SHARD) -> int:
+    """Write the clips as shards of `size` into `folder`, leaving alone those that are right; returns how many shards.
+
+    `scratch` is a folder on the same disk: in `folder` itself Lhotse would take a half-written file for a field.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    digests_file = scratch / DIGESTS
+    digests = json.loads(digests_file.read_text()) if digests_file.exists() else {}
+    clips, number = iter(clips), 0
+    while shard := list(islice(clips, size)):
+        digest = hashlib.sha256("".join(clip.to_json() for clip in shard).encode()).hexdigest()
+        cuts, recordings = folder / f"cuts.{number:06d}.jsonl.gz", folder / f"recording.{number:06d}.tar"
+        if digests.get(str(number)) != digest or not (cuts.exists() and recordings.exists()):
+            _write_shard(shard, workspace, cuts, recordings, scratch)
+            digests[str(number)] = digest
+            _replace_text(digests_file, json.dumps(digests))
+        number += 1
+    for path in folder.iterdir():  # of an earlier run with more clips
+        parts = path.name.split(".")
+        if parts[0] in ("cuts", "recording") and parts[1].isdigit() and int(parts[1]) >= number:
+            path.unlink()
+    return number
+
+
+def _write_shard(shard: list[Clip], workspace: Workspace, cuts: Path, recordings: Path, scratch: Path) -> None:
+    lines = []
+    with (scratch / "recording.part").open("wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
+        for clip in shard:
+            pcm = Sound(clip, workspace).pcm
+            lines.append(json.dumps(to_cut(clip, len(pcm)), ensure_ascii=False, sort_keys=True) + "\n")
+            _add(archive, f"{clip.id}.flac", flac(pcm))
+            _add(archive, f"{clip.id}.json", json.dumps(_recording(clip, len(pcm))).encode())
+    with (scratch / "cuts.part").open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+        packed.writelines(line.encode() for line in lines)
+    os.replace(scratch / "recording.part", recordings)
+    os.replace(scratch / "cuts.part", cuts)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no owner, no time
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def flac(pcm: np.ndarray) -> bytes:
+    """`pcm [N]` at 24 kHz as a FLAC file of 16 bit."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, to_int16(pcm), SAMPLE_RATE, "PCM_16", format="FLAC")
+    return buffer.getvalue()
+
+
+def read(folder: Path) -> Iterator[tuple[Clip, np.ndarray]]:
+    """The clips of a folder of shards with their sound, float32 [N] at 24 kHz."""
+    for cuts in sorted(folder.glob("cuts.*.jsonl.gz")):
+        recordings = cuts.with_name(cuts.name.replace("cuts.", "recording.").replace(".jsonl.gz", ".tar"))
+        with gzip.open(cuts, "rt", encoding="utf-8") as lines, tarfile.open(recordings) as archive:
+            for line in lines:
+                clip = from_cut(json.loads(line))
+                member = archive.extractfile(f"{clip.id}.flac")
+                assert member is not None
+                yield clip, soundfile.read(io.BytesIO(member.read()), dtype="float32")[0]
+
+
+def _replace_text(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".part")
+    scratch.write_text(text)
+    os.replace(scratch, path)
