@@ -6,10 +6,12 @@
 Each caller is a websocket whose microphone is always open: questions are spoken in real time, with silence between
 them; every second answer is interrupted. All times are taken at the client, in its own process:
 
-    from speech   last sample of the question's speech -> first byte of the answer's sound, the silence included
-    from turn     the server says that the turn is over -> first byte of sound; 0 where the answer was there already
-    barge-in      first sample of the interruption -> last byte of the interrupted answer's sound
-    underruns     chunks that came after a listener with 100 ms of cushion had run dry
+    word → sound   last sample of the question's speech -> first byte of the answer's sound, the silence included
+    turn → sound   the server says that the turn is over -> first byte of sound
+    barge-in       first sample of the interruption -> last byte of the interrupted answer's sound
+    step, late     the engine's steps: their mean, and how many take longer than the 120 ms of speech that they make
+    gaps           chunks that came after a listener with 100 ms of cushion had run dry
+    lost           questions without an answer
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from speechgpt2.eval.report import column
 from speechgpt2.types import SAMPLE_RATE
 
 SG2 = "from speechgpt2.cli import main; main()"
+TITLE = "Callers at once; milliseconds (50, 95, 99 %)"
 CUSHION = 0.1  # seconds that a listener holds before it plays
 HEARD = 1.0  # seconds of an answer before it is interrupted
 PATIENCE = 20.0  # seconds to wait for an answer
@@ -64,13 +67,13 @@ class Load:
 
     sessions: int = column("sessions")
     turns: int = column("turns")
-    from_turn_ms: tuple[float, float, float] = column("from turn, ms", ".0f")
-    from_speech_ms: tuple[float, float, float] = column("from speech, ms", ".0f")
-    barge_in_ms: tuple[float, float, float] = column("barge-in, ms", ".0f")
-    step_ms: float = column("step, mean ms", ".1f")
-    late_steps: float = column("steps > 120 ms", ".1%")
-    underruns: int = column("underruns")
-    unanswered: int = column("unanswered")
+    from_turn_ms: tuple[float, float, float] = column("turn → sound", ".0f")
+    from_speech_ms: tuple[float, float, float] = column("word → sound", ".0f")
+    barge_in_ms: tuple[float, float, float] = column("barge-in", ".0f")
+    step_ms: float = column("step", ".0f")
+    late_steps: float = column("late", ".0%")
+    underruns: int = column("gaps")
+    unanswered: int = column("lost")
 
     @property
     def in_real_time(self) -> bool:
@@ -85,7 +88,7 @@ class Caller:
         self.talk, self.questions, self.turns, self.rng, self.result = talk, questions, turns, rng, result
         self.listener = Listener(CUSHION)
         self.first_sound, self.answered, self.answer_done = asyncio.Event(), 0.0, asyncio.Event()
-        self.turn_over = self.last_sound = 0.0
+        self.turn_over = self.last_sound = self.silent_from = 0.0
         self.response: str | None = None
 
     async def run(self) -> None:
@@ -124,7 +127,9 @@ class Caller:
         began = now()
         speech, tail = split_at_end(self.questions[0])
         await self.talk.speak(speech[: SAMPLE_RATE // 2])
-        self.result.barge_in.append(max(0.0, self.last_sound - began))
+        if not await self._silence_until(self.answer_done):
+            return
+        self.result.barge_in.append(max(0.0, self.silent_from - began))
         if cut := self.listener.flush(now()):
             await self.talk.send("conversation.item.truncate", item_id=cut[0], content_index=0, audio_end_ms=cut[1])
         self.first_sound.clear()
@@ -156,6 +161,7 @@ class Caller:
             elif kind == "response.output_audio.done":
                 self.listener.complete(event["item_id"])
             elif kind == "response.done" and event["response"]["id"] == self.response:
+                self.silent_from = self.last_sound
                 self.answer_done.set()
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -272,11 +278,11 @@ def main(
         asyncio.run(call(address, key, 1, 1, recordings))  # warms up
         for count in sessions:
             rows.append(asyncio.run(call(address, key, count, turns, recordings)))
-            report.show("Callers at once", rows[-1:], console)
+            report.show(TITLE, rows[-1:], console)
             if not rows[-1].in_real_time:
                 console.print(f"{count} sessions are more than this server does in real time")
                 break
-    report.show("Callers at once", rows, console)
+    report.show(TITLE, rows, console)
     if out is not None:
         report.save_json(out, callers=rows)
         plot(rows, out.with_suffix(".png"))
