@@ -3,8 +3,9 @@
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH]
 #
-# OUT (runs/mini) takes some 8 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the codec then also
-# learns from. Every step resumes where it was stopped; a finished step is not repeated. Needs `pip install -e '.[train,synthesis,eval]'`
+# OUT (runs/mini) takes some 10 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the codec then also
+# learns from. Every step resumes where it was stopped; a finished step is not repeated. The
+# voices that are held out of all training are `HELD_OUT_VOICES` in speechgpt2/data/voices.py. Needs `pip install -e '.[train,synthesis,eval]'`
 # and the Debian package flite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,10 +13,10 @@ out=${1:-runs/mini}
 real=${2:-}
 
 sg2 data codec-corpus "$out/speech" --hours 6 ${real:+--real-speech "$real"}
-sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --out "$out/codec" --resume
+sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --favour 1.5 --out "$out/codec" --resume --processes 2
 sg2 convert "$out/codec" "$out/codec-half" --dtype float16  # codes must not change after the language model has learnt them
-sg2 data dialogue-corpus "$out/dialogues" --exchanges 24000
-sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume
+sg2 data dialogue-corpus "$out/dialogues" --exchanges 30000 --says 12000
+sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume --processes 2
 sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume
 sg2 convert "$out/lm" "$out/model" --dtype float16
 sg2 convert "$out/decoder" "$out/model" --dtype float16

@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
     "data": (
-        "Build corpora.",
+        "Collect, make and keep speech to learn from.",
         {
             "codec-corpus": corpora.codec_corpus,
             "dialogue-corpus": corpora.dialogue_corpus,
