@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from speechgpt2.data.corpus import F0_HOP
 from speechgpt2.data.dialogue.script import Style
 from speechgpt2.data.pitch import track
 from speechgpt2.data.utterance import Utterance, Voice
 from speechgpt2.data.voices import speak
 
 WHISPERER = "whisper"  # espeak's unvoiced variant
-SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured; see tests
+SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured
 VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
 FAINT_DB = -25.0  # below the loudest step: not counted
 
@@ -58,13 +60,14 @@ def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice
 
 def measure(spoken: Utterance, neutral: Utterance) -> Measured:
     """How `spoken` differs from `neutral`, the same words by the same voice. Errors: `SynthesisUnavailable`."""
-    (hertz, level), (plain, base) = _melody(spoken.pcm), _melody(neutral.pcm)
+    got, plain = _melody(spoken.pcm), _melody(neutral.pcm)
+    both = len(got.semitones) and len(plain.semitones)
     return Measured(
         rate=_length(neutral) / _length(spoken),
-        pitch=float(np.median(hertz) - np.median(plain)) if len(hertz) and len(plain) else 0.0,
-        range=_spread(hertz) / max(_spread(plain), 0.1) if len(hertz) and len(plain) else 1.0,
-        loudness=level - base,
-        voiced=_voiced(spoken.pcm),
+        pitch=float(np.median(got.semitones) - np.median(plain.semitones)) if both else 0.0,
+        range=_spread(got.semitones) / max(_spread(plain.semitones), 0.1) if both else 1.0,
+        loudness=got.level - plain.level,
+        voiced=got.voiced,
     )
 
 
@@ -102,22 +105,20 @@ def _length(utterance: Utterance) -> float:
     return max(utterance.words[-1].end - utterance.words[0].start, 1e-3)
 
 
-def _melody(pcm: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pitch of the voiced 10 ms steps in semitones above 1 Hz, and the level of the loud ones in dB."""
+class _Melody(NamedTuple):
+    """Pitch of the voiced 10 ms steps in semitones above 1 Hz; of the loud steps, level in dB and the voiced share."""
+
+    semitones: np.ndarray
+    level: float
+    voiced: float
+
+
+def _melody(pcm: np.ndarray) -> _Melody:
     hertz = track(pcm)
-    power = _power(pcm)
-    loud = power[power > power.max() * 10 ** (FAINT_DB / 10)]
-    return 12 * np.log2(hertz[hertz > 0]), float(10 * np.log10(loud.mean()))
-
-
-def _voiced(pcm: np.ndarray) -> float:
-    hertz, power = track(pcm), _power(pcm)
+    power = np.square(pcm[: len(pcm) // F0_HOP * F0_HOP].reshape(-1, F0_HOP)).mean(axis=1)
     loud = np.flatnonzero(power > power.max() * 10 ** (FAINT_DB / 10))
-    return float((hertz[loud[loud < len(hertz)]] > 0).mean())
-
-
-def _power(pcm: np.ndarray) -> np.ndarray:
-    return np.square(pcm[: len(pcm) // 240 * 240].reshape(-1, 240)).mean(axis=1)
+    level = float(10 * np.log10(power[loud].mean()))
+    return _Melody(12 * np.log2(hertz[hertz > 0]), level, float((hertz[loud] > 0).mean()))
 
 
 def _spread(semitones: np.ndarray) -> float:
