@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import codes, conversations, corpora, crawl, judge, models, serve, speech, talk, train
+from speechgpt2.cli import codes, conversations, corpora, crawl, judge, models, pipeline, serve, speech, talk, train
 from speechgpt2.cli.common import say_error
 from speechgpt2.errors import UserError
 
@@ -51,6 +51,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "dialogue-corpus": corpora.dialogue_corpus,
             "crawl": crawl.crawl,
             "takedown": crawl.takedown,
+            "clean": pipeline.clean,
+            "rethreshold": pipeline.rethreshold,
+            "report": pipeline.report,
+            "audit": pipeline.audit,
             "synthesize": conversations.synthesize,
         },
     ),

@@ -48,6 +48,7 @@ class AudioInfo:
     path      the file as it was found, relative to the manifest's folder
     pcm_hash  of the decoded samples: the crawler's of the file, after decoding that of the standard recording
     gain      dB to apply to what the recording holds
+    fingerprint  equal or nearly so for what sounds alike (hexadecimal)
     """
 
     path: str = ""
@@ -58,6 +59,7 @@ class AudioInfo:
     format: str = ""
     pcm_hash: str = ""
     gain: float = 0.0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

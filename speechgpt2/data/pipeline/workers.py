@@ -75,10 +75,12 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
             return Done(task, tuple(results), (clip,), number, fault)
         taken = (time.perf_counter() - begun) * 1000
         changes = tuple(difference(clip, output) for output in outputs)
-        results.append(Result(stage.key(clip), stage.name, changes, refusal, taken, clip.audio.duration))
-        if len(outputs) != 1:
-            return Done(task, tuple(results), tuple(outputs), number + 1)
-        clip = outputs[0]
+        result = Result(stage.key(clip), stage.name, changes, refusal, taken, clip.audio.duration)
+        results.append(result)
+        following = result.clips(clip)  # as the file of results will give them, to the last digit
+        if len(following) != 1:
+            return Done(task, tuple(results), tuple(following), number + 1)
+        clip = following[0]
     return Done(task, tuple(results), (clip,), len(stages))
 
 

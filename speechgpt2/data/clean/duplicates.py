@@ -1,0 +1,125 @@
+"""Near-duplicates: the same sound again, louder, cut a little, through another codec, is found by its fingerprint.
+
+After Haitsma and Kalker (2002): the signs of the differences of energy between neighbouring bands and times; here over
+what sounds of a clip, in as many slots whatever its length, so that clips are compared as wholes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.data.clean.spectrum import decibels, mel_bands, power
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.pipeline.survey import Read, Survey
+from speechgpt2.data.record import Clip, Decision
+
+SLOTS, BANDS = 24, 17  # 23 differences in time of 16 between bands: 368 bits
+NEIGHBOURS = 64  # of a clip in the order of one slot that are compared with it
+
+
+def fingerprint(spectrum: np.ndarray) -> np.ndarray:
+    """Power `[T, BINS]` -> `[SLOTS − 1]` uint16."""
+    bands = spectrum @ mel_bands(BANDS, 150.0, 3600.0)
+    level = bands.sum(axis=1)
+    loud = np.flatnonzero(level > level.max() * 10**-3.0)
+    sounding = np.cumsum(np.pad(bands[loud[0] : loud[-1] + 1], ((1, 0), (0, 0))), axis=0, dtype=np.float64)
+    edges = np.linspace(0, len(sounding) - 1, SLOTS + 1)
+    whole = edges.astype(int)
+    part = (edges - whole)[:, None]
+    following = sounding[np.minimum(whole + 1, len(sounding) - 1)]
+    sums = np.diff(sounding[whole] * (1 - part) + following * part, axis=0)
+    bits = np.diff(np.diff(decibels(sums), axis=1), axis=0) > 0
+    return np.packbits(bits, axis=1).view(">u2")[:, 0].astype(np.uint16)
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Share of equal bits of fingerprints `[…, SLOTS − 1]`: about 0.5 for unrelated ones."""
+    different = np.unpackbits((a ^ b).view(np.uint8), axis=-1).sum(axis=-1)
+    return 1 - different / (16 * (SLOTS - 1))
+
+
+@dataclass(frozen=True)
+class FingerprintConfig:
+    kind: Literal["fingerprint"] = "fingerprint"
+
+
+class Fingerprint(Stage[FingerprintConfig]):
+    """Sets `audio.fingerprint`."""
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        bits = fingerprint(sound.once("power", power))
+        return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """Clips are the same if more than `at_most` of their bits are, and their lengths differ by at most `stretch`."""
+
+    kind: Literal["duplicates"] = "duplicates"
+    at_most: float = 0.72
+    stretch: float = 0.06
+
+
+class Duplicates(Survey[DuplicatesConfig]):
+    """Rejects what is like an earlier clip that is kept; of equal ones the first stays."""
+
+    version = 1
+
+    def __call__(self, read: Read) -> Iterator[Clip]:
+        prints, seconds = bytearray(), []
+        for clip in read():
+            if clip.kept and clip.audio.fingerprint:
+                prints += bytes.fromhex(clip.audio.fingerprint)
+                seconds.append(clip.audio.duration)
+        matrix = np.frombuffer(bytes(prints), ">u2").astype(np.uint16).reshape(-1, SLOTS - 1)
+        like = self._like(matrix, np.array(seconds))
+        ids: dict[int, str] = {first: "" for first, _ in like.values()}
+        number = 0
+        for clip in read():
+            if not clip.kept or not clip.audio.fingerprint:
+                yield clip
+                continue
+            if number in ids:
+                ids[number] = clip.id
+            yield self._judged(clip, like[number], ids) if number in like else clip
+            number += 1
+
+    def _judged(self, clip: Clip, like: tuple[int, float], ids: dict[int, str]) -> Clip:
+        first, score = like
+        decision = Decision(
+            self.name, self.version, False, reason="duplicate", score=round(score, 4), threshold=self.config.at_most,
+            detail=f"like {ids[first]}",
+        )  # fmt: skip
+        return replace(clip, decisions=(*clip.decisions, decision))
+
+    def _like(self, prints: np.ndarray, seconds: np.ndarray) -> dict[int, tuple[int, float]]:
+        """Of each clip that is a duplicate, the earliest kept one that it is like, and how much.
+
+        Candidates are equal in one slot at least: in its order they are neighbours.
+        """
+        pairs: dict[tuple[int, int], float] = {}
+        for slot in range(prints.shape[1]):
+            order = np.lexsort((seconds, prints[:, slot]))
+            for step in range(1, min(NEIGHBOURS, len(order))):
+                one, two = order[:-step], order[step:]
+                near = (prints[one, slot] == prints[two, slot]) & (
+                    seconds[two] - seconds[one] <= self.config.stretch * seconds[two] + 0.05
+                )
+                if not near.any():
+                    break
+                one, two = one[near], two[near]
+                scores = similarity(prints[one], prints[two])
+                for i in np.flatnonzero(scores > self.config.at_most):
+                    pairs[min(one[i], two[i]), max(one[i], two[i])] = float(scores[i])
+        like: dict[int, tuple[int, float]] = {}
+        for (first, second), score in sorted(pairs.items(), key=lambda pair: (pair[0][1], pair[0][0])):
+            if second not in like and first not in like:
+                like[int(second)] = int(first), score
+        return like

@@ -1,0 +1,87 @@
+"""Does the sound say the text? A synthesiser says it, and the two are laid over each other. Needs espeak-ng.
+
+Dynamic time warping of mel cepstra, as in forced alignment by synthesis (aeneas). How well two voices can fit depends
+on the voices and the room, so the cost is set in relation to what the same synthetic sounds cost in wrong orders:
+below 1 for the right text, about 1 for a wrong one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.data.clean.spectrum import cepstra, decibels, power
+from speechgpt2.data.engines.espeak import MANDARIN
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.record import Clip
+from speechgpt2.data.utterance import Voice
+from speechgpt2.data.voices import speak
+
+VOICES = {"en": Voice("espeak", "m3", "en", "en-us"), "zh": Voice("espeak", "f3", "zh", MANDARIN, rate=200)}
+STEP = 2  # frames of 10 ms that are taken together
+LONGEST = 40.0  # seconds
+BAND = 0.15  # of the length: how far two ways of saying a text may run apart
+
+
+def features(spectrum: np.ndarray) -> np.ndarray:
+    """Power `[T, BINS]` -> `[about T / 2, 24]`: cepstra and their slopes where it sounds, without mean and spread."""
+    level = decibels(spectrum.sum(axis=1))
+    mel = cepstra(spectrum[level > np.quantile(level, 0.97) - 32], 12)
+    mel = mel[: len(mel) // STEP * STEP].reshape(-1, STEP, 12).mean(axis=1)
+    if len(mel) < 5:
+        return np.zeros((5, 24), np.float32)
+    mel = (mel - mel.mean(axis=0)) / (mel.std(axis=0) + 1e-3)
+    slope = np.zeros_like(mel)
+    slope[2:-2] = mel[4:] - mel[:-4]
+    return np.concatenate([mel, slope / (slope.std(axis=0) + 1e-3)], axis=1).astype(np.float32)
+
+
+def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
+    """The least mean distance of two sequences `[N, D]` and `[M, D]` along a monotonous path near the diagonal."""
+    squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
+    n, m = squares.shape
+    distance = np.sqrt(np.maximum(squares, 0)).ravel()
+    reach = BAND * max(n, m) / 2 + 1
+    before, last = np.full(n + 1, np.inf), np.full(n + 1, np.inf)  # of diagonals; cell i + 1 is row i
+    for diagonal in range(n + m - 1):
+        centre = diagonal * n / (n + m - 1)
+        rows = np.arange(max(0, diagonal - m + 1, int(centre - reach)), min(n, diagonal + 1, int(centre + reach) + 1))
+        cost = distance[rows * m + (diagonal - rows)]
+        come = np.minimum(np.minimum(last[rows], last[rows + 1]), before[rows] + cost)
+        before, last = last, np.full(n + 1, np.inf)
+        last[rows + 1] = cost if diagonal == 0 else come + cost
+    return float(last[n]) / (n + m)
+
+
+def mismatch(heard: np.ndarray, said: np.ndarray) -> float:
+    """The cost of laying `said` over `heard`, against that of the same sounds in wrong orders."""
+    turns = [np.roll(said, len(said) * part // 6, axis=0) for part in (2, 3, 4)]
+    wrong = [warping_cost(heard, order) for order in (*turns, np.ascontiguousarray(said[::-1]))]
+    return warping_cost(heard, said) / float(np.mean(wrong))
+
+
+@dataclass(frozen=True)
+class EchoConfig:
+    kind: Literal["echo"] = "echo"
+
+
+class Echo(Stage[EchoConfig]):
+    """`quality.extra.text_mismatch`, for English and Mandarin with a transcript, up to 40 seconds."""
+
+    version = 1
+    model = "espeak-ng"
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        voice = VOICES.get(clip.lang.code.split("-")[0])
+        if voice is None or not clip.text.raw or clip.audio.duration > LONGEST:
+            return clip
+        try:
+            said = speak(clip.text.raw, voice).pcm
+        except ValueError:  # a text without a sound
+            return clip
+        score = mismatch(features(sound.once("power", power)), features(power(said)))
+        extra = {**clip.quality.extra, "text_mismatch": round(score, 4)}
+        return replace(clip, quality=replace(clip.quality, extra=extra))

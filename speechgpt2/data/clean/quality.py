@@ -1,0 +1,144 @@
+"""What the spectrum says of a clip's quality: SNR, bandwidth, clipping, a second voice, music.
+
+Each measure is a function of samples or power, calibrated on planted faults (audit.py), and honest about its limits:
+the harmonics of a second voice are told from those of music only by how long they stand still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.audio import resample
+from speechgpt2.data.clean.spectrum import HERTZ, decibels, power
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.record import Clip
+from speechgpt2.types import SAMPLE_RATE
+
+BEST_SNR, WORST_SNR = 60.0, -10.0  # dB that a 16-bit recording can tell apart
+PERIODS, WINDOW = 8_000, 560  # Hz, samples (70 ms): where a second voice is looked for
+SHORT, LONG = 20, 115  # samples: periods of 400 … 70 Hz
+ONE_VOICE, TWO_VOICES = 0.25, 0.3  # more is left of a frame by one period; less of that by two
+TONES, TONES_HOP = 2048, 480  # samples: frames in which tones stand apart
+STANDING = 16  # frames (a third of a second)
+
+
+def snr(spectrum: np.ndarray) -> float:
+    """dB of speech above the background, from power `[T, BINS]`: what a bin has in its quietest tenth is background.
+
+    Minimum statistics (Martin 2001), over a clip as a whole.
+    """
+    smooth = _smoothed(spectrum, 5)[:, 3:]
+    noise = float(np.quantile(smooth, 0.1, axis=0).sum()) * 1.9  # a tenth of noise lies below half its mean
+    total = float(smooth.mean(axis=0).sum())
+    ratio = max(total - noise, 1e-12) / max(noise, 1e-12)
+    return float(np.clip(10 * np.log10(ratio), WORST_SNR, BEST_SNR))
+
+
+def _smoothed(spectrum: np.ndarray, frames: int) -> np.ndarray:
+    """Means over `frames` frames `[T − frames + 1, F]`; what is too short for that is one mean."""
+    if len(spectrum) <= frames:
+        return spectrum.mean(axis=0, keepdims=True)
+    sums = np.cumsum(np.concatenate([np.zeros_like(spectrum[:1]), spectrum]), axis=0, dtype=np.float64)
+    return (sums[frames:] - sums[:-frames]) / frames
+
+
+def bandwidth(spectrum: np.ndarray) -> float:
+    """Hz up to which there is sound, from power `[T, BINS]`: above it, even the loudest moments hold 60 dB less."""
+    loud = decibels(np.quantile(spectrum, 0.98, axis=0))
+    heard = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
+    return float((heard[-1] + 0.5) * HERTZ) if len(heard) else 0.0
+
+
+def clipping(pcm: np.ndarray) -> float:
+    """Share of the samples `[N]` that lie within 5 % of the clip's peak: speech hardly has any, a flat top many."""
+    peak = float(np.abs(pcm).max(initial=0))
+    return float((np.abs(pcm) > 0.95 * peak).mean()) if peak else 0.0
+
+
+def overlap(pcm: np.ndarray) -> float:
+    """Share of the loud frames of `pcm [N]` that two periods explain, and one does not.
+
+    De Cheveigné's cascaded cancellation (1993): a delay of T and a subtraction silence a voice of period T, two such
+    steps two voices. What remains is written in the autocorrelation, so that all pairs of periods can be tried.
+    """
+    correlation = _correlations(pcm)
+    if not len(correlation):
+        return 0.0
+    one = (1 - correlation[:, SHORT:LONG]).min(axis=1)
+    doubtful = correlation[one > ONE_VOICE]
+    first, second = _pairs()
+    hits = 0
+    for part in np.array_split(doubtful, len(doubtful) // 64 + 1):
+        crossed = (part[:, first + second] + part[:, second - first]) / 2
+        left = (1 - part[:, first] - part[:, second] + crossed).min(axis=1, initial=1.0)
+        hits += int((left < TWO_VOICES * (1 - part[:, SHORT:LONG]).min(axis=1, initial=1.0)).sum())
+    return hits / len(correlation)
+
+
+@cache
+def _pairs() -> tuple[np.ndarray, np.ndarray]:
+    """Two periods each, at least three samples apart, as lags `[pairs]`."""
+    first, second = np.triu_indices(LONG - SHORT, 3)
+    return first + SHORT, second + SHORT
+
+
+def _correlations(pcm: np.ndarray) -> np.ndarray:
+    """Normalised autocorrelation `[T, lags]` of the loud frames, below 1.5 kHz, where harmonics are true."""
+    low = resample(pcm, SAMPLE_RATE, PERIODS)
+    if len(low) < WINDOW:
+        return np.zeros((0, 2 * LONG))
+    size = 1 << (len(low) - 1).bit_length()
+    frequency = np.fft.rfftfreq(size, 1 / PERIODS)
+    band = (frequency > 60) / np.sqrt(1 + (frequency / 1500) ** 8)
+    low = np.fft.irfft(np.fft.rfft(low, size) * band, size)[: len(low)].astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(low, WINDOW)[:: PERIODS // 50]
+    level = np.square(frames).mean(axis=1)
+    frames = frames[level > level.max() * 10**-2.3]
+    window = np.hanning(WINDOW).astype(np.float32)
+    size = 1 << (2 * WINDOW - 1).bit_length()
+    products = np.fft.irfft(np.square(np.abs(np.fft.rfft(frames * window, size, axis=1))), axis=1)[:, : 2 * LONG]
+    taper = np.fft.irfft(np.square(np.abs(np.fft.rfft(window, size))))[: 2 * LONG]
+    return products / np.maximum(products[:, :1], 1e-12) / (taper / taper[0])
+
+
+def music(pcm: np.ndarray) -> float:
+    """Share of the frames of `pcm [N]` with tones that stand still for a third of a second, as no voice's do."""
+    levels = decibels(power(pcm, TONES, TONES_HOP))[:, 24:430]  # 280 Hz … 5 kHz
+    if len(levels) < STANDING:
+        return 0.0
+    sums = np.cumsum(np.pad(levels, ((0, 0), (9, 8)), mode="edge"), axis=1)
+    around = (sums[:, 17:] - sums[:, :-17]) / 17
+    peak = (levels > around + 7) & (levels > levels.max() - 60)
+    peak[:, 1:-1] &= (levels[:, 1:-1] >= levels[:, :-2]) & (levels[:, 1:-1] >= levels[:, 2:])
+    runs = np.cumsum(np.pad(peak.astype(np.int16), ((1, 0), (0, 0))), axis=0, dtype=np.int32)
+    tones = (runs[STANDING:] - runs[:-STANDING] == STANDING).sum(axis=1)  # that begin to stand at each frame
+    standing = np.convolve(tones >= 2, np.ones(STANDING))  # and go on for as long
+    return float((standing > 0).mean())
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    kind: Literal["quality"] = "quality"
+
+
+class Measure(Stage[QualityConfig]):
+    """All measures of this file."""
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        pcm, spectrum = sound.pcm, sound.once("power", power)
+        quality = replace(
+            clip.quality,
+            snr=round(snr(spectrum), 2),
+            bandwidth=round(bandwidth(spectrum)),
+            clipping=round(clipping(pcm), 6),
+            overlap=round(overlap(pcm), 4),
+            music=round(music(pcm), 4),
+        )
+        return replace(clip, quality=quality)

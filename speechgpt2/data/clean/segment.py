@@ -1,0 +1,91 @@
+"""A recording -> clips of speech, cut where nobody speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, Silero, energy, spans
+from speechgpt2.data.clean.spectrum import FRAMES
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Rejected, Stage
+from speechgpt2.data.record import Clip
+
+BLOCK = 300.0  # seconds read at a time
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Seconds: pauses up to `gap` stay within a clip; what is longer than `longest` is cut at its longest pauses; what
+    is shorter than `shortest` is no speech; `margin` is kept on both sides.
+
+    A recording that is no longer than `longest` and has a transcript is one clip, since its words are of the whole.
+    """
+
+    kind: Literal["segment"] = "segment"
+    detector: Detector = "energy"
+    gap: float = 0.5
+    shortest: float = 0.25
+    longest: float = 30.0
+    margin: float = 0.1
+
+
+class Segment(Stage[SegmentConfig]):
+    """One clip for each span of speech, named by where it starts (in ms)."""
+
+    version = 1
+
+    @property
+    def model(self) -> str:
+        return "silero-5" if self.config.detector == "silero" else ""
+
+    @cached_property
+    def _activity(self) -> Activity:
+        return Silero() if self.config.detector == "silero" else energy
+
+    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+        config = self.config
+        activity = self._activity(_blocks(clip, sound))
+        active = spans(activity, 0.1, 0.0)
+        found = spans(activity, config.gap, config.shortest)
+        if not found:
+            raise Rejected("no-speech", "nobody speaks in it", 0.0, config.shortest)
+        if clip.text.raw and clip.audio.duration <= config.longest:
+            found = [(found[0][0], found[-1][1])]
+        pieces = [piece for span in found for piece in _cut(span, active, config.longest - 2 * config.margin)]
+        return [self._clip(clip, span, activity, len(pieces)) for span in pieces]
+
+    def _clip(self, clip: Clip, span: tuple[float, float], activity: np.ndarray, count: int) -> Clip:
+        start = max(0.0, span[0] - self.config.margin)
+        end = min(clip.audio.duration, span[1] + self.config.margin)
+        spoken = activity[round(start * FRAMES) : max(round(end * FRAMES), round(start * FRAMES) + 1)] >= SPEECH
+        quality = replace(clip.quality, silence=round(1 - float(spoken.mean()), 4))
+        audio = replace(clip.audio, start=round(clip.audio.start + start, 3), duration=round(end - start, 3))
+        made = replace(clip, id=f"{clip.id}-{round(start * 1000):08d}", parent_id=clip.id, audio=audio, quality=quality)
+        return made if count == 1 else replace(made, text=type(clip.text)())
+
+
+def _blocks(clip: Clip, sound: Sound) -> Iterator[np.ndarray]:
+    start = 0.0
+    while start < clip.audio.duration:
+        length = min(BLOCK, clip.audio.duration - start)
+        yield sound.span(clip.audio.start + start, length)
+        start += length
+
+
+def _cut(span: tuple[float, float], active: list[tuple[float, float]], longest: float) -> list[tuple[float, float]]:
+    """The span in pieces of at most `longest` seconds, cut in the middle of the longest pauses."""
+    start, end = span
+    if end - start <= longest:
+        return [span]
+    inside = [(s, e) for s, e in active if e > start and s < end]
+    pauses = [(b[0] - a[1], a[1], b[0]) for a, b in zip(inside, inside[1:])]
+    if not pauses:  # no breath in it: wherever the clock says
+        middle = start + min(longest, (end - start) / 2)
+        return [*_cut((start, middle), active, longest), *_cut((middle, end), active, longest)]
+    _, before, after = max(pauses, key=lambda pause: (pause[0], -pause[1]))
+    return [*_cut((start, before), active, longest), *_cut((after, end), active, longest)]

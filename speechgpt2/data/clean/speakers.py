@@ -1,0 +1,149 @@
+"""Who speaks: where the speaker changes within a clip, a vector for each clip's voice, and who is who in a recording.
+
+The light default: Bayesian information (Chen and Gopalakrishnan 1998) finds changes; the mean and spread of a clip's
+cepstra is its voice; clips of one recording whose voices are near are one speaker's. Good enough for voices that
+differ; for anything that matters use a plug-in (plugins.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.data.clean.spectrum import FRAMES, cepstra, decibels, power
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.pipeline.survey import Read, Survey
+from speechgpt2.data.record import Clip, Label, Speaker
+
+COEFFICIENTS = 12
+SIDE = 150  # frames on each side of a change that are compared
+STRIDE = 10  # frames between two moments that are tried
+TOOL = "cepstra-1"
+
+
+def change(mel: np.ndarray) -> tuple[int, float]:
+    """The frame of `[T, D]` at which two Gaussians explain its surroundings best, and by how much more than one does,
+    in nats per frame; 0 where it is too short to say."""
+    size = mel.shape[1]
+    ones = np.concatenate([mel, np.ones((len(mel), 1))], axis=1)
+    moments = np.cumsum(np.pad(ones[:, :, None] * ones[:, None, :], ((1, 0), (0, 0), (0, 0))), axis=0)
+    best = 0, 0.0
+    for frame in range(SIDE, len(mel) - SIDE, STRIDE):
+        left, right = moments[frame] - moments[frame - SIDE], moments[frame + SIDE] - moments[frame]
+        spread = [_log_determinant(part, size) for part in (left, right, left + right)]
+        gain = spread[2] - (spread[0] + spread[1]) / 2
+        if gain > best[1]:
+            best = frame, gain
+    return best
+
+
+def _log_determinant(moments: np.ndarray, size: int) -> float:
+    mean = moments[size, :size] / moments[size, size]
+    covariance = moments[:size, :size] / moments[size, size] - np.outer(mean, mean)
+    return float(np.linalg.slogdet(covariance + 1e-2 * np.eye(size))[1])
+
+
+@dataclass(frozen=True)
+class TurnsConfig:
+    """Cut where the gain is above `gain`; no piece is shorter than a second and a half."""
+
+    kind: Literal["turns"] = "turns"
+    gain: float = 4.0
+
+
+class Turns(Stage[TurnsConfig]):
+    """Cuts a clip without a transcript where the speaker changes, unless one talks over the other."""
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+        if clip.text.raw:
+            return [clip]
+        spectrum = sound.once("power", power)
+        level = decibels(spectrum.sum(axis=1))
+        loud = np.flatnonzero(level > level.max() - 35)
+        cuts = sorted(int(loud[frame]) for frame in self._changes(cepstra(spectrum[loud], COEFFICIENTS)))
+        if not cuts:
+            return [clip]
+        edges = [0.0, *(round(cut / FRAMES, 3) for cut in cuts), clip.audio.duration]
+        return [self._piece(clip, start, end) for start, end in zip(edges, edges[1:])]
+
+    def _changes(self, mel: np.ndarray, offset: int = 0) -> list[int]:
+        frame, gain = change(mel)
+        if gain <= self.config.gain:
+            return []
+        return [*self._changes(mel[:frame], offset), offset + frame, *self._changes(mel[frame:], offset + frame)]
+
+    def _piece(self, clip: Clip, start: float, end: float) -> Clip:
+        audio = replace(clip.audio, start=round(clip.audio.start + start, 3), duration=round(end - start, 3))
+        return replace(clip, id=f"{clip.id}-{round(start * 1000):06d}", audio=audio)
+
+
+@dataclass(frozen=True)
+class VoiceConfig:
+    kind: Literal["voice"] = "voice"
+
+
+class VoicePrint(Stage[VoiceConfig]):
+    """One speaker for the clip, still without a name, with a vector `[24]`."""
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        if clip.speakers:
+            return clip
+        spectrum = sound.once("power", power)
+        level = decibels(spectrum.sum(axis=1))
+        mel = cepstra(spectrum[level > level.max() - 25], COEFFICIENTS)
+        vector = np.concatenate([mel.mean(axis=0), mel.std(axis=0)])
+        speaker = Speaker("", tuple(round(float(value), 3) for value in vector))
+        labels = {**clip.labels_from, "speakers.embedding": Label(TOOL, "1")}
+        return replace(clip, speakers=(speaker,), labels_from=labels)
+
+
+@dataclass(frozen=True)
+class SpeakersConfig:
+    """Voices nearer than `nearest` (a distance per dimension, in spreads of the run) are one speaker's."""
+
+    kind: Literal["speakers"] = "speakers"
+    nearest: float = 0.9
+
+
+class Speakers(Survey[SpeakersConfig]):
+    """Names the speakers of each recording: "RECORDING/1" is who speaks first."""
+
+    version = 1
+
+    def __call__(self, read: Read) -> Iterator[Clip]:
+        count, total, squares = 0, np.zeros(2 * COEFFICIENTS), np.zeros(2 * COEFFICIENTS)
+        for clip in read():
+            if _nameless(clip):
+                vector = np.array(clip.speakers[0].embedding)
+                count, total, squares = count + 1, total + vector, squares + np.square(vector)
+        spread = np.sqrt(np.maximum(squares / max(count, 1) - np.square(total / max(count, 1)), 1e-6))
+        known: dict[str, list[tuple[np.ndarray, int]]] = defaultdict(list)  # of a recording: mean vectors and counts
+        for clip in read():
+            yield self._named(clip, known[clip.parent_id or clip.id], spread) if _nameless(clip) else clip
+
+    def _named(self, clip: Clip, known: list[tuple[np.ndarray, int]], spread: np.ndarray) -> Clip:
+        vector = np.array(clip.speakers[0].embedding) / spread
+        distances = [float(np.sqrt(np.square(vector - mean).mean())) for mean, _ in known]
+        nearest = int(np.argmin(distances)) if distances else -1
+        if nearest < 0 or distances[nearest] > self.config.nearest:
+            nearest = len(known)
+            known.append((vector, 1))
+        else:
+            mean, count = known[nearest]
+            known[nearest] = (mean * count + vector) / (count + 1), count + 1
+        speaker = replace(clip.speakers[0], id=f"{clip.parent_id or clip.id}/{nearest + 1}")
+        labels = {**clip.labels_from, "speakers.id": Label(TOOL, "1")}
+        return replace(clip, speakers=(speaker,), labels_from=labels)
+
+
+def _nameless(clip: Clip) -> bool:
+    return clip.kept and len(clip.speakers) == 1 and not clip.speakers[0].id and bool(clip.speakers[0].embedding)

@@ -1,0 +1,163 @@
+"""Checks of the transcript: its language, how fast it would have to be spoken, repeats, what recognisers agree on.
+
+The language is that of the script, so it knows Chinese, Japanese, Korean, Russian … from a language in Latin letters,
+and takes the latter for what was declared, or English. Telling those apart, or hearing a language, takes a plug-in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.pipeline.survey import Read, Survey
+from speechgpt2.data.record import Clip, Language
+
+NGRAM = 10  # words, or characters of Chinese: the length of what a looping recogniser repeats
+ENOUGH = 8  # clips that make quartiles
+SCRIPTS = (
+    ("ja", re.compile(r"[぀-ヿ]")),
+    ("ko", re.compile(r"[가-힣]")),
+    ("zh", re.compile(r"[㐀-鿿]")),
+    ("ru", re.compile(r"[Ѐ-ӿ]")),
+    ("ar", re.compile(r"[؀-ۿ]")),
+    ("latin", re.compile(r"[A-Za-zÀ-ɏ]")),
+)
+ELSEWHERE = {"ja", "ko", "zh", "yue", "ru", "ar"}  # languages that are not written in Latin letters
+
+
+def normalised(text: str) -> str:
+    """Lower case, compatible forms, no punctuation, single spaces."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    kept = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in plain)
+    return " ".join("".join(kept).split())
+
+
+def units(text: str) -> list[str]:
+    """Words; of scripts without spaces, characters."""
+    return re.findall(r"[぀-ヿ㐀-鿿가-힣]|[^\s぀-ヿ㐀-鿿가-힣]+", normalised(text))
+
+
+def language_of(text: str, declared: str = "") -> Language:
+    """By the script of most letters, with their share as confidence; kana among hanzi make it Japanese."""
+    counts = {code: len(pattern.findall(text)) for code, pattern in SCRIPTS}
+    total = sum(counts.values())
+    if not total:
+        return Language(declared)
+    if counts["ja"] and counts["zh"]:
+        counts["ja"] += counts.pop("zh")
+    code = max(counts, key=lambda name: counts[name])
+    share = round(counts[code] / total, 3)
+    base = declared.split("-")[0].lower()
+    if code == "latin":
+        return Language(declared if base and base not in ELSEWHERE else "en", share)
+    return Language(declared if base == code or (base == "yue" and code == "zh") else code, share)
+
+
+def repeats(text: str, length: int = NGRAM) -> int:
+    """How often the most frequent run of `length` units stands in it."""
+    words = units(text)
+    runs = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
+    return max(runs.values(), default=0)
+
+
+def error_rate(text: str, other: str) -> float:
+    """Edit distance in units over the longer one's length, 0…1."""
+    a, b = units(text), units(other)
+    if not a or not b:
+        return float(bool(a) != bool(b))
+    row = np.arange(len(b) + 1)
+    for i, unit in enumerate(a, 1):
+        changed = row[:-1] + np.array([unit != candidate for candidate in b])
+        best = np.minimum(row[1:] + 1, changed)
+        row = np.concatenate([[i], best])
+        row = np.minimum.accumulate(row - np.arange(len(b) + 1)) + np.arange(len(b) + 1)
+    return float(row[-1]) / max(len(a), len(b))
+
+
+def disagreement(texts: Sequence[str]) -> float | None:
+    """The mean error rate between all pairs of texts; None if there are fewer than two."""
+    pairs = [(a, b) for i, a in enumerate(texts) for b in texts[i + 1 :]]
+    return float(np.mean([error_rate(a, b) for a, b in pairs])) if pairs else None
+
+
+@dataclass(frozen=True)
+class TranscriptConfig:
+    kind: Literal["transcript"] = "transcript"
+
+
+class Transcript(Stage[TranscriptConfig]):
+    """Measures the words: `text.cer` (disagreement of transcript and hypotheses), and in `quality.extra` "repeats",
+    "characters_per_second", and "language_mismatch" (1 where the script is not that of the declared language).
+    """
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        text = clip.text.raw or next(iter(clip.text.hypotheses), "")
+        if not text:
+            return clip
+        norm, lang = normalised(text), language_of(text, clip.lang.code)
+        extra = {
+            **clip.quality.extra,
+            "repeats": float(repeats(text)),
+            "characters_per_second": round(len(norm.replace(" ", "")) / max(clip.audio.duration, 0.01), 3),
+            "language_mismatch": float(bool(clip.lang.code) and clip.lang.code != lang.code),
+        }
+        cer = disagreement([part for part in (clip.text.raw, *clip.text.hypotheses) if part])
+        return replace(
+            clip,
+            lang=lang if not clip.lang.code else clip.lang,
+            text=replace(clip.text, norm=norm, cer=clip.text.cer if cer is None else round(cer, 4)),
+            quality=replace(clip.quality, extra=extra),
+        )
+
+
+@dataclass(frozen=True)
+class RatesConfig:
+    kind: Literal["rates"] = "rates"
+
+
+class Rates(Survey[RatesConfig]):
+    """How far a clip's characters per second lie outside the quartiles of its recording, in interquartile ranges:
+    `quality.extra.rate_outlier`, 0 within them. Recordings of few clips are judged by their language's quartiles.
+
+    Emilia (He et al. 2024) drops what lies more than 1.5 outside.
+    """
+
+    version = 1
+
+    def __call__(self, read: Read) -> Iterator[Clip]:
+        rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for clip in read():
+            rate = clip.quality.extra.get("characters_per_second")
+            if clip.kept and rate is not None:
+                for group in _groups(clip):
+                    rates[group].append(rate)
+        quartiles = {group: _quartiles(values) for group, values in rates.items() if len(values) >= ENOUGH}
+        for clip in read():
+            rate = clip.quality.extra.get("characters_per_second")
+            known: Any = next((quartiles[group] for group in _groups(clip) if group in quartiles), None)
+            if not clip.kept or rate is None or known is None:
+                yield clip
+                continue
+            low, high = known
+            outside = max(low - rate, rate - high, 0.0) / max(high - low, 0.1)
+            extra = {**clip.quality.extra, "rate_outlier": round(outside, 4)}
+            yield replace(clip, quality=replace(clip.quality, extra=extra))
+
+
+def _groups(clip: Clip) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("recording", clip.parent_id or clip.id), ("language", clip.lang.code)
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, (25, 75))
+    return float(low), float(high)
