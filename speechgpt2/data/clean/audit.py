@@ -104,8 +104,8 @@ def trials() -> list[Trial]:
     return [
         Trial("snr", "noise 0…15 dB below the speech", quality, Rule("noisy", "quality.snr", at_least=20.0), _noise),
         Trial("clipping", "1…10 % of samples cut", quality, Rule("clipped", "quality.clipping", at_most=0.005), _clip),
-        Trial("bandwidth", "a telephone's 3.4…4 kHz", quality, Rule("narrow", "quality.bandwidth", at_least=7e3), _band),
-        Trial("overlap", "another voice 0…6 dB below", quality, Rule("overlap", "quality.overlap", at_most=0.02), _voice),
+        Trial("bandwidth", "a telephone line", quality, Rule("narrow", "quality.bandwidth", at_least=7e3), _band),
+        Trial("overlap", "a voice 0…6 dB below", quality, Rule("overlap", "quality.overlap", at_most=0.02), _voice),
         Trial("music", "music 0…15 dB below", quality, Rule("music", "quality.music", at_most=0.15), _music),
         Trial(
             "silence", "pauses of more than half of it", Segment(SegmentConfig(gap=60.0)),

@@ -1,0 +1,122 @@
+"""The parts of the report's page: tables, bars, histograms, spectrograms, players, as HTML and SVG text."""
+
+from __future__ import annotations
+
+import base64
+import html
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from speechgpt2.data.clean.spectrum import decibels, power
+from speechgpt2.data.pipeline.shar import flac
+
+BARS = 40  # of a histogram
+WIDTH, HEIGHT = 320, 110  # of a histogram, in pixels
+ROW = 26  # pixels of a waterfall's line
+RANGE = 80.0  # dB that a spectrogram shows
+
+STYLE = """
+:root { color-scheme: light dark; --kept: #1f8a70; --rejected: #d1495b; --line: #8888; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1080px; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+.lead { font-size: 1.2rem; } .quiet { opacity: .7; font-size: .9rem; }
+.kept { color: var(--kept); } .rejected { color: var(--rejected); }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
+figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; }
+figure img { width: 100%; height: 130px; border-radius: 4px; } audio { width: 100%; height: 34px; }
+table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+svg text { fill: currentColor; font-size: 12px; } svg { max-width: 100%; }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole page."""
+    name = html.escape(title)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{name}</title><style>{STYLE}</style><body><h1>{name}</h1>{body}</body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Text is escaped."""
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{lines}</table>"
+
+
+def waterfall(steps: Sequence[tuple[str, float, int]]) -> str:
+    """Bars of (what, hours, clips): the first and the last stand on the ground, what is negative hangs where the one
+    above ended."""
+    total = max(steps[0][1], 1e-9)
+    left, wide, at, lines = 170, 640, total, []
+    for number, (name, hours, clips) in enumerate(steps):
+        start = at + hours if hours < 0 else 0.0
+        at = start if hours < 0 else hours
+        x, width = left + start / total * wide, max(abs(hours) / total * wide, 1)
+        colour = "var(--rejected)" if 0 < number < len(steps) - 1 else "var(--kept)"
+        y = number * ROW
+        lines.append(
+            f"<text x={left - 8} y={y + 16} text-anchor=end>{html.escape(name)}</text>"
+            f"<rect x={x:.1f} y={y + 3} width={width:.1f} height={ROW - 8} rx=2 fill='{colour}'/>"
+            f"<text x={min(x + width, left + wide) + 8:.1f} y={y + 16}>{abs(hours):.3f} h · {clips}</text>"
+        )
+    return f"<svg width=980 height={len(steps) * ROW} viewBox='0 0 980 {len(steps) * ROW}'>{''.join(lines)}</svg>"
+
+
+def histogram(
+    name: str, low: float, high: float, kept: np.ndarray, rejected: np.ndarray, thresholds: Sequence[float]
+) -> str:
+    """Two kinds of counts `[BARS]`, one on the other; what lies outside stands in the outermost bars."""
+    top, step = max(int((kept + rejected).max()), 1), WIDTH / BARS
+    bars = []
+    for bar in range(BARS):
+        good, bad = kept[bar] / top * HEIGHT, rejected[bar] / top * HEIGHT
+        box = f"<rect x={bar * step:.1f} width={step - 1:.1f}"
+        bars.append(f"{box} y={HEIGHT - good:.1f} height={good:.1f} fill='var(--kept)'/>" if good else "")
+        bars.append(f"{box} y={HEIGHT - good - bad:.1f} height={bad:.1f} fill='var(--rejected)'/>" if bad else "")
+    for threshold in thresholds:
+        x = min(max((threshold - low) / (high - low), 0), 1) * WIDTH
+        bars.append(
+            f"<line x1={x:.1f} x2={x:.1f} y1=0 y2={HEIGHT} stroke=currentColor stroke-dasharray=3 opacity=.7 />"
+        )
+    return (
+        f"<figure><svg width={WIDTH} height={HEIGHT + 18} viewBox='0 0 {WIDTH} {HEIGHT + 18}'>{''.join(bars)}"
+        f"<line x1=0 x2={WIDTH} y1={HEIGHT} y2={HEIGHT} stroke='var(--line)'/>"
+        f"<text x=0 y={HEIGHT + 14}>{low:g}</text><text x={WIDTH} y={HEIGHT + 14} text-anchor=end>{high:g}</text></svg>"
+        f"<figcaption>{html.escape(name)} (highest bar: {top})</figcaption></figure>"
+    )
+
+
+def spectrogram(pcm: np.ndarray) -> str:
+    """A picture of `pcm [N]` up to 12 kHz, loud is bright."""
+    levels = decibels(power(pcm, 512, max(240, len(pcm) // 600)))
+    shade = np.clip((levels - levels.max() + RANGE) / RANGE, 0, 1).T[::-2]
+    colours = np.stack([np.clip(shade * 2 - 0.4, 0, 1), np.clip(shade * 1.6 - 0.6, 0, 1), np.clip(shade * 1.4, 0, 0.9)])
+    return f"<img alt=spectrogram src='data:image/png;base64,{_encoded(_png((colours * 255).astype(np.uint8)))}'>"
+
+
+def player(pcm: np.ndarray) -> str:
+    """`pcm [N]` to hear."""
+    return f"<audio controls preload=none src='data:audio/flac;base64,{_encoded(flac(pcm))}'></audio>"
+
+
+def _png(colours: np.ndarray) -> bytes:
+    """uint8 `[3, H, W]` as a PNG file."""
+    _, height, width = colours.shape
+    lines = np.pad(colours.transpose(1, 2, 0).reshape(height, -1), ((0, 0), (1, 0)))  # each begins with its filter, 0
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(np.ascontiguousarray(lines).tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,172 @@
+"""A page about a run, in one file: what was kept and rejected and why, the scores, clips to hear and see, the speed.
+
+    write(run, Path("report.html"))
+
+The page holds everything, so that it can be mailed; it is read in a browser without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt2.data.clean import drawing
+from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.survey import Rules, score_of
+from speechgpt2.data.record import Clip
+from speechgpt2.hub import write_atomically
+
+KEPT = ""  # in the place of a reason
+SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # clips with sound: of those kept, and of each reason
+HEARD = 15.0  # seconds of a clip
+SCORES: dict[str, tuple[str, float, float]] = {  # path: what it is, from, to
+    "audio.duration": ("duration, s", 0, 40),
+    "quality.snr": ("SNR, dB", -10, 60),
+    "quality.loudness": ("loudness as found, LUFS", -60, 0),
+    "quality.bandwidth": ("bandwidth, Hz", 0, 12_000),
+    "quality.clipping": ("samples near the peak, share", 0, 0.02),
+    "quality.overlap": ("frames with two voices, share", 0, 0.2),
+    "quality.music": ("frames with standing tones, share", 0, 1),
+    "quality.silence": ("silence, share", 0, 1),
+    "quality.extra.characters_per_second": ("characters per second", 0, 30),
+    "quality.extra.text_mismatch": ("text mismatch", 0.5, 1.1),
+    "quality.mos.dnsmos": ("DNSMOS", 1, 5),
+    "quality.mos.utmos": ("UTMOS", 1, 5),
+    "text.cer": ("disagreement of transcripts", 0, 1),
+}
+
+
+@dataclass
+class _Gathered:
+    """Of one pass over the clips: counts and seconds by reason, histograms by score, a few clips by reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    rejected: dict[str, np.ndarray] = field(default_factory=dict)
+    samples: dict[str, list[tuple[str, Clip]]] = field(default_factory=lambda: defaultdict(list))
+
+
+def write(run: Run, path: Path) -> None:
+    """Write the page about a finished run."""
+    gathered = _gather(run.clips())
+    thresholds: dict[str, list[float]] = defaultdict(list)
+    for step in run.steps:
+        for rule in step.config.rules if isinstance(step, Rules) else ():
+            thresholds[rule.score].append(rule.threshold)
+    parts = [
+        _summary(run, gathered),
+        "<h2>Where the hours went</h2>",
+        drawing.waterfall(_steps(gathered)),
+        _reasons(gathered),
+        "<h2>Scores</h2>",
+        _histograms(gathered, thresholds),
+        "<h2>Kept</h2>",
+        _clips(gathered.samples[KEPT], run),
+        "<h2>Rejected</h2>",
+        *(f"<h3>{html.escape(r)}</h3>" + _clips(gathered.samples[r], run) for r in _by_hours(gathered)),
+        "<h2>Speed</h2>",
+        _speed(run),
+    ]
+    page = drawing.page(f"Report of {run.out.name}", "\n".join(parts))
+    write_atomically(path, lambda scratch: scratch.write_text(page, encoding="utf-8"))
+
+
+def _gather(clips: Iterable[Clip]) -> _Gathered:
+    found = _Gathered()
+    for path in SCORES:
+        found.kept[path], found.rejected[path] = np.zeros(drawing.BARS, int), np.zeros(drawing.BARS, int)
+    for clip in clips:
+        reason = clip.refusal.reason if clip.refusal else KEPT
+        found.counts[reason] += 1
+        found.seconds[reason] += clip.audio.duration
+        for path, (_, low, high) in SCORES.items():
+            score = score_of(clip, path)
+            if score is not None and clip.quality.loudness is not None:
+                bar = min(max(int((score - low) / (high - low) * drawing.BARS), 0), drawing.BARS - 1)
+                (found.rejected if reason else found.kept)[path][bar] += 1
+        _sample(found.samples[reason], clip, SHOWN_REJECTED if reason else SHOWN_KEPT)
+    return found
+
+
+def _sample(chosen: list[tuple[str, Clip]], clip: Clip, count: int) -> None:
+    """A choice by chance that is the same in every report of the run."""
+    chosen.append((hashlib.sha256(clip.id.encode()).hexdigest(), clip))
+    chosen.sort(key=lambda pair: pair[0])
+    del chosen[count:]
+
+
+def _by_hours(found: _Gathered) -> list[str]:
+    return sorted((reason for reason in found.counts if reason), key=lambda reason: -found.seconds[reason])
+
+
+def _steps(found: _Gathered) -> list[tuple[str, float, int]]:
+    """(what, hours, clips): all, what each reason took away, what is left."""
+    lost = [(reason, -found.seconds[reason] / 3600, found.counts[reason]) for reason in _by_hours(found)]
+    total = sum(found.seconds.values()) / 3600
+    return [
+        ("found", total, sum(found.counts.values())), *lost, ("kept", found.seconds[KEPT] / 3600, found.counts[KEPT]),
+    ]  # fmt: skip
+
+
+def _summary(run: Run, found: _Gathered) -> str:
+    total, clips = sum(found.seconds.values()), sum(found.counts.values())
+    share = found.seconds[KEPT] / total if total else 0.0
+    steps = " → ".join(step.name for step in run.steps)
+    return (
+        f"<p class=lead>Kept <b>{found.seconds[KEPT] / 3600:.2f} h</b> of {total / 3600:.2f} h ({share:.0%}), "
+        f"{found.counts[KEPT]} of {clips} clips.</p><p class=quiet>{html.escape(steps)}</p>"
+    )
+
+
+def _reasons(found: _Gathered) -> str:
+    rows = [(reason, f"{found.counts[reason]}", f"{found.seconds[reason] / 3600:.3f}") for reason in _by_hours(found)]
+    return drawing.table(("reason", "clips", "hours"), rows) if rows else "<p>Nothing was rejected.</p>"
+
+
+def _histograms(found: _Gathered, thresholds: dict[str, list[float]]) -> str:
+    drawn = [
+        drawing.histogram(name, low, high, found.kept[path], found.rejected[path], thresholds[path])
+        for path, (name, low, high) in SCORES.items()
+        if (found.kept[path] + found.rejected[path]).any()
+    ]
+    key = "<p class=quiet><span class=kept>■</span> kept <span class=rejected>■</span> rejected; dashed: threshold</p>"
+    return f"{key}<div class=grid>{''.join(drawn)}</div>"
+
+
+def _clips(chosen: list[tuple[str, Clip]], run: Run) -> str:
+    cards = "".join(_card(clip, run) for _, clip in chosen)
+    return f"<div class=grid>{cards}</div>" if cards else "<p>None.</p>"
+
+
+def _card(clip: Clip, run: Run) -> str:
+    refusal = clip.refusal
+    lines = [html.escape(clip.id), html.escape(clip.text.raw[:120])]
+    if refusal is not None:
+        score = "" if refusal.score is None else f" {refusal.score:g} (threshold {refusal.threshold or 0:g})"
+        lines.append(f"<b>{html.escape(refusal.reason)}</b>{score} {html.escape(refusal.detail[:160])}")
+    measured = [("SNR", clip.quality.snr), ("overlap", clip.quality.overlap), ("music", clip.quality.music)]
+    lines.append(", ".join(f"{name} {value:g}" for name, value in measured if value is not None))
+    picture = ""
+    if clip.audio.pcm_hash and run.workspace.recording(clip.audio.pcm_hash).is_file():
+        pcm = Sound(clip, run.workspace).pcm[: int(HEARD * 24_000)]
+        picture = drawing.spectrogram(pcm) + drawing.player(pcm)
+    text = "".join(f"<div>{line}</div>" for line in lines if line)
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
+
+
+def _speed(run: Run) -> str:
+    rows = []
+    for stage, count, work, seconds in run.results.times():
+        speed = f"{seconds / work:.0f}" if work and seconds else "–"
+        rows.append((stage, f"{count}", f"{seconds / 3600:.3f}", f"{work:.1f}", speed))
+    head = ("stage", "results", "hours of sound", "seconds of work", "hours per hour")
+    note = "<p class=quiet>Of all results on file, by the clock of the process that made each.</p>"
+    return drawing.table(head, rows) + note
