@@ -214,9 +214,11 @@ class Context:
             codes[:common] == self.codes[start : start + common]
         ).all(axis=(1, 2))
         agreed = start + (common if same.all() else int(np.argmin(same)))
+        begin = agreed
+        if agreed < self.length:  # a change, and no more than an addition: the patch before it is read once more, since
+            begin = max(0, agreed - 1)  # what comes next is drawn from the state after it
+            self.taken = min(self.taken, begin)
         self.text[start:end], self.codes[start:end] = text, codes
-        self.starts[agreed:end] = (np.arange(end - agreed) % self.piece) == 0
+        self.starts[begin:end] = (np.arange(end - begin) % self.piece) == 0
         self.length = end
-        if self.taken > agreed:
-            self.taken = max(0, agreed - 1)  # the last of them once more: what comes next is drawn from there
         return change

@@ -29,7 +29,7 @@ from speechgpt2.streaming import Cache, keep_idle, tree_map
 from speechgpt2.types import FRAME_SIZE, Patches
 
 CELLS = 16  # of a cache that are looked at together
-ROWS = 4  # of a batch on a CPU
+ROWS = 4  # of a batch on a CPU; products treat the last rows differently if there are not so many, or a multiple
 
 S = TypeVar("S")
 
@@ -92,7 +92,7 @@ class Runner:
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
         self.codec, self.lm, self.device = codec, lm, lm.device
         on_device = lm.device.type == "cuda"
-        self.rows = min(config.slots, config.rows or (config.slots if on_device else ROWS))
+        self.rows = config.rows or (-(-config.slots // ROWS) * ROWS if on_device else ROWS)
         self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch
         count = -(-config.slots // self.rows)
         self.batches = [Batch(codec, lm, self.rows, config.context) for _ in range(count)]

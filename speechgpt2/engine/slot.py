@@ -279,10 +279,10 @@ class Slot:
         if turn.role == "user":
             self._set_mode(self.settings.speak)
 
-    def _set_mode(self, speak: bool, anew: bool = False) -> None:
-        """Tell the model how the user's last turn came and how to answer it."""
+    def _set_mode(self, speak: bool, anew: bool = False, recital: bool = False) -> None:
+        """Tell the model how the user's last turn came, or that something is to be read aloud, and how to answer."""
         users = [span for span in self.context.spans[-2:] if span.role == "user"]
-        heard = "s" if (users[-1].spoken if users else self.mode[0] == "s") else "t"
+        heard = "s" if (users[-1].spoken if users else self.mode[0] == "s" and not recital) else "t"
         mode: Mode = f"{heard}2{'s' if speak else 't'}"  # type: ignore[assignment]
         if mode != self.mode or anew:
             self.mode = mode
@@ -303,7 +303,7 @@ class Slot:
         if text is not None:
             self.prompt.require_draft("read a given text aloud")
             given = self.prompt.text([*self.prompt.encode(text), ids.speech_start])
-        self._set_mode(speak or text is not None)
+        self._set_mode(speak or text is not None, recital=text is not None)
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)

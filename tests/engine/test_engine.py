@@ -1,0 +1,375 @@
+"""Live sessions: the same as a dialogue alone, whoever else talks, and nothing of one reaches another."""
+
+import asyncio
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.chat import SpeechGPT
+from speechgpt2.dialogue.protocol import Full, ReplyOptions, SessionSettings
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.engine import Engine
+from speechgpt2.errors import UserError
+from speechgpt2.lm.sampling import Sampling
+from speechgpt2.streaming import tree_map
+from speechgpt2.types import AudioDelta, Error, Speech, TextDelta, Transcript, Turn, TurnDone
+from tests.engine.tiny import Clock, events, models, noise, reason, run, say, sound, talk, tiny_engine, tiny_lm, told
+
+SHORT = SessionSettings(max_patches=25, seed=5)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(told(a), told(b), strict=True))
+
+
+def answer(engine, session, pcm, chunk=700):
+    say(session, pcm, chunk)
+    session.respond()
+    return talk(engine, [session])[session]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 1.2, 1.3])
+def test_a_turn_is_what_it_is_in_a_dialogue_alone(seconds):
+    """Encoded and read while it is spoken, in whatever chunks: the same patches, and the same answer."""
+    codec, lm = models()
+    engine, pcm = tiny_engine(), noise(1.2)[: int(seconds * 24_000)] if seconds < 1.2 else noise(seconds)
+    session = engine.open(SHORT)
+    ours = answer(engine, session, pcm)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    if not len(pcm):  # a dialogue knows no empty recording
+        assert sound(ours).any()
+        return
+    theirs = alone.ask(Turn.user(speech=pcm))
+    assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and len(theirs.pcm)
+    assert "".join(e.text for e in ours if isinstance(e, TextDelta)).strip() == theirs.text
+    assert reason(ours) == theirs.reason
+
+
+def test_many_turns_are_what_they_are_in_a_dialogue_alone():
+    codec, lm = models()
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    for turn in range(3):
+        theirs = alone.ask(Turn.user(speech=noise(0.7, turn)))
+        assert np.allclose(sound(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
+
+
+def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
+    """Another place in another batch, others with other settings who come, talk and leave at other times."""
+    alone, crowd = tiny_engine(slots=1), tiny_engine(slots=16)
+    settings = SessionSettings(seed=3, max_patches=20)
+    me = alone.open(settings)
+    wanted = [answer(alone, me, noise(0.8, 1)), answer(alone, me, noise(0.5, 2))]
+
+    others = [crowd.open(replace(settings, seed=i, top_k=5 * i, temperature=0.2 * (i % 5))) for i in range(6)]
+    for i, other in enumerate(others):
+        say(other, noise(0.3 + 0.1 * i, 10 + i))
+        other.respond()
+    for _ in range(4):
+        crowd.step()
+    again = crowd.open(settings)
+    others += [crowd.open(replace(settings, seed=100 + i, speak=i % 2 == 0)) for i in range(9)]
+    assert crowd.stats().used == 16 and again.mailbox is not me.mailbox
+    for i, other in enumerate(others[6:]):
+        other.write("Hello there " * i)
+        other.respond()
+    say(again, noise(0.8, 1), chunk=1111)
+    others[2].close()
+    crowd.step()
+    again.respond()
+    first = talk(crowd, [again, *(other for other in others if other is not others[2])])[again]
+    second = answer(crowd, again, noise(0.5, 2), chunk=4000)
+    assert np.array_equal(sound(first), sound(wanted[0])) and len(sound(first)) > 10_000
+    assert np.array_equal(sound(second), sound(wanted[1])) and same(me, again)
+    mine, theirs = alone.runner.batches[0], crowd.runner.batches[again.slot.number // 4]
+    assert torch.equal(mine.hidden[0], theirs.hidden[again.slot.number % 4])
+
+
+def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
+    engine, fresh = tiny_engine(slots=1), tiny_engine(slots=1)
+    first = engine.open(replace(SHORT, seed=9))
+    answer(engine, first, noise(1.0, 7))
+    first.write("weather")
+    first.respond()
+    for _ in range(6):
+        engine.step()
+    first.close()
+    first.close()
+    engine.step()
+    batch = engine.runner.batches[0]
+    for state in (batch.memory, batch.ears, batch.voices, (batch.hidden,)):
+        tree_map(lambda leaf: pytest.fail("something is left") if leaf.any() else leaf, state)
+    second, other = engine.open(SHORT), fresh.open(SHORT)
+    ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
+    assert np.array_equal(sound(ours), sound(theirs)) and same(second, other)
+
+
+def test_a_full_engine_refuses_at_once():
+    engine = tiny_engine(slots=2)
+    sessions = [engine.open(SHORT), engine.open(SHORT)]
+    with pytest.raises(Full, match="2 slots"):
+        engine.open(SHORT)
+    sessions[0].close()
+    engine.step()
+    engine.open(SHORT)
+    engine.close()
+    assert engine.stats().used == 0
+    with pytest.raises(Full, match="closing"):
+        engine.open(SHORT)
+
+
+def test_typed_turns_and_written_answers():
+    _, lm = models()
+    engine = tiny_engine()
+    session = engine.open(replace(SHORT, speak=False))
+    session.write("Hello there")
+    session.respond()
+    found = talk(engine, [session])[session]
+    assert not any(isinstance(event, AudioDelta) for event in found)
+    begin = lm.prompt.opening("t2t").text
+    assert torch.equal(told(session).text[:, : begin.shape[1]], begin)  # its system line follows how it is used
+
+
+def test_a_greeting_and_instructions_stand_at_the_beginning():
+    _, lm = models()
+    engine = tiny_engine()
+    greeting = Speech(codes=engine.encode(noise(0.5)), text="Hello")
+    session = engine.open(replace(SHORT, instructions="weather", greeting=greeting))
+    run(engine)
+    spoken = lm.prompt.spoken(torch.from_numpy(greeting.codes), text="Hello")
+    wanted = lm.prompt.opening("s2s", spoken, "weather")
+    assert all(torch.equal(a, b) for a, b in zip(told(session), wanted, strict=True))
+    with pytest.raises(UserError, match="codebooks"):
+        engine.open(replace(SHORT, greeting=Speech(codes=np.zeros((3, 2), np.int64))))
+    with pytest.raises(UserError):
+        engine.encode(np.array([np.nan], np.float32))
+
+
+def test_history_is_remembered_as_in_a_dialogue_alone():
+    codec, lm = models()
+    engine, talked = tiny_engine(), SpeechGPT(codec, lm)
+    turns = [Turn.user("Hello"), Turn.assistant("there", noise(0.5)), Turn.user(speech=noise(0.6)),
+             Turn.assistant("what"), Turn.user("is")]  # fmt: skip
+    session = engine.open(replace(SHORT, speak=True))
+    for turn in turns:
+        session.remember(turn)
+    session.respond()
+    ours = talk(engine, [session])[session]
+    theirs = talked.chat(turns, mode="t2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
+    with pytest.raises(UserError):
+        session.remember(Turn("system", Turn.user("x").segments))
+
+
+def test_what_is_asked_during_a_reply_happens_after_it():
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    session.write("Hello")
+    first = session.respond()
+    later = session.write("there")
+    with pytest.raises(UserError, match="under way"):
+        session.respond()
+    talk(engine, [session])
+    assert [span.number for span in session.slot.context.spans] == [1, first, later]
+
+
+def test_new_settings_hold_from_the_next_reply_on():
+    engine, other = tiny_engine(), tiny_engine()
+    session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather", seed=8))
+    session.configure(replace(SHORT, instructions="weather", seed=8))
+    ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, session), (other, wanted)))
+    assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
+
+
+def test_reading_aloud():
+    engine = tiny_engine(tiny_lm(draft=True))
+    session = engine.open(SHORT)
+    session.respond(ReplyOptions(text="Hello there", max_patches=9))
+    found = talk(engine, [session])[session]
+    assert found[0] == TextDelta("Hello there") and len(sound(found))
+    recital = engine.runner.lm.prompt.recital("Hello there")
+    assert torch.equal(told(session).text[:, : recital.text.shape[1]], recital.text)
+
+
+def test_a_model_that_cannot_says_so_and_the_session_lives_on():
+    engine = tiny_engine()
+    session, other = engine.open(SHORT), engine.open(SHORT)
+    session.respond(ReplyOptions(text="Hello"))
+    other.write("Hello")
+    other.respond()
+    found = talk(engine, [session, other])
+    assert [type(event) for event in found[session]] == [Error] and reason(found[other])
+    assert reason(answer(engine, session, noise(0.5)))
+
+
+def test_an_error_in_one_session_touches_no_other(monkeypatch):
+    """A slot that breaks in the middle of a step is closed; those beside it get what they would have got."""
+    alone, both = tiny_engine(), tiny_engine()
+    wanted = answer(alone, alone.open(SHORT), noise(0.6))
+    broken, session = both.open(SHORT), both.open(SHORT)
+    say(broken, noise(0.5, 1))
+    broken.respond()
+    both.step()
+    monkeypatch.setattr(broken.slot, "drawn", lambda *_: 1 / 0)
+    assert np.array_equal(sound(answer(both, session, noise(0.6))), sound(wanted))
+    assert [type(event) for event in events(broken)] == [Error]
+    assert both.stats().used == 1 and not broken.replying
+    with pytest.raises(UserError, match="closed"):
+        broken.write("Hello")
+
+
+def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
+    engine = tiny_engine()
+    session, idle = engine.open(SHORT), engine.open(SHORT)
+    run(engine)
+    session.write("Hello")
+    monkeypatch.setattr(engine.runner, "read", lambda *_: 1 / 0)
+    engine.step()
+    monkeypatch.undo()
+    assert isinstance(events(session)[0], Error) and engine.stats().used == 1
+    assert reason(answer(engine, idle, noise(0.5)))
+
+
+def test_calls_that_do_not_fit_change_nothing():
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    for call in (lambda: session.hear(noise(0.1)), session.end_speech, session.take_back, session.drop_speech,
+                 lambda: session.interrupt(5), lambda: session.hear(np.array([np.inf], np.float32))):  # fmt: skip
+        with pytest.raises(UserError):
+            call()
+    session.begin_speech()
+    for call in (session.begin_speech, session.respond, lambda: session.write("Hello")):
+        with pytest.raises(UserError):
+            call()
+    session.drop_speech()
+    run(engine)
+    assert session.slot.context.spans == [] and not events(session)
+
+
+def test_speech_is_only_so_far_ahead_of_its_playback():
+    engine = tiny_engine(lead=0.5)
+    session = engine.open(replace(SHORT, max_patches=200))
+    say(session, noise(0.3))
+    session.respond()
+    began, samples, leads = None, 0, []
+    while session.replying:
+        wait = engine.step()
+        for event in events(session):
+            if isinstance(event, AudioDelta):
+                began = engine.clock.now if began is None else began
+                samples += len(event.pcm)
+                leads.append(samples / 24_000 - (engine.clock.now - began))
+        engine.clock.pass_by(wait or 0.0)
+    assert len(leads) > 20 and max(leads) <= 0.5 + 0.12 and min(leads[3:]) > 0.3
+
+
+@pytest.mark.parametrize("paced", [True, False])
+def test_nothing_is_made_for_a_reader_who_does_not_read(paced):
+    engine = tiny_engine(lead=0.5)
+    session = engine.open(replace(SHORT, max_patches=200, paced=paced))
+    say(session, noise(0.3))
+    session.respond()
+    for _ in range(300):
+        engine.clock.pass_by((engine.step() or 0.0) + 0.01)
+    assert session.mailbox.unread <= 0.62 * 24_000 and session.replying
+    began = engine.clock.now
+    if not paced:
+        assert len(sound(talk(engine, [session])[session])) > 2 * 24_000
+        assert engine.clock.now - began < 1  # as fast as it was read
+
+
+def test_a_talk_without_end_neither_grows_nor_slows():
+    """Twenty turns are longer than the context; what a turn costs does not depend on how many there were."""
+    engine = tiny_engine(context=128)
+    session = engine.open(replace(SHORT, max_patches=12, instructions="Hello"))
+    run(engine)
+    opening = told(session)
+    reads, lengths = [], []
+    monkey, taken = engine.runner.read, [0]
+    engine.runner.read = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
+    for turn in range(20):
+        taken.clear()
+        found = answer(engine, session, noise(0.5, turn))
+        run(engine)
+        reads.append(sum(taken))
+        lengths.append(session.slot.context.length)
+        assert reason(found) and not any(isinstance(event, Error) for event in found)
+    kept = opening.text.shape[1]
+    assert torch.equal(told(session).text[:, :kept], opening.text)
+    assert max(lengths) <= 128 and len(session.slot.context.spans) < 12
+    assert max(reads) <= 128 + 20 and sum(reads[10:]) <= 1.3 * sum(reads[:10]) + 128
+
+
+def test_in_a_thread_of_its_own_from_asyncio():
+    codec, lm = models()
+    engine = Engine(codec, lm, EngineConfig(slots=3, context=256))
+    steps = []
+    engine.watch(steps.append)
+    engine.start()
+
+    async def one(seed):
+        session, found = engine.open(replace(SHORT, max_patches=8)), []
+        say(session, noise(0.3, seed))
+        session.respond()
+        async for event in session.events():
+            found.append(event)
+            if isinstance(event, TurnDone):
+                session.close()
+        return found
+
+    async def several():
+        return await asyncio.gather(*(one(seed) for seed in (1, 2, 1)))
+
+    a, b, again = asyncio.run(several())
+    assert np.array_equal(sound(a), sound(again)) and not np.array_equal(sound(a), sound(b))
+    assert all(reason(found) for found in (a, b, again))
+    engine.close(drain=5.0)
+    assert engine.stats().used == 0 and engine.stats().steps == len(steps) and min(steps) > 0
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
+
+
+def test_closing_lets_replies_end():
+    codec, lm = models()
+    engine = Engine(codec, lm, EngineConfig(slots=2, context=256))
+    engine.start()
+
+    async def drained():
+        session = engine.open(replace(SHORT, max_patches=8))
+        session.write("Hello")
+        session.respond()
+        closing = asyncio.create_task(asyncio.to_thread(engine.close, 20.0))
+        return [event async for event in session.events()], await closing
+
+    found, _ = asyncio.run(drained())
+    assert reason(found) in ("stop", "length") and engine.stats().used == 0
+
+
+def test_codec_and_model_must_speak_the_same_codes():
+    codec, lm = models()
+    with pytest.raises(UserError, match="codes"):
+        Engine(codec, type("Other", (), {"config": replace(lm.config, codebook_size=2048)})(), clock=Clock())
+
+
+def test_a_transcript_tells_how_sure_the_model_is():
+    from speechgpt2.dialogue.protocol import TurnComplete
+
+    lm = tiny_lm(draft=True)
+    heard = lm.prompt.ids.heard
+    engine = tiny_engine(lm)
+    session = engine.open(replace(SHORT, max_patches=4))
+    original = type(lm).text_logits
+
+    def sure(self, hidden):
+        logits = original(self, hidden)
+        logits[..., heard] = logits.logsumexp(-1) + np.log(3.0)  # three of four
+        return logits
+
+    lm.text_logits = sure.__get__(lm)
+    found = answer(engine, session, noise(0.3))
+    sureness = next(event for event in found if isinstance(event, TurnComplete))
+    assert sureness.probability == pytest.approx(0.75, abs=1e-3)
+    assert isinstance(found[found.index(sureness) + 1], Transcript)

@@ -1,0 +1,78 @@
+"""What stays of a reply that was cut short."""
+
+import pytest
+import torch
+
+from speechgpt2.engine.memory import as_heard, speech_patches
+from speechgpt2.lm.prompt import Prompt, Spoken, join
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+WORDS = ["Hello", " there", ", what", " is"]
+
+
+def prompts():
+    return [Prompt(tiny_config(draft=draft), tiny_tokenizer()) for draft in (False, True)]
+
+
+def spoken(prompt):
+    """Four words, each at its patch and its sound in the patch after it, over seven patches; codes tell the patch."""
+    codes = torch.arange(7).repeat_interleave(3)[:, None].expand(-1, 3).contiguous()
+    row = [prompt.ids.filler] * 7
+    for place, word in zip((0, 2, 3, 5), WORDS, strict=True):
+        row[place] = prompt.encode(word)[0]
+    return Spoken(codes, row)
+
+
+def a_reply(prompt, transcript=None):
+    return prompt.reply("".join(WORDS), spoken(prompt), transcript)
+
+
+def words_of(prompt, patches):
+    return prompt.tokenizer.decode(patches.text[0].tolist(), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
+@pytest.mark.parametrize("heard", range(1, 7))
+def test_no_word_and_no_code_that_was_not_played(prompt, heard):
+    kept = as_heard(prompt, a_reply(prompt, "what"), True, heard)
+    codes = kept.codes[0][kept.codes[0, :, 0, 0] != prompt.config.no_speech]
+    assert codes[:, 0, 0].tolist() == list(range(heard)) and speech_patches(prompt, kept) == heard
+    played = [word for place, word in zip((0, 2, 3, 5), WORDS, strict=True) if place + 1 < heard]
+    named = [prompt.encode(word)[0] for word in played]
+    tokens = kept.text[0].tolist()
+    for word in WORDS:
+        token = prompt.encode(word)[0]
+        assert (token in tokens) == (token in named), (word, heard)
+
+
+@pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
+def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
+    kept = as_heard(prompt, a_reply(prompt), False, 4)
+    ids, tokens = prompt.ids, kept.text[0].tolist()
+    assert tokens.count(ids.speech_start) == tokens.count(ids.speech_end) == 1
+    end = prompt.closing(speaking=True).text[0].tolist()
+    assert tokens[-len(end) :] == end
+
+
+def test_nothing_heard_is_nothing_said():
+    for prompt in prompts():
+        assert as_heard(prompt, a_reply(prompt), False, 0) is None
+        assert as_heard(prompt, prompt.text(prompt.encode("Hello")), False, 5) is None
+
+
+def test_a_draft_keeps_its_transcript_and_loses_the_words_to_come():
+    prompt = prompts()[1]
+    kept = as_heard(prompt, a_reply(prompt, "weather"), True, 4)
+    expected = Spoken(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.ids.last_filler])
+    wanted = prompt.reply("Hello there", expected, "weather")
+    assert torch.equal(kept.text, wanted.text) and torch.equal(kept.codes, wanted.codes)
+
+
+def test_a_reply_that_was_not_finished():
+    """Cut while it is being made: there is no end to find."""
+    prompt = prompts()[1]
+    whole = a_reply(prompt)
+    start = whole.text[0].tolist().index(prompt.ids.speech_start)
+    unfinished = join(type(whole)(whole.text[:, : start + 4], whole.codes[:, : start + 4]))
+    kept = as_heard(prompt, unfinished, False, 9)
+    assert speech_patches(prompt, kept) == 3 and words_of(prompt, kept).startswith("Hello")

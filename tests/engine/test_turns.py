@@ -1,0 +1,253 @@
+"""Taking back and cutting short: afterwards the model knows what was said and heard, and not a word more."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.dialogue.protocol import SessionSettings
+from speechgpt2.types import Interrupted, Speech, Turn, TurnDone
+from tests.engine.tiny import (
+    PATCH,
+    ScriptedLM,
+    events,
+    noise,
+    reason,
+    run,
+    say,
+    sound,
+    talk,
+    tiny_engine,
+    tiny_lm,
+    told,
+)
+
+SHORT = SessionSettings(max_patches=25, seed=5)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(told(a), told(b), strict=True))
+
+
+def agrees(engine, session):
+    """The row holds what the context says: a row that reads it anew comes to the same state."""
+    run(engine)
+    context, number = session.slot.context, session.slot.number
+    batch, lm = engine.runner.batches[number // 4], engine.runner.lm
+    fresh, state = lm.prefill(told(session), lm.init_state(1, context.capacity))
+    assert context.waiting == 0
+    for ours, theirs in zip(batch.memory.stack.layers, state.stack.layers, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a[number % 4, :, : context.length], b[0, :, : context.length], atol=1e-4)
+    assert torch.allclose(batch.hidden[number % 4], fresh[0], atol=1e-4)
+    return True
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.4, 0), (0.4, 3), (0.4, 40), (0.48, 14), (0.5, 14)])
+def test_a_turn_that_was_not_over(seconds, steps):
+    """Ended, perhaps answered, and taken back: as if it had been spoken in one go."""
+    whole, engine = tiny_engine(), tiny_engine()
+    pcm = noise(1.1)
+    cut = int(seconds * 24_000)
+    plain, session = whole.open(SHORT), engine.open(SHORT)
+    say(plain, pcm)
+    plain.respond()
+    wanted = talk(whole, [plain])[plain]
+
+    session.begin_speech()
+    session.hear(pcm[:cut])
+    session.end_speech()
+    session.respond()
+    for _ in range(steps):
+        engine.clock.pass_by(engine.step() or 0.0)
+    session.take_back()
+    session.hear(pcm[cut:])
+    assert not session.replying and events(session) == []
+    session.end_speech()
+    session.respond()
+    found = talk(engine, [session])[session]
+    assert same(plain, session) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
+
+
+def test_a_short_answer_in_advance_that_was_complete_is_taken_back_too():
+    engine, other = tiny_engine(), tiny_engine()
+    session, plain = engine.open(replace(SHORT, max_patches=3)), other.open(replace(SHORT, max_patches=3))
+    session.begin_speech()
+    session.hear(noise(0.5))
+    session.end_speech()
+    session.respond()
+    talk(engine, [session])
+    session.take_back()
+    session.hear(noise(0.3, 1))
+    session.end_speech()
+    say(plain, np.concatenate([noise(0.5), noise(0.3, 1)]))
+    run(engine)
+    run(other)
+    assert same(session, plain)
+
+
+def test_speech_that_is_dropped_was_never_heard():
+    engine, other = tiny_engine(), tiny_engine()
+    session, plain = engine.open(SHORT), other.open(SHORT)
+    session.begin_speech()
+    session.hear(noise(0.7))
+    for _ in range(3):
+        engine.step()
+    session.drop_speech()
+    for e, s in ((engine, session), (other, plain)):
+        say(s, noise(0.4, 2))
+        run(e)
+    assert same(session, plain) and agrees(engine, session)
+
+
+# a scripted answer: a draft, a patch of silence, then words that sound one patch after they are named
+
+WORDS = ["Hello", " there", ", what", " is", " weather"]
+
+
+def random_codes(patches, seed=0):
+    return torch.randint(1024, (patches, 3, 3), generator=torch.Generator().manual_seed(seed))
+
+
+def scripted(words, codes, draft=True):
+    """An engine whose model says `words`, one every patch, with the sound `codes [P, 3, 3]`; and their tokens."""
+    lm = tiny_lm(ScriptedLM, draft=draft)
+    ids, encode = lm.prompt.ids, lm.prompt.encode
+    written = [*encode("weather"), ids.heard, *encode("".join(words))] if draft else []
+    named = [encode(word)[0] for word in words]
+    row = [*named, *[ids.filler] * (len(codes) - len(named))]
+    end = [ids.speech_end, *encode(lm.prompt.words.turn_end), ids.eos]
+    lm.script = [(token, None) for token in [*written, ids.speech_start]]
+    lm.script += list(zip(row, codes, strict=True)) + [(token, None) for token in end]
+    return tiny_engine(lm), named
+
+
+@pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft"])
+@pytest.mark.parametrize("played", [0, 1, 3, 5])
+def test_after_an_interruption_only_what_was_played_is_known(draft, played):
+    """By token positions and codes, in the context and in the row."""
+    codes = random_codes(8)
+    engine, named = scripted(WORDS, codes, draft)
+    session = engine.open(SHORT)
+    say(session, noise(0.4))
+    session.respond()
+    run(engine, until=lambda: session.mailbox.made >= 5 * PATCH)
+    before = session.slot.context.spans[0].stop
+    heard = played * PATCH + 700  # within a patch: what was not played to its end was not heard
+    session.interrupt(heard)
+    found = events(session)
+    assert found == [Interrupted(heard if played < 5 else 5 * PATCH), TurnDone("interrupted")]
+    engine.step()
+    memory, c = told(session), engine.runner.lm.config
+    speech = memory.codes[0, before:][memory.codes[0, before:, 0, 0] != c.no_speech]
+    assert torch.equal(speech, codes[:played])
+    tokens = memory.text[0, before:].tolist()
+    for place, token in enumerate(named):
+        times = (2 if draft else 1) if place + 1 < played else 0  # in the draft and at its patch
+        assert tokens.count(token) == times, (place, tokens)
+    if not played:
+        assert memory.text.shape[1] == before  # as if there had been no answer
+    assert agrees(engine, session) and session.slot.context.length == session.slot.context.taken
+
+
+def test_what_was_not_heard_makes_no_difference_to_what_follows():
+    """Two answers that differ only in what was cut off: all that comes after is the same to the last bit."""
+    results = []
+    start = random_codes(3)
+    for words, rest in ((WORDS, random_codes(5, 1)), ([*WORDS[:2], " 25", " degrees", "!"], random_codes(5, 2))):
+        engine, _ = scripted(words, torch.cat([start, rest]))
+        session = engine.open(SHORT)
+        say(session, noise(0.4))
+        session.respond()
+        run(engine, until=lambda s=session: s.mailbox.made >= 5 * PATCH)
+        session.interrupt(3 * PATCH + 10)
+        engine.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
+        say(session, noise(0.3, 3))
+        session.respond()
+        heard = sound(talk(engine, [session])[session])
+        results.append((told(session), heard))
+    (first, a), (second, b) = results
+    assert torch.equal(first.text, second.text) and torch.equal(first.codes, second.codes)
+    assert np.array_equal(a, b) and first.text.shape[1] > 100
+
+
+def test_it_may_be_told_later_how_much_was_heard():
+    """The client's word comes while the user's next turn is going on, and corrects what was assumed."""
+    at_once, later = (scripted(WORDS, random_codes(8))[0] for _ in range(2))
+    sessions = []
+    for engine, guess in ((at_once, 2), (later, 5)):
+        session = engine.open(SHORT)
+        say(session, noise(0.4))
+        number = session.respond()
+        run(engine, until=lambda s=session: s.mailbox.made >= 5 * PATCH)
+        session.interrupt(guess * PATCH)
+        session.begin_speech()
+        session.hear(noise(0.5, 3))
+        engine.step()
+        session.truncate(number, 2 * PATCH)
+        session.end_speech()
+        run(engine)
+        sessions.append(session)
+    assert same(*sessions) and agrees(later, sessions[1])
+
+
+def test_an_answer_that_was_complete_can_still_be_cut():
+    """It was made faster than it was played."""
+    engine, named = scripted(WORDS, random_codes(8))
+    session = engine.open(replace(SHORT, paced=False))
+    say(session, noise(0.4))
+    number = session.respond()
+    found = talk(engine, [session])[session]
+    assert reason(found) == "stop" and len(sound(found)) == 8 * PATCH
+    whole = told(session)
+    session.truncate(number, 99 * PATCH)
+    engine.step()
+    assert torch.equal(told(session).text, whole.text)
+    session.interrupt(3 * PATCH)
+    engine.step()
+    assert events(session) == [Interrupted(3 * PATCH)]
+    assert told(session).text[0].tolist().count(named[2]) == 0 and agrees(engine, session)
+
+
+def test_a_written_answer_keeps_what_was_read():
+    engine = tiny_engine()
+    session = engine.open(replace(SHORT, speak=False, temperature=0.0))
+    session.write("Hello")
+    session.respond()
+    run(engine, until=lambda: session.slot.reply is not None and session.slot.reply.patches == 0)
+    engine.step()
+    session.interrupt(0)
+    run(engine)
+    prompt, tokens = engine.runner.lm.prompt, told(session).text[0].tolist()
+    end = prompt.closing(speaking=False).text[0].tolist()
+    assert tokens[-len(end) :] == end and agrees(engine, session)
+
+
+def test_an_answer_that_had_not_begun_is_gone():
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    session.begin_speech()
+    session.hear(noise(0.4))
+    session.end_speech()
+    session.respond()
+    session.interrupt(0)
+    run(engine)
+    assert [span.role for span in session.slot.context.spans] == ["user"] and session.slot.reply is None
+    assert events(session) == [Interrupted(0), TurnDone("interrupted")]
+
+
+def test_turns_can_be_forgotten():
+    engine, other = tiny_engine(), tiny_engine()
+    session, plain = engine.open(SHORT), other.open(SHORT)
+    secret = session.remember(Turn.user("25 degrees"))
+    answer = session.remember(Turn("assistant", (Speech(pcm=noise(0.4), text="weather"),)))
+    run(engine)
+    for s in (session, plain):
+        s.write("Hello")
+    session.forget(answer)
+    session.forget(secret)
+    session.forget(99)
+    run(engine)
+    run(other)
+    assert same(session, plain) and agrees(engine, session)
