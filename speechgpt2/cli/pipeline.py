@@ -54,13 +54,13 @@ def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
 
 def report(folder: RunFolder, out: Page = None) -> None:
     """Write a page about a run: what was kept and rejected and why, with sound and spectrograms."""
-    from speechgpt2.data.clean import report as page
+    from speechgpt2.data.clean.report import write
     from speechgpt2.data.pipeline.runner import Run
 
     source, config = _remembered(folder)
     target = out or folder / "report.html"
     with working("drawing"), Run(source, folder, config.build()) as run:
-        page.write(run, target)
+        write(run, target)
     print(f"{target}: written")
 
 
