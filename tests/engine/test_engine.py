@@ -102,7 +102,7 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     engine.step()
     batch = engine.runner.batches[0]
     for state in (batch.memory, batch.ears, batch.voices, (batch.hidden,)):
-        tree_map(lambda leaf: pytest.fail("something is left") if leaf.any() else leaf, state)
+        tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
     assert np.array_equal(sound(ours), sound(theirs)) and same(second, other)
