@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.spectrum import decibels, mel_bands, power
+from speechgpt2.data.clean.spectrum import QUIETEST, decibels, mel_bands, power
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
@@ -26,7 +26,9 @@ def fingerprint(spectrum: np.ndarray) -> np.ndarray:
     """Power `[T, BINS]` -> `[SLOTS − 1]` uint16."""
     bands = spectrum @ mel_bands(BANDS, 150.0, 3600.0)
     level = bands.sum(axis=1)
-    loud = np.flatnonzero(level > level.max() * 10**-3.0)
+    loud = np.flatnonzero(level > max(level.max() * 10**-3.0, QUIETEST))
+    if not len(loud):
+        return np.zeros(SLOTS - 1, np.uint16)
     sounding = np.cumsum(np.pad(bands[loud[0] : loud[-1] + 1], ((1, 0), (0, 0))), axis=0, dtype=np.float64)
     edges = np.linspace(0, len(sounding) - 1, SLOTS + 1)
     whole = edges.astype(int)

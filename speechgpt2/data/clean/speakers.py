@@ -53,7 +53,7 @@ class TurnsConfig:
     """Cut where the gain is above `gain`; no piece is shorter than a second and a half."""
 
     kind: Literal["turns"] = "turns"
-    gain: float = 4.0
+    gain: float = 4.8
 
 
 class Turns(Stage[TurnsConfig]):

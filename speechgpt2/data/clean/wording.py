@@ -26,9 +26,9 @@ SCRIPTS = (
     ("ja", re.compile(r"[぀-ヿ]")),
     ("ko", re.compile(r"[가-힣]")),
     ("zh", re.compile(r"[㐀-鿿]")),
-    ("ru", re.compile(r"[Ѐ-ӿ]")),
-    ("ar", re.compile(r"[؀-ۿ]")),
-    ("latin", re.compile(r"[A-Za-zÀ-ɏ]")),
+    ("ru", re.compile(r"[Ѐ-ӿ]+")),
+    ("ar", re.compile(r"[؀-ۿ]+")),
+    ("latin", re.compile(r"[A-Za-zÀ-ɏ]+")),
 )
 ELSEWHERE = {"ja", "ko", "zh", "yue", "ru", "ar"}  # languages that are not written in Latin letters
 
@@ -46,12 +46,12 @@ def units(text: str) -> list[str]:
 
 
 def language_of(text: str, declared: str = "") -> Language:
-    """By the script of most letters, with their share as confidence; kana among hanzi make it Japanese."""
+    """By the script of most characters, a word in Latin letters counting as one, with their share as confidence."""
     counts = {code: len(pattern.findall(text)) for code, pattern in SCRIPTS}
     total = sum(counts.values())
     if not total:
         return Language(declared)
-    if counts["ja"] and counts["zh"]:
+    if counts["ja"] and counts["zh"]:  # kana among hanzi
         counts["ja"] += counts.pop("zh")
     code = max(counts, key=lambda name: counts[name])
     share = round(counts[code] / total, 3)

@@ -1,0 +1,213 @@
+"""From files to clips: decoding, cutting, whole runs over folders with everything that can be wrong in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from speechgpt2.cli import app
+from speechgpt2.data.clean import faults, presets
+from speechgpt2.data.clean.activity import energy, spans
+from speechgpt2.data.clean.decode import Decode, DecodeConfig
+from speechgpt2.data.clean.segment import Segment, SegmentConfig
+from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
+from speechgpt2.data.pipeline import shar
+from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.stage import Rejected
+from speechgpt2.data.record import AudioInfo, Clip, Wording
+from speechgpt2.errors import UserError
+from speechgpt2.types import SAMPLE_RATE
+from tests.data.clean.test_measures import voice
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    (tmp_path / "in").mkdir()
+    return Workspace(tmp_path / "in", tmp_path / "work")
+
+
+def decode(workspace: Workspace, name: str, **settings):
+    clip = Clip("a", audio=AudioInfo(path=name))
+    return Decode(DecodeConfig(**settings))(clip, Sound(clip, workspace))
+
+
+def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Clip, Sound]:
+    name, samples = workspace.add([pcm.astype(np.float32)])
+    info = AudioInfo("a.wav", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "WAV", name)
+    clip = Clip("a", "whole", audio=info, text=Wording(text))
+    return clip, Sound(clip, workspace)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("a.wav", 48_000), ("a.flac", 24_000), ("a.ogg", 16_000), ("a.mp3", 44_100)]
+)
+def test_what_libsndfile_reads(workspace, name, rate):
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(workspace.sources / name, np.stack([sine, sine], 1), rate)
+    clip = decode(workspace, name)
+    assert clip.audio.duration == pytest.approx(1.0, abs=0.06) and clip.audio.sample_rate == rate
+    pcm = Sound(clip, workspace).pcm[6000:18_000]
+    assert np.abs(np.fft.rfft(pcm)).argmax() == pytest.approx(220, abs=1)  # 440 Hz in half a second
+    assert np.abs(pcm).max() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.aac"])
+def test_what_ffmpeg_reads(workspace, name):
+    soundfile.write(workspace.sources / "a.wav", 0.5 * np.sin(np.arange(48_000) * 0.05), 48_000)
+    command = ["ffmpeg", "-v", "error", "-i", workspace.sources / "a.wav", workspace.sources / name]
+    subprocess.run(command, check=True)
+    assert decode(workspace, name).audio.duration == pytest.approx(1.0, abs=0.1)
+    whole = (workspace.sources / name).read_bytes()
+    (workspace.sources / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Rejected) as refusal:
+        decode(workspace, name)
+    assert refusal.value.reason in ("corrupt", "not-audio")
+
+
+def test_two_sides_of_a_call(workspace):
+    soundfile.write(workspace.sources / "a.wav", np.stack([voice(100), voice(200)], 1), SAMPLE_RATE)
+    sides = decode(workspace, "a.wav", channels="split")
+    assert [side.id for side in sides] == ["a-c0", "a-c1"] and sides[0].audio.pcm_hash != sides[1].audio.pcm_hash
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Writes them; name -> reason."""
+    soundfile.write(folder / "silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    soundfile.write(folder / "nan.wav", np.full(1000, np.nan, np.float32), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(folder / "rate.wav", np.ones(1000) * 0.1, 1)
+    soundfile.write(folder / "bomb.flac", np.zeros(1200 * 4000, np.int16), 4000)  # 20 min in 1 kB
+    soundfile.write(folder / "full.flac", np.random.default_rng(0).uniform(-1, 1, SAMPLE_RATE), SAMPLE_RATE)
+    whole = (folder / "full.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "full.flac").unlink()
+    (folder / "junk.mp3").write_bytes(b"\x00" * 64 + b"no sound")
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "list.m3u8").write_text("#EXTM3U\nfile:///etc/passwd\n")
+    reasons = {"silent.wav": "silent", "nan.wav": "corrupt", "rate.wav": "corrupt", "bomb.flac": "endless"}
+    return {
+        **reasons,
+        "cut.flac": "corrupt",
+        "junk.mp3": "not-audio",
+        "empty.wav": "not-audio",
+        "list.m3u8": "not-audio",
+    }
+
+
+def test_bad_files_are_rejected_with_a_reason(workspace):
+    for name, reason in bad_files(workspace.sources).items():
+        with pytest.raises(Rejected) as refusal:
+            decode(workspace, name, max_hours=0.2)
+        assert refusal.value.reason == reason, name
+    assert not list(workspace.folder.rglob(".*")), "something half-written is left"
+
+
+def test_where_speech_is(workspace):
+    pause = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 1e-3
+    pcm = np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause])
+    found = spans(energy(iter([pcm.astype(np.float32)])), 0.6, 0.3)
+    assert np.allclose(found, [(2.0, 5.0), (7.0, 9.0)], atol=0.25)
+
+
+def test_a_recording_falls_into_clips(workspace):
+    pause = np.zeros(2 * SAMPLE_RATE)
+    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
+    pieces = Segment(SegmentConfig(gap=0.7))(clip, sound)
+    assert len(pieces) == 2 and all(piece.parent_id == "a" for piece in pieces)
+    assert [piece.audio.start for piece in pieces] == pytest.approx([1.9, 6.9], abs=0.25)
+    [whole] = Segment(SegmentConfig())(replace(clip, text=Wording("two sentences")), sound)
+    assert whole.text.raw == "two sentences" and whole.audio.duration > 7
+
+
+def test_long_speech_is_cut_in_its_pauses(workspace):
+    parts = [np.concatenate([voice(120, 2.5, seed), np.zeros(SAMPLE_RATE // 3)]) for seed in range(8)]
+    clip, sound = recording(workspace, np.concatenate(parts))
+    pieces = Segment(SegmentConfig(gap=2.0, longest=8.0))(clip, sound)
+    assert len(pieces) >= 3 and max(piece.audio.duration for piece in pieces) <= 8.0
+    clip, sound = recording(workspace, 0.3 * np.sin(np.arange(20 * SAMPLE_RATE) * 0.1))  # no breath in it
+    pieces = Segment(SegmentConfig(longest=8.0))(clip, sound)
+    assert max(piece.audio.duration for piece in pieces) <= 8.0
+
+
+def test_silence_and_speech(workspace):
+    with pytest.raises(Rejected, match="no-speech"):
+        Segment(SegmentConfig())(*recording(workspace, np.full(SAMPLE_RATE, 1e-5)))
+
+
+def test_a_change_of_speaker_is_cut_and_named(workspace):
+    one, two = voice(110, 5.0, 1), faults.narrow(voice(230, 5.0, 2), 3000)
+    clip, sound = recording(workspace, np.concatenate([one, two, one]))
+    pieces = Turns(TurnsConfig())(clip, sound)
+    assert len(pieces) == 3
+    assert [piece.audio.start for piece in pieces] == pytest.approx([0, 5, 10], abs=0.5)
+    printed = [VoicePrint(VoiceConfig())(piece, Sound(piece, workspace)) for piece in pieces]
+    named = [clip.speakers[0].id for clip in Speakers(SpeakersConfig())(lambda: iter(printed))]
+    assert named[0] == named[2] != named[1]
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_can_be_built(name):
+    steps = presets.load(name).build()
+    assert steps[0].name == "decode" and steps[-1].name in ("speakers", "duplicates")
+
+
+def test_presets_that_make_no_sense(tmp_path):
+    with pytest.raises(UserError, match="presets are asr, dialogue, emilia, tts-strict"):
+        presets.load("emilio")
+    (tmp_path / "mine.yaml").write_text("steps: [{kind: loudness}]")
+    with pytest.raises(UserError, match="first step"):
+        presets.load(str(tmp_path / "mine.yaml"))
+    with pytest.raises(UserError, match="no rule rejects as 'noise'; there are"):
+        presets.load("asr").moved({"noise": 1.0})
+
+
+def test_from_the_command_line(tmp_path):
+    pytest.importorskip("pyarrow")
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    bad = bad_files(folder)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        soundfile.write(folder / f"ok{number}.wav", voice(110 + 40 * number, 4.0, number), SAMPLE_RATE)
+    soundfile.write(folder / "noisy.wav", faults.noisy(voice(140, 4.0, 8), 5, 0.5, rng), SAMPLE_RATE)
+    soundfile.write(folder / "twice.wav", voice(110, 4.0, 0) * 0.5, SAMPLE_RATE)
+    run = CliRunner()
+    result = run.invoke(app, ["data", "clean", str(folder), "-o", out, "--preset", "emilia", "--workers", "1"])
+    assert result.exit_code == 0 and "kept 3 clips" in result.output
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").open()]
+    reasons = {line["audio"]["path"]: line["decisions"][-1]["reason"] for line in rejected}
+    assert {**bad, "bomb.flac": "silent", "twice.wav": "duplicate"}.items() <= reasons.items()
+    assert any(
+        d["reason"] == "noisy" and not d["keep"] for line in rejected for d in line["decisions"] if "reason" in d
+    )
+    again = run.invoke(app, ["data", "clean", str(folder), "-o", out, "--preset", "emilia", "--workers", "1"])
+    assert "nothing to do" in again.output
+    moved = run.invoke(app, ["data", "rethreshold", out, "--set", "noisy=-10"])
+    assert moved.exit_code == 0 and "kept 4 clips" in moved.output and "pending" not in moved.output
+    assert len(list(shar.read(tmp_path / "out" / "shar"))) == 4
+    assert run.invoke(app, ["data", "report", out]).exit_code == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<audio") >= 5 and "duplicate" in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["clean", "absent", "-o", "out"], "no such folder or manifest"),
+        (["clean", ".", "-o", "out"], "lies inside"),
+        (["rethreshold", ".", "--set", "noisy=1"], "no run of sg2 data clean"),
+        (["report", "."], "no run of sg2 data clean"),
+    ],
+)
+def test_what_cannot_be_done(tmp_path, monkeypatch, words, complaint):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["data", *words])
+    assert result.exit_code == 2 and complaint in result.stderr and not (tmp_path / "out").exists()
