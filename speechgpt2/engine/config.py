@@ -11,11 +11,11 @@ from speechgpt2.errors import UserError
 class EngineConfig:
     """`slots` sessions at once, each remembering `context` patches (120 ms of speech or a piece of text).
 
-    `rows` slots, a multiple of 4, form a batch that is computed whole whenever one of them needs it (None: 4 on a CPU,
-    all on a device): fewer waste less on those who are idle, more share the reading of the weights. `lead`: seconds
-    that speech may be ahead of its playback; more rides out slower steps, less is wasted by an interruption. `piece`:
-    patches that one row reads at once, `pieces`: of them in a step, so that no step is long. `patience`: seconds that a
-    listener's sound may wait to share a step with others.
+    `rows` slots, a multiple of 4, form a batch that is computed whole whenever one of them needs it (None: up to 8 on a
+    CPU, all on a device): fewer waste less on those who are idle, more share the reading of the weights. `lead`:
+    seconds that speech may be ahead of its playback; more rides out slower steps, less is wasted by an interruption.
+    `piece`: patches that one row reads at once, `pieces`: of them in a step, so that no step is long. `patience`:
+    seconds that a listener's sound may wait to share a step with others.
     """
 
     slots: int = 8

@@ -29,7 +29,8 @@ from speechgpt2.streaming import Cache, keep_idle, tree_map
 from speechgpt2.types import FRAME_SIZE, Patches
 
 CELLS = 16  # of a cache that are looked at together
-ROWS = 4  # of a batch on a CPU; products treat the last rows differently if there are not so many, or a multiple
+ROWS = 4  # a batch has as many or a multiple: of other numbers, products treat the last rows differently
+MOST_ROWS = 8  # of a batch on a CPU, where an idle row still costs a little
 
 S = TypeVar("S")
 
@@ -92,7 +93,8 @@ class Runner:
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
         self.codec, self.lm, self.device = codec, lm, lm.device
         on_device = lm.device.type == "cuda"
-        self.rows = config.rows or (-(-config.slots // ROWS) * ROWS if on_device else ROWS)
+        slots = -(-config.slots // ROWS) * ROWS
+        self.rows = config.rows or (slots if on_device else min(slots, MOST_ROWS))
         self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch
         count = -(-config.slots // self.rows)
         self.batches = [Batch(codec, lm, self.rows, config.context) for _ in range(count)]

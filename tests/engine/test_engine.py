@@ -60,7 +60,7 @@ def test_many_turns_are_what_they_are_in_a_dialogue_alone():
 
 def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
     """Another place in another batch, others with other settings who come, talk and leave at other times."""
-    alone, crowd = tiny_engine(slots=1), tiny_engine(slots=16)
+    alone, crowd = tiny_engine(slots=1, rows=4), tiny_engine(slots=16, rows=4)
     settings = SessionSettings(seed=3, max_patches=20)
     me = alone.open(settings)
     wanted = [answer(alone, me, noise(0.8, 1)), answer(alone, me, noise(0.5, 2))]

@@ -1,0 +1,58 @@
+"""The engine on the model that comes with the package."""
+
+from pathlib import Path
+
+import pytest
+
+from speechgpt2 import SpeechGPT, audio
+from speechgpt2.dialogue.protocol import SessionSettings
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.engine import Engine
+from speechgpt2.lm.sampling import Sampling
+from speechgpt2.types import Interrupted, TextDelta, Transcript, Turn, TurnDone
+from tests.engine.tiny import PATCH, Clock, events, run, say, sound, talk
+
+pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    return SpeechGPT.from_pretrained("mini")
+
+
+def text(found):
+    return "".join(event.text for event in found if isinstance(event, TextDelta)).strip()
+
+
+def test_two_people_are_answered_as_if_each_were_alone(gpt):
+    engine = Engine(gpt.codec, gpt.lm, EngineConfig(slots=2), Clock())
+    paths = sorted(EXAMPLES.glob("question-*.wav"))[:2]
+    sessions = [engine.open(SessionSettings()) for _ in paths]
+    for session, path in zip(sessions, paths, strict=True):
+        say(session, audio.load(path))
+        session.respond()
+    found = talk(engine, sessions)
+    for session, path in zip(sessions, paths, strict=True):
+        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=Sampling.of(1))
+        heard = next(event.text for event in found[session] if isinstance(event, Transcript))
+        assert (heard, text(found[session])) == (alone.transcript, alone.text)
+        assert len(sound(found[session])) == len(alone.pcm) > PATCH
+
+
+def test_words_that_were_not_played_are_gone(gpt):
+    """The draft names them all; after the interruption the memory names only those that began to sound."""
+    engine = Engine(gpt.codec, gpt.lm, EngineConfig(slots=1), Clock())
+    session = engine.open(SessionSettings())
+    session.write("Count from one to nine.")
+    number = session.respond()
+    run(engine, until=lambda: session.mailbox.made >= 5 * PATCH)
+    written = text(events(session))
+    session.interrupt(3 * PATCH)
+    assert events(session) == [Interrupted(3 * PATCH), TurnDone("interrupted")]
+    run(engine)
+    span = session.slot.context.find(number)
+    memory = session.slot.context.slice(span.body, span.stop)
+    draft = memory.text[0, : memory.text[0].tolist().index(gpt.lm.prompt.ids.speech_start)].tolist()
+    kept = gpt.lm.prompt.tokenizer.decode(draft).strip()
+    assert len(kept) < len(written) and written.startswith(kept.rstrip(".,"))
