@@ -1,0 +1,121 @@
+"""Words, phones and tones found where a synthesiser put them; what cannot be aligned; what must not be touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from speechgpt2.data.annotate import reading
+from speechgpt2.data.annotate.align import Align, AlignConfig, locate, tones_of
+from speechgpt2.data.annotate.emissions import Emissions, Part
+from speechgpt2.data.annotate.rehearsal import READERS
+from speechgpt2.data.engines.espeak import MANDARIN
+from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Language, Wording
+from speechgpt2.data.utterance import Phone, Voice, Word
+from speechgpt2.data.voices import speak
+from speechgpt2.errors import UserError
+from speechgpt2.types import SAMPLE_RATE
+
+ENGLISH = "I bought seven green apples at the market yesterday, and then I went home."
+MANDARIN_TEXT = "今天我去学校看朋友，他送给我一本书。"
+
+
+@pytest.fixture
+def hear(tmp_path):
+    """A function pcm -> (audio, sound) of a standard recording."""
+
+    def add(pcm):
+        workspace = Workspace(tmp_path, tmp_path)
+        name, samples = workspace.add([pcm])
+        info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
+        return info, Sound(Clip("x", audio=info), workspace)
+
+    return add
+
+
+def test_times_and_agreement_follow_from_the_path():
+    log_probs = np.log(np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [8, 1, 1], [1, 4, 5]]) / 10)
+    words, phones = (Part("a", 0, 1), Part("b", 1, 2)), (Part("a1", 0, 1), Part("t", 1, 2))
+    found, agreement = locate(Emissions(log_probs, 0.02, [1, 2], words, phones, start=0.1))
+    assert found.words == (Word("a", 0.12, 0.16), Word("b", 0.18, 0.2))
+    assert found.tones == (Phone("1", 0.12, 0.16),)
+    assert agreement == 1.0
+    worse, less = locate(Emissions(log_probs, 0.02, [2, 1], words, phones))
+    assert less == pytest.approx((1 / 8 + 1 + 1) / 3) and len(worse.words) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "voice"),
+    [
+        (ENGLISH, Voice("flite", "rms", "en")),
+        (ENGLISH, Voice("espeak", "f2", "en", "en", rate=150)),
+        (MANDARIN_TEXT, Voice("espeak", "f2", "zh", MANDARIN, rate=220)),
+    ],
+)
+def test_words_are_found_where_a_synthesiser_put_them(text, voice, need_voice, hear):
+    need_voice(READERS[voice.lang])
+    spoken = speak(text, need_voice(voice))
+    info, sound = hear(spoken.pcm)
+    clip = Clip("x", audio=info, text=Wording(raw=text), lang=Language(voice.lang))
+    found = Align(AlignConfig())(clip, sound)
+    assert [word.text for word in found.align.words] == [word.text for word in spoken.words]
+    errors = [abs(a.start - b.start) for a, b in zip(found.align.words, spoken.words)]
+    assert np.median(errors) < 0.04 and np.quantile(errors, 0.8) < 0.1
+    assert len(found.align.tones) == (len(spoken.words) if voice.lang == "zh" else 0)
+    assert found.labels_from["align"] == Label("rehearsal-1", "1", found.quality.extra["alignment"])
+    assert Clip.from_json(found.to_json()) == found
+    other = MANDARIN_TEXT[::-1] if voice.lang == "zh" else "How long does this journey take?"
+    wrong = Align(AlignConfig())(replace(clip, text=Wording(raw=other)), sound)
+    assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
+
+
+def test_what_cannot_be_aligned_scores_nothing(need_voice, hear):
+    need_voice(READERS["en"])
+    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
+    info, sound = hear(noise)
+    clip = Clip("x", audio=info, text=Wording(raw=ENGLISH), lang=Language("en"))
+    for odd in (
+        clip,  # seven seconds of words in a quarter of a second
+        replace(clip, lang=Language("fr")),
+        replace(clip, lang=Language("zh")),  # no reading for Latin letters
+        replace(clip, text=Wording(raw="…")),
+    ):
+        found = Align(AlignConfig())(odd, sound)
+        assert found.quality.extra == {"alignment": 0.0} and found.align == Alignment() and not found.labels_from
+    silent, sound = hear(np.zeros(SAMPLE_RATE))
+    assert Align(AlignConfig())(replace(clip, audio=silent), sound).quality.extra["alignment"] == 0.0
+
+
+class Broken:
+    id = "broken-1"
+
+    def __call__(self, pcm, text, lang):
+        raise AssertionError("nobody should have asked")
+
+
+def test_the_truth_and_clips_without_text_are_left_alone():
+    stage, sound = Align(AlignConfig(), Broken()), Sound(Clip("x"), None)
+    known = Alignment(words=(Word("so", 0.1, 0.3),))
+    truth = Clip("x", text=Wording(raw="so"), align=known, labels_from={"align": Label("espeak", kind="truth")})
+    assert stage(truth, sound) is truth
+    assert stage(Clip("x"), sound) == Clip("x")
+    assert stage.key(truth) != Align(AlignConfig()).key(truth)  # another model, another result
+
+
+def test_a_reading_does_not_depend_on_what_was_read_before(need_voice):
+    need_voice(READERS["en"])
+    first = reading.read("hello", READERS["en"])
+    for text in ("a", "something longer that leaves a trace"):
+        reading.read(text, READERS["en"])
+        again = reading.read("hello", READERS["en"])
+        assert again.pcm.tobytes() == first.pcm.tobytes() and again.phones == first.phones
+    with pytest.raises(UserError, match="no Mandarin reading"):
+        reading.read("ABC", READERS["zh"])
+    assert reading.read("hello", READERS["en"]).phones == first.phones  # the helper goes on
+
+
+def test_tones_are_read_from_vowels():
+    assert tones_of([Phone("n", 0, 1), Phone("i3", 1, 2), Phone("a", 2, 3)]) == (Phone("3", 1, 2),)
