@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,5 +89,5 @@ def _labelled(utterances: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 if __name__ == "__main__":
     mean, projection = fit()
-    made = {"mean": mean.astype(np.float32), "projection": projection.astype(np.float32)}
+    made: dict[str, Any] = {"mean": mean.astype(np.float32), "projection": projection.astype(np.float32)}
     write_atomically(FILE, lambda scratch: np.savez(scratch, **made))

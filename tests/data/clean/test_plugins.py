@@ -1,0 +1,146 @@
+"""Adapters to others' models, against fakes with the interface of each; and what is said where a package is missing."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from speechgpt2.data.clean import plugins
+from speechgpt2.data.clean.presets import PipelineConfig
+from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.record import AudioInfo, Clip, Language
+from speechgpt2.errors import UserError
+from speechgpt2.types import SAMPLE_RATE
+
+
+@pytest.fixture
+def heard(tmp_path) -> tuple[Clip, Sound]:
+    workspace = Workspace(tmp_path, tmp_path)
+    name, samples = workspace.add([np.sin(np.arange(3 * SAMPLE_RATE) * 0.05).astype(np.float32) * 0.3])
+    clip = Clip("a", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
+    return clip, Sound(clip, workspace)
+
+
+def test_whisper(heard, monkeypatch):
+    class WhisperModel:
+        def __init__(self, size):
+            assert size == "tiny"
+
+        def transcribe(self, pcm, language=None):
+            assert pcm.dtype == np.float32 and len(pcm) == 48_000 and language in (None, "en")
+            return iter([SimpleNamespace(text=" hello"), SimpleNamespace(text=" world")]), SimpleNamespace(
+                language="en"
+            )
+
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=WhisperModel))
+    stage = plugins.Recognise(plugins.RecogniseConfig("tiny"))
+    clip = stage(*heard)
+    assert clip.text.hypotheses == ("hello world",) and clip.lang == Language("en")
+    assert clip.labels_from["text.hypotheses[0]"].tool == "whisper:tiny" and "whisper:tiny" in stage.identity
+    assert stage(clip, heard[1]).text.hypotheses == ("hello world", "hello world")
+
+
+def test_sensevoice(heard, monkeypatch):
+    class AutoModel:
+        def __init__(self, model, disable_update):
+            assert model == "iic/SenseVoiceSmall"
+
+        def generate(self, input, language):
+            return [{"text": "<|zh|><|NEUTRAL|><|Speech|>你好"}]
+
+    monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
+    clip = plugins.Recognise(plugins.RecogniseConfig("iic/SenseVoiceSmall", "sensevoice"))(*heard)
+    assert clip.text.hypotheses == ("你好",) and clip.lang.code == "zh"
+
+
+def test_dnsmos(heard, monkeypatch):
+    class InferenceSession:
+        def __init__(self, path, providers):
+            assert path == "sig_bak_ovr.onnx"
+
+        def get_inputs(self):
+            return [SimpleNamespace(name="input_1")]
+
+        def run(self, outputs, inputs):
+            assert inputs["input_1"].shape == (1, 144_160)
+            return [np.array([[3.0, 3.0, 3.0]], np.float32)]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
+    mos = plugins.Opinion(plugins.OpinionConfig("sig_bak_ovr.onnx"))(*heard).quality.mos
+    assert set(mos) == {"dnsmos", "dnsmos_sig", "dnsmos_bak"} and mos["dnsmos"] == pytest.approx(2.784, abs=0.001)
+
+
+def test_utmos(heard, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.hub, "load", lambda repo, name, trust_repo: lambda wave, rate: torch.tensor([4.2]))
+    assert plugins.Opinion(plugins.OpinionConfig("tarepan/SpeechMOS", "utmos"))(*heard).quality.mos == {"utmos": 4.2}
+
+
+def test_separation(heard, monkeypatch):
+    class Separator:
+        samplerate = 44_100
+
+        def __init__(self, model):
+            assert model == "htdemucs"
+
+        def separate_tensor(self, wave, rate):
+            import torch
+
+            assert tuple(wave.shape) == (2, 72_000) and rate == SAMPLE_RATE
+            return wave, {"vocals": torch.zeros(2, 3 * 44_100) + 0.25}
+
+    monkeypatch.setitem(sys.modules, "demucs", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "demucs.api", SimpleNamespace(Separator=Separator))
+    clip = plugins.Separate(plugins.SeparateConfig())(*heard)
+    assert clip.audio.duration == 3.0 and clip.audio.pcm_hash != heard[0].audio.pcm_hash
+    assert np.allclose(Sound(clip, heard[1].workspace).pcm[1000:-1000], 0.25, atol=1e-3)
+
+
+def test_pyannote(heard, monkeypatch):
+    class Heard:
+        def itertracks(self, yield_label):
+            yield SimpleNamespace(start=0.5, end=1.0), "_", "SPEAKER_00"
+            yield SimpleNamespace(start=1.5, end=2.5), "_", "SPEAKER_01"
+
+    class Pipeline:
+        @classmethod
+        def from_pretrained(cls, model):
+            return lambda sound: Heard()
+
+    monkeypatch.setitem(sys.modules, "pyannote", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "pyannote.audio", SimpleNamespace(Pipeline=Pipeline))
+    clips = plugins.Voices(plugins.VoicesConfig())(*heard)
+    assert [(c.audio.start, c.audio.duration, c.speakers[0].id) for c in clips] == [
+        (0.5, 0.5, "a/SPEAKER_00"), (1.5, 1.0, "a/SPEAKER_01"),
+    ]  # fmt: skip
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda model: None)
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        plugins.Voices(plugins.VoicesConfig())(*heard)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (plugins.Recognise(plugins.RecogniseConfig("tiny")), "pip install faster-whisper; weights of 'tiny'"),
+        (plugins.Recognise(plugins.RecogniseConfig("m", "funasr")), "pip install funasr"),
+        (plugins.Separate(plugins.SeparateConfig()), "pip install demucs"),
+        (plugins.Voices(plugins.VoicesConfig()), "pip install pyannote.audio; accept the terms"),
+    ],
+)
+def test_what_is_missing_is_said(heard, stage, words, monkeypatch):
+    for name in ("faster_whisper", "funasr", "demucs.api", "pyannote.audio"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError) as error:
+        stage(*heard)
+    assert words in str(error.value)
+
+
+def test_plug_ins_stand_in_a_file_like_other_steps():
+    from speechgpt2 import config
+
+    steps = [{"kind": "decode"}, {"kind": "separate"}, {"kind": "diarise"}, {"kind": "recognise", "model": "tiny"}]
+    built = config.from_dict(PipelineConfig, {"steps": steps}).build()
+    assert [step.name for step in built] == ["decode", "separate", "diarise", "recognise"]
