@@ -1,0 +1,188 @@
+"""Survey: how a clip is said, in an English and a Chinese sentence, from its measured prosody.
+
+A voice is high or low against all clips of its language; it speaks fast, lively or loudly against what it usually does,
+where there are enough clips of the speaker, and else against the language. Loudness is the microphone's as much as the
+speaker's, so it is told of known speakers only. What is ordinary is not mentioned. (After DataSpeech, Lyth and King
+2024, whose bins are those of the whole corpus.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.data.annotate.align import is_true
+from speechgpt2.data.pipeline.survey import Read, Survey
+from speechgpt2.data.record import Clip, Label
+
+PITCH, MELODY, RATE, ENERGY = range(4)
+RANGES = ((60.0, 110.0), (0.0, 8.0), (0.0, 12.0), (-80.0, 0.0))  # semitones above 1 Hz, semitones, per second, dBFS
+NOTICED = (1.0, 0.5, 0.35, 2.0)  # differences below these are heard by nobody
+CELLS = 250  # of a range
+
+# (less, more) than the language; what is said of a known speaker adds "than usual".
+VOICE = (("A low voice", "嗓音低沉"), ("A high voice", "嗓音较高"))
+MANNER = {
+    RATE: (("speaking slowly", "语速较慢"), ("speaking quickly", "语速较快")),
+    MELODY: (("with a flat melody", "语调平淡"), ("with a lively melody", "语调丰富")),
+}
+CHANGE = {
+    RATE: (("speaking more slowly than usual", "语速比平时慢"), ("speaking faster than usual", "语速比平时快")),
+    ENERGY: (("more softly than usual", "音量比平时轻"), ("louder than usual", "音量比平时响")),
+    PITCH: (("at a lower pitch than usual", "音调比平时低"), ("at a higher pitch than usual", "音调比平时高")),
+    MELODY: (
+        ("with a flatter melody than usual", "语调比平时平"),
+        ("with a livelier melody than usual", "语调比平时丰富"),
+    ),
+}
+MIDDLE, ORDINARY, WHISPER = (
+    ("A voice of middle pitch", "音高适中"),
+    ("spoken as usual", "语气平常"),
+    ("A whisper", "耳语"),
+)
+Phrase = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """outer    share of a language's clips that are low, and high; likewise slow, and fast, and so on
+    deviations  standard deviations from a speaker's mean that make a clip unusual
+    enough      clips that a language's, or a speaker's, bins must stand on
+    """
+
+    kind: Literal["captions"] = "captions"
+    outer: float = 0.25
+    deviations: float = 0.8
+    enough: int = 20
+
+
+@dataclass(frozen=True)
+class Bins:
+    """What is ordinary: for each measure the bounds `low` and `high` and the mean; made of so many clips."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    clips: int
+
+    def sign(self, measure: int, value: float) -> int:
+        """−1 below the bounds, 1 above, else 0, and 0 for NaN."""
+        return (value > self.high[measure]) - (value < self.low[measure])
+
+
+class Captions(Survey[CaptionsConfig]):
+    """Fills in "style.caption_en" and "style.caption_zh". Memory: some kilobytes a language, and less a speaker."""
+
+    version = 1
+
+    def __call__(self, read: Read) -> Iterator[Clip]:
+        languages, speakers = self._fit(read)
+        for clip in read():
+            yield self._captioned(clip, languages.get(clip.lang.code), speakers.get(speaker_of(clip)))
+
+    def _fit(self, read: Read) -> tuple[dict[str, Bins], dict[str, Bins]]:
+        languages: dict[str, Histogram] = {}
+        speakers: dict[str, Moments] = {}
+        for clip in read():
+            values = measured(clip)
+            if clip.kept and values is not None:
+                languages.setdefault(clip.lang.code, Histogram()).add(values)
+                speakers.setdefault(speaker_of(clip), Moments()).add(values)
+        speakers.pop("", None)
+        config = self.config
+        return (
+            {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough},
+            {name: seen.bins(config.deviations) for name, seen in speakers.items() if seen.clips >= config.enough},
+        )
+
+    def _captioned(self, clip: Clip, language: Bins | None, speaker: Bins | None) -> Clip:
+        values = measured(clip)
+        if not clip.kept or values is None or language is None or is_true(clip, "style"):
+            return clip
+        english, chinese = zip(_voice(values, language, speaker), *_manner(values, language, speaker))
+        style = replace(clip.style, caption_en=", ".join(english) + ".", caption_zh="，".join(chinese) + "。")
+        clips = (speaker or language).clips
+        label = Label(self.name, str(self.version), round(clips / (clips + self.config.enough), 3))
+        return replace(clip, style=style, labels_from={**clip.labels_from, "style": label})
+
+
+def speaker_of(clip: Clip) -> str:
+    """The only speaker's id, or nothing."""
+    return clip.speakers[0].id if len(clip.speakers) == 1 else ""
+
+
+def measured(clip: Clip) -> tuple[float, ...] | None:
+    """The four measures of a clip, NaN where one is not known; None if none is."""
+    prosody = clip.prosody
+    pitch = 12 * math.log2(prosody.f0_mean) if prosody.f0_mean else None
+    known = (pitch, prosody.f0_std, prosody.rate, prosody.energy)
+    if all(value is None for value in known):
+        return None
+    return tuple(math.nan if value is None else value for value in known)
+
+
+class Histogram:
+    """How the four measures are spread over a language's clips."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((len(RANGES), CELLS), np.int64)
+        self.clips = 0
+
+    def add(self, values: Sequence[float]) -> None:
+        self.clips += 1
+        for counts, value, (low, high) in zip(self._counts, values, RANGES):
+            if not math.isnan(value):
+                counts[min(max(int((value - low) / (high - low) * CELLS), 0), CELLS - 1)] += 1
+
+    def bins(self, outer: float) -> Bins:
+        """Ordinary is all but the share `outer` on either side."""
+        low, middle, high = zip(*(self._quantiles(measure, (outer, 0.5, 1 - outer)) for measure in range(len(RANGES))))
+        return Bins(low, high, middle, self.clips)
+
+    def _quantiles(self, measure: int, shares: tuple[float, ...]) -> list[float]:
+        total = np.concatenate([[0], np.cumsum(self._counts[measure])])
+        if not total[-1]:
+            return [math.nan] * len(shares)
+        return np.interp(np.array(shares) * total[-1], total, np.linspace(*RANGES[measure], CELLS + 1)).tolist()
+
+
+class Moments:
+    """Mean and spread of the four measures over a speaker's clips."""
+
+    def __init__(self) -> None:
+        self._sums = [[0.0, 0.0, 0.0] for _ in RANGES]
+        self.clips = 0
+
+    def add(self, values: Sequence[float]) -> None:
+        self.clips += 1
+        for sums, value in zip(self._sums, values):
+            if not math.isnan(value):
+                sums[:] = sums[0] + 1, sums[1] + value, sums[2] + value * value
+
+    def bins(self, deviations: float) -> Bins:
+        """Ordinary is what lies within so many standard deviations from the mean."""
+        means = [total / count if count else math.nan for count, total, _ in self._sums]
+        spreads = [
+            math.sqrt(max(0.0, squares / max(count, 1) - mean * mean))
+            for (count, _, squares), mean in zip(self._sums, means)
+        ]
+        reach = [max(deviations * spread, noticed) for spread, noticed in zip(spreads, NOTICED)]
+        low, high = (tuple(mean + sign * far for mean, far in zip(means, reach)) for sign in (-1, 1))
+        return Bins(low, high, tuple(means), self.clips)
+
+
+def _voice(values: Sequence[float], language: Bins, speaker: Bins | None) -> Phrase:
+    if math.isnan(values[PITCH]):
+        return WHISPER
+    sign = language.sign(PITCH, speaker.mean[PITCH] if speaker else values[PITCH])
+    return VOICE[sign > 0] if sign else MIDDLE
+
+
+def _manner(values: Sequence[float], language: Bins, speaker: Bins | None) -> list[Phrase]:
+    table, ordinary = (CHANGE, speaker) if speaker else (MANNER, language)
+    signs = {measure: ordinary.sign(measure, values[measure]) for measure in table}
+    return [pair[signs[measure] > 0] for measure, pair in table.items() if signs[measure]] or [ORDINARY]
