@@ -1,7 +1,7 @@
 """What an aligner listens with: a function from sound and text to the probability of every token at every step.
 
 `Emitter` is the interface. It has the text as well as the sound, since some models have a fixed vocabulary to spell it
-in (`Ctc`), while others make their vocabulary from it (rehearsal.py).
+in, while others make their vocabulary from it (rehearsal.py).
 """
 
 from __future__ import annotations

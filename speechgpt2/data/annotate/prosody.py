@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data import pitch
+from speechgpt2.data.annotate import pitch
 from speechgpt2.data.annotate.align import is_true
 from speechgpt2.data.clean.activity import SPEECH, energy, spans
 from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, decibels, power
@@ -41,13 +41,9 @@ class ProsodyConfig:
 
 
 class MeasureProsody(Stage[ProsodyConfig]):
-    """All of the record's prosody. Needs the extra `synthesis` (pyworld)."""
+    """All of the record's prosody."""
 
     version = 1
-
-    @property
-    def model(self) -> str:
-        return "dio-stonemask"
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
         if is_true(clip, "prosody"):
@@ -66,7 +62,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
             rate=None if rate is None else round(rate, 3),
             pauses=tuple(round(b[0] - a[1], 3) for a, b in zip(speech, speech[1:])),
         )
-        labels = {"prosody": Label(self.model, str(self.version)), "prosody.rate": label}
+        labels = {"prosody": Label("autocorrelation", str(self.version)), "prosody.rate": label}
         return replace(clip, prosody=measured, labels_from={**clip.labels_from, **labels})
 
 
