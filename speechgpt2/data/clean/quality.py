@@ -64,7 +64,8 @@ def overlap(pcm: np.ndarray) -> float:
     """Share of the loud frames of `pcm [N]` that two periods explain, and one does not.
 
     De Cheveigné's cascaded cancellation (1993): a delay of T and a subtraction silence a voice of period T, two such
-    steps two voices. What remains is written in the autocorrelation, so that all pairs of periods can be tried.
+    steps two voices; a whisper has no period, and escapes. What remains is written in the autocorrelation, so that all
+    pairs of periods can be tried.
     """
     correlation = _correlations(pcm)
     if not len(correlation):
@@ -100,7 +101,7 @@ def _correlations(pcm: np.ndarray) -> np.ndarray:
     level = np.square(frames).mean(axis=1)
     frames = frames[level > level.max() * 10**-2.3]
     window = np.hanning(WINDOW).astype(np.float32)
-    size = 1 << (2 * WINDOW - 1).bit_length()
+    size = 1 << (WINDOW + 2 * LONG - 1).bit_length()  # longer lags fold back into what is not used
     products = np.fft.irfft(np.square(np.abs(np.fft.rfft(frames * window, size, axis=1))), axis=1)[:, : 2 * LONG]
     taper = np.fft.irfft(np.square(np.abs(np.fft.rfft(window, size))))[: 2 * LONG]
     return products / np.maximum(products[:, :1], 1e-12) / (taper / taper[0])
