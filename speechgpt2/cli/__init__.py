@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "crawl": crawl.crawl,
             "takedown": crawl.takedown,
             "clean": pipeline.clean,
+            "annotate": pipeline.annotate,
             "rethreshold": pipeline.rethreshold,
             "report": pipeline.report,
             "audit": pipeline.audit,

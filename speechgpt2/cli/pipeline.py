@@ -1,4 +1,4 @@
-"""`sg2 data clean`, `rethreshold`, `report` and `audit`: from recordings to clean clips, and how well that works."""
+"""`sg2 data clean`, `annotate`, `rethreshold`, `report`, `audit`: recordings to clean clips, and how well it works."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = 
     _check_kept_apart(source, out)
     _remember(out, source, config)
     _process(source, out, config, workers, compute=True)
+
+
+def annotate(folder: RunFolder, workers: Count = None) -> None:
+    """Label the kept clips of a run: words, phones and tones with their times, prosody, captions of the style."""
+    source, config = _remembered(folder)
+    config = config.annotated()
+    _remember(folder, source, config)
+    _process(source, folder, config, workers, compute=True)
 
 
 def rethreshold(folder: RunFolder, changes: Thresholds) -> None:

@@ -1,4 +1,4 @@
-"""All steps by the name that a YAML file gives them, and the presets that come with the package."""
+"""All steps, of cleaning and annotation, by the name that a YAML file gives them, and the presets of the package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt2 import config
+from speechgpt2.data.annotate.align import Align, AlignConfig
+from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
+from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.duplicates import Duplicates, DuplicatesConfig, Fingerprint, FingerprintConfig
 from speechgpt2.data.clean.echo import Echo, EchoConfig
@@ -36,12 +39,13 @@ STEPS: dict[type, type] = {
     TranscriptConfig: Transcript, EchoConfig: Echo, FingerprintConfig: Fingerprint, VoiceConfig: VoicePrint,
     RecogniseConfig: Recognise, OpinionConfig: Opinion, SeparateConfig: Separate, VoicesConfig: Voices,
     RatesConfig: Rates, RulesConfig: Rules, DuplicatesConfig: Duplicates, SpeakersConfig: Speakers,
+    AlignConfig: Align, ProsodyConfig: MeasureProsody, CaptionsConfig: Captions,
 }  # fmt: skip
 
 AnyStep = (
     DecodeConfig | SegmentConfig | TurnsConfig | LoudnessConfig | QualityConfig | TranscriptConfig | EchoConfig
     | FingerprintConfig | VoiceConfig | RecogniseConfig | OpinionConfig | SeparateConfig | VoicesConfig | RatesConfig
-    | RulesConfig | DuplicatesConfig | SpeakersConfig
+    | RulesConfig | DuplicatesConfig | SpeakersConfig | AlignConfig | ProsodyConfig | CaptionsConfig
 )  # fmt: skip
 
 
@@ -57,6 +61,12 @@ class PipelineConfig:
 
     def build(self) -> Sequence[Step]:
         return [STEPS[type(step)](step) for step in self.steps]
+
+    def annotated(self) -> PipelineConfig:
+        """The same steps, and after them those that label clips: times, prosody, captions."""
+        labelling = (AlignConfig(), ProsodyConfig(), CaptionsConfig())
+        known = {step.kind for step in self.steps}
+        return PipelineConfig((*self.steps, *(step for step in labelling if step.kind not in known)))
 
     def moved(self, thresholds: dict[str, float]) -> PipelineConfig:
         """The same steps with other thresholds, by the reason of a rule. Errors: `UserError` for unknown ones."""
