@@ -1,7 +1,7 @@
 """Emissions without a model: a synthetic voice reads the text, and what is heard is compared with how it said it.
 
 Aligning against a synthesiser's reading is as old as talking books (Malfrère and Dutoit 1997). Here the reading is the
-vocabulary: its phones, cut into pieces of some 30 ms, are the tokens. A step's probability of a token falls with the
+vocabulary: its phones, cut into pieces of some 20 ms, are the tokens. A step's probability of a token falls with the
 distance of their cepstra and of how much of the speech is over by then; the speaker's vocal tract is fitted by a warp
 of the frequencies. So the same search finds it that reads the emissions of a recogniser.
 """
@@ -28,14 +28,13 @@ READERS = {
     "en": Voice("espeak", "m3", "en", "en-us", rate=160),
     "zh": Voice("espeak", "m3", "zh", MANDARIN, rate=190),
 }
-BANDS, COEFFICIENTS = 18, 12
-LOW, HIGH = 150.0, 7000.0  # Hz of the reader's bands
+BANDS, COEFFICIENTS = 26, 10
+LOW, HIGH = 100.0, 7600.0  # Hz of the reader's bands
 WARPS = (0.85, 0.93, 1.0, 1.08, 1.17, 1.27)  # of the speaker's frequencies against the reader's
-PIECE = 3  # steps of a token, about
-SPREAD = 2.5  # of features between a speaker and the reader, in their own standard deviations
-DRIFT = 0.06  # share of the speech by which the two are apart
-FAINT = 1e-3  # of the loudest step's power: not counted in means
-SILENCE = 4.0  # nats by which a step without sound is silence rather than any token
+PIECE = 2  # steps of a token, about
+SPREAD = 1.6  # of features between a speaker and the reader, in their own standard deviations
+DRIFT = 0.1  # share of the speech by which the two are apart
+FAINT = 0.03  # of the loudest step's power: not counted in means
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def emissions(pcm: np.ndarray, reading: Rendering) -> Emissions:
     speech = _Speech(pcm)
     near = max((score.nearness(speech, warp) for warp in WARPS), key=lambda found: speech.sum_over_speech(found))
     silent = np.log(np.clip(1 - speech.activity, 1e-4, 1.0))
-    blank = near.max(axis=1) + silent + np.where(speech.activity < SPEECH, SILENCE, 0.0)
+    blank = near.max(axis=1) + silent  # where nobody speaks, as probable as the likeliest piece
     logits = np.concatenate([blank[:, None], near], axis=1)
     log_probs = logits - _log_sum(logits)[:, None]
     return Emissions(log_probs, 1 / FRAMES, range(1, near.shape[1] + 1), score.words, score.phones)
@@ -83,7 +82,7 @@ class _Speech:
         self.clock: np.ndarray = spent / max(1, int(spent[-1]))
 
     def features(self, warp: float) -> np.ndarray:
-        """Cepstra and their slopes `[T, 24]`, in standard deviations from their means over what is loud."""
+        """Cepstra and their slopes `[T, 20]`, in standard deviations from their means over what is loud."""
         values = decibels(self.power @ _bands(warp)) @ _cosines()
         padded = np.pad(values, ((2, 2), (0, 0)), mode="edge")
         slopes = (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
