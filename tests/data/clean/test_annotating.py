@@ -28,10 +28,10 @@ def test_labels_are_added_to_a_run(need_voice, tmp_path):
     run, out = CliRunner(), str(tmp_path / "out")
     clean = ["data", "clean", str(tmp_path / "in"), "-o", out, "--preset", "tts-strict", "--workers", "1"]
     assert "kept 3 clips" in run.invoke(app, clean).output
-    before = dict((stage, count) for stage, count, *_ in times(tmp_path))
+    before = {stage: count for stage, count, *_ in times(tmp_path)}
     result = run.invoke(app, ["data", "annotate", out, "--workers", "1"])
     assert result.exit_code == 0 and "kept 3 clips" in result.output
-    after = dict((stage, count) for stage, count, *_ in times(tmp_path))
+    after = {stage: count for stage, count, *_ in times(tmp_path)}
     assert after == {**before, "align": 3, "prosody": 3}
     for clip, pcm in shar.read(tmp_path / "out" / "shar"):
         assert len(clip.align.words) >= 3 and 0 < clip.align.words[-1].end <= len(pcm) / SAMPLE_RATE + 0.1
