@@ -26,10 +26,10 @@ HOP = SAMPLE_RATE // FRAMES
 FEWEST = 10  # voiced steps of 10 ms from which a pitch is told
 STRAY = 9.0  # semitones from the median: an octave missed rather than a melody
 SYLLABLE_BAND = (300.0, 2500.0)  # Hz: where vowels are loud
-DIP = 3.0  # dB between two syllables
-FAINT = 25.0  # dB below the loud syllables, where none are counted
+DIP = 1.5  # dB between two syllables
+FAINT = 20.0  # dB below the loud syllables, where none are counted
 QUIETEST = -80.0  # dB: below it there is nobody
-CERTAIN, UNCERTAIN = 0.9, 0.6  # of a rate from text, and from peaks: the share within 10 %, and 20 %, of the truth
+CERTAIN, UNCERTAIN = 0.85, 0.5  # of a rate by text, and by peaks: the share within 10 % of the truth in audit.py
 
 
 @dataclass(frozen=True)

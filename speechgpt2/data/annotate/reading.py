@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ from speechgpt2.errors import UserError
 
 def read(text: str, voice: Voice) -> Rendering:
     """Errors: `UserError` if the text cannot be read in this language; `SynthesisUnavailable` without espeak."""
+    if _helper().ended:  # somebody killed it
+        _helper.cache_clear()
     return _helper().ask({"text": text, "voice": asdict(voice)})
 
 
@@ -36,6 +39,10 @@ class _Helper:
         command = [sys.executable, "-m", __name__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, request: dict[str, Any]) -> Rendering:
         said, heard = self._process.stdin, self._process.stdout
@@ -95,4 +102,5 @@ def _write(descriptor: int, head: dict[str, Any], body: bytes = b"") -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks, whose end closes the pipe
     _serve(sys.stdin.buffer, sys.stdout.fileno())

@@ -115,6 +115,9 @@ def test_a_reading_does_not_depend_on_what_was_read_before(need_voice):
     with pytest.raises(UserError, match="no Mandarin reading"):
         reading.read("ABC", READERS["zh"])
     assert reading.read("hello", READERS["en"]).phones == first.phones  # the helper goes on
+    reading._helper()._process.kill()
+    reading._helper()._process.wait()
+    assert reading.read("hello", READERS["en"]).phones == first.phones
 
 
 def test_tones_are_read_from_vowels():
