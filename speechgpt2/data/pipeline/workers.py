@@ -75,7 +75,8 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
             return Done(task, tuple(results), (clip,), number, fault)
         taken = (time.perf_counter() - begun) * 1000
         changes = tuple(difference(clip, output) for output in outputs)
-        result = Result(stage.key(clip), stage.name, changes, refusal, taken, clip.audio.duration)
+        seconds = clip.audio.duration or sum(output.audio.duration for output in outputs)  # of a file, once it is known
+        result = Result(stage.key(clip), stage.name, changes, refusal, taken, seconds)
         results.append(result)
         following = result.clips(clip)  # as the file of results will give them, to the last digit
         if len(following) != 1:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from speechgpt2.cli import app
 from speechgpt2.data.clean import faults, presets
-from speechgpt2.data.clean.activity import energy, spans
+from speechgpt2.data.clean.activity import Silero, energy, spans
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
 from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
@@ -23,6 +23,8 @@ from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
 from speechgpt2.data.record import AudioInfo, Clip, Wording
+from speechgpt2.data.utterance import Voice
+from speechgpt2.data.voices import speak
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 from tests.data.clean.test_measures import voice
@@ -115,6 +117,17 @@ def test_where_speech_is(workspace):
     pcm = np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause])
     found = spans(energy(iter([pcm.astype(np.float32)])), 0.6, 0.3)
     assert np.allclose(found, [(2.0, 5.0), (7.0, 9.0)], atol=0.25)
+
+
+def test_silero_hears_speech_and_not_a_siren(need_voice):
+    pytest.importorskip("onnxruntime")
+    said = speak("Good morning, how are you today?", need_voice(Voice("espeak", "m3", "en", "en-us"))).pcm
+    siren = 0.3 * np.sin(2 * np.pi * np.cumsum(600 + 300 * np.sin(np.arange(2 * SAMPLE_RATE) / 9000)) / SAMPLE_RATE)
+    pcm = np.concatenate([siren, np.zeros(SAMPLE_RATE), said, np.zeros(SAMPLE_RATE)]).astype(np.float32)
+    activity = Silero()(iter(np.array_split(pcm, 7)))
+    assert len(activity) == pytest.approx(len(pcm) / 240, abs=8)
+    [(start, end)] = spans(activity, 0.5, 0.3)
+    assert start == pytest.approx(3.0, abs=0.25) and end == pytest.approx(3 + len(said) / SAMPLE_RATE, abs=0.4)
 
 
 def test_a_recording_falls_into_clips(workspace):
