@@ -37,16 +37,13 @@ def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = 
 
     config = presets.load(preset)
     _check_kept_apart(source, out)
-    _remember(out, source, config)
     _process(source, out, config, workers, compute=True)
 
 
 def annotate(folder: RunFolder, workers: Count = None) -> None:
     """Label the kept clips of a run: words, phones and tones with their times, prosody, captions of the style."""
     source, config = _remembered(folder)
-    config = config.annotated()
-    _remember(folder, source, config)
-    _process(source, folder, config, workers, compute=True)
+    _process(source, folder, config.annotated(), workers, compute=True)
 
 
 def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
@@ -54,7 +51,6 @@ def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
     source, config = _remembered(folder)
     config = config.moved(dict(_change(change) for change in changes))
     summary = _process(source, folder, config, 1, compute=False)
-    _remember(folder, source, config)
     pending = summary.reasons.get("pending", (0, 0.0))[0]
     if pending:
         print(f"{pending} clips were never measured by all steps: sg2 data clean {source} -o {folder} goes on")
@@ -86,7 +82,10 @@ def _process(source: Path, out: Path, config: PipelineConfig, workers: int | Non
     from speechgpt2.data.pipeline import output
     from speechgpt2.data.pipeline.runner import Run
 
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or manifest")
     with Run(source, out, config.build()) as run:
+        _remember(out, source, config)
         with _progress() as progress:
             fresh = run.process(workers, progress, compute)
         if not fresh:
@@ -133,9 +132,6 @@ def _remember(out: Path, source: Path, config: PipelineConfig) -> None:
     from speechgpt2 import config as configs
     from speechgpt2.hub import write_atomically
 
-    if not source.exists():
-        raise UserError(f"{source}: no such folder or manifest")
-    (out / "work").mkdir(parents=True, exist_ok=True)
     said = {"source": str(source.resolve()), **configs.to_dict(config)}
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
     write_atomically(out / "work" / "run.yaml", lambda scratch: scratch.write_text(text, encoding="utf-8"))
