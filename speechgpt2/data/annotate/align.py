@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from speechgpt2.data.annotate.ctc import Ctc
 from speechgpt2.data.annotate.emissions import Emissions, Emitter, Part
 from speechgpt2.data.annotate.rehearsal import Rehearsal
 from speechgpt2.data.annotate.viterbi import Stretch, Unalignable, best_path
@@ -27,10 +28,10 @@ AGREEMENT = "alignment"  # in `quality.extra`: how well sound and text agree
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """emitter: "rehearsal" reads the text with espeak; needs no model, and the extra `synthesis`."""
+    """model: the folder of a CTC model (ctc.py); without one, espeak reads the text (extra `synthesis`)."""
 
     kind: Literal["align"] = "align"
-    emitter: Literal["rehearsal"] = "rehearsal"
+    model: str = ""
 
 
 class Align(Stage[AlignConfig]):
@@ -44,7 +45,7 @@ class Align(Stage[AlignConfig]):
 
     def __init__(self, config: AlignConfig, emitter: Emitter | None = None):
         super().__init__(config)
-        self._emitter: Emitter = emitter or Rehearsal()
+        self._emitter: Emitter = emitter or (Ctc(config.model) if config.model else Rehearsal())
 
     @property
     def model(self) -> str:
