@@ -163,7 +163,7 @@ def killed(recordings: Path, out: Path, workers: int, rng: random.Random, longes
         command = [sys.executable, "-c", SCRIPT, str(recordings), str(out), str(workers)]
         process = subprocess.Popen(command, cwd=Path(__file__).parents[3], stderr=subprocess.PIPE)
         try:
-            process.wait(rng.uniform(0.3, longest))
+            process.wait(rng.uniform(0.2, longest))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -197,7 +197,7 @@ def test_kills_leave_no_trace(recordings, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_random_moments_leave_no_trace(recordings, tmp_path, workers):
     process(recordings, tmp_path / "calm")
-    kills = killed(recordings, tmp_path / "wild", workers, random.Random(workers), 1.5)
+    kills = killed(recordings, tmp_path / "wild", workers, random.Random(workers), 0.5)
     assert kills >= 3 and tree(tmp_path / "wild") == tree(tmp_path / "calm")
     time.sleep(0.5)
     assert not orphans(str(tmp_path)), "a worker outlived its parent"
