@@ -22,12 +22,15 @@ from speechgpt2.data import disturb
 from speechgpt2.data import pitch as other_pitch
 from speechgpt2.data.annotate import pitch
 from speechgpt2.data.annotate.align import AGREEMENT, Align, AlignConfig
+from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, spoken
 from speechgpt2.data.annotate.truth import labelled
 from speechgpt2.data.corpus import F0_HOP
+from speechgpt2.data.dialogue.manner import drive
+from speechgpt2.data.dialogue.script import MANNERS, Style
 from speechgpt2.data.engines.espeak import MANDARIN
 from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import Alignment, AudioInfo, Clip
+from speechgpt2.data.record import Alignment, AudioInfo, Clip, Speaker
 from speechgpt2.data.sentences import sentence
 from speechgpt2.data.utterance import Utterance, Voice
 from speechgpt2.data.voices import HELD_OUT_VOICES, speak
@@ -36,6 +39,7 @@ from speechgpt2.types import SAMPLE_RATE
 NEAR = 0.05  # seconds: a boundary that is right
 VOWELS = frozenset("aeiouyɑɐɒæɔəɚɛɜɝɤɨɪøœɯʊʌɵᵻ")
 FLITE = tuple(Voice("flite", name, "en") for name in ("slt", "rms", "awb"))
+NOISY = ", room and 15 dB SNR"
 FORMANTS = ((500.0, 80.0), (1500.0, 120.0), (2500.0, 160.0))  # centre and width in Hz
 
 
@@ -58,7 +62,7 @@ def cases(sentences: int, seed: int = 0) -> Iterator[Case]:
                 yield Case(heading, clean)
                 pcm = disturb.in_room(clean.pcm, 0.3, 0.3, np.random.default_rng(rng.getrandbits(32)))
                 noisy = disturb.with_noise(pcm, 15.0, 0.5, np.random.default_rng(rng.getrandbits(32)))
-                yield Case(f"{heading}, room and 15 dB SNR", replace(clean, pcm=noisy.astype(np.float32)))
+                yield Case(heading + NOISY, replace(clean, pcm=noisy.astype(np.float32)))
 
 
 def _voices() -> dict[str, tuple[Voice, ...]]:
@@ -87,10 +91,11 @@ def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
             known = _rate(truth)
             for name, clip in (("from text", found), ("from peaks", blank)):
                 rate = clock(MeasureProsody(ProsodyConfig()), clip, sound).prosody.rate
-                rates[f"{case.heading.split(', room')[0]} | {name}"].append(abs((rate or 0) / known - 1))
+                rates[f"{case.heading.removesuffix(NOISY)} | {name}"].append(abs((rate or 0) / known - 1))
     yield from _table_of_times(times, right, wrong)
     yield from _table_of_rates(rates)
     yield from _table_of_pitch()
+    yield from _table_of_captions(4 * sentences, seed)
     yield from clock.lines()
 
 
@@ -182,6 +187,42 @@ def _errors_of_pitch(found: np.ndarray, hertz: np.ndarray) -> tuple[float, float
     both = (found > 0) & (known > 0)
     error = np.abs(found[both] / known[both] - 1)
     return float(np.median(error)), float(np.mean(error > 0.2)), float(np.mean((found > 0) != (known > 0)))
+
+
+ASKED = {
+    "fast": "faster than usual", "slow": "more slowly than usual", "high": "higher pitch", "low": "lower pitch",
+    "loud": "louder than usual", "soft": "more softly", "flat": "flatter melody", "whisper": "whisper",
+}  # fmt: skip
+
+
+def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
+    """Of readings in a manner beside twenty plain ones by the same speaker: how many captions name the manner."""
+    plain = max(20, readings)
+    voices = [voice for group in _voices().values() for voice in group if voice.engine == "espeak"]
+    told: dict[str, list[bool]] = defaultdict(list)
+    wrongly: dict[str, list[bool]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for voice in (voices[0], voices[-1]):
+            rng = random.Random(seed)
+            styles = [*("plain",) * plain, *(name for name in ASKED for _ in range(readings // 4))]
+            clips = [_said_in(style, voice, rng, Workspace(Path(folder), Path(folder))) for style in styles]
+            for style, clip in zip(styles, Captions(CaptionsConfig())(lambda clips=clips: iter(clips))):  # type: ignore[misc]
+                for name, words in ASKED.items():
+                    if style in (name, "plain"):
+                        (told if style == name else wrongly)[name].append(words in clip.style.caption_en)
+    yield "| asked for | told by the caption | told of plain readings | readings |"
+    yield "|---|---|---|---|"
+    for name in ASKED:
+        yield f"| {name} | {np.mean(told[name]):.2f} | {np.mean(wrongly[name]):.2f} | {len(told[name])} |"
+    yield ""
+
+
+def _said_in(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
+    said = speak(sentence(rng, voice.lang), drive(voice, MANNERS.get(style, Style())))
+    clip, sound = _clip(said, workspace)
+    aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), sound)
+    measured = MeasureProsody(ProsodyConfig())(aligned, sound)
+    return replace(measured, speakers=(Speaker(voice.speaker),))  # a whisper too is hers
 
 
 class _Clock:

@@ -24,6 +24,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // FRAMES
 FEWEST = 10  # voiced steps of 10 ms from which a pitch is told
+LEAST = 0.25  # share of the speech that is voiced, unless it is a whisper
 STRAY = 9.0  # semitones from the median: an octave missed rather than a melody
 SYLLABLE_BAND = (300.0, 2500.0)  # Hz: where vowels are loud
 DIP = 1.5  # dB between two syllables
@@ -57,7 +58,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
             return clip
         rate, label = _rate(clip, sound, speech)
         measured = replace(
-            melody(pitch.track(pcm)),
+            melody(pitch.track(pcm), int((activity >= SPEECH).sum())),
             energy=round(level(pcm, activity) - clip.audio.gain, 2),
             rate=None if rate is None else round(rate, 3),
             pauses=tuple(round(b[0] - a[1], 3) for a, b in zip(speech, speech[1:])),
@@ -66,10 +67,10 @@ class MeasureProsody(Stage[ProsodyConfig]):
         return replace(clip, prosody=measured, labels_from={**clip.labels_from, **labels})
 
 
-def melody(hertz: np.ndarray) -> Prosody:
-    """The F0 fields of a track `[T]` (0 where unvoiced); empty if hardly anything is voiced, as in a whisper."""
+def melody(hertz: np.ndarray, speech: int) -> Prosody:
+    """The F0 fields of a track `[T]` (0 where unvoiced) with so many steps of speech; empty for a whisper."""
     voiced = hertz[hertz > 0]
-    if len(voiced) < FEWEST:
+    if len(voiced) < max(FEWEST, LEAST * speech):
         return Prosody()
     semitones = 12 * np.log2(voiced)
     good = np.abs(semitones - np.median(semitones)) <= STRAY
