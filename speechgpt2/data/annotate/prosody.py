@@ -30,7 +30,7 @@ SYLLABLE_BAND = (300.0, 2500.0)  # Hz: where vowels are loud
 DIP = 1.5  # dB between two syllables
 FAINT = 20.0  # dB below the loud syllables, where none are counted
 QUIETEST = -80.0  # dB: below it there is nobody
-CERTAIN, UNCERTAIN = 0.85, 0.5  # of a rate by text, and by peaks: the share within 10 % of the truth in audit.py
+CERTAIN, UNCERTAIN = 0.8, 0.55  # of a rate by text, and by peaks: the share within 10 % of the truth in audit.py
 
 
 @dataclass(frozen=True)
