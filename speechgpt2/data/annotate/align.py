@@ -52,7 +52,7 @@ class Align(Stage[AlignConfig]):
         return self._emitter.id
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        text = clip.text.norm or clip.text.raw
+        text = clip.text.raw or clip.text.norm  # with its punctuation, at which a reader pauses
         if not text or is_true(clip, "align"):
             return clip
         try:
@@ -78,7 +78,10 @@ def locate(emissions: Emissions) -> tuple[Alignment, float]:
 
     Errors: `Unalignable`.
     """
-    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank)
+    within = (
+        [place for word in emissions.words for place in range(word.first + 1, word.last)] if emissions.joined else ()
+    )
+    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, within)
 
     def span(part: Part) -> tuple[float, float]:
         edges = (path[part.first].first, path[part.last - 1].last)

@@ -28,6 +28,7 @@ class Emissions:
     log_probs   [T, V], natural logarithms
     seconds     of one step; step t covers `start` + t · `seconds` and what follows
     tokens      [L] of the text, which `words` and `phones` are parts of
+    joined      whether there is no blank within a word; CTC models need it there, between equal tokens at least
     """
 
     log_probs: np.ndarray
@@ -36,6 +37,7 @@ class Emissions:
     words: tuple[Part, ...]
     phones: tuple[Part, ...] = ()
     blank: int = 0
+    joined: bool = False
     start: float = 0.0
 
 

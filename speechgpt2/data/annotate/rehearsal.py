@@ -41,7 +41,7 @@ FAINT = 0.03  # of the loudest step's power: not counted in means
 class Rehearsal:
     """An `Emitter` for English and Mandarin, by espeak."""
 
-    id: str = "rehearsal-1"
+    id: str = "rehearsal-2"
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
         if lang not in READERS:
@@ -64,7 +64,7 @@ def emissions(pcm: np.ndarray, reading: Rendering) -> Emissions:
     blank = near.max(axis=1) + silent  # where nobody speaks, as probable as the likeliest piece
     logits = np.concatenate([blank[:, None], near], axis=1)
     log_probs = logits - _log_sum(logits)[:, None]
-    return Emissions(log_probs, 1 / FRAMES, range(1, near.shape[1] + 1), score.words, score.phones)
+    return Emissions(log_probs, 1 / FRAMES, range(1, near.shape[1] + 1), score.words, score.phones, joined=True)
 
 
 class _Speech:

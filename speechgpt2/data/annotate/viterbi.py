@@ -6,7 +6,7 @@ tokens; it must stand between two equal ones. Probabilities may come from anywhe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +26,14 @@ class Stretch(NamedTuple):
     score: float
 
 
-def best_path(log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0) -> list[Stretch]:
+def best_path(
+    log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0, joined: Collection[int] = ()
+) -> list[Stretch]:
     """The stretch of every token, in order.
 
     log_probs   [T, V], natural logarithms; −inf is allowed
     tokens      [L], each in 0…V−1 and none of them `blank`
+    joined      places of tokens before which no blank may stand, though CTC would allow it
 
     Errors: `Unalignable`.
     """
@@ -43,7 +46,9 @@ def best_path(log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0) -> l
         raise Unalignable(f"{len(tokens)} tokens and {steps} steps are too many at once; cut the recording")
     states = np.full(2 * len(tokens) + 1, blank)
     states[1::2] = tokens
-    path = _search(log_probs, states)
+    scores = np.zeros(len(states))
+    scores[[2 * place for place in joined]] = -np.inf
+    path = _search(log_probs, states, scores)
     own = log_probs[np.arange(steps), states[path]]
     token = path // 2
     spoken = np.flatnonzero(path % 2)
@@ -52,20 +57,23 @@ def best_path(log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0) -> l
     return [Stretch(a, b, float(own[a:b].mean())) for a, b in zip(firsts.tolist(), lasts.tolist())]
 
 
-def _search(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """The state of every step `[T]`, of which the first and last are at either end of `states [S]`."""
+def _search(log_probs: np.ndarray, states: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The state of every step `[T]`, of which the first and last are at either end of `states [S]`.
+
+    `scores [S]` is added for every step in a state.
+    """
     steps, count = len(log_probs), len(states)
     skips = np.zeros(count, bool)  # into a token over the blank before it
     skips[3::2] = states[3::2] != states[1:-2:2]
     # Room for two states before the first, so that "one back" and "two back" are shifts.
     total = np.full(count + 2, -np.inf)
-    total[2:4] = log_probs[0, states[:2]]
+    total[2:4] = log_probs[0, states[:2]] + scores[:2]
     came = np.zeros((steps, count), np.int8)
     for step in range(1, steps):
         stay, one, two = total[2:], total[1:-1], np.where(skips, total[:-2], -np.inf)
         best = np.maximum(stay, one)
         came[step] = np.where(two > best, 2, one > stay)
-        total[2:] = np.maximum(best, two) + log_probs[step, states]
+        total[2:] = np.maximum(best, two) + log_probs[step, states] + scores
     path = np.empty(steps, np.intp)
     path[-1] = count - 1 if total[-1] >= total[-2] else count - 2
     if not np.isfinite(total[2 + path[-1]]):

@@ -65,11 +65,23 @@ def test_words_are_found_where_a_synthesiser_put_them(text, voice, need_voice, h
     errors = [abs(a.start - b.start) for a, b in zip(found.align.words, spoken.words)]
     assert np.median(errors) < 0.04 and np.quantile(errors, 0.8) < 0.1
     assert len(found.align.tones) == (len(spoken.words) if voice.lang == "zh" else 0)
-    assert found.labels_from["align"] == Label("rehearsal-1", "1", found.quality.extra["alignment"])
+    assert found.labels_from["align"] == Label("rehearsal-2", "1", found.quality.extra["alignment"])
     assert Clip.from_json(found.to_json()) == found
     other = MANDARIN_TEXT[::-1] if voice.lang == "zh" else "How long does this journey take?"
     wrong = Align(AlignConfig())(replace(clip, text=Wording(raw=other)), sound)
     assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
+
+
+def test_a_pause_belongs_to_no_word(need_voice, hear):
+    first, second = (
+        speak(text, need_voice(READERS["en"])) for text in ("I bought seven books", "and then I went home")
+    )
+    pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
+    info, sound = hear(pcm)
+    clip = Clip("x", audio=info, text=Wording(raw=f"{first.text} {second.text}"), lang=Language("en"))
+    words = Align(AlignConfig())(clip, sound).align.words
+    assert words[3].text == "books" and words[3].end == pytest.approx(first.words[3].end, abs=0.06)
+    assert words[4].start == pytest.approx(first.duration + 1 + second.words[0].start, abs=0.06)
 
 
 def test_what_cannot_be_aligned_scores_nothing(need_voice, hear):

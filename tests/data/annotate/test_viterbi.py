@@ -45,6 +45,23 @@ def test_no_path_is_better(tokens, blank):
             assert stretch.score == pytest.approx(log_probs[stretch.first : stretch.last, token].mean())
 
 
+@pytest.mark.parametrize("joined", [(1,), (1, 2), (2,)])
+def test_joined_tokens_have_no_blank_between(joined):
+    rng = np.random.default_rng(len(joined))
+    tokens = (1, 2, 3)
+    for _ in range(5):
+        log_probs = np.log(rng.dirichlet((3, 1, 1, 1), size=6))
+        paths = (p for p in itertools.product(range(4), repeat=6) if collapsed(p, 0) == list(tokens))
+        allowed = [p for p in paths if all(joins(p, tokens[n - 1], tokens[n]) for n in joined)]
+        expected = max(allowed, key=lambda p: log_probs[np.arange(6), list(p)].sum())
+        found = best_path(log_probs, tokens, 0, joined)
+        assert [(s.first, s.last) for s in found] == runs(expected, 0)
+
+
+def joins(path, one, other):
+    return path.index(other) == len(path) - path[::-1].index(one)
+
+
 def test_as_many_steps_as_tokens_are_enough_and_fewer_are_not():
     log_probs = np.log(np.full((3, 4), 0.25))
     assert [(s.first, s.last) for s in best_path(log_probs, [1, 2, 3])] == [(0, 1), (1, 2), (2, 3)]
