@@ -12,7 +12,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import codes, conversations, corpora, crawl, judge, models, pipeline, serve, speech, talk, train
+from speechgpt2.cli import (
+    codes,
+    conversations,
+    corpora,
+    crawl,
+    demo,
+    judge,
+    models,
+    pipeline,
+    serve,
+    speech,
+    talk,
+    train,
+)
 from speechgpt2.cli.common import say_error
 from speechgpt2.errors import UserError
 
@@ -67,6 +80,7 @@ app.command()(speech.say)
 app.command()(speech.transcribe)
 app.command()(serve.serve)
 app.command()(talk.talk)
+app.command()(demo.demo)
 app.command()(codes.encode)
 app.command()(codes.decode)
 app.command()(models.info)

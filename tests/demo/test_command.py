@@ -1,0 +1,127 @@
+"""`sg2 demo` from a shell, and files of greetings."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from speechgpt2.cli import app
+from speechgpt2.demo.greetings import read
+from speechgpt2.errors import UserError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+GOOD = {"text": "Hello!", "audio": [1, 2, 3] * 9}
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def sound(codes):
+    return np.full(len(codes) * 960, 0.5, np.float32)
+
+
+def write(path, *entries):
+    path.write_text("".join((entry if isinstance(entry, str) else json.dumps(entry)) + "\n" for entry in entries))
+    return path
+
+
+def test_greetings_are_words_and_codes_in_the_order_of_time(tmp_path):
+    path = write(tmp_path / "g.jsonl", {"text": [7, 8], "audio": [1, 2, 3, 4, 5, 6]}, "", GOOD)
+    first, second = read(path, 3, 1024, words=lambda ids: f"{ids}", sound=sound)
+    assert first.words == "[7, 8]" and first.codes.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert second.words == "Hello!" and len(second.pcm) == 9 * 960 and second.pcm is second.pcm
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{", "not JSON"),
+        ([1], 'an object with "text" and "audio"'),
+        ({"text": "x"}, 'an object with "text" and "audio"'),
+        ({"text": "x", "audio": [1, 2]}, "3 for each frame"),
+        ({"text": "x", "audio": [1, 2, 1024]}, "in 0…1023"),
+        ({"text": "x", "audio": [1, 2, -1]}, "in 0…1023"),
+        ({"text": ["x"], "audio": [1, 2, 3]}, "token ids, or words"),
+    ],
+)
+def test_a_line_that_is_no_greeting_is_named(tmp_path, entry, message):
+    with pytest.raises(UserError, match=r"g\.jsonl, line 2: ") as caught:
+        read(write(tmp_path / "g.jsonl", GOOD, entry), 3, 1024, words=str, sound=sound)
+    assert message in str(caught.value)
+
+
+def test_a_file_without_greetings(tmp_path):
+    with pytest.raises(UserError, match="holds no greeting"):
+        read(write(tmp_path / "g.jsonl"), 3, 1024, words=str, sound=sound)
+
+
+def fails(*arguments):
+    result = CliRunner().invoke(app, ["demo", *map(str, arguments)])
+    assert result.exit_code == 2, (result.output, result.exception)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_what_is_missing_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'speechgpt2[demo]'" in fails()
+    monkeypatch.setenv("PATH", "")
+    assert "ffmpeg" in fails()
+
+
+def test_wrong_paths_are_one_line(tmp_path):
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    port = ["--port", free_port()]
+    assert "absent.jsonl: no such file" in fails("--greetings", "absent.jsonl", *port)
+    assert "absent.pkl: no such file" in fails("--codec_ckpt_path", "absent.pkl", *port)
+    assert "absent.yaml: no such file" in fails(
+        "--codec_ckpt_path", GOLDEN / "codec" / "codec.pkl", "--codec_config_path", "absent.yaml", *port
+    )
+    assert "give --codec_ckpt_path" in fails("--codec_config_path", "absent.yaml", *port)
+    assert "absent: no such folder" in fails("--model_path", tmp_path / "absent", *port)
+    greetings = write(tmp_path / "g.jsonl", {"text": [999_999], "audio": [1, 2, 3]})
+    assert "line 1: mini knows no token 999999" in fails("--greetings", greetings, *port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "cannot listen on 127.0.0.1" in fails("--port", taken.getsockname()[1])
+
+
+RELEASED = ["--model_path", GOLDEN / "lm", "--codec_ckpt_path", GOLDEN / "codec" / "codec.pkl"]
+RELEASED += ["--codec_config_path", GOLDEN / "codec" / "config.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], RELEASED], ids=["mini", "the released layout"])
+def test_a_process_of_its_own_answers(tmp_path, options):
+    """Model, server and page; a visitor; SIGTERM."""
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    from gradio_client import Client
+
+    options = [*options, "--port", free_port(), "--greetings", write(tmp_path / "g.jsonl", GOOD)]
+    command = [sys.executable, "-c", "from speechgpt2.cli import main; main()", "demo", *map(str, options)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        line = next((line for line in process.stdout if "the demo is at" in line), None)
+        assert line, (tmp_path / "log").read_text()
+        client = Client(re.search(r"http://\S+", line)[0], verbose=False, download_files=False)
+        talk, preview = client.predict(0, api_name="/greet")
+        assert talk[0]["content"][0]["text"] == "Hello!" and preview["path"].endswith(".wav")
+        job = client.submit("What is two plus three?", "t2t", api_name="/write")
+        talk = job.result(120)[0]
+        assert [entry["role"] for entry in talk] == ["assistant", "user", "assistant"]
+        assert talk[2]["content"][0]["text"].strip(" …")
+        process.terminate()
+        assert process.wait(30) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
