@@ -17,6 +17,8 @@ RealSpeech = Annotated[
 Exchanges = Annotated[int, typer.Option(min=1, help="Questions with replies.")]
 Says = Annotated[int | None, typer.Option(min=0, help="Texts read aloud; half as many as exchanges if not given.")]
 
+Dictations = Annotated[int, typer.Option(min=0, help="Utterances of users that are only to be understood.")]
+
 
 def codec_corpus(
     out: OutFolder, hours: Hours = 6.0, real_speech: RealSpeech = None, seed: Seed = 0, workers: Workers = 2
@@ -28,12 +30,17 @@ def codec_corpus(
 
 
 def dialogue_corpus(
-    out: OutFolder, exchanges: Exchanges = 24_000, says: Says = None, seed: Seed = 0, workers: Workers = 2
+    out: OutFolder,
+    exchanges: Exchanges = 24_000,
+    says: Says = None,
+    dictations: Dictations = 0,
+    seed: Seed = 0,
+    workers: Workers = 2,
 ) -> None:
     """Spoken questions and replies, for the language model."""
     from speechgpt2.data.synthesize import build_dialogue_corpus
 
-    _report(build_dialogue_corpus(out, exchanges, seed, workers, says))
+    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations))
 
 
 def _report(corpus: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speechgpt2.codec.config import QuantizerConfig
 
-CANDIDATES = 16  # entries that float64 decides among
+CANDIDATES = 4  # entries that float64 decides among
 
 
 class ResidualQuantizer(nn.Module):

@@ -21,8 +21,8 @@ ASSISTANT_NAMES = {"en": "Mini", "zh": "小迷"}
 
 # Share of each skill in a draw, per cent.
 SKILLS: dict[str, float] = {
-    "sum": 18, "difference": 17, "repeat": 25, "fact": 15, "count": 8,
-    "greeting": 4.5, "name": 4.5, "thanks": 4, "goodbye": 4,
+    "sum": 16, "difference": 23, "repeat": 28, "fact": 15, "count": 8,
+    "greeting": 2.5, "name": 2.5, "thanks": 2.5, "goodbye": 2.5,
 }  # fmt: skip
 
 _LARGEST = 20  # operand or result of sums and differences, and the end of counting

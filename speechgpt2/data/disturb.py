@@ -1,4 +1,5 @@
-"""What happens to a voice on its way to a microphone: another vocal tract, a room, a colour, noise.
+"""What happens to a voice on its way to a microphone: another vocal tract, a pause before and after, a room, a colour,
+noise.
 
 Synthetic voices are few and clean; people are many and are not. Each step is drawn at random, so that no question
 sounds the same twice; times of words and phones stay exact.
@@ -16,15 +17,18 @@ from speechgpt2.data.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE
 
 STRETCH = (0.86, 1.16)  # of the whole spectrum: pitch, formants and tempo together, as with tape speed
+PAUSE_SECONDS = 0.6  # at most, before the first word and after the last: a live turn is cut where silence is certain
 ROOM_SECONDS = (0.08, 0.45)  # until an echo has fallen by 60 dB
 NOISE_DB = (12.0, 40.0)  # of the signal above the noise
 
 
 def disturbed(utterance: Utterance, rng: random.Random, share: float = 0.6) -> Utterance:
-    """The utterance as somebody else in some other place would have said it. Each of the four is drawn with `share`."""
+    """The utterance as somebody else in some other place would have said it. Each step is drawn with `share`."""
     noise = np.random.default_rng(rng.getrandbits(64))
     if rng.random() < share:
         utterance = stretched(utterance, rng.uniform(*STRETCH))
+    if rng.random() < share:
+        utterance = delayed(utterance, rng.uniform(0, PAUSE_SECONDS), rng.uniform(0, PAUSE_SECONDS))
     pcm = utterance.pcm
     if rng.random() < share / 2:
         pcm = in_room(pcm, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise)
@@ -39,9 +43,13 @@ def disturbed(utterance: Utterance, rng: random.Random, share: float = 0.6) -> U
 def stretched(utterance: Utterance, factor: float) -> Utterance:
     """Played `factor` times slower: a longer vocal tract, a lower pitch, a slower tempo."""
     pcm = soxr.resample(utterance.pcm, SAMPLE_RATE, SAMPLE_RATE * factor, quality="HQ")
-    words = tuple(w._replace(start=w.start * factor, end=w.end * factor) for w in utterance.words)
-    phones = tuple(p._replace(start=p.start * factor, end=p.end * factor) for p in utterance.phones)
-    return replace(utterance, pcm=pcm, words=words, phones=phones)
+    return _retimed(replace(utterance, pcm=pcm), factor, 0.0)
+
+
+def delayed(utterance: Utterance, before: float, after: float) -> Utterance:
+    """With so many seconds of silence on either side."""
+    pcm = np.pad(utterance.pcm, (round(before * SAMPLE_RATE), round(after * SAMPLE_RATE)))
+    return _retimed(replace(utterance, pcm=pcm), 1.0, before)
 
 
 def in_room(pcm: np.ndarray, seconds: float, wet: float, random: np.random.Generator) -> np.ndarray:
@@ -69,6 +77,15 @@ def with_noise(pcm: np.ndarray, snr: float, slope: float, random: np.random.Gene
     noise = np.fft.irfft(np.fft.rfft(random.standard_normal(size)) * f**-slope, size)[: len(pcm)]
     level = np.sqrt(np.square(pcm).mean() / max(np.square(noise).mean(), 1e-20)) * 10 ** (-snr / 20)
     return pcm + level * noise
+
+
+def _retimed(utterance: Utterance, factor: float, offset: float) -> Utterance:
+    """Words and phones at `time · factor + offset`."""
+
+    def moved(part):
+        return part._replace(start=part.start * factor + offset, end=part.end * factor + offset)
+
+    return replace(utterance, words=tuple(map(moved, utterance.words)), phones=tuple(map(moved, utterance.phones)))
 
 
 def _quick(n: int) -> int:

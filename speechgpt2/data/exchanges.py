@@ -16,6 +16,7 @@ from speechgpt2 import hub
 from speechgpt2.codec.model import Codec
 from speechgpt2.data.corpus import PAD_TO, Corpus, Record
 from speechgpt2.errors import UserError
+from speechgpt2.lm.alignment import Timed
 from speechgpt2.lm.config import LMConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
@@ -23,9 +24,10 @@ from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.training import distributed
 from speechgpt2.training.run import bf16_pays
-from speechgpt2.types import MODES, Mode
+from speechgpt2.types import FRAME_RATE, MODES, Mode
 
 CODES = "codes.npy"
+LATER = 9  # fewer frames of silence are put before what the user says
 BATCH = 16  # utterances that are encoded together
 SYSTEM = "{heard} to {spoken}\n"  # short: a small model pays for every token of its prompt
 PROMPT_TEXTS = [
@@ -85,13 +87,14 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
 
 @dataclass(frozen=True)
 class Shares:
-    """How often each kind of example is drawn."""
+    """How often each kind of example is drawn, of those that the corpus has."""
 
     s2s: float = 0.32
     s2t: float = 0.28
     t2s: float = 0.06
     t2t: float = 0.20
     say: float = 0.14
+    dictation: float = 0.22
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
@@ -107,22 +110,30 @@ class ExchangeSource:
         self.codes = np.load(codes, mmap_mode="r")
         if len(self.codes) != len(corpus.samples) // PAD_TO:
             raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
-        asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split)}
+        asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split) if "exchange" in r.extra}
         told = {r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra}
         pairs = [(asked[name], told[name]) for name in asked if name in told]
         self.spoken = {lang: [p for p in pairs if p[0].length and p[0].lang == lang] for lang in ("en", "zh")}
         self.typed = {lang: [p for p in pairs if p[0].lang == lang] for lang in ("en", "zh")}
-        says = [r for r in corpus.select(role="assistant", split=split) if r.extra.get("skill") == "say"]
-        self.says = {lang: [r for r in says if r.lang == lang] for lang in ("en", "zh")}
+        alone = [r for r in corpus.select(split=split) if "exchange" not in r.extra]
+        self.alone = {
+            (skill, lang): [r for r in alone if r.lang == lang and r.extra.get("skill") == skill]
+            for skill in ("say", "dictation")
+            for lang in ("en", "zh")
+        }
 
     def example(self, random: np.random.Generator) -> Example:
-        """One dialogue of one or more exchanges in a random mode and language, or a text to be read aloud."""
+        """One dialogue of one or more exchanges in a random mode and language; or a text to be read aloud, or speech to be
+        written down.
+        """
         shares, lang = self.shares, ("en", "zh")[int(random.integers(2))]
-        kinds = ("s2s", "s2t", "t2s", "t2t", "say")
-        weights = np.array([getattr(shares, kind) for kind in kinds])
+        kinds = ("s2s", "s2t", "t2s", "t2t", "say", "dictation")
+        weights = np.array([getattr(shares, kind) * bool(self.alone.get((kind, lang), True)) for kind in kinds])
         kind = kinds[int(random.choice(len(kinds), p=weights / weights.sum()))]
         if kind == "say":
-            return self._recital(_pick(random, self.says[lang]))
+            return self._recital(_pick(random, self.alone[kind, lang]))
+        if kind == "dictation":
+            return self._dictation(_pick(random, self.alone[kind, lang]), random)
         mode: Mode = MODES[kinds.index(kind)]
         exchanges = [self._exchange(mode, lang, random)]
         while random.random() < shares.next_turn:
@@ -134,8 +145,8 @@ class ExchangeSource:
         question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
-            heard = [(w.text, w.start, w.end) for w in question.words]
-            return Exchange(self._codes(question), reply.text, spoken, question.text, heard)
+            codes, heard = self._listened(question, random)
+            return Exchange(codes, reply.text, spoken, question.text, heard)
         typed = [question.text, *question.extra["typed"]]
         return Exchange(typed[int(random.integers(len(typed)))], reply.text, spoken)
 
@@ -146,6 +157,20 @@ class ExchangeSource:
         return example._replace(
             learn_text=example.learn_text & begun & (example.patches.text != self.prompt.ids.speech_start)
         )
+
+    def _dictation(self, record: Record, random: np.random.Generator) -> Example:
+        """Only what was heard is learnt: nothing is answered."""
+        codes, heard = self._listened(record, random)
+        example = self.prompt.example("s2t", [Exchange(codes, "", None, record.text, heard)])
+        ended = (example.patches.text == self.prompt.ids.heard).cumsum(1)
+        return example._replace(learn_text=example.learn_text & (ended.cumsum(1) <= 1))
+
+    def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
+        """What the user said, and its words with times; begun a few frames later, so that patches fall anywhere."""
+        later = int(random.integers(LATER))
+        codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
+        seconds = later / FRAME_RATE
+        return codes, [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
 
     def _spoken(self, record: Record) -> Spoken:
         words = [(w.text, w.start, w.end) for w in record.words]

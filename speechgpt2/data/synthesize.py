@@ -32,6 +32,8 @@ PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
 PART_EXCHANGES = 250  # exchanges, or items of plain synthesis, in a part
 TYPED_SHARE = 0.1  # exchanges in text only
+WORD_LISTS = 0.65  # of the dictations; the rest are sentences
+OWN_VOICE = 0.15  # dictations in the assistant's voice
 EVALUATION_SEED = 0  # of the dialogues' test split
 
 Part = Callable[[], Iterator[Item]]
@@ -90,9 +92,15 @@ def _recorded_part(chunk: list[recordings.Recording]) -> Iterator[Item]:
 
 
 def build_dialogue_corpus(
-    out: str | Path, exchanges: int, seed: int = 0, workers: int = 2, says: int | None = None, test: int = 400
+    out: str | Path,
+    exchanges: int,
+    seed: int = 0,
+    workers: int = 2,
+    says: int | None = None,
+    dictations: int = 0,
+    test: int = 400,
 ) -> Corpus:
-    """``exchanges`` questions and replies, half of them Mandarin, and ``says`` texts read aloud.
+    """``exchanges`` questions and replies, half of them Mandarin, ``says`` texts read aloud, ``dictations`` to be heard.
 
     A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
     "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
@@ -101,9 +109,16 @@ def build_dialogue_corpus(
     not given. Resumes a killed build.
     """
     says = exchanges // 2 if says is None else says
-    recipe = {"kind": "dialogues", "exchanges": exchanges, "says": says, "test": test, "seed": seed}
+    recipe = {
+        "kind": "dialogues",
+        "exchanges": exchanges,
+        "says": says,
+        "dictations": dictations,
+        "test": test,
+        "seed": seed,
+    }
     parts: list[Part] = [partial(_test_part, test)]
-    for kind, total in ((_exchange_part, exchanges), (_say_part, says)):
+    for kind, total in ((_exchange_part, exchanges), (_say_part, says), (_dictation_part, dictations)):
         for index, first in enumerate(range(0, total, PART_EXCHANGES)):
             parts.append(partial(kind, seed, index, min(PART_EXCHANGES, total - first)))
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
@@ -134,6 +149,16 @@ def _say_part(seed: int, index: int, count: int) -> Iterator[Item]:
         text = rng.choice((sentence, word_list))(rng, lang)
         utterance = speak(text, vary(ASSISTANT_VOICES[lang], rng))
         yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
+
+
+def _dictation_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"dictations/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
+        voice = vary(ASSISTANT_VOICES[lang], rng) if rng.random() < OWN_VOICE else draw_voice(lang, rng)
+        utterance = disturbed(speak(text, voice), rng)
+        yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
 
 
 def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:

@@ -73,7 +73,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
         need_voice(voice)
 
     def build(name: str) -> Corpus:
-        return synthesize.build_dialogue_corpus(tmp_path / name, exchanges=2, says=2, test=2, workers=1)
+        return synthesize.build_dialogue_corpus(tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1)
 
     with monkeypatch.context() as patch:  # stopped just before the parts are joined
         patch.setattr(CorpusWriter, "finish", lambda self, parts: None)
@@ -88,6 +88,8 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
     assert np.array_equal(resumed.samples, whole.samples)
     assert len(list(pairs(whole.records))) == 4
     assert {r.lang for r in whole.records} == {"en", "zh"}
+    dictations = [r for r in whole.records if r.extra["skill"] == "dictation"]
+    assert len(dictations) == 2 and all(r.role == "user" and r.words for r in dictations)
     assert not parts.exists()
 
 

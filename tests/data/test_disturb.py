@@ -1,11 +1,11 @@
-"""Another tract, room, colour and noise: as drawn, at the level asked for, and with times that stay true."""
+"""Another tract, pauses, room, colour and noise: as drawn, at the level asked for, and with times that stay true."""
 
 import random
 
 import numpy as np
 import pytest
 
-from speechgpt2.data.disturb import coloured, disturbed, in_room, stretched, with_noise
+from speechgpt2.data.disturb import coloured, delayed, disturbed, in_room, stretched, with_noise
 from speechgpt2.data.utterance import Phone, Utterance, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 
@@ -32,6 +32,13 @@ def test_stretching_moves_pitch_and_times_together(utterance):
     assert peak_hz(slower.pcm) == pytest.approx(200 / 1.1, abs=1)
     assert slower.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
     assert slower.phones[0].end == pytest.approx(0.44)
+
+
+def test_pauses_move_the_words(utterance):
+    later = delayed(utterance, 0.3, 0.2)
+    assert len(later.pcm) == pytest.approx(1.5 * SAMPLE_RATE, abs=2)
+    assert not later.pcm[: int(0.3 * SAMPLE_RATE)].any() and not later.pcm[-int(0.2 * SAMPLE_RATE) :].any()
+    assert later.words[1] == ("oh", pytest.approx(0.8), pytest.approx(1.2))
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0])

@@ -55,6 +55,13 @@ def items():
             f"s{i}", f"say {i}", role="assistant", words=(Word(f"say {i}", 0.0, 0.4),), extra={"skill": "say"}, **fields
         )
         yield Item(say, sound(random, 0.8), f0)
+        heard = f"hear {i}" if lang == "en" else f"听{i}"
+        words = (Word(heard, 0.1, 0.4),)
+        yield Item(
+            Record(f"h{i}", heard, role="user", words=words, extra={"skill": "dictation"}, **fields),
+            sound(random, 0.6),
+            f0,
+        )
     yield Item(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
     yield Item(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
     yield Item(
@@ -100,11 +107,20 @@ def test_silence_is_what_silence_encodes_to(source, codec):
     assert all(type(code) is int for code in silence_frame(codec))
 
 
-@pytest.mark.parametrize("mode", ["s2s", "s2t", "t2s", "t2t", "say"])
-def test_every_kind_of_example(source, mode):
-    only = Shares(**{kind: float(kind == mode) for kind in ("s2s", "s2t", "t2s", "t2t", "say")}, next_turn=0.0)
+KINDS = ("s2s", "s2t", "t2s", "t2t", "say", "dictation")
+
+
+def only(source, kind):
+    """The same source, drawing one kind of example."""
     drawn = ExchangeSource.__new__(ExchangeSource)
-    drawn.__dict__.update(source.__dict__ | {"shares": only})
+    shares = Shares(**{other: float(other == kind) for other in KINDS}, next_turn=0.0)
+    drawn.__dict__.update(source.__dict__ | {"shares": shares})
+    return drawn
+
+
+@pytest.mark.parametrize("mode", KINDS[:5])
+def test_every_kind_of_example(source, mode):
+    drawn = only(source, mode)
     ids, no_speech = source.prompt.ids, source.prompt.config.no_speech
     for seed in range(8):
         example = drawn.example(np.random.default_rng(seed))
@@ -118,6 +134,24 @@ def test_every_kind_of_example(source, mode):
         if mode == "say":  # the text is given; only its sound is to be learnt
             assert source.prompt.tokenizer.decode(learnt).strip().startswith("say") or ids.filler in learnt
             assert not example.learn_text[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
+
+
+def test_a_dictation_is_written_down_and_not_answered(source):
+    ids = source.prompt.ids
+    for seed in range(8):
+        example = only(source, "dictation").example(np.random.default_rng(seed))
+        learnt = example.targets[example.learn_text].tolist()
+        written = learnt[learnt.index(source.prompt.encode("hear")[0]) :] if "hear" in learnt else learnt
+        assert learnt[-1] == ids.heard and ids.eos not in learnt and not example.learn_codes.any()
+        assert "hear" in source.prompt.tokenizer.decode(written) or "听" in source.prompt.tokenizer.decode(written)
+
+
+def test_speech_of_the_user_falls_anywhere_in_its_patches(source):
+    firsts = {
+        tuple(drawn.patches.codes[drawn.patches.codes[..., 0] != source.prompt.config.no_speech][:3].flatten().tolist())
+        for drawn in (only(source, "dictation").example(np.random.default_rng(seed)) for seed in range(40))
+    }
+    assert len(firsts) > 4
 
 
 def test_dialogues_go_on(source):
