@@ -123,8 +123,8 @@ class ExchangeSource:
         }
 
     def example(self, random: np.random.Generator) -> Example:
-        """One dialogue of one or more exchanges in a random mode and language; or a text to be read aloud, or speech to be
-        written down.
+        """One dialogue of one or more exchanges in a random mode and language, a text to read aloud, or speech to write
+        down.
         """
         shares, lang = self.shares, ("en", "zh")[int(random.integers(2))]
         kinds = ("s2s", "s2t", "t2s", "t2t", "say", "dictation")

@@ -100,7 +100,7 @@ def build_dialogue_corpus(
     dictations: int = 0,
     test: int = 400,
 ) -> Corpus:
-    """``exchanges`` questions and replies, half of them Mandarin, ``says`` texts read aloud, ``dictations`` to be heard.
+    """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
 
     A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
     "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the

@@ -3,6 +3,10 @@
 A step costs nearly the same for one slot as for many, so slots wait a little to share one: what is urgent makes a step
 happen, and what merely can be done then goes with it. Urgent are slots whose reply is awaited or runs short of sound,
 and sound that has waited long enough. A speaker is due again when a patch's worth of its lead has been played.
+
+Writing is the exception: a token without sound costs a fraction of a patch with it, and many of them come before the
+first sound that someone waits for. So while anyone writes, steps are kept short: writers go without the speakers, until
+one of those has only a third of its lead left.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ class Need:
 
     `sound`: a patch of the user's sound, or the last of it, is there to be encoded, since `waited` seconds; `unread`:
     patches to take in; `replying`: a reply is under way, whose listener has `lead` seconds of sound in hand (0: none
-    yet, or nothing is spoken).
+    yet, or nothing is spoken); `writing`: its next patch is text without sound.
     """
 
     slot: int
@@ -30,6 +34,12 @@ class Need:
     unread: int = 0
     replying: bool = False
     lead: float = 0.0
+    writing: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether all was taken in."""
+        return not (self.sound or self.unread)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ def schedule(needs: Iterable[Need], config: EngineConfig) -> Plan:
     left = [_time_left(need, config) for need in needs]
     if not needs or min(left) > 0:
         return Plan(wait=min(left, default=None))
+    needs = _short(needs, config) or needs
     readers = sorted((n for n in needs if n.unread or n.sound), key=lambda n: (not n.replying, n.unread, n.slot))
     long = [need.slot for need in readers if need.unread > 1]  # those who wait for an answer first, then the shortest
     put_off = set(long[config.pieces :])
@@ -65,11 +76,19 @@ def schedule(needs: Iterable[Need], config: EngineConfig) -> Plan:
     )
 
 
+def _short(needs: list[Need], config: EngineConfig) -> list[Need]:
+    """What a short step holds, if this is the time for one: whoever writes, and what cannot wait beside it."""
+    speakers = [need for need in needs if need.replying and need.settled and not need.writing]
+    writes = any(need.writing and need.settled and need.lead < config.lead for need in needs)
+    if not writes or any(need.lead <= config.lead / 3 for need in speakers):
+        return []
+    return [need for need in needs if need not in speakers and not _time_left(need, config)]
+
+
 def _time_left(need: Need, config: EngineConfig) -> float:
     """Seconds until this slot makes a step necessary."""
     if need.replying:
-        settled = not (need.sound or need.unread)
-        return max(0.0, need.lead - (config.lead - PATCH)) if settled and need.lead > 0 else 0.0
+        return max(0.0, need.lead - (config.lead - PATCH)) if need.settled and need.lead > 0 else 0.0
     if need.unread:
         return 0.0
     return max(0.0, config.patience - need.waited)

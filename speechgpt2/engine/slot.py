@@ -185,7 +185,8 @@ class Slot:
             due, waited = True, now - self.ear.since
             if self.ear.over:  # whoever has spoken waits
                 waited = self.config.patience
-        return Need(self.number, due, waited, self.context.waiting, self.reply is not None, self._lead(now))
+        writing = self.reply is not None and not self.reply.open
+        return Need(self.number, due, waited, self.context.waiting, self.reply is not None, self._lead(now), writing)
 
     def sound(self) -> Sound | None:
         """The next of the user's sound, to encode; None if it ended with nothing left to encode."""

@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None, view: View) -> Tensor:
         batch, steps, width = x.shape
-        heads = self.qkv(x).view(batch, steps, -1, self.head_dim).transpose(1, 2)  # [B, H + 2 Hkv, P, d]
+        heads = self.qkv(x).view(batch, steps, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(qk, view.cos, view.sin).split((self.heads, self.kv_heads), dim=1)
         if cache is not None and view.cells is not None:

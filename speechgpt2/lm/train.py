@@ -126,12 +126,13 @@ class LMTrainer:
             wanted = patches.codes[:, 1:][learn_codes]  # [N, G, K]
             code_logits = self.model.code_logits(hidden[learn_codes], wanted).float()
         each = F.cross_entropy(code_logits.flatten(0, 2), wanted.flatten(), reduction="none").view(-1, wanted.shape[-1])
-        codes = (each.mean(0) * torch.tensor(self.config.code_weights, device=self.device)).sum()
+        each = each.sum(0) / max(len(each), 1)  # a batch may hold no speech to learn
+        codes = (each * torch.tensor(self.config.code_weights, device=self.device)).sum()
         words = self.token_weight[targets] == 1
         right = (logits.argmax(-1) == targets)[words].float().mean()
         return {"text": text, "codes": codes}, {
             "words_right": right,
-            **{f"code_{k}": m for k, m in enumerate(each.mean(0))},
+            **{f"code_{k}": m for k, m in enumerate(each)},
         }
 
     def content(self, step: int) -> dict[str, Any]:

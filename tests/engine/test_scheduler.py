@@ -32,6 +32,24 @@ def test_speakers_share_a_step():
     assert schedule(needs, CONFIG).draw == (0, 1)
 
 
+def test_whoever_writes_does_not_wait_for_speakers():
+    needs = [Need(0, replying=True, lead=0.4), Need(1, replying=True, writing=True), Need(2, sound=True, waited=0.01)]
+    assert schedule(needs, CONFIG) == Plan(draw=(1,))
+    overdue = Need(2, sound=True, waited=0.06)
+    assert schedule([*needs[:2], overdue], CONFIG) == Plan(encode=(2,), read=(2,), draw=(1,))
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.19])
+def test_a_speaker_who_is_pressed_takes_writers_along(lead):
+    needs = [Need(0, replying=True, lead=lead), Need(1, replying=True, writing=True), Need(2, sound=True)]
+    assert schedule(needs, CONFIG) == Plan(encode=(2,), read=(2,), draw=(0, 1))
+
+
+def test_a_writer_who_is_not_read_does_not_write():
+    needs = [Need(0, replying=True, lead=0.5), Need(1, replying=True, writing=True, lead=0.7)]
+    assert schedule(needs, CONFIG) == Plan(wait=pytest.approx(0.02))
+
+
 def test_sound_goes_along_with_a_step_that_happens_anyway():
     plan = schedule([Need(0, sound=True, waited=0.0), Need(1, replying=True)], CONFIG)
     assert plan == Plan(encode=(0,), read=(0,), draw=(1,))

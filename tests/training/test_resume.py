@@ -77,14 +77,14 @@ class Counting:
 
     words = ("one", "two", "three", "four", "five")
 
-    def __init__(self, prompt):
-        self.prompt = prompt
+    def __init__(self, prompt, mode="s2s"):
+        self.prompt, self.mode = prompt, mode
 
     def example(self, random):
         i = int(random.integers(4))
         codes = torch.full((6, 3), i)
         spoken = self.prompt.spoken(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
-        return self.prompt.example("s2s", [Exchange(codes, self.words[i + 1], spoken, self.words[i])])
+        return self.prompt.example(self.mode, [Exchange(codes, self.words[i + 1], spoken, self.words[i])])
 
 
 def same(a, b):
@@ -171,6 +171,14 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     reply = parse(prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True)
     assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)
     assert (reply.codes[3:9] == 3).all()
+
+
+def test_a_batch_without_speech_to_learn(tiny_lm):
+    build, config = tiny_lm
+    model = build()
+    values = LMTrainer(config, model, Counting(model.prompt, "s2t"), torch.device("cpu")).step(0)
+    assert values["codes"] == 0 and values["text"] > 0
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_packing_keeps_examples_apart(tiny_lm):
