@@ -1,4 +1,5 @@
 # make chat      ask the built-in model the sample questions: writes answer.wav, prints the text
+# make demo-data see the data system at work: a small web site on this machine -> crawled, cleaned, labelled, reported on
 # make test      run the tests
 # make check     what a change must pass: format, lint, types, tests
 # make format    format the code
@@ -21,10 +22,13 @@ HEADERS := $(shell $(PYTHON) -c "import os, sysconfig; print(os.path.join(syscon
 COMPILER := $(if $(wildcard $(HEADERS)),$(shell command -v c++))
 TEST_EXTRAS ?= dev$(if $(COMPILER),$(comma)synthesis$(comma)eval)
 
-.PHONY: chat test check format clean
+.PHONY: chat demo-data test check format clean
 
 chat: $(VENV)/.installed
 	$(BIN)/sg2 chat $(sort $(wildcard examples/question*.wav)) -o answer.wav
+
+demo-data: $(VENV)/.installed-data
+	$(BIN)/sg2 data demo -o runs/demo-data
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -50,6 +54,10 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) -e .
 	touch $@
+
+$(VENV)/.installed-data: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) -e '.[crawl,data]' espeakng-loader pypinyin
+	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) -e '.[$(TEST_EXTRAS)]'

@@ -24,6 +24,7 @@ from speechgpt2.cli import (
     serve,
     speech,
     talk,
+    tour,
     train,
 )
 from speechgpt2.cli.common import say_error
@@ -70,6 +71,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "report": pipeline.report,
             "audit": pipeline.audit,
             "synthesize": conversations.synthesize,
+            "demo": tour.demo,
         },
     ),
 }

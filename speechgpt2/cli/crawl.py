@@ -33,6 +33,10 @@ AllowNetwork = Annotated[
 ]
 Source = Annotated[str, typer.Argument(help="A URL (all below it, if it ends in /), or a folder that was crawled.")]
 Folder = Annotated[Path, typer.Argument(help="The crawl's folder.", metavar="FOLDER")]
+Runs = Annotated[
+    list[Path] | None,
+    typer.Option(help="A run made from it that was moved; may be given several times.", metavar="RUN"),
+]
 
 
 def crawl(
@@ -43,7 +47,7 @@ def crawl(
     if dry_run:
         _plan(config, out)
         return
-    with _open(config, out) as crawl:
+    with opened(config, out) as crawl:
         with working("looking at the folder"):
             crawl.prepare(refresh)
         totals, stopped = asyncio.run(_run(crawl))
@@ -53,21 +57,43 @@ def crawl(
         raise typer.Exit(130)
 
 
-def takedown(source: Source, folder: Folder) -> None:
-    """Remove what was derived from a source, and never fetch it again, wherever its content turns up."""
-    with _needs_extra():
+def takedown(source: Source, folder: Folder, run: Runs = None) -> None:
+    """Remove a source with everything derived from it, and never fetch it again, wherever its content turns up.
+
+    Reaches the crawl, and the folders of `sg2 data clean` and `annotate` that were made from it.
+    """
+    with needs_extra():
         from speechgpt2.data.crawl.takedown import take_down
+    from speechgpt2.data.pipeline.takedown import runs_of
 
     removed = take_down(source, folder)
-    kept = [item for item in removed if item.state == "done"]
+    kept = [item for item in removed if item.state == "done" and item.sha256]
     hours = sum(item.seconds or 0.0 for item in kept) / 3600
-    print(f"{source}: removed {len(kept)} kept items ({hours:.2f} h); it will not be fetched again")
+    print(f"{source}: removed {len(kept)} recordings ({hours:.2f} h); it will not be fetched again")
+    named = [path.resolve() for path in run or ()]
+    missed = [said for path in dict.fromkeys([*runs_of(folder), *named]) if (said := _forget(path, folder))]
+    if missed:
+        raise UserError(f"not removed everywhere: {'; '.join(missed)}; give the same command again after that")
+
+
+def _forget(run: Path, crawl: Path) -> str:
+    """Remove from a run what was taken down; says why it could not be done."""
+    from speechgpt2.cli import pipeline
+    from speechgpt2.data.crawl.manifest import KEPT
+
+    if not (run / pipeline.REMEMBERED).is_file():
+        return f"{run} is not there (where it was moved to is said by --run)"
+    try:
+        pipeline.forget(run, crawl / KEPT)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _load(seeds: Path, networks: list[str]) -> CrawlConfig:
     from dataclasses import replace
 
-    with _needs_extra():
+    with needs_extra():
         from speechgpt2.data.crawl.seeds import load
 
     config = load(seeds)
@@ -75,7 +101,7 @@ def _load(seeds: Path, networks: list[str]) -> CrawlConfig:
 
 
 @contextmanager
-def _needs_extra() -> Iterator[None]:
+def needs_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
@@ -83,7 +109,7 @@ def _needs_extra() -> Iterator[None]:
 
 
 @contextmanager
-def _open(config: CrawlConfig, folder: Path, plan_only: bool = False) -> Iterator[Crawl]:
+def opened(config: CrawlConfig, folder: Path, plan_only: bool = False) -> Iterator[Crawl]:
     from speechgpt2.data.crawl.crawler import Crawl
 
     crawl = Crawl(config, folder, plan_only=plan_only)
@@ -147,7 +173,7 @@ def _plan(config: CrawlConfig, out: Path) -> None:
             known = Database(out / FRONTIER)
             known.copy_to(Path(scratch) / FRONTIER)
             known.close()
-        with _open(config, Path(scratch), plan_only=True) as crawl:
+        with opened(config, Path(scratch), plan_only=True) as crawl:
             crawl.prepare()
             totals, _ = asyncio.run(_run(crawl))
             planned = list(crawl.frontier.items("state = 'rejected' AND reason = ?", PLANNED))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from speechgpt2.data.pipeline.output import Summary
     from speechgpt2.data.pipeline.runner import Report
 
+PAGE, REMEMBERED = "report.html", Path("work", "run.yaml")
+
 Source = Annotated[Path, typer.Argument(help="A folder of recordings, or a manifest of records.", metavar="SOURCE")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder, new or begun.", metavar="FOLDER")]
 Preset = Annotated[str, typer.Option(help="emilia, tts-strict, asr, dialogue, or a YAML file.", metavar="NAME")]
@@ -57,12 +59,15 @@ def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
 
 
 def report(folder: RunFolder, out: Page = None) -> None:
-    """Write a page about a run: what was kept and rejected and why, with sound and spectrograms."""
+    """Write a page about a run: what was kept and rejected and why, with sound and spectrograms.
+
+    report.html in the folder is from then on kept up to date by the other commands.
+    """
     from speechgpt2.data.clean.report import write
     from speechgpt2.data.pipeline.runner import Run
 
     source, config = _remembered(folder)
-    target = out or folder / "report.html"
+    target = out or folder / PAGE
     with working("drawing"), Run(source, folder, config.build()) as run:
         write(run, target)
     print(f"{target}: written")
@@ -78,20 +83,35 @@ def audit(clips: Clips = 40, recordings: Voices = None, seed: Seed = 0) -> None:
     print(auditing.table(found))
 
 
+def is_annotated(folder: Path) -> bool:
+    """Whether `annotate` was begun on the run in `folder`."""
+    return (folder / REMEMBERED).is_file() and (config := _remembered(folder)[1]) == config.annotated()
+
+
+def forget(folder: Path, manifest: Path) -> None:
+    """Take out of a run what its crawl took down, from the results on file; `manifest` if the crawl's was moved."""
+    source, config = _remembered(folder)
+    _process(source if source.exists() else manifest, folder, config, 1, compute=False)
+
+
 def _process(source: Path, out: Path, config: PipelineConfig, workers: int | None, compute: bool) -> Summary:
-    from speechgpt2.data.pipeline import output
+    from speechgpt2.data.clean import report as page
+    from speechgpt2.data.pipeline import output, takedown
     from speechgpt2.data.pipeline.runner import Run
 
     if not source.exists():
         raise UserError(f"{source}: no such folder or manifest")
     with Run(source, out, config.build()) as run:
         _remember(out, source, config)
+        takedown.note_run(source, out)
         with _progress() as progress:
             fresh = run.process(workers, progress, compute)
         if not fresh:
             print(f"{out}: nothing to do")
             return output.summarise(run)
         with working("writing"):
+            if (out / PAGE).is_file():
+                page.write(run, out / PAGE)
             summary = output.write(run)
     print(f"{out}: kept {summary.kept} clips, {summary.seconds / 3600:.3f} h; rejected {summary.rejected}")
     for reason, (count, seconds) in sorted(summary.reasons.items(), key=lambda item: -item[1][1]):
@@ -134,14 +154,14 @@ def _remember(out: Path, source: Path, config: PipelineConfig) -> None:
 
     said = {"source": str(source.resolve()), **configs.to_dict(config)}
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
-    write_atomically(out / "work" / "run.yaml", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_atomically(out / REMEMBERED, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _remembered(folder: Path) -> tuple[Path, PipelineConfig]:
     from speechgpt2 import config as configs
     from speechgpt2.data.clean.presets import PipelineConfig
 
-    path = folder / "work" / "run.yaml"
+    path = folder / REMEMBERED
     if not path.is_file():
         raise UserError(f"{folder}: no run of sg2 data clean")
     said = configs.read(path)

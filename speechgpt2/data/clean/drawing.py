@@ -15,7 +15,6 @@ from speechgpt2.data.pipeline.shar import flac
 
 BARS = 40  # of a histogram
 WIDTH, HEIGHT = 320, 110  # of a histogram, in pixels
-ROW = 26  # pixels of a waterfall's line
 RANGE = 80.0  # dB that a spectrogram shows
 
 STYLE = """
@@ -27,7 +26,15 @@ h1 { font-size: 1.5rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 figure img { width: 100%; height: 130px; border-radius: 4px; } audio { width: 100%; height: 34px; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: right; }
+.step { display: grid; grid-template: "name bar size" / 9rem 1fr 9rem; gap: 0 .8rem; margin: .25rem 0; }
+.step span { grid-area: name; text-align: right; } .step em { grid-area: size; font-style: normal; }
+.step div { grid-area: bar; } .step i { display: block; height: 1.1rem; min-width: 1px; border-radius: 2px; }
+@media (max-width: 600px) {
+  body { margin: 1rem auto; } .grid { grid-template-columns: 1fr; }
+  .step { grid-template: "name size" "bar bar" / 1fr auto; margin-bottom: .5rem; } .step span { text-align: left; }
+}
+.wide { overflow-x: auto; } table { border-collapse: collapse; }
+td, th { padding: .2rem .9rem .2rem 0; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 svg text { fill: currentColor; font-size: 12px; } svg { max-width: 100%; }
 """
@@ -46,26 +53,28 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Text is escaped."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{lines}</table>"
+    return f"<div class=wide><table><tr>{top}</tr>{lines}</table></div>"
 
 
 def waterfall(steps: Sequence[tuple[str, float, int]]) -> str:
     """Bars of (what, hours, clips): the first and the last stand on the ground, what is negative hangs where the one
     above ended."""
-    total = max(steps[0][1], 1e-9)
-    left, wide, at, lines = 170, 640, total, []
+    total, at, lines = max(steps[0][1], 1e-9), 0.0, []
     for number, (name, hours, clips) in enumerate(steps):
         start = at + hours if hours < 0 else 0.0
         at = start if hours < 0 else hours
-        x, width = left + start / total * wide, max(abs(hours) / total * wide, 1)
-        colour = "var(--rejected)" if 0 < number < len(steps) - 1 else "var(--kept)"
-        y = number * ROW
+        colour = "rejected" if 0 < number < len(steps) - 1 else "kept"
+        bar = f"margin-left:{start / total:.2%};width:{abs(hours) / total:.2%};background:var(--{colour})"
+        size = f"{length(hours)} · {clips}"
         lines.append(
-            f"<text x={left - 8} y={y + 16} text-anchor=end>{html.escape(name)}</text>"
-            f"<rect x={x:.1f} y={y + 3} width={width:.1f} height={ROW - 8} rx=2 fill='{colour}'/>"
-            f"<text x={min(x + width, left + wide) + 8:.1f} y={y + 16}>{abs(hours):.3f} h · {clips}</text>"
+            f"<div class=step><span>{html.escape(name)}</span><div><i style='{bar}'></i></div><em>{size}</em></div>"
         )
-    return f"<svg width=980 height={len(steps) * ROW} viewBox='0 0 980 {len(steps) * ROW}'>{''.join(lines)}</svg>"
+    return "".join(lines)
+
+
+def length(hours: float) -> str:
+    """For people: hours, or minutes where there are few."""
+    return f"{abs(hours):.2f} h" if abs(hours) >= 1 else f"{abs(hours) * 60:.1f} min"
 
 
 def histogram(

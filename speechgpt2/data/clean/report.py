@@ -25,6 +25,7 @@ from speechgpt2.hub import write_atomically
 
 KEPT = ""  # in the place of a reason
 SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # clips with sound: of those kept, and of each reason
+MEASURABLE = 0.5  # seconds of work from which a speed is told
 HEARD = 15.0  # seconds of a clip
 SCORES: dict[str, tuple[str, float, float]] = {  # path: what it is, from, to
     "audio.duration": ("duration, s", 0, 40),
@@ -65,7 +66,6 @@ def write(run: Run, path: Path) -> None:
         _summary(run, gathered),
         "<h2>Where the hours went</h2>",
         drawing.waterfall(_steps(gathered)),
-        _reasons(gathered),
         "<h2>Scores</h2>",
         _histograms(gathered, thresholds),
         "<h2>Kept</h2>",
@@ -121,14 +121,10 @@ def _summary(run: Run, found: _Gathered) -> str:
     share = found.seconds[KEPT] / total if total else 0.0
     steps = " → ".join(step.name for step in run.steps)
     return (
-        f"<p class=lead>Kept <b>{found.seconds[KEPT] / 3600:.2f} h</b> of {total / 3600:.2f} h ({share:.0%}), "
+        f"<p class=lead>Kept <b>{drawing.length(found.seconds[KEPT] / 3600)}</b> of {drawing.length(total / 3600)} "
+        f"({share:.0%}), "
         f"{found.counts[KEPT]} of {clips} clips.</p><p class=quiet>{html.escape(steps)}</p>"
     )
-
-
-def _reasons(found: _Gathered) -> str:
-    rows = [(reason, f"{found.counts[reason]}", f"{found.seconds[reason] / 3600:.3f}") for reason in _by_hours(found)]
-    return drawing.table(("reason", "clips", "hours"), rows) if rows else "<p>Nothing was rejected.</p>"
 
 
 def _histograms(found: _Gathered, thresholds: dict[str, list[float]]) -> str:
@@ -148,7 +144,9 @@ def _clips(chosen: list[tuple[str, Clip]], run: Run) -> str:
 
 def _card(clip: Clip, run: Run) -> str:
     refusal = clip.refusal
-    lines = [html.escape(clip.id), html.escape(clip.text.raw[:120])]
+    said, about = clip.text.raw[:120], (clip.title, clip.source.url, clip.source.spdx or clip.source.licence_raw)
+    lines = [html.escape(text) for text in (clip.id, " · ".join(filter(None, about))[:300], said)]
+    lines += [html.escape(caption) for caption in (clip.style.caption_en, clip.style.caption_zh)]
     if refusal is not None:
         score = "" if refusal.score is None else f" {refusal.score:g} (threshold {refusal.threshold or 0:g})"
         lines.append(f"<b>{html.escape(refusal.reason)}</b>{score} {html.escape(refusal.detail[:160])}")
@@ -165,7 +163,7 @@ def _card(clip: Clip, run: Run) -> str:
 def _speed(run: Run) -> str:
     rows = []
     for stage, count, work, seconds in run.results.times():
-        speed = f"{seconds / work:.0f}" if work and seconds else "–"
+        speed = f"{seconds / work:.0f}" if work >= MEASURABLE and seconds else "–"
         rows.append((stage, f"{count}", f"{seconds / 3600:.3f}", f"{work:.1f}", speed))
     head = ("stage", "results", "hours of sound", "seconds of work", "hours per hour")
     note = "<p class=quiet>Of all results on file, by the clock of the process that made each.</p>"

@@ -52,6 +52,7 @@ class Database:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA secure_delete = ON")  # what is taken down leaves nothing in free pages
             with self.writing():
                 version = self.one("PRAGMA user_version")[0]
                 if version == 0:

@@ -3,7 +3,8 @@
     python -m speechgpt2.data.crawl.demo FOLDER      serve it, crawl it, compare with what should come out
     python -m speechgpt2.data.crawl.demo --serve     only serve it, for a crawl or a browser of your own
 
-The voices are synthetic (``speechgpt2[synthesis]``); nothing leaves the machine.
+`sg2 data demo` goes on from there, with two feeds of longer talks, to clean and labelled clips. The voices are
+synthetic (``speechgpt2[synthesis]``); nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import argparse
 import asyncio
 import contextlib
 import io
+import random
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +31,11 @@ from speechgpt2.types import SAMPLE_RATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+AWAY = "http://10.0.0.1/inside.mp3"  # an address that a crawler from outside must not be led to
 _BY = "https://creativecommons.org/licenses/by/4.0/"
 _GAP = 0.4  # seconds between the sentences of an episode
+TALKS, _SENTENCES = 6, 12  # of each language, for more to clean; of each talk
+_WOMEN = 47  # the first of them among the training voices, after the men
 _EPISODES = {
     "weather": ("en", "Good morning. How is the weather today?", "It is cold, but the sun is out. Take a warm coat."),
     "kitchen": ("en", "What are we cooking tonight?", "Soup with carrots and beans. It takes about half an hour."),
@@ -105,6 +111,24 @@ class Server:
         return web.Response(status=404) if handler is None else await handler(request)  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def in_background(server: Server) -> Iterator[Server]:
+    """Serve in a thread, for a program that crawls in its own. Errors: `OSError` if the port is taken."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
+        try:
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 def text(body: str, content_type: str = "text/html") -> Handler:
     """A handler that serves text, with an ETag, and 304 to who has it."""
 
@@ -176,14 +200,37 @@ def replaced(first: bytes, second: bytes) -> Handler:
     return handler
 
 
-def speak_episode(language: str, *sentences: str) -> np.ndarray:
-    """`pcm [N]` float32 at 24 kHz: the sentences, by two voices in turn. Errors: `SynthesisUnavailable`."""
+def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> np.ndarray:
+    """`pcm [N]` float32 at 24 kHz: the sentences, by two of the training voices in turn.
+
+    Errors: `SynthesisUnavailable`.
+    """
     from speechgpt2.data.voices import speak, training_voices
 
     voices = training_voices(language)
     pause = np.zeros(int(_GAP * SAMPLE_RATE), np.float32)
-    parts = [part for i, words in enumerate(sentences) for part in (speak(words, voices[5 + 30 * (i % 2)]).pcm, pause)]
+    parts = [part for i, words in enumerate(sentences) for part in (speak(words, voices[speakers[i % 2]]).pcm, pause)]
     return np.concatenate(parts)
+
+
+def speak_site() -> dict[str, np.ndarray]:
+    """The sound of all episodes by name. Errors: `SynthesisUnavailable`."""
+    return {name: speak_episode(*episode) for name, episode in _EPISODES.items()}
+
+
+def speak_talks(count: int = TALKS) -> dict[str, list[np.ndarray]]:
+    """By language, `count` talks of half a minute to a minute each. Errors: `SynthesisUnavailable`."""
+    from speechgpt2.data.sentences import sentence
+
+    talks: dict[str, list[np.ndarray]] = {}
+    for language in ("en", "zh"):
+        rng = random.Random(f"talks/{language}")
+        texts = [[sentence(rng, language) for _ in range(_SENTENCES)] for _ in range(count)]
+        talks[language] = [
+            speak_episode(language, *sentences, speakers=(2 * number, _WOMEN + number))
+            for number, sentences in enumerate(texts)
+        ]
+    return talks
 
 
 def encode(pcm: np.ndarray, format: str) -> bytes:
@@ -227,9 +274,20 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
     }
 
 
-def seeds_of(server: Server) -> dict[str, Any]:
-    """What seeds.yaml holds for the site."""
-    feeds = [{"kind": "feed", "url": server.url(path)} for path in ("/feed.xml", "/laughs.xml")]
+def talk_routes(talks: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Handler]:
+    """A feed of talks for each language, and their recordings."""
+    routes: dict[str, Handler] = {}
+    for language, sounds in talks.items():
+        paths = [f"/talks/{language}-{number}.flac" for number in range(len(sounds))]
+        episodes = "".join(_episode(path, f"Talk {number}") for number, path in enumerate(paths))
+        routes[f"/talks-{language}.xml"] = text(_TALKS.format(language, episodes), "application/rss+xml")
+        routes.update((path, data(encode(pcm, "FLAC"), "audio/flac")) for path, pcm in zip(paths, sounds))
+    return routes
+
+
+def seeds_of(server: Server, *more: str) -> dict[str, Any]:
+    """What seeds.yaml holds for the site; `more` are paths of further feeds."""
+    feeds = [{"kind": "feed", "url": server.url(path)} for path in ("/feed.xml", "/laughs.xml", *more)]
     return {
         "contact": "nobody@localhost",
         "seeds": [*feeds, {"kind": "sitemap", "url": server.url("/sitemap.xml"), "licence": "CC0-1.0"}],
@@ -253,8 +311,7 @@ async def serve(folder: Path | None, port: int) -> int:
     from speechgpt2.data.crawl.crawler import Crawl
     from speechgpt2.data.crawl.seeds import load
 
-    pcm = {name: speak_episode(*episode) for name, episode in _EPISODES.items()}
-    async with Server(routes_of(pcm, away="http://10.0.0.1/inside.mp3"), port) as server:
+    async with Server(routes_of(speak_site(), away=AWAY), port) as server:
         plan = yaml.safe_dump(seeds_of(server), sort_keys=False)
         if folder is None:
             print(f"# the site is up, until Ctrl-C; save this as seeds.yaml and crawl it\n{plan}", flush=True)
@@ -309,6 +366,12 @@ _FEED = f"""<?xml version="1.0" encoding="UTF-8"?>
 {_episode("/audio/inside.mp3", "Inside")}
 {_episode("/gone.wav", "../../../etc/passwd")}
 </channel></rss>
+"""
+
+_TALKS = f"""<?xml version="1.0" encoding="UTF-8"?>
+<rss version="2.0" xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
+<channel><title>Talks</title><language>{{}}</language><creativeCommons:license>{_BY}</creativeCommons:license>
+{{}}</channel></rss>
 """
 
 _LAUGHS = """<?xml version="1.0"?>

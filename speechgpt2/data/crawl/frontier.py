@@ -118,10 +118,11 @@ class Frontier:
                 "INSERT OR IGNORE INTO item (id, url, kind, host, depth, due) VALUES (?, ?, ?, ?, ?, ?)",
                 id, link.url, link.kind, host, link.depth, now,
             )  # fmt: skip
-            facts = json.dumps(link.facts, ensure_ascii=False, sort_keys=True)
+            buried = self._tombstones.cover_url(link.url)
+            facts = json.dumps({} if buried else link.facts, ensure_ascii=False, sort_keys=True)
             self._db.run("INSERT OR REPLACE INTO link VALUES (?, ?, ?)", parent, id, facts)
             self._db.run("INSERT OR IGNORE INTO host (name) VALUES (?)", host)
-            if new and self._tombstones.cover_url(link.url):
+            if new and buried:
                 self._reject(id, Rejected("taken-down", "its source was taken down"))
             elif not new and link.kind == "page":
                 self._deepen(id, link.depth)
@@ -290,6 +291,7 @@ class Frontier:
             for id in derived:
                 self._reject(id, Rejected("taken-down", f"with {url}"))
                 self._db.run("UPDATE item SET outcome = '{}', validator = '{}', settled = 1 WHERE id = ?", id)
+                self._db.run("UPDATE link SET facts = '{}' WHERE child = ?", id)
         return list(derived.values())
 
     # Reading

@@ -60,8 +60,10 @@ def record_of(item: Item, frontier: Frontier, store: Store) -> Clip:
 
 
 def refusal_of(item: Item) -> Clip:
-    """The record of a rejected item: where it came from, and why not."""
-    return Clip(item.id, source=Source(item.url), decisions=(_decision(item),))
+    """The record of a rejected item: where it came from, and why not; of what was taken down, by which hash later
+    stages know it."""
+    sha256 = item.sha256 if item.reason == "taken-down" else None
+    return Clip(item.id, source=Source(item.url, sha256=sha256), decisions=(_decision(item),))
 
 
 def kept_urls(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ sound.py      where the sound of a run lies, and how a stage gets at it
 results.py    results by key: hash of clip, stage, version, config, model
 workers.py    processes that work through stages, and may die of a clip without harm
 intake.py     a folder or a manifest -> clips
+takedown.py   what a crawl takes back goes out of the runs made from it
 runner.py     the whole run, resumable at any moment
 shar.py       clips -> Lhotse cuts in Shar, with FLAC, and back
 scores.py     everything that was measured, of kept and rejected clips, as Parquet

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from speechgpt2.data.pipeline.results import Results
 from speechgpt2.data.pipeline.sound import Workspace
+from speechgpt2.data.pipeline.takedown import REASON
 from speechgpt2.data.record import AudioInfo, Clip, Decision, Source, Wording
 from speechgpt2.errors import UserError
 
@@ -32,11 +33,17 @@ def read(source: Path, results: Results) -> Iterator[Clip]:
         raise UserError(f"{source}: no such folder or manifest")
     results.forget_ids()
     for clip in _folder(source, results) if source.is_dir() else _manifest(source, results):
+        detail = results.is_buried(clip)
+        if detail is not None:
+            clip = _refused(clip.id, REASON, clip.source.url, detail)
         if results.new_id(clip.id):
             yield clip
         else:
             again = replace(clip, id=_short_hash(f"{clip.id} again {clip.to_json()}".encode()))
             yield _refuse(again, "id-twice", f"another clip is named {clip.id}") if clip.kept else again
+    for id, url, detail in results.graves():  # of which a manifest no longer speaks
+        if results.new_id(id):
+            yield _refused(id, REASON, url, detail)
 
 
 def root_of(source: Path) -> Path:

@@ -1,6 +1,7 @@
 """Results by key, in one SQLite file: what a stage made of a clip, as the difference to it, and how long that took.
 
 A result is written once and never changes. A killed run loses the results of the last moment, never a whole one.
+Each knows the source that it was made from, and goes with it when that is taken down.
 """
 
 from __future__ import annotations
@@ -8,17 +9,34 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.record import Clip, Decision
+from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS results(key BLOB PRIMARY KEY, stage TEXT, outcome BLOB, ms REAL, seconds REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS results(
+    key BLOB PRIMARY KEY, stage TEXT, outcome BLOB, ms REAL, seconds REAL, source INTEGER
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sources(number INTEGER PRIMARY KEY, url TEXT, sha256 TEXT, UNIQUE (url, sha256));
+CREATE TABLE IF NOT EXISTS recordings(pcm_hash TEXT, source INTEGER, PRIMARY KEY (pcm_hash, source)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS buried(
+    id TEXT PRIMARY KEY, url TEXT, sha256 TEXT, detail TEXT, wiped INTEGER DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS buried_url ON buried(url);
+CREATE INDEX IF NOT EXISTS buried_sha256 ON buried(sha256);
+"""
+
+# After a burial; a result whose source is not known might be of any.
+_FORGET = """
+DELETE FROM sources WHERE url IN (SELECT url FROM buried WHERE url <> '') OR sha256 IN (SELECT sha256 FROM buried);
+DELETE FROM results WHERE source IS NULL OR source NOT IN (SELECT number FROM sources);
+DELETE FROM recordings WHERE source NOT IN (SELECT number FROM sources);
+DELETE FROM files WHERE sha256 IN (SELECT sha256 FROM buried)
 """
 
 
@@ -63,7 +81,10 @@ class Results:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")
             self._db.executescript(SCHEMA)
+            if "source" not in [row[1] for row in self._db.execute("PRAGMA table_info(results)")]:
+                self._db.execute("ALTER TABLE results ADD COLUMN source INTEGER")  # of a file from before takedowns
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: cannot be used as a file of results ({error})") from None
 
@@ -75,12 +96,54 @@ class Results:
         refusal = Decision(**said["refusal"]) if said["refusal"] else None
         return Result(key, row[0], tuple(said["outputs"]), refusal, row[2], row[3])
 
-    def add(self, results: list[Result]) -> None:
-        """File results, all or none."""
-        rows = [(r.key, r.stage, _packed(r), r.ms, r.seconds) for r in results]
+    def add(self, results: Iterable[tuple[Result, Source]]) -> None:
+        """File results, each with the source of its clip, all or none."""
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?)", rows)
+        for result, source in results:
+            number = self._number(source)
+            row = (result.key, result.stage, _packed(result), result.ms, result.seconds, number)
+            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
+            for recording in {change.get("audio", {}).get("pcm_hash") for change in result.outputs} - {None}:
+                self._db.execute("INSERT OR IGNORE INTO recordings VALUES (?, ?)", (recording, number))
         self._db.execute("COMMIT")
+
+    def _number(self, source: Source) -> int:
+        values = (source.url, source.sha256 or "")
+        self._db.execute("INSERT OR IGNORE INTO sources(url, sha256) VALUES (?, ?)", values)
+        return self._db.execute("SELECT number FROM sources WHERE url = ? AND sha256 = ?", values).fetchone()[0]
+
+    def bury(self, clips: Iterable[Clip], recordings: Path) -> None:
+        """Forget for ever what was made from the sources of these clips, and delete from the folder `recordings` what
+        nothing else was made from. Does nothing where that was done before; killed half-way, it is done again."""
+        news = [
+            clip for clip in clips if not self._db.execute("SELECT 1 FROM buried WHERE id = ?", (clip.id,)).fetchone()
+        ]
+        if news:
+            self._db.execute("BEGIN")
+            for clip in news:
+                detail = clip.refusal.detail if clip.refusal else ""
+                values = (clip.id, clip.source.url, clip.source.sha256, detail)
+                self._db.execute("INSERT INTO buried(id, url, sha256, detail) VALUES (?, ?, ?, ?)", values)
+            for statement in _FORGET.split(";"):
+                self._db.execute(statement)
+            for path in recordings.glob("*/*"):
+                if not self._db.execute("SELECT 1 FROM recordings WHERE pcm_hash = ?", (path.stem,)).fetchone():
+                    path.unlink()
+            self._db.execute("COMMIT")
+        if self._db.execute("SELECT 1 FROM buried WHERE NOT wiped LIMIT 1").fetchone():
+            self._db.execute("VACUUM")  # what was deleted still lies in the file's free pages, and in its log
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.execute("UPDATE buried SET wiped = 1")
+
+    def is_buried(self, clip: Clip) -> str | None:
+        """Why nothing may be made from the clip's source: what its takedown says; None if it was not taken down."""
+        query = "SELECT detail FROM buried WHERE id = ? OR (url = ? AND url <> '') OR sha256 = ?"
+        row = self._db.execute(query, (clip.id, clip.source.url, clip.source.sha256)).fetchone()
+        return None if row is None else row[0]
+
+    def graves(self) -> Iterator[tuple[str, str, str]]:
+        """Id, URL and detail of all that was taken down."""
+        yield from self._db.execute("SELECT id, url, detail FROM buried ORDER BY id")
 
     def known_file(self, path: str, size: int, changed: int) -> str | None:
         """The SHA-256 of a file that has not changed since it was read."""

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.pipeline import intake
+from speechgpt2.data.pipeline import intake, takedown
 from speechgpt2.data.pipeline.results import Result, Results
 from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Survey
 from speechgpt2.data.pipeline.workers import Done, Task, Workers
-from speechgpt2.data.record import Clip, Decision
+from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
 Step = Stage[Any] | Survey[Any]
@@ -65,8 +65,9 @@ class Run:
         except OSError:
             raise UserError(f"{out}: another run is at work in this folder") from None
         self.results = Results(self.work / "results.db")
-        for leftover in self.work.glob("audio/.*"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        for pattern in ("audio/.*", "[0-9][0-9].jsonl", "*.part", "shards/*.part"):  # of a run that was killed
+            for leftover in self.work.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
     def __enter__(self) -> Run:
         return self
@@ -90,6 +91,7 @@ class Run:
 
         With `compute=False` only results on file are used, and clips that lack one are rejected as "pending".
         """
+        self.results.bury(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
         _write(current, intake.read(self.source, self.results))
         self._digest = f"{self.identity} {_digest_of(current)}"
@@ -125,7 +127,7 @@ class Run:
         waiting: list[Task] = []
         inputs = (Task(clip, 0) for clip in _read(source) if clip.kept)
         label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
-        fresh: list[Result] = []
+        fresh: list[tuple[Result, Source]] = []
         with _Lazy(lambda: Workers(stages, self.workspace, workers)) as crew:
             more = True
             while more or waiting or crew.busy:
@@ -140,7 +142,7 @@ class Run:
                     else:
                         crew.submit(task)
                 for done in crew.collect() if crew.busy else ():
-                    fresh += done.results
+                    fresh += [(result, done.task.clip.source) for result in done.results]
                     self._sort(done, stages, waiting)
                     clips += 1
                     seconds += done.task.clip.audio.duration

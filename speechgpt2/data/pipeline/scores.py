@@ -63,6 +63,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield {**row, "mos": dict(row["mos"]), "extra": dict(row["extra"])}
 
 
+def check() -> None:
+    """Errors: `UserError` if scores cannot be written here."""
+    _pyarrow()
+
+
 def _schema(pyarrow: Any) -> Any:
     text, number = pyarrow.string(), pyarrow.float64()
     named = pyarrow.map_(text, number)
