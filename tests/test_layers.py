@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "config": {"errors"},
+    "bell": set(),
     "streaming": {"errors"},
     "hub": {"errors"},
     "audio": {"errors", "types", "hub"},
@@ -27,8 +28,8 @@ MAY_IMPORT = {
     "lm": FLOOR | {"training"},
     "compat": FLOOR | {"codec", "lm"},
     "chat": FLOOR | {"codec", "lm"},
-    "engine": FLOOR | {"codec", "lm", "dialogue"},  # of the dialogue only its protocol, see below
-    "dialogue": WORDS | {"audio"},
+    "engine": FLOOR | {"bell", "codec", "lm", "dialogue"},  # of the dialogue only its protocol, see below
+    "dialogue": WORDS | {"audio", "bell"},
     "server": WORDS | {"audio", "hub", "engine", "dialogue"},
     "client": WORDS | {"audio"},  # of the wire: knows no server
     "demo": WORDS | {"audio", "client"},

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
+from speechgpt2.bell import Bell
+
 E = TypeVar("E")
 T = TypeVar("T")
 
@@ -20,14 +22,14 @@ class Mailbox(Generic[E]):
         self._lock = threading.Lock()
         self._queue: deque[E] = deque()
         self._closed = False
-        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._bell = Bell()
 
     def put(self, event: E) -> None:
         """An event for the reader; none are taken when closed."""
         with self._lock:
             if not self._closed:
                 self._queue.append(event)
-                self._ring()
+                self._bell.ring()
 
     def retract(self, begins: type[E], kinds: tuple[type[E], ...]) -> list[E]:
         """Take out what was not yet read of `kinds`, after the last event that `begins` something; returns it."""
@@ -44,30 +46,26 @@ class Mailbox(Generic[E]):
         """Nothing more comes."""
         with self._lock:
             self._closed = True
-            self._ring()
+            self._bell.ring()
 
     async def read(self, source: AsyncIterator[T], tell: Callable[[T], None]) -> AsyncIterator[E]:
         """All events, while those of `source` are handed to `tell`, which may put in some more."""
-        bell = asyncio.Event()
-        with self._lock:
-            self._reader = asyncio.get_running_loop(), bell
+        rung = self._bell.take()
         pump = asyncio.create_task(self._pump(source, tell))
         try:
             while True:
-                bell.clear()
+                rung.clear()
                 while (event := self._next()) is not None:
                     yield event
                 if self._closed:
                     break
-                await bell.wait()
+                await rung.wait()
             if pump.done():
                 pump.result()
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
-            with self._lock:
-                self._reader = None
 
     def _next(self) -> E | None:
         with self._lock:
@@ -79,7 +77,3 @@ class Mailbox(Generic[E]):
                 tell(event)
         finally:
             self.close()
-
-    def _ring(self) -> None:
-        if self._reader is not None and not self._reader[0].is_closed():
-            self._reader[0].call_soon_threadsafe(self._reader[1].set)

@@ -6,11 +6,11 @@ be made, reach nobody.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from speechgpt2.bell import Bell
 from speechgpt2.dialogue.protocol import SessionEvent
 from speechgpt2.types import AudioDelta, Error, TurnDone
 
@@ -26,7 +26,7 @@ class Mailbox:
         self.unread = 0  # samples in the queue
         self._wake = wake
         self._queue: deque[tuple[int | None, SessionEvent]] = deque()
-        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._bell = Bell()
 
     def begin(self, reply: int) -> None:
         """From now on the events of `reply` are passed on."""
@@ -41,7 +41,7 @@ class Mailbox:
                 self.made += len(event.pcm)
                 self.unread += len(event.pcm)
             self._queue.append((reply, event))
-            self._ring()
+            self._bell.ring()
 
     def silence(self) -> bool:
         """Nothing more of the reply; returns whether there was one whose end was not read."""
@@ -69,21 +69,15 @@ class Mailbox:
         """No more comes than is here."""
         with self.lock:
             self.open = False
-            self._ring()
+            self._bell.ring()
 
     async def read(self) -> AsyncIterator[SessionEvent]:
         """All events to come, one by one."""
-        bell = asyncio.Event()
-        with self.lock:
-            self._reader = (asyncio.get_running_loop(), bell)
+        rung = self._bell.take()
         while True:
-            bell.clear()
+            rung.clear()
             while (event := self.take()) is not None:
                 yield event
             if not self.open:
                 return
-            await bell.wait()
-
-    def _ring(self) -> None:
-        if self._reader is not None and not self._reader[0].is_closed():
-            self._reader[0].call_soon_threadsafe(self._reader[1].set)
+            await rung.wait()
