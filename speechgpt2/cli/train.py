@@ -49,6 +49,7 @@ def lm(
 ) -> None:
     """Train a language model on dialogues, heard through a codec; the result is a model folder in RUN.
 
+    The corpus: what `sg2 data dialogue-corpus` or `sg2 data synthesize` built.
     The corpus' codes are kept in RUN/codes.npy: they belong to this corpus and this codec.
     """
     from speechgpt2.training import distributed
@@ -73,14 +74,15 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
 
     from speechgpt2 import config as configs
     from speechgpt2.codec.model import Codec
-    from speechgpt2.data.corpus import Corpus as SpeechCorpus
+    from speechgpt2.data.dialogue import learning
     from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, new_model
     from speechgpt2.lm.model import SpeechLM
     from speechgpt2.lm.train import LMTrainConfig, train
 
-    settings, dialogues = configs.load(LMTrainConfig, config), SpeechCorpus.open(corpus)
+    settings, dialogues = configs.load(LMTrainConfig, config), learning.open_corpus(corpus)
     ears = Codec.from_pretrained(codec)
     codes = out / "codes.npy"
     encode_corpus(dialogues, ears, codes)
     model = SpeechLM.from_pretrained(init, torch.float32) if init else new_model(settings, dialogues, ears)
-    train(settings, model, ExchangeSource(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))
+    Source = learning.ConversationSource if learning.is_of_conversations(dialogues) else ExchangeSource
+    train(settings, model, Source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

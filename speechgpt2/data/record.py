@@ -150,7 +150,7 @@ class Style:
 class Moment:
     """Something that happens in a dialogue, from `start` to `end`, `by` a speaker's id."""
 
-    type: Literal["backchannel", "interruption", "overlap", "filler", "laugh"]
+    type: Literal["backchannel", "interruption", "overlap", "filler", "repetition", "repair", "laugh"]
     start: float
     end: float
     by: str = ""

@@ -4,6 +4,8 @@
     rejected.jsonl         conversations that did not pass, and why
     audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
     recipe.json            what built it
+    clips.jsonl, turns/, cuts.jsonl.gz     the lines as the other data systems take them: see clips.py
+    corpus/                the turns as `sg2 train lm` takes them: see learning.py
 
 Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in a process of its
 own and written when it is whole, so a killed build goes on, and the result does not depend on kills or workers.
@@ -15,7 +17,7 @@ import json
 import multiprocessing
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import soundfile
 
 from speechgpt2 import config
 from speechgpt2.audio import to_pcm16
+from speechgpt2.data.dialogue import clips, learning
 from speechgpt2.data.dialogue.llm import BadScript, LlmConfig, write_script
 from speechgpt2.data.dialogue.manner import Tolerance, best_of
 from speechgpt2.data.dialogue.oral import OralConfig, loosen
@@ -83,7 +86,7 @@ def build(
 
     `done` is told how many of all have been tried, each time a part is ready. Errors: `UserError`.
     """
-    for folder in (out / "audio", out / "parts"):
+    for folder in (out / "audio", out / clips.TURNS, out / "parts"):
         folder.mkdir(parents=True, exist_ok=True)
     plain = config.to_dict(recipe)
     if not (out / RECIPE).exists():
@@ -100,7 +103,7 @@ def build(
             for _ in pool.imap_unordered(_make_part, open_parts):
                 finished += 1
                 done(min(finished * PART, recipe.conversations))
-    return _join(out, len(parts))
+    return _join(out, len(parts), plain)
 
 
 def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]:
@@ -119,7 +122,7 @@ def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]
     }
     spoken = perform(script, speakers, recipe.timing, rng)
     pcm, place = put_in_place(spoken.pcm, recipe.place, rng)
-    about = {"voices": [voice.id for voice in voices], "place": place, "manner_errors": errors}
+    about = {"voices": [asdict(voice) for voice in voices], "place": place, "manner_errors": errors}
     return Conversation(spoken.script, pcm, spoken.lines, spoken.events), about
 
 
@@ -168,32 +171,42 @@ def _make_part(job: tuple[Recipe, Path, int]) -> None:
         except (Missed, BadScript, ValueError) as reason:
             rows.append({"id": name, "rejected": type(reason).__name__.lower(), "detail": str(reason)})
             continue
-        path = out / "audio" / f"{name}.flac"
-        write_atomically(path, lambda scratch, pcm=conversation.pcm: _write_flac(scratch, pcm))  # type: ignore[misc]
-        rows.append({"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()})
+        row = {"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()}
+        _write_flac(out / row["audio"], conversation.pcm)
+        for clip, line in zip(clips.clips(row), row["lines"]):
+            _write_flac(out / clip.audio.path, conversation.pcm[line["channel"] :][:1, clips.span(line)])
+        rows.append(row)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(_part_file(out, part), lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _write_flac(path: Path, pcm: np.ndarray) -> None:
-    samples = np.frombuffer(to_pcm16(pcm.T.reshape(-1)), "<i2").reshape(-1, 2)
-    soundfile.write(path, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    """`pcm [C, N]`, float32 at 24 kHz."""
+    samples = np.frombuffer(to_pcm16(np.ascontiguousarray(pcm.T).reshape(-1)), "<i2").reshape(-1, len(pcm))
+    write_atomically(
+        path, lambda scratch: soundfile.write(scratch, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    )
 
 
 def _part_file(out: Path, part: int) -> Path:
     return out / "parts" / f"{part:05d}.jsonl"
 
 
-def _join(out: Path, parts: int) -> tuple[int, float]:
-    """Write the two lists from the parts, which stay as the mark of what is done."""
+def _join(out: Path, parts: int, recipe: dict[str, Any]) -> tuple[int, float]:
+    """Write the lists from the parts, which stay as the mark of what is done."""
     count = samples = 0
-    texts: dict[str, list[str]] = {MADE: [], REJECTED: []}
-    for row, line in _rows(out, parts):
-        texts[REJECTED if "rejected" in row else MADE].append(line)
-        if "rejected" not in row:
-            count, samples = count + 1, samples + row["samples"]
-    for name, lines in texts.items():
-        write_atomically(out / name, lambda scratch, lines=lines: scratch.write_text("".join(lines), encoding="utf-8"))  # type: ignore[misc]
+    scratch = {name: out / "parts" / name for name in (MADE, REJECTED)}
+    with scratch[MADE].open("w", encoding="utf-8") as made, scratch[REJECTED].open("w", encoding="utf-8") as rejected:
+        for row, line in _rows(out, parts):
+            if "rejected" in row:
+                rejected.write(line)
+            else:
+                made.write(line)
+                count, samples = count + 1, samples + row["samples"]
+    for name, path in scratch.items():
+        path.replace(out / name)
+    clips.write(out, _made(out, parts), out / "parts")
+    learning.write_corpus(out, _made(out, parts), recipe)
     return count, samples / SAMPLE_RATE / 3600
 
 
@@ -202,3 +215,7 @@ def _rows(out: Path, parts: int) -> Iterator[tuple[dict[str, Any], str]]:
         with _part_file(out, part).open(encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line), line
+
+
+def _made(out: Path, parts: int) -> Iterator[dict[str, Any]]:
+    return (row for row, _ in _rows(out, parts) if "rejected" not in row)

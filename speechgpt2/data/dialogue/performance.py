@@ -16,7 +16,7 @@ import numpy as np
 
 from speechgpt2.data.dialogue.script import Line, Script, first_words
 from speechgpt2.data.dialogue.timing import TimingConfig
-from speechgpt2.data.utterance import Utterance, Word
+from speechgpt2.data.utterance import Phone, Utterance, Word
 from speechgpt2.types import SAMPLE_RATE
 
 Speaker = Callable[[Line], Utterance]  # speaks a line of a role; raises ValueError where it cannot
@@ -51,6 +51,7 @@ class Spoken:
     start: float
     end: float
     words: tuple[Word, ...]
+    phones: tuple[Phone, ...] = ()
     manner: str = ""
     tool: dict[str, str] = field(default_factory=dict)
     cut: bool = False
@@ -67,7 +68,10 @@ class Conversation:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the sound, as plain values."""
-        lines = [{**vars(line), "words": [list(word) for word in line.words]} for line in self.lines]
+        lines = [
+            {**vars(line), "words": [list(w) for w in line.words], "phones": [list(p) for p in line.phones]}
+            for line in self.lines
+        ]
         return {
             "scene": self.script.scene, "lang": self.script.lang, "roles": list(self.script.roles),
             "samples": self.pcm.shape[1], "lines": lines, "events": [event._asdict() for event in self.events],
@@ -134,9 +138,13 @@ def _interrupt(turn: _Placed, timing: TimingConfig, rng: random.Random, earliest
 
 
 def _spoken(p: _Placed) -> Spoken:
-    words = tuple(Word(w.text, round(w.start + p.start, 4), round(w.end + p.start, 4)) for w in p.said.words)
+    def at(time: float) -> float:
+        return round(time + p.start, 4)
+
+    words = tuple(Word(w.text, at(w.start), at(w.end)) for w in p.said.words)
+    phones = tuple(Phone(s.label, at(s.start), at(s.end)) for s in p.said.phones)
     return Spoken(
-        p.channel, p.line.role, p.line.kind, p.said.text, round(p.start, 4), round(p.end, 4), words, p.line.manner,
+        p.channel, p.line.role, p.line.kind, p.said.text, at(0.0), at(p.said.duration), words, phones, p.line.manner,
         dict(p.line.tool), p.cut,
     )  # fmt: skip
 

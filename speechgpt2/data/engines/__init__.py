@@ -14,3 +14,5 @@ ENGINES: dict[str, Callable[[str, Voice], Rendering]] = {
     "espeak": espeak.render,
     "flite": flite.render,
 }
+
+EXACT = frozenset({"espeak", "flite"})  # those that know when they say each word

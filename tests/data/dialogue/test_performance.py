@@ -157,8 +157,8 @@ def test_a_build_resumes_to_the_same_bytes(speaking, tmp_path, monkeypatch):
     asked = recipe()
     out = tmp_path / "a"
     for part in range(2):
-        (out / "audio").mkdir(parents=True, exist_ok=True)
-        (out / "parts").mkdir(exist_ok=True)
+        for name in ("audio", "turns", "parts"):
+            (out / name).mkdir(parents=True, exist_ok=True)
         building._make_part((asked, out, part))
     count, hours = building.build(asked, out)
     assert count == 4 and hours > 0

@@ -1,0 +1,171 @@
+"""Conversations as a language model learns from them: a corpus of turns, and examples of many turns drawn from it.
+
+    corpus/        the turns end to end (data/corpus.py), which `sg2 train lm --corpus FOLDER` encodes and draws from
+
+A turn is all that one of the two says before the other one takes the floor; backchannels are no turns. The model takes
+the side of the assistant, or in talk among people either side: what the other one says is heard, what its own side says
+is learnt. Its words before anybody spoke to it are a greeting, which tells the voice and is not learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from speechgpt2.data.corpus import PAD_TO, Corpus, CorpusWriter, Item, Record
+from speechgpt2.data.utterance import Phone, Voice, Word
+from speechgpt2.errors import UserError
+from speechgpt2.lm.alignment import Timed
+from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
+from speechgpt2.types import FRAME_RATE, MODES, SAMPLE_RATE, Mode
+
+CORPUS, KIND = "corpus", "conversations"
+PART = 500  # conversations in a part of the corpus
+ASSISTANTS = frozenset({"assistant", "助手"})  # roles that are the model's
+LATER = 9  # fewer frames of silence are put before what the other one says
+
+Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
+
+
+def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> Corpus:
+    """The corpus of the conversations in `folder`; one that is there already is opened."""
+    path, parts = folder / CORPUS, 0
+    if (path / "corpus.json").exists():
+        return Corpus.open(path)
+    writer, left = CorpusWriter(path, {"kind": KIND, **recipe}), iter(rows)
+    while chunk := list(islice(left, PART)):
+        if not writer.done(parts):
+            writer.write_part(parts, (item for row in chunk for item in items(row, folder)))
+        parts += 1
+    return writer.finish(parts)
+
+
+def open_corpus(path: Path) -> Corpus:
+    """A corpus, or that of a folder of conversations. Errors: `CorpusError`."""
+    return Corpus.open(path / CORPUS if (path / CORPUS).is_dir() else path)
+
+
+def is_of_conversations(corpus: Corpus) -> bool:
+    """Whether `write_corpus` made it."""
+    return isinstance(corpus.meta["recipe"], dict) and corpus.meta["recipe"].get("kind") == KIND
+
+
+def items(row: Row, folder: Path) -> Iterator[Item]:
+    """The turns of a conversation with their sound, in order."""
+    pcm, _ = soundfile.read(folder / row["audio"], dtype="float32")
+    for number, lines in enumerate(turns(row["lines"])):
+        first, last, channel = lines[0], lines[-1], lines[0]["channel"]
+        voice = Voice(**row["voices"][channel])
+        start = first["start"]
+        words = tuple(Word(w, a - start, b - start) for line in lines for w, a, b in line["words"])
+        phones = tuple(Phone(p, a - start, b - start) for line in lines for p, a, b in line["phones"])
+        text = ("" if row["lang"] == "zh" else " ").join(line["text"] for line in lines)
+        extra = {"conversation": row["id"], "channel": channel, "cut": last["cut"], "manner": last["manner"]}
+        record = Record(
+            f"{row['id']}-{number:02d}", text, row["lang"], speaker=voice.speaker, voice=voice.id,
+            role="assistant" if first["role"] in ASSISTANTS else "", words=words, phones=phones, extra=extra,
+        )  # fmt: skip
+        span = slice(round(start * SAMPLE_RATE), round(last["end"] * SAMPLE_RATE))
+        yield Item(record, np.ascontiguousarray(pcm[span, channel]))
+
+
+def turns(lines: Iterable[Row]) -> Iterator[list[Row]]:
+    """Lines that follow one another on a channel, together."""
+    for _, group in groupby((line for line in lines if line["kind"] != "backchannel"), lambda line: line["channel"]):
+        yield list(group)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How often each mode is drawn: who speaks, who writes."""
+
+    s2s: float = 0.5
+    s2t: float = 0.2
+    t2s: float = 0.1
+    t2t: float = 0.2
+
+
+class ConversationSource:
+    """Draws conversations as examples; see `lm.train`. `codes` as `encode_corpus` writes them.
+
+    Errors: `UserError` where they do not fit the corpus, or it has no turn that could be learnt.
+    """
+
+    def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, sides: Sides = Sides()):
+        self.prompt, self.sides = prompt, sides
+        self.codes = np.load(codes, mmap_mode="r")
+        if len(self.codes) != len(corpus.samples) // PAD_TO:
+            raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+        by_talk = groupby(corpus.records, lambda record: record.extra["conversation"])
+        talks = [list(records) for _, records in by_talk]
+        self.talks = [talk for talk in talks if any(len(_pairs(talk, own)) for own in _sides(talk))]
+        if not self.talks:
+            raise UserError(f"{corpus.path}: nobody is answered in these conversations")
+
+    def example(self, random: np.random.Generator) -> Example:
+        """A conversation from one side, in a random mode."""
+        talk = self.talks[int(random.integers(len(self.talks)))]
+        own = [side for side in _sides(talk) if _pairs(talk, side)]
+        weights = np.array([getattr(self.sides, mode) for mode in MODES])
+        mode = MODES[int(random.choice(len(MODES), p=weights / weights.sum()))]
+        return self.seen_from(talk, own[int(random.integers(len(own)))], mode, random)
+
+    def seen_from(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> Example:
+        """The conversation `talk` as the speaker on channel `own` has it."""
+        begins = talk[0].extra["channel"] == own and mode[2] == "s"
+        greeting = self._spoken(talk[0]) if begins else None
+        pairs = _pairs(talk, own)
+        exchanges = [self._exchange(asked, told, mode, random) for asked, told in pairs]
+        example = self.prompt.example(mode, exchanges, greeting)
+        return self._without_cuts(example, [told.extra["cut"] for _, told in pairs])
+
+    def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> Exchange:
+        spoken = self._spoken(told) if mode[2] == "s" else None
+        if mode[0] == "t":
+            return Exchange(asked.text, told.text, spoken)
+        later = int(random.integers(LATER))
+        codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(asked)])
+        heard: list[Timed] = [(w, a + later / FRAME_RATE, b + later / FRAME_RATE) for w, a, b in asked.words]
+        return Exchange(codes, told.text, spoken, asked.text, heard)
+
+    def _without_cuts(self, example: Example, cut: Sequence[bool]) -> Example:
+        """Nobody learns to break off: what follows the last word of a reply that was cut short is not learnt."""
+        ids, text = self.prompt.ids, example.patches.text[0]
+        speaking = example.patches.codes[0, :, 0, 0] != self.prompt.config.no_speech
+        ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
+        learn_text, learn_codes = example.learn_text.clone(), example.learn_codes.clone()
+        for end in (end for end, was_cut in zip(ends, cut) if was_cut):
+            closing = end - len(self.prompt.encode(self.prompt.words.turn_end))
+            begun = [at for at in range(closing) if text[at] == ids.speech_start and example.learn_text[0, at]]
+            spoken = [at for at in range(begun[-1] + 1, closing) if speaking[at]] if begun else []
+            if spoken:
+                learn_text[0, begun[-1]] = learn_codes[0, spoken[-1]] = False
+                named = [at for at in spoken if text[at] not in (ids.filler, ids.last_filler)]
+                closing = max(named, default=begun[-1]) + 1
+            learn_text[0, closing : end + 1] = False
+        return example._replace(learn_text=learn_text, learn_codes=learn_codes)
+
+    def _spoken(self, record: Record) -> Spoken:
+        return self.prompt.spoken(self._codes(record), list(record.words), record.text)
+
+    def _codes(self, record: Record) -> torch.Tensor:
+        first = record.start // PAD_TO
+        return torch.from_numpy(self.codes[first : first + record.length // PAD_TO].astype(np.int64))
+
+
+def _sides(talk: Sequence[Record]) -> list[int]:
+    """The channels that the model may take: the assistant's, or else both."""
+    assistants = {record.extra["channel"] for record in talk if record.role == "assistant"}
+    return sorted(assistants) or [0, 1]
+
+
+def _pairs(talk: Sequence[Record], own: int) -> list[tuple[Record, Record]]:
+    """What was said to the speaker on channel `own`, and the answer."""
+    return [(a, b) for a, b in zip(talk, talk[1:]) if a.extra["channel"] != own and b.extra["channel"] == own]
