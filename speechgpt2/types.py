@@ -89,9 +89,12 @@ class SpeechStopped:
     at: int
 
 
+UNFINISHED = "…"
+
+
 @dataclass(frozen=True)
 class Transcript:
-    """What the model heard the user say."""
+    """What the model heard the user say; it ends with `UNFINISHED` where the user seems not to have finished."""
 
     text: str
 

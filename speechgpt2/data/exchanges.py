@@ -5,6 +5,7 @@ modes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from speechgpt2 import hub
 from speechgpt2.codec.model import Codec
 from speechgpt2.data.corpus import PAD_TO, Corpus, Record
 from speechgpt2.errors import UserError
-from speechgpt2.lm.alignment import Timed
+from speechgpt2.lm.alignment import Timed, spaced
 from speechgpt2.lm.config import LMConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
@@ -24,10 +25,13 @@ from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.training import distributed
 from speechgpt2.training.run import bf16_pays
-from speechgpt2.types import FRAME_RATE, MODES, Mode
+from speechgpt2.types import FRAME_RATE, MODES, UNFINISHED, Mode
 
 CODES = "codes.npy"
 LATER = 9  # fewer frames of silence are put before what the user says
+PAUSED = 13  # fewer are put after a question that breaks off
+LANGS = ("en", "zh")
+GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
 BATCH = 16  # utterances that are encoded together
 SYSTEM = "{heard} to {spoken}\n"  # short: a small model pays for every token of its prompt
 PROMPT_TEXTS = [
@@ -95,6 +99,7 @@ class Shares:
     t2t: float = 0.20
     say: float = 0.14
     dictation: float = 0.22
+    unfinished: float = 0.1
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
@@ -113,27 +118,27 @@ class ExchangeSource:
         asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split) if "exchange" in r.extra}
         told = {r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra}
         pairs = [(asked[name], told[name]) for name in asked if name in told]
-        self.spoken = {lang: [p for p in pairs if p[0].length and p[0].lang == lang] for lang in ("en", "zh")}
-        self.typed = {lang: [p for p in pairs if p[0].lang == lang] for lang in ("en", "zh")}
-        alone = [r for r in corpus.select(split=split) if "exchange" not in r.extra]
-        self.alone = {
-            (skill, lang): [r for r in alone if r.lang == lang and r.extra.get("skill") == skill]
-            for skill in ("say", "dictation")
-            for lang in ("en", "zh")
-        }
+        self.spoken = {lang: [p for p in pairs if p[0].length and p[0].lang == lang] for lang in LANGS}
+        self.typed = {lang: [p for p in pairs if p[0].lang == lang] for lang in LANGS}
+        self.alone = {("unfinished", lang): [q for q, _ in self.spoken[lang] if len(q.words) >= 3] for lang in LANGS}
+        for skill, lang in product(("say", "dictation"), LANGS):
+            records = corpus.select(split=split, lang=lang)
+            self.alone[skill, lang] = [r for r in records if r.extra.get("skill") == skill]
 
     def example(self, random: np.random.Generator) -> Example:
-        """One dialogue of one or more exchanges in a random mode and language, a text to read aloud, or speech to write
-        down.
+        """One dialogue of one or more exchanges in a random mode and language, a text to read aloud, speech to write
+        down, or a question that breaks off.
         """
-        shares, lang = self.shares, ("en", "zh")[int(random.integers(2))]
-        kinds = ("s2s", "s2t", "t2s", "t2t", "say", "dictation")
+        shares, lang = self.shares, LANGS[int(random.integers(2))]
+        kinds = ("s2s", "s2t", "t2s", "t2t", "say", "dictation", "unfinished")
         weights = np.array([getattr(shares, kind) * bool(self.alone.get((kind, lang), True)) for kind in kinds])
         kind = kinds[int(random.choice(len(kinds), p=weights / weights.sum()))]
         if kind == "say":
             return self._recital(_pick(random, self.alone[kind, lang]))
         if kind == "dictation":
             return self._dictation(_pick(random, self.alone[kind, lang]), random)
+        if kind == "unfinished":
+            return self._unfinished(_pick(random, self.alone[kind, lang]), random)
         mode: Mode = MODES[kinds.index(kind)]
         exchanges = [self._exchange(mode, lang, random)]
         while random.random() < shares.next_turn:
@@ -164,6 +169,24 @@ class ExchangeSource:
         example = self.prompt.example("s2t", [Exchange(codes, "", None, record.text, heard)])
         ended = (example.patches.text == self.prompt.ids.heard).cumsum(1)
         return example._replace(learn_text=example.learn_text & (ended.cumsum(1) <= 1))
+
+    def _unfinished(self, question: Record, random: np.random.Generator) -> Example:
+        """A question that breaks off before one of its words, which is not the time to answer it.
+
+        The codec does not look ahead: what it makes of a beginning is the beginning of what it makes of the whole.
+        Nobody has spoken the reply, so where it should be spoken only its text is learnt.
+        """
+        left = int(random.integers(1, len(question.words)))
+        codes, heard = self._listened(question, random)
+        frames = int(heard[left][1] * FRAME_RATE)
+        paused = self.prompt.silence.expand(int(random.integers(PAUSED)), -1)
+        said = "".join(spaced(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
+        mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
+        turn = Exchange(torch.cat([codes[:frames], paused]), GO_ON[question.lang], None, said, heard[:left])
+        example = self.prompt.example(mode, [turn])
+        if mode == "s2s":
+            example.learn_text[:, -len(self.prompt.encode(self.prompt.words.turn_end)) - 1 :] = False
+        return example
 
     def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
         """What the user said, and its words with times; begun a few frames later, so that patches fall anywhere."""

@@ -28,9 +28,7 @@ from speechgpt2.dialogue.protocol import (
     ReplyOptions,
     ReplyStarted,
     Session,
-    SessionEvent,
     SessionSettings,
-    TurnComplete,
     TurnTaken,
 )
 from speechgpt2.dialogue.turns import Action, Begin, End, Idle, Interrupt, Pause, Resume, TurnSettings, TurnTaker
@@ -38,7 +36,9 @@ from speechgpt2.dialogue.vad import STEP, Heard, VoiceActivity
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
     SAMPLE_RATE,
+    UNFINISHED,
     AudioDelta,
+    Event,
     Interrupted,
     SpeechStarted,
     SpeechStopped,
@@ -80,7 +80,7 @@ class Dialogue:
         self._hearing = False  # the session hears a turn
         self._turn, self._began, self._started = 0, 0, False  # its number, where it began, and whether that was told
         self._reply: int | None = None  # the latest
-        self._held: list[SessionEvent] | None = None  # what it tells while it may still be taken back
+        self._held: list[Event] | None = None  # what it tells while it may still be taken back
         self._take_turns(turn_settings(settings))
 
     # the microphone
@@ -332,14 +332,14 @@ class Dialogue:
         if unfinished or any(isinstance(event, TurnDone) for event in unread):
             self._mailbox.put(TurnDone("interrupted"))
 
-    def _tell(self, event: SessionEvent) -> None:
+    def _tell(self, event: Event) -> None:
         """Something happened in the session."""
         with self._lock:
             if isinstance(event, Interrupted) or event == TurnDone("interrupted"):
                 return  # was told when it was done
             if self._held is not None:
                 self._held.append(event)
-                if isinstance(event, TurnComplete) and self._taker is not None:
-                    self._taker.judge(event.probability)
-            elif not isinstance(event, TurnComplete):
+                if isinstance(event, Transcript) and self._taker is not None:
+                    self._taker.judge(not event.text.endswith(UNFINISHED))
+            else:
                 self._mailbox.put(event)

@@ -246,14 +246,4 @@ class IdleTimeout:
     end: int
 
 
-@dataclass(frozen=True)
-class TurnComplete:
-    """How sure the model is, `probability` in 0…1, that what it heard is a whole turn. From a session whose model
-    writes what it heard; comes before `Transcript`, and is not passed on by a dialogue.
-    """
-
-    probability: float
-
-
-SessionEvent = Event | TurnComplete
 DialogueEvent = Event | TurnTaken | ReplyStarted | IdleTimeout

@@ -9,9 +9,8 @@
 `Pause` is where an answer is begun in advance; `Resume` takes it back, `End` makes it count. How much is enough:
 
 - *fixed*: `silence` of it, whatever was said;
-- *semantic*: `speculate` alone if the model, which has begun to answer in advance, thinks that what it heard is
-  complete, and `patience` if it does not. That is what the model makes of the words; it hears no intonation, and is as
-  good as its transcripts. As long as it has not said, or if it never does, `silence` holds.
+- *semantic*: `speculate` alone if the model, which has begun to answer in advance, finds that what it heard is whole,
+  and `patience` if it does not. As long as it has not said, or if it never does, `silence` holds.
 
 While the model is heard speaking, a voice must go on for `interrupt`: an "mm-hm", 嗯 or a cough is shorter, and passes
 unnoticed, at the price that an interruption is noticed so much later. Otherwise `onset` is enough.
@@ -28,7 +27,6 @@ from speechgpt2.types import SAMPLE_RATE
 
 HYSTERESIS = 0.15  # a voice that has begun goes on until it is this far below the threshold
 GAP = 200  # milliseconds: a longer gap in a sound that is no turn yet, and it was none
-SURE = 0.5  # probability from which a turn counts as complete
 
 
 @dataclass(frozen=True)
@@ -120,10 +118,10 @@ class TurnTaker:
             self._quiet_since = self._now
         self.model = model
 
-    def judge(self, probability: float) -> None:
-        """How sure the model is that what it heard up to the pause is a whole turn."""
+    def judge(self, complete: bool) -> None:
+        """Whether the model finds what it heard up to the pause a whole turn."""
         if self.user == "pausing":
-            self._complete = probability >= SURE
+            self._complete = complete
 
     def forget(self) -> None:
         """The turn that may be going on is over or none, for reasons that are not heard."""

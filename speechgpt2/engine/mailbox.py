@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from speechgpt2.bell import Bell
-from speechgpt2.dialogue.protocol import SessionEvent
-from speechgpt2.types import AudioDelta, Error, TurnDone
+from speechgpt2.types import AudioDelta, Error, Event, TurnDone
 
 
 class Mailbox:
@@ -25,14 +24,14 @@ class Mailbox:
         self.made = 0  # samples of it so far
         self.unread = 0  # samples in the queue
         self._wake = wake
-        self._queue: deque[tuple[int | None, SessionEvent]] = deque()
+        self._queue: deque[tuple[int | None, Event]] = deque()
         self._bell = Bell()
 
     def begin(self, reply: int) -> None:
         """From now on the events of `reply` are passed on."""
         self.reply, self.made = reply, 0
 
-    def put(self, reply: int | None, event: SessionEvent) -> None:
+    def put(self, reply: int | None, event: Event) -> None:
         """An event of `reply`, or of none."""
         with self.lock:
             if not self.open or (reply is not None and reply != self.reply):
@@ -51,7 +50,7 @@ class Mailbox:
             self.unread = 0
             return silenced is not None
 
-    def take(self) -> SessionEvent | None:
+    def take(self) -> Event | None:
         """The next event, if there is one."""
         with self.lock:
             if not self._queue:
@@ -71,7 +70,7 @@ class Mailbox:
             self.open = False
             self._bell.ring()
 
-    async def read(self) -> AsyncIterator[SessionEvent]:
+    async def read(self) -> AsyncIterator[Event]:
         """All events to come, one by one."""
         rung = self._bell.take()
         while True:

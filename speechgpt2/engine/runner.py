@@ -44,30 +44,25 @@ class Sound(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """How a slot's next patch is drawn; `fresh`: the first of a reply. `weigh`: tell how likely a transcript ends."""
+    """How a slot's next patch is drawn; `fresh`: the first of a reply."""
 
     temperature: float
     top_k: int
     top_p: float
     seed: int
     fresh: bool
-    weigh: bool
 
 
-IDLE = Draw(0.0, 1, 1.0, 0, False, False)
+IDLE = Draw(0.0, 1, 1.0, 0, False)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A patch that the model has written and taken in: its token, `codes [G, K]`, and `pcm [N]` if it is speech.
-
-    `ending`: the probability that a transcript ends here, where that was asked.
-    """
+    """A patch that the model has written and taken in: its token, `codes [G, K]`, and `pcm [N]` if it is speech."""
 
     token: int
     codes: np.ndarray
     pcm: np.ndarray | None
-    ending: float
 
 
 class Batch:
@@ -152,17 +147,14 @@ class Runner:
         """The same for one batch."""
         drawing, active = self._mask(draws), self._mask([*reads, *draws])
         state, patches = batch.memory_of(slice(None)), self._given(reads)
-        ending = torch.zeros(self.rows, device=self.device)
         if draws:
             silent = torch.where(drawing, FREE, self.lm.prompt.ids.speech_end)  # who does not draw does not speak
             written = self.lm.draw(batch.hidden, state, self._sampling(draws), silent)
             patches = Patches(*(keep_idle(drawing, w, p) for w, p in zip(written, patches, strict=True)))
-            if any(draw.weigh for draw in draws.values()):
-                ending = self.lm.text_logits(batch.hidden).float().softmax(-1)[:, self.lm.prompt.ids.heard]
         filled = self._whole or -(-int(batch.positions.max() + 1) // CELLS) * CELLS
         after, _ = self.lm.prefill(patches, state, active.long(), filled)
         batch.hidden = keep_idle(active, after, batch.hidden)
-        return self._tell(draws, patches, ending, self._speak(batch, draws, drawing, patches)) if draws else {}
+        return self._tell(draws, patches, self._speak(batch, draws, drawing, patches)) if draws else {}
 
     def _speak(self, batch: Batch, draws: Mapping[int, Draw], drawing: Tensor, patches: Patches) -> Tensor:
         """The sound of all rows, `[rows, N]`; N is 0 if none speaks. Who does not speak stays as it was."""
@@ -176,16 +168,16 @@ class Runner:
         batch.voices = keep_idle(speaking, after, batch.voices)
         return pcm
 
-    def _tell(self, draws: Mapping[int, Draw], patches: Patches, ending: Tensor, pcm: Tensor) -> dict[int, Drawn]:
+    def _tell(self, draws: Mapping[int, Draw], patches: Patches, pcm: Tensor) -> dict[int, Drawn]:
         """Bring it all to the host at once; float32 holds tokens and codes exactly."""
         c = self.lm.config
         size, told = c.patch_frames * c.codebooks, {}
-        lines = torch.cat([patches.text.float(), patches.codes.flatten(1).float(), ending[:, None], pcm], dim=1).cpu()
+        lines = torch.cat([patches.text.float(), patches.codes.flatten(1).float(), pcm], dim=1).cpu()
         for slot in draws:
             line = lines[slot % self.rows].numpy()
             codes = line[1 : 1 + size].astype(np.int64).reshape(c.patch_frames, c.codebooks)
-            sound = line[2 + size :].copy() if codes[0, 0] != c.no_speech else None
-            told[slot] = Drawn(int(line[0]), codes, sound, float(line[1 + size]))
+            sound = line[1 + size :].copy() if codes[0, 0] != c.no_speech else None
+            told[slot] = Drawn(int(line[0]), codes, sound)
         return told
 
     def _given(self, reads: Mapping[int, Patches]) -> Patches:

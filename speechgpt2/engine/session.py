@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent, SessionSettings
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE, Interrupted, Turn, TurnDone
+from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, Turn, TurnDone
 
 if TYPE_CHECKING:
     from speechgpt2.engine.engine import Engine
@@ -132,7 +132,7 @@ class Session:
         with self.mailbox.lock:
             self._post(lambda slot: slot.configure(settings))
 
-    def events(self) -> AsyncIterator[SessionEvent]:
+    def events(self) -> AsyncIterator[Event]:
         return self.mailbox.read()
 
     def close(self) -> None:

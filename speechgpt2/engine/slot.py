@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent, SessionSettings, TurnComplete
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.ear import Ear
@@ -27,6 +27,7 @@ from speechgpt2.types import (
     FRAME_SIZE,
     SAMPLE_RATE,
     AudioDelta,
+    Event,
     Mode,
     Patches,
     Role,
@@ -37,7 +38,7 @@ from speechgpt2.types import (
 
 CLOSING = 16  # patches that are kept for ending a reply properly
 
-Put = Callable[[int | None, SessionEvent], None]  # put(reply, event): for the session's reader
+Put = Callable[[int | None, Event], None]  # put(reply, event): for the session's reader
 
 
 class History(NamedTuple):
@@ -210,7 +211,7 @@ class Slot:
         if self.reply is None or self.context.waiting:
             return None
         s, fresh = self.settings, self.reply.patches == 0
-        return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh, self.reply.reader.transcribing)
+        return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh)
 
     def drawn(self, patch: Drawn, now: float) -> None:
         """The model has written and taken in the reply's next patch."""
@@ -222,7 +223,6 @@ class Slot:
         for event in reply.reader.read(patch.token, patch.pcm is not None):
             if isinstance(event, Transcript):
                 self.heard_text = event.text
-                self.put(reply.number, TurnComplete(patch.ending))
             self.put(reply.number, event)
         if patch.pcm is not None:
             self._speak(reply, patch.pcm, now)

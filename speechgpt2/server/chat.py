@@ -12,14 +12,13 @@ import numpy as np
 from pydantic import Field
 
 from speechgpt2 import audio
-from speechgpt2.dialogue.protocol import SessionEvent
 from speechgpt2.errors import UserError
 from speechgpt2.server import containers
 from speechgpt2.server.conversation import new_id
 from speechgpt2.server.problems import Problem
 from speechgpt2.server.response import Heard, Usage
 from speechgpt2.server.wire import MaxTokens, Message, Session, ToolChoice
-from speechgpt2.types import AudioDelta, Speech, Text, TextDelta, ToolCall, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Event, Speech, Text, TextDelta, ToolCall, Turn, TurnDone
 
 AUDIO_LIFE = 3600  # seconds for which a client may name an answer's audio by its id instead of repeating it
 
@@ -160,7 +159,7 @@ class Completion:
     calls: list[dict[str, Any]] = field(default_factory=list)
     reason: str = "stop"
 
-    def take(self, event: SessionEvent) -> dict[str, Any] | None:
+    def take(self, event: Event) -> dict[str, Any] | None:
         """An event of the answer's; returns the piece of a stream that it is, if it is one."""
         if isinstance(event, TextDelta):
             self.text += event.text
@@ -195,7 +194,7 @@ class Completion:
         choice = {"index": 0, "message": message, "finish_reason": self.reason, "logprobs": None}
         return {**self._frame("chat.completion"), "choices": [choice], "usage": self._usage()}
 
-    async def pieces(self, events: AsyncIterator[SessionEvent], with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def pieces(self, events: AsyncIterator[Event], with_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a stream."""
         yield self._chunk({"role": "assistant", "content": None if self.speaks else ""})
         async for event in events:

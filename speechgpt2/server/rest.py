@@ -21,14 +21,14 @@ from pydantic import Field
 from starlette.datastructures import UploadFile
 
 from speechgpt2 import audio
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionEvent
+from speechgpt2.dialogue.protocol import ReplyOptions
 from speechgpt2.errors import UserError
 from speechgpt2.server import chat, containers, settings
 from speechgpt2.server.auth import Caller
 from speechgpt2.server.limits import Refused
 from speechgpt2.server.problems import Problem, read_json
 from speechgpt2.server.wire import Message, Session, WireError, checked
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Transcript, Turn, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, Transcript, Turn, TurnDone
 
 if TYPE_CHECKING:
     from speechgpt2.server.app import App
@@ -166,7 +166,7 @@ class Rest:
 
     async def answer(
         self, caller: Caller, session: Session, turns: Sequence[Turn], read_aloud: str | None = None
-    ) -> AsyncGenerator[SessionEvent, None]:
+    ) -> AsyncGenerator[Event, None]:
         """What the model says to these turns, up to its `TurnDone`. Errors: `Problem`."""
         try:
             with self.app.admission.place(caller.name):
@@ -192,18 +192,18 @@ class Rest:
 class Answer:
     """Events of an answer, the first of which is there: a request that is refused is refused before it is answered."""
 
-    def __init__(self, events: AsyncGenerator[SessionEvent, None], first: SessionEvent):
+    def __init__(self, events: AsyncGenerator[Event, None], first: Event):
         self._events, self._first = events, [first]
 
     @classmethod
-    async def begun(cls, events: AsyncGenerator[SessionEvent, None]) -> Answer:
+    async def begun(cls, events: AsyncGenerator[Event, None]) -> Answer:
         """Wait for the first event. Errors: `Problem`."""
         return cls(events, await anext(events))
 
     def __aiter__(self) -> Answer:
         return self
 
-    async def __anext__(self) -> SessionEvent:
+    async def __anext__(self) -> Event:
         return self._first.pop() if self._first else await anext(self._events)
 
     async def aclose(self) -> None:

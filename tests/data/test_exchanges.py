@@ -9,13 +9,23 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.data import exchanges
 from speechgpt2.data.corpus import CorpusWriter, Item, Record
 from speechgpt2.data.crops import CorpusCrops
-from speechgpt2.data.exchanges import ExchangeSource, Shares, encode_corpus, new_model, silence_frame
+from speechgpt2.data.exchanges import (
+    GO_ON,
+    LATER,
+    PAUSED,
+    ExchangeSource,
+    Shares,
+    encode_corpus,
+    new_model,
+    silence_frame,
+)
 from speechgpt2.data.utterance import Phone, Word
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.types import UNFINISHED
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +42,26 @@ def sound(random, seconds):
     return (random.standard_normal(int(24_000 * seconds)) * 0.1).astype(np.float32)
 
 
+def asked_words(question):
+    """ "so question 0" word by word, Mandarin character by character, 0.2 s each."""
+    parts = question.split() if " " in question else question
+    return tuple(Word(part, 0.1 + 0.2 * k, 0.3 + 0.2 * k) for k, part in enumerate(parts))
+
+
 def items():
     """Four spoken exchanges, one typed, two texts read aloud; the second half belongs to the test split."""
     random = np.random.default_rng(0)
     for i in range(4):
         lang, split = ("en", "zh")[i % 2], "train"
-        question, reply = (f"question {i}", f"reply {i}") if lang == "en" else (f"问{i}", f"答{i}")
+        question, reply = (f"so question {i}", f"reply {i}") if lang == "en" else (f"再问{i}", f"答{i}")
         fields = {"lang": lang, "split": split}
         asked = {"exchange": f"e{i}", "typed": [question.upper()]}
         f0 = np.full(400, 150.0, np.float32)
         phones = tuple(Phone("ab"[k % 2], 0.1 * k, 0.1 * k + 0.1) for k in range(8))
         yield Item(
-            Record(f"e{i}-q", question, role="user", extra=asked, phones=phones, **fields), sound(random, 1 + i / 4), f0
+            Record(f"e{i}-q", question, role="user", words=asked_words(question), extra=asked, phones=phones, **fields),
+            sound(random, 1 + i / 4),
+            f0,
         )
         words = (Word(reply, 0.1, 0.5),)
         yield Item(
@@ -107,7 +125,7 @@ def test_silence_is_what_silence_encodes_to(source, codec):
     assert all(type(code) is int for code in silence_frame(codec))
 
 
-KINDS = ("s2s", "s2t", "t2s", "t2t", "say", "dictation")
+KINDS = ("s2s", "s2t", "t2s", "t2t", "say", "dictation", "unfinished")
 
 
 def only(source, kind):
@@ -144,6 +162,21 @@ def test_a_dictation_is_written_down_and_not_answered(source):
         text = source.prompt.tokenizer.decode(learnt)
         assert learnt[-1] == ids.heard and ids.eos not in learnt and not example.learn_codes.any()
         assert "hear" in text or "听" in text
+
+
+def test_a_question_that_breaks_off_is_heard_so_far_and_not_answered(source):
+    decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.ids, set()
+    for seed in range(12):
+        example = only(source, "unfinished").example(np.random.default_rng(seed))
+        learnt = example.targets[example.learn_text].tolist()
+        written = learnt[: learnt.index(ids.heard)]
+        question, reply = decode(written), decode(learnt[learnt.index(ids.heard) + 1 :])
+        assert question.endswith(UNFINISHED) and "question 0" not in question and "问0" not in question
+        assert reply.startswith(tuple(GO_ON.values())) and not example.learn_codes.any()
+        ends.add(learnt[-1] == ids.eos)
+        heard = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
+        assert heard * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
+    assert ends == {True, False}  # where it should be spoken, the end is not learnt
 
 
 def test_speech_of_the_user_falls_anywhere_in_its_patches(source):

@@ -13,7 +13,6 @@ from speechgpt2.dialogue.protocol import (
     ReplyStarted,
     SemanticVad,
     ServerVad,
-    TurnComplete,
     TurnTaken,
 )
 from speechgpt2.errors import UserError
@@ -232,19 +231,19 @@ async def test_turns_that_are_not_to_be_answered_are_only_taken():
     assert talk.dialogue.respond() == 2
 
 
-@pytest.mark.parametrize(("probability", "wait"), [(0.9, 256), (0.1, 2016), (None, 512)])
+@pytest.mark.parametrize(("heard", "wait"), [("Go home.", 256), ("Go…", 2016), (None, 512)])
 @run
-async def test_semantic_a_turn_is_over_when_the_model_thinks_so(probability, wait):
+async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
     talk = Talk(DialogueSettings(SemanticVad("high"), speculate_ms=192))
     await talk.voice(640)
     await talk.silence(224)
-    await talk.tell(*([TurnComplete(probability)] if probability is not None else []), Transcript("So."))
+    await talk.tell(Transcript(heard) if heard else TextDelta("So."))
     waited = 224
     while "TurnTaken" not in [type(event).__name__ for event in talk.told]:
         await talk.silence(32)
         waited += 32
     assert waited == wait
-    assert talk.names()[1:] == ["SpeechStopped", "TurnTaken", "ReplyStarted", "Transcript"]
+    assert talk.names()[1:] == ["SpeechStopped", "TurnTaken", "ReplyStarted", "Transcript" if heard else "TextDelta"]
     assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
 
 

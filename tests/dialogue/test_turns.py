@@ -137,7 +137,7 @@ def test_semantic_a_complete_turn_is_over_at_once():
     line = Line(ending="semantic", speculate=192, silence=512, patience=2000)
     line.voice(640)
     assert names(line.silence(256)) == ["Pause"]
-    line.taker.judge(0.9)
+    line.taker.judge(True)
     assert line.silence(64) == [(640 + 256 + 32, End(samples(640)))]
 
 
@@ -145,7 +145,7 @@ def test_semantic_an_incomplete_one_is_waited_for():
     line = Line(ending="semantic", speculate=192, silence=512, patience=1984)
     line.voice(640)
     line.silence(256)
-    line.taker.judge(0.1)
+    line.taker.judge(False)
     assert line.silence(2000)[0] == (640 + 1984, End(samples(640)))
 
 
@@ -159,9 +159,9 @@ def test_a_judgement_of_before_says_nothing_about_the_next_pause():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     line.silence(224)
-    line.taker.judge(0.1)
+    line.taker.judge(False)
     line.voice(640)
-    line.taker.judge(0.9)  # comes too late: the pause is over
+    line.taker.judge(True)  # comes too late: the pause is over
     start = line.now
     assert [at - start for at, _ in line.silence(960)] == [192, 512]
 

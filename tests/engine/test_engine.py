@@ -15,7 +15,7 @@ from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.streaming import tree_map
-from speechgpt2.types import AudioDelta, Error, Speech, TextDelta, Transcript, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Error, Speech, TextDelta, Turn, TurnDone
 from tests.engine.tiny import Clock, events, models, noise, reason, run, say, sound, talk, tiny_engine, tiny_lm, told
 
 SHORT = SessionSettings(max_patches=25, seed=5)
@@ -352,24 +352,3 @@ def test_codec_and_model_must_speak_the_same_codes():
     codec, lm = models()
     with pytest.raises(UserError, match="codes"):
         Engine(codec, type("Other", (), {"config": replace(lm.config, codebook_size=2048)})(), clock=Clock())
-
-
-def test_a_transcript_tells_how_sure_the_model_is():
-    from speechgpt2.dialogue.protocol import TurnComplete
-
-    lm = tiny_lm(draft=True)
-    heard = lm.prompt.ids.heard
-    engine = tiny_engine(lm)
-    session = engine.open(replace(SHORT, max_patches=4))
-    original = type(lm).text_logits
-
-    def sure(self, hidden):
-        logits = original(self, hidden)
-        logits[..., heard] = logits.logsumexp(-1) + np.log(3.0)  # three of four
-        return logits
-
-    lm.text_logits = sure.__get__(lm)
-    found = answer(engine, session, noise(0.3))
-    sureness = next(event for event in found if isinstance(event, TurnComplete))
-    assert sureness.probability == pytest.approx(0.75, abs=1e-3)
-    assert isinstance(found[found.index(sureness) + 1], Transcript)
