@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,9 @@ class CaptionsConfig:
     enough: int = 20
 
 
+HEARD = "speakers.id"  # the label of a speaker who was named by listening
+
+
 @dataclass(frozen=True)
 class Bins:
     """What is ordinary: for each measure the bounds `low` and `high` and the mean; made of so many clips."""
@@ -75,7 +79,11 @@ class Bins:
 
 
 class Captions(Survey[CaptionsConfig]):
-    """Fills in "style.caption_en" and "style.caption_zh". Memory: some kilobytes a language, and less a speaker."""
+    """Fills in "style.caption_en" and "style.caption_zh".
+
+    Memory: some kilobytes a language, less for each speaker with enough clips. Speakers that were named by listening
+    are of one recording, whose clips follow one another, and are forgotten after it where they have too few.
+    """
 
     version = 1
 
@@ -86,18 +94,24 @@ class Captions(Survey[CaptionsConfig]):
 
     def _fit(self, read: Read) -> tuple[dict[str, Bins], dict[str, Bins]]:
         languages: dict[str, Histogram] = {}
-        speakers: dict[str, Moments] = {}
-        for clip in read():
-            values = measured(clip)
-            if clip.kept and values is not None:
-                languages.setdefault(clip.lang.code, Histogram()).add(values)
-                speakers.setdefault(speaker_of(clip), Moments()).add(values)
-        speakers.pop("", None)
+        everywhere: dict[str, Moments] = {}
+        known: dict[str, Bins] = {}
+        for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
+            here: dict[str, Moments] = {}
+            for clip in clips:
+                values, speaker = measured(clip), speaker_of(clip)
+                if clip.kept and values is not None:
+                    languages.setdefault(clip.lang.code, Histogram()).add(values)
+                    if speaker:
+                        (here if HEARD in clip.labels_from else everywhere).setdefault(speaker, Moments()).add(values)
+            known.update(self._bins(here))
         config = self.config
-        return (
-            {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough},
-            {name: seen.bins(config.deviations) for name, seen in speakers.items() if seen.clips >= config.enough},
-        )
+        common = {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough}
+        return common, {**known, **self._bins(everywhere)}
+
+    def _bins(self, speakers: dict[str, Moments]) -> dict[str, Bins]:
+        config = self.config
+        return {name: seen.bins(config.deviations) for name, seen in speakers.items() if seen.clips >= config.enough}
 
     def _captioned(self, clip: Clip, language: Bins | None, speaker: Bins | None) -> Clip:
         values = measured(clip)

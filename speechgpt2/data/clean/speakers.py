@@ -7,9 +7,9 @@ differ; for anything that matters use a plug-in (plugins.py).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -126,9 +126,10 @@ class Speakers(Survey[SpeakersConfig]):
                 vector = np.array(clip.speakers[0].embedding)
                 count, total, squares = count + 1, total + vector, squares + np.square(vector)
         spread = np.sqrt(np.maximum(squares / max(count, 1) - np.square(total / max(count, 1)), 1e-6))
-        known: dict[str, list[tuple[np.ndarray, int]]] = defaultdict(list)  # of a recording: mean vectors and counts
-        for clip in read():
-            yield self._named(clip, known[clip.parent_id or clip.id], spread) if _nameless(clip) else clip
+        for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
+            known: list[tuple[np.ndarray, int]] = []  # the recording's voices: mean vectors and counts
+            for clip in clips:
+                yield self._named(clip, known, spread) if _nameless(clip) else clip
 
     def _named(self, clip: Clip, known: list[tuple[np.ndarray, int]], spread: np.ndarray) -> Clip:
         vector = np.array(clip.speakers[0].embedding) / spread

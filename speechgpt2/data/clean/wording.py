@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from speechgpt2.data.record import Clip, Language
 
 NGRAM = 10  # words, or characters of Chinese: the length of what a looping recogniser repeats
 ENOUGH = 8  # clips that make quartiles
+Quartiles = tuple[float, float]  # the first and the third
 SCRIPTS = (
     ("ja", re.compile(r"[぀-ヿ]")),
     ("ko", re.compile(r"[가-힣]")),
@@ -135,17 +138,11 @@ class Rates(Survey[RatesConfig]):
     version = 1
 
     def __call__(self, read: Read) -> Iterator[Clip]:
-        rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+        recordings, languages = self._fit(read)
         for clip in read():
-            rate = clip.quality.extra.get("characters_per_second")
-            if clip.kept and rate is not None:
-                for group in _groups(clip):
-                    rates[group].append(rate)
-        quartiles = {group: _quartiles(values) for group, values in rates.items() if len(values) >= ENOUGH}
-        for clip in read():
-            rate = clip.quality.extra.get("characters_per_second")
-            known: Any = next((quartiles[group] for group in _groups(clip) if group in quartiles), None)
-            if not clip.kept or rate is None or known is None:
+            rate = _rate(clip)
+            known = recordings.get(clip.parent_id or clip.id) or languages.get(clip.lang.code)
+            if rate is None or known is None:
                 yield clip
                 continue
             low, high = known
@@ -153,11 +150,27 @@ class Rates(Survey[RatesConfig]):
             extra = {**clip.quality.extra, "rate_outlier": round(outside, 4)}
             yield replace(clip, quality=replace(clip.quality, extra=extra))
 
+    def _fit(self, read: Read) -> tuple[dict[str, Quartiles], dict[str, Quartiles]]:
+        """Of recordings, whose clips follow one another, and of languages: those that have enough clips."""
+        recordings: dict[str, Quartiles] = {}
+        languages: dict[str, array[float]] = defaultdict(lambda: array("d"))  # eight bytes a clip
+        for name, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
+            rates = array("d")
+            for clip in clips:
+                rate = _rate(clip)
+                if rate is not None:
+                    rates.append(rate)
+                    languages[clip.lang.code].append(rate)
+            if len(rates) >= ENOUGH:
+                recordings[name] = _quartiles(rates)
+        return recordings, {code: _quartiles(rates) for code, rates in languages.items() if len(rates) >= ENOUGH}
 
-def _groups(clip: Clip) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ("recording", clip.parent_id or clip.id), ("language", clip.lang.code)
+
+def _rate(clip: Clip) -> float | None:
+    """Characters per second of a clip that is kept."""
+    return clip.quality.extra.get("characters_per_second") if clip.kept else None
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def _quartiles(values: array[float]) -> Quartiles:
     low, high = np.percentile(values, (25, 75))
     return float(low), float(high)
