@@ -2,6 +2,8 @@
 
 `Activity` is the interface: pcm in, [T] between 0 (no speech) and 1 out. The energy detector tells sound from silence
 and hum, not speech from music; `silero` is a model that knows speech (onnxruntime; its weights come with the package).
+`dialogue.vad` runs the same network live, a block at a time with its level; rooms of data and dialogue do not know each
+other, and what the two would share is a few lines around one call.
 """
 
 from __future__ import annotations

@@ -117,10 +117,10 @@ def dnsmos(model: str) -> Judge:
     def judge(pcm: np.ndarray) -> dict[str, float]:
         whole = np.resize(pcm, max(size, len(pcm)))
         starts = range(0, len(whole) - size + 1, HEARD)
-        raw = np.mean(
-            [session.run(None, {name: whole[None, s : s + size].astype(np.float32)})[0][0] for s in starts], 0
-        )
-        sig, bak, ovrl = (float(np.polyval(curve, value)) for curve, value in zip(curves, raw))
+        raw = [session.run(None, {name: whole[None, s : s + size].astype(np.float32)})[0][0] for s in starts]
+        # Each window is corrected before the mean is taken, as there.
+        scores = [[np.polyval(curve, value) for curve, value in zip(curves, window)] for window in raw]
+        sig, bak, ovrl = (float(score) for score in np.mean(scores, 0))
         return {"dnsmos": round(ovrl, 3), "dnsmos_sig": round(sig, 3), "dnsmos_bak": round(bak, 3)}
 
     return judge
@@ -150,7 +150,7 @@ class OpinionConfig:
 class Opinion(Stage[OpinionConfig]):
     """Scores in `quality.mos`."""
 
-    version = 1
+    version = 2
 
     @property
     def model(self) -> str:
