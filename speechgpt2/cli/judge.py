@@ -75,6 +75,21 @@ def bench_lm(
     lm.main(model, tuple(dtype), threads, turns=turns, out=out)
 
 
+def bench_data(
+    cores: Annotated[int, typer.Option(min=1, help="Processes for synthesis.")] = 2,
+    sentences: Annotated[int, typer.Option(min=1, help="To speak, on each core.")] = 60,
+    conversations: Annotated[int, typer.Option(min=1, help="To make, on each core.")] = 16,
+    recordings: Annotated[int, typer.Option(min=1, help="To clean and annotate.")] = 12,
+    records: Annotated[int, typer.Option(min=0, help="To keep books of, without sound: speed and memory.")] = 0,
+    out: ReportFile = None,
+) -> None:
+    """Time synthesis, cleaning and annotation: hours of sound per hour."""
+    from speechgpt2.bench import data
+
+    check_file(out)
+    data.main(cores, sentences, conversations, recordings, records, out)
+
+
 def check_file(out: Path | None) -> None:
     """Errors: `UserError` unless the report can be written, asked before it is made."""
     from speechgpt2 import hub

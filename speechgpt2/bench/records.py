@@ -1,0 +1,123 @@
+"""The bookkeeping of a cleaning run over a great many records, without sound: how fast, and in how much memory.
+
+    sg2 bench data --records 1000000
+
+A stage invents what others would measure; intake, the file of results, all surveys and the files of scores and
+rejected records are the real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
+from speechgpt2.data.clean.duplicates import SLOTS, Duplicates, DuplicatesConfig
+from speechgpt2.data.clean.speakers import COEFFICIENTS, Speakers, SpeakersConfig
+from speechgpt2.data.clean.wording import Rates, RatesConfig
+from speechgpt2.data.pipeline import output, scores
+from speechgpt2.data.pipeline.runner import Run, write_clips
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.stage import Stage
+from speechgpt2.data.pipeline.survey import Rule, Rules, RulesConfig
+from speechgpt2.data.record import AudioInfo, Clip, Language, Prosody, Quality, Source, Speaker
+from speechgpt2.eval.report import column
+
+RULES = (Rule("too-short", "audio.duration", at_least=3.0), Rule("noisy", "quality.snr", at_least=15.0))
+
+
+@dataclass(frozen=True)
+class Bookkeeping:
+    """A whole run over `records`, two clips each, and the most memory that its process held."""
+
+    records: int = column("records", ",d")
+    clips: int = column("clips kept", ",d")
+    seconds: float = column("seconds", ".0f")
+    per_second: float = column("records per second", ".0f")
+    start_mb: float = column("MB at its start", ".0f")
+    peak_mb: float = column("MB at most", ".0f")
+
+
+@dataclass(frozen=True)
+class InventConfig:
+    kind: Literal["invent"] = "invent"
+
+
+class Invent(Stage[InventConfig]):
+    """Two clips with everything that the surveys look at, drawn by chance."""
+
+    version = 1
+
+    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+        rng = random.Random(clip.id)
+        return [self._clip(clip, number, rng) for number in range(2)]
+
+    def _clip(self, clip: Clip, number: int, rng: random.Random) -> Clip:
+        seconds, pitch = round(rng.uniform(2, 30), 3), round(rng.uniform(80, 250), 2)
+        embedding = tuple(round(rng.gauss(0, 1), 3) for _ in range(2 * COEFFICIENTS))
+        audio = AudioInfo(
+            clip.audio.path, 24_000, 1, 0.0, seconds, "FLAC", hashlib.sha256(clip.id.encode()).hexdigest(),
+            fingerprint=rng.randbytes(2 * (SLOTS - 1)).hex(),
+        )  # fmt: skip
+        extra = {"characters_per_second": round(rng.gauss(12, 3), 3)}
+        return replace(
+            clip, id=f"{clip.id}-{number}", parent_id=clip.id, audio=audio, speakers=(Speaker("", embedding),),
+            quality=Quality(snr=round(rng.gauss(25, 8), 2), loudness=-20.0, extra=extra),
+            prosody=Prosody(pitch, round(rng.uniform(1, 4), 3), energy=-20.0, rate=round(rng.uniform(2, 6), 3)),
+        )  # fmt: skip
+
+
+def steps() -> list[Any]:
+    """The inventing stage and all surveys."""
+    return [
+        Invent(InventConfig()), Rates(RatesConfig()), Rules(RulesConfig(rules=RULES)), Duplicates(DuplicatesConfig()),
+        Speakers(SpeakersConfig()), Captions(CaptionsConfig()),
+    ]  # fmt: skip
+
+
+def manifest(folder: Path, records: int) -> Path:
+    """A manifest of so many records, all of one file."""
+    (folder / "sound.flac").touch()
+
+    def lines() -> Iterator[Clip]:
+        for number in range(records):
+            name = f"{number:09d}"
+            source = Source(f"https://example.org/{name}", sha256=hashlib.sha256(name.encode()).hexdigest())
+            yield Clip(name, source=source, audio=AudioInfo("sound.flac"), lang=Language(("en", "zh")[number % 2]))
+
+    write_clips(folder / "manifest.part", folder / "manifest.jsonl", lines())
+    return folder / "manifest.jsonl"
+
+
+def bench(records: int) -> Bookkeeping:
+    """Run over `records` in a process of its own, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run, (records,))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def _run(records: int) -> Bookkeeping:
+    start = _peak_mb()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = manifest(Path(scratch), records)
+        begun = time.perf_counter()
+        with Run(source, Path(scratch) / "out", steps()) as run:
+            run.process(workers=0)
+            scores.write(run.clips(), run.out / output.SCORES, run.work)
+            refused = (clip for clip in run.clips() if not clip.kept)
+            write_clips(run.work / "rejected.part", run.out / output.REJECTED, refused)
+            kept = output.summarise(run).kept
+        seconds = time.perf_counter() - begun
+    return Bookkeeping(records, kept, seconds, records / seconds, start, _peak_mb())
