@@ -2,8 +2,9 @@
 
     sg2 eval mini --limit 200 --out results/
 
-Three tables: answers (right or not, by skill and language; the transcript of the question), speech (does it say what
-the text says; the teacher voice on the same texts beside it), and time. Nothing is teacher-forced: with the true reply
+Four tables: answers (right or not, by skill and language; the transcript of the question), time, endings (does it know
+a whole question from one that breaks off), and speech (does it say what the text says; the teacher voice on the same
+texts beside it). Nothing is teacher-forced: with the true reply
 audio as input a model that cannot add gets every sum right. Questions are asked by voices that no training material
 holds.
 """
@@ -23,6 +24,7 @@ from speechgpt2.data import dialogues
 from speechgpt2.data.numbers import tokens
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import Answer, ask, load
+from speechgpt2.eval.endings import ending_rows
 from speechgpt2.eval.recognise import errors
 from speechgpt2.eval.report import column
 from speechgpt2.eval.spoken import speech_rows
@@ -122,6 +124,10 @@ def main(
     with Progress(console=console, transient=True) as progress:
         answers = _ask_all(talker, n, seed, modes, greedy, progress)
         tables: dict[str, list[Any]] = {"Answers": answer_rows(answers), "Time": time_rows(answers)}
+        task = progress.add_task("asking halves", total=n)
+        trials = [answer.trial for answer in answers if answer.mode == "s2s"]
+        if endings := ending_rows(talker, trials, lambda: progress.advance(task)):
+            tables["Endings"] = endings
         if speech:
             task = progress.add_task("listening", total=None)
             tables["Speech"] = speech_rows(talker, answers, lambda: progress.advance(task))
