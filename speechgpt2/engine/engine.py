@@ -253,9 +253,9 @@ class Engine:
                 self._fail(session)
 
     def _admit(self, number: int, session: Session, settings: SessionSettings) -> None:
-        mailbox, delay = session.mailbox, self._codec.config.delay
         try:
-            session.slot = Slot(number, self._prompt, self.config, settings, delay, mailbox.put, lambda: mailbox.unread)
+            delay = self._codec.config.delay
+            session.slot = Slot(number, self._prompt, self.config, settings, delay, session.mailbox)
         except UserError as error:
             self._complain(session, error)
             session.close()

@@ -18,6 +18,7 @@ from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.ear import Ear
+from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.engine.memory import as_heard, speech_patches
 from speechgpt2.engine.runner import Draw, Drawn, Sound
 from speechgpt2.engine.scheduler import Need
@@ -27,7 +28,6 @@ from speechgpt2.types import (
     FRAME_SIZE,
     SAMPLE_RATE,
     AudioDelta,
-    Event,
     Mode,
     Patches,
     Role,
@@ -37,8 +37,6 @@ from speechgpt2.types import (
 )
 
 CLOSING = 16  # patches that are kept for ending a reply properly
-
-Put = Callable[[int | None, Event], None]  # put(reply, event): for the session's reader
 
 
 class History(NamedTuple):
@@ -70,8 +68,8 @@ class Reply:
 
 
 class Slot:
-    """One session's side of the engine. `put` hands an event to its reader, `queued` tells the samples that it has not
-    read, `delay` of the codec by how many samples a sound comes later than its codes say.
+    """One session's side of the engine. `mailbox` is its reader's; `delay` of the codec: by how many samples a sound
+    comes later than its codes say.
     """
 
     def __init__(
@@ -81,11 +79,10 @@ class Slot:
         config: EngineConfig,
         settings: SessionSettings,
         delay: int,
-        put: Put,
-        queued: Callable[[], int],
+        mailbox: Mailbox,
     ):
         self.number, self.prompt, self.config, self.settings, self.delay = number, prompt, config, settings, delay
-        self.put, self.queued = put, queued
+        self.mailbox = mailbox
         self.samples = prompt.config.patch_frames * FRAME_SIZE
         self.mode: Mode = "s2s" if settings.speak else "s2t"
         self.context = Context(prompt, config.context, config.piece, self._opening())
@@ -223,7 +220,7 @@ class Slot:
         for event in reply.reader.read(patch.token, patch.pcm is not None):
             if isinstance(event, Transcript):
                 self.heard_text = event.text
-            self.put(reply.number, event)
+            self.mailbox.put(reply.number, event)
         if patch.pcm is not None:
             self._speak(reply, patch.pcm, now)
         if reply.reader.ended or (reply.open and not reply.speak):  # it was not asked to speak
@@ -311,17 +308,17 @@ class Slot:
         self.reply = Reply(number, most, speak or text is not None, ReplyReader(self.prompt, transcribing))
         if text is not None:
             self.reply.open = 1
-            self.put(number, TextDelta(text))
+            self.mailbox.put(number, TextDelta(text))
 
     def _speak(self, reply: Reply, pcm: np.ndarray, now: float) -> None:
         if reply.played_from is None or self._lead(now) <= 0:
             reply.played_from = now - reply.sounding * self.samples / SAMPLE_RATE
         reply.sounding += 1
-        self.put(reply.number, AudioDelta(pcm))
+        self.mailbox.put(reply.number, AudioDelta(pcm))
 
     def _lead(self, now: float) -> float:
         """Seconds of sound that the listener has in hand."""
-        reply, unread = self.reply, self.queued() / SAMPLE_RATE
+        reply, unread = self.reply, self.mailbox.unread / SAMPLE_RATE
         if reply is None or reply.played_from is None:
             return unread
         ahead = reply.sounding * self.samples / SAMPLE_RATE - (now - reply.played_from)
@@ -332,9 +329,9 @@ class Slot:
         assert reply is not None
         if not reply.reader.ended:
             for event in reply.reader.finish():
-                self.put(reply.number, event)
+                self.mailbox.put(reply.number, event)
             self.context.extend(self.prompt.closing(speaking=reply.open != 0))
-        self.put(reply.number, TurnDone(reason))
+        self.mailbox.put(reply.number, TurnDone(reason))
         self._end_reply()
         self.context.tidy()
 
