@@ -44,10 +44,11 @@ MAY_IMPORT_LATE = {
     "__init__": {"types", "codec", "lm", "chat"},  # the public names, on first use
     "codec": {"compat"},  # from_pretrained recognises a released checkpoint
     "lm": {"compat"},
+    "data": {"chat"},  # a model of ours may be the voice of synthetic speech
 }
 
 # Where a corpus becomes a trainer's batches: the only part of `data` that knows torch and a trainer's types.
-BATCHES = {"speechgpt2.data.crops", "speechgpt2.data.exchanges"}
+BATCHES = {"speechgpt2.data.crops", "speechgpt2.data.exchanges", "speechgpt2.data.dialogue.learning"}
 
 
 class Import:

@@ -74,15 +74,16 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
 
     from speechgpt2 import config as configs
     from speechgpt2.codec.model import Codec
-    from speechgpt2.data.dialogue import learning
+    from speechgpt2.data.dialogue import turns
+    from speechgpt2.data.dialogue.learning import ConversationSource
     from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, new_model
     from speechgpt2.lm.model import SpeechLM
     from speechgpt2.lm.train import LMTrainConfig, train
 
-    settings, dialogues = configs.load(LMTrainConfig, config), learning.open_corpus(corpus)
+    settings, dialogues = configs.load(LMTrainConfig, config), turns.open_corpus(corpus)
     ears = Codec.from_pretrained(codec)
     codes = out / "codes.npy"
     encode_corpus(dialogues, ears, codes)
     model = SpeechLM.from_pretrained(init, torch.float32) if init else new_model(settings, dialogues, ears)
-    Source = learning.ConversationSource if learning.is_of_conversations(dialogues) else ExchangeSource
+    Source = ConversationSource if turns.is_of_conversations(dialogues) else ExchangeSource
     train(settings, model, Source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

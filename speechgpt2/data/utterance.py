@@ -42,6 +42,8 @@ class Voice:
     pitch_range  0..100, 50 is the speaker's own (espeak only)
     gap          extra silence between words, in units of 10 ms (espeak only)
     gain         dB relative to the common speech level
+    take         which of its readings, for engines that do not always speak alike
+    manner       how to speak, in words, for engines that can be told
     """
 
     engine: str
@@ -53,6 +55,8 @@ class Voice:
     pitch_range: int = 50
     gap: int = 0
     gain: float = 0.0
+    take: int = 0
+    manner: str = ""
 
     @property
     def speaker(self) -> str:
@@ -63,7 +67,8 @@ class Voice:
     def id(self) -> str:
         """Speaker and settings, stable across runs: equal ids sound the same."""
         settings = f"r{self.rate}p{self.pitch}x{self.pitch_range}g{self.gap}v{self.gain:+.1f}"
-        return f"{self.speaker}/{settings}"
+        told = (f"t{self.take}" if self.take else "") + (f"/{self.manner}" if self.manner else "")
+        return f"{self.speaker}/{settings}{told}"
 
 
 @dataclass(frozen=True)

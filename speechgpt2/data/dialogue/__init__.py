@@ -7,7 +7,11 @@ llm.py          scripts from a language model behind an OpenAI-compatible endpoi
 oral.py         fillers, repetitions and self-repairs
 timing.py       gaps, overlaps and reactions, drawn from distributions that can be fitted
 manner.py       styles asked for and styles measured
+checks.py       does it say the text, in the voice and the manner asked for: the best of several readings
 performance.py  a script becomes sound, with exact times of words
 place.py        rooms, noise, telephone
 build.py        a recipe becomes a folder of conversations
+clips.py        … of records and Lhotse cuts, for the other data systems
+turns.py        … of turns, for training
+learning.py     examples for the language model, drawn from turns
 """

@@ -5,7 +5,7 @@
     audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
     recipe.json            what built it
     clips.jsonl, turns/, cuts.jsonl.gz     the lines as the other data systems take them: see clips.py
-    corpus/                the turns as `sg2 train lm` takes them: see learning.py
+    corpus/                the turns as `sg2 train lm` takes them: see turns.py
 
 Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in a process of its
 own and written when it is whole, so a killed build goes on, and the result does not depend on kills or workers.
@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,19 @@ import soundfile
 
 from speechgpt2 import config
 from speechgpt2.audio import to_pcm16
-from speechgpt2.data.dialogue import clips, learning
+from speechgpt2.data.dialogue import clips, turns
+from speechgpt2.data.dialogue.checks import Checks, ChecksConfig, Faults, best_of
 from speechgpt2.data.dialogue.llm import BadScript, LlmConfig, write_script
-from speechgpt2.data.dialogue.manner import Tolerance, best_of
+from speechgpt2.data.dialogue.manner import Tolerance, drive, error, measure
 from speechgpt2.data.dialogue.oral import OralConfig, loosen
 from speechgpt2.data.dialogue.performance import Conversation, Speaker, perform
 from speechgpt2.data.dialogue.place import PlaceConfig, put_in_place
 from speechgpt2.data.dialogue.scenes import scenes
 from speechgpt2.data.dialogue.script import Line, Script
 from speechgpt2.data.dialogue.timing import TimingConfig
+from speechgpt2.data.engines import DRIVEN, ENGINES
 from speechgpt2.data.utterance import Utterance, Voice
-from speechgpt2.data.voices import draw_voice, speak
+from speechgpt2.data.voices import draw_voice, speak, vary
 from speechgpt2.errors import UserError
 from speechgpt2.hub import write_atomically
 from speechgpt2.types import SAMPLE_RATE
@@ -50,8 +52,10 @@ MADE, REJECTED, RECIPE = "conversations.jsonl", "rejected.jsonl", "recipe.json"
 class Recipe:
     """What to make.
 
-    scenes   names of scenes, all if none is given; not used where a language model writes
-    tries    readings of a line in a manner until it counts as missed, and the conversation as rejected
+    scenes     names of scenes, all if none is given; not used where a language model writes
+    voices     whom the speakers are drawn from, two of a language at least; the training voices of espeak if not given
+    assistant  who speaks for the assistant, one voice of a language; drawn like the others if not given
+    tries      readings of a line until it counts as missed, and the conversation as rejected
     """
 
     conversations: int
@@ -59,10 +63,13 @@ class Recipe:
     scenes: tuple[str, ...] = ()
     seed: int = 0
     tries: int = 3
+    voices: tuple[Voice, ...] = ()
+    assistant: tuple[Voice, ...] = ()
     oral: OralConfig = field(default_factory=OralConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
     tolerance: Tolerance = field(default_factory=Tolerance)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     llm: LlmConfig | None = None
 
     def __post_init__(self) -> None:
@@ -73,10 +80,16 @@ class Recipe:
         for name in self.scenes:
             if not any(name in scenes(lang) for lang in self.languages):
                 raise UserError(f"no scene {name!r}; there are {', '.join(sorted(scenes(self.languages[0])))}")
+        for voice in (*self.voices, *self.assistant):
+            if voice.engine not in ENGINES:
+                raise UserError(f"no engine {voice.engine!r}; there are {', '.join(ENGINES)}")
+        for lang in self.languages if self.voices else ():
+            if len({voice.speaker for voice in self.voices if voice.lang == lang}) < 2:
+                raise UserError(f"voices: a conversation needs two speakers, give two of {lang!r} at least")
 
 
 class Missed(ValueError):
-    """No reading of a line came near the manner asked for."""
+    """No reading of a line was what was asked for."""
 
 
 def build(
@@ -107,22 +120,22 @@ def build(
 
 
 def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]:
-    """Conversation `number` of the recipe, and what else its line holds: voices, place, errors of manners.
+    """Conversation `number` of the recipe, and what else its line holds: voices, place, faults.
 
     Errors: `Missed`, `BadScript`, `ValueError` if a line cannot be spoken; `UserError`.
     """
     rng = random.Random(f"conversation/{recipe.seed}/{number}")
     lang = recipe.languages[number % len(recipe.languages)]
     script = loosen(_script(recipe, lang, rng), recipe.oral, rng)
-    voices = _two_voices(lang, rng)
-    errors: dict[str, float] = {}
+    voices = _two_voices(recipe, script, rng)
+    checks, worst = Checks(recipe.checks), Faults()
     speakers = {
-        role: _speaker(voice, recipe, random.Random(rng.getrandbits(64)), errors)
+        role: _speaker(voice, recipe, random.Random(rng.getrandbits(64)), checks, worst)
         for role, voice in zip(script.roles, voices)
     }
     spoken = perform(script, speakers, recipe.timing, rng)
     pcm, place = put_in_place(spoken.pcm, recipe.place, rng)
-    about = {"voices": [asdict(voice) for voice in voices], "place": place, "manner_errors": errors}
+    about = {"voices": [asdict(voice) for voice in voices], "place": place, "faults": worst}
     return Conversation(spoken.script, pcm, spoken.lines, spoken.events), about
 
 
@@ -134,26 +147,50 @@ def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
     return known[rng.choice(names)].draw(rng)
 
 
-def _two_voices(lang: str, rng: random.Random) -> tuple[Voice, Voice]:
-    """Two different speakers of the one engine whose liveliness can be set."""
+def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voice, Voice]:
+    """Two different speakers: those of the recipe, or else of the one engine whose liveliness can be set."""
     found: list[Voice] = []
-    while len(found) < 2:
-        voice = draw_voice(lang, rng)
-        if voice.engine == "espeak" and "whisper" not in voice.name and voice.speaker not in {v.speaker for v in found}:
-            found.append(voice)
+    for role in script.roles:
+        known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
+        while not known or known[0].speaker in {voice.speaker for voice in found}:
+            known = [_some_voice(recipe, script.lang, rng)]
+        found.append(vary(known[0], rng) if recipe.voices and known[0].engine in DRIVEN else known[0])
     return found[0], found[1]
 
 
-def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, errors: dict[str, float]) -> Speaker:
-    """Speaks lines as `voice`; the error of each manner asked for is noted in `errors`."""
+def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
+    if recipe.voices:
+        return rng.choice([voice for voice in recipe.voices if voice.lang == lang])
+    while True:
+        voice = draw_voice(lang, rng)
+        if voice.engine == "espeak" and "whisper" not in voice.name:
+            return voice
+
+
+def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, worst: Faults) -> Speaker:
+    """Speaks lines as `voice`; the largest fault that each check let pass is noted in `worst`."""
 
     def say(line: Line) -> Utterance:
-        if not line.manner:
-            return speak(line.text, voice)
-        said, error = best_of(recipe.tries, line.text, voice, line.style, recipe.tolerance, rng)
-        errors[line.manner] = round(error, 3)
-        if error > 1:
-            raise Missed(f"{line.manner}: {error:.2f} tolerances off after {recipe.tries} readings")
+        neutral = speak(line.text, voice) if line.manner else None
+
+        def read(number: int) -> Utterance:
+            if neutral is not None:
+                return speak(line.text, drive(voice, line.style, rng if number else None))
+            return speak(line.text, replace(voice, take=rng.getrandbits(16)) if number else voice)
+
+        def judge(spoken: Utterance) -> Faults:
+            style = (
+                {} if neutral is None else {line.manner: error(line.style, measure(spoken, neutral), recipe.tolerance)}
+            )
+            return {**style, **(checks(spoken) if recipe.checks.any else {})}
+
+        said, faults = best_of(recipe.tries, read, judge)
+        for name, fault in faults.items():
+            worst[name] = round(max(fault, worst.get(name, 0.0)), 3)
+            if fault > 1:
+                raise Missed(f"{name}: {fault:.2f} tolerances off after {recipe.tries} readings")
+        if not line.style.whisper:
+            checks.remember(said)
         return said
 
     return say
@@ -206,7 +243,7 @@ def _join(out: Path, parts: int, recipe: dict[str, Any]) -> tuple[int, float]:
     for name, path in scratch.items():
         path.replace(out / name)
     clips.write(out, _made(out, parts), out / "parts")
-    learning.write_corpus(out, _made(out, parts), recipe)
+    turns.write_corpus(out, _made(out, parts), recipe)
     return count, samples / SAMPLE_RATE / 3600
 
 

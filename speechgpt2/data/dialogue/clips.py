@@ -107,7 +107,7 @@ def _labels(voice: Voice) -> dict[str, Label]:
     label = Label(voice.engine, confidence=1.0, kind="truth")
     known = dict.fromkeys(KNOWN, label)
     if voice.engine not in EXACT:
-        known["align"] = Label("rehearsal")
+        known["align"] = Label(voice.engine)
     return known
 
 

@@ -1,8 +1,7 @@
 """Styles asked for and styles measured: how an engine is driven for a manner, and whether it came out.
 
 A synthesiser does not always do what it is told (a rate is clipped, a whisper stays voiced), so a line in a manner is
-rendered beside a neutral reading of the same words, and the difference is measured. The best of several is taken, and
-one that misses is refused.
+rendered beside a neutral reading of the same words, and the difference is measured.
 """
 
 from __future__ import annotations
@@ -14,15 +13,29 @@ from typing import NamedTuple
 import numpy as np
 
 from speechgpt2.data.corpus import F0_HOP
-from speechgpt2.data.dialogue.script import Style
+from speechgpt2.data.dialogue.script import MANNERS, Style
 from speechgpt2.data.pitch import track
 from speechgpt2.data.utterance import Utterance, Voice
-from speechgpt2.data.voices import speak
 
 WHISPERER = "whisper"  # espeak's unvoiced variant
 SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured
 VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
 FAINT_DB = -25.0  # below the loudest step: not counted
+
+TOLD = {
+    "en": {
+        "fast": "Speak fast.", "slow": "Speak slowly.", "high": "Speak in a high voice.",
+        "low": "Speak in a low voice.",
+        "loud": "Speak loudly.", "soft": "Speak softly.", "whisper": "Whisper.", "sad": "Speak in a sad tone.",
+        "happy": "Speak in a happy tone.", "flat": "Speak in a flat tone.",
+    },
+    "zh": {
+        "fast": "说得快一点", "slow": "说得慢一点", "high": "用高一点的声音说", "low": "用低沉的声音说",
+        "loud": "大声说",
+        "soft": "小声说", "whisper": "用气声悄悄地说", "sad": "用伤心的语气说", "happy": "用开心的语气说",
+        "flat": "用平淡的语气说",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,14 @@ def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice
     return replace(
         voice, name=WHISPERER if style.whisper and voice.engine == "espeak" else voice.name, rate=rate,
         pitch=min(100, max(0, pitch)), pitch_range=min(100, max(0, lively)), gain=voice.gain + style.loudness,
+        manner=in_words(style, voice.lang), take=rng.getrandbits(16) if rng else voice.take,
     )  # fmt: skip
+
+
+def in_words(style: Style, lang: str) -> str:
+    """The wish for a style, for engines that can be told; empty for a style without a name."""
+    name = next((name for name, known in MANNERS.items() if known == style), "")
+    return TOLD[lang][name] if name else ""
 
 
 def measure(spoken: Utterance, neutral: Utterance) -> Measured:
@@ -83,21 +103,6 @@ def error(asked: Style, got: Measured, tolerance: Tolerance) -> float:
     if asked.range != 1.0:
         faults.append(abs(np.log(max(got.range, 1e-3) / asked.range)) / np.log(tolerance.range))
     return float(max(faults))
-
-
-def best_of(
-    tries: int, text: str, voice: Voice, style: Style, tolerance: Tolerance, rng: random.Random
-) -> tuple[Utterance, float]:
-    """The reading nearest to the style among `tries`, and its `error`; the first that is good ends the search."""
-    neutral = speak(text, voice)
-    found: list[tuple[float, Utterance]] = []
-    for number in range(tries):
-        spoken = speak(text, drive(voice, style, rng if number else None))
-        found.append((error(style, measure(spoken, neutral), tolerance), spoken))
-        if found[-1][0] <= 1:
-            break
-    worst, spoken = min(found, key=lambda pair: pair[0])
-    return spoken, worst
 
 
 def _length(utterance: Utterance) -> float:

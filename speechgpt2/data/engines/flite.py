@@ -36,6 +36,12 @@ _IPA = dict(
     ).split()
 )
 
+
+def ipa(arpabet: str) -> str:
+    """A phone of the CMU voices in IPA."""
+    return _IPA.get(arpabet, arpabet)
+
+
 # Feature names: the library keeps the pointers, so they live as long as the module.
 _STRETCH, _SHIFT = b"duration_stretch", b"f0_shift"
 
@@ -147,6 +153,6 @@ def _phones(library: _Library, utterance: int) -> tuple[Phone, ...]:
     for segment in library.items(utterance, b"Segment"):
         name, end = library.string(segment, b"name").decode(), library.number(segment, b"end")
         if name != "pau" and end > start:
-            phones.append(Phone(_IPA.get(name, name), start, end))
+            phones.append(Phone(ipa(name), start, end))
         start = end
     return tuple(phones)

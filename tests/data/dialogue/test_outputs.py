@@ -15,7 +15,7 @@ from speechgpt2.cli import app
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.data.dialogue import build as building
-from speechgpt2.data.dialogue import clips, learning
+from speechgpt2.data.dialogue import clips, learning, turns
 from speechgpt2.data.dialogue.learning import ConversationSource, Sides
 from speechgpt2.data.dialogue.performance import perform
 from speechgpt2.data.dialogue.script import Line, Script
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     def converse(recipe, number):
         script = SCRIPTS[number]
         spoken = perform(script, dict.fromkeys(script.roles, beeps), timing(), random.Random(number))
-        return spoken, {"voices": list(VOICES), "place": [], "manner_errors": {}}
+        return spoken, {"voices": list(VOICES), "place": [], "faults": {}}
 
     out = tmp_path_factory.mktemp("made") / "talks"
     recipe = building.Recipe(2, seed=7)
@@ -151,15 +151,15 @@ TINY = LMTrainConfig(
 
 @pytest.fixture(scope="module")
 def source(folder, codec, tmp_path_factory):
-    corpus = learning.open_corpus(folder)
+    corpus = turns.open_corpus(folder)
     codes = tmp_path_factory.mktemp("codes") / "codes.npy"
     encode_corpus(corpus, codec, codes)
     return ConversationSource(corpus, codes, new_model(TINY, corpus, codec).prompt)
 
 
 def test_turns_are_what_is_said_until_the_other_one_speaks(folder):
-    corpus = learning.open_corpus(folder)
-    assert learning.is_of_conversations(corpus)
+    corpus = turns.open_corpus(folder)
+    assert turns.is_of_conversations(corpus)
     story, shop = ([r for r in corpus.records if r.extra["conversation"] == id] for id in ("000000", "000001"))
     assert [r.text for r in story] == [
         "tell me",
@@ -231,7 +231,7 @@ def test_words_are_named_once_they_were_heard(source):
 
 def test_patches_stream(source, folder, codec):
     """An example taken in piece by piece ends where it ends as a whole; the codes are those of streamed sound."""
-    corpus = learning.open_corpus(folder)
+    corpus = turns.open_corpus(folder)
     torch.manual_seed(1)
     lm = new_model(TINY, corpus, codec).eval()
     patches = source.seen_from(source.talks[0], 1, "s2s", np.random.default_rng(0)).patches
@@ -271,4 +271,4 @@ def test_a_model_trains_on_the_folder(folder, codec, tmp_path):
 def test_codes_of_another_corpus_are_refused(folder, source, tmp_path):
     np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
     with pytest.raises(UserError, match="another corpus"):
-        ConversationSource(learning.open_corpus(folder), tmp_path / "codes.npy", source.prompt, Sides())
+        ConversationSource(turns.open_corpus(folder), tmp_path / "codes.npy", source.prompt, Sides())

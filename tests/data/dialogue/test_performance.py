@@ -10,7 +10,7 @@ import soundfile
 
 from speechgpt2.config import from_dict
 from speechgpt2.data.dialogue import build as building
-from speechgpt2.data.dialogue.manner import Measured, Tolerance, best_of, drive, error, measure
+from speechgpt2.data.dialogue.manner import Measured, Tolerance, drive, error, measure
 from speechgpt2.data.dialogue.performance import MOST_OVERLAP, perform
 from speechgpt2.data.dialogue.place import PlaceConfig, put_in_place, telephone
 from speechgpt2.data.dialogue.script import MANNERS, NEUTRAL, Line, Mark, Script, words_of
@@ -137,8 +137,6 @@ def test_an_engine_speaks_in_the_manner_asked_for(need_voice, lang, text):
         assert error(style, measure(said, neutral), TOLERANCE) < 1, name
         wrong = MANNERS["slow" if style.rate >= 1 else "fast"]
         assert error(wrong, measure(said, neutral), TOLERANCE) > 1 or name == "whisper"
-    _, missed = best_of(2, text, voice, MANNERS["fast"], Tolerance(rate=1.0001), random.Random(0))
-    assert missed > 1
 
 
 def recipe(**changes) -> building.Recipe:
