@@ -19,9 +19,6 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import subprocess
-import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +30,7 @@ import numpy as np
 from rich.console import Console
 
 from speechgpt2 import audio
+from speechgpt2.bench import process
 from speechgpt2.bench.machine import warn_if_busy
 from speechgpt2.client import Listener, Talk, connect, sound
 from speechgpt2.errors import UserError
@@ -40,7 +38,6 @@ from speechgpt2.eval import report
 from speechgpt2.eval.report import column
 from speechgpt2.types import SAMPLE_RATE
 
-SG2 = "from speechgpt2.cli import main; main()"
 TITLE = "Callers at once; milliseconds (50, 95, 99 %)"
 CUSHION = 0.1  # seconds that a listener holds before it plays
 HEARD = 1.0  # seconds of an answer before it is interrupted
@@ -229,25 +226,6 @@ def steps_of(url: str) -> dict[str, float]:
     return {"count": float(found.get("count", 0)), "sum": float(found.get("sum", 0)), "in_time": float(in_time)}
 
 
-@contextmanager
-def served(model: str, slots: int) -> Iterator[str]:
-    """A server of its own process, on a free port, until the block ends; yields its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
-        command = [sys.executable, "-c", SG2, "serve", "--model", model, "--slots", str(slots), "--port", "0"]
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, text=True)
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            found = re.search(r"http://\S+", line)
-            if not found:
-                raise UserError(f"the server did not start: {log.read_text().strip().splitlines()[-1:]}")
-            yield found[0].rstrip("/")
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 def spoken_questions(folder: Path | None, count: int = 12) -> list[np.ndarray]:
     """Recordings to ask with, `[N]` each: those in `folder`, or held-out questions in synthetic voices."""
     if folder is not None:
@@ -274,7 +252,7 @@ def main(
     console = Console()
     warn_if_busy(console)
     recordings, rows = spoken_questions(questions), []
-    with served(model, max(sessions)) if url is None else _nothing(url) as address:
+    with _served(model, max(sessions)) if url is None else _nothing(url) as address:
         asyncio.run(call(address, key, 1, 1, recordings))  # warms up
         for count in sessions:
             rows.append(asyncio.run(call(address, key, count, turns, recordings)))
@@ -287,6 +265,12 @@ def main(
         report.save_json(out, callers=rows)
         plot(rows, out.with_suffix(".png"))
     return rows
+
+
+@contextmanager
+def _served(model: str, slots: int) -> Iterator[str]:
+    with process.served(["--model", model, "--slots", str(slots)]) as server:
+        yield server.url
 
 
 @contextmanager

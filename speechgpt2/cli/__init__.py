@@ -55,7 +55,13 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
     "bench": (
         "Measure speed on this machine.",
-        {"codec": judge.bench_codec, "lm": judge.bench_lm, "realtime": serve.bench_realtime, "data": judge.bench_data},
+        {
+            "codec": judge.bench_codec,
+            "lm": judge.bench_lm,
+            "realtime": serve.bench_realtime,
+            "soak": serve.bench_soak,
+            "data": judge.bench_data,
+        },
     ),
     "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
     "data": (

@@ -110,9 +110,9 @@ class App:
             with self.admission.place(caller.name):
                 await self._talk(socket, caller, session)
         except Problem as problem:
-            await socket.send_denial_response(as_response(problem))
+            await _deny(socket, problem)
         except Refused as refused:
-            await socket.send_denial_response(as_response(self.refusal(refused)))
+            await _deny(socket, self.refusal(refused))
 
     async def _talk(self, socket: WebSocket, caller: Caller, session: Session) -> None:
         talk = self.open(settings.of_session(session))
@@ -217,6 +217,15 @@ async def _receive(socket: WebSocket) -> str | bytes:
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
     text = message.get("text")
     return text if text is not None else message["bytes"]
+
+
+async def _deny(socket: WebSocket, problem: Problem) -> None:
+    """Refuse before the upgrade; what stands before us may not know how to, and then with a close code after it."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        await socket.send_denial_response(as_response(problem))
+        return
+    await socket.accept()
+    await _close(socket, 1013 if problem.status in (429, 503) else 1008, str(problem))
 
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:

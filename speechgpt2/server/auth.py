@@ -33,13 +33,21 @@ class Caller:
 
 
 class Doorkeeper:
-    """Knows keys and origins. Without keys everyone is let in, under one name."""
+    """Knows keys and origins. Without keys everyone is let in, under one name; `signing` is then what client secrets
+    are signed with, for replicas that have to agree on it.
+    """
 
-    def __init__(self, keys: Sequence[str], origins: Sequence[str], clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        keys: Sequence[str],
+        origins: Sequence[str],
+        clock: Callable[[], float] = time.time,
+        signing: bytes | None = None,
+    ):
         self._names = {key: "key-" + hashlib.sha256(key.encode()).hexdigest()[:8] for key in keys}
         self._signing = hashlib.sha256(b"client secrets\0" + "\0".join(sorted(keys)).encode()).digest()
         if not keys:
-            self._signing = secrets.token_bytes(32)
+            self._signing = signing or secrets.token_bytes(32)
         self._origins, self._clock = set(origins), clock
 
     def caller(self, authorization: str | None, subprotocols: Sequence[str] = ()) -> Caller | None:

@@ -41,6 +41,33 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True)
+class ScaleConfig:
+    """Several engines behind one address, on Ray Serve. `replicas`: 0 for one engine in this process, without Ray.
+
+    Up to `most` replicas run, as many as keep a share `busy` of their slots taken; 0 for a fixed number. Each asks Ray
+    for `cpus` processors and `gpus` devices. `cluster`: a Ray cluster's address ("auto" on one of its machines); Ray is
+    started on this machine without.
+    """
+
+    replicas: int = 0
+    most: int = 0
+    busy: float = 0.7
+    cpus: float = 1.0
+    gpus: float = 0.0
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.replicas < 0 or self.cpus < 0 or self.gpus < 0:
+            raise UserError("replicas, cpus and gpus must not be negative")
+        if not self.replicas and (self.most or self.cluster):
+            raise UserError("most and cluster are about replicas: say how many to begin with")
+        if self.most and self.most < max(1, self.replicas):
+            raise UserError(f"most must be at least replicas ({self.replicas}), not {self.most}")
+        if not 0 < self.busy <= 1:
+            raise UserError(f"busy is a share of the slots, above 0 and at most 1, not {self.busy}")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Everything about one server."""
 
@@ -57,12 +84,15 @@ class ServerConfig:
     log_json: bool = False  # one JSON object a line
     log_words: bool = False  # what was said, too; sound is never logged
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise UserError(f"slots must be at least 1, not {self.slots}")
         if not 0 <= self.port <= 65_535:
             raise UserError(f"port must be in 0…65535, not {self.port}")
+        if self.scale.replicas and not self.port:
+            raise UserError("replicas share a port that must be given, not 0")
         if any(len(key) < 8 for key in self.api_keys):
             raise UserError("an API key must have at least 8 characters")
         if not (self.api_keys or self.open or is_loopback(self.host)):

@@ -100,6 +100,7 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
     settings: dict[str, Any] = {
         "host": config.host,
         "port": config.port,
+        "loop": "asyncio",  # also where uvloop happens to be installed: `Socket` was tried with this one
         "ws": Socket,
         "ws_max_size": config.limits.message_bytes + 1024,  # beyond it the socket is closed with 1009
         "ws_per_message_deflate": False,  # sound in base64 does not shrink enough for what it costs

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from speechgpt2.server.auth import BROWSER_KEY, Doorkeeper
+from speechgpt2.server.auth import BROWSER_KEY, Caller, Doorkeeper
 from speechgpt2.server.limits import Admission, Outbox, Overflow, Refused
 
 KEYS = ["a-good-key", "another-key"]
@@ -52,6 +52,12 @@ def test_a_client_secret_carries_its_session_until_it_ends():
     assert Doorkeeper(["other-keys"], (), clock).caller(f"Bearer {secret}") is None
     clock.now += 61
     assert door.caller(f"Bearer {secret}") is None
+
+
+def test_without_keys_replicas_agree_on_what_they_sign_with():
+    secret, _ = Doorkeeper((), (), signing=b"shared").mint(Caller("anyone"), {}, 60)
+    assert Doorkeeper((), (), signing=b"shared").caller(f"Bearer {secret}").name == "anyone"
+    assert Doorkeeper((), ()).caller(f"Bearer {secret}") is None
 
 
 def test_a_client_secret_cannot_be_made_up():

@@ -39,6 +39,11 @@ def test_flags_go_before_the_environment_before_the_file(tmp_path):
         ("{}", {}, {"api_keys": ("short",)}, "at least 8 characters"),
         ("limits: {idle_seconds: 0}", {}, {}, "idle_seconds must be above 0"),
         ("{}", {}, {"port": 70_000}, "port must be"),
+        ("scale: {most: 3}", {}, {}, "say how many to begin with"),
+        ("scale: {replicas: 3, most: 2}", {}, {}, "most must be at least replicas"),
+        ("scale: {replicas: 2, busy: 70}", {}, {}, "busy is a share"),
+        ("scale: {replicas: -1}", {}, {}, "must not be negative"),
+        ("scale: {replicas: 2}", {}, {"port": 0}, "share a port"),
     ],
 )
 def test_what_makes_no_sense(tmp_path, text, environ, flags, message):
@@ -51,3 +56,10 @@ def test_what_makes_no_sense(tmp_path, text, environ, flags, message):
 def test_the_network_may_be_served_with_keys_or_on_purpose():
     read(None, {"SG2_HOST": "0.0.0.0", "SG2_API_KEYS": "a-good-key"}, {})
     read(None, {"SG2_HOST": "0.0.0.0", "SG2_OPEN": "1"}, {})
+
+
+def test_replicas_by_file_environment_and_flags(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("scale: {replicas: 2, gpus: 1, cluster: auto}")
+    scale = read(path, {"SG2_SCALE_MOST": "6"}, {"scale": {"replicas": 3}}).scale
+    assert (scale.replicas, scale.most, scale.gpus, scale.cluster) == (3, 6, 1.0, "auto")

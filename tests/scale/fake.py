@@ -1,0 +1,18 @@
+"""An application without a model, as replicas load it: `make_app` is found by its name in their processes."""
+
+import os
+
+from fastapi.responses import PlainTextResponse
+
+from speechgpt2.server.app import App
+from tests.server.fake import FakeDialogue, FakeEngine
+
+
+def make_app(config):
+    app = App(config, FakeEngine(config.slots), FakeDialogue)
+
+    async def who():
+        return PlainTextResponse(f"{os.getpid()} {app.admission.taken} {config.model}")
+
+    app.asgi.add_api_route("/who", who)
+    return app
