@@ -15,7 +15,11 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes; they do not change
 
 
 def synthesize(recipe: RecipeFile, out: Out, workers: Workers = 2) -> None:
-    """Make spoken conversations: scripts, voices, timing, places, checks. A build that was stopped goes on."""
+    """Make spoken conversations: scripts, voices, timing, places, checks. A build that was stopped goes on.
+
+    What comes out can be heard (audio/), cleaned and annotated (sg2 data clean FOLDER/clips.jsonl), read by Lhotse
+    (cuts.jsonl.gz) and learnt from (sg2 train lm --corpus FOLDER).
+    """
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,8 +1,15 @@
 """When people speak: gaps and overlaps between turns, backchannels, and how fast one falls silent when interrupted.
 
-Each is a distribution given by its quantiles, so that a fitted one is a short list of numbers. The defaults are rounded
-from the literature (Heldner & Edlund 2010; Levinson & Torreira 2015: most gaps near 200 ms, some 40 % of the
-changes overlapping, mostly by little); `fit` takes their place with recordings of your own.
+Each is a distribution given by its quantiles, so that a fitted one is a short list of numbers. The defaults are made to
+agree with what is published; `fit` takes their place with recordings of your own.
+
+- Gaps: two of five changes of speaker overlap, and only 18–30 % of all intervals between speakers, gaps and overlaps
+  alike, are gaps above 500 ms (Heldner and Edlund 2010, doi:10.1016/j.wocn.2010.08.002: Dutch, Swedish and Scottish talk).
+  Answers come 208 ms after the question on average, most often after 0–200 ms, and up to a second later when they do
+  not answer it (Stivers et al. 2009, doi:10.1073/pnas.0903616106: ten languages). Most overlaps are short.
+- Backchannels are 16–19 % of all contributions (Knudsen et al. 2020, doi:10.3389/fpsyg.2020.593671: German, Dutch);
+  how many there are is the scenes' matter. Where in a turn they come, and how soon an interrupted speaker falls silent,
+  is set here by judgement: we know of no table.
 """
 
 from __future__ import annotations
@@ -59,7 +66,7 @@ class TimingConfig:
     reaction  from the start of an interruption until the interrupted one is silent
     """
 
-    gap: Distribution = Distribution((-0.8, -0.25, -0.1, -0.02, 0.05, 0.15, 0.22, 0.32, 0.45, 0.7, 1.6))
+    gap: Distribution = Distribution((-1.0, -0.42, -0.2, -0.09, 0.0, 0.11, 0.22, 0.35, 0.55, 0.9, 2.0))
     reaction: Distribution = Distribution((0.15, 0.25, 0.35, 0.45, 0.7))
     backchannel: Distribution = Distribution((0.3, 0.5, 0.8))
     interruption: Distribution = Distribution((0.35, 0.6, 0.85))

@@ -201,3 +201,12 @@ def test_endpoints_that_cannot_be_used(endpoint):
     for url in ("http://127.0.0.1:9/v1", "file:///etc"):
         with pytest.raises(UserError):
             write_script(LlmConfig(url, "m", ("t",)), "t", "en", seed=0)
+
+
+def test_gaps_are_as_published():
+    """Two of five overlap, 18–30 % are above half a second (Heldner and Edlund); 208 ms on average (Stivers et al.)."""
+    rng = random.Random(0)
+    drawn = [TimingConfig().gap.draw(rng) for _ in range(20_000)]
+    assert sum(gap < 0 for gap in drawn) / len(drawn) == pytest.approx(0.4, abs=0.02)
+    assert 0.18 < sum(gap > 0.5 for gap in drawn) / len(drawn) < 0.3
+    assert sum(drawn) / len(drawn) == pytest.approx(0.208, abs=0.03)
