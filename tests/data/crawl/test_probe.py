@@ -97,7 +97,7 @@ def test_a_small_file_that_unfolds_is_given_up_on_the_way(tmp_path):
     assert len(bomb) < 24_000 * 300 / 50
     with pytest.raises(Rejected) as refusal:
         look(tmp_path, bomb, max_hours=60 / 3600)
-    assert refusal.value.reason == "too-long"
+    assert refusal.value.reason == "endless"
 
 
 def test_a_decoder_that_dies_takes_nobody_with_it(tmp_path, wav):
