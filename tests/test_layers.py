@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "streaming": {"errors"},
     "hub": {"errors"},
     "audio": {"errors", "types", "hub"},
+    "vad": {"errors", "hub"},
     "nn": WORDS | {"streaming"},
     "training": WORDS | {"hub"},
     "codec": FLOOR | {"training"},
@@ -29,11 +30,12 @@ MAY_IMPORT = {
     "compat": FLOOR | {"codec", "lm"},
     "chat": FLOOR | {"codec", "lm"},
     "engine": FLOOR | {"bell", "codec", "lm", "dialogue"},  # of the dialogue only its protocol, see below
-    "dialogue": WORDS | {"audio", "bell"},
+    "dialogue": WORDS | {"audio", "bell", "vad"},
     "server": WORDS | {"audio", "hub", "engine", "dialogue"},
+    "scale": WORDS | {"server"},
     "client": WORDS | {"audio"},  # of the wire: knows no server
     "demo": WORDS | {"audio", "client"},
-    "data": FLOOR | {"codec", "lm", "engine", "training"},
+    "data": FLOOR | {"codec", "lm", "engine", "training", "vad"},
     "eval": FLOOR | {"codec", "lm", "engine", "chat", "data"},
     "bench": FLOOR | {"codec", "lm", "engine", "chat", "data", "eval", "client"},
     "cli": None,  # all of them; the two tests below keep it lazy, and unknown to the others

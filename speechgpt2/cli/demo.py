@@ -111,7 +111,7 @@ def check_server() -> None:
     """Errors: `UserError` if what the server needs is not installed, found out before a model is loaded."""
     try:
         import speechgpt2.server.app  # noqa: F401
-        from speechgpt2.dialogue.vad import network
+        from speechgpt2.vad import network
 
         network()
     except ImportError:

@@ -2,20 +2,17 @@
 
 `Activity` is the interface: pcm in, [T] between 0 (no speech) and 1 out. The energy detector tells sound from silence
 and hum, not speech from music; `silero` is a model that knows speech (onnxruntime; its weights come with the package).
-`dialogue.vad` runs the same network live, a block at a time with its level; rooms of data and dialogue do not know each
-other, and what the two would share is a few lines around one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from speechgpt2 import audio, hub
+from speechgpt2 import audio, vad
 from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, HOP, decibels, power
-from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
 Activity = Callable[[Iterator[np.ndarray]], np.ndarray]  # blocks [N] of one recording -> [T]
@@ -48,40 +45,17 @@ def _levels(blocks: Iterator[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-class Silero:
-    """Silero VAD 5 (MIT), 32 ms at a time, on onnxruntime."""
-
-    STEP, CONTEXT, RATE = 512, 64, 16_000
-
-    def __init__(self) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise UserError("the silero detector needs onnxruntime: pip install onnxruntime") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(hub.ASSETS / "silero_vad.onnx"), options)
-
-    def __call__(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        state, context = np.zeros((2, 1, 128), np.float32), np.zeros(self.CONTEXT, np.float32)
-        said, samples = [], 0
-        cutter, resampler = audio.Blocks(self.STEP), audio.Resampler(SAMPLE_RATE, self.RATE)
-        for block in blocks:
-            samples += len(block)
-            for piece in cutter.push(resampler.push(block)):
-                value, state, context = self._step(piece, state, context)
-                said.append(value)
-        last = np.concatenate([cutter.rest(), resampler.push(np.zeros(0, np.float32), final=True)])
-        piece = np.pad(last, (0, max(0, self.STEP - len(last))))[: self.STEP]
-        said.append(self._step(piece, state, context)[0])
-        times = (np.arange(samples // HOP) + 0.5) / FRAMES  # from steps of 32 ms to frames of 10 ms
-        return np.array(said)[np.minimum((times * self.RATE / self.STEP).astype(int), len(said) - 1)]
-
-    def _step(self, piece: np.ndarray, state: Any, context: np.ndarray) -> tuple[float, Any, np.ndarray]:
-        heard = np.concatenate([context, piece])[None].astype(np.float32)
-        inputs = {"input": heard, "state": state, "sr": np.array(self.RATE, np.int64)}
-        value, state = self._session.run(None, inputs)
-        return float(value[0, 0]), state, piece[-self.CONTEXT :]
+def silero(blocks: Iterator[np.ndarray]) -> np.ndarray:
+    """By the network of `speechgpt2.vad`. Errors: `UserError` if onnxruntime is not installed."""
+    hearing, said, samples = vad.Hearing(), [], 0
+    cutter, resampler = audio.Blocks(vad.BLOCK), audio.Resampler(SAMPLE_RATE, vad.RATE)
+    for block in blocks:
+        samples += len(block)
+        said += [hearing.judge(piece) for piece in cutter.push(resampler.push(block))]
+    last = np.concatenate([cutter.rest(), resampler.push(np.zeros(0, np.float32), final=True)])
+    said.append(hearing.judge(np.pad(last, (0, max(0, vad.BLOCK - len(last))))[: vad.BLOCK]))
+    times = (np.arange(samples // HOP) + 0.5) / FRAMES  # from blocks of 32 ms to frames of 10 ms
+    return np.array(said)[np.minimum((times * vad.RATE / vad.BLOCK).astype(int), len(said) - 1)]
 
 
 def spans(activity: np.ndarray, gap: float, shortest: float) -> list[tuple[float, float]]:

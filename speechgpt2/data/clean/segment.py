@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, Silero, energy, spans
+from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, energy, silero, spans
 from speechgpt2.data.clean.spectrum import FRAMES
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
@@ -43,13 +42,10 @@ class Segment(Stage[SegmentConfig]):
     def model(self) -> str:
         return "silero-5" if self.config.detector == "silero" else ""
 
-    @cached_property
-    def _activity(self) -> Activity:
-        return Silero() if self.config.detector == "silero" else energy
-
     def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
         config = self.config
-        activity = self._activity(_blocks(clip, sound))
+        detect: Activity = silero if config.detector == "silero" else energy
+        activity = detect(_blocks(clip, sound))
         active = spans(activity, 0.1, 0.0)
         found = spans(activity, config.gap, config.shortest)
         if not found:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from speechgpt2.cli import app
 from speechgpt2.data.clean import faults, presets
-from speechgpt2.data.clean.activity import Silero, energy, spans
+from speechgpt2.data.clean.activity import energy, silero, spans
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
 from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
@@ -79,6 +79,9 @@ def test_two_sides_of_a_call(workspace):
     soundfile.write(workspace.sources / "a.wav", np.stack([voice(100), voice(200)], 1), SAMPLE_RATE)
     sides = decode(workspace, "a.wav", channels="split")
     assert [side.id for side in sides] == ["a-c0", "a-c1"] and sides[0].audio.pcm_hash != sides[1].audio.pcm_hash
+    soundfile.write(workspace.sources / "b.wav", np.stack([voice(100), 0 * voice(100)], 1), SAMPLE_RATE)
+    heard, silent = decode(workspace, "b.wav", channels="split")  # a side that says nothing does not spoil the other
+    assert heard.audio.pcm_hash == sides[0].audio.pcm_hash and silent.audio.duration == heard.audio.duration
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -124,7 +127,7 @@ def test_silero_hears_speech_and_not_a_siren(need_voice):
     said = speak("Good morning, how are you today?", need_voice(Voice("espeak", "m3", "en", "en-us"))).pcm
     siren = 0.3 * np.sin(2 * np.pi * np.cumsum(600 + 300 * np.sin(np.arange(2 * SAMPLE_RATE) / 9000)) / SAMPLE_RATE)
     pcm = np.concatenate([siren, np.zeros(SAMPLE_RATE), said, np.zeros(SAMPLE_RATE)]).astype(np.float32)
-    activity = Silero()(iter(np.array_split(pcm, 7)))
+    activity = silero(iter(np.array_split(pcm, 7)))
     assert len(activity) == pytest.approx(len(pcm) / 240, abs=8)
     [(start, end)] = spans(activity, 0.5, 0.3)
     assert start == pytest.approx(3.0, abs=0.25) and end == pytest.approx(3 + len(said) / SAMPLE_RATE, abs=0.4)
