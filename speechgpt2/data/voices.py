@@ -148,8 +148,9 @@ def _shift(rendering: Rendering, offset: float, duration: float) -> tuple[tuple[
     """Times moved ``offset`` seconds earlier and clipped to the trimmed audio."""
 
     def at(time: float) -> float:
-        return round(min(max(time - offset, 0.0), duration), 4)
+        moved = time - offset
+        return round(0.0 if moved < 0.0 else min(moved, duration), 4)
 
-    words = tuple(w._replace(start=at(w.start), end=at(w.end)) for w in rendering.words)
-    phones = tuple(p._replace(start=at(p.start), end=at(p.end)) for p in rendering.phones)
-    return words, tuple(p for p in phones if p.end > p.start)
+    words = tuple([Word(text, at(start), at(end)) for text, start, end in rendering.words])
+    phones = [Phone(label, at(start), at(end)) for label, start, end in rendering.phones]
+    return words, tuple([phone for phone in phones if phone.end > phone.start])

@@ -66,7 +66,7 @@ class _Library:
         self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
         if self.sample_rate <= 0:
             raise SynthesisUnavailable("espeak-ng's library was found, but not its espeak-ng-data folder")
-        self._chunks: list[np.ndarray] = []
+        self._chunks: list[bytes] = []
         self._marks: list[_Mark] = []
         self._reseed = getattr(self._lib, "espeak_ng_SetRandSeed", None)  # since 1.52
         self._callback = _Callback(self._receive)  # kept: the library holds only a pointer
@@ -86,12 +86,11 @@ class _Library:
         if voice.accent == MANDARIN:  # `Syllable.token` spells some syllables as phonemes
             flags |= _INLINE_PHONEMES
         self._lib.espeak_Synth(ctypes.c_char_p(raw), len(raw) + 1, 0, 1, 0, flags, None, None)
-        pcm = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)
-        return pcm, self._marks
+        return np.frombuffer(b"".join(self._chunks), np.int16), self._marks
 
     def _receive(self, wav: Any, count: int, events: Any) -> int:
         if wav and count > 0:
-            self._chunks.append(np.ctypeslib.as_array(wav, (count,)).copy())
+            self._chunks.append(ctypes.string_at(wav, 2 * count))
         index = 0
         while events[index].type != _END_OF_LIST:
             event = events[index]
