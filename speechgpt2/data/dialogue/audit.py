@@ -51,7 +51,7 @@ def dimensions(every: int) -> Iterator[str]:
     found: dict[tuple[str, float], list[float]] = {(k, v): [] for k, values in DIMENSIONS.items() for v in values}
     for voice, neutral in _voices(every):
         for (key, asked), got in found.items():
-            style: Style = replace(NEUTRAL, **{key: asked})
+            style: Style = replace(NEUTRAL, **{key: asked})  # type: ignore[arg-type]  # none of the keys is `whisper`
             got.append(getattr(measure(speak(neutral.text, drive(voice, style)), neutral), key))
     yield "| asked for | measured: median (10 % … 90 % of the voices) |"
     yield "|---|---|"

@@ -3,10 +3,10 @@
 Each is a distribution given by its quantiles, so that a fitted one is a short list of numbers. The defaults are made to
 agree with what is published; `fit` takes their place with recordings of your own.
 
-- Gaps: two of five changes of speaker overlap, and only 18–30 % of all intervals between speakers, gaps and overlaps
-  alike, are gaps above 500 ms (Heldner and Edlund 2010, doi:10.1016/j.wocn.2010.08.002: Dutch, Swedish and Scottish talk).
-  Answers come 208 ms after the question on average, most often after 0–200 ms, and up to a second later when they do
-  not answer it (Stivers et al. 2009, doi:10.1073/pnas.0903616106: ten languages). Most overlaps are short.
+- Gaps: two of five changes of speaker overlap, and only 18–30 % of all intervals between speakers are gaps above 500 ms
+  (Heldner and Edlund 2010, doi:10.1016/j.wocn.2010.08.002: Dutch, Swedish and Scottish talk). Answers come 208 ms after
+  the question on average, most often after 0–200 ms, and up to a second later when they do not answer it (Stivers et
+  al. 2009, doi:10.1073/pnas.0903616106: ten languages).
 - Backchannels are 16–19 % of all contributions (Knudsen et al. 2020, doi:10.3389/fpsyg.2020.593671: German, Dutch);
   how many there are is the scenes' matter. Where in a turn they come, and how soon an interrupted speaker falls silent,
   is set here by judgement: we know of no table.
