@@ -181,7 +181,7 @@ def page(wire: Wire, greetings: Sequence[Greeting] = (), title: str = "speechgpt
                     line = gr.Textbox(show_label=False, placeholder="Write, and press Enter", scale=4, max_length=4000)
                     send = gr.Button("Send", variant="primary", scale=1, min_width=80)
                 stop = gr.Button("Stop the answer")
-        mode.change(fitting, mode, [microphone, writing, player], api_name=False, show_progress="hidden")
+        mode.change(fitting, mode, [microphone, writing, player], api_visibility="private", show_progress="hidden")
         greeting.input(does.greet, greeting, [talk, preview], api_name="greet")
         spoken = [microphone.stop_recording, microphone.upload]
         gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
