@@ -239,16 +239,21 @@ class Clip:
         return cls.from_dict(values)
 
 
+_SCALARS = frozenset({str, float, int, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     """Plain dicts, lists and scalars; of a dataclass, what differs from its defaults."""
-    if dataclasses.is_dataclass(value):
-        cls: Any = type(value)
-        known = _defaults(cls)
-        parts = {name: part for name, part in vars(value).items() if name not in known or part != known[name]}
-        return {name: _plain(part) for name, part in parts.items()}
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, (tuple, list)):
-        return [_plain(part) for part in value]
-    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
+        return [part if type(part) in _SCALARS else _plain(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    known = _defaults(type(value))  # type: ignore[arg-type]
+    return {name: _plain(part) for name, part in vars(value).items() if name not in known or part != known[name]}
 
 
 @functools.cache
@@ -271,7 +276,7 @@ def _reader(hint: Any) -> Reader:
     if origin is Literal:
         return lambda value, where: value if value in args else _complain(where, f"one of {', '.join(args)}", value)
     if origin is tuple:
-        return _reader_of_items(_reader(args[0]))
+        return _reader_of_items(args[0])
     if origin is dict:
         return _reader_of_mapping(_reader(args[1]))
     if dataclasses.is_dataclass(hint):
@@ -281,11 +286,23 @@ def _reader(hint: Any) -> Reader:
     return _reader_of_scalar(hint)
 
 
-def _reader_of_items(item: Reader) -> Reader:
+@functools.cache
+def _as_is(hint: Any) -> frozenset[type]:
+    """The types of plain values that `hint`'s reader would give back as they are; most of a record is such."""
+    if hint in _SCALARS:
+        return frozenset({hint})
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return frozenset().union(*map(_as_is, typing.get_args(hint)))
+    return frozenset()
+
+
+def _reader_of_items(hint: Any) -> Reader:
+    item, as_is = _reader(hint), _as_is(hint)
+
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             _complain(where, "a list", value)
-        return tuple(item(part, f"{where}[{i}]") for i, part in enumerate(value))
+        return tuple([part if type(part) in as_is else item(part, f"{where}[{i}]") for i, part in enumerate(value)])
 
     return read
 
@@ -312,7 +329,8 @@ def _reader_of_row(cls: Any) -> Reader:
 
 
 def _reader_of_fields(cls: type[R]) -> Reader:
-    fields = {f.name: _reader(typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: (_reader(hints[f.name]), _as_is(hints[f.name])) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     needed = [
         f.name
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -329,7 +347,11 @@ def _reader_of_fields(cls: type[R]) -> Reader:
         for key in needed:
             if key not in value:
                 raise UserError(f"{where}: missing key '{key}'")
-        return cls(**{key: fields[key](part, f"{where}.{key}") for key, part in value.items()})
+        known = {}
+        for key, part in value.items():
+            read_field, as_is = fields[key]
+            known[key] = part if type(part) in as_is else read_field(part, f"{where}.{key}")
+        return cls(**known)
 
     return read
 
