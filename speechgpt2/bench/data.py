@@ -4,8 +4,8 @@
     sg2 bench data --records 1000000      # also the bookkeeping of so many records, and its memory
 
 Everything runs as the commands run it: synthesis in processes of its own, cleaning with the preset `emilia` and
-annotation by `sg2 data`'s own steps, decoding, filing and shards included. The speed of a core is by the time that
-the processor worked, so other programs hardly change it; "by the clock" they do.
+annotation by `sg2 data`'s own steps, decoding, filing and shards included. Rates by CPU time hardly change when other
+programs run; those by the clock ("wall") do.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ PAUSE = 0.5  # seconds between them
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """One kind of work. `core`: seconds of sound per second of one core's work; `clock`: per second, with `cores`."""
+    """One kind of work, in seconds of sound: `core` per second of CPU time, `clock` per second by the clock with
+    so many processes, which other programs slow down."""
 
     work: str = column("work")
     sound: float = column("sound, s", ".0f")
-    core: float = column("× real time, one core", ".0f")
-    cores: int = column("cores", "d")
-    clock: float = column("by the clock", ".0f")
+    core: float = column("× real time, CPU time", ".0f")
+    cores: int = column("processes", "d")
+    clock: float = column("× real time, wall", ".0f")
 
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """One stage of the run, by the clock of its process."""
+    """One stage of the run, by the clock, as the file of results has it."""
 
     stage: str = column("stage")
     sound: float = column("sound, s", ".0f")
-    speed: float = column("× real time", ".0f")
+    speed: float = column("× real time, wall", ".0f")
 
 
 def say(job: tuple[int, int]) -> tuple[float, float]:
