@@ -17,8 +17,10 @@ sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --favour 1.5 --ou
 sg2 convert "$out/codec" "$out/codec-half" --dtype float16  # codes must not change after the language model has learnt them
 sg2 data dialogue-corpus "$out/dialogues" --exchanges 30000 --says 12000
 sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume --processes 2
+sg2 data dialogue-corpus "$out/more" --exchanges 9000 --says 1500 --dictations 9000 --seed 1
+sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-half" --init "$out/lm" --out "$out/lm-more" --resume --processes 2
 sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume
-sg2 convert "$out/lm" "$out/model" --dtype float16
+sg2 convert "$out/lm-more" "$out/model" --dtype float16
 sg2 convert "$out/decoder" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
 sg2 eval mini --model "$out/model"

@@ -11,16 +11,13 @@ from speechgpt2.errors import UserError
 class EngineConfig:
     """`slots` sessions at once, each remembering `context` patches (120 ms of speech or a piece of text).
 
-    `rows` slots, a multiple of 4, form a batch that is computed whole whenever one of them needs it (None: up to 8 on a
-    CPU, all on a device): fewer waste less on those who are idle, more share the reading of the weights. `lead`:
-    seconds that speech may be ahead of its playback; more rides out slower steps, less is wasted by an interruption.
-    `piece`: patches that one row reads at once, `pieces`: of them in a step, so that no step is long. `patience`:
-    seconds that a listener's sound may wait to share a step with others.
+    `lead`: seconds that speech may be ahead of its playback; more rides out slower steps, less is wasted by an
+    interruption. `piece`: patches that one row reads at once, `pieces`: of them in a step, so that no step is long.
+    `patience`: seconds that a listener's sound may wait to share a step with others.
     """
 
     slots: int = 8
     context: int = 1024
-    rows: int | None = None
     lead: float = 0.6
     piece: int = 32
     pieces: int = 4
@@ -29,8 +26,6 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise UserError(f"slots must be at least 1, not {self.slots}")
-        if self.rows is not None and (self.rows < 1 or self.rows % 4):
-            raise UserError(f"rows must be a multiple of 4, not {self.rows}")
         if self.context < 128:
             raise UserError(f"context must be at least 128 patches, not {self.context}")
         if self.lead < 0.12 or self.patience < 0:

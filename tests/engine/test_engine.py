@@ -60,7 +60,7 @@ def test_many_turns_are_what_they_are_in_a_dialogue_alone():
 
 def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
     """Another place in another batch, others with other settings who come, talk and leave at other times."""
-    alone, crowd = tiny_engine(slots=1, rows=4), tiny_engine(slots=16, rows=4)
+    alone, crowd = tiny_engine(slots=1), tiny_engine(slots=16)
     settings = SessionSettings(seed=3, max_patches=20)
     me = alone.open(settings)
     wanted = [answer(alone, me, noise(0.8, 1)), answer(alone, me, noise(0.5, 2))]
@@ -85,8 +85,7 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
     second = answer(crowd, again, noise(0.5, 2), chunk=4000)
     assert np.array_equal(sound(first), sound(wanted[0])) and len(sound(first)) > 10_000
     assert np.array_equal(sound(second), sound(wanted[1])) and same(me, again)
-    mine, theirs = alone.runner.batches[0], crowd.runner.batches[again.slot.number // 4]
-    assert torch.equal(mine.hidden[0], theirs.hidden[again.slot.number % 4])
+    assert torch.equal(alone.runner.hidden[0], crowd.runner.hidden[again.slot.number])
 
 
 def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
@@ -100,8 +99,8 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     first.close()
     first.close()
     engine.step()
-    batch = engine.runner.batches[0]
-    for state in (batch.memory, batch.ears, batch.voices, (batch.hidden,)):
+    runner = engine.runner
+    for state in (runner.memories[0], runner.ears, runner.voices, (runner.hidden,)):
         tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))

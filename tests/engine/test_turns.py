@@ -34,13 +34,13 @@ def agrees(engine, session):
     """The row holds what the context says: a row that reads it anew comes to the same state."""
     run(engine)
     context, number = session.slot.context, session.slot.number
-    batch, lm = engine.runner.batches[number // 4], engine.runner.lm
+    runner, lm = engine.runner, engine.runner.lm
     fresh, state = lm.prefill(told(session), lm.init_state(1, context.capacity))
     assert context.waiting == 0
-    for ours, theirs in zip(batch.memory.stack.layers, state.stack.layers, strict=True):
+    for ours, theirs in zip(runner.memories[number // 4].stack.layers, state.stack.layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.allclose(a[number % 4, :, : context.length], b[0, :, : context.length], atol=1e-4)
-    assert torch.allclose(batch.hidden[number % 4], fresh[0], atol=1e-4)
+    assert torch.allclose(runner.hidden[number], fresh[0], atol=1e-4)
     return True
 
 
