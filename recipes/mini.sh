@@ -3,7 +3,8 @@
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH]
 #
-# OUT (runs/mini) takes some 10 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the codec then also
+# The shipped weights came about by these steps, but for this: the first dialogues had no pauses around the questions yet (data/disturb.py), and
+# questions that break off joined lm-more at step 500. OUT (runs/mini) takes some 10 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the codec then also
 # learns from. Every step resumes where it was stopped; a finished step is not repeated. The
 # voices that are held out of all training are `HELD_OUT_VOICES` in speechgpt2/data/voices.py. Needs `pip install -e '.[train,synthesis,eval]'`
 # and the Debian package flite.
