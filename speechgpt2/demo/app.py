@@ -182,12 +182,15 @@ def page(wire: Wire, greetings: Sequence[Greeting] = (), title: str = "speechgpt
                     send = gr.Button("Send", variant="primary", scale=1, min_width=80)
                 stop = gr.Button("Stop the answer")
         mode.change(fitting, mode, [microphone, writing, player], api_visibility="private", show_progress="hidden")
-        greeting.input(does.greet, greeting, [talk, preview], api_name="greet")
         spoken = [microphone.stop_recording, microphone.upload]
-        gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
-        gr.on([line.submit, send.click], does.write, [line, mode], [talk, player, line], api_name="write", **QUICK)
+        speaks = gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
+        writes = gr.on(
+            [line.submit, send.click], does.write, [line, mode], [talk, player, line], api_name="write", **QUICK
+        )
         stop.click(does.stop, None, player, api_name="stop", show_progress="hidden", queue=False)
-        gr.on([clear.click, talk.clear], does.clear, None, [talk, player], api_name="clear", show_progress="hidden")
+        anew: dict[str, Any] = {"cancels": [speaks, writes], "show_progress": "hidden"}  # the old talk would come back
+        greeting.input(does.greet, greeting, [talk, preview], api_name="greet", **anew)
+        gr.on([clear.click, talk.clear], does.clear, None, [talk, player], api_name="clear", **anew)
         blocks.unload(does.visits.leave)
     return blocks
 
