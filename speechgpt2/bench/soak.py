@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speechgpt2.bench import process
 from speechgpt2.bench.guests import FAULTY, HEALTHY, PATIENCE, Book, House, Wrong, ended, line, until, visit
@@ -40,6 +40,7 @@ from speechgpt2.eval.report import column
 TITLE = "A server under guests of all kinds"
 KEY = "a-key-for-the-soak"
 CROWD = 1  # guests more than there are slots
+LEFT = 30.0  # seconds that a slot may still be taken after its guest has left
 PAUSE = 4.0  # seconds until the next guest takes one's place, at most
 FAULTS = 0.5  # share of guests that behave badly
 WARM = 1 / 3  # of the time; what a server holds is not yet flat before
@@ -103,13 +104,18 @@ async def watch(pid: int, samples: list[tuple[float, float]]) -> None:
         await asyncio.sleep(1.0)
 
 
-async def all_free(house: House, slots: int) -> None:
-    """Errors: `Wrong` if slots are still taken though everyone has left, or not all of them answer at once."""
-    end = time.monotonic() + 30
+async def emptied(house: House) -> None:
+    """Wait until everyone has left. Errors: `Wrong` if slots are still taken long after that."""
+    end = time.monotonic() + LEFT
     while taken := await asyncio.to_thread(taken_slots, house.url):
         if time.monotonic() > end:
             raise Wrong(f"{taken} slots are lost")
         await asyncio.sleep(0.5)
+
+
+async def all_free(house: House, slots: int) -> None:
+    """Errors: `Wrong` if slots are lost, or not all of them answer at once."""
+    await emptied(house)
 
     async def ask() -> None:
         async with line(house) as (talk, _):
@@ -133,6 +139,7 @@ def taken_slots(url: str) -> int:
 
 async def leave(house: House, server: process.ServerProcess) -> int:
     """SIGTERM in the middle of an answer; returns the exit code. Errors: `Wrong` if the answer does not end first."""
+    await emptied(house)
     async with line(house) as (talk, socket):
         await talk.write("Tell me a story.")
         await until(talk, "response.output_audio.delta")
@@ -173,7 +180,7 @@ async def soak(server: process.ServerProcess, house: House, slots: int, seconds:
     try:
         await asyncio.wait_for(all_free(house, slots), PATIENCE)
         code = await asyncio.wait_for(leave(house, server), PATIENCE)
-    except (Wrong, asyncio.TimeoutError, OSError, ConnectionClosed) as error:
+    except (Wrong, asyncio.TimeoutError, OSError, ConnectionClosed, InvalidStatus) as error:
         book.wrong.append(f"in the end: {error or type(error).__name__}")
     if code is not None and code not in EXITS:
         book.wrong.append(f"exit code {code}")

@@ -146,7 +146,7 @@ def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
     from speechgpt2.server.config import ServerConfig
 
     config = ServerConfig(model=model, slots=slots, port=0)
-    app = App(config, engine, Dialogue)  # type: ignore[arg-type]
+    app = App(config, engine, Dialogue)
     server = launch.Server(launch.uvicorn_config(app, config), app)
     thread = threading.Thread(target=server.run, name="server", daemon=True)
     thread.start()
