@@ -23,6 +23,7 @@ Source = Annotated[Path, typer.Argument(help="A folder of recordings, or a manif
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder, new or begun.", metavar="FOLDER")]
 Preset = Annotated[str, typer.Option(help="emilia, tts-strict, asr, dialogue, or a YAML file.", metavar="NAME")]
 Count = Annotated[int | None, typer.Option(help="Processes; as many as there are cores if not given.", min=1)]
+OnRay = Annotated[bool, typer.Option("--ray", help="Work on Ray Data: on this machine, or where RAY_ADDRESS says.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="FOLDER")]
 Thresholds = Annotated[
     list[str], typer.Option("--set", help="A reason and its new threshold, e.g. noisy=12.", metavar="REASON=NUMBER")
@@ -33,19 +34,19 @@ Clips = Annotated[int, typer.Option(help="Synthetic clips per fault.", min=8)]
 Seed = Annotated[int, typer.Option(help="Another seed is another audit.")]
 
 
-def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = None) -> None:
+def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = None, ray: OnRay = False) -> None:
     """Decode, cut, measure and judge recordings. Run it again to go on; what is done is not done again."""
     from speechgpt2.data.clean import presets
 
     config = presets.load(preset)
     _check_kept_apart(source, out)
-    _process(source, out, config, workers, compute=True)
+    _process(source, out, config, workers, compute=True, ray=ray)
 
 
-def annotate(folder: RunFolder, workers: Count = None) -> None:
+def annotate(folder: RunFolder, workers: Count = None, ray: OnRay = False) -> None:
     """Label the kept clips of a run: words, phones and tones with their times, prosody, captions of the style."""
     source, config = _remembered(folder)
-    _process(source, folder, config.annotated(), workers, compute=True)
+    _process(source, folder, config.annotated(), workers, compute=True, ray=ray)
 
 
 def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
@@ -94,10 +95,14 @@ def forget(folder: Path, manifest: Path) -> None:
     _process(source if source.exists() else manifest, folder, config, 1, compute=False)
 
 
-def _process(source: Path, out: Path, config: PipelineConfig, workers: int | None, compute: bool) -> Summary:
+def _process(
+    source: Path, out: Path, config: PipelineConfig, workers: int | None, compute: bool, ray: bool = False
+) -> Summary:
     from speechgpt2.data.clean import report as page
     from speechgpt2.data.pipeline import output, takedown
+    from speechgpt2.data.pipeline.cluster import RayWorkers
     from speechgpt2.data.pipeline.runner import Run
+    from speechgpt2.data.pipeline.workers import Workers
 
     if not source.exists():
         raise UserError(f"{source}: no such folder or manifest")
@@ -105,7 +110,7 @@ def _process(source: Path, out: Path, config: PipelineConfig, workers: int | Non
         _remember(out, source, config)
         takedown.note_run(source, out)
         with _progress() as progress:
-            fresh = run.process(workers, progress, compute)
+            fresh = run.process(workers, progress, compute, RayWorkers if ray else Workers)
         if not fresh:
             print(f"{out}: nothing to do")
             return output.summarise(run)

@@ -5,6 +5,7 @@ survey.py     what looks at all clips at once, cheaply: rules with thresholds, c
 sound.py      where the sound of a run lies, and how a stage gets at it
 results.py    results by key: hash of clip, stage, version, config, model
 workers.py    processes that work through stages, and may die of a clip without harm
+cluster.py    the same on Ray Data
 intake.py     a folder or a manifest -> clips
 takedown.py   what a crawl takes back goes out of the runs made from it
 runner.py     the whole run, resumable at any moment

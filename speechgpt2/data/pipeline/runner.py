@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from speechgpt2.data.pipeline.results import Result, Results
 from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Survey
-from speechgpt2.data.pipeline.workers import Done, Task, Workers
+from speechgpt2.data.pipeline.workers import Crew, Done, Task, Workers
 from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
 Step = Stage[Any] | Survey[Any]
+MakeCrew = Callable[[Sequence[Stage[Any]], Workspace, int | None], Crew]
 BATCH = 64  # results that are filed at once
 FAULT, PENDING = "failed", "pending"  # reasons that are nobody's decision, and not for ever
 
@@ -86,10 +88,17 @@ class Run:
         """Of the steps."""
         return hashlib.sha256("\n".join(step.identity for step in self.steps).encode()).hexdigest()
 
-    def process(self, workers: int | None = None, report: Report | None = None, compute: bool = True) -> bool:
+    def process(
+        self,
+        workers: int | None = None,
+        report: Report | None = None,
+        compute: bool = True,
+        crew: MakeCrew = Workers,
+    ) -> bool:
         """Take all clips through all steps; False if that was done before, to the end, with the same clips and steps.
 
-        With `compute=False` only results on file are used, and clips that lack one are rejected as "pending".
+        `crew` makes so many `workers`: processes, or a cluster's (cluster.py). With `compute=False` only results on
+        file are used, and clips that lack one are rejected as "pending".
         """
         self.results.bury(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
@@ -105,7 +114,7 @@ class Run:
                 _write(following, group(_reader(current)))
             else:
                 if compute:
-                    self._work(group, current, workers, report)
+                    self._work(group, current, partial(crew, group, self.workspace, workers), report)
                 _write(following, self._walk(group, _read(current)))
             current.unlink()
             current = following
@@ -122,13 +131,13 @@ class Run:
         """What `process` led to."""
         return _read(self.final)
 
-    def _work(self, stages: list[Stage[Any]], source: Path, workers: int | None, report: Report | None) -> None:
+    def _work(self, stages: list[Stage[Any]], source: Path, make: Callable[[], Crew], report: Report | None) -> None:
         """File the results of all stages for all clips, in any order."""
         waiting: list[Task] = []
         inputs = (Task(clip, 0) for clip in _read(source) if clip.kept)
         label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
         fresh: list[tuple[Result, Source]] = []
-        with _Lazy(lambda: Workers(stages, self.workspace, workers)) as crew:
+        with _Lazy(make) as crew:
             more = True
             while more or waiting or crew.busy:
                 while (more or waiting) and crew.idle:
@@ -210,8 +219,8 @@ class Run:
 class _Lazy(AbstractContextManager["_Lazy"]):
     """Workers that are not started before there is work: a run with nothing left to do starts no process."""
 
-    def __init__(self, make: Callable[[], Workers]):
-        self._make, self._made = make, None  # type: tuple[Callable[[], Workers], Workers | None]
+    def __init__(self, make: Callable[[], Crew]):
+        self._make, self._made = make, None  # type: tuple[Callable[[], Crew], Crew | None]
 
     @property
     def idle(self) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from speechgpt2.data.pipeline.results import Result, difference
 from speechgpt2.data.pipeline.sound import Sound, Workspace
@@ -52,6 +52,26 @@ class Done:
     clips: tuple[Clip, ...] = ()
     stage: int = 0
     fault: str = ""
+
+
+class Crew(Protocol):
+    """Who does a run's work: processes of this machine (`Workers`), or of a cluster (cluster.py)."""
+
+    @property
+    def idle(self) -> int:
+        """How many tasks can be submitted now."""
+        ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    def submit(self, task: Task) -> None: ...
+
+    def collect(self) -> list[Done]:
+        """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
+        ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
@@ -187,9 +207,9 @@ class Workers:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
             return self._lost(worker, "the worker's process died of it")
+        worker.task = None
         if isinstance(answer, UserError):
             raise answer
-        worker.task = None
         return answer
 
     def _lost(self, worker: _Worker, fault: str) -> Done:

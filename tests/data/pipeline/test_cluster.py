@@ -1,0 +1,83 @@
+"""The runner on Ray Data: two local workers make what one process makes, and survive what processes survive."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from speechgpt2.cli import app
+from speechgpt2.data.pipeline import cluster, output
+from speechgpt2.data.pipeline.cluster import RayWorkers
+from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.errors import UserError
+from tests.data.pipeline.stages import steps
+from tests.data.pipeline.test_runner import process, tree
+
+pytest.importorskip("pyarrow", reason="scores need pyarrow")
+
+
+def test_without_ray_it_is_said_what_to_install(recordings, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    result = CliRunner().invoke(app, ["data", "clean", str(recordings), "-o", str(tmp_path / "out"), "--ray"])
+    assert result.exit_code == 2 and "speechgpt2[ray]" in result.output
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine with two workers, for all tests of this file."""
+    found = pytest.importorskip("ray", reason="ray is not installed: pip install 'speechgpt2[ray]'")
+    module, ours = cluster._connected(2)
+    assert ours
+    yield module
+    found.shutdown()
+
+
+def on_ray(source, out, made=None):
+    with Run(source, out, made or steps()) as run:
+        run.process(2, crew=RayWorkers)
+        return output.write(run, shard=4)
+
+
+def test_ray_makes_what_one_process_makes(ray, recordings, tmp_path):
+    calls = tmp_path / "calls"
+    process(recordings, tmp_path / "one")
+    summary = on_ray(recordings, tmp_path / "ray", steps(str(calls)))
+    assert summary.kept == 10 and calls.stat().st_size == 20  # the work was done, and once
+    assert tree(tmp_path / "one") == tree(tmp_path / "ray")
+    with Run(recordings, tmp_path / "ray", steps(str(calls))) as run:
+        assert not run.process(2, crew=RayWorkers)
+
+
+@pytest.mark.slow
+def test_a_clip_that_kills_its_worker_is_rejected_alone(ray, recordings, tmp_path):
+    for name in ("crash", "bug"):
+        (recordings / f"{name}.wav").write_bytes(b"x")
+    summary = on_ray(recordings, tmp_path / "out")
+    assert summary.kept == 10 and summary.reasons["failed"][0] == 2 == summary.unfinished
+    details = (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert "ZeroDivisionError: one of ours" in details and "process died" in details
+
+
+@pytest.mark.slow
+def test_small_waves_are_as_good_as_large_ones(ray, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "WAVE", 3)
+    process(recordings, tmp_path / "one")
+    on_ray(recordings, tmp_path / "ray")
+    assert tree(tmp_path / "one") == tree(tmp_path / "ray")
+
+
+def test_nothing_is_shown_and_nothing_is_told(ray):
+    from ray._common.usage import usage_lib
+
+    assert not usage_lib.usage_stats_enabled()
+    assert not ray._private.worker.get_dashboard_url()
+    assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"  # nobody else can reach it
+
+
+@pytest.mark.slow
+def test_what_a_stage_cannot_do_without_ends_the_run(ray, recordings, tmp_path):
+    on_ray(recordings, tmp_path / "out", steps()[:2])
+    for path in (tmp_path / "out" / "work" / "audio").rglob("*.flac"):
+        path.unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        on_ray(recordings, tmp_path / "out")
