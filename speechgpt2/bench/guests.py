@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,6 +109,15 @@ async def ended(talk: Talk) -> str:
     if response["status"] == "failed":
         raise Wrong(f"an answer failed: {response.get('status_details')}")
     return str(response["status"])
+
+
+async def closed(talk: Talk, socket: Any, code: int) -> None:
+    """The server hangs up. Errors: `Wrong` if it does so with another close code."""
+    with suppress(ConnectionClosed):  # its code is looked at below
+        async for _ in talk:
+            pass
+    if socket.close_code != code:
+        raise Wrong(f"closed with {socket.close_code} instead of {code}")
 
 
 # who behaves
@@ -240,14 +249,9 @@ async def babbles(house: House) -> None:
 async def shouts(house: House) -> None:
     """Sends 16 MiB in one message; the session is closed with 1009."""
     async with line(house) as (talk, socket):
-        try:
+        with suppress(ConnectionClosed):  # in the middle of it
             await socket.send(HUGE)
-            async for _ in talk:
-                pass
-        except ConnectionClosed:
-            pass  # its code is looked at below
-        if socket.close_code != 1009:
-            raise Wrong(f"closed with {socket.close_code} instead of 1009")
+        await closed(talk, socket, 1009)
 
 
 async def intrudes(house: House) -> None:

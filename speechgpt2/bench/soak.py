@@ -30,7 +30,7 @@ from rich.console import Console
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speechgpt2.bench import process
-from speechgpt2.bench.guests import FAULTY, HEALTHY, PATIENCE, Book, House, Wrong, ended, line, until, visit
+from speechgpt2.bench.guests import FAULTY, HEALTHY, PATIENCE, Book, House, Wrong, closed, ended, line, until, visit
 from speechgpt2.bench.machine import warn_if_busy
 from speechgpt2.bench.realtime import spoken_questions
 from speechgpt2.errors import UserError
@@ -145,13 +145,7 @@ async def leave(house: House, server: process.ServerProcess) -> int:
         await until(talk, "response.output_audio.delta")
         server.process.terminate()
         await ended(talk)
-        try:
-            async for _ in talk:
-                pass
-        except ConnectionClosed:
-            pass  # its code is looked at below
-        if socket.close_code != 1001:
-            raise Wrong(f"drained with close code {socket.close_code} instead of 1001")
+        await closed(talk, socket, 1001)
     return await asyncio.to_thread(server.process.wait, process.LEAVING)
 
 

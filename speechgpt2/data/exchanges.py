@@ -28,7 +28,7 @@ from speechgpt2.training.run import bf16_pays
 from speechgpt2.types import FRAME_RATE, MODES, UNFINISHED, Mode
 
 CODES = "codes.npy"
-LATER = 9  # fewer frames of silence are put before what the user says
+LATER = 9  # fewer frames of silence are put before what is heard
 PAUSED = 13  # fewer are put after a question that breaks off
 LANGS = ("en", "zh")
 GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
@@ -103,18 +103,41 @@ class Shares:
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
-class ExchangeSource:
-    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError` where the codes do not fit the
-    corpus.
+class CodedSource:
+    """A corpus and its codes, as `encode_corpus` writes them: what a prompt is given of each record.
+
+    Errors: `UserError` where the codes do not fit the corpus.
     """
+
+    def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt):
+        self.prompt, self.codes = prompt, np.load(codes, mmap_mode="r")
+        if len(self.codes) != len(corpus.samples) // PAD_TO:
+            raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+
+    def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
+        """What the other one said, and its words with times; begun a few frames later, so that patches fall anywhere."""
+        later = int(random.integers(LATER))
+        codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
+        seconds = later / FRAME_RATE
+        return codes, [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
+
+    def _spoken(self, record: Record) -> Spoken:
+        words = [(w.text, w.start, w.end) for w in record.words]
+        return self.prompt.spoken(self._codes(record), words, record.text)
+
+    def _codes(self, record: Record) -> torch.Tensor:
+        first = record.start // PAD_TO
+        return torch.from_numpy(self.codes[first : first + record.length // PAD_TO].astype(np.int64))
+
+
+class ExchangeSource(CodedSource):
+    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError`."""
 
     def __init__(
         self, corpus: Corpus, codes: str | Path, prompt: Prompt, shares: Shares = Shares(), split: str = "train"
     ):
-        self.prompt, self.shares = prompt, shares
-        self.codes = np.load(codes, mmap_mode="r")
-        if len(self.codes) != len(corpus.samples) // PAD_TO:
-            raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+        super().__init__(corpus, codes, prompt)
+        self.shares = shares
         asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split) if "exchange" in r.extra}
         told = {r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra}
         pairs = [(asked[name], told[name]) for name in asked if name in told]
@@ -187,21 +210,6 @@ class ExchangeSource:
         if mode == "s2s":
             example.learn_text[:, -len(self.prompt.encode(self.prompt.words.turn_end)) - 1 :] = False
         return example
-
-    def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
-        """What the user said, and its words with times; begun a few frames later, so that patches fall anywhere."""
-        later = int(random.integers(LATER))
-        codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
-        seconds = later / FRAME_RATE
-        return codes, [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
-
-    def _spoken(self, record: Record) -> Spoken:
-        words = [(w.text, w.start, w.end) for w in record.words]
-        return self.prompt.spoken(self._codes(record), words, record.text)
-
-    def _codes(self, record: Record) -> torch.Tensor:
-        first = record.start // PAD_TO
-        return torch.from_numpy(self.codes[first : first + record.length // PAD_TO].astype(np.int64))
 
 
 def _pick(random: np.random.Generator, items: list):

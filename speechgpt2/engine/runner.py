@@ -24,7 +24,7 @@ from torch import Tensor
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.lm.backbone import StackState
-from speechgpt2.lm.model import FREE, LMState, Place, SpeechLM
+from speechgpt2.lm.model import FREE, LMState, SpeechLM
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.streaming import Cache, keep_idle, select_rows, tree_map, write_rows
 from speechgpt2.types import FRAME_SIZE, Patches
@@ -132,11 +132,12 @@ class Runner:
         """Write the patches of those who draw into `patches`, `[slots, 1]`."""
         drawing, sampling, positions = self._mask(draws), self._sampling(draws), self._put(self.positions)
         silent = torch.where(drawing, FREE, self.lm.prompt.ids.speech_end)  # who does not draw does not speak
-        balance = torch.cat([self._memory(group).balance for group in self.groups])
-        speaks = [0] * self.slots if self.on_device else balance.tolist()
+        balances = torch.cat([memory.balances for memory in self.memories])
+        whole = LMState(StackState(positions, ()), balances)  # drawing looks at no keys
+        speaks = [0] * self.slots if self.on_device else whole.balance.tolist()
         for rows in self._together(sorted(draws, key=lambda slot: not speaks[slot])):
-            place = Place(positions[rows], balance[rows])
-            written = self.lm.draw(self.hidden[rows], place, select_rows(sampling, rows), silent[rows])
+            state, settings = select_rows(whole, rows), select_rows(sampling, rows)
+            written = self.lm.draw(self.hidden[rows], state, settings, silent[rows])
             for all_rows, new in zip(patches, written, strict=True):
                 all_rows[rows] = keep_idle(drawing[rows], new, all_rows[rows])
 

@@ -37,13 +37,6 @@ MAX_PATCHES = 1024  # of one reply
 FREE = -1  # in `force`: draw this row's text token
 
 
-class Place(NamedTuple):
-    """Where rows stand: `position [B]` patches taken in, `balance [B]` speech segments opened less those closed."""
-
-    position: Tensor
-    balance: Tensor
-
-
 class LMState(NamedTuple):
     """`balances [B, capacity + 2]` (int64) holds speech segments opened less those closed, after so many patches.
 
@@ -135,7 +128,7 @@ class SpeechLM(nn.Module):
         return hidden.gather(1, last)[:, 0], LMState(stack, state.balances)
 
     @torch.no_grad()
-    def draw(self, hidden: Tensor, state: LMState | Place, sampling: Sampling, force: Tensor | None = None) -> Patches:
+    def draw(self, hidden: Tensor, state: LMState, sampling: Sampling, force: Tensor | None = None) -> Patches:
         """The next patch of each row, `[B, 1]`, from `hidden [B, D]`; it still has to be taken in by `prefill`.
 
         A row writes codes while its history holds different numbers of speech starts and ends, unless this very token

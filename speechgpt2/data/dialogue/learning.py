@@ -13,15 +13,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from speechgpt2.data.corpus import PAD_TO, Corpus, Record
+from speechgpt2.data.corpus import Corpus, Record
+from speechgpt2.data.exchanges import CodedSource
 from speechgpt2.errors import UserError
-from speechgpt2.lm.alignment import Timed
-from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
-from speechgpt2.types import FRAME_RATE, MODES, Mode
-
-LATER = 9  # fewer frames of silence are put before what the other one says
+from speechgpt2.lm.prompt import Example, Exchange, Prompt
+from speechgpt2.types import MODES, Mode
 
 
 @dataclass(frozen=True)
@@ -34,17 +31,12 @@ class Sides:
     t2t: float = 0.2
 
 
-class ConversationSource:
-    """Draws conversations as examples; see `lm.train`. `codes` as `encode_corpus` writes them.
-
-    Errors: `UserError` where they do not fit the corpus, or it has no turn that could be learnt.
-    """
+class ConversationSource(CodedSource):
+    """Draws conversations as examples; see `lm.train`. Errors: `UserError`, also where no turn could be learnt."""
 
     def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, sides: Sides = Sides()):
-        self.prompt, self.sides = prompt, sides
-        self.codes = np.load(codes, mmap_mode="r")
-        if len(self.codes) != len(corpus.samples) // PAD_TO:
-            raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+        super().__init__(corpus, codes, prompt)
+        self.sides = sides
         by_talk = groupby(corpus.records, lambda record: record.extra["conversation"])
         talks = [list(records) for _, records in by_talk]
         self.talks = [talk for talk in talks if any(len(_pairs(talk, own)) for own in _sides(talk))]
@@ -72,9 +64,7 @@ class ConversationSource:
         spoken = self._spoken(told) if mode[2] == "s" else None
         if mode[0] == "t":
             return Exchange(asked.text, told.text, spoken)
-        later = int(random.integers(LATER))
-        codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(asked)])
-        heard: list[Timed] = [(w, a + later / FRAME_RATE, b + later / FRAME_RATE) for w, a, b in asked.words]
+        codes, heard = self._listened(asked, random)
         return Exchange(codes, told.text, spoken, asked.text, heard)
 
     def _without_cuts(self, example: Example, cut: Sequence[bool]) -> Example:
@@ -93,13 +83,6 @@ class ConversationSource:
                 closing = max(named, default=begun[-1]) + 1
             learn_text[0, closing : end + 1] = False
         return example._replace(learn_text=learn_text, learn_codes=learn_codes)
-
-    def _spoken(self, record: Record) -> Spoken:
-        return self.prompt.spoken(self._codes(record), list(record.words), record.text)
-
-    def _codes(self, record: Record) -> torch.Tensor:
-        first = record.start // PAD_TO
-        return torch.from_numpy(self.codes[first : first + record.length // PAD_TO].astype(np.int64))
 
 
 def _sides(talk: Sequence[Record]) -> list[int]:

@@ -19,7 +19,7 @@ from speechgpt2.data.dialogue import clips, learning, turns
 from speechgpt2.data.dialogue.learning import ConversationSource, Sides
 from speechgpt2.data.dialogue.performance import perform
 from speechgpt2.data.dialogue.script import Line, Script
-from speechgpt2.data.exchanges import encode_corpus, new_model
+from speechgpt2.data.exchanges import LATER, encode_corpus, new_model
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
@@ -221,7 +221,7 @@ def test_words_are_named_once_they_were_heard(source):
     """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
     story, prompt = source.talks[0], source.prompt
     example = source.seen_from(story, 1, "s2s", np.random.default_rng(3))
-    later = int(np.random.default_rng(3).integers(learning.LATER))
+    later = int(np.random.default_rng(3).integers(LATER))
     start = int((example.patches.text[0] == prompt.ids.speech_start).nonzero()[0]) + 1
     word = story[0].words[1]
     token = prompt.encode(" " + word.text)[0]

@@ -1,0 +1,34 @@
+"""`sg2 bench data` on a few sentences: every row is there, of sound that was made, by both clocks."""
+
+import json
+import math
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="scores need pyarrow")
+pytest.importorskip("lhotse", reason="shards need lhotse")
+
+from speechgpt2.bench import data
+from speechgpt2.data.voices import Voice
+
+
+def test_every_kind_of_work_is_measured(need_voice, tmp_path):
+    need_voice(Voice("espeak", "m3", "en", "en-us"))
+    tables = data.main(cores=1, sentences=4, conversations=1, recordings=1, records=20, out=tmp_path / "speed.json")
+    made = {row.work: row for row in tables["Making and cleaning speech"]}
+    assert set(made) == {"synthesis (espeak)", "conversations, checked", "cleaning", "annotation", "both"}
+    assert all(row.core > 0 and row.clock > 0 and row.cores == 1 for row in made.values())
+    assert made["cleaning"].sound == made["annotation"].sound == made["both"].sound > 5
+    parts = sum(made[work].sound / made[work].core for work in ("cleaning", "annotation"))
+    assert math.isclose(made["both"].sound / made["both"].core, parts)  # their CPU times add up
+    assert {"quality", "prosody"} <= {row.stage for row in tables["Stages"]}  # those that take long enough to tell
+    [kept] = tables["Bookkeeping, without sound"]
+    assert kept.records == 20 and 20 < kept.clips <= 40 and kept.per_second == pytest.approx(20 / kept.seconds)
+    said = json.loads((tmp_path / "speed.json").read_text())["tables"]
+    assert {title: len(rows) for title, rows in said.items()} == {title: len(rows) for title, rows in tables.items()}
+
+
+def test_rates_say_which_clock_they_are_by():
+    for row in (data.DataSpeed, data.StageSpeed, data.bookkeeping.Bookkeeping):
+        titles = [field.metadata["title"] for field in row.__dataclass_fields__.values()]
+        assert all("CPU" in title or "wall" in title for title in titles if "real time" in title or " per " in title)
