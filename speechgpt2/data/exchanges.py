@@ -115,7 +115,7 @@ class CodedSource:
             raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
 
     def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
-        """What the other one said, and its words with times; begun a few frames later, so that patches fall anywhere."""
+        """What the other one said, and its words with times; begun a few frames later: patches fall anywhere."""
         later = int(random.integers(LATER))
         codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
         seconds = later / FRAME_RATE
