@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from speechgpt2.audio import resample
+from speechgpt2.data.clean.cutting import part
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, Label, Language, Speaker
@@ -212,7 +213,7 @@ class VoicesConfig:
 class Voices(Stage[VoicesConfig]):
     """One clip for each turn that pyannote hears, with its speaker."""
 
-    version = 1
+    version = 2
 
     @property
     def model(self) -> str:
@@ -237,8 +238,8 @@ class Voices(Stage[VoicesConfig]):
         return [self._clip(clip, *turn) for turn in turns]
 
     def _clip(self, clip: Clip, start: float, end: float, name: str) -> Clip:
-        audio = replace(clip.audio, start=round(clip.audio.start + start, 3), duration=round(end - start, 3))
         labels = {**clip.labels_from, "speakers.id": Label(self.model)}
         speakers = (Speaker(f"{clip.id}/{name}"),)
         id = f"{clip.id}-{round(start * 1000):08d}-{name}"
-        return replace(clip, id=id, parent_id=clip.id, audio=audio, speakers=speakers, labels_from=labels)
+        made = replace(part(clip, start, end), id=id, parent_id=clip.id)
+        return replace(made, speakers=speakers, labels_from=labels)

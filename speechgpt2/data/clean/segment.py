@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, energy, silero, spans
+from speechgpt2.data.clean.cutting import part
 from speechgpt2.data.clean.spectrum import FRAMES
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
@@ -34,9 +35,9 @@ class SegmentConfig:
 
 
 class Segment(Stage[SegmentConfig]):
-    """One clip for each span of speech, named by where it starts (in ms)."""
+    """One clip for each span of speech, named by where it starts (in ms). Words whose times are known are never cut."""
 
-    version = 1
+    version = 2
 
     @property
     def model(self) -> str:
@@ -51,7 +52,7 @@ class Segment(Stage[SegmentConfig]):
         if not found:
             raise Rejected("no-speech", "nobody speaks in it", 0.0, config.shortest)
         if clip.text.raw and clip.audio.duration <= config.longest:
-            found = [(found[0][0], found[-1][1])]
+            found = [_widened((found[0][0], found[-1][1]), clip)]
         pieces = [piece for span in found for piece in _cut(span, active, config.longest - 2 * config.margin)]
         return [self._clip(clip, span, activity, len(pieces)) for span in pieces]
 
@@ -60,9 +61,15 @@ class Segment(Stage[SegmentConfig]):
         end = min(clip.audio.duration, span[1] + self.config.margin)
         spoken = activity[round(start * FRAMES) : max(round(end * FRAMES), round(start * FRAMES) + 1)] >= SPEECH
         quality = replace(clip.quality, silence=round(1 - float(spoken.mean()), 4))
-        audio = replace(clip.audio, start=round(clip.audio.start + start, 3), duration=round(end - start, 3))
-        made = replace(clip, id=f"{clip.id}-{round(start * 1000):08d}", parent_id=clip.id, audio=audio, quality=quality)
+        id = f"{clip.id}-{round(start * 1000):08d}"
+        made = replace(part(clip, start, end), id=id, parent_id=clip.id, quality=quality)
         return made if count == 1 else replace(made, text=type(clip.text)())
+
+
+def _widened(span: tuple[float, float], clip: Clip) -> tuple[float, float]:
+    """The span with all words in it whose times are known: a soft one may lie outside of what was heard."""
+    words = clip.align.words
+    return (min(span[0], words[0].start), max(span[1], words[-1].end)) if words else span
 
 
 def _blocks(clip: Clip, sound: Sound) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from speechgpt2.data.clean.cutting import part
 from speechgpt2.data.clean.spectrum import FRAMES, cepstra, decibels, power
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
@@ -59,7 +60,7 @@ class TurnsConfig:
 class Turns(Stage[TurnsConfig]):
     """Cuts a clip without a transcript where the speaker changes, unless one talks over the other."""
 
-    version = 1
+    version = 2
 
     def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
         if clip.text.raw:
@@ -80,8 +81,7 @@ class Turns(Stage[TurnsConfig]):
         return [*self._changes(mel[:frame], offset), offset + frame, *self._changes(mel[frame:], offset + frame)]
 
     def _piece(self, clip: Clip, start: float, end: float) -> Clip:
-        audio = replace(clip.audio, start=round(clip.audio.start + start, 3), duration=round(end - start, 3))
-        return replace(clip, id=f"{clip.id}-{round(start * 1000):06d}", audio=audio)
+        return replace(part(clip, start, end), id=f"{clip.id}-{round(start * 1000):06d}")
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, Turn
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
-from speechgpt2.data.record import AudioInfo, Clip, Wording
-from speechgpt2.data.utterance import Voice
+from speechgpt2.data.record import Alignment, AudioInfo, Clip, Moment, Wording
+from speechgpt2.data.utterance import Phone, Voice, Word
 from speechgpt2.data.voices import speak
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
@@ -141,6 +141,33 @@ def test_a_recording_falls_into_clips(workspace):
     assert [piece.audio.start for piece in pieces] == pytest.approx([1.9, 6.9], abs=0.25)
     [whole] = Segment(SegmentConfig())(replace(clip, text=Wording("two sentences")), sound)
     assert whole.text.raw == "two sentences" and whole.audio.duration > 7
+
+
+def test_known_times_move_with_the_start_of_a_clip(workspace):
+    pause = np.zeros(SAMPLE_RATE)
+    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 2.0), pause]), "one two")
+    words, phones = (Word("one", 1.02, 1.9), Word("two", 1.9, 3.2)), (Phone("w", 1.02, 1.1), Phone("a3", 1.1, 1.3))
+    event = Moment("filler", 1.9, 2.5, "a")
+    known = replace(clip, align=Alignment(words, phones, (Phone("3", 1.1, 1.3),)), events=(event,))
+    [made] = Segment(SegmentConfig())(known, sound)
+    start = made.audio.start
+    assert start > 0.5  # something was cut off
+    moved = [(word.text, word.start + start, word.end + start) for word in made.align.words]
+    assert moved == [
+        (w.text, pytest.approx(w.start), pytest.approx(w.end)) for w in words
+    ]  # the last, which is soft, too
+    assert made.align.phones[1].start + start == pytest.approx(1.1) == made.align.tones[0].start + start
+    assert made.events[0].start + start == pytest.approx(1.9) and made.events[0].end + start == pytest.approx(2.5)
+
+
+def test_known_times_go_to_the_clip_that_holds_them(workspace):
+    pause = np.zeros(2 * SAMPLE_RATE)
+    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
+    known = replace(clip, align=Alignment((Word("one", 2.5, 3.0), Word("two", 7.5, 8.0))))
+    pieces = Segment(SegmentConfig(gap=0.7))(known, sound)
+    assert [[w.text for w in piece.align.words] for piece in pieces] == [["one"], ["two"]]
+    starts = [piece.align.words[0].start + piece.audio.start for piece in pieces]
+    assert starts == pytest.approx([2.5, 7.5])
 
 
 def test_long_speech_is_cut_in_its_pauses(workspace):

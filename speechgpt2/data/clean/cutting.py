@@ -1,0 +1,49 @@
+"""A part of a clip: its sound, and what is known of times within it, on the part's own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+from speechgpt2.data.record import Alignment, Clip, Moment
+from speechgpt2.data.utterance import Phone, Word
+
+DIGITS = 3  # of the seconds at which a part begins and ends
+FINE = 6  # of a time within it: moving it costs nothing
+
+T = TypeVar("T", Word, Phone)
+
+
+def part(clip: Clip, start: float, end: float) -> Clip:
+    """From `start` to `end` seconds of the clip, to the millisecond. Words, phones and events go to the part that holds
+    their middle, and end where it ends. Text and id are the caller's business."""
+    start, seconds = round(start, DIGITS), round(end - start, DIGITS)
+    audio = replace(clip.audio, start=round(clip.audio.start + start, DIGITS), duration=seconds)
+    align = Alignment(
+        _named(clip.align.words, start, seconds),
+        _named(clip.align.phones, start, seconds),
+        _named(clip.align.tones, start, seconds),
+    )
+    events = tuple(
+        replace(event, start=_clock(event.start, start, seconds), end=_clock(event.end, start, seconds))
+        for event in clip.events
+        if _lies_in(event, start, seconds)
+    )
+    return replace(clip, audio=audio, align=align, events=events)
+
+
+def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:
+    return tuple(
+        type(span)(span[0], _clock(span.start, start, seconds), _clock(span.end, start, seconds))
+        for span in spans
+        if _lies_in(span, start, seconds)
+    )
+
+
+def _lies_in(span: Word | Phone | Moment, start: float, seconds: float) -> bool:
+    return start <= (span.start + span.end) / 2 < start + seconds
+
+
+def _clock(time: float, start: float, seconds: float) -> float:
+    return round(min(max(time - start, 0.0), seconds), FINE)
