@@ -24,8 +24,8 @@ from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
 from speechgpt2.data.clean.duplicates import SLOTS, Duplicates, DuplicatesConfig
 from speechgpt2.data.clean.speakers import COEFFICIENTS, Speakers, SpeakersConfig
 from speechgpt2.data.clean.wording import Rates, RatesConfig
-from speechgpt2.data.pipeline import output, scores
-from speechgpt2.data.pipeline.runner import Run, write_clips
+from speechgpt2.data.pipeline import output
+from speechgpt2.data.pipeline.runner import Run
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Rule, Rules, RulesConfig
@@ -95,7 +95,8 @@ def manifest(folder: Path, records: int) -> Path:
             source = Source(f"https://example.org/{name}", sha256=hashlib.sha256(name.encode()).hexdigest())
             yield Clip(name, source=source, audio=AudioInfo("sound.flac"), lang=Language(("en", "zh")[number % 2]))
 
-    write_clips(folder / "manifest.part", folder / "manifest.jsonl", lines())
+    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(clip.to_json() + "\n" for clip in lines())
     return folder / "manifest.jsonl"
 
 
@@ -116,9 +117,6 @@ def _run(records: int) -> Bookkeeping:
         begun, clock = time.process_time(), time.perf_counter()
         with Run(source, Path(scratch) / "out", steps()) as run:
             run.process(workers=0)
-            scores.write(run.clips(), run.out / output.SCORES, run.work)
-            refused = (clip for clip in run.clips() if not clip.kept)
-            write_clips(run.work / "rejected.part", run.out / output.REJECTED, refused)
-            kept = output.summarise(run).kept
+            kept = output.write_records(run).kept
         seconds, clock = time.process_time() - begun, time.perf_counter() - clock
     return Bookkeeping(records, kept, seconds, records / seconds, clock, start, _peak_mb())

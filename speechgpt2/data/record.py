@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 import types
 import typing
@@ -210,10 +209,6 @@ class Clip:
     def refusal(self) -> Decision | None:
         """The decision that rejected it."""
         return next((decision for decision in self.decisions if not decision.keep), None)
-
-    def content_hash(self) -> str:
-        """Of all but the decisions: equal for clips that a stage cannot tell apart."""
-        return hashlib.sha256(dataclasses.replace(self, decisions=()).to_json().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, without what is not known."""

@@ -6,6 +6,7 @@ what sounds of a clip, in as many slots whatever its length, so that clips are c
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +20,8 @@ from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Decision
 
 SLOTS, BANDS = 24, 17  # 23 differences in time of 16 between bands: 368 bits
+_BITS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)
+PART = 1 << 16  # pairs that are compared at once
 NEIGHBOURS = 64  # of a clip in the order of one slot that are compared with it
 
 
@@ -41,8 +44,7 @@ def fingerprint(spectrum: np.ndarray) -> np.ndarray:
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Share of equal bits of fingerprints `[…, SLOTS − 1]`: about 0.5 for unrelated ones."""
-    different = np.unpackbits((a ^ b).view(np.uint8), axis=-1).sum(axis=-1)
-    return 1 - different / (16 * (SLOTS - 1))
+    return 1 - _BITS[a ^ b].sum(axis=-1, dtype=np.int32) / (16 * (SLOTS - 1))
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ class Duplicates(Survey[DuplicatesConfig]):
     version = 1
 
     def __call__(self, read: Read) -> Iterator[Clip]:
-        prints, seconds = bytearray(), []
+        prints, seconds = bytearray(), array("d")
         for clip in read():
             if clip.kept and clip.audio.fingerprint:
                 prints += bytes.fromhex(clip.audio.fingerprint)
                 seconds.append(clip.audio.duration)
-        matrix = np.frombuffer(bytes(prints), ">u2").astype(np.uint16).reshape(-1, SLOTS - 1)
-        like = self._like(matrix, np.array(seconds))
+        matrix = np.frombuffer(prints, np.uint16).reshape(-1, SLOTS - 1)  # whichever byte comes first: bits are counted
+        like = self._like(matrix, np.frombuffer(seconds))
         ids: dict[int, str] = {first: "" for first, _ in like.values()}
         number = 0
         for clip in read():
@@ -116,10 +118,11 @@ class Duplicates(Survey[DuplicatesConfig]):
                 )
                 if not near.any():
                     break
-                one, two = one[near], two[near]
-                scores = similarity(prints[one], prints[two])
-                for i in np.flatnonzero(scores > self.config.at_most):
-                    pairs[min(one[i], two[i]), max(one[i], two[i])] = float(scores[i])
+                for part in np.split(np.flatnonzero(near), range(PART, int(near.sum()), PART)):
+                    scores = similarity(prints[one[part]], prints[two[part]])
+                    for i in np.flatnonzero(scores > self.config.at_most):
+                        first, second = int(one[part[i]]), int(two[part[i]])
+                        pairs[min(first, second), max(first, second)] = float(scores[i])
         like: dict[int, tuple[int, float]] = {}
         for (first, second), score in sorted(pairs.items(), key=lambda pair: (pair[0][1], pair[0][0])):
             if second not in like and first not in like:

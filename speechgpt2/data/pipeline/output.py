@@ -10,11 +10,14 @@ All of it is a function of the clips and the steps alone: no times, no places, n
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from speechgpt2.data.pipeline import scores, shar
-from speechgpt2.data.pipeline.runner import FAULT, PENDING, Run, write_clips
+from speechgpt2.data.pipeline.runner import FAULT, PENDING, Run
+from speechgpt2.data.record import Clip
 
 SHAR, SCORES, REJECTED = "shar", "scores.parquet", "rejected.jsonl"
 
@@ -26,6 +29,15 @@ class Summary:
     kept: int = 0
     seconds: float = 0.0
     reasons: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, clip: Clip) -> None:
+        refusal = clip.refusal
+        if refusal is None:
+            self.kept += 1
+            self.seconds += clip.audio.duration
+        else:
+            count, seconds = self.reasons.get(refusal.reason, (0, 0.0))
+            self.reasons[refusal.reason] = count + 1, seconds + clip.audio.duration
 
     @property
     def rejected(self) -> int:
@@ -39,25 +51,33 @@ class Summary:
 
 def write(run: Run, shard: int = shar.SHARD) -> Summary:
     """Write everything. Needs the extra `data` (pyarrow)."""
-    scores.write(run.clips(), run.out / SCORES, run.work)
+    summary = write_records(run)
     shar.write((clip for clip in run.clips() if clip.kept), run.workspace, run.out / SHAR, run.work / "shards", shard)
-    write_clips(run.work / "rejected.part", run.out / REJECTED, (clip for clip in run.clips() if not clip.kept))
-    summary = summarise(run)
     if not summary.unfinished:
         run.mark_done()
     return summary
 
 
+def write_records(run: Run) -> Summary:
+    """Write scores and rejected records, all that takes no sound."""
+    summary, part = Summary(), run.work / "rejected.part"
+    with part.open("w", encoding="utf-8", newline="\n") as rejected:
+        scores.write(_noted(run.clips(), summary, rejected), run.out / SCORES, run.work)
+    os.replace(part, run.out / REJECTED)
+    return summary
+
+
+def _noted(clips: Iterable[Clip], summary: Summary, rejected: TextIO) -> Iterator[Clip]:
+    for clip in clips:
+        summary.add(clip)
+        if not clip.kept:
+            rejected.write(clip.to_json() + "\n")
+        yield clip
+
+
 def summarise(run: Run) -> Summary:
     """Count what the run led to."""
-    summary, counts, seconds = Summary(), Counter[str](), defaultdict[str, float](float)
+    summary = Summary()
     for clip in run.clips():
-        refusal = clip.refusal
-        if refusal is None:
-            summary.kept += 1
-            summary.seconds += clip.audio.duration
-        else:
-            counts[refusal.reason] += 1
-            seconds[refusal.reason] += clip.audio.duration
-    summary.reasons = {reason: (counts[reason], seconds[reason]) for reason in sorted(counts)}
+        summary.add(clip)
     return summary

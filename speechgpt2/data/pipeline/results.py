@@ -6,21 +6,20 @@ Each knows the source that it was made from, and goes with it when that is taken
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from speechgpt2.data.pipeline import wire
 from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS results(
     key BLOB PRIMARY KEY, stage TEXT, outcome BLOB, ms REAL, seconds REAL, source INTEGER
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sources(number INTEGER PRIMARY KEY, url TEXT, sha256 TEXT, UNIQUE (url, sha256));
 CREATE TABLE IF NOT EXISTS recordings(pcm_hash TEXT, source INTEGER, PRIMARY KEY (pcm_hash, source)) WITHOUT ROWID;
@@ -30,6 +29,8 @@ CREATE TABLE IF NOT EXISTS buried(
 CREATE INDEX IF NOT EXISTS buried_url ON buried(url);
 CREATE INDEX IF NOT EXISTS buried_sha256 ON buried(sha256);
 """
+
+CACHE = 64 << 10  # KiB of pages: keys are spread over their whole index
 
 # After a burial; a result whose source is not known might be of any.
 _FORGET = """
@@ -50,26 +51,14 @@ class Result:
 
     key: bytes
     stage: str
-    outputs: tuple[dict[str, Any], ...] = ()
+    outputs: tuple[wire.Change, ...] = ()
     refusal: Decision | None = None
     ms: float = 0.0
     seconds: float = 0.0
 
     def clips(self, clip: Clip) -> list[Clip]:
         """What became of `clip`, without the decisions."""
-        plain = clip.to_dict()
-        return [Clip.from_dict(_apply(plain, change)) for change in self.outputs]
-
-
-def difference(before: Clip, after: Clip) -> dict[str, Any]:
-    """The fields of `after` that differ, as a plain mapping; None for those that are gone."""
-    old, new = before.to_dict(), after.to_dict()
-    changed = {key: value for key, value in new.items() if old.get(key) != value}
-    return {**changed, **{key: None for key in old if key not in new}}
-
-
-def _apply(plain: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in {**plain, **change}.items() if value is not None}
+        return [replace(clip, **change) for change in self.outputs]
 
 
 class Results:
@@ -82,35 +71,38 @@ class Results:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA secure_delete=ON")
+            self._db.execute(f"PRAGMA cache_size=-{CACHE}")
             self._db.executescript(SCHEMA)
             if "source" not in [row[1] for row in self._db.execute("PRAGMA table_info(results)")]:
                 self._db.execute("ALTER TABLE results ADD COLUMN source INTEGER")  # of a file from before takedowns
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: cannot be used as a file of results ({error})") from None
+        self._any_buried = self._is_any_buried()
 
     def get(self, key: bytes) -> Result | None:
         row = self._db.execute("SELECT stage, outcome, ms, seconds FROM results WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        said = json.loads(zlib.decompress(row[1]))
-        refusal = Decision(**said["refusal"]) if said["refusal"] else None
-        return Result(key, row[0], tuple(said["outputs"]), refusal, row[2], row[3])
+        return Result(key, row[0], *wire.unpack(zlib.decompress(row[1])), row[2], row[3])
 
     def add(self, results: Iterable[tuple[Result, Source]]) -> None:
         """File results, each with the source of its clip, all or none."""
         self._db.execute("BEGIN")
         for result, source in results:
-            number = self._number(source)
-            row = (result.key, result.stage, _packed(result), result.ms, result.seconds, number)
+            number = self._number(source.url, source.sha256 or "")
+            packed = zlib.compress(wire.pack(result.outputs, result.refusal), 1)
+            row = (result.key, result.stage, packed, result.ms, result.seconds, number)
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
-            for recording in {change.get("audio", {}).get("pcm_hash") for change in result.outputs} - {None}:
+            for recording in {change["audio"].pcm_hash for change in result.outputs if "audio" in change}:
                 self._db.execute("INSERT OR IGNORE INTO recordings VALUES (?, ?)", (recording, number))
         self._db.execute("COMMIT")
 
-    def _number(self, source: Source) -> int:
-        values = (source.url, source.sha256 or "")
-        self._db.execute("INSERT OR IGNORE INTO sources(url, sha256) VALUES (?, ?)", values)
-        return self._db.execute("SELECT number FROM sources WHERE url = ? AND sha256 = ?", values).fetchone()[0]
+    def _number(self, url: str, sha256: str) -> int:
+        made = self._db.execute("INSERT OR IGNORE INTO sources(url, sha256) VALUES (?, ?)", (url, sha256))
+        if made.rowcount:
+            return made.lastrowid  # type: ignore[return-value]
+        query = "SELECT number FROM sources WHERE url = ? AND sha256 = ?"
+        return self._db.execute(query, (url, sha256)).fetchone()[0]
 
     def bury(self, clips: Iterable[Clip], recordings: Path) -> None:
         """Forget for ever what was made from the sources of these clips, and delete from the folder `recordings` what
@@ -130,13 +122,19 @@ class Results:
                 if not self._db.execute("SELECT 1 FROM recordings WHERE pcm_hash = ?", (path.stem,)).fetchone():
                     path.unlink()
             self._db.execute("COMMIT")
+            self._any_buried = True
         if self._db.execute("SELECT 1 FROM buried WHERE NOT wiped LIMIT 1").fetchone():
             self._db.execute("VACUUM")  # what was deleted still lies in the file's free pages, and in its log
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.execute("UPDATE buried SET wiped = 1")
 
+    def _is_any_buried(self) -> bool:
+        return self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
+
     def is_buried(self, clip: Clip) -> str | None:
         """Why nothing may be made from the clip's source: what its takedown says; None if it was not taken down."""
+        if not self._any_buried:
+            return None
         query = "SELECT detail FROM buried WHERE id = ? OR (url = ? AND url <> '') OR sha256 = ?"
         row = self._db.execute(query, (clip.id, clip.source.url, clip.source.sha256)).fetchone()
         return None if row is None else row[0]
@@ -170,9 +168,3 @@ class Results:
 
     def close(self) -> None:
         self._db.close()
-
-
-def _packed(result: Result) -> bytes:
-    refusal = result.refusal and result.refusal.__dict__
-    said = {"outputs": result.outputs, "refusal": refusal}
-    return zlib.compress(json.dumps(said, ensure_ascii=False, allow_nan=False).encode(), 1)

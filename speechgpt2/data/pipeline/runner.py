@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.pipeline import intake, takedown
+from speechgpt2.data.pipeline import intake, takedown, wire
 from speechgpt2.data.pipeline.results import Result, Results
 from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.stage import Stage
@@ -32,7 +33,7 @@ from speechgpt2.errors import UserError
 
 Step = Stage[Any] | Survey[Any]
 MakeCrew = Callable[[Sequence[Stage[Any]], Workspace, int | None], Crew]
-BATCH = 64  # results that are filed at once
+BATCH, OVERDUE = 256, 1.0  # results that are filed at once, and seconds after which fewer are
 FAULT, PENDING = "failed", "pending"  # reasons that are nobody's decision, and not for ever
 
 
@@ -102,7 +103,7 @@ class Run:
         """
         self.results.bury(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
-        _write(current, intake.read(self.source, self.results))
+        wire.write(current, intake.read(self.source, self.results))
         self._digest = f"{self.identity} {_digest_of(current)}"
         if self.final.exists() and self._done.exists() and self._done.read_text() == self._digest:
             current.unlink()
@@ -111,11 +112,11 @@ class Run:
         for number, group in enumerate(_groups(self.steps), 1):
             following = self.work / f"{number:02d}.jsonl"
             if isinstance(group, Survey):
-                _write(following, group(_reader(current)))
+                wire.write(following, group(partial(wire.read, current)))
             else:
                 if compute:
                     self._work(group, current, partial(crew, group, self.workspace, workers), report)
-                _write(following, self._walk(group, _read(current)))
+                wire.write(following, self._walk(group, wire.read(current)))
             current.unlink()
             current = following
         os.replace(current, self.final)
@@ -129,14 +130,15 @@ class Run:
 
     def clips(self) -> Iterator[Clip]:
         """What `process` led to."""
-        return _read(self.final)
+        return wire.read(self.final)
 
     def _work(self, stages: list[Stage[Any]], source: Path, make: Callable[[], Crew], report: Report | None) -> None:
         """File the results of all stages for all clips, in any order."""
         waiting: list[Task] = []
-        inputs = (Task(clip, 0) for clip in _read(source) if clip.kept)
+        inputs = (Task(clip, 0) for clip in wire.read(source) if clip.kept)
         label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
         fresh: list[tuple[Result, Source]] = []
+        filed = time.monotonic()
         with _Lazy(make) as crew:
             more = True
             while more or waiting or crew.busy:
@@ -155,11 +157,12 @@ class Run:
                     self._sort(done, stages, waiting)
                     clips += 1
                     seconds += done.task.clip.audio.duration
-                if len(fresh) >= BATCH or not crew.busy:
+                if len(fresh) >= BATCH or (fresh and time.monotonic() - filed > OVERDUE):
                     self.results.add(fresh)
-                    fresh = []
+                    fresh, filed = [], time.monotonic()
                 if report is not None:
                     report(Progress(label, clips, seconds))
+        self.results.add(fresh)
 
     def _follow(self, task: Task, stages: list[Stage[Any]], waiting: list[Task]) -> tuple[Task, bool]:
         """As far as results are on file; clips that one falls into join `waiting`. True where nothing is left to do."""
@@ -264,24 +267,3 @@ def _digest_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _reader(path: Path) -> Callable[[], Iterator[Clip]]:
-    return lambda: _read(path)
-
-
-def _read(path: Path) -> Iterator[Clip]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield Clip.from_json(line)
-
-
-def write_clips(scratch: Path, path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as lines into `scratch`, then put that in `path`'s place."""
-    with scratch.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(clip.to_json() + "\n" for clip in clips)
-    os.replace(scratch, path)
-
-
-def _write(path: Path, clips: Iterable[Clip]) -> None:
-    write_clips(path.with_suffix(".part"), path, clips)

@@ -19,10 +19,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from speechgpt2 import config as configs
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.wire import content_hash
 from speechgpt2.data.record import Clip
 
 
@@ -73,14 +75,18 @@ class Stage(Generic[C]):
         """Of everything but the clip that decides a result, as text."""
         return identity_of(self.name, self.version, self.config, self.model)
 
-    @property
+    @cached_property
     def config_hash(self) -> str:
         """Short, for the records."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
+    @cached_property
+    def _prefix(self) -> bytes:
+        return f"{self.identity}\n".encode()
+
     def key(self, clip: Clip) -> bytes:
         """Under which the result for `clip` is filed."""
-        return hashlib.sha256(f"{self.identity}\n{clip.content_hash()}".encode()).digest()[:16]
+        return hashlib.sha256(self._prefix + content_hash(clip)).digest()[:16]
 
 
 def identity_of(name: str, version: int, config: Any, model: str = "") -> str:

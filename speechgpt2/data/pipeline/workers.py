@@ -17,13 +17,14 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
-from speechgpt2.data.pipeline.results import Result, difference
+from speechgpt2.data.pipeline.results import Result
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected, Stage
+from speechgpt2.data.pipeline.wire import Change, difference
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 
@@ -85,28 +86,27 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
             sound = Sound(clip, workspace)
         begun = time.perf_counter()
         try:
-            outputs, refusal = _outputs(stage(clip, sound)), None
+            changes, refusal = _changes(clip, stage(clip, sound)), None
         except Rejected as error:
-            outputs, refusal = [], _refusal(stage, error)
+            changes, refusal = (), _refusal(stage, error)
         except UserError:
             raise
         except Exception as error:  # whatever a decoder or a model throws at us must not end the run
             fault = f"{stage.name}: {type(error).__name__}: {error}"[:DETAIL]
             return Done(task, tuple(results), (clip,), number, fault)
         taken = (time.perf_counter() - begun) * 1000
-        changes = tuple(difference(clip, output) for output in outputs)
-        seconds = clip.audio.duration or sum(output.audio.duration for output in outputs)  # of a file, once it is known
-        result = Result(stage.key(clip), stage.name, changes, refusal, taken, seconds)
-        results.append(result)
-        following = result.clips(clip)  # as the file of results will give them, to the last digit
+        following = [replace(clip, **change) for change in changes]
+        seconds = clip.audio.duration or sum(made.audio.duration for made in following)  # of a file, once it is known
+        results.append(Result(stage.key(clip), stage.name, changes, refusal, taken, seconds))
         if len(following) != 1:
             return Done(task, tuple(results), tuple(following), number + 1)
         clip = following[0]
     return Done(task, tuple(results), (clip,), len(stages))
 
 
-def _outputs(made: Clip | Sequence[Clip]) -> list[Clip]:
-    return [made] if isinstance(made, Clip) else list(made)
+def _changes(clip: Clip, made: Clip | Sequence[Clip]) -> tuple[Change, ...]:
+    """What a stage made of a clip, as the file of results will give it back, to the last digit."""
+    return tuple(difference(clip, one) for one in ([made] if isinstance(made, Clip) else made))
 
 
 def _refusal(stage: Stage[Any], error: Rejected) -> Decision:

@@ -8,8 +8,10 @@ import signal
 
 def after(points: int) -> None:
     """Count replaced files and filed results; die before the one that follows the `points`-th."""
+    from speechgpt2.data.pipeline import runner
     from speechgpt2.data.pipeline.results import Results
 
+    runner.BATCH = 1
     left, replace, add = points, os.replace, Results.add
 
     def tick() -> None:

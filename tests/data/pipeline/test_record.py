@@ -75,11 +75,6 @@ def test_what_is_no_record_is_refused(line, complaint):
     assert complaint in str(error.value)
 
 
-def test_the_hash_sees_the_content_and_not_the_decisions():
-    assert replace(FULL, decisions=()).content_hash() == FULL.content_hash()
-    assert replace(FULL, title="B").content_hash() != FULL.content_hash()
-
-
 def test_one_refusal_rejects():
     good = Decision("a", 1, True)
     assert Clip("x", decisions=(good,)).kept and not FULL.kept
