@@ -59,7 +59,8 @@ class Engine:
         self._codec, self._prompt = codec, lm.prompt
         self._notes: deque[tuple[Session, Callable[[Session], None]]] = deque()
         self._news = threading.Condition()  # guards what callers and the thread share
-        self._sessions: dict[int, Session] = {}  # by slot, which is free again once the session is wiped away
+        self._leases: dict[int, Session] = {}  # by slot, from `open` to `close`
+        self._sessions: dict[int, Session] = {}  # as the thread knows them, which is later: what was asked, in order
         self._observers: list[Callable[[float], None]] = []
         self._steps, self._busy = 0, 0.0
         self._closing = False
@@ -86,11 +87,11 @@ class Engine:
         with self._news:
             if self._closing:
                 raise Full("the engine is closing and takes nobody in")
-            number = next((n for n in range(self.config.slots) if n not in self._sessions), None)
+            number = next((n for n in range(self.config.slots) if n not in self._leases), None)
             if number is None:
                 raise Full(f"all {self.config.slots} slots are taken; try again later")
-            session = self._sessions[number] = Session(self, Mailbox(self._wake))
-            self._note(session, lambda session: self._admit(number, session, settings))
+            session = self._leases[number] = Session(self, number, Mailbox(self._wake))
+            self._note(session, lambda session: self._admit(session, settings))
         return session
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -101,9 +102,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._news:
-            sessions = list(self._sessions.values())
-            speaking = sum(session.replying for session in sessions)
-            return EngineStats(self.config.slots, len(sessions), speaking, self._steps, self._busy)
+            speaking = sum(session.replying for session in self._leases.values())
+            return EngineStats(self.config.slots, len(self._leases), speaking, self._steps, self._busy)
 
     def watch(self, observer: Callable[[float], None]) -> None:
         self._observers.append(observer)
@@ -118,7 +118,7 @@ class Engine:
             self._closing = True
         while self.clock() < end and self.stats().speaking:
             time.sleep(0.01)
-        for session in list(self._sessions.values()):
+        for session in list(self._leases.values()):
             session.close()
         if self._thread is not None:
             self._wake()
@@ -138,8 +138,10 @@ class Engine:
         self._note(session, note)
 
     def release(self, session: Session) -> None:
-        """The session is over."""
-        self._note(session, self._dismiss)
+        """The session is over. Its slot is free at once: it is wiped before the thread hears of the next session."""
+        with self._news:
+            self._end_lease(session)
+            self._note(session, self._dismiss)
 
     def with_codes(self, settings: SessionSettings) -> SessionSettings:
         """The settings with a greeting that is encoded. Errors: `UserError` for one that cannot be."""
@@ -234,11 +236,11 @@ class Engine:
         except Exception:
             log.exception("the engine failed")
             self._closing = True
-            for session in list(self._sessions.values()):
+            for session in list(self._leases.values()):
                 self._fail(session)
 
     def _done(self) -> bool:
-        return self._closing and not self._sessions
+        return self._closing and not (self._leases or self._sessions)
 
     def _obey(self) -> None:
         """Do what was asked since the last step."""
@@ -252,10 +254,11 @@ class Engine:
                 log.exception("a session failed")
                 self._fail(session)
 
-    def _admit(self, number: int, session: Session, settings: SessionSettings) -> None:
+    def _admit(self, session: Session, settings: SessionSettings) -> None:
         try:
             delay = self._codec.config.delay
-            session.slot = Slot(number, self._prompt, self.config, settings, delay, session.mailbox)
+            session.slot = Slot(session.number, self._prompt, self.config, settings, delay, session.mailbox)
+            self._sessions[session.number] = session
         except UserError as error:
             self._complain(session, error)
             session.close()
@@ -271,14 +274,18 @@ class Engine:
         session.mailbox.put(session.mailbox.reply, Error("the engine failed"))
         session.mailbox.close()
         self._dismiss(session)
+        with self._news:
+            self._end_lease(session)
 
     def _dismiss(self, session: Session) -> None:
-        number = next((n for n, other in self._sessions.items() if other is session), None)
         session.slot = None
-        if number is not None:
-            self.runner.wipe(number)
-            with self._news:
-                del self._sessions[number]
+        if self._sessions.get(session.number) is session:
+            self.runner.wipe(session.number)
+            del self._sessions[session.number]
+
+    def _end_lease(self, session: Session) -> None:
+        if self._leases.get(session.number) is session:  # and not another's by now
+            del self._leases[session.number]
 
     def _count(self, seconds: float) -> None:
         self._steps += 1

@@ -24,10 +24,10 @@ MOST_UNHEARD = 600 * SAMPLE_RATE  # samples of a turn that may wait to be taken 
 
 
 class Session:
-    """See `speechgpt2.dialogue.protocol.Session`. `slot` is the engine's own, and its thread's."""
+    """See `speechgpt2.dialogue.protocol.Session`. `number` is its slot's; `slot` the engine's own, and its thread's."""
 
-    def __init__(self, engine: Engine, mailbox: Mailbox):
-        self._engine, self.mailbox = engine, mailbox
+    def __init__(self, engine: Engine, number: int, mailbox: Mailbox):
+        self._engine, self.number, self.mailbox = engine, number, mailbox
         self.slot: Slot | None = None
         self._numbers = 0
         self._unheard = 0  # samples handed over and not yet taken up

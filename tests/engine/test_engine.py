@@ -121,6 +121,41 @@ def test_a_full_engine_refuses_at_once():
         engine.open(SHORT)
 
 
+def test_a_slot_is_free_as_soon_as_it_is_given_back():
+    """However far behind the engine's thread is: who comes next finds it wiped all the same."""
+    engine, fresh = tiny_engine(slots=2), tiny_engine(slots=1)
+    stays = engine.open(SHORT)
+    for turn in range(20):
+        leaves = engine.open(SHORT)
+        say(leaves, noise(0.3, turn))
+        leaves.respond()
+        if turn % 3 == 0:  # the others were never seen by the engine
+            engine.step()
+        leaves.close()
+        assert engine.stats().used == 1
+        leaves.close()  # again, when the slot may be another's
+    session = engine.open(SHORT)
+    leaves.close()
+    with pytest.raises(Full):
+        engine.open(SHORT)
+    wanted = sound(answer(fresh, fresh.open(SHORT), noise(0.6)))
+    assert np.array_equal(sound(answer(engine, session, noise(0.6))), wanted)
+    assert np.array_equal(sound(answer(engine, stays, noise(0.6))), wanted)
+
+
+def test_a_slot_whose_session_failed_is_free_too(monkeypatch):
+    engine = tiny_engine(slots=1)
+    broken = engine.open(SHORT)
+    broken.write("Hello")
+    broken.respond()
+    engine.step()
+    monkeypatch.setattr(broken.slot, "drawn", lambda *_: 1 / 0)
+    run(engine)
+    session = engine.open(SHORT)
+    broken.close()
+    assert reason(answer(engine, session, noise(0.5)))
+
+
 def test_typed_turns_and_written_answers():
     _, lm = models()
     engine = tiny_engine()
