@@ -7,10 +7,9 @@ import torch
 
 from speechgpt2.codec.train import Crops
 from speechgpt2.data.corpus import F0_HOP, PAD_TO, Corpus
+from speechgpt2.data.phones import PhoneSet
 from speechgpt2.data.voices import ASSISTANT_VOICES
-from speechgpt2.types import FRAME_RATE
 
-RARE = 200  # a phone label seen less often counts as unknown
 GAIN_DB = (-10.0, 4.0)
 
 
@@ -26,12 +25,8 @@ class CorpusCrops:
         favoured = {(lang, voice.speaker) for lang, voice in ASSISTANT_VOICES.items()}
         weights = [r.length * (favour if (r.lang, r.speaker) in favoured else 1.0) for r in self.records]
         self.cumulative = np.cumsum(weights) / sum(weights)
-        counts: dict[str, int] = {}
-        for record in self.records:
-            for phone in record.phones:
-                counts[phone.label] = counts.get(phone.label, 0) + 1
-        self.phones = ("", *sorted(label for label, n in counts.items() if n >= RARE))
-        self.index = {label: i for i, label in enumerate(self.phones)}
+        self.phone_set = PhoneSet(record.phones for record in self.records)
+        self.phones = self.phone_set.names
 
     def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
         """`batch` crops of `frames` codec frames, each at a random gain."""
@@ -52,18 +47,7 @@ class CorpusCrops:
             pcm = self.corpus.pcm(record)[first * PAD_TO : last * PAD_TO]
             scale = PAD_TO // F0_HOP
             f0 = self.corpus.f0(record)[first * scale : last * scale]
-            pieces.append((pcm, f0, self._labels(record.phones, have)[first:last]))
+            pieces.append((pcm, f0, self.phone_set.labels(record.phones, have)[first:last]))
             missing -= last - first
         pcm, f0, labels = (np.concatenate(part) for part in zip(*pieces))
         return pcm, f0, labels
-
-    def _labels(self, phones: tuple, frames: int) -> np.ndarray:
-        """The phone at the middle of each frame, `[frames]`; 0 between phones, −1 where nothing is known."""
-        if not phones:
-            return np.full(frames, -1, np.int64)
-        labels = np.zeros(frames, np.int64)
-        middles = (np.arange(frames) + 0.5) / FRAME_RATE
-        for phone in phones:
-            inside = (middles >= phone.start) & (middles < phone.end)
-            labels[inside] = self.index.get(phone.label, -1)
-        return labels

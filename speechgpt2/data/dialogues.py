@@ -21,8 +21,8 @@ ASSISTANT_NAMES = {"en": "Mini", "zh": "小迷"}
 
 # Share of each skill in a draw, per cent.
 SKILLS: dict[str, float] = {
-    "sum": 16, "difference": 23, "repeat": 28, "fact": 15, "count": 8,
-    "greeting": 2.5, "name": 2.5, "thanks": 2.5, "goodbye": 2.5,
+    "sum": 14, "difference": 20, "repeat": 26, "fact": 15, "count": 9,
+    "greeting": 4, "name": 4, "thanks": 4, "goodbye": 4,
 }  # fmt: skip
 
 _LARGEST = 20  # operand or result of sums and differences, and the end of counting

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from rich.progress import track
 from speechgpt2 import hub
 from speechgpt2.codec.model import Codec
 from speechgpt2.data.corpus import PAD_TO, Corpus, Record
+from speechgpt2.data.phones import SILENCE, PhoneSet
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import Timed, spaced
 from speechgpt2.lm.config import LMConfig, PromptConfig
@@ -93,18 +95,27 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
 class Shares:
     """How often each kind of example is drawn, of those that the corpus has."""
 
-    s2s: float = 0.32
+    s2s: float = 0.30
     s2t: float = 0.28
-    t2s: float = 0.06
-    t2t: float = 0.20
-    say: float = 0.14
-    dictation: float = 0.22
+    t2s: float = 0.04
+    t2t: float = 0.14
+    say: float = 0.12
+    dictation: float = 0.32
     unfinished: float = 0.1
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
+class Listened(NamedTuple):
+    """What the other one said: `codes [T, K]`, its words with times, and the phone of every frame, `[T]`."""
+
+    codes: torch.Tensor
+    words: list[Timed]
+    phones: torch.Tensor
+
+
 class CodedSource:
-    """A corpus and its codes, as `encode_corpus` writes them: what a prompt is given of each record.
+    """A corpus and its codes, as `encode_corpus` writes them: what a prompt is given of each record. `phones` are the
+    names of the labels that an example's phones have.
 
     Errors: `UserError` where the codes do not fit the corpus.
     """
@@ -113,13 +124,18 @@ class CodedSource:
         self.prompt, self.codes = prompt, np.load(codes, mmap_mode="r")
         if len(self.codes) != len(corpus.samples) // PAD_TO:
             raise UserError(f"{codes} belongs to another corpus than {corpus.path}; encode it again")
+        self.phone_set = PhoneSet(record.phones for record in corpus.select(split="train"))
+        self.phones = self.phone_set.names
 
-    def _listened(self, record: Record, random: np.random.Generator) -> tuple[torch.Tensor, list[Timed]]:
-        """What the other one said, and its words with times; begun a few frames later: patches fall anywhere."""
+    def _listened(self, record: Record, random: np.random.Generator) -> Listened:
+        """Begun a few frames later: patches fall anywhere."""
         later = int(random.integers(LATER))
         codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
         seconds = later / FRAME_RATE
-        return codes, [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
+        labels = torch.from_numpy(self.phone_set.labels(record.phones, len(codes) - later))
+        silence = labels.new_full((later,), SILENCE)
+        words = [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
+        return Listened(codes, words, torch.cat([silence, labels]))
 
     def _spoken(self, record: Record) -> Spoken:
         words = [(w.text, w.start, w.end) for w in record.words]
@@ -173,8 +189,8 @@ class ExchangeSource(CodedSource):
         question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
-            codes, heard = self._listened(question, random)
-            return Exchange(codes, reply.text, spoken, question.text, heard)
+            heard = self._listened(question, random)
+            return Exchange(heard.codes, reply.text, spoken, question.text, heard.words, heard.phones)
         typed = [question.text, *question.extra["typed"]]
         return Exchange(typed[int(random.integers(len(typed)))], reply.text, spoken)
 
@@ -188,8 +204,9 @@ class ExchangeSource(CodedSource):
 
     def _dictation(self, record: Record, random: np.random.Generator) -> Example:
         """Only what was heard is learnt: nothing is answered."""
-        codes, heard = self._listened(record, random)
-        example = self.prompt.example("s2t", [Exchange(codes, "", None, record.text, heard)])
+        heard = self._listened(record, random)
+        turn = Exchange(heard.codes, "", None, record.text, heard.words, heard.phones)
+        example = self.prompt.example("s2t", [turn])
         ended = (example.patches.text == self.prompt.ids.heard).cumsum(1)
         return example._replace(learn_text=example.learn_text & (ended.cumsum(1) <= 1))
 
@@ -200,12 +217,12 @@ class ExchangeSource(CodedSource):
         Nobody has spoken the reply, so where it should be spoken only its text is learnt.
         """
         left = int(random.integers(1, len(question.words)))
-        codes, heard = self._listened(question, random)
+        codes, heard, phones = self._listened(question, random)
         frames = int(heard[left][1] * FRAME_RATE)
-        paused = self.prompt.silence.expand(int(random.integers(PAUSED)), -1)
+        codes = torch.cat([codes[:frames], self.prompt.silence.expand(int(random.integers(PAUSED)), -1)])
         said = "".join(spaced(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
         mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
-        turn = Exchange(torch.cat([codes[:frames], paused]), GO_ON[question.lang], None, said, heard[:left])
+        turn = Exchange(codes, GO_ON[question.lang], None, said, heard[:left], phones[:frames])
         example = self.prompt.example(mode, [turn])
         if mode == "s2s":
             example.learn_text[:, -len(self.prompt.encode(self.prompt.words.turn_end)) - 1 :] = False

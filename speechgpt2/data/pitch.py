@@ -1,8 +1,9 @@
-"""Fundamental frequency of speech, at the rate of `corpus.F0_HOP`."""
+"""Fundamental frequency of speech, at the rate of `corpus.F0_HOP`, and the tools that find it."""
 
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 
 import numpy as np
 
@@ -17,12 +18,18 @@ def track(pcm: np.ndarray) -> np.ndarray:
 
     WORLD's DIO refined by StoneMask (Morise et al. 2009, 2016), about 100 times faster than real time.
     """
+    tools = world()
+    signal = pcm.astype(np.float64)
+    coarse, times = tools.dio(signal, SAMPLE_RATE, f0_floor=_FLOOR, f0_ceil=_CEILING, frame_period=10.0)
+    return tools.stonemask(signal, coarse, times, SAMPLE_RATE).astype(np.float32)
+
+
+def world() -> ModuleType:
+    """pyworld, the bindings of WORLD. Errors: `SynthesisUnavailable` where it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyworld imports the deprecated pkg_resources
             import pyworld
     except ImportError as error:
-        raise SynthesisUnavailable("pitch needs pyworld: pip install 'speechgpt2[synthesis]'") from error
-    signal = pcm.astype(np.float64)
-    coarse, times = pyworld.dio(signal, SAMPLE_RATE, f0_floor=_FLOOR, f0_ceil=_CEILING, frame_period=10.0)
-    return pyworld.stonemask(signal, coarse, times, SAMPLE_RATE).astype(np.float32)
+        raise SynthesisUnavailable("WORLD is missing: pip install 'speechgpt2[synthesis]'") from error
+    return pyworld

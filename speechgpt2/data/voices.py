@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import soxr
 
-from speechgpt2.data.engines import ENGINES
+from speechgpt2.data.engines import ENGINES, variants
 from speechgpt2.data.engines.espeak import MANDARIN
 from speechgpt2.data.utterance import Phone, Rendering, Utterance, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
@@ -43,7 +43,13 @@ _ASSISTANT_ZH = "f2"
 # Names of espeak voices; "en" is British.
 _ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
 _FLITE_TRAINING = ("kal", "kal16")
-_GROUPS: tuple[Sequence[str], ...] = (_MALE, _FEMALE, _ODD, _FLITE_TRAINING)
+_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # the assistant's speaker may ask, too: `disturb` makes others of it
+_DRAWN = "drawn"  # espeak's variants that nobody has heard before
+_GROUPS: dict[str, Sequence[str]] = {
+    "male": _MALE, "female": _FEMALE, "odd": _ODD, _DRAWN: (), "flite": _FLITE_USERS,
+}  # fmt: skip
+_SHARES = {"en": (16, 16, 3, 38, 27), "zh": (22, 22, 4, 52, 0)}  # of the groups, per cent
+_SPEAKERS = 1_000_000  # that are drawn from
 _RATES = {"en": (130, 210), "zh": (155, 250)}  # words per minute; at 200 Mandarin has 3.8 syllables a second
 
 ASSISTANT_VOICES: dict[str, Voice] = {
@@ -73,14 +79,18 @@ def training_voices(lang: str) -> tuple[Voice, ...]:
 
 
 def draw_voice(lang: str, rng: random.Random) -> Voice:
-    """A random training speaker under random settings; female voices as often as male ones.
+    """A random speaker for training under random settings; female voices as often as male ones.
 
-    Settings cover slow to brisk speech and flat to lively intonation.
+    About half of the speakers are drawn themselves (engines/variants.py). Settings cover slow to brisk speech and flat
+    to lively intonation.
     """
-    group = rng.choices(_GROUPS, weights=(44, 44, 4, 8 if lang == "en" else 0))[0]
-    name = rng.choice([n for n in group if lang == "en" or n != _ASSISTANT_ZH])
+    group = rng.choices(list(_GROUPS), weights=_SHARES[lang])[0]
+    if group == _DRAWN:
+        name = variants.name_of(rng.randrange(_SPEAKERS))
+    else:
+        name = rng.choice([n for n in _GROUPS[group] if lang == "en" or n != _ASSISTANT_ZH])
     rate, pitch, gain = rng.randint(*_RATES[lang]), rng.randint(30, 70), round(rng.uniform(-8, 4), 1)
-    if group is _FLITE_TRAINING:
+    if group == "flite":
         return Voice("flite", name, lang, rate=rate, pitch=pitch, gain=gain)
     accent = MANDARIN if lang == "zh" else rng.choice(_ACCENTS)
     gap = rng.choice((0, 0, 0, 1, 2, 4))

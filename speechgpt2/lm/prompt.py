@@ -52,7 +52,7 @@ class Exchange:
     """A turn and its reply, to learn from.
 
     `user`: what was typed, or `codes [T, K]`, or None where the model begins or reads aloud. `heard`: the words of the
-    user's speech with their times, to learn listening from.
+    user's speech with their times, and `phones [T]` the phone of every frame (−1 unknown), to learn listening from.
     """
 
     user: str | Tensor | None
@@ -60,6 +60,7 @@ class Exchange:
     spoken: Spoken | None = None
     transcript: str | None = None
     heard: Sequence[Timed] = ()
+    phones: Tensor | None = None
 
 
 class Example(NamedTuple):
@@ -67,12 +68,14 @@ class Example(NamedTuple):
 
     The masks mark targets: what stands at p is predicted from the hidden state at p − 1. `targets` [1, P] is the text
     to predict: that of the patches, except that in the user's speech, which reads as filler, it names the words.
+    `phones` [1, P, G] are the phones of the user's frames, −1 where they are unknown and everywhere else.
     """
 
     patches: Patches
     targets: Tensor
     learn_text: Tensor
     learn_codes: Tensor
+    phones: Tensor
 
 
 class Prompt:
@@ -190,7 +193,7 @@ class Prompt:
         """A dialogue to learn from: its replies, transcripts included. `mode` says which sides are spoken."""
         opening = self.opening(mode, greeting)
         parts, named = [opening], [(opening.text, torch.zeros_like(opening.text))]
-        own = [torch.zeros_like(opening.text)]
+        own, phones = [torch.zeros_like(opening.text)], [self._phones(opening, None)]
         for exchange in exchanges:
             heard = isinstance(exchange.user, Tensor)
             spoken = exchange.spoken if mode[2] == "s" else None
@@ -199,10 +202,12 @@ class Prompt:
             parts += [turn, reply]
             named += [self._listening(turn, exchange.heard), (reply.text, torch.ones_like(reply.text))]
             own += [torch.zeros_like(turn.text), torch.ones_like(reply.text)]
+            phones += [self._phones(turn, exchange.phones), self._phones(reply, None)]
         patches = join(*parts)
         targets, learnt = (torch.cat(part, dim=1) for part in zip(*named, strict=True))
         speaking = patches.codes[:, :, 0, 0] != self.config.no_speech
-        return Example(patches, targets, learnt > 0, (torch.cat(own, dim=1) > 0) & speaking)
+        learn_codes = (torch.cat(own, dim=1) > 0) & speaking
+        return Example(patches, targets, learnt > 0, learn_codes, torch.cat(phones, dim=1))
 
     def _listening(self, turn: Patches, words: Sequence[Timed]) -> tuple[Tensor, Tensor]:
         """What to predict while listening, `[1, P]`, and where: each word, one patch after the one in which it ends."""
@@ -217,6 +222,14 @@ class Prompt:
         targets = turn.text.clone()
         targets[speaking] = torch.tensor(align(timed, count, self.ids.filler, self.ids.filler)[:count])
         return targets, speaking.long()
+
+    def _phones(self, part: Patches, phones: Tensor | None) -> Tensor:
+        """`[1, P, G]`: the user's `phones [T]` at the frames of the speech that they belong to, else −1."""
+        labels = torch.full(part.codes.shape[:3], -1)
+        if phones is not None:
+            first = int((part.codes[0, :, 0, 0] != self.config.no_speech).nonzero()[0])
+            labels[0, first:].view(-1)[: len(phones)] = phones
+        return labels
 
     def require_draft(self, what: str) -> None:
         """Errors: `UserError` in a model without drafts."""

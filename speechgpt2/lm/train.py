@@ -3,7 +3,8 @@
 Every step draws dialogues from a source, packs them into rows, and learns, at the masked positions only, the next
 text token and the next patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes
 of the model's own past speech are replaced by random ones on the input side, since generated speech will not be
-perfect either.
+perfect either. While it listens, a linear layer that only training has tells the phones of the patch just heard from
+the hidden state: words alone, two or three in a second, would teach hearing slowly.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
@@ -27,19 +28,22 @@ IGNORED = -100  # a target that is not learnt
 
 
 class ExampleSource(Protocol):
-    """Where dialogues come from: see `speechgpt2.data.exchanges`."""
+    """Where dialogues come from: see `speechgpt2.data.exchanges`. `phones` are the names of their phone labels."""
+
+    phones: tuple[str, ...]
 
     def example(self, random: np.random.Generator) -> Example: ...
 
 
 class Batch(NamedTuple):
-    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1: padding); masks as in `Example`."""
+    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1: padding); the rest as in `Example`."""
 
     patches: Patches
     segments: Tensor
     targets: Tensor
     learn_text: Tensor
     learn_codes: Tensor
+    phones: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class LMTrainConfig:
     average: float = 0.998
     code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)
     codes_weight: float = 0.5  # of all codes against all text
+    phones_weight: float = 0.5  # of the phones heard
     filler_weight: float = 0.3
     corrupt: float = 0.1  # share of the model's own frames that are replaced on the input side
     seed: int = 0
@@ -85,10 +90,13 @@ class LMTrainer:
     def __init__(self, config: LMTrainConfig, model: SpeechLM, source: ExampleSource, device: torch.device):
         self.config, self.source, self.device = config, source, device
         self.model = model.to(device).train()
-        distributed.agree(self.model)
+        labels = self.model.config.patch_frames * len(source.phones)
+        self.phone_head = nn.Linear(self.model.config.backbone.width, labels).to(device)
+        self.modules = nn.ModuleDict({"model": self.model, "phone_head": self.phone_head})
+        distributed.agree(self.modules)
         self.average = Average(model, config.average)
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        others = [p for p in model.parameters() if p.dim() <= 1]
+        decayed = [p for p in self.modules.parameters() if p.dim() > 1]
+        others = [p for p in self.modules.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)  # type: ignore[arg-type]
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
@@ -105,21 +113,24 @@ class LMTrainer:
             group["lr"] = learning_rate(step, config.steps, config.peak_lr, config.warmup)
         terms, values = self.losses(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        (terms["text"] + config.codes_weight * terms["codes"]).backward()
-        distributed.average_gradients(self.model.parameters())
-        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        loss = terms["text"] + config.codes_weight * terms["codes"] + config.phones_weight * terms["phones"]
+        loss.backward()
+        distributed.average_gradients(self.modules.parameters())
+        values["grad_norm"] = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
         self.optimizer.step()
         self.average.update(self.model, step)
         return {**terms, **values}
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropies at the learnt positions, and how often the likeliest text token is right."""
-        patches, segments, named, learn_text, learn_codes = batch
+        """Cross-entropies at the learnt positions, and how often the likeliest text token and phone are right."""
+        patches, segments, named, learn_text, learn_codes, _ = batch
         heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
         heard, patches = _to(heard, self.device), _to(patches, self.device)
         learn_text, learn_codes = learn_text[:, 1:].to(self.device), learn_codes[:, 1:].to(self.device)
         with self.autocast:
-            hidden = self.model(heard, segments.to(self.device))[:, :-1]
+            hidden = self.model(heard, segments.to(self.device))
+            phones, phones_right = self._hearing(hidden, batch.phones.to(self.device))
+            hidden = hidden[:, :-1]
             logits = self.model.text_logits(hidden[learn_text]).float()
             targets = named[:, 1:].to(self.device)[learn_text]
             text = F.cross_entropy(logits, targets, weight=self.token_weight)
@@ -130,16 +141,30 @@ class LMTrainer:
         codes = (each * torch.tensor(self.config.code_weights, device=self.device)).sum()
         words = self.token_weight[targets] == 1
         right = (logits.argmax(-1) == targets)[words].float().mean()
-        return {"text": text, "codes": codes}, {
+        return {"text": text, "codes": codes, "phones": phones}, {
             "words_right": right,
+            "phones_right": phones_right,
             **{f"code_{k}": m for k, m in enumerate(each)},
         }
+
+    def _hearing(self, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and share told right, of the phones of the patch before each state of `hidden` [B, P, D].
+
+        One patch later the sound that follows a phone is known, too. Both are 0 where no phone is known.
+        """
+        wanted = phones[:, :-1]  # [B, P − 1, G]
+        heard = (wanted >= 0).any(-1)
+        wanted = wanted[heard]
+        logits = self.phone_head(hidden[:, 1:][heard]).float().unflatten(-1, (phones.shape[-1], -1))  # [N, G, labels]
+        count = (wanted >= 0).sum().clamp(min=1)
+        error = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
+        return error / count, (logits.argmax(-1) == wanted).sum() / count
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""
         return {
             "step": step,
-            "model": self.model.state_dict(),
+            "modules": self.modules.state_dict(),
             "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }
@@ -148,7 +173,7 @@ class LMTrainer:
         """Take up a checkpoint; returns the step to go on from."""
         if content is None:
             return 0
-        self.model.load_state_dict(content["model"])
+        self.modules.load_state_dict(content["modules"])
         self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
         self.optimizer.load_state_dict(content["optimizer"])
         return content["step"]
@@ -174,6 +199,7 @@ def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches:
         torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
         torch.stack([_padded([_targets(e.learn_text) for e in row], patches, False) for row in packed]),
         torch.stack([_padded([_targets(e.learn_codes) for e in row], patches, False) for row in packed]),
+        torch.stack([_padded([e.phones for e in row], patches, -1) for row in packed]),
     )
 
 

@@ -1,11 +1,13 @@
 """Another tract, pauses, room, colour and noise: as drawn, at the level asked for, and with times that stay true."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from speechgpt2.data.disturb import coloured, delayed, disturbed, in_room, stretched, with_noise
+from speechgpt2.data.disturb import coloured, delayed, disturbed, in_room, revoiced, stretched, with_noise
+from speechgpt2.data.pitch import track
 from speechgpt2.data.utterance import Phone, Utterance, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 
@@ -32,6 +34,43 @@ def test_stretching_moves_pitch_and_times_together(utterance):
     assert peak_hz(slower.pcm) == pytest.approx(200 / 1.1, abs=1)
     assert slower.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
     assert slower.phones[0].end == pytest.approx(0.44)
+
+
+def vowel(f0, formant, seconds=1.0):
+    """A pulse train through one resonance."""
+    pulses = np.zeros(int(seconds * SAMPLE_RATE))
+    pulses[:: round(SAMPLE_RATE / f0)] = 1
+    time = np.arange(600) / SAMPLE_RATE
+    ringing = np.exp(-150 * time) * np.sin(2 * np.pi * formant * time)
+    return (0.3 * np.convolve(pulses, ringing)[: len(pulses)]).astype(np.float32)
+
+
+def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utterance):
+    pytest.importorskip("pyworld")
+    spoken = replace(utterance, pcm=vowel(120, 1000))
+    other = revoiced(spoken, formants=1.25, pitch=200.0, liveliness=1.0, tempo=1.1, breath=0.0)
+    f0 = track(other.pcm)
+    assert np.median(f0[f0 > 0]) == pytest.approx(200, rel=0.03)
+    spectrum = np.abs(np.fft.rfft(other.pcm[: SAMPLE_RATE // 2] * np.hanning(SAMPLE_RATE // 2)))
+    smooth = np.convolve(spectrum, np.ones(120), "same")  # over 240 Hz, a little more than a harmonic
+    assert smooth.argmax() * 2 == pytest.approx(1250, rel=0.08)
+    assert len(other.pcm) == pytest.approx(1.1 * SAMPLE_RATE, rel=0.02)
+    assert other.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
+
+
+def test_a_breathy_speaker_has_noise_in_the_voice(utterance):
+    pytest.importorskip("pyworld")
+    spoken = replace(utterance, pcm=vowel(120, 1000))
+    clear, breathy = (revoiced(spoken, 1.0, 120.0, 1.0, 1.0, breath).pcm for breath in (0.0, 0.5))
+    assert between_harmonics(breathy, 120) > 2 * between_harmonics(clear, 120)
+
+
+def between_harmonics(pcm, f0):
+    """Share of the power that lies a half step beside the multiples of `f0`."""
+    half = pcm[SAMPLE_RATE // 4 : SAMPLE_RATE // 4 + SAMPLE_RATE // 2]
+    power = np.square(np.abs(np.fft.rfft(half * np.hanning(len(half)))))
+    phase = (np.arange(len(power)) * 2 / f0) % 1
+    return power[(phase > 0.3) & (phase < 0.7)].sum() / power.sum()
 
 
 def test_pauses_move_the_words(utterance):

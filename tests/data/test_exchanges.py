@@ -208,7 +208,7 @@ def test_codes_of_another_corpus_are_refused(corpus, source, tmp_path):
 
 
 def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
-    monkeypatch.setattr("speechgpt2.data.crops.RARE", 1)
+    monkeypatch.setattr("speechgpt2.data.phones.RARE", 1)
     crops = CorpusCrops(corpus)
     batch = crops.crops(np.random.default_rng(0), 6, 32)
     assert batch.pcm.shape == (6, 32 * 960) and batch.f0.shape == (6, 128) and batch.phones.shape == (6, 32)

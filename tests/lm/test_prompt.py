@@ -148,6 +148,16 @@ def test_an_example_is_the_dialogue_with_the_replies_marked(mode, draft):
     assert len(marked) == (2 * len(spoken.row) if mode[2] == "s" else 0) and not (marked == 1024).any()
 
 
+def test_phones_stand_at_the_frames_that_they_label():
+    prompt = make()
+    labels = torch.arange(10)
+    example = prompt.example("s2t", [Exchange(codes(10), "你好", phones=labels)])
+    turn = example.patches.codes[0, :, 0, 0] != 1024
+    heard = example.phones[0, turn].flatten()
+    assert heard[:10].tolist() == labels.tolist() and (heard[10:] == -1).all()
+    assert (example.phones[0, ~turn] == -1).all()
+
+
 def test_an_example_without_a_user_is_a_recital():
     prompt = make(draft=True)
     example = prompt.example("t2s", [Exchange(None, "Hello", prompt.spoken(codes(3), text="Hello"))])

@@ -26,6 +26,8 @@ WORDS = ("one", "two", "three", "four", "five")
 class Counting:
     """The user says a number in codes, the model writes and says the next; notes what it was asked to draw."""
 
+    phones = ("", "a", "b")
+
     def __init__(self, prompt):
         self.prompt, self.drawn = prompt, []
 
@@ -34,7 +36,7 @@ class Counting:
         self.drawn.append(i)
         codes = torch.full((6, 3), i)
         spoken = self.prompt.spoken(codes + 1, [(WORDS[i + 1], 0.0, 0.2)])
-        return self.prompt.example("s2s", [Exchange(codes, WORDS[i + 1], spoken, WORDS[i])])
+        return self.prompt.example("s2s", [Exchange(codes, WORDS[i + 1], spoken, WORDS[i], phones=codes[:, 0] % 3)])
 
 
 def exchange_messages(folder: Path) -> None:

@@ -77,6 +77,8 @@ class Counting:
 
     words = ("one", "two", "three", "four", "five")
 
+    phones = ("", "a", "b")
+
     def __init__(self, prompt, mode="s2s"):
         self.prompt, self.mode = prompt, mode
 
@@ -84,7 +86,9 @@ class Counting:
         i = int(random.integers(4))
         codes = torch.full((6, 3), i)
         spoken = self.prompt.spoken(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
-        return self.prompt.example(self.mode, [Exchange(codes, self.words[i + 1], spoken, self.words[i])])
+        return self.prompt.example(
+            self.mode, [Exchange(codes, self.words[i + 1], spoken, self.words[i], phones=codes[:, 0] % 3)]
+        )
 
 
 def same(a, b):

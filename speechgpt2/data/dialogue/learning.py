@@ -64,8 +64,8 @@ class ConversationSource(CodedSource):
         spoken = self._spoken(told) if mode[2] == "s" else None
         if mode[0] == "t":
             return Exchange(asked.text, told.text, spoken)
-        codes, heard = self._listened(asked, random)
-        return Exchange(codes, told.text, spoken, asked.text, heard)
+        heard = self._listened(asked, random)
+        return Exchange(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
 
     def _without_cuts(self, example: Example, cut: Sequence[bool]) -> Example:
         """Nobody learns to break off: what follows the last word of a reply that was cut short is not learnt."""

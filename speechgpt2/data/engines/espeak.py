@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import re
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from speechgpt2.data.engines import variants
 from speechgpt2.data.engines.pinyin import Syllable, syllables
 from speechgpt2.data.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
 
@@ -62,10 +65,9 @@ class _Library:
 
     def __init__(self) -> None:
         self._lib, data = _load()
-        flags = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
-        self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
-        if self.sample_rate <= 0:
-            raise SynthesisUnavailable("espeak-ng's library was found, but not its espeak-ng-data folder")
+        self._start(data)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # of `_data`
+        self._data: Path | None = None  # a data folder that variants can be added to, once there are any
         self._chunks: list[bytes] = []
         self._marks: list[_Mark] = []
         self._reseed = getattr(self._lib, "espeak_ng_SetRandSeed", None)  # since 1.52
@@ -74,6 +76,9 @@ class _Library:
 
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[_Mark]]:
         """int16 samples [N] at ``sample_rate`` and the marks in order of time."""
+        number = variants.number_of(voice.name)
+        if number is not None:
+            variants.write(number, self._writable())
         if self._lib.espeak_SetVoiceByName(f"{voice.accent}+{voice.name}".encode()):
             raise ValueError(f"espeak-ng has no voice {voice.accent}+{voice.name}")
         settings = ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range), (_GAP, voice.gap))
@@ -87,6 +92,24 @@ class _Library:
             flags |= _INLINE_PHONEMES
         self._lib.espeak_Synth(ctypes.c_char_p(raw), len(raw) + 1, 0, 1, 0, flags, None, None)
         return np.frombuffer(b"".join(self._chunks), np.int16), self._marks
+
+    def _start(self, data: bytes | None) -> None:
+        flags = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
+        self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
+        if self.sample_rate <= 0:
+            raise SynthesisUnavailable("espeak-ng's library was found, but not its espeak-ng-data folder")
+
+    def _writable(self) -> Path:
+        """The library's data folder, from now on a copy of our own."""
+        if self._data is None:
+            original = ctypes.c_char_p()
+            self._lib.espeak_Info(ctypes.byref(original))
+            self._folder = tempfile.TemporaryDirectory(prefix="espeak-")
+            self._data = variants.mirrored(Path((original.value or b"").decode()), Path(self._folder.name))
+            self._lib.espeak_Terminate()
+            self._start(str(self._data).encode())
+            self._lib.espeak_SetSynthCallback(self._callback)
+        return self._data
 
     def _receive(self, wav: Any, count: int, events: Any) -> int:
         if wav and count > 0:
