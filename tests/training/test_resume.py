@@ -161,7 +161,8 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     config = replace(config, steps=150, peak_lr=1e-2, corrupt=0.0)
     trainer = LMTrainer(config, model, Counting(model.prompt), torch.device("cpu"))
     for step in range(150):
-        trainer.step(step)
+        values = trainer.step(step)
+    assert values["phones_right"] > 0.95
     model.eval()
     from speechgpt2.lm.reply import parse
     from speechgpt2.lm.sampling import Sampling
@@ -182,6 +183,19 @@ def test_a_batch_without_speech_to_learn(tiny_lm):
     model = build()
     values = LMTrainer(config, model, Counting(model.prompt, "s2t"), torch.device("cpu")).step(0)
     assert values["codes"] == 0 and values["text"] > 0
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_batch_without_known_phones(tiny_lm):
+    class Unlabelled(Counting):
+        def example(self, random):
+            example = super().example(random)
+            return example._replace(phones=torch.full_like(example.phones, -1))
+
+    build, config = tiny_lm
+    model = build()
+    values = LMTrainer(config, model, Unlabelled(model.prompt), torch.device("cpu")).step(0)
+    assert values["phones"] == values["phones_right"] == 0 and values["text"] > 0
     assert all(p.isfinite().all() for p in model.parameters())
 
 
