@@ -1,4 +1,4 @@
-"""Fundamental frequency at some hundred times real time with numpy alone, for labels of whole corpora.
+"""Fundamental frequency at some hundred times real time, for labels of whole corpora.
 
 Autocorrelation (Boersma 1993): each frame offers its few best periods, and the path through them with the fewest jumps
 wins. `data.pitch`, which training reads its targets from, follows each period more closely, but is five times slower,
@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
-from speechgpt2.data.clean.spectrum import FRAMES
+from speechgpt2.data.clean.spectrum import FRAMES, fft, squared
 from speechgpt2.types import SAMPLE_RATE
 
 FLOOR, CEILING = 60.0, 500.0  # Hz
 RATE = 8_000  # enough for the harmonics that carry a pitch
 HOP = RATE // FRAMES
-WINDOW, SIZE = 400, 1024  # samples: three periods at the floor; of the transform
+WINDOW, SIZE = 400, 540  # samples: three periods at the floor; of the transform, in which no lag in use folds back
 LAGS = np.arange(int(RATE / CEILING), int(RATE / FLOOR) + 2)
 OFFERS = 4  # periods of a frame
 VOICED = 0.45  # autocorrelation of a period
@@ -45,8 +45,8 @@ def track(pcm: np.ndarray) -> np.ndarray:
 def _periodicity(frames: np.ndarray) -> np.ndarray:
     """Autocorrelation `[T, LAGS]`, 1 for a perfect period: that of the windowed frame over that of the window."""
     window = np.hanning(WINDOW + 2)[1:-1].astype(np.float32)
-    correlation = np.fft.irfft(np.square(np.abs(np.fft.rfft(frames * window, SIZE))))
-    shape = np.fft.irfft(np.square(np.abs(np.fft.rfft(window, SIZE))))
+    correlation = fft.irfft(squared(fft.rfft(frames * window, SIZE)), SIZE)
+    shape = fft.irfft(squared(fft.rfft(window, SIZE)), SIZE)
     scale = correlation[:, :1] * (shape[LAGS] / shape[0])
     return np.clip(correlation[:, LAGS] / np.maximum(scale, 1e-12), -1.0, 1.0)
 

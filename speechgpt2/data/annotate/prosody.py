@@ -15,8 +15,8 @@ import numpy as np
 
 from speechgpt2.data.annotate import pitch
 from speechgpt2.data.annotate.align import is_true
-from speechgpt2.data.clean.activity import SPEECH, energy, spans
-from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, decibels, power
+from speechgpt2.data.clean.activity import SPEECH, energy_of, spans
+from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, decibels, power_of
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Alignment, Clip, Label, Prosody
@@ -44,13 +44,13 @@ class ProsodyConfig:
 class MeasureProsody(Stage[ProsodyConfig]):
     """All of the record's prosody."""
 
-    version = 1
+    version = 2
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
         if is_true(clip, "prosody"):
             return clip
         pcm = sound.pcm
-        activity = energy(iter([pcm]))
+        activity = energy_of(sound)
         speech = spans(activity, self.config.shortest_pause, 0.05)
         if clip.align.words:
             speech = spoken(clip.align, self.config.shortest_pause)
@@ -106,7 +106,7 @@ def _rate(clip: Clip, sound: Sound, speech: list[tuple[float, float]]) -> tuple[
     if clip.align.words:
         count, label = sum(syllables(word.text) for word in clip.align.words), Label("text", "1", CERTAIN)
     else:
-        count, label = len(list(nuclei(sound.once("power", power)))), Label("energy-peaks", "1", UNCERTAIN)
+        count, label = len(list(nuclei(power_of(sound)))), Label("energy-peaks", "1", UNCERTAIN)
     return (count / seconds if count and seconds > 0 else None), label
 
 

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2 import audio, vad
-from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, HOP, decibels, power
+from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, HOP, decibels, power, power_of
+from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.types import SAMPLE_RATE
 
 Activity = Callable[[Iterator[np.ndarray]], np.ndarray]  # blocks [N] of one recording -> [T]
@@ -28,7 +29,22 @@ SPEECH = 0.5
 
 def energy(blocks: Iterator[np.ndarray]) -> np.ndarray:
     """By the level in the band of voices, against the background's and the voices' own."""
-    levels = _levels(blocks)
+    parts = [_levels(power(block), len(block)) for block in blocks]
+    return _above(np.concatenate(parts)) if parts else np.zeros(0)
+
+
+def energy_of(sound: Sound) -> np.ndarray:
+    """`energy` of a clip."""
+    return _above(_levels(power_of(sound), len(sound.raw)))
+
+
+def _levels(spectrum: np.ndarray, samples: int) -> np.ndarray:
+    """dB in the band of voices, of each frame of power `[T, BINS]` that so many samples have."""
+    first, last = round(LOW / HERTZ), round(HIGH / HERTZ)
+    return decibels(spectrum[: max(1, samples // HOP), first:last].sum(axis=1))
+
+
+def _above(levels: np.ndarray) -> np.ndarray:
     if not len(levels):
         return levels
     floor, loud = np.percentile(levels, 8), np.percentile(levels, 97)
@@ -36,13 +52,6 @@ def energy(blocks: Iterator[np.ndarray]) -> np.ndarray:
     threshold = max(min(floor + ABOVE_FLOOR, loud - 12.0), loud - BELOW_SPEECH, QUIETEST)
     smooth = np.convolve(levels, np.ones(SMOOTH) / SMOOTH, "same") if len(levels) >= SMOOTH else levels
     return 1 / (1 + np.exp(-np.clip(smooth - threshold, -30, 30) / 2))
-
-
-def _levels(blocks: Iterator[np.ndarray]) -> np.ndarray:
-    """dB of each frame in the band of voices."""
-    first, last = round(LOW / HERTZ), round(HIGH / HERTZ)
-    parts = [decibels(power(block)[: max(1, len(block) // HOP), first:last].sum(axis=1)) for block in blocks]
-    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def silero(blocks: Iterator[np.ndarray]) -> np.ndarray:

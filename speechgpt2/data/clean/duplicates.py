@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.spectrum import QUIETEST, decibels, mel_bands, power
+from speechgpt2.data.clean.spectrum import QUIETEST, decibels, mel_bands, power_of
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
@@ -55,10 +55,10 @@ class FingerprintConfig:
 class Fingerprint(Stage[FingerprintConfig]):
     """Sets `audio.fingerprint`."""
 
-    version = 1
+    version = 2
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        bits = fingerprint(sound.once("power", power))
+        bits = fingerprint(power_of(sound))
         return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.clean.ears import features
-from speechgpt2.data.clean.spectrum import power
+from speechgpt2.data.clean.spectrum import power, power_of
 from speechgpt2.data.engines.espeak import MANDARIN
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
@@ -62,7 +62,7 @@ class Echo(Stage[EchoConfig]):
     Errors: `UserError` if espeak-ng's library or pypinyin is missing.
     """
 
-    version = 1
+    version = 2
     model = "espeak-ng"
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
@@ -73,7 +73,7 @@ class Echo(Stage[EchoConfig]):
             said = speak(clip.text.raw, voice).pcm
         except ValueError:  # a text without a sound
             return clip
-        heard = features(sound.once("power", power))
+        heard = features(power_of(sound))
         if len(heard) < SHORTEST:
             return clip
         score = mismatch(heard, features(power(said)))

@@ -8,12 +8,14 @@ from typing import Literal
 
 import numpy as np
 
+from speechgpt2.data.clean.spectrum import fft, squared
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip
 from speechgpt2.types import SAMPLE_RATE
 
 BLOCK, STEP = round(0.4 * SAMPLE_RATE), round(0.1 * SAMPLE_RATE)
+AT_ONCE = 64  # blocks that are transformed together
 SILENT, RELATIVE = -70.0, -10.0  # LUFS, LU: gates
 # The two filters of the recommendation (a head, and what is hardly heard at low frequencies), given for 48 kHz.
 _FILTERS = (
@@ -40,7 +42,8 @@ def loudness(pcm: np.ndarray) -> float:
     if len(pcm) < BLOCK:
         pcm = np.pad(pcm, (0, BLOCK - len(pcm)))
     blocks = np.lib.stride_tricks.sliding_window_view(pcm, BLOCK)[::STEP]
-    power = np.array([np.square(np.abs(np.fft.rfft(block))) @ _weights() for block in blocks])
+    parts = np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE))
+    power = np.concatenate([squared(fft.rfft(part)) @ _weights() for part in parts])
     gate = _power_of(SILENT)
     if not (power > gate).any():
         return SILENT
@@ -64,10 +67,10 @@ class LoudnessConfig:
 class Loudness(Stage[LoudnessConfig]):
     """Measures the loudness, and sets the gain that makes it the standard's."""
 
-    version = 1
+    version = 2
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        pcm = sound.span(clip.audio.start, clip.audio.duration)
+        pcm = sound.raw
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)
         if measured <= SILENT or peak == 0:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.clean.cutting import part
-from speechgpt2.data.clean.spectrum import FRAMES, cepstra, decibels, power
+from speechgpt2.data.clean.spectrum import FRAMES, cepstra, decibels, power_of
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
@@ -33,20 +33,22 @@ def change(mel: np.ndarray) -> tuple[int, float]:
     size = mel.shape[1]
     ones = np.concatenate([mel, np.ones((len(mel), 1))], axis=1)
     moments = np.cumsum(np.pad(ones[:, :, None] * ones[:, None, :], ((1, 0), (0, 0), (0, 0))), axis=0)
-    best = 0, 0.0
-    for frame in range(SIDE, len(mel) - SIDE, STRIDE):
-        left, right = moments[frame] - moments[frame - SIDE], moments[frame + SIDE] - moments[frame]
-        spread = [_log_determinant(part, size) for part in (left, right, left + right)]
-        gain = spread[2] - (spread[0] + spread[1]) / 2
-        if gain > best[1]:
-            best = frame, gain
-    return best
+    frames = np.arange(SIDE, len(mel) - SIDE, STRIDE)
+    if not len(frames):
+        return 0, 0.0
+    left, right = moments[frames] - moments[frames - SIDE], moments[frames + SIDE] - moments[frames]
+    apart = (_log_determinants(left, size) + _log_determinants(right, size)) / 2
+    gains = _log_determinants(left + right, size) - apart
+    best = int(gains.argmax())
+    return (int(frames[best]), float(gains[best])) if gains[best] > 0 else (0, 0.0)
 
 
-def _log_determinant(moments: np.ndarray, size: int) -> float:
-    mean = moments[size, :size] / moments[size, size]
-    covariance = moments[:size, :size] / moments[size, size] - np.outer(mean, mean)
-    return float(np.linalg.slogdet(covariance + 1e-2 * np.eye(size))[1])
+def _log_determinants(moments: np.ndarray, size: int) -> np.ndarray:
+    """Of the covariances that sums of outer products `[T, size + 1, size + 1]` lead to, `[T]`."""
+    count = moments[:, size, size, None]
+    mean = moments[:, size, :size] / count
+    covariance = moments[:, :size, :size] / count[:, :, None] - mean[:, :, None] * mean[:, None, :]
+    return np.linalg.slogdet(covariance + 1e-2 * np.eye(size))[1]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Turns(Stage[TurnsConfig]):
     def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
         if clip.text.raw:
             return [clip]
-        spectrum = sound.once("power", power)
+        spectrum = power_of(sound)
         level = decibels(spectrum.sum(axis=1))
         loud = np.flatnonzero(level > level.max() - 35)
         cuts = sorted(int(loud[frame]) for frame in self._changes(cepstra(spectrum[loud], COEFFICIENTS)))
@@ -92,12 +94,12 @@ class VoiceConfig:
 class VoicePrint(Stage[VoiceConfig]):
     """One speaker for the clip, still without a name, with a vector `[24]`."""
 
-    version = 1
+    version = 2
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
         if clip.speakers:
             return clip
-        spectrum = sound.once("power", power)
+        spectrum = power_of(sound)
         level = decibels(spectrum.sum(axis=1))
         mel = cepstra(spectrum[level > level.max() - 25], COEFFICIENTS)
         vector = np.concatenate([mel.mean(axis=0), mel.std(axis=0)])

@@ -1,4 +1,6 @@
-"""Short-time spectra, mel bands, cepstra: what the measures stand on. numpy only.
+"""Short-time spectra, mel bands, cepstra: what the measures stand on.
+
+Transforms are scipy's, which takes several frames in one instruction: some five times as fast as numpy's.
 
 A frame is 512 samples (21 ms) under a Hann window, one every 10 ms.
 """
@@ -9,7 +11,14 @@ from functools import cache
 
 import numpy as np
 
+from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
+
+try:
+    from scipy import fft
+except ModuleNotFoundError:
+    raise UserError("measuring sound needs scipy: pip install 'speechgpt2[data]'") from None
 
 SIZE, HOP = 512, 240
 FRAMES = SAMPLE_RATE // HOP  # per second
@@ -18,14 +27,24 @@ HERTZ = SAMPLE_RATE / SIZE  # between two bins
 QUIETEST = 1e-10  # power below which nothing is told apart: −100 dBFS
 
 
-def power(pcm: np.ndarray, size: int = SIZE, hop: int = HOP) -> np.ndarray:
-    """`pcm [N]` -> power per frame and bin `[T, size / 2 + 1]` float32; a full-scale sine has about 1/4 in its bin."""
+def power(pcm: np.ndarray, size: int = SIZE, hop: int = HOP, bins: slice = slice(None)) -> np.ndarray:
+    """`pcm [N]` -> power per frame and bin `[T, size / 2 + 1]` float32, or of some `bins` only; a full-scale sine has
+    about 1/4 in its bin."""
     if len(pcm) < size:
         pcm = np.pad(pcm, (0, size - len(pcm)))
     frames = np.lib.stride_tricks.sliding_window_view(pcm, size)[::hop]
     window = np.hanning(size + 1)[:size].astype(np.float32)
-    spectrum = np.fft.rfft(frames * window, axis=1)
-    return (np.square(np.abs(spectrum)) / np.square(window.sum())).astype(np.float32)
+    return squared(fft.rfft(frames * window, axis=1)[:, bins]) / np.square(window.sum())
+
+
+def power_of(sound: Sound) -> np.ndarray:
+    """`power` of a clip, once for all stages."""
+    return sound.once("power", power, degree=2)
+
+
+def squared(spectrum: np.ndarray) -> np.ndarray:
+    """|z|² of complex numbers, without the root that `abs` takes."""
+    return np.square(spectrum.real) + np.square(spectrum.imag)
 
 
 def decibels(values: np.ndarray) -> np.ndarray:

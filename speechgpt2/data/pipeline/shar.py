@@ -30,7 +30,7 @@ from speechgpt2.data.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
 SHARD = 500  # clips
-DIGESTS = "shards.json"  # what each shard was made of, so that those that are still right are left alone
+DIGESTS = "shards.json"  # what the files of each shard were made of, so that those that are still right are left alone
 _DIGITS = 6  # of a time: microseconds survive Lhotse's (start, duration) and the way back
 
 
@@ -84,11 +84,20 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
     digests = json.loads(digests_file.read_text()) if digests_file.exists() else {}
     clips, number = iter(clips), 0
     while shard := list(islice(clips, size)):
-        digest = hashlib.sha256("".join(clip.to_json() for clip in shard).encode()).hexdigest()
-        cuts, recordings = folder / f"cuts.{number:06d}.jsonl.gz", folder / f"recording.{number:06d}.tar"
-        if digests.get(str(number)) != digest or not (cuts.exists() and recordings.exists()):
-            _write_shard(shard, workspace, cuts, recordings, scratch)
-            digests[str(number)] = digest
+        recordings, cuts = folder / f"recording.{number:06d}.tar", folder / f"cuts.{number:06d}.jsonl.gz"
+        parts = (  # labels change more often than sound
+            (recordings, [f"{clip.id} {clip.audio}" for clip in shard], _write_recordings),
+            (cuts, [clip.to_json() for clip in shard], _write_cuts),
+        )
+        for path, said, write_part in parts:
+            digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
+            if digests.get(path.name) == digest and path.exists():
+                continue
+            if digests.pop(path.name, None):  # from here on it is of neither kind, should this be the end
+                _replace_text(digests_file, json.dumps(digests))
+            write_part(shard, workspace, scratch / "shard.part")
+            os.replace(scratch / "shard.part", path)
+            digests[path.name] = digest
             _replace_text(digests_file, json.dumps(digests))
         number += 1
     for path in folder.iterdir():  # of an earlier run with more clips
@@ -98,18 +107,19 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
     return number
 
 
-def _write_shard(shard: list[Clip], workspace: Workspace, cuts: Path, recordings: Path, scratch: Path) -> None:
-    lines = []
-    with (scratch / "recording.part").open("wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
+def _write_recordings(shard: list[Clip], workspace: Workspace, path: Path) -> None:
+    with path.open("wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
         for clip in shard:
             pcm = Sound(clip, workspace).pcm
-            lines.append(json.dumps(to_cut(clip, len(pcm)), ensure_ascii=False, sort_keys=True) + "\n")
             _add(archive, f"{clip.id}.flac", flac(pcm))
             _add(archive, f"{clip.id}.json", json.dumps(_recording(clip, len(pcm))).encode())
-    with (scratch / "cuts.part").open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-        packed.writelines(line.encode() for line in lines)
-    os.replace(scratch / "recording.part", recordings)
-    os.replace(scratch / "cuts.part", cuts)
+
+
+def _write_cuts(shard: list[Clip], workspace: Workspace, path: Path) -> None:
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+        for clip in shard:
+            cut = to_cut(clip, Sound(clip, workspace).samples)
+            packed.write(json.dumps(cut, ensure_ascii=False, sort_keys=True).encode() + b"\n")
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

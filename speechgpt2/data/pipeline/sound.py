@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from speechgpt2.data.record import Clip
+from speechgpt2.data.record import AudioInfo, Clip
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
-
-V = TypeVar("V")
 
 
 class Workspace:
@@ -49,7 +48,9 @@ class Workspace:
         scratch = self.folder / "audio" / f".{secrets.token_hex(8)}"
         digest, samples = hashlib.sha256(), 0
         try:
-            with soundfile.SoundFile(scratch, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as file:
+            with soundfile.SoundFile(
+                scratch, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC", compression_level=0
+            ) as file:
                 for block in blocks:
                     coded = to_int16(block)
                     digest.update(coded.astype("<i2").tobytes())
@@ -68,29 +69,64 @@ class Sound:
 
     def __init__(self, clip: Clip, workspace: Workspace):
         self.info, self.workspace = clip.audio, workspace
-        self._derived: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}  # without the gain
+
+    def of(self, clip: Clip) -> Sound:
+        """The sound of what a stage made of the clip; where only the gain is another, nothing is read again."""
+        other = Sound(clip, self.workspace)
+        if _span(other.info) == _span(self.info):
+            other._known = self._known
+        return other
+
+    @property
+    def raw(self) -> np.ndarray:
+        """float32 [N] at 24 kHz, as recorded."""
+        if "pcm" not in self._known:
+            self._known["pcm"] = self.span(self.info.start, self.info.duration)
+        return self._known["pcm"]
 
     @cached_property
     def pcm(self) -> np.ndarray:
         """float32 [N] at 24 kHz, with the clip's gain."""
-        return self.span(self.info.start, self.info.duration) * np.float32(10 ** (self.info.gain / 20))
+        return self.raw * self._gain
+
+    @property
+    def _gain(self) -> np.float32:
+        return np.float32(10 ** (self.info.gain / 20))
 
     def span(self, start: float, duration: float) -> np.ndarray:
         """float32 [N] from `start` seconds of the recording, without gain. Errors: `UserError` if its file is gone."""
-        path = self.workspace.recording(self.info.pcm_hash)
         first, count = round(start * SAMPLE_RATE), round(duration * SAMPLE_RATE)
+        with self._opened() as file:
+            file.seek(first)
+            return file.read(count, dtype="float32")
+
+    @property
+    def samples(self) -> int:
+        """How many `pcm` has, without reading it: rounding can ask for some more than the recording holds."""
+        first, count = round(self.info.start * SAMPLE_RATE), round(self.info.duration * SAMPLE_RATE)
+        with self._opened() as file:
+            return min(count, file.frames - first)
+
+    @contextmanager
+    def _opened(self) -> Iterator[soundfile.SoundFile]:
+        path = self.workspace.recording(self.info.pcm_hash)
         try:
             with soundfile.SoundFile(path) as file:
-                file.seek(first)
-                return file.read(count, dtype="float32")
+                yield file
         except (soundfile.SoundFileError, OSError) as error:
             raise UserError(f"{path}: a recording of this run is missing or damaged ({error})") from None
 
-    def once(self, name: str, derive: Callable[[np.ndarray], V]) -> V:
-        """`derive(pcm)`, computed once for all stages that ask for `name`."""
-        if name not in self._derived:
-            self._derived[name] = derive(self.pcm)
-        return self._derived[name]
+    def once(self, name: str, derive: Callable[[np.ndarray], np.ndarray], degree: int) -> np.ndarray:
+        """`derive(pcm)`, computed once for all stages that ask for `name`, whatever gain a stage sets between them:
+        what it gives must grow with the gain to the power of `degree`."""
+        if name not in self._known:
+            self._known[name] = derive(self.raw)
+        return self._known[name] * self._gain**degree
+
+
+def _span(info: AudioInfo) -> tuple[str, float, float]:
+    return info.pcm_hash, info.start, info.duration
 
 
 def to_int16(pcm: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
     for number in range(task.stage, len(stages)):
         stage = stages[number]
         if clip.audio != sound.info:
-            sound = Sound(clip, workspace)
+            sound = sound.of(clip)
         begun = time.perf_counter()
         try:
             changes, refusal = _changes(clip, stage(clip, sound)), None

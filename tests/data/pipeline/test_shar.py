@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +27,22 @@ from speechgpt2.data.record import (
 from speechgpt2.data.utterance import Phone, Word
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
+
+
+def test_labels_change_without_the_sound_being_written_again(clips, workspace, tmp_path):
+    longer = replace(clips[0].audio, start=2.0, duration=1.0003)  # more than the recording holds, by rounding
+    clips = [*clips, replace(clips[0], id="end", audio=longer)]
+    shar.write(clips, workspace, tmp_path / "shar", tmp_path / "scratch")
+    sound = (tmp_path / "shar" / "recording.000000.tar").stat()
+    titled = [replace(clip, title="A talk") for clip in clips]
+    shar.write(titled, workspace, tmp_path / "shar", tmp_path / "scratch")
+    assert (tmp_path / "shar" / "recording.000000.tar").stat() == sound
+    again = list(shar.read(tmp_path / "shar"))
+    assert [clip for clip, _ in again] == titled and len(again[-1][1]) == SAMPLE_RATE
+    lines = gzip.decompress((tmp_path / "shar" / "cuts.000000.jsonl.gz").read_bytes()).splitlines()
+    assert json.loads(lines[-1])["recording"]["num_samples"] == SAMPLE_RATE
+    shar.write(titled[:3], workspace, tmp_path / "shar", tmp_path / "scratch")
+    assert len(list(shar.read(tmp_path / "shar"))) == 3
 
 
 @pytest.fixture
