@@ -26,6 +26,7 @@ from speechgpt2.engine.config import EngineConfig
 from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import FREE, LMState, SpeechLM
 from speechgpt2.lm.sampling import Sampling
+from speechgpt2.nn.linear import pack
 from speechgpt2.streaming import Cache, keep_idle, select_rows, tree_map, write_rows
 from speechgpt2.types import FRAME_SIZE, Patches
 
@@ -69,6 +70,8 @@ class Runner:
     """Codec and language model over all slots. All calls from one thread."""
 
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
+        pack(lm)
+        pack(codec.decoder)  # not the encoder: a recording's codes are the same everywhere
         self.codec, self.lm, self.device = codec, lm, lm.device
         self.on_device = self.device.type == "cuda"  # which is not waited for, and whose shapes never change
         self.slots = -(-config.slots // ROWS) * ROWS

@@ -28,7 +28,7 @@ from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampling, sample
-from speechgpt2.nn.linear import Linear, linear
+from speechgpt2.nn.linear import Linear, linear, packed
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 
@@ -81,11 +81,17 @@ class SpeechLM(nn.Module):
         self.patch_projector = Linear(config.patch_frames * width, b.width, bias=False)
         self.backbone = CausalStack(b)
         self.patch_decoder = PatchDecoder(config)
+        self.packed: torch.ScriptObject | None = None
         initialize(self)
 
     @property
     def device(self) -> torch.device:
         return self.text_embedding.weight.device
+
+    def pack(self) -> None:
+        """A tied text head; see `nn.linear.pack`."""
+        if self.text_head is None:
+            self.packed = packed(self.text_embedding.weight)
 
     def init_state(self, batch: int, capacity: int) -> LMState:
         """Nothing seen yet; room for `capacity` patches in each of `batch` rows."""
@@ -103,8 +109,9 @@ class SpeechLM(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """`[..., D]` -> `[..., vocab]`."""
-        head = self.text_embedding if self.text_head is None else self.text_head
-        return linear(hidden, head.weight)
+        if self.text_head is not None:
+            return self.text_head(hidden)
+        return linear(hidden, self.text_embedding.weight, packed=self.packed)
 
     def code_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Teacher-forced: states `[N, D]` and the next positions' `codes [N, G, K]` -> `[N, G, K, V]`."""

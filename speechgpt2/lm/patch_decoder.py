@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speechgpt2.lm.backbone import CausalStack
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.sampling import Sampling, sample
-from speechgpt2.nn.linear import Linear, linear
+from speechgpt2.nn.linear import Linear, linear, packed
 
 
 class CodeEmbedding(nn.Module):
@@ -25,6 +25,11 @@ class CodeEmbedding(nn.Module):
         super().__init__()
         self.size = config.codebook_size
         self.table = nn.Parameter(torch.empty(config.codebooks, self.size + 1, config.patch_decoder.width))
+        self.packed: list[torch.ScriptObject | None] = [None] * config.codebooks
+
+    def pack(self) -> None:
+        """The tables as heads; see `nn.linear.pack`."""
+        self.packed = [packed(table) for table in self.table]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""
@@ -40,7 +45,7 @@ class CodeEmbedding(nn.Module):
 
     def logits_of(self, codebook: int, hidden: Tensor) -> Tensor:
         """One codebook's head: `[..., L]` -> `[..., V]`."""
-        return linear(hidden, self.table[codebook])[..., : self.size]
+        return linear(hidden, self.table[codebook], packed=self.packed[codebook])[..., : self.size]
 
 
 class Chain(nn.Module):

@@ -4,9 +4,14 @@ lets it be.
 Which kernel does depends on the precision and the number of rows. Measured on processors with AVX2, with AVX-512 and
 with AMX: for a handful of rows W·xᵀ is up to twice as fast as x·Wᵀ, in half precision always, in float32 from some
 number of rows on; a single row in half precision is best as a matrix times a vector.
+
+Weights that float16 holds exactly, as those of a model that is stored so, can be `pack`ed: FBGEMM's kernels read half
+the bytes and compute in float32 all the same, in a third to two thirds of the time with AVX2.
 """
 
 from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +27,25 @@ FLIP_TO = 64  # rows from which the order does not matter
 class Linear(nn.Linear):
     """`nn.Linear` that stays near the speed of memory for few rows. `[..., C] -> [..., D]`."""
 
+    packed: torch.ScriptObject | None = None
+
+    def pack(self) -> None:
+        self.packed = packed(self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.packed)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` by the fastest order of multiplication: `x [..., C]`, `weight [D, C]` -> `[..., D]`."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: torch.ScriptObject | None = None) -> Tensor:
+    """`F.linear` by the fastest order of multiplication: `x [..., C]`, `weight [D, C]` -> `[..., D]`.
+
+    `packed`: weight and bias once more, which are read instead unless gradients are wanted.
+    """
     rows = x.numel() // x.shape[-1]
     if weight.is_cuda or rows > FLIP_TO or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
+    if packed is not None and rows and not torch.is_grad_enabled():
+        return torch.ops.quantized.linear_dynamic_fp16(x, packed)
     half = weight.dtype != torch.float32
     if half and HALF_IS_SLOW:
         if rows < FEW_ROWS:
@@ -43,3 +58,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         return F.linear(x, weight, bias)
     return (y if bias is None else y + bias).reshape(*x.shape[:-1], len(weight))
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A module with matrices of its own to pack."""
+
+    def pack(self) -> None: ...
+
+
+def pack(model: nn.Module) -> None:
+    """Pack what can be packed, on a CPU. For a model that will not be trained any more: what is packed stays so."""
+    for module in model.modules():
+        if isinstance(module, Packable):
+            module.pack()
+
+
+def packed(weight: Tensor, bias: Tensor | None = None) -> torch.ScriptObject | None:
+    """`weight [D, C]` for FBGEMM; None unless float16 holds it exactly and this processor has these kernels."""
+    if weight.is_cuda or weight.dtype != torch.float32 or "fbgemm" not in torch.backends.quantized.supported_engines:
+        return None
+    if not torch.equal(weight.half().float(), weight):
+        return None
+    return torch.ops.quantized.linear_prepack_fp16(weight.detach(), None if bias is None else bias.detach())

@@ -11,6 +11,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.model import FREE, LMState, SpeechLM, truncate, with_capacity
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.sampling import Sampling
+from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.streaming import select_rows, write_rows
 from speechgpt2.types import Patches
 from tests.lm.tiny import random_patches, tiny_lm
@@ -49,6 +50,23 @@ def test_prefill_in_any_chunks_is_the_whole(lm):
             at += size
             torch.testing.assert_close(hidden, whole[:, at - 1], atol=1e-5, rtol=1e-4)
         assert state.position.tolist() == [20, 20]
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no FBGEMM")
+@pytest.mark.parametrize("options", [{"chained": True, "tied_head": True}, {}], ids=str)
+def test_packed_it_says_the_same(options):
+    lm = tiny_lm(**options).half().float()
+    patches, sampling = random_patches(lm, 2, 20), Sampling.of(2)
+    hidden, state = lm.prefill(patches, lm.init_state(2, 40))
+    wanted, logits = continuation(lm, hidden, state, sampling), lm.text_logits(hidden)
+    pack(lm)
+    products = [module.packed for module in lm.modules() if isinstance(module, Linear)]
+    assert not any(product is None for product in [*products, *lm.patch_decoder.codes.packed])
+    assert (lm.packed is not None) == lm.config.backbone.tied_head
+    hidden, state = lm.prefill(patches, lm.init_state(2, 40))
+    assert_equal(continuation(lm, hidden, state, sampling), wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(lm.text_logits(hidden), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_among_others_draws_what_it_draws_alone(lm):

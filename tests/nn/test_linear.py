@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from speechgpt2.nn import linear as module
-from speechgpt2.nn.linear import FLIP_TO, Linear, linear
+from speechgpt2.nn.linear import FLIP_TO, Linear, linear, pack, packed
 
 TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 0.05, "rtol": 0.02}}
 
@@ -35,3 +35,48 @@ def test_gradients(rows):
         layer(x).square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+
+
+HAS_KERNELS = "fbgemm" in torch.backends.quantized.supported_engines
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="this processor has no FBGEMM")
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (FLIP_TO + 1,)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_matrix_gives_the_same(shape, bias):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 35, bias), torch.randn(*shape, 48)
+    layer.half().float()
+    with torch.inference_mode():
+        wanted = F.linear(x, layer.weight, layer.bias)
+        pack(layer)
+        assert layer.packed is not None
+        y = layer(x)
+    assert y.shape == (*shape, 35)
+    torch.testing.assert_close(y, wanted, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernels
+def test_a_row_of_a_packed_product_is_the_same_to_the_last_bit_in_any_place():
+    torch.manual_seed(0)
+    layer, x = Linear(384, 100), torch.randn(4, 384)
+    pack(layer.half().float())
+    with torch.inference_mode():
+        assert torch.equal(layer(x)[[2, 0, 3, 1]], layer(x[[2, 0, 3, 1]]))
+
+
+def test_only_what_float16_holds_exactly_is_packed():
+    layer = Linear(48, 35)
+    assert not torch.equal(layer.weight.half().float(), layer.weight) and packed(layer.weight) is None
+    assert packed(layer.weight.bfloat16()) is None
+
+
+@needs_kernels
+def test_gradients_come_from_the_weights_themselves():
+    layer = Linear(8, 4).half().float()
+    pack(layer)
+    with torch.no_grad():
+        layer.weight.zero_()
+    layer(torch.ones(2, 8)).sum().backward()
+    assert layer.weight.grad is not None and layer(torch.ones(2, 8)).sum() == 2 * layer.bias.sum()
