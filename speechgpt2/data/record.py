@@ -71,12 +71,16 @@ class Language:
 
 @dataclass(frozen=True)
 class Wording:
-    """What is said: as given, normalised, and as recognisers heard it; `cer` is the disagreement among them (0…)."""
+    """What is said: as given, normalised, and as recognisers heard it; `cer` is the disagreement among them (0…).
+
+    lines  of what was given, with their times, where it has any: subtitles
+    """
 
     raw: str = ""
     norm: str = ""
     hypotheses: tuple[str, ...] = ()
     cer: float | None = None
+    lines: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)

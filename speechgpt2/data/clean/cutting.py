@@ -6,18 +6,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from speechgpt2.data.record import Alignment, Clip, Moment
+from speechgpt2.data.record import Alignment, Clip, Moment, Wording
 from speechgpt2.data.utterance import Phone, Word
 
 DIGITS = 3  # of the seconds at which a part begins and ends
+SPILL = 0.3  # seconds that a line may reach out of a clip: subtitles are not exact
 FINE = 6  # of a time within it: moving it costs nothing
 
 T = TypeVar("T", Word, Phone)
 
 
 def part(clip: Clip, start: float, end: float) -> Clip:
-    """From `start` to `end` seconds of the clip, to the millisecond. Words, phones and events go to the part that holds
-    their middle, and end where it ends. Text and id are the caller's business."""
+    """From `start` to `end` seconds of the clip, to the millisecond. Words, phones, events and lines of text go to the
+    part that holds their middle, and end where it ends. The text itself and the id are the caller's business."""
     start, seconds = round(start, DIGITS), round(end - start, DIGITS)
     audio = replace(clip.audio, start=round(clip.audio.start + start, DIGITS), duration=seconds)
     align = Alignment(
@@ -30,7 +31,17 @@ def part(clip: Clip, start: float, end: float) -> Clip:
         for event in clip.events
         if _lies_in(event, start, seconds)
     )
-    return replace(clip, audio=audio, align=align, events=events)
+    text = replace(clip.text, lines=_named(clip.text.lines, start, seconds))
+    return replace(clip, audio=audio, align=align, events=events, text=text)
+
+
+def text_of(clip: Clip, start: float, end: float) -> Wording:
+    """What the lines say from `start` to `end` seconds of a clip; nothing where one of them is cut in two."""
+    start, seconds = round(start, DIGITS), round(end - start, DIGITS)
+    lines = _named(clip.text.lines, start, seconds)
+    edges = (start, start + seconds)
+    torn = any(line.start < edge - SPILL and line.end > edge + SPILL for line in clip.text.lines for edge in edges)
+    return Wording() if torn else Wording(raw=" ".join(line.text for line in lines), lines=lines)
 
 
 def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, energy, silero, spans
-from speechgpt2.data.clean.cutting import part
+from speechgpt2.data.clean.cutting import part, text_of
 from speechgpt2.data.clean.spectrum import FRAMES
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.record import Clip
+from speechgpt2.data.record import Clip, Wording
 
 BLOCK = 300.0  # seconds read at a time
 
@@ -23,7 +23,8 @@ class SegmentConfig:
     """Seconds: pauses up to `gap` stay within a clip; what is longer than `longest` is cut at its longest pauses; what
     is shorter than `shortest` is no speech; `margin` is kept on both sides.
 
-    A recording that is no longer than `longest` and has a transcript is one clip, since its words are of the whole.
+    A recording that is no longer than `longest` and has a transcript is one clip, since its words are of the whole;
+    of a longer one the lines whose times are known go to the clips that hold them.
     """
 
     kind: Literal["segment"] = "segment"
@@ -63,7 +64,12 @@ class Segment(Stage[SegmentConfig]):
         quality = replace(clip.quality, silence=round(1 - float(spoken.mean()), 4))
         id = f"{clip.id}-{round(start * 1000):08d}"
         made = replace(part(clip, start, end), id=id, parent_id=clip.id, quality=quality)
-        return made if count == 1 else replace(made, text=type(clip.text)())
+        return made if count == 1 else _with_its_text(made, text_of(clip, start, end))
+
+
+def _with_its_text(clip: Clip, text: Wording) -> Clip:
+    labels = {field: label for field, label in clip.labels_from.items() if text.raw or field.split(".")[0] != "text"}
+    return replace(clip, text=text, labels_from=labels)
 
 
 def _widened(span: tuple[float, float], clip: Clip) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from aiohttp import web
 
 from speechgpt2.audio import to_pcm16
 from speechgpt2.data.crawl import manifest
+from speechgpt2.data.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -200,29 +201,38 @@ def replaced(first: bytes, second: bytes) -> Handler:
     return handler
 
 
-def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> np.ndarray:
-    """`pcm [N]` float32 at 24 kHz: the sentences, by two of the training voices in turn.
+class Episode(NamedTuple):
+    """Its sound, `pcm [N]` float32 at 24 kHz, and its sentences with their times."""
 
-    Errors: `SynthesisUnavailable`.
-    """
+    pcm: np.ndarray
+    lines: tuple[Word, ...]
+
+
+def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> Episode:
+    """The sentences, by two of the training voices in turn. Errors: `SynthesisUnavailable`."""
     from speechgpt2.data.voices import speak, training_voices
 
     voices = training_voices(language)
     pause = np.zeros(int(_GAP * SAMPLE_RATE), np.float32)
-    parts = [part for i, words in enumerate(sentences) for part in (speak(words, voices[speakers[i % 2]]).pcm, pause)]
-    return np.concatenate(parts)
+    parts, lines, at = [], [], 0.0
+    for i, words in enumerate(sentences):
+        pcm = speak(words, voices[speakers[i % 2]]).pcm
+        parts += [pcm, pause]
+        lines.append(Word(words, at, at + len(pcm) / SAMPLE_RATE))
+        at += (len(pcm) + len(pause)) / SAMPLE_RATE
+    return Episode(np.concatenate(parts), tuple(lines))
 
 
 def speak_site() -> dict[str, np.ndarray]:
     """The sound of all episodes by name. Errors: `SynthesisUnavailable`."""
-    return {name: speak_episode(*episode) for name, episode in _EPISODES.items()}
+    return {name: speak_episode(*episode).pcm for name, episode in _EPISODES.items()}
 
 
-def speak_talks(count: int = TALKS) -> dict[str, list[np.ndarray]]:
+def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
     """By language, `count` talks of half a minute to a minute each. Errors: `SynthesisUnavailable`."""
     from speechgpt2.data.sentences import sentence
 
-    talks: dict[str, list[np.ndarray]] = {}
+    talks: dict[str, list[Episode]] = {}
     for language in ("en", "zh"):
         rng = random.Random(f"talks/{language}")
         texts = [[sentence(rng, language) for _ in range(_SENTENCES)] for _ in range(count)]
@@ -231,6 +241,16 @@ def speak_talks(count: int = TALKS) -> dict[str, list[np.ndarray]]:
             for number, sentences in enumerate(texts)
         ]
     return talks
+
+
+def subtitles(lines: Sequence[Word]) -> str:
+    """WebVTT."""
+
+    def clock(seconds: float) -> str:
+        minutes, ms = divmod(round(1000 * seconds), 60_000)
+        return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
+
+    return "WEBVTT\n" + "".join(f"\n{clock(start)} --> {clock(end)}\n{text}\n" for text, start, end in lines)
 
 
 def encode(pcm: np.ndarray, format: str) -> bytes:
@@ -244,6 +264,8 @@ def encode(pcm: np.ndarray, format: str) -> bytes:
 def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
     """The site, from the sound of `_EPISODES`; `away` is a URL on another address."""
     flac = encode(pcm["kitchen"], "FLAC")
+    said = {name: " ".join(sentences) for name, (_, *sentences) in _EPISODES.items()}
+    kitchen = subtitles([Word(said["kitchen"], 0.0, len(pcm["kitchen"]) / SAMPLE_RATE - _GAP)])
     return {
         "/robots.txt": text("User-agent: *\nDisallow: /private/\n", "text/plain"),
         "/feed.xml": text(_FEED, "application/rss+xml"),
@@ -252,7 +274,9 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
         "/library.html": text(_LIBRARY),
         "/market.html": text(_MARKET),
         "/audio/weather.mp3": data(encode(pcm["weather"], "MP3")),
+        "/audio/weather.txt": text(said["weather"], "text/plain"),
         "/audio/kitchen.flac": data(flac, "audio/flac"),
+        "/audio/kitchen.vtt": text(kitchen, "text/vtt"),
         "/mirror/kitchen.flac": data(flac, "application/octet-stream"),
         "/moved/travel.wav": redirect("/moved/again", 301),
         "/moved/again": redirect("/audio/travel.wav"),
@@ -274,14 +298,17 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
     }
 
 
-def talk_routes(talks: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Handler]:
-    """A feed of talks for each language, and their recordings."""
+def talk_routes(talks: Mapping[str, Sequence[Episode]]) -> dict[str, Handler]:
+    """A feed of talks for each language, their recordings and subtitles."""
     routes: dict[str, Handler] = {}
-    for language, sounds in talks.items():
-        paths = [f"/talks/{language}-{number}.flac" for number in range(len(sounds))]
-        episodes = "".join(_episode(path, f"Talk {number}") for number, path in enumerate(paths))
-        routes[f"/talks-{language}.xml"] = text(_TALKS.format(language, episodes), "application/rss+xml")
-        routes.update((path, data(encode(pcm, "FLAC"), "audio/flac")) for path, pcm in zip(paths, sounds))
+    for language, spoken in talks.items():
+        items = ""
+        for number, talk in enumerate(spoken):
+            path = f"/talks/{language}-{number}"
+            items += _episode(f"{path}.flac", f"Talk {number}", _transcript(f"{path}.vtt", "text/vtt"))
+            routes[f"{path}.flac"] = data(encode(talk.pcm, "FLAC"), "audio/flac")
+            routes[f"{path}.vtt"] = text(subtitles(talk.lines), "text/vtt")
+        routes[f"/talks-{language}.xml"] = text(_TALKS.format(language, items), "application/rss+xml")
     return routes
 
 
@@ -344,15 +371,25 @@ def _episode(path: str, title: str, extra: str = "") -> str:
     return f'<item><title>{title}</title><enclosure url="{path}" type="audio/mpeg" length="1"/>{extra}</item>'
 
 
+def _transcript(path: str, type: str) -> str:
+    return f'<podcast:transcript url="{path}" type="{type}"/>'
+
+
 _FEED = f"""<?xml version="1.0" encoding="UTF-8"?>
 <rss version="2.0" xmlns:podcast="https://podcastindex.org/namespace/1.0"
      xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
 <channel><title>Small talk</title><language>en</language>
 <copyright>© 2026 nobody</copyright><creativeCommons:license>{_BY}</creativeCommons:license>
-{_episode("/audio/weather.mp3", "Weather")}
-{_episode("/audio/kitchen.flac", "Kitchen", "<podcast:license>cc-by-4.0</podcast:license>")}
+{_episode("/audio/weather.mp3", "Weather", _transcript("/audio/weather.txt", "text/plain"))}
+{
+    _episode(
+        "/audio/kitchen.flac",
+        "Kitchen",
+        "<podcast:license>cc-by-4.0</podcast:license>" + _transcript("/audio/kitchen.vtt", "text/vtt"),
+    )
+}
 {_episode("/mirror/kitchen.flac", "Kitchen, once more")}
-{_episode("/moved/travel.wav", "Travel")}
+{_episode("/moved/travel.wav", "Travel", _transcript("/gone.srt", "application/srt"))}
 {_episode("/audio/music.flac", "Music")}
 {_episode("/audio/music.wav", "Music, in another format")}
 {_episode("/audio/secret.mp3", "Secret", "<podcast:license>All rights reserved</podcast:license>")}
@@ -369,7 +406,8 @@ _FEED = f"""<?xml version="1.0" encoding="UTF-8"?>
 """
 
 _TALKS = f"""<?xml version="1.0" encoding="UTF-8"?>
-<rss version="2.0" xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
+<rss version="2.0" xmlns:podcast="https://podcastindex.org/namespace/1.0"
+     xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
 <channel><title>Talks</title><language>{{}}</language><creativeCommons:license>{_BY}</creativeCommons:license>
 {{}}</channel></rss>
 """

@@ -11,14 +11,14 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
 import feedparser
 
-from speechgpt2.data.crawl import licence, urls
+from speechgpt2.data.crawl import licence, transcript, urls
 from speechgpt2.data.crawl.frontier import Link
 from speechgpt2.data.crawl.licence import Statement
 from speechgpt2.data.crawl.verdicts import Rejected
@@ -31,6 +31,7 @@ _ENTITY = re.compile(r"<!\s*(ENTITY|ELEMENT|ATTLIST|NOTATION)", re.I)
 _PODCAST_LICENCE = re.compile(
     r"<podcast:license\s[^>]*?url\s*=\s*[\"']([^\"']*)[\"'][^>]*>([^<]*)</podcast:license>", re.I
 )
+_TRANSCRIPT = re.compile(r"<(/?)podcast:transcript\b", re.I)
 _ENCODINGS = re.compile(r"(utf|iso-8859|windows-|cp\d|gb|hz|big5|shift|sjis|euc|koi8|latin|us-ascii|ascii|mac)", re.I)
 _CHARSET = re.compile(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
 
@@ -64,6 +65,8 @@ def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
     _refuse_declarations(text)
     # feedparser keeps either the words or the URL of this tag: put both into the words.
     text = _PODCAST_LICENCE.sub(r"<podcast:license>\2 \1</podcast:license>", text)
+    # Of several tags of a name it keeps the last, but of enclosures all, with whatever they say.
+    text = _TRANSCRIPT.sub(lambda tag: "</enclosure" if tag[1] else '<enclosure transcript="yes"', text)
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)  # it names an encoding that is no longer true
     headers = {"content-type": "application/xml; charset=utf-8"}
     data = text.encode("utf-8", "replace")
@@ -74,10 +77,24 @@ def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
     language = str(feed.feed.get("language", "")) or source.language
     for entry in feed.entries:
         stated = _feed_licence(entry, licence.ITEM) or channel
-        facts = _facts(stated, title=entry.get("title", ""), language=language)
+        facts = _facts(stated, title=entry.get("title", ""), language=language, transcript=_transcript(entry, source))
         for link in entry.get("links", ()):
-            if link.get("rel") == "enclosure" and _may_be_sound(link.get("type", ""), link.get("href", "")):
+            if link.get("rel") != "enclosure" or link.get("transcript"):
+                continue
+            if _may_be_sound(link.get("type", ""), link.get("href", "")):
                 yield from _link(link.get("href", ""), source, "media", facts)
+
+
+def _transcript(entry: Any, source: Source) -> list[str]:
+    """URL and type of the best transcript that an episode names, or nothing."""
+    known = []
+    for link in entry.get("links", ()):
+        declared = link.get("type", "").partition(";")[0].strip().lower()
+        if link.get("transcript") and declared in transcript.TYPES:
+            known += [
+                (transcript.TYPES.index(declared), found.url) for found in _link(link.get("href", ""), source, "", {})
+            ]
+    return [min(known)[1], transcript.TYPES[min(known)[0]]] if known else []
 
 
 def _feed_licence(node: Any, level: int) -> Statement | None:
@@ -232,6 +249,9 @@ def _link(
         return ()
 
 
-def _facts(stated: Statement, title: str = "", language: str = "") -> dict[str, Any]:
-    facts = {"licence": stated.raw, "level": stated.level, "title": title[:MAX_TITLE], "language": language[:35]}
+def _facts(stated: Statement, title: str = "", language: str = "", transcript: Sequence[str] = ()) -> dict[str, Any]:
+    facts = {
+        "licence": stated.raw, "level": stated.level, "title": title[:MAX_TITLE], "language": language[:35],
+        "transcript": transcript,
+    }  # fmt: skip
     return {key: value for key, value in facts.items() if value}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.crawl import discover, licence, manifest, provenance, urls
+from speechgpt2.data.crawl import discover, licence, manifest, provenance, transcript, urls
 from speechgpt2.data.crawl.decoder import Decoder
 from speechgpt2.data.crawl.discover import Source
 from speechgpt2.data.crawl.fetch import Document, Download, Exchange, Fetcher
@@ -21,8 +21,9 @@ from speechgpt2.data.crawl.licence import ITEM, Statement
 from speechgpt2.data.crawl.permit import Permit
 from speechgpt2.data.crawl.seeds import CrawlConfig
 from speechgpt2.data.crawl.store import Store
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
+from speechgpt2.data.utterance import Word
 from speechgpt2.hub import write_atomically
 
 PLANNED = "planned"  # the reason that a dry run gives for what it would fetch
@@ -125,14 +126,16 @@ class Handlers:
         body = work / "body"
         sha256 = await asyncio.to_thread(_digest, body)
         sound = await self._tools.decoder.probe(body, self._tools.config.max_hours)
+        said, lines = await self._transcript(item)
         hops = [exchange.url for exchange in download.exchanges] or [item.url]
         about = self._about(item, hops, video.licence if video else "")
         outcome = {
             **about, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
             "ending": sound.ending, "format": sound.format, "sample_rate": sound.sample_rate,
             "channels": sound.channels, "video": video._asdict() if video else None,
+            "transcript": {"url": said.url, "lines": lines} if said else None,
         }  # fmt: skip
-        provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256})
+        provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256}, said)
         losers = self._tools.frontier.finish_recording(
             item.id, sha256, sound.fingerprint, body.stat().st_size, sound.seconds, outcome
         )
@@ -140,6 +143,24 @@ class Handlers:
             self._tools.store.settle(self._tools.frontier.get(item.id), self._tools.frontier)
         for loser in losers:
             self._tools.store.discard(loser, self._tools.frontier)
+
+    async def _transcript(self, item: Item) -> tuple[Document | None, tuple[Word, ...]]:
+        """What a feed names as the recording's transcript, with its lines; without one that cannot be had or read the
+        recording is kept all the same."""
+        named = manifest.transcript_of(self._tools.frontier, item)
+        if not named:
+            return None, ()
+        url, type = named
+        try:
+            document = await self._tools.fetcher.document(url, self._tools.permit)
+            text = discover.decode(document.body or b"", document.content_type)
+            return document, transcript.lines_of(text, type)
+        except Rejected:
+            return None, ()
+        except TryLater:
+            if item.attempts + 1 < self._tools.config.attempts:
+                raise
+            return None, ()
 
     async def _fetch(self, item: Item, work: Path) -> tuple[Download, Video | None]:
         """The recording as `work`/body; what was fetched whole before a kill is not fetched again."""

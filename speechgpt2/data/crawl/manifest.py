@@ -13,12 +13,13 @@ from typing import Any
 from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
 from speechgpt2.data.crawl.store import Store
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source, Wording
+from speechgpt2.data.utterance import Word
 from speechgpt2.hub import write_atomically
 
 KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1
-STATED = Label("crawl", kind="pseudo")  # a source's word, not ours
+STATED, SAID = Label("crawl"), Label("podcast:transcript")  # a source's word, not ours
 
 
 def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statement]:
@@ -26,6 +27,11 @@ def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statemen
     own = video or (item.outcome.get("video") or {}).get("licence", "")
     found = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
     return [*found, Statement(own, ITEM)] if own else found
+
+
+def transcript_of(frontier: Frontier, item: Item) -> list[str]:
+    """URL and type of the transcript that the nearest source names, or nothing."""
+    return _first(frontier.facts(item.id), "transcript") or []
 
 
 def write(store: Store, frontier: Frontier) -> None:
@@ -52,11 +58,19 @@ def record_of(item: Item, frontier: Frontier, store: Store) -> Clip:
         store.audio(item).relative_to(store.folder).as_posix(), outcome["sample_rate"], outcome["channels"],
         duration=item.seconds or 0.0, format=outcome["format"], pcm_hash=item.fingerprint or "",
     )  # fmt: skip
+    said = outcome.get("transcript")
+    labels = {**({"lang.code": STATED} if language else {}), **({"text": SAID} if said else {})}
     return Clip(
         item.id, title=video.get("title") or _first(known, "title"), source=source, audio=audio,
-        lang=Language(language), decisions=(_decision(item),),
-        labels_from={"lang.code": STATED} if language else {},
+        lang=Language(language), text=_wording(said["lines"]) if said else Wording(), decisions=(_decision(item),),
+        labels_from=labels,
     )  # fmt: skip
+
+
+def _wording(lines: list[list[Any]]) -> Wording:
+    words = tuple(Word(*line) for line in lines)
+    timed = len(words) > 1 or words[0].end > words[0].start
+    return Wording(raw=" ".join(word.text for word in words), lines=words if timed else ())
 
 
 def refusal_of(item: Item) -> Clip:
@@ -81,7 +95,7 @@ def _decision(item: Item) -> Decision:
     return Decision(STAGE, STAGE_VERSION, kept, reason=item.reason or "", detail=item.detail or "")
 
 
-def _first(known: list[dict[str, Any]], key: str) -> str:
+def _first(known: list[dict[str, Any]], key: str) -> Any:
     """The nearest source's word, the smallest where several are as near."""
     words = [(-facts.get("level", 0), facts[key]) for facts in known if facts.get(key)]
     return min(words)[1] if words else ""

@@ -18,20 +18,28 @@ from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from speechgpt2.data.crawl.fetch import Exchange
+from speechgpt2.data.crawl.fetch import Document, Exchange
 
 # Headers of the transport, which would tell a reader to unpack what is stored unpacked.
 _TRANSPORT = ("content-encoding", "transfer-encoding")
 
 
-def write(path: Path, exchanges: Sequence[Exchange], body: bytes | None, sha256: str, about: dict[str, Any]) -> None:
-    """Write the WARC of one item: `about` becomes a metadata record, `body` None stands for content kept elsewhere."""
+def write(
+    path: Path, exchanges: Sequence[Exchange], body: bytes | None, sha256: str, about: dict[str, Any],
+    beside: Document | None = None,
+) -> None:  # fmt: skip
+    """Write the WARC of one item: `about` becomes a metadata record, `body` None stands for content kept elsewhere.
+    `beside` is a text that belongs to it, a transcript."""
     date = about["fetched_at"]
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=True, warc_version="1.1")
         for number, exchange in enumerate(exchanges, 1):
             last = number == len(exchanges)
             _write_exchange(writer, exchange, date, body if last else b"", sha256 if last else None)
+        if beside:
+            for exchange in beside.exchanges:
+                body = beside.body if exchange is beside.exchanges[-1] else None
+                _write_exchange(writer, exchange, date, body or b"", None)
         text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode()
         uri = exchanges[-1].url if exchanges else about["url"]
         writer.write_record(

@@ -101,8 +101,8 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
             _replace_text(digests_file, json.dumps(digests))
         number += 1
     for path in folder.iterdir():  # of an earlier run with more clips
-        parts = path.name.split(".")
-        if parts[0] in ("cuts", "recording") and parts[1].isdigit() and int(parts[1]) >= number:
+        kind, _, rest = path.name.partition(".")
+        if kind in ("cuts", "recording") and rest[:6].isdigit() and int(rest.split(".")[0]) >= number:
             path.unlink()
     return number
 

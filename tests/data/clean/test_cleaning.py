@@ -22,7 +22,7 @@ from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, Turn
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Moment, Wording
+from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Moment, Wording
 from speechgpt2.data.utterance import Phone, Voice, Word
 from speechgpt2.data.voices import speak
 from speechgpt2.errors import UserError
@@ -168,6 +168,20 @@ def test_known_times_go_to_the_clip_that_holds_them(workspace):
     assert [[w.text for w in piece.align.words] for piece in pieces] == [["one"], ["two"]]
     starts = [piece.align.words[0].start + piece.audio.start for piece in pieces]
     assert starts == pytest.approx([2.5, 7.5])
+
+
+def test_lines_of_a_transcript_go_to_the_clips_that_hold_them(workspace):
+    pause = np.zeros(2 * SAMPLE_RATE)
+    parts = [part for number in range(3) for part in (voice(120, 3.0, number), pause)]
+    clip, sound = recording(workspace, np.concatenate(parts))
+    lines = [Word("One.", 0.0, 1.5), Word("Two.", 1.6, 3.0), Word("Three.", 5.1, 8.2), Word("Four.", 10.1, 13.0)]
+    known = replace(clip, text=Wording("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")})
+    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(known, sound)
+    assert [piece.text.raw for piece in pieces] == ["One. Two.", "Three.", "Four."]
+    assert pieces[2].text.lines[0].start + pieces[2].audio.start == pytest.approx(10.1)
+    torn = replace(known, text=Wording("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
+    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(torn, sound)
+    assert not any(piece.text.raw or piece.text.lines or piece.labels_from for piece in pieces)
 
 
 def test_long_speech_is_cut_in_its_pauses(workspace):

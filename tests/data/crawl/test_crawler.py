@@ -1,6 +1,7 @@
 """Whole crawls of a real site: what comes out, and that neither kills nor company change it."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from speechgpt2.data.crawl.crawler import Crawl
 from speechgpt2.data.crawl.seeds import CrawlConfig, load
 from speechgpt2.data.crawl.takedown import take_down
 from speechgpt2.data.crawl.videos import Video
+from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
 
 BY = "https://creativecommons.org/licenses/by/4.0/"
@@ -104,9 +106,23 @@ def test_the_whole_site_comes_out_as_it_should(serve, sounds, tmp_path):
     replaced = demo.encode(sounds["final"], "WAV")
     assert hashlib.sha256(replaced).hexdigest() in audio  # the new version, not two halves
 
+    records = [Clip.from_json(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    said = {clip.source.url.rpartition("/")[2]: clip for clip in records}
+    assert said["weather.mp3"].text.raw.startswith("Good morning.") and not said["weather.mp3"].text.lines
+    [line] = said["kitchen.flac"].text.lines
+    assert line.text == said["kitchen.flac"].text.raw and line.end == pytest.approx(0.1)
+    assert said["kitchen.flac"].labels_from["text"].tool == "podcast:transcript"
+    assert not said["travel.wav"].text.raw and "/gone.srt" in site.paths  # it could not be had
+    warc = folder / "warc" / said["kitchen.flac"].id[:2] / f"{said['kitchen.flac'].id}.warc.gz"
+    assert b"What are we cooking tonight?" in gzip.decompress(warc.read_bytes())
+
     before, asked = files(folder), len(site.paths)
     run(load(tmp_path / "seeds.yaml"), folder)
     assert files(folder) == before and len(site.paths) == asked  # nothing is asked for again
+
+    take_down(said["kitchen.flac"].source.url, folder)
+    left = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert [name for name, data in left.items() if b"What are we cooking" in data] == []  # words go with the sound
 
 
 def test_provenance_is_an_archive(serve, wav, tmp_path):
