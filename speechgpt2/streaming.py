@@ -62,6 +62,11 @@ def write_rows(state: S, rows: Tensor, source: S) -> S:
     return tree_map(lambda leaf, new: leaf.index_copy(0, rows, new), state, source)
 
 
+def overwrite_rows(state: S, rows: Tensor, source: S) -> None:
+    """`write_rows` in place, for a state that nobody else holds."""
+    tree_map(lambda leaf, new: leaf.index_copy_(0, rows, new), state, source)
+
+
 def keep_idle(active: Tensor, new: Any, old: Any) -> Any:
     """After a call on the whole batch: the new state where `active [B]` is true, the old one where a row sat idle.
 

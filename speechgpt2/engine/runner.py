@@ -9,11 +9,14 @@ to be done.)
 
 A row's position comes from the host with every call: a row rewinds by being called with a smaller one, and nothing on
 the device has to know. What a step gives comes back in one transfer.
+
+A four's codes become sound on a thread of their own, while the model takes them in and the next four is drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -27,7 +30,7 @@ from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import FREE, LMState, SpeechLM
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.nn.linear import pack
-from speechgpt2.streaming import Cache, keep_idle, select_rows, tree_map, write_rows
+from speechgpt2.streaming import Cache, keep_idle, overwrite_rows, select_rows, tree_map
 from speechgpt2.types import FRAME_SIZE, Patches
 
 CELLS = 16  # of a cache that are looked at together
@@ -67,7 +70,7 @@ class Drawn:
 
 
 class Runner:
-    """Codec and language model over all slots. All calls from one thread."""
+    """Codec and language model over all slots. All calls from one thread; `voice` has another one for the decoder."""
 
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
         pack(lm)
@@ -84,6 +87,7 @@ class Runner:
         self.groups = [slice(first, first + self.rows) for first in range(0, self.slots, self.rows)]
         self.memories = [lm.init_state(self.rows, self.capacity) for _ in self.groups]
         self.positions = np.zeros(self.slots, np.int64)  # patches that each row has taken in
+        self.voice = ThreadPoolExecutor(1, thread_name_prefix="voice")
 
     def set_position(self, slot: int, position: int) -> None:
         """A slot's row holds so many patches; what lies past them is void."""
@@ -95,13 +99,13 @@ class Runner:
         pcm, lengths = np.zeros((self.slots, self.samples), np.float32), np.zeros(self.slots, np.int64)
         for slot, sound in sounds.items():
             pcm[slot, : len(sound.pcm)], lengths[slot] = sound.pcm, len(sound.pcm)
-        self.ears = self._reset(self.ears, self.codec.init_encoder_state, [n for n in sounds if sounds[n].fresh])
+        self._reset(self.ears, self.codec.init_encoder_state, [n for n in sounds if sounds[n].fresh])
         all_pcm, all_lengths = self._put(pcm), self._put(lengths)
         going_on, result = self._mask(n for n in sounds if not sounds[n].final), {}
         for rows in self._together(sounds):
             before = select_rows(self.ears, rows)
             codes, after = self.codec.encode(all_pcm[rows], before, lengths=all_lengths[rows], final=True)
-            self.ears = write_rows(self.ears, rows, keep_idle(going_on[rows], after, before))
+            overwrite_rows(self.ears, rows, keep_idle(going_on[rows], after, before))
             for slot, heard in zip(rows.tolist(), codes.cpu()):
                 if slot in sounds:
                     result[slot] = heard[: self.codec.frames(len(sounds[slot].pcm))]
@@ -119,10 +123,21 @@ class Runner:
     def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, Drawn]:
         """One patch for each slot: those in `reads` take in theirs, `[1, 1]`, those in `draws` write their own."""
         patches = self._given(reads)
-        if draws:
-            self._draw(draws, patches)
-        self._take_in([*reads, *draws], patches)
-        return self._tell(draws, patches, self._speak(draws, patches)) if draws else {}
+        if not draws:
+            self._take_in(reads, patches)
+            return {}
+        self._reset(self.voices, self.codec.init_decoder_state, [n for n in draws if draws[n].fresh])
+        drawing, spoken = self._mask(draws), list[tuple[Tensor, Future[Tensor]]]()
+        try:
+            for rows in self._draw(draws, drawing, patches):
+                codes = patches.codes[rows, 0]
+                speaking = drawing[rows] & (codes[:, 0, 0] != self.lm.config.no_speech)
+                if self.on_device or bool(speaking.any()):
+                    spoken.append((rows, self.voice.submit(self._speak, rows, codes, speaking)))
+            self._take_in([*reads, *draws], patches)
+        finally:
+            wait([sound for _, sound in spoken])
+        return self._tell(draws, patches, [(rows, sound.result()) for rows, sound in spoken])
 
     def wipe(self, slot: int) -> None:
         """Nothing of a session stays behind."""
@@ -131,9 +146,9 @@ class Runner:
             tree_map(lambda leaf: leaf[slot % self.rows].zero_(), self.memories[slot // self.rows])
         self.set_position(slot, 0)
 
-    def _draw(self, draws: Mapping[int, Draw], patches: Patches) -> None:
-        """Write the patches of those who draw into `patches`, `[slots, 1]`."""
-        drawing, sampling, positions = self._mask(draws), self._sampling(draws), self._put(self.positions)
+    def _draw(self, draws: Mapping[int, Draw], drawing: Tensor, patches: Patches) -> Iterator[Tensor]:
+        """Write the patches of those who draw into `patches`, `[slots, 1]`; yields the rows that are written."""
+        sampling, positions = self._sampling(draws), self._put(self.positions)
         silent = torch.where(drawing, FREE, self.lm.prompt.ids.speech_end)  # who does not draw does not speak
         balances = torch.cat([memory.balances for memory in self.memories])
         whole = LMState(StackState(positions, ()), balances)  # drawing looks at no keys
@@ -143,6 +158,7 @@ class Runner:
             written = self.lm.draw(self.hidden[rows], state, settings, silent[rows])
             for all_rows, new in zip(patches, written, strict=True):
                 all_rows[rows] = keep_idle(drawing[rows], new, all_rows[rows])
+            yield rows
 
     def _take_in(self, slots: Iterable[int], patches: Patches) -> None:
         """Those of `slots` take in their patches."""
@@ -155,23 +171,23 @@ class Runner:
                 after, _ = self.lm.prefill(new, self._memory(group), active[group].long(), filled)
                 self.hidden[group] = keep_idle(active[group], after, self.hidden[group])
 
-    def _speak(self, draws: Mapping[int, Draw], patches: Patches) -> Tensor:
-        """The sound of all rows, `[slots, N]`; N is 0 if none speaks. Who does not speak stays as it was."""
-        self.voices = self._reset(self.voices, self.codec.init_decoder_state, [n for n in draws if draws[n].fresh])
-        codes, no_speech = patches.codes[:, 0], self.lm.config.no_speech
-        speaking = self._mask(draws) & (codes[:, 0, 0] != no_speech)
-        speakers = draws if self.on_device else speaking.nonzero()[:, 0].tolist()
-        pcm = torch.zeros(self.slots, self.samples if speakers else 0, device=self.device)
-        for rows in self._together(speakers):
-            before = select_rows(self.voices, rows)
-            pcm[rows], after = self.codec.decode(codes[rows].clamp(max=no_speech - 1), before)
-            self.voices = write_rows(self.voices, rows, keep_idle(speaking[rows], after, before))
+    @torch.inference_mode()
+    def _speak(self, rows: Tensor, codes: Tensor, speaking: Tensor) -> Tensor:
+        """The sound `[R, N]` of the rows `rows [R]` with `codes [R, G, K]`; who is not `speaking` stays as it was."""
+        before = select_rows(self.voices, rows)
+        pcm, after = self.codec.decode(codes.clamp(max=self.lm.config.no_speech - 1), before)
+        overwrite_rows(self.voices, rows, keep_idle(speaking, after, before))
         return pcm
 
-    def _tell(self, draws: Mapping[int, Draw], patches: Patches, pcm: Tensor) -> dict[int, Drawn]:
-        """Bring it all to the host at once; float32 holds tokens and codes exactly."""
+    def _tell(
+        self, draws: Mapping[int, Draw], patches: Patches, spoken: list[tuple[Tensor, Tensor]]
+    ) -> dict[int, Drawn]:
+        """Bring it all to the host at once; float32 holds tokens and codes exactly. `spoken`: rows and their sound."""
         c = self.lm.config
         size, told = c.patch_frames * c.codebooks, {}
+        pcm = torch.zeros(self.slots, self.samples if spoken else 0, device=self.device)
+        for rows, made in spoken:
+            pcm[rows] = made
         lines = torch.cat([patches.text.float(), patches.codes.flatten(1).float(), pcm], dim=1).cpu()
         for slot in draws:
             line = lines[slot].numpy()
@@ -211,9 +227,10 @@ class Runner:
             group = busy[first : first + self.rows]
             yield torch.tensor(group + idle[: self.rows - len(group)], device=self.device)
 
-    def _reset(self, state: S, init_state: Callable[[int], S], slots: list[int]) -> S:
-        """`state` of all rows with those of `slots` as if nothing had been heard."""
-        return keep_idle(self._mask(slots), init_state(self.slots), state) if slots else state
+    def _reset(self, state: S, init_state: Callable[[int], S], slots: list[int]) -> None:
+        """Make the rows of `slots` as if nothing had been heard."""
+        if slots:
+            overwrite_rows(state, torch.tensor(slots, device=self.device), init_state(len(slots)))
 
     def _mask(self, slots: Iterable[int]) -> Tensor:
         mask = np.zeros(self.slots, bool)
