@@ -58,6 +58,7 @@ class SessionSettings:
 class ReplyOptions:
     """Of one reply; None means as the session's settings say. `text` is to be read aloud, word for word."""
 
+    instructions: str | None = None
     speak: bool | None = None
     max_patches: int | None = None
     text: str | None = None
@@ -159,6 +160,11 @@ class Session(Protocol):
 
 class Engine(Protocol):
     """Many sessions on one model."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it works: false before it is started, once it is closed, and if it has failed for good."""
+        ...
 
     def open(self, settings: SessionSettings) -> Session:
         """Lease a slot. Errors: `Full` at once if there is none, `UserError` for bad settings."""

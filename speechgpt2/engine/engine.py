@@ -82,6 +82,10 @@ class Engine:
 
     # for callers, from any thread
 
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def open(self, settings: SessionSettings) -> Session:
         settings = self.with_codes(settings)
         with self._news:

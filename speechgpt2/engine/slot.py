@@ -85,6 +85,7 @@ class Slot:
         self.mailbox = mailbox
         self.samples = prompt.config.patch_frames * FRAME_SIZE
         self.mode: Mode = "s2s" if settings.speak else "s2t"
+        self.instructions = settings.instructions  # those of now; a reply may have its own
         self.context = Context(prompt, config.context, config.piece, self._opening())
         self.ear: Ear | None = None
         self.reply: Reply | None = None
@@ -277,20 +278,25 @@ class Slot:
         if turn.role == "user":
             self._set_mode(self.settings.speak)
 
-    def _set_mode(self, speak: bool, anew: bool = False, recital: bool = False) -> None:
-        """Tell the model how the user's last turn came, or that something is to be read aloud, and how to answer."""
+    def _set_mode(
+        self, speak: bool, anew: bool = False, recital: bool = False, instructions: str | None = None
+    ) -> None:
+        """Tell the model how the user's last turn came, or that something is to be read aloud, and how to answer;
+        `instructions` of one reply hold until the next turn.
+        """
         users = [span for span in self.context.spans[-2:] if span.role == "user"]
         heard = "s" if (users[-1].spoken if users else self.mode[0] == "s" and not recital) else "t"
         mode: Mode = f"{heard}2{'s' if speak else 't'}"  # type: ignore[assignment]
-        if mode != self.mode or anew:
-            self.mode = mode
+        instructions = self.settings.instructions if instructions is None else instructions
+        if (mode, instructions) != (self.mode, self.instructions) or anew:
+            self.mode, self.instructions = mode, instructions
             self.context.open_with(self._opening())
 
     def _opening(self) -> Patches:
         s, greeting = self.settings, None
         if s.greeting is not None and s.greeting.codes is not None:
             greeting = self.prompt.spoken(torch.as_tensor(s.greeting.codes), text=s.greeting.text)
-        return self.prompt.opening(self.mode, greeting, s.instructions)
+        return self.prompt.opening(self.mode, greeting, self.instructions)
 
     def _begin_reply(self, number: int, options: ReplyOptions) -> None:
         s, ids, text = self.settings, self.prompt.ids, options.text
@@ -301,7 +307,7 @@ class Slot:
         if text is not None:
             self.prompt.require_draft("read a given text aloud")
             given = self.prompt.text([*self.prompt.encode(text), ids.speech_start])
-        self._set_mode(speak or text is not None, recital=text is not None)
+        self._set_mode(speak or text is not None, recital=text is not None, instructions=options.instructions)
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)

@@ -175,13 +175,16 @@ class App:
     # what operators and pages ask
 
     async def health(self) -> Response:
-        """Whether the process is well."""
+        """Whether the process is well; without its engine it should be started again."""
+        if not self.engine.alive:
+            return JSONResponse({"status": "the engine has failed"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
         """Whether new sessions should be sent here."""
         open_places = self.admission.places - self.admission.taken
         state = "draining" if self.admission.draining else "full" if open_places <= 0 else "ready"
+        state = state if self.engine.alive else "failed"
         return JSONResponse({"status": state, "free_slots": max(0, open_places)}, 200 if state == "ready" else 503)
 
     async def prometheus(self) -> Response:

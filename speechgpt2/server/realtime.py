@@ -193,7 +193,7 @@ class Connection(Channel):
         own = wish.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
         session = self.session.updated(own, "response")
         try:
-            number = self.dialogue.respond(settings.of_reply(session))
+            number = self.dialogue.respond(settings.of_reply(session, wish.instructions))
         except UserError as error:
             raise WireError(f"{busy} ({error}).", "conversation_already_has_active_response") from None
         self.wanted[number] = (session, wish.metadata)

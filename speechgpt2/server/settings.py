@@ -46,9 +46,9 @@ def of_dialogue(session: wire.Session) -> DialogueSettings:
     return DialogueSettings(turn_detection=turns)
 
 
-def of_reply(session: wire.Session) -> ReplyOptions:
-    """One answer, where it differs."""
-    return ReplyOptions(speak=session.speaks, max_patches=_patches(session.max_output_tokens))
+def of_reply(session: wire.Session, instructions: str | None = None) -> ReplyOptions:
+    """One answer, where it differs; `instructions` of its own."""
+    return ReplyOptions(instructions, session.speaks, _patches(session.max_output_tokens))
 
 
 def _patches(tokens: int | str) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -219,6 +220,28 @@ def test_new_settings_hold_from_the_next_reply_on():
     assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
 
 
+def test_a_reply_may_have_instructions_of_its_own():
+    engine, other = tiny_engine(), tiny_engine()
+    session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather"))
+    say(session, noise(0.6))
+    session.respond(ReplyOptions(instructions="weather"))
+    ours, theirs = talk(engine, [session])[session], answer(other, wanted, noise(0.6))
+    assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
+    assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
+    usual = engine.runner.lm.prompt.opening("s2s").text
+    assert torch.equal(told(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
+
+
+def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    session.write("Hello")
+    session.respond(ReplyOptions(instructions="weather " * 300))
+    found = talk(engine, [session])[session]
+    assert len(found) == 1 and isinstance(found[0], Error) and "shorter" in found[0].message
+    assert reason(answer(engine, session, noise(0.5)))
+
+
 def test_reading_aloud():
     engine = tiny_engine(tiny_lm(draft=True))
     session = engine.open(SHORT)
@@ -266,6 +289,30 @@ def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
     monkeypatch.undo()
     assert isinstance(events(session)[0], Error) and engine.stats().used == 1
     assert reason(answer(engine, idle, noise(0.5)))
+
+
+def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
+    """Or it would speak into a row that is wiped meanwhile."""
+    engine = tiny_engine()
+    session = engine.open(SHORT)
+    session.write("Hello")
+    session.respond()
+    run(engine, until=lambda: session.mailbox.made)
+    runner, done = engine.runner, []
+    decode, wipe = runner.codec.decode, runner.wipe
+
+    def slowly(*args):
+        time.sleep(0.2)
+        done.append("spoken")
+        return decode(*args)
+
+    monkeypatch.setattr(runner.codec, "decode", slowly)
+    monkeypatch.setattr(runner, "wipe", lambda slot: (done.append("wiped"), wipe(slot)))
+    monkeypatch.setattr(runner, "_take_in", lambda *_: 1 / 0)
+    for _ in range(3):
+        engine.clock.pass_by(1.0)
+        engine.step()
+    assert done == ["spoken", "wiped"] and isinstance(events(session)[-1], Error)
 
 
 def test_calls_that_do_not_fit_change_nothing():
@@ -364,6 +411,21 @@ def test_in_a_thread_of_its_own_from_asyncio():
     engine.close(drain=5.0)
     assert engine.stats().used == 0 and engine.stats().steps == len(steps) and min(steps) > 0
     assert not any(thread.name == "engine" for thread in threading.enumerate())
+
+
+def test_it_tells_whether_it_works(monkeypatch):
+    codec, lm = models()
+    engine = Engine(codec, lm, EngineConfig(slots=1, context=256))
+    assert not engine.alive
+    engine.start()
+    session = engine.open(SHORT)
+    assert engine.alive
+    monkeypatch.setattr("speechgpt2.engine.engine.schedule", lambda *_: 1 / 0)
+    session.write("Hello")
+    engine._thread.join(10)
+    assert not engine.alive and [type(event) for event in events(session)] == [Error]
+    with pytest.raises(Full):
+        engine.open(SHORT)
 
 
 def test_closing_lets_replies_end():

@@ -33,7 +33,7 @@ class FakeEngine:
     """See `speechgpt2.dialogue.protocol.Engine`."""
 
     def __init__(self, slots=4):
-        self.slots, self.sessions, self.closed = slots, [], False
+        self.slots, self.sessions, self.closed, self.alive = slots, [], False, True
 
     @property
     def open_sessions(self):
@@ -144,6 +144,7 @@ class FakeSession:
         """A word for each patch."""
         asked = list(self.memory.values())[-1].partition(": ")[2] if self.memory else ""
         text = options.text or f"you said {asked} and I answer that in some words more than you may want to hear"
+        text = f"as told, {options.instructions}: {text}" if options.instructions else text
         words, speak = text.split(" "), self.settings.speak if options.speak is None else options.speak
         self.memory[number], self._sent, self._began = "assistant:", 0, self._now()
         self.started(number)

@@ -92,6 +92,10 @@ def test_turns_by_hand(served):
             *("input_audio_buffer.committed", "conversation.item.added", "conversation.item.done", "response.created")
         ]
         assert events[3]["response"]["metadata"] == events[-1]["response"]["metadata"] == {"ask": "1"}
+        for own, said in (({"instructions": "be brief"}, "as told, be brief:"), ({}, "you said")):
+            client.send("response.create", response=own)
+            [item] = client.until("response.done")[-1]["response"]["output"]
+            assert item["content"][0]["transcript"].startswith(said)
         client.send("input_audio_buffer.append", audio="")
         client.send("input_audio_buffer.commit", event_id="mine")
         error = client.until("error")[-1]["error"]

@@ -197,6 +197,7 @@ def test_keys_and_crowds():
 
 
 def test_what_operators_ask(served):
+    import urllib.error
     import urllib.request
 
     def get(path):
@@ -204,6 +205,12 @@ def test_what_operators_ask(served):
             return answer.read().decode(), answer.headers
 
     assert '"ok"' in get("/health")[0] and '"ready"' in get("/ready")[0]
+    served.engine.alive = False
+    for path, status in (("/health", "the engine has failed"), ("/ready", "failed")):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            get(path)
+        assert error.value.code == 503 and status in error.value.read().decode()
+    served.engine.alive = True
     text, headers = get("/metrics")
     assert headers["content-type"].startswith("text/plain")
     for name in ("sg2_active_slots 0.0", "sg2_slots 4.0", "sg2_step_seconds_count 1.0", "sg2_step_budget_seconds 0.12"):
