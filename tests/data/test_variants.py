@@ -33,6 +33,7 @@ def test_formants_and_pitch_lie_where_people_have_them():
 
 
 def test_a_drawn_speaker_speaks_with_its_own_pitch(said):
+    pytest.importorskip("pyworld")
     pitches = []
     for number in range(8):
         utterance = said(variants.name_of(number))
