@@ -57,13 +57,10 @@ def join_rows(states: list[S]) -> S:
     return tree_map(lambda *leaves: torch.cat(leaves), *states)
 
 
-def write_rows(state: S, rows: Tensor, source: S) -> S:
-    """`state` with its rows `rows [R]` replaced by the R rows of `source`; from `init_state(R)`, a reset."""
-    return tree_map(lambda leaf, new: leaf.index_copy(0, rows, new), state, source)
-
-
 def overwrite_rows(state: S, rows: Tensor, source: S) -> None:
-    """`write_rows` in place, for a state that nobody else holds."""
+    """Replace the rows `rows [R]` by the R rows of `source`; from `init_state(R)`, a reset. In place: for a state that
+    nobody else holds.
+    """
     tree_map(lambda leaf, new: leaf.index_copy_(0, rows, new), state, source)
 
 

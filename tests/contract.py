@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechgpt2.streaming import join_rows, keep_idle, select_rows, tree_map, write_rows
+from speechgpt2.streaming import join_rows, keep_idle, overwrite_rows, select_rows, tree_map
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
@@ -71,5 +71,6 @@ def verify_contract(
     twice = torch.cat([rest[:1], rest[:1]])
     close(step(twice, fork)[0][1:], wanted[:1], "a fork goes on like the original")
 
-    reset = write_rows(last, torch.arange(len(x)), init_state(len(x)))
+    reset = tree_map(torch.clone, last)
+    overwrite_rows(reset, torch.arange(len(x)), init_state(len(x)))
     close(step(x, reset)[0], offline, "a reset row is new")

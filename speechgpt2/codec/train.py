@@ -27,6 +27,7 @@ from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.training import distributed, run
+from speechgpt2.training.labels import cross_entropy
 from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
 from speechgpt2.types import SAMPLE_RATE
 
@@ -210,8 +211,7 @@ class CodecTrainer:
         delay = self.config.phone_delay
         logits = self.phone_head(x[:, delay:])
         labels = crops.phones[:, : crops.phones.shape[1] - delay]
-        error = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
-        return {"phone": error / (labels >= 0).sum().clamp(min=1)}  # recordings alone know no phones
+        return {"phone": cross_entropy(logits, labels)}  # recordings alone know no phones
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
         """`pcm [B, N]`, and the pitch terms where the head has a pitch: the true one drives the pulses in training."""

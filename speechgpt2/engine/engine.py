@@ -129,6 +129,7 @@ class Engine:
             self._thread.join()
         else:
             self._obey()
+        self.runner.close()
 
     # for sessions, from any thread
 

@@ -139,6 +139,10 @@ class Runner:
             wait([sound for _, sound in spoken])
         return self._tell(draws, patches, [(rows, sound.result()) for rows, sound in spoken])
 
+    def close(self) -> None:
+        """No step follows: the decoder's thread ends."""
+        self.voice.shutdown()
+
     def wipe(self, slot: int) -> None:
         """Nothing of a session stays behind."""
         with torch.inference_mode():

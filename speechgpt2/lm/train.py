@@ -21,6 +21,7 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Example
 from speechgpt2.training import distributed, run
+from speechgpt2.training.labels import UNKNOWN, cross_entropy
 from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
 from speechgpt2.types import Patches
 
@@ -123,13 +124,13 @@ class LMTrainer:
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropies at the learnt positions, and how often the likeliest text token and phone are right."""
-        patches, segments, named, learn_text, learn_codes, _ = batch
+        patches, segments, named, learn_text, learn_codes, sounds = batch
         heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
         heard, patches = _to(heard, self.device), _to(patches, self.device)
         learn_text, learn_codes = learn_text[:, 1:].to(self.device), learn_codes[:, 1:].to(self.device)
         with self.autocast:
             hidden = self.model(heard, segments.to(self.device))
-            phones, phones_right = self._hearing(hidden, batch.phones.to(self.device))
+            phones, phones_right = self._hearing(hidden, sounds.to(self.device))
             hidden = hidden[:, :-1]
             logits = self.model.text_logits(hidden[learn_text]).float()
             targets = named[:, 1:].to(self.device)[learn_text]
@@ -153,12 +154,11 @@ class LMTrainer:
         One patch later the sound that follows a phone is known, too. Both are 0 where no phone is known.
         """
         wanted = phones[:, :-1]  # [B, P − 1, G]
-        heard = (wanted >= 0).any(-1)
+        heard = (wanted != UNKNOWN).any(-1)
         wanted = wanted[heard]
         logits = self.phone_head(hidden[:, 1:][heard]).float().unflatten(-1, (phones.shape[-1], -1))  # [N, G, labels]
-        count = (wanted >= 0).sum().clamp(min=1)
-        error = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
-        return error / count, (logits.argmax(-1) == wanted).sum() / count
+        right = (logits.argmax(-1) == wanted).sum() / (wanted != UNKNOWN).sum().clamp(min=1)
+        return cross_entropy(logits, wanted), right
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""

@@ -12,7 +12,7 @@ from speechgpt2.lm.model import FREE, LMState, SpeechLM, truncate, with_capacity
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.nn.linear import Linear, pack
-from speechgpt2.streaming import select_rows, write_rows
+from speechgpt2.streaming import overwrite_rows, select_rows
 from speechgpt2.types import Patches
 from tests.lm.tiny import random_patches, tiny_lm
 
@@ -122,8 +122,8 @@ def test_forks_and_resets(lm):
     drawn = continuation(lm, hidden.expand(3, -1), fork, Sampling.of(3, temperature=1.0, seed=3))
     assert len({tuple(row) for row in drawn.text.tolist()}) == 3, "each fork has its own seed"
     assert_equal(continuation(lm, hidden, state, Sampling.of(1, seed=3)), wanted)
-    fresh = write_rows(fork, torch.tensor([1]), lm.init_state(1, 40))
-    assert fresh.position.tolist() == [9, 0, 9] and fresh.balance[1] == 0
+    overwrite_rows(fork, torch.tensor([1]), lm.init_state(1, 40))
+    assert fork.position.tolist() == [9, 0, 9] and fork.balance[1] == 0
 
 
 def test_more_room_changes_nothing(lm):

@@ -38,8 +38,8 @@ def write(
             _write_exchange(writer, exchange, date, body if last else b"", sha256 if last else None)
         if beside:
             for exchange in beside.exchanges:
-                body = beside.body if exchange is beside.exchanges[-1] else None
-                _write_exchange(writer, exchange, date, body or b"", None)
+                content = beside.body if exchange is beside.exchanges[-1] else None
+                _write_exchange(writer, exchange, date, content or b"", None)
         text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode()
         uri = exchanges[-1].url if exchanges else about["url"]
         writer.write_record(

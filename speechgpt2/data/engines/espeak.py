@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import tempfile
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,20 +65,17 @@ class _Library:
 
     def __init__(self) -> None:
         self._lib, data = _load()
-        self._start(data)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None  # of `_data`
-        self._data: Path | None = None  # a data folder that variants can be added to, once there are any
         self._chunks: list[bytes] = []
         self._marks: list[_Mark] = []
         self._reseed = getattr(self._lib, "espeak_ng_SetRandSeed", None)  # since 1.52
         self._callback = _Callback(self._receive)  # kept: the library holds only a pointer
-        self._lib.espeak_SetSynthCallback(self._callback)
+        self._start(data)
 
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[_Mark]]:
         """int16 samples [N] at ``sample_rate`` and the marks in order of time."""
         number = variants.number_of(voice.name)
         if number is not None:
-            variants.write(number, self._writable())
+            variants.write(number, self._data)
         if self._lib.espeak_SetVoiceByName(f"{voice.accent}+{voice.name}".encode()):
             raise ValueError(f"espeak-ng has no voice {voice.accent}+{voice.name}")
         settings = ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range), (_GAP, voice.gap))
@@ -98,18 +95,18 @@ class _Library:
         self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
         if self.sample_rate <= 0:
             raise SynthesisUnavailable("espeak-ng's library was found, but not its espeak-ng-data folder")
+        self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _writable(self) -> Path:
-        """The library's data folder, from now on a copy of our own."""
-        if self._data is None:
-            original = ctypes.c_char_p()
-            self._lib.espeak_Info(ctypes.byref(original))
-            self._folder = tempfile.TemporaryDirectory(prefix="espeak-")
-            self._data = variants.mirrored(Path((original.value or b"").decode()), Path(self._folder.name))
-            self._lib.espeak_Terminate()
-            self._start(str(self._data).encode())
-            self._lib.espeak_SetSynthCallback(self._callback)
-        return self._data
+    @cached_property
+    def _data(self) -> Path:
+        """The library's data folder, to add variants to: from the first use on it is a copy of our own."""
+        original = ctypes.c_char_p()
+        self._lib.espeak_Info(ctypes.byref(original))
+        self._folder = tempfile.TemporaryDirectory(prefix="espeak-")  # kept: it goes with its object
+        data = variants.mirrored(Path((original.value or b"").decode()), Path(self._folder.name))
+        self._lib.espeak_Terminate()
+        self._start(str(data).encode())
+        return data
 
     def _receive(self, wav: Any, count: int, events: Any) -> int:
         if wav and count > 0:

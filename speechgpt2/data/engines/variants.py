@@ -11,11 +11,23 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 
 _NAME = re.compile(r"drawn(\d+)")
 _VARIANTS = Path("voices") / "!v"
+
+# How often a speaker has a line, and the line, drawn by `between(least, most)`.
+_TRAITS: tuple[tuple[float, Callable[[Callable[[int, int], int]], str]], ...] = (
+    (0.5, lambda between: f"voicing {between(35, 150)}"),
+    (0.4, lambda between: f"consonants {between(60, 130)} {between(20, 130)}"),
+    (0.3, lambda between: f"tone 600 {between(60, 200)} 1200 {between(60, 170)} 2000 {between(60, 150)}"),
+    (0.3, lambda between: "breath " + " ".join(str(between(0, 6)) for _ in range(8))),
+    (0.2, lambda between: f"echo {between(20, 130)} {between(5, 45)}"),
+    (0.3, lambda between: f"intonation {between(1, 4)}"),
+    (0.1, lambda between: f"klatt {between(2, 5)}"),
+)
 
 
 def name_of(number: int) -> str:
@@ -47,20 +59,9 @@ def text_of(number: int) -> str:
             continue
         height, width = _near(rng, 95, 1.5), _near(rng, 100, 1.7)  # per cent
         lines.append(f"formant {formant} {100 * size * _near(rng, 1, 1.2):.0f} {height:.0f} {width:.0f}")
-    if rng.random() < 0.5:
-        lines.append(f"voicing {rng.randint(35, 150)}")
-    if rng.random() < 0.4:
-        lines.append(f"consonants {rng.randint(60, 130)} {rng.randint(20, 130)}")
-    if rng.random() < 0.3:
-        lines.append(f"tone 600 {rng.randint(60, 200)} 1200 {rng.randint(60, 170)} 2000 {rng.randint(60, 150)}")
-    if rng.random() < 0.3:
-        lines.append("breath " + " ".join(str(rng.randint(0, 6)) for _ in range(8)))
-    if rng.random() < 0.2:
-        lines.append(f"echo {rng.randint(20, 130)} {rng.randint(5, 45)}")
-    if rng.random() < 0.3:
-        lines.append(f"intonation {rng.randint(1, 4)}")
-    if rng.random() < 0.1:
-        lines.append(f"klatt {rng.randint(2, 5)}")
+    for share, trait in _TRAITS:
+        if rng.random() < share:
+            lines.append(trait(rng.randint))
     return "\n".join(lines) + "\n"
 
 

@@ -77,7 +77,7 @@ class Results:
                 self._db.execute("ALTER TABLE results ADD COLUMN source INTEGER")  # of a file from before takedowns
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: cannot be used as a file of results ({error})") from None
-        self._any_buried = self._is_any_buried()
+        self._any_buried = self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
 
     def get(self, key: bytes) -> Result | None:
         row = self._db.execute("SELECT stage, outcome, ms, seconds FROM results WHERE key = ?", (key,)).fetchone()
@@ -127,9 +127,6 @@ class Results:
             self._db.execute("VACUUM")  # what was deleted still lies in the file's free pages, and in its log
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.execute("UPDATE buried SET wiped = 1")
-
-    def _is_any_buried(self) -> bool:
-        return self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
 
     def is_buried(self, clip: Clip) -> str | None:
         """Why nothing may be made from the clip's source: what its takedown says; None if it was not taken down."""
