@@ -15,6 +15,8 @@ from speechgpt2.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from speechgpt2.engine.config import EngineConfig
+
 ModelName = Annotated[str, typer.Option(help="Built-in name, folder, or Hugging Face id.", metavar="NAME")]
 CodecName = Annotated[
     str | None, typer.Option(help="Another codec: name, folder, id, or a released .pkl.", metavar="NAME")
@@ -72,6 +74,19 @@ def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> 
         place = torch_device(device)
         lm = SpeechLM.from_pretrained(name, dtype=torch_dtype(dtype), device=place)
         return SpeechGPT(Codec.from_pretrained(codec or name, device=place), lm)
+
+
+def engine_config(slots: int, device: torch.device) -> EngineConfig:
+    """An engine of so many slots. On a CPU the codec gets a process of its own, and one of the threads for it."""
+    import torch
+
+    from speechgpt2.engine.config import EngineConfig
+
+    threads = torch.get_num_threads()
+    apart = device.type == "cpu" and threads > 1
+    if apart:
+        torch.set_num_threads(threads - 1)
+    return EngineConfig(slots=slots, codec_process=apart)
 
 
 @contextmanager

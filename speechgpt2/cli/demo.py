@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import Device, DType, torch_device, torch_dtype, working
+from speechgpt2.cli.common import Device, DType, engine_config, torch_device, torch_dtype, working
 from speechgpt2.cli.serve import SERVER_EXTRA
 from speechgpt2.errors import UserError
 
@@ -127,12 +127,12 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
 
 def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | None) -> Engine:
     """The model with that codec, at work. Errors: `UserError`."""
-    from speechgpt2.engine.config import EngineConfig
     from speechgpt2.engine.engine import Engine
     from speechgpt2.lm.model import SpeechLM
 
-    lm = SpeechLM.from_pretrained(model, dtype=torch_dtype(dtype), device=torch_device(device))
-    engine = Engine(codec, lm, EngineConfig(slots=slots))
+    place = torch_device(device)
+    lm = SpeechLM.from_pretrained(model, dtype=torch_dtype(dtype), device=place)
+    engine = Engine(codec, lm, engine_config(slots, place))
     engine.start()
     return engine
 

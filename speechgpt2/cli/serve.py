@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speechgpt2.cli.common import torch_device, torch_dtype, working
+from speechgpt2.cli.common import engine_config, torch_device, torch_dtype, working
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,14 +97,13 @@ def serve(
 def load_app(settings: ServerConfig) -> App:
     """The application over a model that is loaded and at work. Errors: `UserError`."""
     from speechgpt2.dialogue.dialogue import Dialogue
-    from speechgpt2.engine.config import EngineConfig
     from speechgpt2.engine.engine import Engine
     from speechgpt2.server.app import App
     from speechgpt2.vad import network
 
     network()
     place, precision = torch_device(settings.device), torch_dtype(settings.dtype)
-    sizes = EngineConfig(slots=settings.slots)
+    sizes = engine_config(settings.slots, place)
     engine = Engine.from_pretrained(settings.model, settings.codec, device=place, dtype=precision, config=sizes)
     engine.start()
     return App(settings, engine, Dialogue)

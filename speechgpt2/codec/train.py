@@ -5,8 +5,9 @@
     freeze_from …           encoder and codebooks fixed, so that codes stay what they are; the decoder goes on
     adversarial_from …      discriminators join (decoder only)
 
-Supervision besides the waveform: the pitch of every step, and the phone being spoken, predicted from the first
-codebook's vector with a delay (the encoder is causal), which ties codes to content.
+Supervision besides the waveform: the pitch of every step; the phone being spoken, predicted from the first codebook's
+vector with a delay (the encoder is causal), which ties codes to content; and what a listener hears in the copy, which
+ties the decoder to it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt2.codec.harmonic import HarmonicHead
+from speechgpt2.codec.listener import Listener
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
@@ -60,6 +62,8 @@ class LossWeights:
     voicing: float = 4.0
     commitment: float = 5.0
     phone: float = 3.0
+    listener: float = 1.0
+    understood: float = 3.0
     adversarial: float = 1.0
     features: float = 2.0
 
@@ -108,7 +112,7 @@ def train(
 
 
 class CodecTrainer:
-    """Codec, phone head, discriminators and their optimizers; `step(i)` takes one training step."""
+    """Codec, phone head, listener, discriminators and their optimizers; `step(i)` takes one training step."""
 
     def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
         torch.manual_seed(config.seed)
@@ -116,7 +120,8 @@ class CodecTrainer:
         codec = Codec(config.model()) if config.init is None else Codec.from_pretrained(config.init)
         self.codec = codec.float().to(device).train()
         self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
-        self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head})
+        self.listener = Listener(len(source.phones)).to(device)
+        self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head, "listener": self.listener})
         distributed.agree(self.modules)
         self.average = Average(self.codec, config.average)
         self.mel = MultiScaleMel().to(device)
@@ -168,7 +173,7 @@ class CodecTrainer:
         delay = self.codec.config.delay
         target = crops.pcm[:, : crops.pcm.shape[1] - delay]
         ours = ours[:, delay:]
-        terms = {**terms, **pitch, "mel": self.mel(ours, target)}
+        terms = {**terms, **pitch, "mel": self.mel(ours, target), **self._understanding(ours, target, crops.phones)}
         if self.discriminators is not None and step >= (self.config.adversarial_from or 0):
             terms |= self._adversarial(ours, target, values)
         return terms, values
@@ -224,6 +229,12 @@ class CodecTrainer:
         error, voicing = pitch_losses(controls, f0)
         pcm, _ = head.synthesize(controls, f0, head.init_state(len(f0)))
         return pcm, {"f0": error, "voicing": voicing}
+
+    def _understanding(self, ours: Tensor, target: Tensor, phones: Tensor) -> dict[str, Tensor]:
+        """What the listener learns by, and how far it hears other things in our copy."""
+        logits, _ = self.listener(target)
+        known = cross_entropy(logits, phones[:, : logits.shape[1]])
+        return {"listener": known, "understood": self.listener.distance(ours, target)}
 
     def _adversarial(self, ours: Tensor, target: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Steps the discriminators, then returns the decoder's terms."""

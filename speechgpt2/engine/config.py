@@ -13,7 +13,9 @@ class EngineConfig:
 
     `lead`: seconds that speech may be ahead of its playback; more rides out slower steps, less is wasted by an
     interruption. `piece`: patches that one row reads at once, `pieces`: of them in a step, so that no step is long.
-    `patience`: seconds that a listener's sound may wait to share a step with others.
+    `patience`: seconds that a listener's sound may wait to share a step with others. `codec_process`: the codec
+    computes in a process of its own, which pays with more than one processor; a program that asks for it is one whose
+    main module can be imported (see `multiprocessing`'s spawn).
     """
 
     slots: int = 8
@@ -22,6 +24,7 @@ class EngineConfig:
     piece: int = 32
     pieces: int = 4
     patience: float = 0.06
+    codec_process: bool = False
 
     def __post_init__(self) -> None:
         if self.slots < 1:

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from speechgpt2.audio import Blocks
-from speechgpt2.engine.runner import Sound
+from speechgpt2.engine.sounds import Sound
 
 
 class Ear:

@@ -84,7 +84,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive() and self.runner.sounds.alive
 
     def open(self, settings: SessionSettings) -> Session:
         settings = self.with_codes(settings)
@@ -191,10 +191,9 @@ class Engine:
         return 0.0
 
     def _work(self, plan: Plan, slots: dict[int, Slot]) -> None:
-        """Encode, read, draw and speak, all slots together."""
+        """Encode, read, draw and speak, all slots together. What is encoded will be read in the next step."""
         sounds = {n: sound for n in plan.encode if (sound := self._try(n, slots[n].sound)) is not None}
-        for n, codes in self.runner.encode(sounds).items():
-            self._try(n, slots[n].listened, codes, sounds[n].final)
+        heard = self.runner.encode(sounds) if sounds else None
         slots = self._slots()  # less those that failed
         for n, slot in slots.items():
             self.runner.set_position(n, slot.context.taken)
@@ -203,6 +202,9 @@ class Engine:
         draws = {n: draw for n in settled if (draw := self._try(n, slots[n].draw)) is not None}
         for n, drawn in self.runner.step(reads, draws).items():
             self._try(n, slots[n].drawn, drawn, self.clock())
+        if heard is not None:
+            for n, codes in heard.result().items():
+                self._try(n, slots[n].listened, codes, sounds[n].final)
 
     def _read(self, number: int, slot: Slot) -> Patches | None:
         """Take in the next piece; one that is a single patch is left for the step that all slots share."""

@@ -20,8 +20,9 @@ from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.ear import Ear
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.engine.memory import as_heard, speech_patches
-from speechgpt2.engine.runner import Draw, Drawn, Sound
+from speechgpt2.engine.runner import Draw, Drawn
 from speechgpt2.engine.scheduler import Need
+from speechgpt2.engine.sounds import Sound
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyReader
 from speechgpt2.types import (
@@ -192,11 +193,12 @@ class Slot:
         sound = self._listening().next()
         if len(sound.pcm):
             return sound
-        self.listened(torch.zeros(0, self.prompt.config.codebooks, dtype=torch.int64), final=True)
+        self.listened(np.zeros((0, self.prompt.config.codebooks), np.int64), final=True)
         return None
 
-    def listened(self, codes: Tensor, final: bool) -> None:
+    def listened(self, heard: np.ndarray, final: bool) -> None:
         """The codes `[T, K]` of the user's sound, the last of the turn if `final`."""
+        codes = torch.from_numpy(heard)
         patches = self.prompt.speech_end(codes) if final else self.prompt.speech(codes)
         self.context.extend(patches)
         self.context.tidy()

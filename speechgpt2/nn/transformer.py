@@ -123,10 +123,10 @@ class WindowAttention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), self._tail(k, v)
 
     def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
-        missing = max(
-            self.past - k.shape[2], 0
-        )  # before a window is full; such cells lie before position 0 and never count
-        start = max(k.shape[2] - self.past, 0)
+        more = k.shape[2] - self.past
+        if 0 <= more <= self.past:  # in a stream: a copy would only save the little that came before
+            return KeyValueTail(k[:, :, more:], v[:, :, more:])
+        start, missing = max(more, 0), max(-more, 0)  # before a window is full; such cells never count
         pad = (0, 0, missing, 0)
         return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
 

@@ -101,7 +101,8 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     first.close()
     engine.step()
     runner = engine.runner
-    for state in (runner.memories[0], runner.ears, runner.voices, (runner.hidden,)):
+    codec = runner.sounds.rows
+    for state in (runner.memories[0], codec.ears, codec.voices, (runner.hidden,)):
         tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
@@ -299,15 +300,16 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
     session.respond()
     run(engine, until=lambda: session.mailbox.made)
     runner, done = engine.runner, []
-    decode, wipe = runner.codec.decode, runner.wipe
+    codec = runner.sounds.rows
+    decode, wipe = codec.codec.decode, codec.wipe
 
     def slowly(*args):
         time.sleep(0.2)
         done.append("spoken")
         return decode(*args)
 
-    monkeypatch.setattr(runner.codec, "decode", slowly)
-    monkeypatch.setattr(runner, "wipe", lambda slot: (done.append("wiped"), wipe(slot)))
+    monkeypatch.setattr(codec.codec, "decode", slowly)
+    monkeypatch.setattr(codec, "wipe", lambda slot: (done.append("wiped"), wipe(slot)))
     monkeypatch.setattr(runner, "_take_in", lambda *_: 1 / 0)
     for _ in range(3):
         engine.clock.pass_by(1.0)

@@ -1,0 +1,94 @@
+"""The codec beside the model: the same on a thread and in a process, in the order of asking; and it can end."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.engine import Engine
+from speechgpt2.engine.sounds import CodecRows, Process, Sound
+from speechgpt2.types import Error
+from tests.engine.test_engine import SHORT
+from tests.engine.tiny import PATCH, Clock, events, models, noise, say, sound, talk
+
+SLOTS = 8
+
+
+@pytest.fixture(scope="module")
+def process():
+    process = Process(models()[0], SLOTS, PATCH)
+    yield process
+    process.close()
+    assert not process.alive
+
+
+def codes_of(seed, rows):
+    return torch.randint(0, 1024, (rows, 3, 3), generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_process_does_what_a_thread_does(process):
+    here, pcm = CodecRows(models()[0], SLOTS, PATCH), noise(0.5)
+    slots, speaking = torch.arange(SLOTS), torch.tensor([True, False, True] + [False] * 5)
+    asked = [
+        ("encode", {5: Sound(pcm[:PATCH], True, False), 1: Sound(pcm[:1000], True, True)}),
+        ("decode", slots, codes_of(1, SLOTS), speaking, [0]),
+        ("encode", {5: Sound(pcm[PATCH : PATCH + 500], False, True)}),
+        ("decode", slots, codes_of(2, SLOTS), speaking, []),
+        ("wipe", 2),
+        ("decode", slots, codes_of(3, SLOTS), speaking, []),
+    ]
+    answers = [process.ask(*question) for question in asked]  # none is waited for
+    for (method, *arguments), answer in zip(asked, answers, strict=True):
+        ours, theirs = getattr(here, method)(*arguments), answer.result()
+        if method == "encode":
+            assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in ours)
+        elif method == "decode":
+            assert torch.equal(ours[speaking], theirs[speaking]) and ours[speaking].any()
+
+
+def test_a_voice_does_not_depend_on_who_else_speaks():
+    alone, crowd = (CodecRows(models()[0], SLOTS, PATCH) for _ in range(2))
+    one, all_of_them = torch.tensor([6]), torch.arange(SLOTS)
+    for seed in range(3):
+        codes = codes_of(seed, SLOTS)
+        ours = alone.decode(one, codes[6:7], torch.tensor([True]), [])[0]
+        theirs = crowd.decode(all_of_them.flip(0), codes.flip(0), torch.ones(SLOTS, dtype=torch.bool), [])[1]
+        assert torch.equal(ours, theirs)
+
+
+def test_what_fails_is_told_and_the_process_goes_on(process):
+    failing = process.ask("encode", {99: Sound(noise(0.1), True, False)})
+    fine = process.ask("encode", {0: Sound(noise(0.1), True, True)})
+    assert len(fine.result()[0])
+    with pytest.raises(RuntimeError, match="IndexError"):
+        failing.result()
+
+
+def test_an_engine_with_a_process_and_its_end():
+    codec, lm = models()
+    near, far = (Engine(codec, lm, EngineConfig(slots=8, context=256, codec_process=apart), Clock())
+                 for apart in (False, True))  # fmt: skip
+    heard = []
+    for engine in (near, far):
+        session = engine.open(SHORT)
+        say(session, noise(0.7))
+        session.respond()
+        heard.append(sound(talk(engine, [session])[session]))
+    assert np.array_equal(*heard) and heard[0].any()
+    far.start()
+    assert far.alive
+    far.runner.sounds._process.kill()
+    far.runner.sounds._process.join()
+    assert not far.alive
+    session.write("Hello")
+    session.respond()
+    found, end = [], time.monotonic() + 10
+    while not found and time.monotonic() < end:
+        found = events(session)
+        time.sleep(0.01)
+    assert isinstance(found[-1], Error)
+    far.close()
+    with pytest.raises(RuntimeError, match="ended"):
+        far.runner.sounds.ask("wipe", 0).result()
