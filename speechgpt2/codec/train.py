@@ -12,7 +12,7 @@ ties the decoder to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,9 +31,10 @@ from speechgpt2.errors import UserError
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
 from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
-from speechgpt2.types import SAMPLE_RATE
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # that the codebooks start from
+STEP = FRAME_SIZE // 4  # samples
 
 
 class CropSource(Protocol):
@@ -74,6 +75,7 @@ class CodecTrainConfig:
 
     codec: str = "mini"
     init: str | None = None  # a codec folder to go on from
+    delay: int | None = None  # samples by which sound is to trail its codes, where another than the codec's is wanted
     steps: int = 20_000
     batch: int = 12
     frames: int = 32
@@ -95,6 +97,12 @@ class CodecTrainConfig:
     save_every: int = 500
     weights: LossWeights = field(default_factory=LossWeights)
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def __post_init__(self) -> None:
+        if self.delay is not None and (self.delay < STEP or self.delay % STEP):
+            raise UserError(
+                f"delay must be a multiple of {STEP} samples, a step of the waveform head, not {self.delay}"
+            )
 
     def model(self) -> CodecConfig:
         if self.codec not in presets.PRESETS:
@@ -118,6 +126,8 @@ class CodecTrainer:
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
         codec = Codec(config.model()) if config.init is None else Codec.from_pretrained(config.init)
+        if config.delay is not None:
+            codec.config = replace(codec.config, delay=config.delay)
         self.codec = codec.float().to(device).train()
         self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
         self.listener = Listener(len(source.phones)).to(device)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.dialogue.protocol import EngineStats, Full, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.mailbox import Mailbox
-from speechgpt2.engine.runner import Runner
+from speechgpt2.engine.runner import Runner, Voiced
 from speechgpt2.engine.scheduler import Plan, schedule
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.slot import History, Slot
@@ -38,6 +38,14 @@ from speechgpt2.types import Error, Patches, Speech, Text, Turn
 T = TypeVar("T")
 P = ParamSpec("P")
 log = logging.getLogger("sg2.engine")
+
+
+class Coming(NamedTuple):
+    """The sound of a patch of a session's reply, on its way."""
+
+    session: Session
+    reply: int
+    sound: Voiced
 
 
 class Engine:
@@ -62,6 +70,7 @@ class Engine:
         self._leases: dict[int, Session] = {}  # by slot, from `open` to `close`
         self._sessions: dict[int, Session] = {}  # as the thread knows them, which is later: what was asked, in order
         self._observers: list[Callable[[float], None]] = []
+        self._coming: deque[Coming] = deque()  # in the order in which it was asked for
         self._steps, self._busy = 0, 0.0
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -176,8 +185,12 @@ class Engine:
     def step(self) -> float | None:
         """One step if one is due; returns how many seconds to wait for the next (None: until something happens)."""
         self._obey()
+        self._deliver()
         now, slots = self.clock(), self._slots()
         plan = schedule([slot.need(now) for slot in slots.values()], self.config)
+        if plan.idle and self._coming:
+            self._deliver(wait=True)
+            return 0.0
         if plan.idle:
             return plan.wait
         began = time.perf_counter()
@@ -201,10 +214,23 @@ class Engine:
         settled = [n for n in plan.draw if n in slots and n not in reads]
         draws = {n: draw for n in settled if (draw := self._try(n, slots[n].draw)) is not None}
         for n, drawn in self.runner.step(reads, draws).items():
-            self._try(n, slots[n].drawn, drawn, self.clock())
+            if (reply := slots[n].reply) is not None and drawn.sound is not None:
+                self._coming.append(Coming(self._sessions[n], reply.number, drawn.sound))
+            self._try(n, slots[n].drawn, drawn)
         if heard is not None:
             for n, codes in heard.result().items():
                 self._try(n, slots[n].listened, codes, sounds[n].final)
+        self._deliver(wait=any(slot.awaited for slot in self._slots().values()))
+
+    def _deliver(self, wait: bool = False) -> None:
+        """Pass on the sound that is there, or all that is on its way if it is worth to `wait`: as for a first one."""
+        while self._coming and (wait or self._coming[0].sound.done()):
+            coming = self._coming.popleft()
+            if coming.session.slot is not None:
+                self._try(coming.session.number, self._pass_on, coming, coming.session.slot)
+
+    def _pass_on(self, coming: Coming, slot: Slot) -> None:
+        slot.sounded(coming.reply, coming.sound.result(), self.clock())
 
     def _read(self, number: int, slot: Slot) -> Patches | None:
         """Take in the next piece; one that is a single patch is left for the step that all slots share."""

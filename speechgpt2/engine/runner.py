@@ -5,15 +5,13 @@ the cells of a cache are looked at in sixteens, for attention over another numbe
 order. On CUDA a step looks at all cells, so that its shapes never change.
 
 A row's position comes from the host with every call: a row rewinds by being called with a smaller one, and nothing on
-the device has to know. What a step gives comes back in one transfer.
-
-A group's codes become sound while the model takes them in and the next group is drawn.
+the device has to know. What a step writes comes back in one transfer; its sound is still to come then, since the codec
+makes it while the model goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -48,13 +46,26 @@ class Draw(NamedTuple):
 IDLE = Draw(0.0, 1, 1.0, 0, False)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A patch that the model has written and taken in: its token, `codes [G, K]`, and `pcm [N]` if it is speech."""
+class Voiced(NamedTuple):
+    """The sound of a patch: one row of what the codec was asked for."""
+
+    answer: Answer
+    row: int
+
+    def done(self) -> bool:
+        return self.answer.done()
+
+    def result(self) -> np.ndarray:
+        """`pcm [N]`."""
+        return self.answer.result()[self.row]
+
+
+class Drawn(NamedTuple):
+    """A patch that the model has written and taken in: its token, `codes [G, K]`, and its sound, if it is speech."""
 
     token: int
     codes: np.ndarray
-    pcm: np.ndarray | None
+    sound: Voiced | None
 
 
 class Runner:
@@ -99,15 +110,16 @@ class Runner:
             self._take_in(reads, patches)
             return {}
         self.fresh.update(n for n in draws if draws[n].fresh)
-        drawing, spoken = self.rows.mask(draws), list[tuple[Tensor, Answer]]()
+        drawing, voices = self.rows.mask(draws), dict[int, Voiced]()
         for rows in self._draw(draws, drawing, patches):
             codes = patches.codes[rows, 0]
             speaking = drawing[rows] & (codes[:, 0, 0] != self.lm.config.no_speech)
             if self.rows.fixed or bool(speaking.any()):
-                spoken.append((rows, self.sounds.ask("decode", rows, codes, speaking, sorted(self.fresh))))
+                answer = self.sounds.ask("decode", rows, codes, speaking, sorted(self.fresh))
+                voices |= {slot: Voiced(answer, row) for row, slot in enumerate(rows.tolist())}
                 self.fresh.clear()
         self._take_in([*reads, *draws], patches)
-        return self._tell(draws, patches, [(rows, sound.result()) for rows, sound in spoken])
+        return self._tell(draws, patches, voices)
 
     def close(self) -> None:
         """No step follows."""
@@ -149,21 +161,13 @@ class Runner:
                 after, _ = self.lm.prefill(new, self._memory(group), active[group].long(), filled)
                 self.hidden[group] = keep_idle(active[group], after, self.hidden[group])
 
-    def _tell(
-        self, draws: Mapping[int, Draw], patches: Patches, spoken: list[tuple[Tensor, Tensor]]
-    ) -> dict[int, Drawn]:
-        """Bring it all to the host at once; float32 holds tokens and codes exactly. `spoken`: rows and their sound."""
-        c = self.lm.config
-        size, told = c.patch_frames * c.codebooks, {}
-        pcm = torch.zeros(self.rows.count, self.samples if spoken else 0, device=self.device)
-        for rows, made in spoken:
-            pcm[rows] = made
-        lines = torch.cat([patches.text.float(), patches.codes.flatten(1).float(), pcm], dim=1).cpu()
+    def _tell(self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Voiced]) -> dict[int, Drawn]:
+        """Bring tokens and codes to the host at once."""
+        lines, told = torch.cat([patches.text, patches.codes.flatten(1)], dim=1).cpu().numpy(), {}
         for slot in draws:
-            line = lines[slot].numpy()
-            codes = line[1 : 1 + size].astype(np.int64).reshape(c.patch_frames, c.codebooks)
-            sound = line[1 + size :].copy() if codes[0, 0] != c.no_speech else None
-            told[slot] = Drawn(int(line[0]), codes, sound)
+            token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(patches.codes.shape[2:])
+            speaks = codes[0, 0] != self.lm.config.no_speech
+            told[slot] = Drawn(token, codes, voices[slot] if speaks else None)
         return told
 
     def _given(self, reads: Mapping[int, Patches]) -> Patches:

@@ -58,12 +58,13 @@ class Asked(NamedTuple):
 
 class Reply:
     """A reply in the making, of at most so many patches. `played_from`: when its sound began, or would have, had it
-    never run dry.
+    never run dry; `ending`: why nothing more is written, while sound is still to come.
     """
 
     def __init__(self, number: int, most: int, speak: bool, reader: ReplyReader):
         self.number, self.most, self.speak, self.reader = number, most, speak, reader
-        self.patches = self.sounding = 0  # written so far, and of them speech
+        self.patches = self.sounding = self.coming = 0  # written so far; of them heard, and on their way to sound
+        self.ending: Literal["stop", "length"] | None = None
         self.open = 0  # segments of speech begun less those ended
         self.played_from: float | None = None
 
@@ -185,8 +186,9 @@ class Slot:
             due, waited = True, now - self.ear.since
             if self.ear.over:  # whoever has spoken waits
                 waited = self.config.patience
+        replying = self.reply is not None and self.reply.ending is None
         writing = self.reply is not None and not self.reply.open
-        return Need(self.number, due, waited, self.context.waiting, self.reply is not None, self._lead(now), writing)
+        return Need(self.number, due, waited, self.context.waiting, replying, self._lead(now), writing)
 
     def sound(self) -> Sound | None:
         """The next of the user's sound, to encode; None if it ended with nothing left to encode."""
@@ -208,28 +210,45 @@ class Slot:
 
     def draw(self) -> Draw | None:
         """How to draw the reply's next patch; None unless all that was said before is taken in."""
-        if self.reply is None or self.context.waiting:
+        if self.reply is None or self.reply.ending or self.context.waiting:
             return None
         s, fresh = self.settings, self.reply.patches == 0
         return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh)
 
-    def drawn(self, patch: Drawn, now: float) -> None:
-        """The model has written and taken in the reply's next patch."""
+    @property
+    def awaited(self) -> bool:
+        """Whether a reply's first sound is on its way."""
+        return self.reply is not None and self.reply.coming > 0 and self.reply.played_from is None
+
+    def drawn(self, patch: Drawn) -> None:
+        """The model has written and taken in the reply's next patch; its sound will be `sounded`."""
         reply, ids = self.reply, self.prompt.ids
         assert reply is not None
         self.context.extend(_patch(patch), taken=True)
         reply.patches += 1
         reply.open += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
-        for event in reply.reader.read(patch.token, patch.pcm is not None):
+        for event in reply.reader.read(patch.token, patch.sound is not None):
             if isinstance(event, Transcript):
                 self.heard_text = event.text
             self.mailbox.put(reply.number, event)
-        if patch.pcm is not None:
-            self._speak(reply, patch.pcm, now)
+        reply.coming += patch.sound is not None
         if reply.reader.ended or (reply.open and not reply.speak):  # it was not asked to speak
             self._finish("stop")
         elif reply.patches >= reply.most or self.context.room <= CLOSING:
             self._finish("length")
+
+    def sounded(self, number: int, pcm: np.ndarray, now: float) -> None:
+        """The sound `pcm [N]` of a patch of reply `number`."""
+        reply = self.reply
+        if reply is None or reply.number != number:  # it was cut short
+            return
+        reply.coming -= 1
+        if reply.played_from is None or self._ahead(now) <= 0:
+            reply.played_from = now - reply.sounding * self.samples / SAMPLE_RATE
+        reply.sounding += 1
+        self.mailbox.put(number, AudioDelta(pcm))
+        if reply.ending is not None and not reply.coming:
+            self._finish(reply.ending)
 
     # inside
 
@@ -318,13 +337,12 @@ class Slot:
             self.reply.open = 1
             self.mailbox.put(number, TextDelta(text))
 
-    def _speak(self, reply: Reply, pcm: np.ndarray, now: float) -> None:
-        if reply.played_from is None or self._lead(now) <= 0:
-            reply.played_from = now - reply.sounding * self.samples / SAMPLE_RATE
-        reply.sounding += 1
-        self.mailbox.put(reply.number, AudioDelta(pcm))
-
     def _lead(self, now: float) -> float:
+        """Seconds of sound that the listener has in hand, or is about to get."""
+        coming = 0 if self.reply is None else self.reply.coming
+        return self._ahead(now) + coming * self.samples / SAMPLE_RATE
+
+    def _ahead(self, now: float) -> float:
         """Seconds of sound that the listener has in hand."""
         reply, unread = self.reply, self.mailbox.unread / SAMPLE_RATE
         if reply is None or reply.played_from is None:
@@ -335,6 +353,9 @@ class Slot:
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         reply = self.reply
         assert reply is not None
+        if reply.coming:
+            reply.ending = reason
+            return
         if not reply.reader.ended:
             for event in reply.reader.finish():
                 self.mailbox.put(reply.number, event)

@@ -72,7 +72,7 @@ class CodecRows:
         return result
 
     @torch.inference_mode()
-    def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, fresh: Iterable[int]) -> Tensor:
+    def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, fresh: Iterable[int]) -> np.ndarray:
         """The sound `[R, N]` of `slots [R]` with `codes [R, G, K]`; those who are not `speaking [R]` stay as they were,
         and what they get means nothing. First the voices of the slots `fresh` are made new.
         """
@@ -86,7 +86,7 @@ class CodecRows:
             before = select_rows(self.voices, rows)
             pcm[rows], after = self.codec.decode(all_codes[rows], before)
             self.rows.keep(self.voices, rows, active[rows], after, before)
-        return pcm[slots]
+        return pcm[slots].cpu().numpy()
 
     @torch.inference_mode()
     def wipe(self, slot: int) -> None:
@@ -95,10 +95,10 @@ class CodecRows:
 
 
 class Answer(Protocol):
-    """What was asked is, or will be, done."""
+    """What was asked for: whether it is there, and it, waiting if need be."""
 
-    def result(self) -> Any:
-        """Wait for it."""
+    def done(self) -> bool: ...
+    def result(self) -> Any: ...
 
 
 class Sounds(Protocol):
@@ -158,7 +158,11 @@ class Process:
     def receive(self) -> None:
         """The oldest answer that is waited for."""
         awaited = self._waiting.popleft()
-        awaited.done, awaited.value = True, self._receive()
+        awaited.there, awaited.value = True, self._receive()
+
+    def anything(self) -> bool:
+        """Whether an answer has come."""
+        return self._line.poll()
 
     def close(self) -> None:
         self._line.close()
@@ -175,14 +179,19 @@ class _Awaited:
     """An answer of a process."""
 
     def __init__(self, process: Process):
-        self.process, self.done, self.value = process, False, None
+        self.process, self.there, self.value = process, False, None
+
+    def done(self) -> bool:
+        while not self.there and self.process.anything():
+            self.process.receive()
+        return self.there
 
     def result(self) -> Any:
-        while not self.done:
+        while not self.there:
             self.process.receive()
         if isinstance(self.value, _Failed):
             raise RuntimeError(f"the codec failed:\n{self.value.trace}")
-        return torch.from_numpy(self.value) if isinstance(self.value, np.ndarray) else self.value
+        return self.value
 
 
 class _Failed(NamedTuple):
@@ -205,7 +214,6 @@ def _serve(line: Connection, config: CodecConfig, dtype: torch.dtype, weights: b
             return
         try:
             given = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
-            answer = getattr(rows, method)(*given)
-            line.send(answer.numpy() if isinstance(answer, Tensor) else answer)
+            line.send(getattr(rows, method)(*given))
         except Exception:
             line.send(_Failed(traceback.format_exc()))
