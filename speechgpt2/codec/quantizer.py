@@ -75,6 +75,12 @@ class Codebook(nn.Module):
         self.embed_sum.copy_(self.embed * self.usage[:, None])
 
     @torch.no_grad()
+    def go_on(self) -> None:
+        """Moving averages that give the entries of now: they are not stored with a codec that is to learn further."""
+        self.usage.fill_(1.0)
+        self.embed_sum.copy_(self.embed)
+
+    @torch.no_grad()
     def learn(self, x: Tensor, codes: Tensor, decay: float, revive_below: float, generator: torch.Generator) -> None:
         """One moving-average update from `x [N, D]` and its `codes [N]`; then revive entries used less than
         `revive_below` times the mean. Revival resets the entry's sum and usage too, or the next update would undo it.

@@ -5,9 +5,10 @@
     freeze_from …           encoder and codebooks fixed, so that codes stay what they are; the decoder goes on
     adversarial_from …      discriminators join (decoder only)
 
-Supervision besides the waveform: the pitch of every step; the phone being spoken, predicted from the first codebook's
-vector with a delay (the encoder is causal), which ties codes to content; and what a listener hears in the copy, which
-ties the decoder to it.
+What the encoder hears went through rooms and noise, what the decoder is to say did not. Supervision besides the
+waveform: the pitch of every step; the phone being spoken, told from the first codebook's vectors from its frame on (the
+encoder is causal, so it learns of a sound late), which ties codes to content; and what a listener hears in the copy,
+which ties the decoder to it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ class CropSource(Protocol):
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch: `pcm [B, 960·T]` float32, `f0 [B, 4·T]` Hz (0 unvoiced), `phones [B, T]` (−1 unknown)."""
+    """A batch: `pcm [B, 960·T]` float32, `heard` the same through rooms and noise, `f0 [B, 4·T]` Hz (0 unvoiced),
+    `phones [B, T]` (−1 unknown).
+    """
 
     pcm: Tensor
+    heard: Tensor
     f0: Tensor
     phones: Tensor
 
@@ -91,7 +95,6 @@ class CodecTrainConfig:
     codebook_decay: float = 0.98
     revive_below: float = 0.1
     phone_delay: int = 3
-    noise: float = 0.3
     seed: int = 0
     report_every: int = 50
     save_every: int = 500
@@ -129,7 +132,9 @@ class CodecTrainer:
         if config.delay is not None:
             codec.config = replace(codec.config, delay=config.delay)
         self.codec = codec.float().to(device).train()
-        self.phone_head = nn.Linear(self.codec.config.latent, len(source.phones)).to(device)
+        for book in self.codec.quantizer.codebooks:
+            book.go_on()  # type: ignore[operator]
+        self.phone_head = nn.Conv1d(self.codec.config.latent, len(source.phones), config.phone_delay + 1).to(device)
         self.listener = Listener(len(source.phones)).to(device)
         self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head, "listener": self.listener})
         distributed.agree(self.modules)
@@ -149,7 +154,7 @@ class CodecTrainer:
         config = self.config
         random, generator = generators(config.seed, step)
         crops = self.source.crops(random, config.batch, config.frames)
-        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.f0, crops.phones)))
+        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.heard, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
         if config.init is None and step == config.quantize_from:
             self._start_codebooks(random, generator)
@@ -170,7 +175,7 @@ class CodecTrainer:
         self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with self.autocast, torch.set_grad_enabled(not frozen):
-            latent = self.codec.encoder(self._disturb(crops.pcm, generator))[0].float()
+            latent = self.codec.encoder(crops.heard)[0].float()
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         if frozen:
@@ -223,9 +228,8 @@ class CodecTrainer:
             residual = residual - book.lookup(book.fast_nearest(residual))  # type: ignore[operator]
 
     def _phone_loss(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
-        delay = self.config.phone_delay
-        logits = self.phone_head(x[:, delay:])
-        labels = crops.phones[:, : crops.phones.shape[1] - delay]
+        logits = self.phone_head(x.transpose(1, 2)).transpose(1, 2)
+        labels = crops.phones[:, : logits.shape[1]]
         return {"phone": cross_entropy(logits, labels)}  # recordings alone know no phones
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
@@ -257,13 +261,6 @@ class CodecTrainer:
         self.optimizer_d.step()
         values["discriminator"] = loss
         return self.discriminators.generator_terms(ours, target)
-
-    def _disturb(self, pcm: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise 15–45 dB below the signal in a share of the rows: the encoder learns to hear past it."""
-        rows = torch.rand(len(pcm), 1, generator=generator) < self.config.noise
-        level = 10 ** (-(15 + 30 * torch.rand(len(pcm), 1, generator=generator)) / 20)
-        noise = torch.randn(pcm.shape, generator=generator) * level * rows
-        return pcm + noise.to(pcm.device) * pcm.square().mean(1, keepdim=True).sqrt()
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""

@@ -1,4 +1,4 @@
-"""Random crops of a corpus, with pitch and phones, for the codec's training."""
+"""Random crops of a corpus, with pitch and phones, for the codec's training: as they were said, and as heard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from speechgpt2.codec.train import Crops
 from speechgpt2.data.corpus import F0_HOP, PAD_TO, Corpus
+from speechgpt2.data.disturb import elsewhere
 from speechgpt2.data.phones import PhoneSet
 from speechgpt2.data.voices import ASSISTANT_VOICES
 
@@ -34,8 +35,9 @@ class CorpusCrops:
         gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
         pcm, f0, phones = (np.stack(part) for part in zip(*rows))
         peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
-        pcm = pcm * np.minimum(gains, 0.99 / peak)
-        return Crops(torch.from_numpy(pcm.astype(np.float32)), torch.from_numpy(f0), torch.from_numpy(phones))
+        pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
+        heard = np.stack([elsewhere(row, random) for row in pcm]).astype(np.float32)
+        return Crops(*(torch.from_numpy(part) for part in (pcm, heard, f0, phones)))
 
     def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pieces, missing = [], frames

@@ -58,6 +58,19 @@ def disturbed(utterance: Utterance, rng: random.Random, share: float = 0.6) -> U
     return replace(utterance, pcm=(pcm * min(1.0, 0.95 / max(peak, 1e-6))).astype(np.float32))
 
 
+def elsewhere(pcm: np.ndarray, random: np.random.Generator, share: float = 0.3) -> np.ndarray:
+    """`pcm [N]` as picked up in some room by some microphone, of the same length. Each step is drawn with `share`."""
+    if not pcm.any():
+        return pcm
+    if random.random() < share:
+        pcm = in_room(pcm, random.uniform(*ROOM_SECONDS), random.uniform(0.1, 0.6), random)
+    if random.random() < share:
+        pcm = coloured(pcm, random.uniform(-4, 4), random.uniform(60, 250), random.uniform(3500, 11_000))
+    if random.random() < share:
+        pcm = with_noise(pcm, random.uniform(*NOISE_DB), random.uniform(0, 1), random)
+    return pcm
+
+
 def stretched(utterance: Utterance, factor: float) -> Utterance:
     """Played `factor` times slower: a longer vocal tract, a lower pitch, a slower tempo."""
     pcm = soxr.resample(utterance.pcm, SAMPLE_RATE, SAMPLE_RATE * factor, quality="HQ")

@@ -36,7 +36,8 @@ class Vowels:
         pcm = sum(np.sin(2 * np.pi * k * f0 * n / 24_000) / k for k in range(1, 12)) * 0.1
         labels = np.repeat((f0 > 180).astype(np.int64), frames, axis=1)
         pitch = np.repeat(f0, frames * 4, axis=1).astype(np.float32)
-        return Crops(torch.from_numpy(pcm.astype(np.float32)), torch.from_numpy(pitch), torch.from_numpy(labels))
+        pcm, pitch, labels = (torch.from_numpy(part) for part in (pcm.astype(np.float32), pitch, labels))
+        return Crops(pcm, pcm, pitch, labels)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_crops_without_known_phones(tiny_codec):
     class Unlabelled(Vowels):
         def crops(self, random, batch, frames):
             crops = super().crops(random, batch, frames)
-            return Crops(crops.pcm, crops.f0, torch.full_like(crops.phones, -1))
+            return Crops(crops.pcm, crops.heard, crops.f0, torch.full_like(crops.phones, -1))
 
     values = CodecTrainer(tiny_codec, Unlabelled(), torch.device("cpu")).step(0)
     assert values["phone"] == 0 and values["grad_norm"].isfinite()
@@ -127,6 +128,20 @@ def test_frozen_codec_keeps_its_codes(tiny_codec):
     after = trainer.codec.state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"decoder"}
+
+
+def test_a_codec_that_learns_further_keeps_its_codebooks(tiny_codec, tmp_path):
+    before = train_codec(tiny_codec, Vowels(), str(tmp_path / "first"))
+    config = replace(tiny_codec, init=str(tmp_path / "first"), freeze_from=None, delay=720, codebook_decay=0.98)
+    trainer = CodecTrainer(config, Vowels(), torch.device("cpu"))
+    trainer.step(0)
+    for old, new in zip(before.quantizer.codebooks, trainer.codec.quantizer.codebooks, strict=True):
+        used = new.usage > 0.99  # what a batch of 32 frames has used it has moved, and the rest stayed
+        assert torch.allclose(old.embed[~used], new.embed[~used], atol=1e-5) and not torch.equal(old.embed, new.embed)
+        assert (old.embed - new.embed).abs().max() < 0.2 * old.embed.abs().max()
+    assert trainer.codec.config.delay == 720
+    with pytest.raises(UserError, match="multiple of 240"):
+        replace(config, delay=500)
 
 
 def test_codec_learns(tiny_codec):
