@@ -10,7 +10,8 @@
 #
 # The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
 # the questions (data/disturb.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
-# and phones to learn hearing by came with lm-voices.
+# and phones to learn hearing by came with lm-voices; the corpus that the decoder last
+# learnt from had speakers drawn at random, too (seed 3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
@@ -25,7 +26,7 @@ sg2 data dialogue-corpus "$out/more" --exchanges 9000 --says 1500 --dictations 9
 sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-half" --init "$out/lm" --out "$out/lm-more" --resume --processes 2
 sg2 data dialogue-corpus "$out/voices" --exchanges 9000 --says 1000 --dictations 12000 --seed 2
 sg2 train lm recipes/mini/lm-voices.yaml --corpus "$out/voices" --codec "$out/codec-half" --init "$out/lm-more" --out "$out/lm-voices" --resume --processes 2
-sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume
+sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume --processes 2
 sg2 convert "$out/lm-voices" "$out/model" --dtype float16
 sg2 convert "$out/decoder" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}

@@ -97,6 +97,18 @@ def test_encode_and_decode():
     assert np.abs(audio.load("out.flac") - decoded.clip(-1, 1)).max() < 1e-4
 
 
+def test_decoded_speech_stands_where_it_was():
+    """Although the codec's sound comes later than its codes."""
+    question = Path(__file__).resolve().parents[1] / "examples" / "question-1.wav"
+    sg2("encode", question, "-o", "codes.npy")
+    sg2("decode", "codes.npy", "-o", "out.wav")
+    was, stands = audio.load(question), audio.load("out.wav")
+    assert 0 <= len(stands) - len(was) < 960
+    was, stands = (np.abs(pcm[: len(was) // 240 * 240]).reshape(-1, 240).mean(axis=1) for pcm in (was, stands))
+    fit = [np.corrcoef(was[10:-10], stands[10 + lag : len(stands) - 10 + lag])[0, 1] for lag in range(-8, 9)]
+    assert abs(int(np.argmax(fit)) - 8) <= 1 and max(fit) > 0.7
+
+
 def test_a_long_recording_is_encoded_as_a_whole():
     """Longer than the pieces it is cut into, and not whole frames."""
     noise = np.random.default_rng(0).normal(size=21 * SAMPLE_RATE + 700).astype(np.float32) * 0.1

@@ -51,18 +51,20 @@ def decode(codes: CodesFile, out: SoundOut, codec: ModelName = "mini", device: D
 
     from speechgpt2 import audio, hub
     from speechgpt2.codec.model import check_codes
-    from speechgpt2.types import SAMPLE_RATE
+    from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
     audio.check_format(out)
     hub.check_writable(out)
     values = torch.from_numpy(read_codes(codes).astype(np.int64))
     model = load_codec(codec, device)
     check_codes(values, model.config)
+    delay, length = model.config.delay, len(values) * FRAME_SIZE
+    values = torch.cat([values, values[-1:].expand(-(-delay // FRAME_SIZE), -1)])  # so that the end is heard, too
     state, pieces = model.init_decoder_state(1), []
     for piece in track(list(values[None].split(CHUNK_FRAMES, dim=1)), "decoding"):
         pcm, state = model.decode(piece.to(device_of(model)), state)
         pieces.append(pcm[0].cpu().numpy())
-    pcm = np.concatenate(pieces)
+    pcm = np.concatenate(pieces)[delay : delay + length]
     audio.save(out, pcm)
     print(f"{out}: {len(pcm) / SAMPLE_RATE:.2f} s")
 
