@@ -34,6 +34,7 @@ NAME = "speechgpt2"
 SPARE = 256  # requests at a replica beyond its slots: those that it refuses, pages, metrics
 GRACE = 10.0  # seconds that a replica has to end after its sessions were drained
 UPSCALE, DOWNSCALE = 5.0, 300.0  # seconds that it must be too full, or too empty, before the number changes
+HEALTH = 5.0  # seconds between looks at whether a replica's engine is alive
 
 QUIET = {"log_level": "WARNING"}  # of Ray Serve; our own logs are as ever
 
@@ -49,6 +50,7 @@ def application(config: ServerConfig, make_app: Callable[[ServerConfig], App], s
         max_ongoing_requests=config.slots + SPARE,
         graceful_shutdown_timeout_s=config.limits.drain_seconds + GRACE,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
         logging_config=QUIET,
         request_router_config=RequestRouterConfig(**routing),

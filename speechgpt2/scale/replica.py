@@ -37,6 +37,11 @@ class Replica:
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         return self.server.asgi
 
+    def check_health(self) -> None:
+        """Ray Serve asks now and then, and starts a replica anew that fails three times."""
+        if not self.server.engine.alive:
+            raise RuntimeError("the engine has failed")
+
     async def _watch(self) -> None:
         while not being_stopped():
             await asyncio.sleep(TICK)

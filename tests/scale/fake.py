@@ -14,5 +14,10 @@ def make_app(config):
     async def who():
         return PlainTextResponse(f"{os.getpid()} {app.admission.taken} {config.model}")
 
+    async def fail():
+        app.engine.alive = False
+        return PlainTextResponse(str(os.getpid()))
+
     app.asgi.add_api_route("/who", who)
+    app.asgi.add_api_route("/fail", fail)
     return app

@@ -135,6 +135,14 @@ def test_a_replica_that_dies_takes_only_its_own(house):
                 assert answers(third) == "completed"
 
 
+def test_a_replica_whose_engine_fails_is_started_anew(house):
+    with urllib.request.urlopen(f"{house.http}/fail") as answer:
+        broken = int(answer.read())
+    house.until(lambda found: len(found) == 2 and broken not in found)
+    with line(house, open_timeout=PATIENCE) as client:
+        assert answers(client) == "completed"
+
+
 def test_to_deploy_again_drains(house):
     before = set(house.who())
     config = dataclasses.replace(house.config, model="another")
