@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from speechgpt2.codec.losses import log_mel
 from speechgpt2.codec.mel import slaney_filters
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 WINDOW, HOP, BINS = 512, 240, 80
 STEPS = FRAME_SIZE // HOP  # of the spectrum in a frame
-FLOOR = 1e-3  # of mel magnitudes, as in `losses`
-MEAN, DEVIATION = -3.0, 2.0  # of their logarithm, about
+MEAN, DEVIATION = -3.0, 2.0  # of the spectrum's logarithm, about
 
 
 class Listener(nn.Module):
@@ -48,12 +48,11 @@ class Listener(nn.Module):
             x = x + heard
         return self.tell(x), activations
 
-    def distance(self, ours: Tensor, target: Tensor) -> Tensor:
-        """How differently two waveforms `[B, N]` are heard: the divergence of the answers, and the mean difference of
-        the activations relative to the target's. Only `ours` gets a gradient.
+    def distance(self, ours: Tensor, heard: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """How differently `ours [B, N]` is heard from another sound, of which that was `heard`: the divergence of
+        the answers, and the mean difference of the activations relative to its own. Only `ours` gets a gradient.
         """
-        with torch.no_grad():
-            wanted, theirs = self(target)
+        wanted, theirs = heard[0].detach(), [activation.detach() for activation in heard[1]]
         fixed = {name: value.detach() for name, value in (*self.named_parameters(), *self.named_buffers())}
         logits, activations = functional_call(self, fixed, (ours,))
         surprise = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True)
@@ -64,7 +63,5 @@ class Listener(nn.Module):
         """Log-mel steps around each 10 ms, those of a frame side by side: `[B, ⌊N / 960⌋, 4 · 80]`."""
         frames = pcm.shape[1] // FRAME_SIZE
         around = F.pad(pcm, ((WINDOW - HOP) // 2,) * 2)
-        spectrum = torch.stft(around, WINDOW, HOP, window=self.window, center=False, return_complex=True)
-        magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()[..., : STEPS * frames]
-        log_mel = (magnitude.transpose(1, 2) @ self.filters).clamp(min=FLOOR).log()
-        return ((log_mel - MEAN) / DEVIATION).unflatten(1, (frames, STEPS)).flatten(2)
+        spectrum = log_mel(around, HOP, self.window, self.filters)[:, : STEPS * frames]
+        return ((spectrum - MEAN) / DEVIATION).unflatten(1, (frames, STEPS)).flatten(2)

@@ -35,10 +35,14 @@ class MultiScaleMel(nn.Module):
         return torch.stack(losses).mean()
 
     def _log_mel(self, pcm: Tensor, window: int) -> Tensor:
-        taper = getattr(self, f"window_{window}")
-        spectrum = torch.stft(pcm, window, window // 4, window=taper, center=False, return_complex=True)
-        magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-        return (magnitude.transpose(1, 2) @ getattr(self, f"filters_{window}")).clamp(min=FLOOR).log()
+        return log_mel(pcm, window // 4, getattr(self, f"window_{window}"), getattr(self, f"filters_{window}"))
+
+
+def log_mel(pcm: Tensor, hop: int, taper: Tensor, filters: Tensor) -> Tensor:
+    """Logarithms of mel magnitudes, `pcm [B, N] -> [B, steps, bins]`, of windows `taper [W]` that are `hop` apart."""
+    spectrum = torch.stft(pcm, len(taper), hop, window=taper, center=False, return_complex=True)
+    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    return (magnitude.transpose(1, 2) @ filters).clamp(min=FLOOR).log()
 
 
 def pitch_losses(controls: Controls, f0: Tensor) -> tuple[Tensor, Tensor]:

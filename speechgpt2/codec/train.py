@@ -246,9 +246,9 @@ class CodecTrainer:
 
     def _understanding(self, ours: Tensor, target: Tensor, phones: Tensor) -> dict[str, Tensor]:
         """What the listener learns by, and how far it hears other things in our copy."""
-        logits, _ = self.listener(target)
-        known = cross_entropy(logits, phones[:, : logits.shape[1]])
-        return {"listener": known, "understood": self.listener.distance(ours, target)}
+        heard = self.listener(target)
+        known = cross_entropy(heard[0], phones[:, : heard[0].shape[1]])
+        return {"listener": known, "understood": self.listener.distance(ours, heard)}
 
     def _adversarial(self, ours: Tensor, target: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Steps the discriminators, then returns the decoder's terms."""

@@ -47,28 +47,14 @@ def disturbed(utterance: Utterance, rng: random.Random, share: float = 0.6) -> U
         utterance = stretched(utterance, rng.uniform(*STRETCH))
     if rng.random() < share:
         utterance = delayed(utterance, rng.uniform(0, PAUSE_SECONDS), rng.uniform(0, PAUSE_SECONDS))
-    pcm = utterance.pcm
-    if rng.random() < share / 2:
-        pcm = in_room(pcm, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise)
-    if rng.random() < share:
-        pcm = coloured(pcm, rng.uniform(-4, 4), rng.uniform(60, 250), rng.uniform(3500, 11_000))
-    if rng.random() < share:
-        pcm = with_noise(pcm, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise)
+    pcm = _picked_up(utterance.pcm, rng, noise, share / 2, share)
     peak = float(np.abs(pcm).max())
     return replace(utterance, pcm=(pcm * min(1.0, 0.95 / max(peak, 1e-6))).astype(np.float32))
 
 
 def elsewhere(pcm: np.ndarray, random: np.random.Generator, share: float = 0.3) -> np.ndarray:
     """`pcm [N]` as picked up in some room by some microphone, of the same length. Each step is drawn with `share`."""
-    if not pcm.any():
-        return pcm
-    if random.random() < share:
-        pcm = in_room(pcm, random.uniform(*ROOM_SECONDS), random.uniform(0.1, 0.6), random)
-    if random.random() < share:
-        pcm = coloured(pcm, random.uniform(-4, 4), random.uniform(60, 250), random.uniform(3500, 11_000))
-    if random.random() < share:
-        pcm = with_noise(pcm, random.uniform(*NOISE_DB), random.uniform(0, 1), random)
-    return pcm
+    return _picked_up(pcm, random, random, share, share) if pcm.any() else pcm
 
 
 def stretched(utterance: Utterance, factor: float) -> Utterance:
@@ -138,6 +124,19 @@ def with_noise(pcm: np.ndarray, snr: float, slope: float, random: np.random.Gene
     noise = np.fft.irfft(np.fft.rfft(random.standard_normal(size)) * f**-slope, size)[: len(pcm)]
     level = np.sqrt(np.square(pcm).mean() / max(np.square(noise).mean(), 1e-20)) * 10 ** (-snr / 20)
     return pcm + level * noise
+
+
+def _picked_up(
+    pcm: np.ndarray, rng: random.Random | np.random.Generator, noise: np.random.Generator, room: float, rest: float
+) -> np.ndarray:
+    """By a microphone: through a room with a chance of `room`, coloured and with noise each with one of `rest`."""
+    if rng.random() < room:
+        pcm = in_room(pcm, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise)
+    if rng.random() < rest:
+        pcm = coloured(pcm, rng.uniform(-4, 4), rng.uniform(60, 250), rng.uniform(3500, 11_000))
+    if rng.random() < rest:
+        pcm = with_noise(pcm, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise)
+    return pcm
 
 
 def _retimed(utterance: Utterance, factor: float, offset: float) -> Utterance:
