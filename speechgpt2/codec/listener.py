@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from speechgpt2.codec.losses import log_mel
-from speechgpt2.codec.mel import slaney_filters
+from speechgpt2.codec.mel import log_mel, slaney_filters
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 WINDOW, HOP, BINS = 512, 240, 80

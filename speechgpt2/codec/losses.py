@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.codec.harmonic import Controls
-from speechgpt2.codec.mel import slaney_filters
+from speechgpt2.codec.mel import log_mel, slaney_filters
 from speechgpt2.types import SAMPLE_RATE
-
-FLOOR = 1e-3  # of mel magnitudes, some 55 dB below a loud vowel: what is quieter is not worth bits of 750
 
 
 class MultiScaleMel(nn.Module):
@@ -36,13 +34,6 @@ class MultiScaleMel(nn.Module):
 
     def _log_mel(self, pcm: Tensor, window: int) -> Tensor:
         return log_mel(pcm, window // 4, getattr(self, f"window_{window}"), getattr(self, f"filters_{window}"))
-
-
-def log_mel(pcm: Tensor, hop: int, taper: Tensor, filters: Tensor) -> Tensor:
-    """Logarithms of mel magnitudes, `pcm [B, N] -> [B, steps, bins]`, of windows `taper [W]` that are `hop` apart."""
-    spectrum = torch.stft(pcm, len(taper), hop, window=taper, center=False, return_complex=True)
-    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-    return (magnitude.transpose(1, 2) @ filters).clamp(min=FLOOR).log()
 
 
 def pitch_losses(controls: Controls, f0: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from speechgpt2.nn.conv import EdgeTail
 from speechgpt2.types import SAMPLE_RATE
 
 FLOOR = 1e-10  # of squared magnitudes and of mel energies
+AUDIBLE = 1e-3  # of mel magnitudes, some 55 dB below a loud vowel: what is quieter is not worth bits of 750
 
 
 class Mel(nn.Module):
@@ -39,6 +40,16 @@ class Mel(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         log_mel = (power.clamp(min=FLOOR).sqrt() @ self.filters).clamp(min=FLOOR).log()
         return (log_mel - self.config.mean) / self.config.std, state
+
+
+def log_mel(pcm: Tensor, hop: int, taper: Tensor, filters: Tensor) -> Tensor:
+    """Logarithms of mel magnitudes, `pcm [B, N] -> [B, steps, bins]`, of windows `taper [W]` that are `hop` apart.
+
+    For training: what is not `AUDIBLE` counts as silence, and no future is kept from anybody.
+    """
+    spectrum = torch.stft(pcm, len(taper), hop, window=taper, center=False, return_complex=True)
+    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    return (magnitude.transpose(1, 2) @ filters).clamp(min=AUDIBLE).log()
 
 
 def slaney_filters(n_fft: int, bins: int, sample_rate: int) -> np.ndarray:
