@@ -76,7 +76,7 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
     from speechgpt2.codec.model import Codec
     from speechgpt2.data.dialogue import turns
     from speechgpt2.data.dialogue.learning import ConversationSource
-    from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, new_model
+    from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, going_on, new_model
     from speechgpt2.lm.model import SpeechLM
     from speechgpt2.lm.train import LMTrainConfig, train
 
@@ -84,6 +84,9 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
     ears = Codec.from_pretrained(codec)
     codes = out / "codes.npy"
     encode_corpus(dialogues, ears, codes)
-    model = SpeechLM.from_pretrained(init, torch.float32) if init else new_model(settings, dialogues, ears)
+    if init is None:
+        model = new_model(settings, dialogues, ears)
+    else:
+        model = going_on(SpeechLM.from_pretrained(init, torch.float32), settings, ears)
     Source = ConversationSource if turns.is_of_conversations(dialogues) else ExchangeSource
     train(settings, model, Source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

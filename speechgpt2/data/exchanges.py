@@ -88,7 +88,19 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
     backbone = replace(config.backbone, vocab=tokenizer.get_vocab_size())
     q = codec.config.quantizer
     prompt = PromptConfig(draft=True, system=SYSTEM, silence=silence_frame(codec))
-    return SpeechLM(LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size), tokenizer)
+    shape = LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size, config.lookahead)
+    return SpeechLM(shape, tokenizer)
+
+
+def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
+    """`model` to be taught further, maybe on another codec, whose silence it then knows, or to look further ahead."""
+    shape = replace(model.config, lookahead=config.lookahead or model.config.lookahead)
+    if shape.prompt.draft:  # it learnt its silence from a codec
+        shape = replace(shape, prompt=replace(shape.prompt, silence=silence_frame(codec)))
+    torch.manual_seed(config.seed)
+    taught = SpeechLM(shape, model.prompt.tokenizer)
+    taught.load_state_dict(taught.state_dict() | model.state_dict())
+    return taught
 
 
 @dataclass(frozen=True)

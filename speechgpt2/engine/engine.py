@@ -214,8 +214,9 @@ class Engine:
         settled = [n for n in plan.draw if n in slots and n not in reads]
         draws = {n: draw for n in settled if (draw := self._try(n, slots[n].draw)) is not None}
         for n, drawn in self.runner.step(reads, draws).items():
-            if (reply := slots[n].reply) is not None and drawn.sound is not None:
-                self._coming.append(Coming(self._sessions[n], reply.number, drawn.sound))
+            if (reply := slots[n].reply) is not None:
+                coming = [Coming(self._sessions[n], reply.number, patch.sound) for patch in drawn if patch.sound]
+                self._coming.extend(coming)
             self._try(n, slots[n].drawn, drawn)
         if heard is not None:
             for n, codes in heard.result().items():

@@ -11,7 +11,7 @@ makes it while the model goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,16 +34,17 @@ MANY = 8  # rows of the model that a CPU computes together: as quick as four, si
 
 
 class Draw(NamedTuple):
-    """How a slot's next patch is drawn; `fresh`: the first of a reply."""
+    """How a slot's next patch is drawn; `fresh`: the first of a reply; `writing`: it is not within speech."""
 
     temperature: float
     top_k: int
     top_p: float
     seed: int
     fresh: bool
+    writing: bool
 
 
-IDLE = Draw(0.0, 1, 1.0, 0, False)
+IDLE = Draw(0.0, 1, 1.0, 0, fresh=False, writing=False)
 
 
 class Voiced(NamedTuple):
@@ -76,6 +77,7 @@ class Runner:
         self.lm, self.device = lm, lm.device
         self.rows = Rows(config.slots, lm.device, FEW if config.slots <= FEW else MANY)
         self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch
+        self.silent = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)  # codes of text
         self.sounds: Sounds = (Process if config.codec_process else Thread)(codec, self.rows.count, self.samples)
         weight = lm.text_embedding.weight
         self.hidden = torch.zeros(self.rows.count, weight.shape[1], dtype=weight.dtype, device=self.device)
@@ -103,13 +105,22 @@ class Runner:
         self.hidden[one], _ = self.lm.prefill(patches, state, filled=int(self.positions[slot]))
 
     @torch.inference_mode()
-    def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, Drawn]:
-        """One patch for each slot: those in `reads` take in theirs, `[1, 1]`, those in `draws` write their own."""
+    def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, list[Drawn]]:
+        """One patch for each slot: those in `reads` take in theirs, `[1, 1]`, those in `draws` write their own; and
+        where text is written by a model that looks ahead, it may be several.
+        """
+        self.fresh.update(n for n in draws if draws[n].fresh)
+        looking = self.lm.lookahead is not None
+        writers = [n for n in draws if draws[n].writing and looking]
+        others = {n: draw for n, draw in draws.items() if n not in writers}
+        drawn = self._one_patch(reads, others) if reads or others else {}
+        return drawn | self._write(writers)
+
+    def _one_patch(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, list[Drawn]]:
         patches = self._given(reads)
         if not draws:
-            self._take_in(reads, patches)
+            self._take_in(list(reads), patches)
             return {}
-        self.fresh.update(n for n in draws if draws[n].fresh)
         drawing, voices = self.rows.mask(draws), dict[int, Voiced]()
         for rows in self._draw(draws, drawing, patches):
             codes = patches.codes[rows, 0]
@@ -120,6 +131,22 @@ class Runner:
                 self.fresh.clear()
         self._take_in([*reads, *draws], patches)
         return self._tell(draws, patches, voices)
+
+    def _write(self, slots: Sequence[int]) -> dict[int, list[Drawn]]:
+        """Text, as much as can be foretold; the model takes it in."""
+        active, told = self.rows.mask(slots), dict[int, list[Drawn]]()
+        for group in self.groups:
+            here = [slot for slot in slots if group.start <= slot < group.stop]
+            if here or (slots and self.rows.fixed):
+                filled = self._filled(group, 1 + self.lm.config.lookahead)
+                written = self.lm.write(self.hidden[group], self._memory(group), active[group], filled)
+                self.hidden[group] = written.last(self.hidden[group])
+                lines = torch.cat([written.counts[:, None], written.text], dim=1).tolist()
+                for slot in here:
+                    count, *tokens = lines[slot - group.start]
+                    told[slot] = [Drawn(token, self.silent, None) for token in tokens[:count]]
+                    self.positions[slot] += count
+        return told
 
     def close(self) -> None:
         """No step follows."""
@@ -150,24 +177,31 @@ class Runner:
                 all_rows[rows] = keep_idle(drawing[rows], new, all_rows[rows])
             yield rows
 
-    def _take_in(self, slots: Iterable[int], patches: Patches) -> None:
+    def _take_in(self, slots: Sequence[int], patches: Patches) -> None:
         """Those of `slots` take in their patches."""
         active = self.rows.mask(slots)
         for group in self.groups:
             if self.rows.fixed or bool(active[group].any()):
-                reached = self.capacity if self.rows.fixed else int(self.positions[group].max())
-                filled = -(-(reached + 1) // CELLS) * CELLS
-                new = Patches(patches.text[group], patches.codes[group])
+                new, filled = Patches(patches.text[group], patches.codes[group]), self._filled(group, 1)
                 after, _ = self.lm.prefill(new, self._memory(group), active[group].long(), filled)
                 self.hidden[group] = keep_idle(active[group], after, self.hidden[group])
+        self.positions[slots] += 1
 
-    def _tell(self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Voiced]) -> dict[int, Drawn]:
+    def _filled(self, group: slice, more: int) -> int:
+        """How many cells of a group's caches are looked at, when each row has taken in up to `more` patches."""
+        if self.rows.fixed:
+            return self.capacity + 1
+        return min(-(-(int(self.positions[group].max()) + more) // CELLS) * CELLS, self.capacity + 1)
+
+    def _tell(
+        self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Voiced]
+    ) -> dict[int, list[Drawn]]:
         """Bring tokens and codes to the host at once."""
         lines, told = torch.cat([patches.text, patches.codes.flatten(1)], dim=1).cpu().numpy(), {}
         for slot in draws:
             token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(patches.codes.shape[2:])
             speaks = codes[0, 0] != self.lm.config.no_speech
-            told[slot] = Drawn(token, codes, voices[slot] if speaks else None)
+            told[slot] = [Drawn(token, codes, voices[slot] if speaks else None)]
         return told
 
     def _given(self, reads: Mapping[int, Patches]) -> Patches:

@@ -7,7 +7,7 @@ and brings the results back. Nothing here touches a device.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -213,17 +213,25 @@ class Slot:
         if self.reply is None or self.reply.ending or self.context.waiting:
             return None
         s, fresh = self.settings, self.reply.patches == 0
-        return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh)
+        return Draw(s.temperature, s.top_k, s.top_p, s.seed, fresh, not self.reply.open)
 
     @property
     def awaited(self) -> bool:
         """Whether a reply's first sound is on its way."""
         return self.reply is not None and self.reply.coming > 0 and self.reply.played_from is None
 
-    def drawn(self, patch: Drawn) -> None:
-        """The model has written and taken in the reply's next patch; its sound will be `sounded`."""
-        reply, ids = self.reply, self.prompt.ids
+    def drawn(self, patches: Sequence[Drawn]) -> None:
+        """The model has written and taken in the reply's next patches, whose sound will be `sounded`. What comes after
+        the reply's end does not count.
+        """
+        reply = self.reply
         assert reply is not None
+        for patch in patches:
+            if self.reply is reply and reply.ending is None:
+                self._drawn(reply, patch)
+
+    def _drawn(self, reply: Reply, patch: Drawn) -> None:
+        ids = self.prompt.ids
         self.context.extend(_patch(patch), taken=True)
         reply.patches += 1
         reply.open += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)

@@ -85,7 +85,7 @@ class PromptConfig:
 @dataclass(frozen=True)
 class LMConfig:
     """The whole model. A position is a text token and `patch_frames` G frames of `codebooks` K codes below
-    `codebook_size` V.
+    `codebook_size` V. `lookahead`: tokens after the next that are guessed at while text is written (lm/lookahead.py).
     """
 
     backbone: BackboneConfig
@@ -94,8 +94,11 @@ class LMConfig:
     patch_frames: int = 3
     codebooks: int = 3
     codebook_size: int = 1024
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
+        if self.lookahead < 0 or (self.lookahead and not self.prompt.draft):
+            raise UserError("lookahead is for models that draft, whose text is not drawn at random")
         silence = self.prompt.silence
         if len(silence) != self.codebooks or not all(0 <= code < self.codebook_size for code in silence):
             raise UserError(f"silence {silence} must be {self.codebooks} codes in 0…{self.codebook_size - 1}")

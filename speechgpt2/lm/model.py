@@ -25,6 +25,7 @@ from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
 from speechgpt2.lm.backbone import CausalStack, StackState
 from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.lookahead import Lookahead
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampling, sample
@@ -66,6 +67,22 @@ class Step(NamedTuple):
     state: LMState
 
 
+class Written(NamedTuple):
+    """Text that was written at once: tokens `text [B, A]`, of which each row keeps the first `counts [B]`, the hidden
+    states after them, `[B, A, D]`, and the state after what is kept.
+    """
+
+    text: Tensor
+    counts: Tensor
+    hidden: Tensor
+    state: LMState
+
+    def last(self, before: Tensor) -> Tensor:
+        """The hidden state of each row's last token, `[B, D]`; of a row that wrote none, as it was `before`."""
+        index = (self.counts - 1).clamp(min=0)[:, None, None].expand(-1, -1, self.hidden.shape[-1])
+        return torch.where(self.counts[:, None] > 0, self.hidden.gather(1, index)[:, 0], before)
+
+
 class SpeechLM(nn.Module):
     """Backbone, patch decoder, and the two embeddings that feed them. See the module's text."""
 
@@ -81,6 +98,7 @@ class SpeechLM(nn.Module):
         self.patch_projector = Linear(config.patch_frames * width, b.width, bias=False)
         self.backbone = CausalStack(b)
         self.patch_decoder = PatchDecoder(config)
+        self.lookahead = Lookahead(b.width) if config.lookahead else None
         self.packed: torch.ScriptObject | None = None
         initialize(self)
 
@@ -152,19 +170,66 @@ class SpeechLM(nn.Module):
             codes = torch.where(speaking[:, None, None], drawn, codes)
         return Patches(text[:, None], codes[:, None])
 
+    @torch.no_grad()
+    def write(
+        self, hidden: Tensor, state: LMState, active: Tensor, filled: int | None = None, most: int | None = None
+    ) -> Written:
+        """Write text, up to `1 + lookahead` tokens (or `most`), in the rows `active [B]`, none of which is speaking.
+
+        The first token follows from `hidden [B, D]`; those after it are guessed, all are taken in, and kept are those
+        that the states between them lead to; so the text is the same as if it had been written token by token. After
+        a token that begins speech or ends the reply nothing is kept. `filled`: see `CausalStack.forward`; rows need
+        room for all guesses. Errors: `UserError` in a model without lookahead.
+        """
+        if self.lookahead is None:
+            raise UserError("this model does not look ahead")
+        ids, tokens = self.prompt.ids, [self.text_logits(hidden).argmax(-1)]
+        x = hidden
+        for _ in range(min(self.config.lookahead, (most or MAX_PATCHES) - 1)):
+            x = self.lookahead(x, self.text_embedding(tokens[-1]))
+            tokens.append(self.text_logits(x).argmax(-1))
+        text = torch.stack(tokens, dim=1)
+        c = self.config
+        codes = torch.full((*text.shape, c.patch_frames, c.codebooks), c.no_speech, device=text.device)
+        patches = Patches(text, codes)
+        tried = active.long() * text.shape[1]
+        after, stack = self.backbone(self.embed(patches), state.stack, tried, filled=filled)
+        assert stack is not None
+        goes_on = (text[:, :-1] != ids.speech_start) & (text[:, :-1] != ids.eos)
+        agrees = goes_on & (self.text_logits(after[:, :-1]).argmax(-1) == text[:, 1:])
+        counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
+        self._note_balance(text, state, counts)
+        return Written(text, counts, after, at(state, state.position + counts))
+
     def generate(
         self, hidden: Tensor, state: LMState, sampling: Sampling, max_patches: int = MAX_PATCHES
     ) -> Iterator[Step]:
         """Draw and take in patches until every row has written eos (it stays in history), or `max_patches`."""
-        active = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-        for _ in range(max_patches):
-            patches = self.draw(hidden, state, sampling)
-            after, state = self.prefill(patches, state, active.long())
-            hidden = torch.where(active[:, None], after, hidden)
-            yield Step(patches, active, hidden, state)
-            active = active & (patches.text[:, 0] != self.prompt.ids.eos)
-            if not bool(active.any()):
-                return
+        active, left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device), max_patches
+        while left > 0 and bool(active.any()):
+            if self.lookahead is not None and not bool(state.balance[active].any()):
+                steps = self._write_steps(hidden, state, active, left)
+            else:
+                steps = iter([self._draw_step(hidden, state, sampling, active)])
+            for step in steps:
+                hidden, state, left = step.hidden, step.state, left - 1
+                yield step
+                active = active & ~(step.active & (step.patches.text[:, 0] == self.prompt.ids.eos))
+
+    def _draw_step(self, hidden: Tensor, state: LMState, sampling: Sampling, active: Tensor) -> Step:
+        patches = self.draw(hidden, state, sampling)
+        after, state = self.prefill(patches, state, active.long())
+        return Step(patches, active, torch.where(active[:, None], after, hidden), state)
+
+    def _write_steps(self, hidden: Tensor, state: LMState, active: Tensor, most: int) -> Iterator[Step]:
+        """What is written at once, as the steps that it stands for."""
+        c, written = self.config, self.write(hidden, state, active, most=most)
+        codes = torch.full((len(hidden), 1, c.patch_frames, c.codebooks), c.no_speech, device=hidden.device)
+        for i in range(int(written.counts.max())):
+            running = i < written.counts
+            hidden = torch.where(running[:, None], written.hidden[:, i], hidden)
+            now = at(state, state.position + written.counts.clamp(max=i + 1))
+            yield Step(Patches(written.text[:, i : i + 1], codes), running, hidden, now)
 
     def _wording(self, sampling: Sampling) -> Sampling:
         """How text is drawn: a draft is written down, not improvised, so only its voice varies."""
@@ -225,11 +290,16 @@ def _stored_dtype(tensors: dict[str, Tensor], device: str | torch.device) -> tor
     return torch.float32 if stored == torch.float16 and torch.device(device).type == "cpu" else stored
 
 
+def at(state: LMState, position: Tensor) -> LMState:
+    """`state` at `position [B]`, of what was taken in."""
+    return LMState(StackState(position, state.stack.layers), state.balances)
+
+
 def truncate(state: LMState, row: int, position: int) -> LMState:
     """`state` with `row` moved back to `position` patches: what came later never was."""
     moved = state.position.clone()
     moved[row] = moved[row].clamp(max=position)
-    return LMState(StackState(moved, state.stack.layers), state.balances)
+    return at(state, moved)
 
 
 def with_capacity(state: LMState, capacity: int) -> LMState:
@@ -244,7 +314,7 @@ def initialize(model: nn.Module, std: float = 0.02) -> None:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             nn.init.ones_(parameter)
-        elif name.endswith("bias") or ".chain.out." in name:
+        elif name.endswith("bias") or ".chain.out." in name or "lookahead.out." in name:
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=std)

@@ -4,7 +4,8 @@ Every step draws dialogues from a source, packs them into rows, and learns, at t
 text token and the next patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes
 of the model's own past speech are replaced by random ones on the input side, since generated speech will not be
 perfect either. While it listens, a linear layer that only training has tells the phones of the patch just heard from
-the hidden state: words alone, two or three in a second, would teach hearing slowly.
+the hidden state: words alone, two or three in a second, would teach hearing slowly. A model that looks ahead
+learns to guess the tokens after the next, where it writes.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class LMTrainConfig:
     codes_weight: float = 0.5  # of all codes against all text
     phones_weight: float = 0.5  # of the phones heard
     filler_weight: float = 0.3
+    lookahead: int = 0  # tokens after the next that the model is to guess at
+    lookahead_weight: float = 0.2  # of those guesses
     corrupt: float = 0.1  # share of the model's own frames that are replaced on the input side
     seed: int = 0
     report_every: int = 50
@@ -115,6 +118,8 @@ class LMTrainer:
         terms, values = self.losses(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss = terms["text"] + config.codes_weight * terms["codes"] + config.phones_weight * terms["phones"]
+        if "ahead" in terms:
+            loss = loss + config.lookahead_weight * terms["ahead"]
         loss.backward()
         distributed.average_gradients(self.modules.parameters())
         values["grad_norm"] = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
@@ -132,6 +137,7 @@ class LMTrainer:
             hidden = self.model(heard, segments.to(self.device))
             phones, phones_right = self._hearing(hidden, sounds.to(self.device))
             hidden = hidden[:, :-1]
+            ahead, guessed = self._guesses(hidden, patches, learn_text, segments.to(self.device))
             logits = self.model.text_logits(hidden[learn_text]).float()
             targets = named[:, 1:].to(self.device)[learn_text]
             text = F.cross_entropy(logits, targets, weight=self.token_weight)
@@ -142,9 +148,10 @@ class LMTrainer:
         codes = (each * torch.tensor(self.config.code_weights, device=self.device)).sum()
         words = self.token_weight[targets] == 1
         right = (logits.argmax(-1) == targets)[words].float().mean()
-        return {"text": text, "codes": codes, "phones": phones}, {
+        return {"text": text, "codes": codes, "phones": phones, **ahead}, {
             "words_right": right,
             "phones_right": phones_right,
+            **guessed,
             **{f"code_{k}": m for k, m in enumerate(each)},
         }
 
@@ -159,6 +166,32 @@ class LMTrainer:
         logits = self.phone_head(hidden[:, 1:][heard]).float().unflatten(-1, (phones.shape[-1], -1))  # [N, G, labels]
         right = (logits.argmax(-1) == wanted).sum() / (wanted != UNKNOWN).sum().clamp(min=1)
         return cross_entropy(logits, wanted), right
+
+    def _guesses(
+        self, hidden: Tensor, patches: Patches, learn_text: Tensor, segments: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cross-entropy of the tokens that follow the next one where text is written, and how often the guess after so
+        many is right, if all before it were. `hidden [B, P − 1, D]`, `learn_text [B, P − 1]` of the targets.
+        """
+        lookahead = self.model.lookahead
+        if lookahead is None:
+            return {}, {}
+        writes = learn_text & (patches.codes[:, 1:, 0, 0] == self.model.config.no_speech)
+        tokens, same = patches.text[:, 1:], segments[:, 2:] == segments[:, 1:-1]
+        x, follows, losses, values = hidden, writes, [], {}
+        before = torch.ones_like(writes)
+        for i in range(self.model.config.lookahead):
+            # x[:, p] foretells tokens[:, p + i]; now it is to foretell the one after it
+            x = lookahead(x[:, :-1], self.model.text_embedding(tokens[:, i : tokens.shape[1] - 1]))
+            follows = follows[:, :-1] & writes[:, i + 1 :] & same[:, i:]
+            logits = self.model.text_logits(x[follows]).float()
+            wanted = tokens[:, i + 1 :][follows]
+            losses.append(F.cross_entropy(logits, wanted) if len(wanted) else logits.sum())
+            right = torch.zeros_like(follows)
+            right[follows] = logits.argmax(-1) == wanted
+            before = before[:, :-1] & right
+            values[f"ahead_{i + 1}_right"] = before.sum() / follows.sum().clamp(min=1)
+        return {"ahead": torch.stack(losses).mean()}, values
 
     def content(self, step: int) -> dict[str, Any]:
         """Everything the next step depends on."""

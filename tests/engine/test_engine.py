@@ -59,9 +59,11 @@ def test_many_turns_are_what_they_are_in_a_dialogue_alone():
         assert np.allclose(sound(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
 
 
-def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(lookahead):
     """Another place in another batch, others with other settings who come, talk and leave at other times."""
-    alone, crowd = tiny_engine(slots=1), tiny_engine(slots=16)
+    lm = tiny_lm(draft=True, lookahead=lookahead) if lookahead else None
+    alone, crowd = tiny_engine(lm, slots=16), tiny_engine(lm, slots=16)
     settings = SessionSettings(seed=3, max_patches=20)
     me = alone.open(settings)
     wanted = [answer(alone, me, noise(0.8, 1)), answer(alone, me, noise(0.5, 2))]
@@ -86,7 +88,8 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others():
     second = answer(crowd, again, noise(0.5, 2), chunk=4000)
     assert np.array_equal(sound(first), sound(wanted[0])) and len(sound(first)) > 10_000
     assert np.array_equal(sound(second), sound(wanted[1])) and same(me, again)
-    assert torch.equal(alone.runner.hidden[0], crowd.runner.hidden[again.slot.number])
+    assert again.slot.number != me.slot.number
+    assert torch.equal(alone.runner.hidden[me.slot.number], crowd.runner.hidden[again.slot.number])
 
 
 def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():

@@ -59,9 +59,8 @@ def tiny_codec(monkeypatch):
 def tiny_lm():
     tokenizer = train_tokenizer(["one two three four five"] * 50, 300)
     backbone = BackboneConfig(tokenizer.get_vocab_size(), 32, 2, 2, 2, 48)
-    config = LMConfig(
-        backbone, PatchDecoderConfig(16, 1, 2, 32, chained=True), PromptConfig(draft=True, system="{heard}")
-    )
+    prompt = PromptConfig(draft=True, system="{heard}")
+    config = LMConfig(backbone, PatchDecoderConfig(16, 1, 2, 32, chained=True), prompt, lookahead=2)
 
     def build():
         torch.manual_seed(0)
@@ -177,7 +176,7 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     trainer = LMTrainer(config, model, Counting(model.prompt), torch.device("cpu"))
     for step in range(150):
         values = trainer.step(step)
-    assert values["phones_right"] > 0.95
+    assert values["phones_right"] > 0.95 and values["ahead_1_right"] > 0.95 and values["ahead_2_right"] > 0.95
     model.eval()
     from speechgpt2.lm.reply import parse
     from speechgpt2.lm.sampling import Sampling
@@ -187,6 +186,9 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     state = model.init_state(1, 128)
     _, state = model.prefill(prompt.opening("s2s"), state)
     hidden, state = model.prefill(prompt.user_speech(torch.full((6, 3), 2)), state)
+    written = model.write(hidden, state, torch.tensor([True]))
+    assert written.counts.tolist() == [3]  # all that was foretold: what was heard, its end, the answer's beginning
+    assert written.text[0].tolist() == [*prompt.encode("three"), prompt.ids.heard, *prompt.encode("four")][:3]
     steps = [s.patches for s in model.generate(hidden, state, Sampling.greedy(1), 40)]
     reply = parse(prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True)
     assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)

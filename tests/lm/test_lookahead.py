@@ -1,0 +1,142 @@
+"""Text written several tokens at a step: the same as token by token, in fewer steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.sampling import Sampling
+from tests.engine.tiny import BabblingLM
+from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
+
+LOOKAHEAD = 3
+
+
+@pytest.fixture(scope="module")
+def lm() -> SpeechLM:
+    """Its guess is always that the token before is said again, which is sometimes right."""
+    torch.manual_seed(2)
+    lm = BabblingLM(tiny_config(draft=True, lookahead=LOOKAHEAD), tiny_tokenizer()).eval()
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "norm" not in name and "lookahead" not in name:
+                parameter.normal_(std=0.25)
+    return lm
+
+
+def begun(lm: SpeechLM, batch: int = 3, capacity: int = 96):
+    """Rows that have taken in different lengths of text, none of which is speaking."""
+    lengths = torch.arange(5, 5 + 3 * batch, 3)
+    patches = random_patches(lm, batch, int(lengths.max()))
+    patches.text.clamp_(max=250)  # no special tokens
+    hidden, state = lm.prefill(patches, lm.init_state(batch, capacity), lengths)
+    assert not state.balance.any()
+    return hidden, state
+
+
+def without(lm: SpeechLM) -> SpeechLM:
+    plain = copy.deepcopy(lm)
+    plain.lookahead = None
+    return plain
+
+
+def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
+    """What each row writes and speaks, with its state's position and balance after it."""
+    rows: list[list] = [[] for _ in range(batch)]
+    for step in lm.generate(*begun(lm, batch), Sampling.of(batch), most):
+        for row in step.active.nonzero()[:, 0].tolist():
+            now = int(step.state.position[row]), int(step.state.balance[row])
+            rows[row].append((int(step.patches.text[row]), step.patches.codes[row].tolist(), *now))
+    return rows
+
+
+def test_the_same_as_token_by_token(lm):
+    for row, wanted in zip(told(lm, 1), told(without(lm), 1), strict=True):
+        assert row == wanted and len(row) > 10
+        assert any(balance for *_, balance in row), "it also speaks"
+
+
+def test_rows_that_are_at_different_tokens(lm):
+    """Those that guess better are further on, so only what they have in common is compared."""
+    for row, wanted in zip(told(lm, 3, 25), told(without(lm), 3, 25), strict=True):
+        common = min(len(row), len(wanted))
+        assert row[:common] == wanted[:common] and common > 5
+
+
+def test_right_guesses_save_steps(lm):
+    hidden, state = begun(lm)
+    everyone = torch.ones(3, dtype=torch.bool)
+    counts = []
+    for _ in range(6):
+        written = lm.write(hidden, state, everyone)
+        kept, hidden, state = written.counts, written.last(hidden), written.state
+        assert (kept >= 1).all() and (kept <= 1 + LOOKAHEAD).all()
+        counts += kept.tolist()
+    assert max(counts) > 1
+
+
+def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
+    hidden, state = begun(lm)
+    written = lm.write(hidden, state, torch.ones(3, dtype=torch.bool))
+    after = written.last(hidden)
+    again_hidden, again = begun(lm)
+    patches = lm.prompt.text([0])
+    for row, count in enumerate(written.counts.tolist()):
+        assert int(written.state.position[row]) == int(state.position[row]) + count
+    width = int(written.counts.max())
+    codes = patches.codes.expand(3, width, -1, -1)
+    again_hidden, again = lm.prefill(type(patches)(written.text[:, :width], codes), again, written.counts)
+    torch.testing.assert_close(after, again_hidden, atol=1e-5, rtol=1e-4)
+    assert torch.equal(written.state.balance, again.balance)
+
+
+def test_nothing_is_kept_after_a_token_that_begins_speech_or_ends_the_reply(lm):
+    class Oracle(BabblingLM):
+        """Whatever is asked, it says this."""
+
+        token: int
+
+        def text_logits(self, hidden):
+            return torch.nn.functional.one_hot(torch.full(hidden.shape[:-1], self.token), 300).float()
+
+    oracle = copy.deepcopy(lm)
+    oracle.__class__ = Oracle
+    ids = lm.prompt.ids
+    for token, kept in ((ids.speech_start, 1), (ids.eos, 1), (ids.filler, 1 + LOOKAHEAD)):
+        oracle.token = token
+        written = oracle.write(*begun(lm), torch.ones(3, dtype=torch.bool))
+        assert written.counts.tolist() == [kept] * 3
+
+
+def test_idle_rows_stay_as_they_were(lm):
+    hidden, state = begun(lm)
+    written = lm.write(hidden, state, torch.tensor([True, False, True]))
+    assert written.counts[1] == 0 and written.state.position[1] == state.position[1]
+    assert torch.equal(written.last(hidden)[1], hidden[1])
+    alone = lm.write(*begun(lm), torch.ones(3, dtype=torch.bool))
+    assert written.text[0].tolist() == alone.text[0].tolist() and written.counts[0] == alone.counts[0]
+
+
+def test_no_more_than_wanted(lm):
+    assert lm.write(*begun(lm), torch.ones(3, dtype=torch.bool), most=2).text.shape == (3, 2)
+    assert len(list(lm.generate(*begun(lm, 1), Sampling.of(1), 5))) == 5
+    full = begun(lm, 1, capacity=8)
+    assert len(list(lm.generate(*full, Sampling.of(1), 3))) == 3  # there is room for no more
+
+
+def test_saved_and_loaded(lm, tmp_path):
+    lm.save_pretrained(tmp_path)
+    loaded = SpeechLM.from_pretrained(tmp_path)
+    assert loaded.config.lookahead == LOOKAHEAD and loaded.lookahead is not None
+
+
+def test_who_does_not_draft_does_not_look_ahead():
+    with pytest.raises(UserError, match="draft"):
+        tiny_config(lookahead=2)
+    with pytest.raises(UserError, match="look ahead"):
+        plain = tiny_lm(draft=True)
+        plain.write(*begun(plain), torch.ones(3, dtype=torch.bool))
