@@ -9,6 +9,7 @@ Where a convolution starts from its edge value instead of zeros, the state holds
 
 On a CPU a few outputs of a wide convolution are computed as a matrix product over windows: convolution kernels
 rearrange all weights at every call, which then costs more than the arithmetic (two to four times the whole, measured).
+Not so in float32 with AVX-512 on AMD's processors, where only a handful of outputs is better as a product.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from speechgpt2.nn.linear import AMX, AVX2
+
+HANDFUL = 8
 
 
 class EdgeTail(NamedTuple):
@@ -115,12 +120,17 @@ def convolve(
     steps = (x.shape[-1] - span) // stride + 1
     if width == 1 or not _few(x, steps, 2 * width):  # depthwise: no weights to speak of
         return F.conv1d(x, weight, bias, stride=stride, dilation=dilation, groups=groups)
-    windows = x.unfold(2, span, stride)[..., ::dilation].unflatten(1, (groups, width))  # [B, G, C/G, T, k]
-    columns = windows.permute(1, 2, 4, 0, 3).reshape(groups, width * kernel, -1)
+    last = stride * (steps - 1) + 1
+    windows = torch.stack([x[..., i : i + last : stride] for i in range(0, span, dilation)], dim=2)  # [B, C, k, T]
+    columns = windows.unflatten(1, (groups, width)).permute(1, 2, 3, 0, 4).reshape(groups, width * kernel, -1)
+    if columns.shape[2] < HANDFUL:  # as in nn/linear.py, few columns are best one after the other
+        columns = columns.transpose(1, 2).contiguous().transpose(1, 2)
     y = torch.bmm(weight.view(groups, -1, width * kernel), columns)  # [G, D/G, B·T]
     y = y.reshape(-1, x.shape[0], steps).transpose(0, 1)
     return y if bias is None else y + bias[:, None]
 
 
 def _few(x: Tensor, steps: int, limit: int) -> bool:
+    if not (AVX2 or AMX) and x.dtype == torch.float32:
+        limit = min(limit, HANDFUL - 1)
     return not x.is_cuda and x.shape[0] * steps <= limit

@@ -1,9 +1,10 @@
 """Matrix products with few rows, as streaming makes them: there the time is that of reading the weights, if the kernel
 lets it be.
 
-Which kernel does depends on the precision and the number of rows. Measured on processors with AVX2, with AVX-512 and
-with AMX: for a handful of rows W·xᵀ is up to twice as fast as x·Wᵀ, in half precision always, in float32 from some
-number of rows on; a single row in half precision is best as a matrix times a vector.
+Which kernel does depends on the processor, the precision and the number of rows: for a handful of rows W·xᵀ is up to
+five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are what was measured, on AMD's processors
+with AVX2 and with AVX-512 and on Intel's with AMX, where a single row in half precision is best as a matrix times a
+vector.
 
 Weights that float16 holds exactly, as those of a model that is stored so, can be `pack`ed: FBGEMM's kernels read half
 the bytes and compute in float32 all the same, in a third to two thirds of the time with AVX2.
@@ -18,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 HALF_IS_SLOW = AVX2  # this processor multiplies no half-precision matrices
 FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than multiplying it in slow half precision
-FLIP_FROM = 2 if AVX2 else 8  # rows from which W·xᵀ is the faster one in float32
-FLIP_TO = 64  # rows from which the order does not matter
+MANY_ROWS = 64  # above it the order does not matter
+FLIPPED = range(2, MANY_ROWS + 1) if AVX2 else range(8, MANY_ROWS + 1) if AMX else range(2, 8)  # rows, W·xᵀ is faster
+FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
 
 
 class Linear(nn.Linear):
@@ -42,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: torch.
     `packed`: weight and bias once more, which are read instead unless gradients are wanted.
     """
     rows = x.numel() // x.shape[-1]
-    if weight.is_cuda or rows > FLIP_TO or weight.dtype != x.dtype:
+    if weight.is_cuda or rows > MANY_ROWS or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
     if packed is not None and rows and not torch.is_grad_enabled():
         return torch.ops.quantized.linear_dynamic_fp16(x, packed)
@@ -51,13 +54,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: torch.
         if rows < FEW_ROWS:
             return F.linear(x, weight, bias)
         return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
-    if half and rows == 1:
-        y = weight.mv(x.flatten())
-    elif half or rows >= FLIP_FROM:
-        y = (weight @ x.reshape(-1, x.shape[-1]).t()).t()
-    else:
+    if rows not in (FLIPPED_HALF if half else FLIPPED):
         return F.linear(x, weight, bias)
-    return (y if bias is None else y + bias).reshape(*x.shape[:-1], len(weight))
+    x, shape = x.reshape(-1, x.shape[-1]).contiguous(), x.shape  # of other strides all that follows is slow
+    y = weight.mv(x[0]) if rows == 1 else (weight @ x.t()).t().contiguous()
+    return (y if bias is None else y + bias).reshape(*shape[:-1], len(weight))
 
 
 @runtime_checkable

@@ -5,17 +5,18 @@ import torch
 import torch.nn.functional as F
 
 from speechgpt2.nn import linear as module
-from speechgpt2.nn.linear import FLIP_TO, Linear, linear, pack, packed
+from speechgpt2.nn.linear import MANY_ROWS, Linear, linear, pack, packed
 
 TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 0.05, "rtol": 0.02}}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (FLIP_TO + 1,)], ids=str)
-@pytest.mark.parametrize("slow,flip_from", [(True, 2), (False, 8)])
-def test_product(monkeypatch, dtype, shape, slow, flip_from):
+@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)], ids=str)
+@pytest.mark.parametrize("slow,flipped,half", [(True, 2, 0), (False, 8, 1), (False, 2, 0)])
+def test_product(monkeypatch, dtype, shape, slow, flipped, half):
     monkeypatch.setattr(module, "HALF_IS_SLOW", slow)
-    monkeypatch.setattr(module, "FLIP_FROM", flip_from)
+    monkeypatch.setattr(module, "FLIPPED", range(flipped, MANY_ROWS + 1))
+    monkeypatch.setattr(module, "FLIPPED_HALF", range(half, MANY_ROWS * half + 1))
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(*s).to(dtype) for s in ((*shape, 16), (6, 16), (6,)))
     for b in (None, bias):
@@ -42,7 +43,7 @@ needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="this processor has n
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (FLIP_TO + 1,)], ids=str)
+@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_matrix_gives_the_same(shape, bias):
     torch.manual_seed(0)
