@@ -28,6 +28,7 @@ from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, with_capacity
 from speechgpt2.lm.prompt import Spoken, join
 from speechgpt2.lm.reply import ReplyReader
 from speechgpt2.lm.sampling import Sampling
+from speechgpt2.nn.linear import pack
 from speechgpt2.types import (
     AudioDelta,
     Event,
@@ -74,14 +75,20 @@ class SpeechGPT:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        codec: str | Path | None = None,
     ) -> SpeechGPT:
-        """Both models from one folder, built-in name or Hugging Face id. Errors: `UserError`.
-
-        The released ones come apart: `SpeechGPT(Codec.from_pretrained(pkl), SpeechLM.from_pretrained(folder))`.
+        """Both models from one folder, built-in name or Hugging Face id; the codec from `codec` where they come apart,
+        as the released ones do. They are to talk, not to learn further: see `nn.linear.pack`. Errors: `UserError`.
         """
-        codec = Codec.from_pretrained(name, device=device)
-        return cls(codec, SpeechLM.from_pretrained(name, dtype=dtype, device=device))
+        lm = SpeechLM.from_pretrained(name, dtype=dtype, device=device)
+        ears = Codec.from_pretrained(codec or name, device=device)
+        pack(lm)
+        pack(ears.decoder)  # not the encoder: a recording has the same codes everywhere
+        return cls(ears, lm)
 
     def conversation(
         self,

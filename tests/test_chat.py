@@ -44,6 +44,9 @@ class ScriptedLM:
     What it was shown is in `seen`, in order.
     """
 
+    lookahead = None
+    _draw_step = SpeechLM._draw_step
+
     def __init__(self, lm: SpeechLM, *replies: Patches):
         self.lm, self.replies = lm, list(replies)
         self.seen: list[Patches] = []

@@ -68,12 +68,8 @@ def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> 
     """The whole model `name` on `device`, behind a spinner."""
     with working(f"loading {name}"):
         from speechgpt2.chat import SpeechGPT
-        from speechgpt2.codec.model import Codec
-        from speechgpt2.lm.model import SpeechLM
 
-        place = torch_device(device)
-        lm = SpeechLM.from_pretrained(name, dtype=torch_dtype(dtype), device=place)
-        return SpeechGPT(Codec.from_pretrained(codec or name, device=place), lm)
+        return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec)
 
 
 def engine_config(slots: int, device: torch.device) -> EngineConfig:

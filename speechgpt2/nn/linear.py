@@ -7,7 +7,7 @@ with AVX2 and with AVX-512 and on Intel's with AMX, where a single row in half p
 vector.
 
 Weights that float16 holds exactly, as those of a model that is stored so, can be `pack`ed: FBGEMM's kernels read half
-the bytes and compute in float32 all the same, in a third to two thirds of the time with AVX2.
+the bytes and compute in float32 all the same, in a third to two thirds of the time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: torch.
     rows = x.numel() // x.shape[-1]
     if weight.is_cuda or rows > MANY_ROWS or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
-    if packed is not None and rows and not torch.is_grad_enabled():
+    if packed is not None and rows and x.dtype == torch.float32 and not torch.is_grad_enabled():
         return torch.ops.quantized.linear_dynamic_fp16(x, packed)
     half = weight.dtype != torch.float32
     if half and HALF_IS_SLOW:
