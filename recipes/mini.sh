@@ -11,7 +11,8 @@
 # The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
 # the questions (data/disturb.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
 # and phones to learn hearing by came with lm-voices; the corpus that the decoder last
-# learnt from had speakers drawn at random, too (seed 3).
+# and the codec last learnt from had speakers drawn at random, too (seed 3). The last two steps began with what was shipped
+# before them, in half precision.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
@@ -27,7 +28,11 @@ sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-
 sg2 data dialogue-corpus "$out/voices" --exchanges 9000 --says 1000 --dictations 12000 --seed 2
 sg2 train lm recipes/mini/lm-voices.yaml --corpus "$out/voices" --codec "$out/codec-half" --init "$out/lm-more" --out "$out/lm-voices" --resume --processes 2
 sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume --processes 2
-sg2 convert "$out/lm-voices" "$out/model" --dtype float16
-sg2 convert "$out/decoder" "$out/model" --dtype float16
+sg2 train codec recipes/mini/codec-further.yaml --corpus "$out/speech" --init "$out/decoder" --favour 3 --out "$out/codec-further" --resume --processes 2
+sg2 convert "$out/codec-further" "$out/codec-further-half" --dtype float16
+sg2 data dialogue-corpus "$out/further" --exchanges 9000 --says 2500 --dictations 14000 --seed 4
+sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/codec-further-half" --init "$out/lm-voices" --out "$out/lm-further" --resume --processes 2
+sg2 convert "$out/lm-further" "$out/model" --dtype float16
+sg2 convert "$out/codec-further" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
 sg2 eval mini --model "$out/model"

@@ -2,6 +2,7 @@
 
 GET  /                     the page            GET  /health /ready /metrics
 WS   /v1/realtime          realtime.py         POST /v1/realtime/client_secrets
+POST /v1/realtime/calls    calls.py, webrtc.py
 POST /v1/chat/completions · /v1/audio/speech · /v1/audio/transcriptions, GET /v1/models      rest.py
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
@@ -23,7 +25,8 @@ from speechgpt2.dialogue.protocol import DialogueSettings, Engine, Full, Session
 from speechgpt2.dialogue.protocol import Session as EngineSession
 from speechgpt2.server import settings
 from speechgpt2.server.auth import DEFAULT_TTL, PROTOCOL, TTL, Caller, Doorkeeper
-from speechgpt2.server.channel import Close
+from speechgpt2.server.calls import Calls
+from speechgpt2.server.channel import Close, Left
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.limits import Admission, Refused
 from speechgpt2.server.metrics import CONTENT_TYPE, Metrics
@@ -56,6 +59,7 @@ class App:
         self.admission = Admission(config.slots, config.limits.per_key)
         self.metrics = Metrics(config.slots)
         self.connections: set[Connection] = set()
+        self.calls = Calls(self)
         self.metrics.active.set_function(lambda: self.admission.taken)
         engine.watch(self.metrics.steps.observe)
         self.asgi = FastAPI(title="speechgpt2", docs_url=None, redoc_url=None, lifespan=self._lifespan)
@@ -64,6 +68,7 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
+        await self.calls.close()
         await asyncio.to_thread(self.engine.close)
 
     def _routes(self) -> None:
@@ -76,8 +81,17 @@ class App:
         app.add_api_route("/offers", self.offers)
         for path in PAGE_FILES:
             app.add_api_route(f"/{path}", self.page)
+        app.include_router(self.calls.router)
         app.include_router(Rest(self).router)
         app.add_exception_handler(Problem, answer_problem)  # type: ignore[arg-type]
+        if self.config.origins:  # a browser asks whether a page may send what `enter` then lets in
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=self.config.origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["Location"],
+            )
 
     # doors
 
@@ -115,30 +129,43 @@ class App:
             await _deny(socket, self.refusal(refused))
 
     async def _talk(self, socket: WebSocket, caller: Caller, session: Session) -> None:
+        with self.connected(session) as connection:
+            code, reason = await self.attend(connection, caller, _converse(socket, connection))
+        if reason != "client left":
+            await _close(socket, code, reason)
+
+    @contextmanager
+    def connected(self, session: Session, kind: type[Connection] = Connection) -> Iterator[Connection]:
+        """A session with a slot of its own, while the block runs. Errors: `Refused`."""
         talk = self.open(settings.of_session(session))
         dialogue = self.dialogue(talk, settings.of_dialogue(session))
-        connection = Connection(dialogue, self.engine, session, self.config.limits, self.metrics)
+        connection = kind(dialogue, self.engine, session, self.config.limits, self.metrics)
         connection.log_words = self.config.log_words
         self.connections.add(connection)
+        try:
+            yield connection
+        finally:
+            self.connections.discard(connection)
+            dialogue.close()
+
+    async def attend(self, connection: Connection, caller: Caller, talk: Awaitable[None]) -> tuple[int, str]:
+        """Wait for the end of a session's `talk`, count and log it; returns the close code and the reason."""
         code, reason = 1000, ""
         try:
-            await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
-            await connection.run(lambda: _receive(socket), socket.send_text)
+            await talk
         except Close as close:
             code, reason = close.code, close.reason
+        except Left as left:
+            code, reason = left.code, left.reason
         except WebSocketDisconnect as left:
             code, reason = left.code, "client left"
         except Exception:
             log.exception("session failed", extra={"fields": {"session": connection.id}})
             code, reason = 1011, "the server failed"
-        finally:
-            self.connections.discard(connection)
-            dialogue.close()
         self.metrics.closed.labels(str(code)).inc()
         told = {"caller": caller.name, "code": code, "reason": reason, **connection.summary()}
         log.info("session ended", extra={"fields": told})
-        if reason != "client left":
-            await _close(socket, code, reason)
+        return code, reason
 
     def open(self, wanted: SessionSettings) -> EngineSession:
         """A session of the engine's. Errors: `Refused` if it has no slot after all."""
@@ -213,11 +240,17 @@ class App:
             await asyncio.sleep(0.05)
 
 
+async def _converse(socket: WebSocket, connection: Connection) -> None:
+    """A session over a websocket."""
+    await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
+    await connection.run(lambda: _receive(socket), socket.send_text)
+
+
 async def _receive(socket: WebSocket) -> str | bytes:
-    """The next message. Errors: `WebSocketDisconnect`."""
+    """The next message. Errors: `Left`."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+        raise Left(message.get("code", 1005))
     text = message.get("text")
     return text if text is not None else message["bytes"]
 

@@ -1,4 +1,4 @@
-"""The loops of one socket: messages in, events out, the clock; and how a session ends.
+"""The loops of one connection: messages in, events out, the clock; and how a session ends.
 
     socket ──► read ──► on(message) ──┐                  ┌──► outbox ──► write ──► socket
                                       ├──► the dialogue ─┤
@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from speechgpt2.errors import UserError
@@ -37,14 +37,23 @@ class Close(Exception):
         self.code, self.reason = code, reason
 
 
+class Left(Exception):
+    """The client is gone, with a websocket close code, or one that says the same of another transport."""
+
+    def __init__(self, code: int, reason: str = "client left"):
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
 class Channel:
-    """One socket and one dialogue. What is to be done about messages and events is said in `on`."""
+    """One client and one dialogue. What is to be done about messages and events is said in `on`."""
 
     def __init__(self, dialogue: Any, limits: LimitsConfig, metrics: Metrics):
         self.dialogue, self.limits, self.metrics = dialogue, limits, metrics
         self.id, self.outbox = new_id("sess"), Outbox(limits.outbound_bytes)
         self.began = self.active = time.monotonic()
         self.verdict: Close | None = None  # how the session will end
+        self._over = asyncio.Event()  # there is a verdict
         self._event_id: str | None = None  # of the message that is being answered
 
     def on(self, what: Any) -> None:
@@ -55,10 +64,19 @@ class Channel:
         """What `on` is to be called with for a message; work that takes long is done here."""
         return message
 
-    async def run(self, receive: Callable[[], Awaitable[str | bytes]], send: Callable[[str], Awaitable[None]]) -> None:
-        """Talk until the client leaves. Errors: `Close` where the server ends it, and what `receive` raises."""
+    async def run(
+        self,
+        receive: Callable[[], Awaitable[str | bytes]],
+        send: Callable[[str], Awaitable[None]],
+        *besides: Coroutine[Any, Any, None],
+    ) -> None:
+        """Talk until the client leaves. `besides`: what else goes on as long, and ends the talk when it ends.
+
+        Errors: `Close` where the server ends it, and what `receive` raises, which is `Left` in the end.
+        """
         writing = asyncio.ensure_future(self.write(send))
-        loops = [writing, *map(asyncio.ensure_future, (self.read(receive), self.follow(), self.keep_time()))]
+        others = (self.read(receive), self.follow(), self.keep_time(), self._over.wait(), *besides)
+        loops = [writing, *map(asyncio.ensure_future, others)]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             if self.verdict is not None:
@@ -136,4 +154,5 @@ class Channel:
     def finish(self, close: Close) -> None:
         """Send what is in the outbox, then end the session."""
         self.verdict = self.verdict or close
+        self._over.set()  # or one who reads nothing would keep it open
         self.outbox.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     open: bool = False  # serve the network without keys
     origins: tuple[str, ...] = ()  # of browser pages, besides the server's own; "*" for all
+    ice_servers: tuple[str, ...] = ()  # "stun:host:port": who tells a server behind NAT its address, for WebRTC
     log_json: bool = False  # one JSON object a line
     log_words: bool = False  # what was said, too; sound is never logged
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -95,6 +97,8 @@ class ServerConfig:
             raise UserError("replicas share a port that must be given, not 0")
         if any(len(key) < 8 for key in self.api_keys):
             raise UserError("an API key must have at least 8 characters")
+        if wrong := [url for url in self.ice_servers if not re.fullmatch(r"stun:[^:/?]+(:[0-9]+)?", url)]:
+            raise UserError(f"an ICE server is written stun:host:port, not {wrong[0]}")
         if not (self.api_keys or self.open or is_loopback(self.host)):
             raise UserError(f"serving on {self.host} without keys lets anyone in: give --api-key, or --open to mean it")
 

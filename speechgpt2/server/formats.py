@@ -56,14 +56,15 @@ LAWS = {"audio/pcmu": _mu_law(), "audio/pcma": _a_law()}
 
 
 RATIO = SAMPLE_RATE // TELEPHONE_RATE
-TAPS = 97  # 2 ms of delay each way; 60 dB down above 4.45 kHz. A general resampler would hold back 70 ms.
-LOWPASS = np.kaiser(TAPS, 5.65) * np.sinc((np.arange(TAPS) - TAPS // 2) / RATIO) / RATIO
+TAPS = 97  # at 24 kHz 2 ms of delay each way; 60 dB down above 4.45 kHz. A general resampler would hold back 70 ms.
+WINDOW = np.kaiser(TAPS, 5.65)
 
 
 class Filter:
-    """The low pass at 24 kHz, in a stream."""
+    """The low pass at a `ratio`-th of the band, in a stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, ratio: int = RATIO) -> None:
+        self._taps = WINDOW * np.sinc((np.arange(TAPS) - TAPS // 2) / ratio) / ratio
         self._tail = np.zeros(TAPS - 1)
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
@@ -72,19 +73,19 @@ class Filter:
             return np.zeros(0, np.float32)
         past = np.concatenate([self._tail, pcm])
         self._tail = past[len(pcm) :]
-        return np.convolve(past, LOWPASS, "valid").astype(np.float32)
+        return np.convolve(past, self._taps, "valid").astype(np.float32)
 
 
 class Upsampler:
-    """8 kHz -> 24 kHz in a stream, without holding anything back."""
+    """8 kHz -> 24 kHz, or by another ratio, in a stream, without holding anything back."""
 
-    def __init__(self) -> None:
-        self._filter = Filter()
+    def __init__(self, ratio: int = RATIO) -> None:
+        self._ratio, self._filter = ratio, Filter(ratio)
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
-        """`[N]` -> `[3·N]` float32."""
-        spread = np.zeros(RATIO * len(pcm))
-        spread[::RATIO] = RATIO * pcm
+        """`[N]` -> `[ratio·N]` float32."""
+        spread = np.zeros(self._ratio * len(pcm))
+        spread[:: self._ratio] = self._ratio * pcm
         return self._filter.push(spread)
 
 

@@ -90,7 +90,16 @@ class Connection(Channel):
     def drain(self) -> None:
         """Let the answer in progress end, then end the session; without one, now."""
         self.draining = True
-        if self.response is None and not self.wanted:
+        self.leave_if_done()
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is under way."""
+        return self.response is not None or bool(self.wanted)
+
+    def leave_if_done(self) -> None:
+        """End the session if it is to end as soon as no answer is under way."""
+        if self.draining and not self.busy:
             self.finish(Close(1001, LEAVING))
 
     # what the client says
@@ -344,5 +353,4 @@ class Connection(Channel):
             self.metrics.responses.labels(status).inc()
             if response.heard is not None:
                 self.dialogue.truncate(response.number, response.heard)
-        if self.draining:
-            self.finish(Close(1001, LEAVING))
+        self.leave_if_done()

@@ -40,8 +40,9 @@ class Browser:
         port, path = port_file.read_text().split()
         self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None)
         self.session = None
-        target = self.call("Target.getTargets")["targetInfos"][0]["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         self.call("Page.enable")
         return self
 

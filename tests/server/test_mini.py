@@ -1,5 +1,6 @@
 """The real model, the real ear, a real socket: a spoken question, an interruption, turns by hand."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,31 @@ def test_turns_by_hand_and_written_answers(mini):
         client.write("Hello")
         assert client.until("response.done", PATIENCE)[-1]["response"]["status"] == "completed"
     mini.wait(lambda: not mini.engine.stats().used, 20)
+
+
+@pytest.mark.slow
+def test_a_call(mini):
+    pytest.importorskip("aiortc", reason="the extra 'webrtc' is not installed")
+    from tests.server.test_webrtc import calling, one, types
+
+    question = audio.load(QUESTION)
+
+    async def story():
+        async with calling(mini) as client:
+            client.microphone.say(silence(0.5), question)
+            events = await client.until("output_audio_buffer.started", PATIENCE)
+            assert "input_audio_buffer.speech_stopped" in types(events)
+            await asyncio.sleep(0.3)
+            client.send("output_audio_buffer.clear")
+            events = await client.until("conversation.item.truncated", PATIENCE)
+            assert "output_audio_buffer.cleared" in types(events) and 200 <= events[-1]["audio_end_ms"] <= 500
+            cut = client.when("output_audio_buffer.cleared")
+            client.microphone.say(question)
+            events = await client.until("output_audio_buffer.stopped", PATIENCE)
+            assert one(events, "response.done")["response"]["status"] == "completed"
+            await asyncio.sleep(0.2)
+            assert [at for at in client.loud() if at > cut + 0.2]
+        while mini.engine.stats().used:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(story())

@@ -37,6 +37,7 @@ def test_flags_go_before_the_environment_before_the_file(tmp_path):
         ("{}", {"SG2_OPEN": "perhaps"}, {}, "SG2_OPEN: expected true or false"),
         ("{}", {}, {"host": "0.0.0.0"}, "without keys lets anyone in"),
         ("{}", {}, {"api_keys": ("short",)}, "at least 8 characters"),
+        ("{}", {"SG2_ICE_SERVERS": "stun:here:3478,turn:there"}, {}, "stun:host:port, not turn:there"),
         ("limits: {idle_seconds: 0}", {}, {}, "idle_seconds must be above 0"),
         ("{}", {}, {"port": 70_000}, "port must be"),
         ("scale: {most: 3}", {}, {}, "say how many to begin with"),
