@@ -133,19 +133,20 @@ class Runner:
         return self._tell(draws, patches, voices)
 
     def _write(self, slots: Sequence[int]) -> dict[int, list[Drawn]]:
-        """Text, as much as can be foretold; the model takes it in."""
+        """Text, as much as can be foretold; the model takes it in. Slot by slot on a CPU: few write at a time, and a
+        guess costs as much as a row.
+        """
         active, told = self.rows.mask(slots), dict[int, list[Drawn]]()
-        for group in self.groups:
-            here = [slot for slot in slots if group.start <= slot < group.stop]
-            if here or (slots and self.rows.fixed):
-                filled = self._filled(group, 1 + self.lm.config.lookahead)
-                written = self.lm.write(self.hidden[group], self._memory(group), active[group], filled)
-                self.hidden[group] = written.last(self.hidden[group])
-                lines = torch.cat([written.counts[:, None], written.text], dim=1).tolist()
-                for slot in here:
-                    count, *tokens = lines[slot - group.start]
-                    told[slot] = [Drawn(token, self.silent, None) for token in tokens[:count]]
-                    self.positions[slot] += count
+        alone = [slice(slot, slot + 1) for slot in slots]
+        for part in self.groups if self.rows.fixed and slots else alone:
+            filled = self._filled(part, 1 + self.lm.config.lookahead)
+            written = self.lm.write(self.hidden[part], self._memory(part), active[part], filled)
+            self.hidden[part] = written.last(self.hidden[part])
+            lines = torch.cat([written.counts[:, None], written.text], dim=1).tolist()
+            for slot in set(slots).intersection(range(part.start, part.stop)):
+                count, *tokens = lines[slot - part.start]
+                told[slot] = [Drawn(token, self.silent, None) for token in tokens[:count]]
+                self.positions[slot] += count
         return told
 
     def close(self) -> None:
@@ -187,11 +188,11 @@ class Runner:
                 self.hidden[group] = keep_idle(active[group], after, self.hidden[group])
         self.positions[slots] += 1
 
-    def _filled(self, group: slice, more: int) -> int:
-        """How many cells of a group's caches are looked at, when each row has taken in up to `more` patches."""
+    def _filled(self, slots: slice, more: int) -> int:
+        """How many cells of the slots' caches are looked at, when each row has taken in up to `more` patches."""
         if self.rows.fixed:
             return self.capacity + 1
-        return min(-(-(int(self.positions[group].max()) + more) // CELLS) * CELLS, self.capacity + 1)
+        return min(-(-(int(self.positions[slots].max()) + more) // CELLS) * CELLS, self.capacity + 1)
 
     def _tell(
         self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Voiced]
