@@ -8,6 +8,10 @@
     reply = talk.ask(Turn.user(speech=pcm))
     reply = talk.ask(Turn.user(speech=more))
 
+    talk = model.conversation("t2t", tools=[Tool("weather", "The weather in a city.", schema)])
+    reply = talk.ask(Turn.user("Is it sunny in Paris?"))   # reply.calls
+    reply = talk.ask(Turn("tool", (Text("sunny"),)))       # what the tools gave, a text each
+
 This is one dialogue at a time, on the caller's thread; many at once are the engine's work.
 """
 
@@ -24,6 +28,7 @@ from torch import Tensor
 
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
+from speechgpt2.lm import tools as calling
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, with_capacity
 from speechgpt2.lm.prompt import Spoken, join
 from speechgpt2.lm.reply import ReplyReader
@@ -37,6 +42,8 @@ from speechgpt2.types import (
     Speech,
     Text,
     TextDelta,
+    Tool,
+    ToolCall,
     Transcript,
     Turn,
     TurnDone,
@@ -50,7 +57,7 @@ class Reply:
     """An answer.
 
     `pcm [N]` is float32 at 24 kHz, decoded from `codes [T, K]`; both are empty where nothing was spoken. `transcript`
-    is what the model heard, None where it does not say; `reason` tells why the answer ended.
+    is what the model heard, None where it does not say; `reason` tells why the answer ended; `calls` are of tools.
     """
 
     text: str
@@ -58,6 +65,7 @@ class Reply:
     codes: np.ndarray
     transcript: str | None
     reason: Literal["stop", "length", "interrupted"]
+    calls: tuple[ToolCall, ...] = ()
 
 
 class SpeechGPT:
@@ -97,13 +105,15 @@ class SpeechGPT:
         sampling: Sampling | None = None,
         system: str | None = None,
         max_patches: int = MAX_PATCHES,
+        tools: Sequence[Tool] = (),
     ) -> Conversation:
         """Begin a dialogue. `mode`: who speaks ("s2t": the user speaks, the model writes); `system` replaces the system
-        line; `max_patches` bounds one reply.
+        line; `max_patches` bounds one reply; `tools` are told to a model that knows how to call them.
         """
         if isinstance(greeting, Speech):
             greeting = self.lm.prompt.spoken(self.codes(greeting), text=greeting.text)
-        return Conversation(self, self.lm.prompt.opening(mode, greeting, system), sampling, max_patches)
+        opening = self.lm.prompt.opening(mode, greeting, system, tools)
+        return Conversation(self, opening, sampling, max_patches, calls=bool(tools))
 
     @overload
     def chat(
@@ -123,7 +133,7 @@ class SpeechGPT:
         turns = list(turns)
         if turns and turns[0].role == "system":
             options["system"] = _written(turns.pop(0))
-        if not turns or turns[-1].role != "user":
+        if not turns or turns[-1].role not in ("user", "tool"):
             raise UserError("there is nothing to answer: the last turn must be the user's")
         talk = self.conversation(mode or _mode_of(turns[-1]), **options)
         for turn in turns[:-1]:
@@ -156,10 +166,14 @@ class SpeechGPT:
 
 
 class Conversation:
-    """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new."""
+    """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new.
+    `calls`: the opening names tools.
+    """
 
-    def __init__(self, model: SpeechGPT, opening: Patches, sampling: Sampling | None, max_patches: int):
-        self.model, self.max_patches = model, max_patches
+    def __init__(
+        self, model: SpeechGPT, opening: Patches, sampling: Sampling | None, max_patches: int, calls: bool = False
+    ):
+        self.model, self.max_patches, self.calls = model, max_patches, calls
         self.sampling = sampling or Sampling.of(1, device=model.lm.device)
         self.state = model.lm.init_state(1, ROOM)
         self._new = [opening]  # not yet taken in
@@ -172,10 +186,8 @@ class Conversation:
         prompt = self.model.lm.prompt
         if turn.role == "system":
             raise UserError("a system turn can only be the first")
-        if len(turn.segments) != 1:
-            raise UserError(f"a turn holds one segment, speech or text, not {len(turn.segments)}")
-        segment = turn.segments[0]
-        if turn.role == "user":
+        segment = _segment(turn)
+        if turn.role != "assistant":
             if self._answer_is_due:
                 self._new.append(prompt.closing(speaking=False))
             self._heard = segment.text if isinstance(segment, Speech) else None
@@ -184,7 +196,7 @@ class Conversation:
             if not self._answer_is_due:
                 self._new.append(prompt.reply_start())
             self._new.append(self._as_reply(segment))
-        self._answer_is_due = turn.role == "user"
+        self._answer_is_due = turn.role != "assistant"
 
     @overload
     def ask(self, turn: Turn, stream: Literal[True]) -> Iterator[Event]: ...
@@ -204,7 +216,7 @@ class Conversation:
     def answer(self, spoken: bool) -> Iterator[Event]:
         """What the model says to all that was added; `spoken`: the user spoke last."""
         lm, codec = self.model.lm, self.model.codec
-        reader = ReplyReader(lm.prompt, spoken)
+        reader = ReplyReader(lm.prompt, spoken, self.calls)
         voice = codec.init_decoder_state(1)
         self._answer_is_due, self._codes = False, []
         try:
@@ -228,6 +240,7 @@ class Conversation:
         """All events of an answer as one reply."""
         pcm, text, transcript = [np.zeros(0, np.float32)], "", None
         reason: Literal["stop", "length", "interrupted"] = "interrupted"
+        calls: list[ToolCall] = []
         for event in events:
             if isinstance(event, AudioDelta):
                 pcm.append(event.pcm)
@@ -235,10 +248,12 @@ class Conversation:
                 text += event.text
             elif isinstance(event, Transcript):
                 transcript = event.text
+            elif isinstance(event, ToolCall):
+                calls.append(event)
             elif isinstance(event, TurnDone):
                 reason = event.reason
         codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
-        return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason)
+        return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))
 
     def _take_in(self) -> Tensor:
         new = join(*self._new)
@@ -261,6 +276,16 @@ class Conversation:
         if isinstance(segment, Text):
             return prompt.reply(segment.text, transcript=heard)
         return prompt.reply(segment.text or "", prompt.spoken(self.model.codes(segment), text=segment.text), heard)
+
+
+def _segment(turn: Turn) -> Text | Speech:
+    """What the turn holds. Errors: `UserError` if that is more than one segment, but for calls and results of tools."""
+    if (written := calling.written(turn)) is not None:
+        return Text(written)
+    segment = turn.segments[0] if len(turn.segments) == 1 else None
+    if segment is None or isinstance(segment, ToolCall):
+        raise UserError(f"a turn holds one segment, speech or text, not {len(turn.segments)}")
+    return segment
 
 
 def _mode_of(turn: Turn) -> Mode:

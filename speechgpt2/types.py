@@ -7,7 +7,7 @@ patch is a view of codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ SAMPLE_RATE = 24_000  # samples per second, everywhere inside the project
 FRAME_SIZE = 960  # samples in a codec frame (40 ms)
 FRAME_RATE = SAMPLE_RATE // FRAME_SIZE  # 25 frames per second
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]  # tool: what the tools gave that were called
 Mode = Literal["s2s", "s2t", "t2s", "t2t"]
 MODES: tuple[Mode, ...] = ("s2s", "s2t", "t2s", "t2t")
 
@@ -46,7 +46,24 @@ class Speech:
     text: str | None = None
 
 
-Segment = Text | Speech
+@dataclass(frozen=True)
+class ToolCall:
+    """The model asks for a tool: its name and its arguments as JSON text. In a turn, after its words; or an event."""
+
+    name: str
+    arguments: str
+
+
+Segment = Text | Speech | ToolCall
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,14 +128,6 @@ class AudioDelta:
     """The next piece of the answer's speech: `pcm [N]` float32 at 24 kHz."""
 
     pcm: np.ndarray
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """The model asks for a tool: its name and its arguments as JSON text."""
-
-    name: str
-    arguments: str
 
 
 @dataclass(frozen=True)

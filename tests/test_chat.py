@@ -15,7 +15,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.sampling import Sampling
-from speechgpt2.types import AudioDelta, Patches, Speech, Text, TextDelta, Transcript, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Patches, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn, TurnDone
 from tests.lm.tiny import tiny_lm
 
 FRAME = 960
@@ -209,6 +209,27 @@ def test_a_question_that_was_never_answered_is_closed(released):
     talk.ask(Turn.user("is"))
     turns = [prompt.user_text("what"), prompt.closing(speaking=False), prompt.user_text("is")]
     assert same(lm.seen[0], join(prompt.opening("t2t"), *turns))
+
+
+def test_a_tool_is_called_and_its_result_answered():
+    lm = tiny_lm(tools=True)
+    prompt, tool, call = lm.prompt, Tool("weather", "", {}), ToolCall("weather", "{}")
+    calling = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    result = Turn("tool", (Text("25"),))
+    lm = ScriptedLM(lm, prompt.reply(calling), prompt.reply("It's 25."), prompt.reply("It's 25."))
+    model = SpeechGPT(CountingCodec(), lm)
+    talk = model.conversation("t2t", tools=[tool])
+    reply = talk.ask(Turn.user("what"))
+    assert (reply.text, reply.calls, reply.reason) == ("", (call,), "stop")
+    assert talk.ask(result).text == "It's 25."
+    told = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    whole = [prompt.opening("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), told]
+    assert same(lm.heard, join(*whole, prompt.reply("It's 25.")))
+    lm.seen.clear()
+    assert model.chat([Turn.user("what"), Turn("assistant", (call,)), result], tools=[tool]).calls == ()
+    assert same(lm.seen[0], join(*whole))
+    with pytest.raises(UserError, match="one segment"):
+        talk.add(Turn("user", (call,)))
 
 
 def test_reading_aloud(drafting):

@@ -116,7 +116,7 @@ def read_config(folder: Path, tensors: dict[str, Tensor], patch_heads: int) -> L
     return LMConfig(
         backbone,
         PatchDecoderConfig(width, len(layers), patch_heads, ffn, base, eps),
-        PromptConfig(eos=read_eos(folder)),
+        PromptConfig(tools=True, eos=read_eos(folder)),  # its base, Qwen2.5, was taught to call them
         patch_frames=content.get("group_size", 3),
         codebooks=content.get("n_vq", 3),
         codebook_size=content.get("speech_vocab_size", 1025) - 1,

@@ -43,6 +43,7 @@ from speechgpt2.types import (
     SpeechStarted,
     SpeechStopped,
     TextDelta,
+    ToolCall,
     Transcript,
     Turn,
     TurnDone,
@@ -51,7 +52,7 @@ from speechgpt2.types import (
 KEPT = 2 * SAMPLE_RATE  # samples kept outside of turns: a turn begins before it is noticed
 WAITING = 60 * SAMPLE_RATE  # samples kept of what may yet become a turn
 NOTHING = np.zeros(0, np.float32)
-OF_A_REPLY = (Transcript, TextDelta, AudioDelta, TurnDone)
+OF_A_REPLY = (Transcript, TextDelta, AudioDelta, ToolCall, TurnDone)
 
 
 class Dialogue:

@@ -4,7 +4,7 @@
     session = engine.open(SessionSettings())             # a slot, or Full at once
     session.begin_speech(); session.hear(pcm); session.end_speech()
     session.respond()
-    async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, …, TurnDone
+    async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, ToolCall, TurnDone
 
 A session obeys: it is told when the user speaks. A `Dialogue` decides that, and hears all of a microphone's sound:
 
@@ -32,7 +32,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from speechgpt2.types import Event, Speech, Turn
+from speechgpt2.types import Event, Speech, Tool, Turn
 
 
 class Full(Exception):
@@ -52,6 +52,7 @@ class SessionSettings:
     seed: int = 0
     max_patches: int = 512  # of one reply: a minute of speech
     paced: bool = True  # speech comes only so far ahead of its playback; or else as fast as it is read
+    tools: tuple[Tool, ...] = ()  # that the model may call, if it knows how to
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ReplyOptions:
     speak: bool | None = None
     max_patches: int | None = None
     text: str | None = None
+    tools: tuple[Tool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,10 @@ class Session(Protocol):
     # the model's side
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        """Answer; returns the reply's number. Its events end with `TurnDone`."""
+        """Answer; returns the reply's number. Its events end with `TurnDone`. Tools that it calls are told just before:
+        a reply that is interrupted calls none. What they gave is remembered as a turn of role "tool", and answered
+        like any other.
+        """
         ...
 
     def interrupt(self, heard: int) -> None:

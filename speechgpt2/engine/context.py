@@ -95,7 +95,9 @@ class Context:
         """Replace the system line and the greeting."""
         count = opening.text.shape[1]
         if count > self.capacity // RESERVE:
-            raise UserError(f"instructions and greeting take {count} of {self.capacity} patches; they must be shorter")
+            raise UserError(
+                f"instructions, tools and greeting take {count} of {self.capacity} patches; they must be shorter"
+            )
         if self.length - self.opening + count > self.capacity - self.capacity // RESERVE:
             self._drop_oldest(self.capacity // KEEP - count + self.opening)
         change = self._splice(0, self.opening, opening)
@@ -190,10 +192,11 @@ class Context:
         self._shift(1, change)
 
     def _joint(self, before: Role | None, role: Role) -> Patches:
-        """What stands between two turns: a question without an answer gets an empty one."""
+        """What stands between two turns: a question, or a tool's result, without an answer gets an empty one."""
+        unanswered = before in ("user", "tool")
         if role == "assistant":
-            return self.prompt.text([]) if before == "user" else self.prompt.reply_start()
-        return self.prompt.closing(speaking=False) if before == "user" else self.prompt.text([])
+            return self.prompt.text([]) if unanswered else self.prompt.reply_start()
+        return self.prompt.closing(speaking=False) if unanswered else self.prompt.text([])
 
     def _shift(self, index: int, change: int) -> None:
         for span in self.spans[index:]:

@@ -32,8 +32,9 @@ from speechgpt2.engine.scheduler import Plan, schedule
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.slot import History, Slot
 from speechgpt2.errors import UserError
+from speechgpt2.lm import tools
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.types import Error, Patches, Speech, Text, Turn
+from speechgpt2.types import Error, Patches, Speech, Text, ToolCall, Turn
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -166,9 +167,11 @@ class Engine:
 
     def as_history(self, turn: Turn) -> History:
         """A turn with its speech encoded. Errors: `UserError`."""
-        if turn.role == "system" or len(turn.segments) != 1:
+        if (written := tools.written(turn)) is not None:
+            return History(turn.role, written, None)
+        segment = turn.segments[0] if len(turn.segments) == 1 else None
+        if turn.role == "system" or segment is None or isinstance(segment, ToolCall):
             raise UserError("a turn to remember is the user's or the assistant's, and one segment of text or speech")
-        segment = turn.segments[0]
         if isinstance(segment, Text):
             return History(turn.role, segment.text, None)
         return History(turn.role, segment.text, self._codes(segment))

@@ -24,7 +24,7 @@ from speechgpt2.engine.runner import Draw, Drawn
 from speechgpt2.engine.scheduler import Need
 from speechgpt2.engine.sounds import Sound
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.reply import ReplyReader
+from speechgpt2.lm.reply import Known, ReplyReader
 from speechgpt2.types import (
     FRAME_SIZE,
     SAMPLE_RATE,
@@ -33,11 +33,13 @@ from speechgpt2.types import (
     Patches,
     Role,
     TextDelta,
+    ToolCall,
     Transcript,
     TurnDone,
 )
 
 CLOSING = 16  # patches that are kept for ending a reply properly
+OF_THE_SESSION = ReplyOptions()
 
 
 class History(NamedTuple):
@@ -67,6 +69,7 @@ class Reply:
         self.ending: Literal["stop", "length"] | None = None
         self.open = 0  # segments of speech begun less those ended
         self.played_from: float | None = None
+        self.calls: list[ToolCall] = []  # told at its end: one that is cut short calls nothing
 
 
 class Slot:
@@ -87,7 +90,7 @@ class Slot:
         self.mailbox = mailbox
         self.samples = prompt.config.patch_frames * FRAME_SIZE
         self.mode: Mode = "s2s" if settings.speak else "s2t"
-        self.instructions = settings.instructions  # those of now; a reply may have its own
+        self.instructions, self.tools = settings.instructions, settings.tools  # those of now; a reply may have its own
         self.context = Context(prompt, config.context, config.piece, self._opening())
         self.ear: Ear | None = None
         self.reply: Reply | None = None
@@ -235,10 +238,7 @@ class Slot:
         self.context.extend(_patch(patch), taken=True)
         reply.patches += 1
         reply.open += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
-        for event in reply.reader.read(patch.token, patch.sound is not None):
-            if isinstance(event, Transcript):
-                self.heard_text = event.text
-            self.mailbox.put(reply.number, event)
+        self._tell(reply, reply.reader.read(patch.token, patch.sound is not None))
         reply.coming += patch.sound is not None
         if reply.reader.ended or (reply.open and not reply.speak):  # it was not asked to speak
             self._finish("stop")
@@ -302,30 +302,31 @@ class Slot:
             self.context.add(number, "user", self.prompt.user_speech(turn.codes), spoken=True, head=head)
             self.heard_text = turn.text
         else:
-            self.context.add(number, "user", self.prompt.user_text(turn.text or ""))
+            self.context.add(number, turn.role, self.prompt.user_text(turn.text or ""))
         self.context.tidy()
         if turn.role == "user":
             self._set_mode(self.settings.speak)
 
     def _set_mode(
-        self, speak: bool, anew: bool = False, recital: bool = False, instructions: str | None = None
+        self, speak: bool, anew: bool = False, recital: bool = False, own: ReplyOptions = OF_THE_SESSION
     ) -> None:
         """Tell the model how the user's last turn came, or that something is to be read aloud, and how to answer;
-        `instructions` of one reply hold until the next turn.
+        a reply's `own` instructions and tools hold until the next turn.
         """
         users = [span for span in self.context.spans[-2:] if span.role == "user"]
         heard = "s" if (users[-1].spoken if users else self.mode[0] == "s" and not recital) else "t"
         mode: Mode = f"{heard}2{'s' if speak else 't'}"  # type: ignore[assignment]
-        instructions = self.settings.instructions if instructions is None else instructions
-        if (mode, instructions) != (self.mode, self.instructions) or anew:
-            self.mode, self.instructions = mode, instructions
+        instructions = self.settings.instructions if own.instructions is None else own.instructions
+        tools = self.settings.tools if own.tools is None else own.tools
+        if (mode, instructions, tools) != (self.mode, self.instructions, self.tools) or anew:
+            self.mode, self.instructions, self.tools = mode, instructions, tools
             self.context.open_with(self._opening())
 
     def _opening(self) -> Patches:
         s, greeting = self.settings, None
         if s.greeting is not None and s.greeting.codes is not None:
             greeting = self.prompt.spoken(torch.as_tensor(s.greeting.codes), text=s.greeting.text)
-        return self.prompt.opening(self.mode, greeting, self.instructions)
+        return self.prompt.opening(self.mode, greeting, self.instructions, self.tools)
 
     def _begin_reply(self, number: int, options: ReplyOptions) -> None:
         s, ids, text = self.settings, self.prompt.ids, options.text
@@ -336,11 +337,12 @@ class Slot:
         if text is not None:
             self.prompt.require_draft("read a given text aloud")
             given = self.prompt.text([*self.prompt.encode(text), ids.speech_start])
-        self._set_mode(speak or text is not None, recital=text is not None, instructions=options.instructions)
+        self._set_mode(speak or text is not None, recital=text is not None, own=options)
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)
-        self.reply = Reply(number, most, speak or text is not None, ReplyReader(self.prompt, transcribing))
+        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.tools) and text is None)
+        self.reply = Reply(number, most, speak or text is not None, reader)
         if text is not None:
             self.reply.open = 1
             self.mailbox.put(number, TextDelta(text))
@@ -365,12 +367,22 @@ class Slot:
             reply.ending = reason
             return
         if not reply.reader.ended:
-            for event in reply.reader.finish():
-                self.mailbox.put(reply.number, event)
+            self._tell(reply, reply.reader.finish())
             self.context.extend(self.prompt.closing(speaking=reply.open != 0))
+        for call in reply.calls:
+            self.mailbox.put(reply.number, call)
         self.mailbox.put(reply.number, TurnDone(reason))
         self._end_reply()
         self.context.tidy()
+
+    def _tell(self, reply: Reply, known: Sequence[Known]) -> None:
+        for event in known:
+            if isinstance(event, Transcript):
+                self.heard_text = event.text
+            if isinstance(event, ToolCall):
+                reply.calls.append(event)
+            else:
+                self.mailbox.put(reply.number, event)
 
     def _end_reply(self) -> None:
         self.reply = None

@@ -65,9 +65,11 @@ class PromptConfig:
 
     `draft`: the reply is written out as text, after a transcript of what the user said, before it is spoken (see
     lm/prompt.py). In `system`, {heard} and {spoken} become "speech" or "text", the user's side and the model's.
+    `tools`: the model knows how to call tools (see lm/tools.py); others are not told of any.
     """
 
     draft: bool = False
+    tools: bool = False
     system: str = "You are an helpful assistant. You should answer the user's {heard} questions in {spoken}.\n\n\n"
     user: str = "[|Human|]: "
     assistant: str = "[|SpeechGPT|]: "

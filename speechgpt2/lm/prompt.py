@@ -24,9 +24,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from speechgpt2.errors import UserError
+from speechgpt2.lm import tools as calling
 from speechgpt2.lm.alignment import Timed, align, pieces, spaced
 from speechgpt2.lm.config import LMConfig
-from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches
+from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches, Tool
 
 
 class Spoken(NamedTuple):
@@ -111,12 +112,19 @@ class Prompt:
 
     # turns
 
-    def opening(self, mode: Mode, greeting: Spoken | None = None, system: str | None = None) -> Patches:
-        """The system line for `mode` (or `system` instead), and a greeting. Errors: `UserError` for an unknown mode."""
+    def opening(
+        self, mode: Mode, greeting: Spoken | None = None, system: str | None = None, tools: Sequence[Tool] = ()
+    ) -> Patches:
+        """The system line for `mode` (or `system` instead), `tools` if the model can call them, and a greeting.
+
+        Errors: `UserError` for an unknown mode.
+        """
         if mode not in MODES:
             raise UserError(f"unknown mode '{mode}'; one of {', '.join(MODES)}")
         side = {"s": "speech", "t": "text"}
         line = self.words.system.format(heard=side[mode[0]], spoken=side[mode[2]]) if system is None else system
+        if tools and self.words.tools:
+            line = f"{line.rstrip()}\n\n{calling.told(tools)}\n\n\n"
         parts = [self.text(self.encode(line))]
         if greeting is not None:
             parts += [self.reply_start(), self._spoken(greeting), self._turn_end()]

@@ -1,7 +1,7 @@
-"""Patches of a reply back into words: what was heard, what is answered, what is said.
+"""Patches of a reply back into words: what was heard, what is answered, what is said, which tools are called.
 
 reader = ReplyReader(prompt, spoken=True)
-for patch in reply: events = reader.read(token, codes)     # Transcript, TextDelta
+for patch in reply: events = reader.read(token, codes)     # Transcript, TextDelta, ToolCall
 reader.finish()                                            # what was held back
 """
 
@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from speechgpt2.lm import tools as calling
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.types import Patches, TextDelta, Transcript
+from speechgpt2.types import Patches, TextDelta, ToolCall, Transcript
 
 UNDECODED = 8  # tokens after which bytes that form no character are shown as they are
+Known = Transcript | TextDelta | ToolCall
 
 
 class Parsed(NamedTuple):
@@ -28,18 +30,22 @@ class Parsed(NamedTuple):
 
 
 class ReplyReader:
-    """Reads one reply, patch by patch. `spoken`: the user spoke, so a reply with a draft begins with a transcript."""
+    """Reads one reply, patch by patch. `spoken`: the user spoke, so a reply with a draft begins with a transcript.
+    `tools`: the model was told of some, so what is written may call one.
+    """
 
-    def __init__(self, prompt: Prompt, spoken: bool):
+    def __init__(self, prompt: Prompt, spoken: bool, tools: bool = False):
         self.prompt, ids = prompt, prompt.ids
+        self.tools = tools and prompt.words.tools
         self.silent = {ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.heard}
         self.transcribing = prompt.words.draft and spoken
         self.text, self.ended = "", False
         self.transcript: str | None = None
         self._tokens: list[int] = []  # not yet characters
-        self._held = ""  # may be the beginning of the turn's end
+        self._held = ""  # may be the beginning of the turn's end, or of a call
+        self._blank = ""  # where calls are possible: told with the word after it, lest a line break be all that is said
 
-    def read(self, token: int, speaking: bool) -> list[Transcript | TextDelta]:
+    def read(self, token: int, speaking: bool) -> list[Known]:
         """Take in one patch: its text token and whether it holds speech. Returns what became known."""
         if token == self.prompt.ids.eos:
             self.ended = True
@@ -52,17 +58,17 @@ class ReplyReader:
         self._tokens.append(token)
         return self._show(self._characters())
 
-    def finish(self) -> list[Transcript | TextDelta]:
+    def finish(self) -> list[Known]:
         """The reply is over: what was held back, without the words that end a turn; a transcript that did not end."""
         rest = self._rest().removesuffix(self.prompt.words.turn_end)
-        return self._heard(rest) if self.transcribing else self._emit(rest)
+        return self._heard(rest) if self.transcribing else self._tell(rest)
 
     def _rest(self) -> str:
         rest = self._held + self.prompt.tokenizer.decode(self._tokens)
         self._held, self._tokens = "", []
         return rest
 
-    def _heard(self, text: str) -> list[Transcript | TextDelta]:
+    def _heard(self, text: str) -> list[Known]:
         self.transcript, self.transcribing = text.strip(), False
         return [Transcript(self.transcript)]
 
@@ -73,16 +79,33 @@ class ReplyReader:
         self._tokens = []
         return text
 
-    def _show(self, text: str) -> list[Transcript | TextDelta]:
+    def _show(self, text: str) -> list[Known]:
         self._held += text
         if self.transcribing:
             return []
         end = self.prompt.words.turn_end
         keep = max(n for n in range(min(len(end), len(self._held)) + 1) if self._held.endswith(end[:n]))
+        if self.tools:
+            keep = max(keep, calling.beginning(self._held))
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return self._emit(shown)
+        return self._tell(shown)
 
-    def _emit(self, text: str) -> list[Transcript | TextDelta]:
+    def _tell(self, text: str) -> list[Known]:
+        """What is known: text, and whole calls in it."""
+        if not self.tools:
+            return self._emit(text)
+        known: list[Known] = []
+        for part in calling.split(text):
+            known += [part] if isinstance(part, ToolCall) else self._emit(self._without_blanks(part))
+        return known
+
+    def _without_blanks(self, text: str) -> str:
+        text = self._blank + text
+        shown = text.rstrip()
+        self._blank = text[len(shown) :]
+        return shown if self.text else shown.lstrip()
+
+    def _emit(self, text: str) -> list[Known]:
         if not text:
             return []
         self.text += text

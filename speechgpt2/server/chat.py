@@ -17,7 +17,7 @@ from speechgpt2.server import containers
 from speechgpt2.server.conversation import new_id
 from speechgpt2.server.problems import Problem
 from speechgpt2.server.response import Heard, Usage
-from speechgpt2.server.wire import MaxTokens, Message, Session, ToolChoice
+from speechgpt2.server.wire import MaxTokens, Message, Session, Tool, ToolChoice
 from speechgpt2.types import AudioDelta, Event, Speech, Text, TextDelta, ToolCall, Turn, TurnDone
 
 AUDIO_LIFE = 3600  # seconds for which a client may name an answer's audio by its id instead of repeating it
@@ -42,10 +42,35 @@ class NamedAudio(Message):
     id: str
 
 
+class Function(Message):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class FunctionTool(Message):
+    type: Literal["function"]
+    function: Function
+
+
+class Called(Message):
+    name: str
+    arguments: str
+
+
+class FunctionCall(Message):
+    """An earlier answer's call of a function. Its id is the client's affair: results come in the order of the calls."""
+
+    function: Called
+
+
 class ChatMessage(Message):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = None
     audio: NamedAudio | None = None  # an earlier answer of ours
+    tool_calls: list[FunctionCall] | None = None
 
 
 class OutputAudio(Message):
@@ -69,7 +94,7 @@ class ChatRequest(Message):
     n: Literal[1] = 1
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
 
     @property
@@ -92,37 +117,47 @@ class ChatRequest(Message):
     def session(self, base: Session) -> Session:
         """A session's settings for this answer."""
         system = [_words(m) for m in self.messages if m.role in ("system", "developer")]
+        functions = [tool.function for tool in self.tools or []]
         return base.model_copy(
             update={
                 "instructions": "\n".join(system),
                 "output_modalities": ["audio" if self.speaks else "text"],
                 "max_output_tokens": self.max_completion_tokens or self.max_tokens or "inf",
+                "tools": [
+                    Tool(type="function", name=f.name, description=f.description or "", parameters=f.parameters or {})
+                    for f in functions
+                ],
+                "tool_choice": self.tool_choice or "auto",
             }
         )
 
     def turns(self, said: dict[str, str]) -> list[Turn]:
         """What was said so far; `said` holds the words of earlier answers by their audio's id. Errors: `Problem`."""
-        turns = []
+        turns: list[Turn] = []
         for place, message in enumerate(self.messages):
             if message.role in ("system", "developer"):
                 continue
-            if message.role == "tool":
-                raise Problem(
-                    400, "This model takes no results of tools.", "unsupported_value", f"messages[{place}].role"
-                )
-            turns.append(_turn(message, f"messages[{place}]", said))
-        if not turns or turns[-1].role != "user":
-            raise Problem(400, "The last message must be the user's.", "invalid_value", "messages")
+            turn = _turn(message, f"messages[{place}]", said)
+            if turn.role == "tool" and turns and turns[-1].role == "tool":  # calls of one answer
+                turn = Turn("tool", turns.pop().segments + turn.segments)
+            turns.append(turn)
+        if not turns or turns[-1].role not in ("user", "tool"):
+            raise Problem(400, "The last message must be the user's, or a tool's.", "invalid_value", "messages")
         return turns
 
 
 def _turn(message: ChatMessage, where: str, said: dict[str, str]) -> Turn:
+    if message.role == "tool":
+        return Turn("tool", (Text(_words(message)),))
     role: Literal["user", "assistant"] = "user" if message.role == "user" else "assistant"
     for place, part in enumerate(message.content if isinstance(message.content, list) else []):
         if isinstance(part, AudioPart):
             field_name = f"{where}.content[{place}].input_audio.data"
             return Turn(role, (Speech(pcm=_sound(part.input_audio, field_name), text=_words(message) or None),))
     words = _words(message) or (said.get(message.audio.id, "") if message.audio else "")
+    calls = [ToolCall(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+    if role == "assistant" and calls:
+        return Turn(role, (Text(words), *calls))
     if not words:
         raise Problem(400, f"{where}.content says nothing.", "invalid_value", f"{where}.content")
     return Turn(role, (Text(words),))
@@ -182,9 +217,10 @@ class Completion:
 
     def whole(self, format: str) -> dict[str, Any]:
         """The answer to a request that does not stream."""
-        message: dict[str, Any] = {"role": "assistant", "content": None if self.speaks else self.text.strip()}
+        words = self.text.strip() or (None if self.calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": None if self._spoken else words}
         message |= {"refusal": None, "annotations": []}
-        if self.speaks:
+        if self._spoken:
             pcm = np.concatenate([np.zeros(0, np.float32), *self.pcm])
             data = base64.b64encode(containers.encode(pcm, format)).decode()
             ends = int(time.time()) + AUDIO_LIFE
@@ -200,11 +236,16 @@ class Completion:
         async for event in events:
             if (delta := self.take(event)) is not None:
                 yield self._chunk(delta)
-        if self.speaks:
+        if self._spoken:
             yield self._chunk({"audio": {"id": self.audio_id, "expires_at": int(time.time()) + AUDIO_LIFE}})
         yield self._chunk({}, self.reason)
         if with_usage:
             yield {**self._frame("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+
+    @property
+    def _spoken(self) -> bool:
+        """Whether there is sound to tell of: an answer that only calls has none."""
+        return self.speaks and bool(self.pcm or not self.calls)
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -229,5 +270,6 @@ def heard(turns: Sequence[Turn]) -> Heard:
         for segment in turn.segments:
             if isinstance(segment, Speech) and segment.pcm is not None:
                 result.samples += len(segment.pcm)
-            result.pieces += len((segment.text or "").split())
+            words = segment.arguments if isinstance(segment, ToolCall) else segment.text
+            result.pieces += len((words or "").split())
     return result

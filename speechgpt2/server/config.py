@@ -77,6 +77,7 @@ class ServerConfig:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     slots: int = 8
+    context: int = 1024  # patches that a session remembers; a fourth of them for instructions, tools and greeting
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()

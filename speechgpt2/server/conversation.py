@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from speechgpt2.server.formats import BYTES_PER_SECOND, Decoder, Format
 from speechgpt2.server.wire import Content, FunctionCall, FunctionCallOutput, MessageItem, WireError
-from speechgpt2.types import Speech, Text, Turn
+from speechgpt2.types import Speech, Text, ToolCall, Turn
 
 KEPT_SOUND = 8 * 2**20  # bytes of sound that a session keeps for `conversation.item.retrieve`; 3 min of PCM16
 KEPT_ITEMS = 2_000  # a day of talk; the oldest go first
@@ -81,8 +81,8 @@ class Item:
 
     @property
     def written(self) -> str:
-        """All its text."""
-        return "\n".join(part.text for part in self.parts if part.text)
+        """All its text: of a function its arguments, or what it gave."""
+        return "\n".join([part.text for part in self.parts if part.text] or filter(None, [self.arguments, self.output]))
 
 
 class Conversation:
@@ -176,7 +176,7 @@ def from_client(item: MessageItem | FunctionCall | FunctionCallOutput, format: F
     id = item.id or new_id("item")
     if isinstance(item, FunctionCall):
         call_id = item.call_id or new_id("call")
-        return Item(id, "function_call", call_id=call_id, name=item.name, arguments=item.arguments)
+        return Item(id, "function_call", "assistant", call_id=call_id, name=item.name, arguments=item.arguments)
     if isinstance(item, FunctionCallOutput):
         return Item(id, "function_call_output", call_id=item.call_id, output=item.output)
     parts = [_part(content, item.role, format, f"item.content[{place}]") for place, content in enumerate(item.content)]
@@ -201,8 +201,12 @@ def _part(content: Content, role: str, format: Format, where: str) -> Part:
 
 
 def as_turn(item: Item) -> Turn | None:
-    """What a message means to the model, in one segment: speech if there is any. None for what it is not told."""
-    if item.type != "message" or item.role == "system":
+    """What an item means to the model, in one segment: speech if there is any. None for a system message."""
+    if item.type == "function_call":
+        return Turn("assistant", (ToolCall(item.name, item.arguments),))
+    if item.type == "function_call_output":
+        return Turn("tool", (Text(item.output),))
+    if item.role == "system":
         return None
     spoken = next((part for part in item.parts if part.sound), None)
     if spoken is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from speechgpt2.dialogue import protocol
 from speechgpt2.dialogue.protocol import DialogueSettings, ReplyOptions, SessionSettings
 from speechgpt2.server import wire
-from speechgpt2.types import Speech
+from speechgpt2.types import Speech, Tool
 
 LONGEST = SessionSettings().max_patches  # of one answer
 
@@ -23,6 +23,7 @@ def of_session(
         greeting=greeting,
         max_patches=_patches(session.max_output_tokens),
         paced=paced,
+        tools=_tools(session),
     )
 
 
@@ -48,7 +49,13 @@ def of_dialogue(session: wire.Session) -> DialogueSettings:
 
 def of_reply(session: wire.Session, instructions: str | None = None) -> ReplyOptions:
     """One answer, where it differs; `instructions` of its own."""
-    return ReplyOptions(instructions, session.speaks, _patches(session.max_output_tokens))
+    return ReplyOptions(instructions, session.speaks, _patches(session.max_output_tokens), tools=_tools(session))
+
+
+def _tools(session: wire.Session) -> tuple[Tool, ...]:
+    """Those that the model is told of; that it must call one cannot be asked of it."""
+    told = () if session.tool_choice == "none" else session.tools
+    return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in told)
 
 
 def _patches(tokens: int | str) -> int:

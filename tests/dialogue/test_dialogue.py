@@ -22,6 +22,7 @@ from speechgpt2.types import (
     SpeechStarted,
     SpeechStopped,
     TextDelta,
+    ToolCall,
     Transcript,
     TurnDone,
 )
@@ -162,7 +163,7 @@ async def test_what_a_slow_reader_has_not_read_is_not_told_after_an_interruption
     events = dialogue.events()
     dialogue.respond()
     assert await anext_of(events) == ReplyStarted(1)
-    session.tell(audio(0.5), TextDelta("a"), audio(0.5), TurnDone("stop"))
+    session.tell(audio(0.5), TextDelta("a"), audio(0.5), ToolCall("bell", "{}"), TurnDone("stop"))
     assert isinstance(await anext_of(events), AudioDelta)
     talk.now += 0.2
     dialogue.interrupt()

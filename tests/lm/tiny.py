@@ -29,12 +29,14 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.from_str(tokenizer_json())
 
 
-def tiny_config(draft: bool = False, chained: bool = False, lookahead: int = 0, **backbone) -> LMConfig:
+def tiny_config(
+    draft: bool = False, chained: bool = False, lookahead: int = 0, tools: bool = False, **backbone
+) -> LMConfig:
     sizes = {"vocab": tiny_tokenizer().get_vocab_size(), "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
     return LMConfig(
         BackboneConfig(**{**sizes, **backbone}),
         PatchDecoderConfig(width=16, layers=2, heads=2, ffn=32, chained=chained),
-        PromptConfig(draft=draft),
+        PromptConfig(draft=draft, tools=tools),
         lookahead=lookahead,
     )
 

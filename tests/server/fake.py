@@ -94,7 +94,12 @@ class FakeSession:
 
     def remember(self, turn):
         number, segment = next(self._numbers), turn.segments[0]
-        said = segment.text if isinstance(segment, Text) else f"{len(segment.pcm) / SAMPLE_RATE:.1f} s of speech"
+        if isinstance(segment, ToolCall):
+            said = f"{segment.name} {segment.arguments}"
+        elif isinstance(segment, Text):
+            said = segment.text
+        else:
+            said = f"{len(segment.pcm) / SAMPLE_RATE:.1f} s of speech"
         self.memory[number] = f"{turn.role}: {said}"
         return number
 
@@ -152,7 +157,7 @@ class FakeSession:
             self.say(Transcript(asked))
         if "fail" in asked:
             self.say(Error("the model stumbled"))
-        elif "call" in asked:
+        elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
             self.say(ToolCall("weather", '{"city": "Paris"}'), TurnDone("stop"))
         else:
             most = options.max_patches or self.settings.max_patches

@@ -1,0 +1,166 @@
+"""Tools through the engine: told in the opening, called in a reply, their results answered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
+from speechgpt2.errors import UserError
+from speechgpt2.lm.prompt import join
+from speechgpt2.lm.tools import written
+from speechgpt2.types import AudioDelta, Interrupted, Text, TextDelta, Tool, ToolCall, Transcript, Turn, TurnDone
+from tests.engine.tiny import PATCH, ScriptedLM, events, noise, run, say, talk, tiny_engine, tiny_lm, told
+
+WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {}})
+CALL = ToolCall("weather", '{"city": "Paris"}')
+WRITTEN = written(Turn("assistant", (CALL,)))
+RESULT = Turn("tool", (Text("25"),))
+
+
+def make(draft=False, tools=True):
+    """An engine with room for a system line with tools, its model's prompt and its script."""
+    lm = tiny_lm(ScriptedLM, draft=draft, tools=tools)
+    lm.script = []
+    return tiny_engine(lm, context=4096), lm.prompt, lm.script
+
+
+def text(prompt, words):
+    return [(token, None) for token in prompt.encode(words)]
+
+
+def end(prompt, speaking=False):
+    return [(token, None) for token in prompt.closing(speaking).text[0].tolist()]
+
+
+def same(session, *parts):
+    found, wanted = told(session), join(*parts)
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def words(found):
+    return "".join(event.text for event in found if isinstance(event, TextDelta))
+
+
+def rest(found):
+    return [event for event in found if not isinstance(event, (TextDelta, AudioDelta))]
+
+
+def test_a_written_call_its_result_and_the_answer():
+    engine, prompt, script = make()
+    session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
+    session.write("weather?")
+    session.respond()
+    script += text(prompt, f"Hello.\n{WRITTEN}") + end(prompt)
+    found = talk(engine, [session])[session]
+    assert words(found) == "Hello." and rest(found) == [CALL, TurnDone("stop")]
+
+    session.remember(RESULT)
+    session.respond()
+    script += text(prompt, "It's 25.") + end(prompt)
+    found = talk(engine, [session])[session]
+    assert words(found) == "It's 25." and rest(found) == [TurnDone("stop")]
+    assert same(
+        session,
+        prompt.opening("t2t", tools=[WEATHER]),
+        prompt.user_text("weather?"),
+        join(prompt.text(prompt.encode(f"Hello.\n{WRITTEN}")), prompt.closing(speaking=False)),
+        prompt.user_text("<tool_response>\n25\n</tool_response>"),
+        prompt.reply("It's 25."),
+    )
+
+
+@pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft"])
+def test_a_spoken_turn_is_answered_by_a_call_without_speech(draft):
+    """And the dialogue goes on as a spoken one, though a result is written."""
+    engine, prompt, script = make(draft)
+    session = engine.open(SessionSettings(tools=(WEATHER,)))
+    say(session, noise(0.4))
+    session.respond()
+    heard = [*text(prompt, "weather"), (prompt.ids.heard, None)] if draft else []
+    script += heard + text(prompt, WRITTEN) + end(prompt)
+    found = talk(engine, [session])[session]
+    assert found == [*([Transcript("weather")] if draft else []), CALL, TurnDone("stop")]
+    session.remember(RESULT)
+    session.respond()
+    script += end(prompt)
+    assert talk(engine, [session])[session] == [TurnDone("stop")] and session.slot.mode == "s2s"
+
+
+def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
+    engine, prompt, script = make()
+    session = engine.open(SessionSettings(tools=(WEATHER,)))
+    session.write("weather?")
+    session.respond()
+    row = prompt.encode(f"Hello. {WRITTEN}")
+    codes = torch.randint(0, 1024, (len(row), 3, 3), generator=torch.Generator().manual_seed(0))
+    script += [(prompt.ids.speech_start, None), *zip(row, codes, strict=True), *end(prompt, speaking=True)]
+    found = talk(engine, [session])[session]
+    assert words(found) == "Hello." and rest(found) == [CALL, TurnDone("stop")] == found[-2:]
+    assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == len(row) * PATCH
+
+
+def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
+    engine, prompt, script = make(draft=True)
+    session = engine.open(SessionSettings(tools=(WEATHER,)))
+    session.write("weather?")
+    session.respond()
+    codes = torch.zeros(30, 3, 3, dtype=torch.int64)
+    script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.ids.speech_start, None)]
+    script += [(prompt.ids.filler, code) for code in codes]
+    run(engine, until=lambda: session.mailbox.made >= 2 * PATCH)
+    session.interrupt(0)
+    assert events(session) == [Interrupted(0), TurnDone("interrupted")]
+    engine.step()
+    assert same(session, prompt.opening("t2s", tools=[WEATHER]), prompt.user_text("weather?"))
+
+
+def test_tools_of_one_reply_and_of_settings():
+    engine, prompt, script = make()
+    session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
+    session.write("weather?")
+    for options, tools, found in (
+        (ReplyOptions(tools=()), (), [TurnDone("stop")]),
+        (None, [WEATHER], [CALL, TurnDone("stop")]),
+        (ReplyOptions("Hello"), [WEATHER], [CALL, TurnDone("stop")]),
+    ):
+        number = session.respond(options)
+        script += text(prompt, WRITTEN) + end(prompt)
+        assert rest(talk(engine, [session])[session]) == found
+        session.forget(number)
+        run(engine)
+        system = options and options.instructions
+        assert same(session, prompt.opening("t2t", None, system, tools), prompt.user_text("weather?"))
+    session.configure(SessionSettings(speak=False))
+    run(engine)
+    assert same(session, prompt.opening("t2t"), prompt.user_text("weather?"))
+
+
+def test_a_model_that_was_not_taught_is_told_of_no_tools():
+    engine, prompt, script = make(tools=False)
+    session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
+    session.write("weather?")
+    session.respond()
+    script += text(prompt, WRITTEN) + end(prompt)
+    found = talk(engine, [session])[session]
+    assert words(found) == WRITTEN and rest(found) == [TurnDone("stop")]
+    assert same(session, prompt.opening("t2t"), prompt.user_text("weather?"), prompt.reply(WRITTEN))
+
+
+def test_history_with_calls_and_results():
+    engine, prompt, _ = make()
+    session = engine.open(SessionSettings(speak=False))
+    for turn in (Turn.user("Hello"), Turn("assistant", (Text("Hello."), CALL)), Turn("tool", (Text("25"), Text("2")))):
+        number = session.remember(turn)
+    session.remember(RESULT)
+    run(engine)
+    results = "<tool_response>\n25\n</tool_response>\n<tool_response>\n2\n</tool_response>"
+    one = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    before = [prompt.opening("t2t"), prompt.user_text("Hello"), prompt.reply(f"Hello.\n{WRITTEN}")]
+    assert same(session, *before, prompt.user_text(results), prompt.closing(speaking=False), one)
+    session.forget(number)
+    run(engine)
+    assert same(session, *before, one)
+    for turn in (Turn("user", (CALL,)), Turn("assistant", ()), Turn("assistant", (Text("a"), Text("b")))):
+        with pytest.raises(UserError, match="a turn to remember"):
+            session.remember(turn)

@@ -1,0 +1,157 @@
+"""Tools in the hermes form: what the model is told, what it writes, what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.reply import ReplyReader
+from speechgpt2.lm.tools import beginning, split, told, written
+from speechgpt2.types import Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+WEATHER = Tool("weather", "The weather in a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
+CALL = ToolCall("weather", '{"city": "北京"}')
+WRITTEN = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
+
+
+def test_the_system_line_names_the_tools():
+    text = told([WEATHER, Tool("bell", "", {})])
+    lines = text.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
+    first = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER.parameters}
+    assert [json.loads(line)["function"]["name"] for line in lines] == ["weather", "bell"]
+    assert json.loads(lines[0]) == {"type": "function", "function": first}
+    assert text.startswith("# Tools\n\n") and '\n{"name": <function-name>, "arguments": <args-json-object>}\n' in text
+
+
+def test_the_system_line_carries_the_tools():
+    prompt = make()
+    opened = prompt.tokenizer.decode(prompt.opening("t2t", None, "Be kind.", [WEATHER]).text[0].tolist())
+    assert opened == f"Be kind.\n\n{told([WEATHER])}\n\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (WRITTEN, ["", CALL, ""]),
+        (f"One moment.\n{WRITTEN}\n{WRITTEN} Done", ["One moment.\n", CALL, "\n", CALL, " Done"]),
+        ('<tool_call>{"name": "bell"}</tool_call>', ["", ToolCall("bell", "{}"), ""]),
+        (f"<tool_call> I mean {WRITTEN}", ["<tool_call> I mean ", CALL, ""]),
+        *((text, [text]) for text in ("", "Hello", "<tool_call>", "a </tool_call> b", '<tool_call>{"name": "bell"}')),
+    ],
+)
+def test_calls_are_found(text, parts):
+    assert split(text) == parts
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        *("", "{", "[]", "3", '"bell"', "{}", '{"name": 3}', '{"name": ""}', '{"name": "a", "arguments": [1]}'),
+        *('{"name": "a", "arguments": {"b": NaN}}', '{"name": "a", "arguments": {"b": 1e999}}', "[" * 100_000),
+        *('{"name": "a", "arguments": "{}"}', '{"name": "a", "arguments": {"b": "\\ud800"}}'),
+    ],
+)
+def test_what_is_no_call_stays_text(inside):
+    text = f"a <tool_call>{inside}</tool_call> b"
+    assert split(text) == [text] and split(text + WRITTEN) == [text, CALL, ""]
+
+
+def test_where_a_call_may_begin():
+    assert [beginning(text) for text in ("", "a", "a<", "a<tool_cal", "a<tool_call>", WRITTEN[:-1])] == [
+        *(0, 0, 1, 9, 11, len(WRITTEN) - 1)
+    ]
+    assert beginning(WRITTEN) == beginning(WRITTEN + " ") == 0 and beginning(WRITTEN + "<") == 1
+
+
+def test_turns_of_before():
+    assert written(Turn("assistant", (CALL,))) == WRITTEN
+    assert written(Turn("assistant", (Text("Let me see."), CALL, CALL))) == f"Let me see.\n{WRITTEN}\n{WRITTEN}"
+    assert written(Turn("assistant", (ToolCall("bell", "loud {"),))) == (
+        '<tool_call>\n{"name": "bell", "arguments": "loud {"}\n</tool_call>'
+    )
+    results = written(Turn("tool", (Text("sunny"), Text("25"))))
+    assert results == "<tool_response>\nsunny\n</tool_response>\n<tool_response>\n25\n</tool_response>"
+    assert written(Turn.user("Hello")) is written(Turn.assistant("Hello")) is written(Turn("assistant", ())) is None
+    assert written(Turn("user", (CALL,))) is written(Turn("assistant", (Speech(text="Hi"),))) is None
+
+
+# reading a reply
+
+
+def make(draft: bool = False, tools: bool = True) -> Prompt:
+    return Prompt(tiny_config(draft=draft, tools=tools), tiny_tokenizer())
+
+
+def read(prompt: Prompt, text: str, tools: bool = True, spoken: bool = False, speaking: bool = False, end: bool = True):
+    """The events, one list a token, and the reader; `text` in the tokens of single characters, then the turn's end."""
+    reader = ReplyReader(prompt, spoken, tools)
+    tokens = [token for character in text for token in prompt.encode(character)]
+    if end:
+        tokens += prompt.closing(speaking=False).text[0].tolist()
+    events = [reader.read(token, speaking) for token in tokens]
+    return [*events, [] if end else reader.finish()], reader
+
+
+def flat(events: list) -> list:
+    """Text in one piece as far as nothing is between."""
+    found: list = []
+    for event in [event for some in events for event in some]:
+        if isinstance(event, TextDelta) and found and isinstance(found[-1], str):
+            found[-1] += event.text
+        else:
+            found.append(event.text if isinstance(event, TextDelta) else event)
+    return found
+
+
+@pytest.mark.parametrize("speaking", [False, True], ids=["written", "in the row of speech"])
+def test_a_call_is_told_and_not_shown(speaking):
+    events, reader = read(make(), f"Let me see. \n{WRITTEN}\nDone.", speaking=speaking)
+    assert flat(events) == ["Let me see.", CALL, " \n\nDone."]
+    assert reader.text == "Let me see. \n\nDone." and reader.ended
+    assert flat(read(make(), f"\n{WRITTEN}\n{WRITTEN}\n", speaking=speaking)[0]) == [CALL, CALL]
+
+
+def test_text_is_shown_as_it_comes():
+    text = "It is <b>25</b> degrees < 30, # or so"
+    events, _ = read(make(), text)
+    assert flat(events) == [text] and sum(map(len, events)) > 20
+    assert flat(events[: text.index("degrees")]) == ["It is <b>25</b>"]
+
+
+@pytest.mark.parametrize("text", [WRITTEN[:-3], "Well <tool_call>", 'a <tool_call>{"name": </tool_call> b', "a <tool"])
+@pytest.mark.parametrize("end", [False, True])
+def test_a_call_that_never_ends_or_is_broken_is_text(text, end):
+    assert flat(read(make(), text, end=end)[0]) == [text]
+
+
+def test_without_tools_nothing_changes():
+    text = f" \n a {WRITTEN} b "
+    for prompt, tools in ((make(), False), (make(tools=False), True)):
+        assert flat(read(prompt, text, tools=tools)[0]) == [text]
+    taught, other = make(), make(tools=False)
+    assert torch.equal(other.opening("s2s", tools=[WEATHER]).text, other.opening("s2s").text)
+    assert torch.equal(taught.opening("s2s", tools=[]).text, other.opening("s2s").text)
+    assert "weather" in taught.tokenizer.decode(taught.opening("s2s", tools=[WEATHER]).text[0].tolist())
+
+
+def test_tags_may_be_tokens_of_their_own():
+    """As they are in Qwen2.5's tokenizer, where they are not special."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    config = tiny_config(tools=True, vocab=tokenizer.get_vocab_size())
+    prompt = Prompt(config, tokenizer)
+    reader, tokens = ReplyReader(prompt, spoken=False, tools=True), prompt.encode(WRITTEN)
+    assert tokens[0] == tokenizer.token_to_id("<tool_call>") and tokens[-1] == tokenizer.token_to_id("</tool_call>")
+    assert flat([reader.read(token, False) for token in [*tokens, prompt.ids.eos]]) == [CALL]
+
+
+def test_a_transcript_calls_nothing():
+    prompt = make(draft=True)
+    reader = ReplyReader(prompt, spoken=True, tools=True)
+    tokens = [*prompt.encode(WRITTEN), prompt.ids.heard, *prompt.encode(f"Yes {WRITTEN}"), prompt.ids.speech_start]
+    events = [reader.read(token, False) for token in tokens] + [reader.read(prompt.encode("Yes")[0], True)]
+    assert flat([*events, reader.read(prompt.ids.eos, False)]) == [Transcript(WRITTEN), "Yes", CALL]
