@@ -90,6 +90,7 @@ class Prompt:
     def encode(self, text: str) -> list[int]:
         """The tokens of one segment."""
         self.tokenizer.encode_special_tokens = True  # a special token's name in someone's words is just text
+        text = text.encode(errors="replace").decode()  # half a surrogate pair, as JSON can hold, is no character
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     # segments

@@ -174,3 +174,8 @@ def test_a_tokenizer_without_the_special_tokens():
 def test_silence_must_be_codes():
     with pytest.raises(UserError, match="silence"):
         LMConfig(BackboneConfig(10, 8, 1, 1, 1, 8), PatchDecoderConfig(8, 1, 1, 8), codebooks=2)
+
+
+def test_half_a_surrogate_pair_is_a_question_mark():
+    prompt = make()
+    assert prompt.encode("Hello \ud800") == prompt.encode("Hello ?")
