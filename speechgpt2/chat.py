@@ -95,7 +95,7 @@ class SpeechGPT:
         lm = SpeechLM.from_pretrained(name, dtype=dtype, device=device)
         ears = Codec.from_pretrained(codec or name, device=device)
         pack(lm)
-        pack(ears.decoder)  # not the encoder: a recording has the same codes everywhere
+        ears.optimize_for_inference()
         return cls(ears, lm)
 
     def conversation(

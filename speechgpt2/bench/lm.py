@@ -22,6 +22,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import ask, load
 from speechgpt2.eval.report import column
+from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_RATE
 
 RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
@@ -122,19 +123,27 @@ def main(
     machine = measure(threads)
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
-    if model == RANDOM:
-        lm = random_lm()
-    else:
-        talker = load(model)
-        tables["Whole turns"], lm = bench_turns(talker, turns), talker.lm
+    if model != RANDOM:
+        tables["Whole turns"] = bench_turns(load(model), turns)
     name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
-        tables["Steps of one stream"] += bench_steps(lm.to(DTYPES[dtype]), name, machine, steps)
+        lm = _language_model(model).to(DTYPES[dtype])
+        pack(lm)
+        tables["Steps of one stream"] += bench_steps(lm, name, machine, steps)
     for title, rows in tables.items():
         report.show(title, rows, console)
     if out is not None:
         report.save_json(Path(out), measured=machine, tables=tables)
     return tables
+
+
+def _language_model(model: Any) -> Any:
+    """That of a name, a folder or a `SpeechGPT`; one of its own for each call where that can be."""
+    from speechgpt2.lm.model import SpeechLM
+
+    if model == RANDOM:
+        return random_lm()
+    return SpeechLM.from_pretrained(model) if isinstance(model, (str, Path)) else model.lm
 
 
 def bench_turns(model: Any, turns: int) -> list[Any]:

@@ -23,6 +23,7 @@ from speechgpt2.codec.decoder import Decoder, DecoderState
 from speechgpt2.codec.encoder import Encoder, EncoderState
 from speechgpt2.codec.quantizer import ResidualQuantizer
 from speechgpt2.errors import UserError
+from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_SIZE
 
 OFFLINE_CHUNK = 250  # frames (10 s) that a long recording is cut into, to bound memory
@@ -37,6 +38,13 @@ class Codec(nn.Module):
         self.encoder = Encoder(config)
         self.quantizer = ResidualQuantizer(config.quantizer, config.latent)
         self.decoder = Decoder(config)
+
+    def optimize_for_inference(self) -> None:
+        """Pack the matrices (see `nn.linear.pack`); of a small encoder none, so that a recording has the same codes by
+        whatever way it is heard.
+        """
+        pack(self.encoder, half=False)
+        pack(self.decoder)
 
     @classmethod
     def from_pretrained(

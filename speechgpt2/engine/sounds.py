@@ -28,7 +28,6 @@ from torch import Tensor
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.rows import Rows
-from speechgpt2.nn.linear import pack
 from speechgpt2.streaming import select_rows, tree_map
 
 STARTING = 120.0  # seconds that a process may take until it is there
@@ -47,7 +46,7 @@ class CodecRows:
 
     def __init__(self, codec: Codec, slots: int, samples: int):
         self.samples = samples
-        pack(codec.decoder)  # not the encoder: a recording's codes are the same everywhere
+        codec.optimize_for_inference()
         self.codec = codec
         self.rows = Rows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
         self.ears = codec.init_encoder_state(self.rows.count)

@@ -29,7 +29,7 @@ from speechgpt2.lm.lookahead import Lookahead
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampling, sample
-from speechgpt2.nn.linear import Linear, linear, packed
+from speechgpt2.nn.linear import Kernel, Linear, linear, packed
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 
@@ -99,17 +99,17 @@ class SpeechLM(nn.Module):
         self.backbone = CausalStack(b)
         self.patch_decoder = PatchDecoder(config)
         self.lookahead = Lookahead(b.width) if config.lookahead else None
-        self.packed: torch.ScriptObject | None = None
+        self.packed: Kernel | None = None
         initialize(self)
 
     @property
     def device(self) -> torch.device:
         return self.text_embedding.weight.device
 
-    def pack(self) -> None:
+    def pack(self, half: bool) -> None:
         """A tied text head; see `nn.linear.pack`."""
         if self.text_head is None:
-            self.packed = packed(self.text_embedding.weight)
+            self.packed = packed(self.text_embedding.weight, half=half)
 
     def init_state(self, batch: int, capacity: int) -> LMState:
         """Nothing seen yet; room for `capacity` patches in each of `batch` rows."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speechgpt2.lm.backbone import CausalStack
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.sampling import Sampling, sample
-from speechgpt2.nn.linear import Linear, linear, packed
+from speechgpt2.nn.linear import Kernel, Linear, linear, packed
 
 
 class CodeEmbedding(nn.Module):
@@ -25,11 +25,11 @@ class CodeEmbedding(nn.Module):
         super().__init__()
         self.size = config.codebook_size
         self.table = nn.Parameter(torch.empty(config.codebooks, self.size + 1, config.patch_decoder.width))
-        self.packed: list[torch.ScriptObject | None] = [None] * config.codebooks
+        self.packed: list[Kernel | None] = [None] * config.codebooks
 
-    def pack(self) -> None:
+    def pack(self, half: bool) -> None:
         """The tables as heads; see `nn.linear.pack`."""
-        self.packed = [packed(table) for table in self.table]
+        self.packed = [packed(table, half=half) for table in self.table]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""

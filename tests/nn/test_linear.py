@@ -67,10 +67,27 @@ def test_a_row_of_a_packed_product_is_the_same_to_the_last_bit_in_any_place():
         assert torch.equal(layer(x)[[2, 0, 3, 1]], layer(x[[2, 0, 3, 1]]))
 
 
-def test_only_what_float16_holds_exactly_is_packed():
+def test_only_what_float16_holds_exactly_or_is_large_is_packed():
     layer = Linear(48, 35)
     assert not torch.equal(layer.weight.half().float(), layer.weight) and packed(layer.weight) is None
     assert packed(layer.weight.bfloat16()) is None
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this torch has no such kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, *([] if module.HALF_IS_SLOW else [torch.bfloat16])], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_matrix_is_laid_out_anew_and_not_kept_twice(dtype, bias):
+    torch.manual_seed(0)
+    layer = Linear(1024, 1030, bias).to(dtype)
+    shapes = [(0,), (1,), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)]
+    inputs = [torch.randn(*shape, 1024).to(dtype) for shape in shapes]
+    with torch.inference_mode():
+        wanted = [F.linear(x, layer.weight, layer.bias) for x in inputs]
+        pack(layer)
+        pack(layer)  # again is nothing new
+        assert layer.weight.is_meta and layer.weight.shape == (1030, 1024)
+        for x, y in zip(inputs, wanted, strict=True):
+            torch.testing.assert_close(layer(x), y, **TOLERANCE[dtype])
 
 
 @needs_kernels
