@@ -14,7 +14,7 @@ from speechgpt2.data.voices import Voice
 
 def test_every_kind_of_work_is_measured(need_voice, tmp_path):
     need_voice(Voice("espeak", "m3", "en", "en-us"))
-    tables = data.main(cores=1, sentences=4, conversations=1, recordings=1, records=20, out=tmp_path / "speed.json")
+    tables = data.main(cores=1, sentences=4, conversations=1, recordings=4, records=20, out=tmp_path / "speed.json")
     made = {row.work: row for row in tables["Making and cleaning speech"]}
     assert set(made) == {"synthesis (espeak)", "conversations, checked", "cleaning", "annotation", "both"}
     assert all(row.core > 0 and row.clock > 0 and row.cores == 1 for row in made.values())
