@@ -10,9 +10,9 @@
 #
 # The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
 # the questions (data/disturb.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
-# and phones to learn hearing by came with lm-voices; the corpus that the decoder last
-# and the codec last learnt from had speakers drawn at random, too (seed 3). The last two steps began with what was shipped
-# before them, in half precision.
+# and phones to learn hearing by came with lm-voices; the corpus that the decoder,
+# and then the whole codec, last learnt from had speakers drawn at random, too (seed 3). codec-further and lm-further began
+# with what was shipped before them, in half precision.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}

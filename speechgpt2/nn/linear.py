@@ -27,8 +27,6 @@ FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than mult
 MANY_ROWS = 64  # above it the order does not matter
 FLIPPED = range(2, MANY_ROWS + 1) if AVX2 else range(8, MANY_ROWS + 1) if AMX else range(2, 8)  # rows, W·xᵀ is faster
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
-
-
 LARGE = 1 << 19  # weights that pay to be laid out anew
 
 
