@@ -223,7 +223,7 @@ class Dialogue:
 
     def _judge(self, taker: TurnTaker, heard: Heard) -> None:
         """A block of the microphone, and what follows from it."""
-        passes = self._guard.admits(heard.level) or not self.settings.echo_guard
+        passes = self._guard.admits(heard.block, heard.probability) or not self.settings.echo_guard
         if self._playback.playing:
             taker.model_is("speaking")
         else:

@@ -1,10 +1,11 @@
 """What the model says comes back through the microphone of whoever listens on a loudspeaker, and must not interrupt it.
 
-Half-duplex gating with a level test: while an answer is being played, a block of the microphone counts as the user's
-only if it is louder than the echo can be. How loud that is, is learnt: the *coupling*, microphone over loudspeaker, is
-the peak of what came in over the peak of what can have caused it. It falls fast and rises slowly, since a user's voice
-looks like a louder echo. On a headset it is nothing after half a second, and the user is heard as if nothing were
-playing; on a loudspeaker it settles at the echo, and the user must speak `margin` above it.
+While an answer is being played, a block of the microphone counts as the user's only if it is louder than the echo. How
+loud that is, is learnt by looking for the answer in the microphone: the newest of what was heard is correlated with
+what was played before it, all frequencies counting alike (GCC-PHAT: Knapp and Carter 1976,
+doi:10.1109/TASSP.1976.1162830). A sharp peak says that the answer is in there, and how long it took; least squares at
+that delay say how loud it came back, its *coupling*, however loudly the user speaks into it. Without a peak there is
+only the user: on a headset, anyone can break in at any time.
 
 This is no echo canceller: one who speaks more softly than the loudspeaker is not heard until the answer ends, and what
 is heard then is still mixed with the echo. Clients that cancel echoes themselves (browsers do) lose nothing by it.
@@ -16,54 +17,76 @@ from collections import deque
 
 import numpy as np
 
+from speechgpt2.audio import Blocks, Resampler
 from speechgpt2.types import SAMPLE_RATE
+from speechgpt2.vad import BLOCK, RATE
 
-BLOCK = 768  # samples (32 ms) with one level
-DELAY = 8  # blocks (256 ms) after which a sound has come back: way to the listener, room, way back
-WINDOW = 20  # blocks whose peaks are compared
-QUIET = 1e-3  # RMS below which nothing worth guarding against is played
-TELLING = 0.02  # RMS of what is played from which the coupling is learnt
-START = 1.0  # coupling assumed before anything is known: a loudspeaker close to the microphone
-FALL, RISE = 0.4, 0.002  # how fast the coupling follows, per block
+DELAY = 16  # blocks (512 ms) within which a sound has come back: way to the listener, room, way back
+REVERBERATION = 4  # blocks for which it is heard at most
+WINDOW = 20  # blocks (640 ms) of the microphone that are compared
+QUIET = 1e-3  # RMS below which nothing worth guarding against is played, or can be told from noise
+SHARP = 12.0  # times the RMS of a correlation at other delays: echoes in rooms have 15 to 50, other voices 5 to 10
+EQUALISED = 0.1  # of the mean magnitude: frequencies weaker than that count for less
+SPEECH = 0.2  # probability below which a block is nobody's voice, nor its echo's
+FALL = 0.4  # how fast the coupling follows, per block
 
 
 class EchoGuard:
-    """One loudspeaker and its microphone. `margin`: how much louder than the echo a user is (2 is 6 dB)."""
+    """One loudspeaker and its microphone. `margin`: how much louder than the echo's direct sound a user is; what
+    the room adds is up to half of it.
+    """
 
-    def __init__(self, margin: float = 2.0):
-        self.margin, self.coupling = margin, START
-        self._levels: deque[float] = deque()  # of what is still to be played, a block each
-        self._rest = np.zeros(0, np.float32)
-        self._played: deque[float] = deque([0.0] * WINDOW, maxlen=WINDOW)  # the newest levels of either
-        self._heard: deque[float] = deque([0.0] * WINDOW, maxlen=WINDOW)
+    def __init__(self, margin: float = 3.0):
+        self.margin, self.coupling = margin, 0.0
+        self._coming: deque[np.ndarray] = deque()  # blocks that are still to be played
+        self._played = np.zeros((DELAY + WINDOW) * BLOCK, np.float32)
+        self._heard = np.zeros(WINDOW * BLOCK, np.float32)
+        self.stop()
 
     def play(self, pcm: np.ndarray) -> None:
-        """`pcm [N]` was given to the listener, to be played after all before."""
-        sound = np.concatenate([self._rest, pcm])
-        whole = len(sound) // BLOCK * BLOCK
-        self._rest = sound[whole:].copy()
-        self._levels.extend(np.sqrt(np.mean(np.square(sound[:whole].reshape(-1, BLOCK)), axis=1)).tolist())
+        """`pcm [N]` at 24 kHz was given to the listener, to be played after all before."""
+        self._coming.extend(self._blocks.push(self._resampler.push(pcm)))
 
     def stop(self) -> None:
         """What was not played yet never will be."""
-        self._levels.clear()
-        self._rest = self._rest[:0]
+        self._coming.clear()
+        self._resampler, self._blocks = Resampler(SAMPLE_RATE, RATE), Blocks(BLOCK)
 
-    @property
-    def left(self) -> float:
-        """Seconds that are still to be played."""
-        return (len(self._levels) * BLOCK + len(self._rest)) / SAMPLE_RATE
-
-    def admits(self, level: float) -> bool:
-        """A block of the microphone passes, as one of playback does: may this `level` (RMS) be the user's?"""
-        self._played.append(self._levels.popleft() if self._levels else 0.0)
-        self._heard.append(level)
-        played = list(self._played)
-        echo = max(played[-DELAY - 4 :])  # what may be coming back now, and its last reverberation
+    def admits(self, block: np.ndarray, probability: float = 1.0) -> bool:
+        """The microphone's next `block [BLOCK]` at 16 kHz passes, and as much of playback: may it be the user's, who
+        speaks with this probability?
+        """
+        playing = self._coming.popleft() if self._coming else np.zeros(BLOCK, np.float32)
+        self._played = np.concatenate([self._played[BLOCK:], playing])
+        self._heard = np.concatenate([self._heard[BLOCK:], block])
+        played = _levels(self._played)
+        echo = float(played[-DELAY - REVERBERATION :].max())  # of what may be coming back now
         if echo <= QUIET:
             return True
-        louder = level > self.margin * self.coupling * echo
-        if (cause := max(played[:-DELAY])) > TELLING:
-            ratio = max(self._heard) / cause
-            self.coupling += (FALL if ratio < self.coupling else RISE) * (ratio - self.coupling)
-        return louder
+        heard = _levels(self._heard)
+        if probability >= SPEECH and heard[-1] > QUIET:
+            self._learn(self._gain())
+        if (cause := float(played[:-DELAY].max())) > QUIET:
+            self._learn(min(self.coupling, float(heard.max()) / cause))
+        return bool(heard[-1] > self.margin * self.coupling * echo)
+
+    def _learn(self, coupling: float | None) -> None:
+        if coupling is not None:
+            self.coupling += FALL * (coupling - self.coupling)
+
+    def _gain(self) -> float | None:
+        """How loud what was played is in what is heard; None if it is not."""
+        size = 1 << (len(self._played) - 1).bit_length()
+        cross = np.conj(np.fft.rfft(self._heard, size)) * np.fft.rfft(self._played, size)
+        magnitude = np.abs(cross)
+        likeness = np.abs(np.fft.irfft(cross / (magnitude + EQUALISED * magnitude.mean()), size)[: DELAY * BLOCK + 1])
+        at = int(likeness.argmax())
+        if likeness[at] < SHARP * np.sqrt(np.mean(np.square(likeness))):
+            return None
+        cause = self._played[at : at + len(self._heard)]
+        return abs(float(self._heard @ cause)) / max(float(cause @ cause), QUIET**2)
+
+
+def _levels(sound: np.ndarray) -> np.ndarray:
+    """RMS of each block."""
+    return np.sqrt(np.mean(np.square(sound.reshape(-1, BLOCK)), axis=1))

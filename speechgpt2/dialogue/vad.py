@@ -1,7 +1,7 @@
-"""The ear of a live microphone: whether someone speaks, and how loud it is, every 32 ms.
+"""The ear of a live microphone: whether someone speaks, every 32 ms.
 
 ear = VoiceActivity()
-for heard in ear.push(pcm): ...        # any number of samples; Heard(at, probability, level)
+for heard in ear.push(pcm): ...        # any number of samples; Heard(at, probability, block)
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ STEP = BLOCK * SAMPLE_RATE // RATE  # samples of ours in a block (32 ms)
 
 
 class Heard(NamedTuple):
-    """A block that ends `at` samples into the stream: the `probability` of speech in it, and its `level` (RMS)."""
+    """A block that ends `at` samples into the stream: the `probability` of speech in it, and itself at 16 kHz."""
 
     at: int
     probability: float
-    level: float
+    block: np.ndarray
 
 
 class VoiceActivity:
@@ -38,4 +38,4 @@ class VoiceActivity:
         """Take in `pcm [N]` float32 at 24 kHz; what is known by now, in order."""
         for block in self._blocks.push(self._resampler.push(pcm)):
             self._at += STEP
-            yield Heard(self._at, self._hearing.judge(block), float(np.sqrt(np.mean(np.square(block)))))
+            yield Heard(self._at, self._hearing.judge(block), block)

@@ -123,8 +123,9 @@ class LevelEar:
             block, self.rest = self.rest[:STEP], self.rest[STEP:]
             self.at += STEP
             level = float(np.sqrt(np.mean(np.square(block))))
-            yield Heard(self.at, 0.95 if level > 0.01 else 0.02, level)
+            at_16k = np.interp(np.arange(0, STEP, 1.5), np.arange(STEP), block).astype(np.float32)
+            yield Heard(self.at, 0.95 if level > 0.01 else 0.02, at_16k)
 
 
 def audio(seconds, level=0.1):
-    return AudioDelta(np.full(round(seconds * 24_000), level, np.float32))
+    return AudioDelta(level * np.random.default_rng(0).standard_normal(round(seconds * 24_000)).astype(np.float32))

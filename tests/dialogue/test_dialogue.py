@@ -56,14 +56,17 @@ class Talk:
     async def play(self, milliseconds, level, chunk=BLOCK):
         """The microphone, `level` its loudness; a ramp on top tells samples apart."""
         total = round(milliseconds * 24)
-        pcm = level * (1 + 1e-4 * np.arange(self.said, self.said + total) / 24_000)
-        self.said += total
-        for start in range(0, total, chunk):
-            piece = pcm[start : start + chunk].astype(np.float32)
+        pcm = (level * (1 + 1e-4 * np.arange(self.said, self.said + total) / 24_000)).astype(np.float32)
+        await self.hear(pcm, chunk)
+        return pcm
+
+    async def hear(self, pcm, chunk=BLOCK):
+        self.said += len(pcm)
+        for start in range(0, len(pcm), chunk):
+            piece = pcm[start : start + chunk]
             self.dialogue.hear(piece)
             self.now += len(piece) / 24_000
             await self.settle()
-        return pcm.astype(np.float32)
 
     async def voice(self, milliseconds, chunk=BLOCK):
         return await self.play(milliseconds, 0.3, chunk)
@@ -194,11 +197,21 @@ async def test_a_backchannel_leaves_the_reply_alone():
 async def test_the_models_own_voice_does_not_interrupt_it_but_a_louder_one_does():
     talk = Talk()
     talk.dialogue.respond()
-    await talk.tell(audio(6.0, level=0.1))
-    await talk.play(96, 0.0)
-    await talk.play(3000, 0.05)
+    answer = audio(6.0, level=0.1)
+    await talk.tell(answer)
+    await talk.silence(96)
+    await talk.hear(0.5 * answer.pcm[: 3 * 24_000])
     assert talk.session.calls == ["respond"]
     await talk.voice(640)
+    assert talk.session.calls[1][0] == "interrupt"
+
+
+@run
+async def test_on_a_headset_one_can_break_in_from_the_first_word_on():
+    talk = Talk()
+    talk.dialogue.respond()
+    await talk.tell(audio(6.0, level=0.1))
+    await talk.play(320, 0.05)
     assert talk.session.calls[1][0] == "interrupt"
 
 
@@ -206,8 +219,9 @@ async def test_the_models_own_voice_does_not_interrupt_it_but_a_louder_one_does(
 async def test_without_the_guard_it_does():
     talk = Talk(DialogueSettings(ServerVad(), echo_guard=False))
     talk.dialogue.respond()
-    await talk.tell(audio(6.0, level=0.1))
-    await talk.play(960, 0.05)
+    answer = audio(6.0, level=0.1)
+    await talk.tell(answer)
+    await talk.hear(0.5 * answer.pcm[:24_000])
     assert talk.session.calls[1][0] == "interrupt"
 
 
