@@ -4,8 +4,8 @@ While an answer is being played, a block of the microphone counts as the user's 
 loud that is, is learnt by looking for the answer in the microphone: the newest of what was heard is correlated with
 what was played before it, all frequencies counting alike (GCC-PHAT: Knapp and Carter 1976,
 doi:10.1109/TASSP.1976.1162830). A sharp peak says that the answer is in there, and how long it took; least squares at
-that delay say how loud it came back, its *coupling*, however loudly the user speaks into it. Without a peak there is
-only the user: on a headset, anyone can break in at any time.
+that delay say how loud it came back, its *coupling*. Without a peak, or if what is there is little of what is heard,
+there is a user: on a headset, anyone can break in at any time.
 
 This is no echo canceller: one who speaks more softly than the loudspeaker is not heard until the answer ends, and what
 is heard then is still mixed with the echo. Clients that cancel echoes themselves (browsers do) lose nothing by it.
@@ -25,10 +25,12 @@ DELAY = 16  # blocks (512 ms) within which a sound has come back: way to the lis
 REVERBERATION = 4  # blocks for which it is heard at most
 WINDOW = 20  # blocks (640 ms) of the microphone that are compared
 QUIET = 1e-3  # RMS below which nothing worth guarding against is played, or can be told from noise
-SHARP = 12.0  # times the RMS of a correlation at other delays: echoes in rooms have 15 to 50, other voices 5 to 10
+LEAST = 4  # blocks of them with sound: voices are all alike for a period or two
+SHARP = 10.0  # times the RMS of a correlation at other delays: echoes in rooms have 15 to 50, other voices 5 to 10
+PART = 0.3  # of what is heard that the direct sound is at least, where it is an echo: rooms add up to twice as much
 EQUALISED = 0.1  # of the mean magnitude: frequencies weaker than that count for less
 SPEECH = 0.2  # probability below which a block is nobody's voice, nor its echo's
-FALL = 0.4  # how fast the coupling follows, per block
+FOLLOW, FORGET = 0.4, 0.1  # how fast the coupling is learnt and, where no echo is found, forgotten, per block
 
 
 class EchoGuard:
@@ -64,27 +66,25 @@ class EchoGuard:
         if echo <= QUIET:
             return True
         heard = _levels(self._heard)
-        if probability >= SPEECH and heard[-1] > QUIET:
-            self._learn(self._gain())
+        if probability >= SPEECH and (heard > QUIET).sum() >= LEAST:
+            gain = self._gain()
+            self.coupling += FORGET * (0.0 - self.coupling) if gain is None else FOLLOW * (gain - self.coupling)
         if (cause := float(played[:-DELAY].max())) > QUIET:
-            self._learn(min(self.coupling, float(heard.max()) / cause))
+            self.coupling = min(self.coupling, float(heard.max()) / cause)
         return bool(heard[-1] > self.margin * self.coupling * echo)
 
-    def _learn(self, coupling: float | None) -> None:
-        if coupling is not None:
-            self.coupling += FALL * (coupling - self.coupling)
-
     def _gain(self) -> float | None:
-        """How loud what was played is in what is heard; None if it is not."""
+        """How loud what was played is in what is heard; None if it is not, or hardly."""
         size = 1 << (len(self._played) - 1).bit_length()
         cross = np.conj(np.fft.rfft(self._heard, size)) * np.fft.rfft(self._played, size)
         magnitude = np.abs(cross)
         likeness = np.abs(np.fft.irfft(cross / (magnitude + EQUALISED * magnitude.mean()), size)[: DELAY * BLOCK + 1])
         at = int(likeness.argmax())
-        if likeness[at] < SHARP * np.sqrt(np.mean(np.square(likeness))):
-            return None
         cause = self._played[at : at + len(self._heard)]
-        return abs(float(self._heard @ cause)) / max(float(cause @ cause), QUIET**2)
+        common, power = abs(float(self._heard @ cause)), float(cause @ cause)
+        sharp = likeness[at] > SHARP * np.sqrt(np.mean(np.square(likeness)))
+        large = common > PART * np.sqrt(power * float(self._heard @ self._heard))
+        return common / power if sharp and large else None
 
 
 def _levels(sound: np.ndarray) -> np.ndarray:

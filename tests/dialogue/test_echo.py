@@ -76,7 +76,7 @@ def test_on_a_headset_a_voice_is_heard_at_any_time(answer, voice, seconds, loudn
     microphone[start : start + len(voice)] = loudness * voice
     passed = admitted(EchoGuard(), answer, microphone)
     loud = levels(microphone) > 0.05 * loudness
-    assert loud.sum() > 10 and passed[loud].mean() > 0.8
+    assert loud.sum() > 10 and passed[loud].mean() > 0.9
 
 
 def test_a_loudspeaker_that_is_turned_up_is_learnt(answer):
@@ -91,7 +91,7 @@ def test_a_loudspeaker_that_is_turned_up_is_learnt(answer):
 def test_and_one_that_is_turned_off(answer):
     guard = EchoGuard()
     admitted(guard, answer, echo(answer, 0.5))
-    assert guard.coupling == pytest.approx(0.5, rel=0.2)
+    assert guard.coupling == pytest.approx(0.5, rel=0.3)
     admitted(guard, answer, np.zeros_like(answer))
     assert guard.coupling < 0.01
 
