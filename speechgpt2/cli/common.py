@@ -72,10 +72,8 @@ def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> 
         return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec)
 
 
-def engine_config(slots: int, device: torch.device, context: int = 1024) -> EngineConfig:
-    """An engine of so many slots, each of `context` patches. On a CPU the codec gets a process of its own, and one of
-    the threads for it.
-    """
+def engine_config(device: torch.device, **options: Any) -> EngineConfig:
+    """An engine on `device`. On a CPU the codec gets a process of its own, and one of the threads for it."""
     import torch
 
     from speechgpt2.engine.config import EngineConfig
@@ -84,7 +82,7 @@ def engine_config(slots: int, device: torch.device, context: int = 1024) -> Engi
     apart = device.type == "cpu" and threads > 1
     if apart:
         torch.set_num_threads(threads - 1)
-    return EngineConfig(slots=slots, context=context, codec_process=apart)
+    return EngineConfig(codec_process=apart, **options)
 
 
 @contextmanager

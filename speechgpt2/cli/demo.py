@@ -132,7 +132,7 @@ def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | 
 
     place = torch_device(device)
     lm = SpeechLM.from_pretrained(model, dtype=torch_dtype(dtype), device=place)
-    engine = Engine(codec, lm, engine_config(slots, place))
+    engine = Engine(codec, lm, engine_config(place, slots=slots))
     engine.start()
     return engine
 

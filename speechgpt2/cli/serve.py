@@ -103,7 +103,7 @@ def load_app(settings: ServerConfig) -> App:
 
     network()
     place, precision = torch_device(settings.device), torch_dtype(settings.dtype)
-    sizes = engine_config(settings.slots, place, settings.context)
+    sizes = engine_config(place, slots=settings.slots, context=settings.context)
     engine = Engine.from_pretrained(settings.model, settings.codec, device=place, dtype=precision, config=sizes)
     engine.start()
     return App(settings, engine, Dialogue)

@@ -142,7 +142,7 @@ class Runner:
             filled = self._filled(part, 1 + self.lm.config.lookahead)
             written = self.lm.write(self.hidden[part], self._memory(part), active[part], filled)
             self.hidden[part] = written.last(self.hidden[part])
-            lines = torch.cat([written.counts[:, None], written.text], dim=1).tolist()
+            lines = torch.cat([written.counts[:, None], written.patches.text], dim=1).tolist()
             for slot in set(slots).intersection(range(part.start, part.stop)):
                 count, *tokens = lines[slot - part.start]
                 told[slot] = [Drawn(token, self.silent, None) for token in tokens[:count]]

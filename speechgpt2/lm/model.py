@@ -68,11 +68,11 @@ class Step(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Text that was written at once: tokens `text [B, A]`, of which each row keeps the first `counts [B]`, the hidden
+    """Text that was written at once: `patches [B, A]`, of which each row keeps the first `counts [B]`, the hidden
     states after them, `[B, A, D]`, and the state after what is kept.
     """
 
-    text: Tensor
+    patches: Patches
     counts: Tensor
     hidden: Tensor
     state: LMState
@@ -163,12 +163,11 @@ class SpeechLM(nn.Module):
         if force is not None:
             text = torch.where(force == FREE, text, force)
         speaking = (state.balance != 0) & (text != self.prompt.ids.speech_end)
-        c = self.config
-        codes = torch.full((len(text), c.patch_frames, c.codebooks), c.no_speech, device=text.device)
-        if text.is_cuda or bool(speaking.any()):  # a device is not waited for
-            drawn = self.patch_decoder.sample(hidden, sampling, state.position)
-            codes = torch.where(speaking[:, None, None], drawn, codes)
-        return Patches(text[:, None], codes[:, None])
+        silent = self._silent(text[:, None])
+        if not text.is_cuda and not bool(speaking.any()):  # a device is not waited for
+            return silent
+        drawn = self.patch_decoder.sample(hidden, sampling, state.position)
+        return silent._replace(codes=torch.where(speaking[:, None, None, None], drawn[:, None], silent.codes))
 
     @torch.no_grad()
     def write(
@@ -189,9 +188,7 @@ class SpeechLM(nn.Module):
             x = self.lookahead(x, self.text_embedding(tokens[-1]))
             tokens.append(self.text_logits(x).argmax(-1))
         text = torch.stack(tokens, dim=1)
-        c = self.config
-        codes = torch.full((*text.shape, c.patch_frames, c.codebooks), c.no_speech, device=text.device)
-        patches = Patches(text, codes)
+        patches = self._silent(text)
         tried = active.long() * text.shape[1]
         after, stack = self.backbone(self.embed(patches), state.stack, tried, filled=filled)
         assert stack is not None
@@ -199,7 +196,7 @@ class SpeechLM(nn.Module):
         agrees = goes_on & (self.text_logits(after[:, :-1]).argmax(-1) == text[:, 1:])
         counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
         self._note_balance(text, state, counts)
-        return Written(text, counts, after, at(state, state.position + counts))
+        return Written(patches, counts, after, at(state, state.position + counts))
 
     def generate(
         self, hidden: Tensor, state: LMState, sampling: Sampling, max_patches: int = MAX_PATCHES
@@ -223,13 +220,18 @@ class SpeechLM(nn.Module):
 
     def _write_steps(self, hidden: Tensor, state: LMState, active: Tensor, most: int) -> Iterator[Step]:
         """What is written at once, as the steps that it stands for."""
-        c, written = self.config, self.write(hidden, state, active, most=most)
-        codes = torch.full((len(hidden), 1, c.patch_frames, c.codebooks), c.no_speech, device=hidden.device)
+        written = self.write(hidden, state, active, most=most)
         for i in range(int(written.counts.max())):
             running = i < written.counts
             hidden = torch.where(running[:, None], written.hidden[:, i], hidden)
             now = at(state, state.position + written.counts.clamp(max=i + 1))
-            yield Step(Patches(written.text[:, i : i + 1], codes), running, hidden, now)
+            yield Step(Patches(*(part[:, i : i + 1] for part in written.patches)), running, hidden, now)
+
+    def _silent(self, text: Tensor) -> Patches:
+        """Tokens `text [B, P]` without speech."""
+        c = self.config
+        codes = torch.full((*text.shape, c.patch_frames, c.codebooks), c.no_speech, device=text.device)
+        return Patches(text, codes)
 
     def _wording(self, sampling: Sampling) -> Sampling:
         """How text is drawn: a draft is written down, not improvised, so only its voice varies."""
@@ -241,9 +243,7 @@ class SpeechLM(nn.Module):
         ids, position = self.prompt.ids, state.position
         change = (text == ids.speech_start).long() - (text == ids.speech_end).long()
         index = position[:, None] + torch.arange(1, text.shape[1] + 1, device=text.device)
-        running = state.balance[:, None] + change.cumsum(
-            1
-        )  # void past a row's length, as are the cells it is written to
+        running = state.balance[:, None] + change.cumsum(1)  # void past a row's length, as are the cells it goes to
         state.balances.scatter_(1, index.clamp(max=state.balances.shape[1] - 1), running)
 
     @classmethod

@@ -2,14 +2,14 @@
 lets it be.
 
 Which kernel does depends on the processor, the precision and the number of rows: for a handful of rows W·xᵀ is up to
-five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are what was measured, on AMD's processors
-with AVX2 and with AVX-512 and on Intel's with AMX, where a single row in half precision is best as a matrix times a
-vector.
+five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the numbers of rows for which it was the
+faster, on AMD's processors with AVX2 and with AVX-512 and on Intel's with AMX, where a single row in half precision is
+best as a matrix times a vector.
 
-A model that is done with learning can be `pack`ed. Weights that float16 holds exactly, as those of a model that is
-stored so, are read as such by FBGEMM's kernels, which compute in float32 all the same, in a third to two thirds of the
-time. Other large ones are laid out for oneDNN, which then reads them two to three times as fast, up to the speed of
-memory; they are not kept twice.
+A model that is done with learning can be `pack`ed, and then computes without gradients only. Weights that float16
+holds exactly, as those of a model that is stored so, are read as such by FBGEMM's kernels, which compute in float32 all
+the same, in a third to two thirds of the time. Other large ones are laid out for oneDNN, which then reads them two to
+three times as fast, up to the speed of memory; they are not kept twice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+PROCESSOR = "amx" if AMX else "avx2" if AVX2 else "avx512"
 HALF_IS_SLOW = AVX2  # this processor multiplies no half-precision matrices
 FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than multiplying it in slow half precision
 MANY_ROWS = 64  # above it the order does not matter
-FLIPPED = range(2, MANY_ROWS + 1) if AVX2 else range(8, MANY_ROWS + 1) if AMX else range(2, 8)  # rows, W·xᵀ is faster
+FLIPPED = {"avx2": range(2, MANY_ROWS + 1), "avx512": range(2, 8), "amx": range(8, MANY_ROWS + 1)}[PROCESSOR]
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
 LARGE = 1 << 19  # weights that pay to be laid out anew
 
@@ -111,7 +112,7 @@ class Packable(Protocol):
 
 def pack(model: nn.Module, half: bool = True) -> None:
     """Pack what can be packed, on a CPU; `half`: also what float16 holds. For a model that will neither be trained nor
-    saved nor moved any more.
+    saved nor moved any more, and only be run under `torch.no_grad` or `torch.inference_mode`.
     """
     for module in model.modules():
         if isinstance(module, Packable):

@@ -89,7 +89,7 @@ def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
         assert int(written.state.position[row]) == int(state.position[row]) + count
     width = int(written.counts.max())
     codes = patches.codes.expand(3, width, -1, -1)
-    again_hidden, again = lm.prefill(type(patches)(written.text[:, :width], codes), again, written.counts)
+    again_hidden, again = lm.prefill(type(patches)(written.patches.text[:, :width], codes), again, written.counts)
     torch.testing.assert_close(after, again_hidden, atol=1e-5, rtol=1e-4)
     assert torch.equal(written.state.balance, again.balance)
 
@@ -118,11 +118,11 @@ def test_idle_rows_stay_as_they_were(lm):
     assert written.counts[1] == 0 and written.state.position[1] == state.position[1]
     assert torch.equal(written.last(hidden)[1], hidden[1])
     alone = lm.write(*begun(lm), torch.ones(3, dtype=torch.bool))
-    assert written.text[0].tolist() == alone.text[0].tolist() and written.counts[0] == alone.counts[0]
+    assert written.patches.text[0].tolist() == alone.patches.text[0].tolist() and written.counts[0] == alone.counts[0]
 
 
 def test_no_more_than_wanted(lm):
-    assert lm.write(*begun(lm), torch.ones(3, dtype=torch.bool), most=2).text.shape == (3, 2)
+    assert lm.write(*begun(lm), torch.ones(3, dtype=torch.bool), most=2).patches.text.shape == (3, 2)
     assert len(list(lm.generate(*begun(lm, 1), Sampling.of(1), 5))) == 5
     full = begun(lm, 1, capacity=8)
     assert len(list(lm.generate(*full, Sampling.of(1), 3))) == 3  # there is room for no more

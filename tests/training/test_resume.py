@@ -188,7 +188,7 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     hidden, state = model.prefill(prompt.user_speech(torch.full((6, 3), 2)), state)
     written = model.write(hidden, state, torch.tensor([True]))
     assert written.counts.tolist() == [3]  # all that was foretold: what was heard, its end, the answer's beginning
-    assert written.text[0].tolist() == [*prompt.encode("three"), prompt.ids.heard, *prompt.encode("four")][:3]
+    assert written.patches.text[0].tolist() == [*prompt.encode("three"), prompt.ids.heard, *prompt.encode("four")][:3]
     steps = [s.patches for s in model.generate(hidden, state, Sampling.greedy(1), 40)]
     reply = parse(prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True)
     assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)
