@@ -84,6 +84,11 @@ class Dialogue:
         self._held: list[Event] | None = None  # what it tells while it may still be taken back
         self._take_turns(turn_settings(settings))
 
+    @property
+    def behind(self) -> bool:
+        """Whether a caller had better wait before it asks for more."""
+        return self.session.behind
+
     # the microphone
 
     def hear(self, pcm: np.ndarray) -> None:

@@ -89,6 +89,11 @@ class Session(Protocol):
         """Whether a reply is under way."""
         ...
 
+    @property
+    def behind(self) -> bool:
+        """Whether more was asked of it than is done: a caller had better wait before it asks for more."""
+        ...
+
     # the user's side
 
     def begin_speech(self) -> int:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from speechgpt2.engine.slot import Slot
 
 MOST_UNHEARD = 600 * SAMPLE_RATE  # samples of a turn that may wait to be taken in
+MOST_ASKED = 64  # things that the engine was asked to do and has not yet done, beyond which a caller had better wait
+CHARACTERS = 256  # of a text that count as one more thing: they take time on the engine's thread
+WORD = 16  # characters that a patch holds at most, in all of a text: a longer one is refused without being read
 
 
 class Session:
@@ -31,6 +34,7 @@ class Session:
         self.slot: Slot | None = None
         self._numbers = 0
         self._unheard = 0  # samples handed over and not yet taken up
+        self._asked = 0  # things
         self._hearing = False
         self._tentative = False  # the latest turn may be taken back
         self._latest: int | None = None  # reply
@@ -39,6 +43,11 @@ class Session:
     def replying(self) -> bool:
         """Whether a reply is under way, whose end was not read yet."""
         return self.mailbox.reply is not None
+
+    @property
+    def behind(self) -> bool:
+        """See the protocol; a session that is closed is done."""
+        return self._asked > MOST_ASKED and self.mailbox.open
 
     # the user's side
 
@@ -83,7 +92,7 @@ class Session:
             self._post(lambda slot: slot.drop_speech())
 
     def write(self, text: str) -> int:
-        return self._add(lambda slot, number: slot.write(number, text))
+        return self._add(lambda slot, number: slot.write(number, text), text)
 
     # the model's side
 
@@ -91,9 +100,11 @@ class Session:
         with self.mailbox.lock:
             self._must(not self.replying, "a reply is under way already")
             self._must(not self._hearing, "the user has not finished speaking")
+            options = options or ReplyOptions()
+            texts = self._short(options.text or "") + self._short(options.instructions or "")
             number = self._latest = self._number()
             self.mailbox.begin(number)
-            self._post(lambda slot: slot.respond(number, options or ReplyOptions()))
+            self._post(lambda slot: slot.respond(number, options), texts)
             return number
 
     def interrupt(self, heard: int) -> None:
@@ -112,7 +123,7 @@ class Session:
 
     def remember(self, turn: Turn) -> int:
         history = self._engine.as_history(turn)
-        return self._add(lambda slot, number: slot.remember(number, history))
+        return self._add(lambda slot, number: slot.remember(number, history), history.text or "")
 
     def truncate(self, number: int, heard: int) -> None:
         with self.mailbox.lock:
@@ -130,7 +141,7 @@ class Session:
     def configure(self, settings: SessionSettings) -> None:
         settings = self._engine.with_codes(settings)
         with self.mailbox.lock:
-            self._post(lambda slot: slot.configure(settings))
+            self._post(lambda slot: slot.configure(settings), self._short(settings.instructions or ""))
 
     def events(self) -> AsyncIterator[Event]:
         return self.mailbox.read()
@@ -141,12 +152,13 @@ class Session:
 
     # inside
 
-    def _add(self, action: Callable[[Slot, int], None]) -> int:
+    def _add(self, action: Callable[[Slot, int], None], text: str) -> int:
         with self.mailbox.lock:
             self._must(not self._hearing, "the user speaks; other turns come before or after")
+            text = self._short(text)
             self._tentative = False
             number = self._number()
-            self._post(lambda slot: action(slot, number))
+            self._post(lambda slot: action(slot, number), text)
             return number
 
     def _number(self) -> int:
@@ -164,5 +176,22 @@ class Session:
             self._unheard -= len(pcm)
         slot.hear(pcm, self._engine.clock())
 
-    def _post(self, action: Callable[[Slot], None]) -> None:
-        self._engine.post(self, action)
+    def _short(self, text: str) -> str:
+        """The text. Errors: `UserError` if no memory holds it."""
+        most = WORD * self._engine.config.context
+        if len(text) > most:
+            raise UserError(f"a text of {len(text):,} characters is too long, at most {most:,} can be remembered")
+        return text
+
+    def _post(self, action: Callable[[Slot], None], text: str = "") -> None:
+        """Ask the engine for something; `text` is what it has to read for that."""
+        weight = 1 + len(text) // CHARACTERS
+
+        def do(slot: Slot) -> None:
+            with self.mailbox.lock:
+                self._asked -= weight
+            action(slot)
+
+        with self.mailbox.lock:
+            self._asked += weight
+        self._engine.post(self, do)

@@ -32,7 +32,9 @@ from speechgpt2.types import (
     Mode,
     Patches,
     Role,
+    Speech,
     TextDelta,
+    Tool,
     ToolCall,
     Transcript,
     TurnDone,
@@ -48,6 +50,15 @@ class History(NamedTuple):
     role: Role
     text: str | None
     codes: Tensor | None
+
+
+class Told(NamedTuple):
+    """What the model is told before all turns; a reply may have its own instructions and tools."""
+
+    mode: Mode
+    instructions: str | None
+    tools: tuple[Tool, ...]
+    greeting: Speech | None
 
 
 class Asked(NamedTuple):
@@ -89,9 +100,9 @@ class Slot:
         self.number, self.prompt, self.config, self.settings, self.delay = number, prompt, config, settings, delay
         self.mailbox = mailbox
         self.samples = prompt.config.patch_frames * FRAME_SIZE
-        self.mode: Mode = "s2s" if settings.speak else "s2t"
-        self.instructions, self.tools = settings.instructions, settings.tools  # those of now; a reply may have its own
-        self.context = Context(prompt, config.context, config.piece, self._opening())
+        mode: Mode = "s2s" if settings.speak else "s2t"
+        self.told = Told(mode, settings.instructions, settings.tools, settings.greeting)
+        self.context = Context(prompt, config.context, config.piece, self._opening(self.told))
         self.ear: Ear | None = None
         self.reply: Reply | None = None
         self.heard_text: str | None = None  # what the user said last, where known
@@ -171,7 +182,7 @@ class Slot:
     def configure(self, settings: SessionSettings) -> None:
         def change() -> None:
             self.settings = settings
-            self._set_mode(settings.speak, anew=True)
+            self._set_mode(settings.speak)
 
         self._in_turn(change)
 
@@ -307,26 +318,25 @@ class Slot:
         if turn.role == "user":
             self._set_mode(self.settings.speak)
 
-    def _set_mode(
-        self, speak: bool, anew: bool = False, recital: bool = False, own: ReplyOptions = OF_THE_SESSION
-    ) -> None:
+    def _set_mode(self, speak: bool, recital: bool = False, own: ReplyOptions = OF_THE_SESSION) -> None:
         """Tell the model how the user's last turn came, or that something is to be read aloud, and how to answer;
         a reply's `own` instructions and tools hold until the next turn.
         """
         users = [span for span in self.context.spans[-2:] if span.role == "user"]
-        heard = "s" if (users[-1].spoken if users else self.mode[0] == "s" and not recital) else "t"
+        heard = "s" if (users[-1].spoken if users else self.told.mode[0] == "s" and not recital) else "t"
         mode: Mode = f"{heard}2{'s' if speak else 't'}"  # type: ignore[assignment]
         instructions = self.settings.instructions if own.instructions is None else own.instructions
         tools = self.settings.tools if own.tools is None else own.tools
-        if (mode, instructions, tools) != (self.mode, self.instructions, self.tools) or anew:
-            self.mode, self.instructions, self.tools = mode, instructions, tools
-            self.context.open_with(self._opening())
+        told = Told(mode, instructions, tools, self.settings.greeting)
+        if told[:3] != self.told[:3] or told.greeting is not self.told.greeting:
+            self.context.open_with(self._opening(told))
+            self.told = told
 
-    def _opening(self) -> Patches:
-        s, greeting = self.settings, None
-        if s.greeting is not None and s.greeting.codes is not None:
-            greeting = self.prompt.spoken(torch.as_tensor(s.greeting.codes), text=s.greeting.text)
-        return self.prompt.opening(self.mode, greeting, self.instructions, self.tools)
+    def _opening(self, told: Told) -> Patches:
+        speech, greeting = told.greeting, None
+        if speech is not None and speech.codes is not None:
+            greeting = self.prompt.spoken(torch.as_tensor(speech.codes), text=speech.text)
+        return self.prompt.opening(told.mode, greeting, told.instructions, told.tools)
 
     def _begin_reply(self, number: int, options: ReplyOptions) -> None:
         s, ids, text = self.settings, self.prompt.ids, options.text
@@ -341,7 +351,7 @@ class Slot:
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)
-        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.tools) and text is None)
+        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.told.tools) and text is None)
         self.reply = Reply(number, most, speak or text is not None, reader)
         if text is not None:
             self.reply.open = 1

@@ -27,6 +27,7 @@ from speechgpt2.server.wire import WireError
 log = logging.getLogger("sg2.realtime")
 FAREWELL = 1.0  # seconds for the last events to leave
 TICK = 0.25  # seconds between looks at the clock
+CATCH_UP = 0.01  # seconds between looks at an engine that is behind
 
 
 class Close(Exception):
@@ -92,10 +93,12 @@ class Channel:
             await asyncio.gather(*loops, return_exceptions=True)
 
     async def read(self, receive: Callable[[], Awaitable[str | bytes]]) -> None:
-        """Messages from the client, one after the other."""
+        """Messages from the client, one after the other, and no faster than the engine does what they ask."""
         while True:
             await self.take(await receive())
             self.active = time.monotonic()
+            while self.dialogue.behind:
+                await asyncio.sleep(CATCH_UP)
 
     async def follow(self) -> None:
         """Events from the dialogue, one after the other."""

@@ -10,6 +10,8 @@ from speechgpt2.types import AudioDelta, Interrupted, TurnDone
 
 
 class Session:
+    behind = False
+
     def __init__(self):
         self.calls, self.heard, self.turn = [], {}, 0
         self.numbers, self.hearing, self.reply, self.tentative = 0, False, None, False

@@ -246,6 +246,47 @@ def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
     assert reason(answer(engine, session, noise(0.5)))
 
 
+def test_who_asks_too_much_is_told_to_wait_until_it_is_done():
+    engine = tiny_engine()
+    session, other = engine.open(SHORT), engine.open(SHORT)
+    assert not session.behind
+    session.configure(replace(SHORT, instructions="a" * 4_000))
+    assert not session.behind  # one long text is no flood
+    for number in range(70):
+        session.configure(replace(SHORT, instructions=f"Be brief {number}."))
+    assert session.behind and not other.behind
+    engine.step()
+    assert not session.behind
+
+
+def test_the_same_instructions_are_read_once(monkeypatch):
+    engine, read = tiny_engine(), []
+    session = engine.open(SHORT)
+    engine.step()
+    opening = session.slot.prompt.opening
+    monkeypatch.setattr(session.slot.prompt, "opening", lambda *told: read.append(told) or opening(*told))
+    for speed in (0.8, 0.8, 0.7):
+        session.configure(replace(SHORT, instructions="Be brief.", temperature=speed))
+        engine.step()
+    assert len(read) == 1
+
+
+def test_a_text_that_no_memory_holds_is_refused_unread(monkeypatch):
+    engine = tiny_engine()
+    session, long = engine.open(SHORT), "a" * (16 * engine.config.context + 1)
+    engine.step()
+    monkeypatch.setattr(session.slot.prompt, "encode", lambda text: pytest.fail("it was read"))
+    for ask in (
+        lambda: session.write(long),
+        lambda: session.remember(Turn.assistant(long)),
+        lambda: session.respond(ReplyOptions(instructions=long)),
+        lambda: session.configure(replace(SHORT, instructions=long)),
+    ):
+        with pytest.raises(UserError, match="too long"):
+            ask()
+    assert not session.replying
+
+
 def test_reading_aloud():
     engine = tiny_engine(tiny_lm(draft=True))
     session = engine.open(SHORT)

@@ -84,7 +84,7 @@ def test_a_spoken_turn_is_answered_by_a_call_without_speech(draft):
     session.remember(RESULT)
     session.respond()
     script += end(prompt)
-    assert talk(engine, [session])[session] == [TurnDone("stop")] and session.slot.mode == "s2s"
+    assert talk(engine, [session])[session] == [TurnDone("stop")] and session.slot.told.mode == "s2s"
 
 
 def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():

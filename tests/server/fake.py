@@ -67,7 +67,7 @@ class FakeSession:
     def __init__(self, settings):
         self.settings = settings
         self.memory = {}  # number -> what was said; a reply's words are those that were heard
-        self.closed = False
+        self.closed = self.behind = False
         self.started = lambda number: None  # a dialogue tells of replies, a session does not
         self._numbers, self._queue = itertools.count(1), asyncio.Queue()
         self._reply, self._number = None, 0
@@ -192,6 +192,10 @@ class FakeDialogue:
         )
         self._heard = self._turn_start = self._speech = self._silence = 0  # samples; the last two in a row
         self._talking = False
+
+    @property
+    def behind(self):
+        return self.session.behind
 
     def configure(self, settings, session_settings):
         if session_settings is not None:

@@ -166,6 +166,19 @@ def test_a_reader_that_stalls_is_let_go():
         raw.close()
 
 
+def test_messages_wait_while_the_engine_is_behind(served):
+    with line(served) as client, line(served) as other:
+        session = served.engine.open_sessions[0]
+        session.behind = True
+        client.update(instructions="Be brief.")  # it is done, and then it shows that too much was asked
+        client.send("session.update", session={"type": "realtime", "instructions": "Be loud."})
+        other.update(instructions="Be kind.")
+        time.sleep(0.2)
+        assert session.settings.instructions == "Be brief."
+        session.behind = False
+        served.wait(lambda: session.settings.instructions == "Be loud.")
+
+
 def test_sessions_at_random_with_faults(served):
     """Some minutes of bad luck in some seconds; afterwards every place is free, and a session works."""
     rng = random.Random(1)
