@@ -91,6 +91,7 @@ class Channel:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+            self.outbox.discard()  # megabytes, that would stay until the garbage is collected
 
     async def read(self, receive: Callable[[], Awaitable[str | bytes]]) -> None:
         """Messages from the client, one after the other, and no faster than the engine does what they ask."""

@@ -92,3 +92,9 @@ class Outbox:
         """Let what is queued go out, and take no more."""
         self._closed = True
         self._ready.set()
+
+    def discard(self) -> None:
+        """Nothing goes out any more."""
+        self.close()
+        self._messages.clear()
+        self.waiting = 0

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speechgpt2.server.auth import BROWSER_KEY
 from speechgpt2.server.config import LimitsConfig
+from speechgpt2.server.limits import Outbox
 from tests.server.conftest import line, serving, silence, voice
 from tests.server.test_realtime import QUICK
 
@@ -251,3 +252,12 @@ def test_an_abrupt_close_is_no_error_in_the_log(served, caplog):
         client.append(voice(0.1))
     served.wait(lambda: not served.app.admission.taken)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_what_was_not_read_is_not_kept():
+    outbox = Outbox(1_000)
+    outbox.put("x" * 900)
+    outbox.discard()
+    assert outbox.waiting == 0 and asyncio.run(outbox.get()) is None
+    outbox.put("more")
+    assert outbox.waiting == 0
