@@ -1,5 +1,6 @@
 """What goes wrong at a socket: no slot is lost, and nobody else notices."""
 
+import asyncio
 import json
 import random
 import re
