@@ -28,6 +28,7 @@ from speechgpt2.data.clean import presets
 from speechgpt2.data.dialogue.build import Missed, Recipe, converse
 from speechgpt2.data.pipeline import output
 from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.processes import single_threaded
 from speechgpt2.data.sentences import sentence
 from speechgpt2.data.voices import Voice, draw_voice, speak
 from speechgpt2.eval import report
@@ -95,7 +96,7 @@ def _voice(rng: random.Random, lang: str) -> Voice:
 
 def in_processes(work: str, job: Any, cores: int, count: int) -> DataSpeed:
     """`count` pieces of a job on each of so many processes."""
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+    with single_threaded(), multiprocessing.get_context("spawn").Pool(cores) as pool:
         pool.map(job, [(seed, 2) for seed in range(cores)], 1)  # starts them
         begun = time.perf_counter()
         done = pool.map(job, [(seed, count) for seed in range(cores)], 1)
@@ -105,7 +106,12 @@ def in_processes(work: str, job: Any, cores: int, count: int) -> DataSpeed:
 
 
 def clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
-    """Clean and then annotate so many recordings of half a minute, in this process."""
+    """Clean and then annotate so many recordings of half a minute, in a process like those of a run."""
+    with single_threaded(), multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_clean, (recordings,))
+
+
+def _clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
     rows: list[DataSpeed] = []
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "in", Path(scratch) / "out"

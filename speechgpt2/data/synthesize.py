@@ -25,6 +25,7 @@ from speechgpt2.data.corpus import Corpus, CorpusError, CorpusWriter, Item, Reco
 from speechgpt2.data.dialogues import Exchange, draw, evaluation_set, typed_variants
 from speechgpt2.data.disturb import disturbed
 from speechgpt2.data.pitch import track
+from speechgpt2.data.processes import single_threaded
 from speechgpt2.data.sentences import sentence, word_list
 from speechgpt2.data.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
 
@@ -212,7 +213,8 @@ def _finished(jobs: list[_Job], workers: int) -> Iterator[_Job]:
             while waiting and len(running) < workers:
                 job = waiting.pop()
                 process = spawn.Process(target=job.run, daemon=True)
-                process.start()
+                with single_threaded():
+                    process.start()
                 running[process.sentinel] = process, job
             for sentinel in multiprocessing.connection.wait(list(running)):
                 process, job = running.pop(sentinel)

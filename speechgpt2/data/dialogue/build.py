@@ -37,6 +37,7 @@ from speechgpt2.data.dialogue.scenes import scenes
 from speechgpt2.data.dialogue.script import Line, Script
 from speechgpt2.data.dialogue.timing import TimingConfig
 from speechgpt2.data.engines import DRIVEN, ENGINES
+from speechgpt2.data.processes import single_threaded
 from speechgpt2.data.utterance import Utterance, Voice
 from speechgpt2.data.voices import draw_voice, speak, vary
 from speechgpt2.errors import UserError
@@ -112,7 +113,7 @@ def build(
     done(finished * PART)
     if open_parts:
         # A fresh process for each part: espeak carries state from one utterance to the next.
-        with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        with single_threaded(), multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
             for _ in pool.imap_unordered(_make_part, open_parts):
                 finished += 1
                 done(min(finished * PART, recipe.conversations))

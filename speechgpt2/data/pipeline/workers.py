@@ -25,6 +25,7 @@ from speechgpt2.data.pipeline.results import Result
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.pipeline.wire import Change, difference
+from speechgpt2.data.processes import single_threaded
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 
@@ -120,7 +121,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, stages, workspace), daemon=True)
-        self.process.start()
+        with single_threaded():
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
         self.deadline = 0.0
