@@ -5,6 +5,7 @@ whose reader has stalled is let go instead of being kept for as long as its peer
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from asyncio import BaseTransport, Task
 from types import FrameType
@@ -92,6 +93,8 @@ def check_free(host: str, port: int) -> None:
 
 def run(app: App) -> None:
     """Serve until a signal comes."""
+    gc.collect()
+    gc.freeze()  # what is there stays, and need not be looked at whenever sessions that are over are collected
     Server(uvicorn_config(app, app.config), app).run()
 
 
