@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from speechgpt2.data.processes import THREADS
 from speechgpt2.data.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
 from speechgpt2.errors import UserError
 
@@ -36,11 +37,7 @@ class _Helper:
     """The process, as seen from the one that asks. It ends when this one does."""
 
     def __init__(self) -> None:
-        alone = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }  # a process with threads forks badly
+        alone = os.environ | dict.fromkeys(THREADS, "1")  # a process with threads forks badly
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=alone
         )
