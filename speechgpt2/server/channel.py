@@ -10,7 +10,6 @@ What a client does wrong becomes an `error` event, and the session goes on. Only
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import time
@@ -93,7 +92,6 @@ class Channel:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             self.outbox.discard()  # megabytes, that would stay until the garbage is collected
-            gc.collect()  # sessions before this one; cheap, since the server has frozen what it began with
 
     async def read(self, receive: Callable[[], Awaitable[str | bytes]]) -> None:
         """Messages from the client, one after the other, and no faster than the engine does what they ask."""

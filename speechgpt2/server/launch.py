@@ -18,6 +18,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.server.app import App
 from speechgpt2.server.config import ServerConfig
 
+COLLECT_EVERY = 10  # seconds between collections of garbage
 UNSEEN = 128 * 1024  # bytes that the kernel may hold of what is sent: 2 s of PCM16 in base64
 FAREWELL = 2.0  # seconds for the last bytes to leave
 
@@ -91,10 +92,15 @@ def check_free(host: str, port: int) -> None:
             raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
+async def _collect() -> None:
+    """What sessions leave behind in cycles, which would otherwise wait for as much again as the server began with."""
+    gc.collect()
+
+
 def run(app: App) -> None:
     """Serve until a signal comes."""
     gc.collect()
-    gc.freeze()  # what is there stays, and need not be looked at whenever sessions that are over are collected
+    gc.freeze()  # what is there stays, and is not looked at in each `_collect`
     Server(uvicorn_config(app, app.config), app).run()
 
 
@@ -105,6 +111,8 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
         "port": config.port,
         "loop": "asyncio",  # also where uvloop happens to be installed: `Socket` was tried with this one
         "ws": Socket,
+        "callback_notify": _collect,
+        "timeout_notify": COLLECT_EVERY,
         "ws_max_size": config.limits.message_bytes + 1024,  # beyond it the socket is closed with 1009
         "ws_per_message_deflate": False,  # sound in base64 does not shrink enough for what it costs
         "log_config": None,
