@@ -3,8 +3,8 @@
     sg2 bench lm                 # a backbone of Qwen2.5-0.5B's shape, the released patch decoder's, random weights
     sg2 bench lm --model mini    # a real model: its step, and whole spoken turns
 
-The measure of a step is the share of the machine's memory bandwidth that it reaches. A spoken step reads the backbone
-and the text head once and the patch decoder once per frame.
+The measure of a step is the share that it reaches of the memory's bandwidth, which is measured between the steps. A
+spoken step reads the backbone and the text head once and the patch decoder once per frame.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from speechgpt2.bench.machine import DTYPES, Machine, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.bench.machine import DTYPES, Memory, measure, percentiles, warn_if_busy, weight_bytes
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import ask, load
@@ -26,6 +27,7 @@ from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_RATE
 
 RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
+BETWEEN = 5  # steps after which the bandwidth is measured again
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,41 @@ class StepSpeed:
     share: float = column("of bandwidth", ".0%")
 
 
-def bench_steps(lm: Any, name: str, machine: Machine, steps: int, history: int = 64) -> list[StepSpeed]:
+def bench_steps(lm: Any, name: str, steps: int, history: int = 64) -> list[StepSpeed]:
     """Time `steps` written and `steps` spoken steps of `lm` (a `SpeechLM`) behind `history` patches."""
     dtype = next(key for key, value in DTYPES.items() if value == lm.text_embedding.weight.dtype)
     filler, start = lm.prompt.ids.filler, lm.prompt.ids.speech_start
     patch_ms = 1000 * lm.config.patch_frames / FRAME_RATE
     rows = []
     for step, first in (("written", filler), ("spoken", start)):
-        seconds = _time_steps(lm, [filler] * history + [first], filler, steps)
+        seconds, bandwidth = _time_steps(lm, [filler] * history + [first], filler, steps)
         median, high = percentiles(seconds)
         size = _bytes_read(lm, spoken=step == "spoken")
         speed = size / (median / 1000)
         rtf = median / patch_ms if step == "spoken" else float("nan")
-        share = speed / machine.bandwidth
-        rows.append(StepSpeed(name, step, dtype, median, high, rtf, size / 1e6, speed / 1e9, share))
+        rows.append(StepSpeed(name, step, dtype, median, high, rtf, size / 1e6, speed / 1e9, speed / bandwidth))
     return rows
 
 
 @torch.inference_mode()
-def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> list[float]:
-    """Wall seconds of each step: draw a patch (its text `token` given, so that speech goes on) and take it in."""
+def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[list[float], float]:
+    """Wall seconds of each step: draw a patch (its text `token` given, so that speech goes on) and take it in.
+
+    And the median bandwidth between them: on a shared machine it comes and goes.
+    """
     from speechgpt2.lm.sampling import Sampling
 
     warmup, sampling, force = 3, Sampling.of(1), torch.tensor([token])
     state = lm.init_state(1, len(history) + warmup + steps)
     hidden, state = lm.prefill(lm.prompt.text(history), state)
-    seconds = []
-    for _ in range(warmup + steps):
+    memory, seconds, bandwidths = Memory(), [], []
+    for i in range(warmup + steps):
+        if i % BETWEEN == 0:
+            bandwidths.append(memory.bandwidth())
         begin = time.perf_counter()
         hidden, state = lm.prefill(lm.draw(hidden, state, sampling, force), state)
         seconds.append(time.perf_counter() - begin)
-    return seconds[warmup:]
+    return seconds[warmup:], float(np.median(bandwidths))
 
 
 def _bytes_read(lm: Any, spoken: bool) -> int:
@@ -129,7 +135,7 @@ def main(
     for dtype in dtypes:
         lm = _language_model(model).to(DTYPES[dtype])
         pack(lm)
-        tables["Steps of one stream"] += bench_steps(lm, name, machine, steps)
+        tables["Steps of one stream"] += bench_steps(lm, name, steps)
     for title, rows in tables.items():
         report.show(title, rows, console)
     if out is not None:

@@ -51,14 +51,23 @@ def warn_if_busy(console: Console) -> None:
         console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
 
 
+class Memory:
+    """An array beyond any cache, to be read."""
+
+    def __init__(self, megabytes: int = 384):
+        self.block, self.vector = torch.ones(megabytes * 2**18).view(-1, 4096), torch.ones(4096)
+
+    def bandwidth(self, tries: int = 1) -> float:
+        """Bytes per second: the best of `tries` sums and `tries` products with a vector."""
+        fastest = min(*times(self.block.sum, tries), *times(lambda: self.block @ self.vector, tries))
+        return self.block.numel() * 4 / fastest
+
+
 def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: int = 384, tries: int = 5) -> Machine:
     """Measure with `threads` threads, which stay set: square products, and reading an array beyond any cache."""
     torch.set_num_threads(threads)
     flops = {name: max(_products(dtype, sizes, tries)) for name, dtype in DTYPES.items()}
-    block = torch.ones(megabytes * 2**18).view(-1, 4096)
-    vector = torch.ones(4096)
-    fastest = min(*times(block.sum, tries), *times(lambda: block @ vector, tries))
-    return Machine(flops, block.numel() * 4 / fastest, threads)
+    return Machine(flops, Memory(megabytes).bandwidth(tries), threads)
 
 
 def _products(dtype: torch.dtype, sizes: tuple[int, ...], tries: int) -> Iterator[float]:

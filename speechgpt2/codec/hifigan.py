@@ -54,7 +54,7 @@ class GroupedResidualBlock(nn.Module):
         self.groups = groups
         self.dilated = nn.ModuleList(CausalConv1d(wide, wide, kernel, d, groups) for d in config.dilations)
         self.plain = nn.ModuleList(CausalConv1d(wide, wide, kernel, 1, groups) for _ in config.dilations)
-        self.mix = nn.Conv1d(wide, channels, 1, bias=False)
+        self.mix = CausalConv1d(wide, channels, 1, bias=False)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
         pairs = zip(self.dilated, self.plain)
@@ -67,7 +67,7 @@ class GroupedResidualBlock(nn.Module):
             y, tail2 = plain(F.leaky_relu(y, SLOPE), state[2 * i + 1])
             x = x + y
             after += [tail, tail2]
-        return self.mix(x), tuple(after)
+        return self.mix(x)[0], tuple(after)
 
 
 def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_SIZE
 
+CHUNK_FRAMES = 3  # that a stream mostly takes at once: a patch
 OFFLINE_CHUNK = 250  # frames (10 s) that a long recording is cut into, to bound memory
 
 
@@ -39,12 +40,15 @@ class Codec(nn.Module):
         self.quantizer = ResidualQuantizer(config.quantizer, config.latent)
         self.decoder = Decoder(config)
 
-    def optimize_for_inference(self) -> None:
-        """Pack the matrices (see `nn.linear.pack`); of a small encoder none, so that a recording has the same codes by
-        whatever way it is heard.
+    def optimize_for_inference(self, batch: int = 1) -> None:
+        """Pack the weights (see `nn.linear.pack`) for streaming of `batch` rows by the patch; of a small encoder none
+        of the matrices, so that a recording has the same codes by whatever way it is heard.
         """
-        pack(self.encoder, half=False)
-        pack(self.decoder)
+        frames = CHUNK_FRAMES * batch
+        pack(self.encoder, 4 * frames, half=False)
+        pack(self.quantizer, frames)  # its nearest entries are decided among in float64
+        pack(self.decoder.vq_transformer, frames)  # the decoder's only part at the codes' own rate
+        pack(self.decoder, 4 * frames)
 
     @classmethod
     def from_pretrained(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.codec.config import QuantizerConfig
+from speechgpt2.nn.linear import Kernel, packed
 
 CANDIDATES = 4  # entries that float64 decides among
 
@@ -41,12 +42,17 @@ class Codebook(nn.Module):
     embed: Tensor
     embed_sum: Tensor
     usage: Tensor
+    packed: Kernel | None = None
 
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.register_buffer("embed", torch.randn(size, dim) * dim**-0.5)
         self.register_buffer("embed_sum", self.embed.clone(), persistent=False)
         self.register_buffer("usage", torch.ones(size), persistent=False)
+
+    def pack(self, rows: int, half: bool) -> None:
+        """See `nn.linear.pack`; a codebook that is packed learns no more."""
+        self.packed = self.packed or packed(self.embed, -self.embed.square().sum(-1) / 2, rows, half)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.embed)
@@ -58,7 +64,7 @@ class Codebook(nn.Module):
         with float32 alone codes would depend on how a stream was cut into chunks.
         """
         flat = x.reshape(-1, x.shape[-1]).float()
-        likely = self._scores(flat).topk(min(CANDIDATES, len(self.embed)), largest=False).indices.sort(-1).values
+        likely = self._closeness(flat).topk(min(CANDIDATES, len(self.embed))).indices.sort(-1).values
         distance = (flat[:, None].double() - self.embed[likely].double()).square().sum(-1)
         return likely.gather(-1, distance.argmin(-1, keepdim=True)).view(x.shape[:-1])
 
@@ -97,12 +103,16 @@ class Codebook(nn.Module):
 
     def fast_nearest(self, x: Tensor) -> Tensor:
         """`nearest` by matrix product: quicker, and near enough while training (`x [N, D]`)."""
-        return self._scores(x).argmin(-1)
+        return self._closeness(x).argmax(-1)
 
-    def _scores(self, x: Tensor) -> Tensor:
-        """Squared distances `[N, size]`, less each row's own square."""
+    def _closeness(self, x: Tensor) -> Tensor:
+        """x·e − ‖e‖² / 2 for every entry e, `[N, size]`: half the squared distance, less ‖x‖² / 2, with its sign
+        turned.
+        """
+        if self.packed is not None and self.packed.takes(x):
+            return self.packed(x)
         entries = self.embed.to(x.dtype)
-        return entries.square().sum(-1) - 2 * x @ entries.T
+        return x @ entries.T - entries.square().sum(-1) / 2
 
     def _assigned(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(self.embed).index_add_(0, codes, x)

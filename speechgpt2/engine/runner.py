@@ -73,7 +73,7 @@ class Runner:
     """The language model over all slots, and the codec beside it. All calls from one thread."""
 
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
-        pack(lm)
+        pack(lm, config.slots)
         self.lm, self.device = lm, lm.device
         self.rows = Rows(config.slots, lm.device, FEW if config.slots <= FEW else MANY)
         self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch

@@ -46,7 +46,7 @@ class CodecRows:
 
     def __init__(self, codec: Codec, slots: int, samples: int):
         self.samples = samples
-        codec.optimize_for_inference()
+        codec.optimize_for_inference(slots)
         self.codec = codec
         self.rows = Rows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
         self.ears = codec.init_encoder_state(self.rows.count)

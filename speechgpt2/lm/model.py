@@ -106,10 +106,10 @@ class SpeechLM(nn.Module):
     def device(self) -> torch.device:
         return self.text_embedding.weight.device
 
-    def pack(self, half: bool) -> None:
+    def pack(self, rows: int, half: bool) -> None:
         """A tied text head; see `nn.linear.pack`."""
-        if self.text_head is None:
-            self.packed = packed(self.text_embedding.weight, half=half)
+        if self.text_head is None and self.packed is None:
+            self.packed = packed(self.text_embedding.weight, None, rows, half)
 
     def init_state(self, batch: int, capacity: int) -> LMState:
         """Nothing seen yet; room for `capacity` patches in each of `batch` rows."""

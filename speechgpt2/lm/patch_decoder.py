@@ -27,9 +27,9 @@ class CodeEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(config.codebooks, self.size + 1, config.patch_decoder.width))
         self.packed: list[Kernel | None] = [None] * config.codebooks
 
-    def pack(self, half: bool) -> None:
+    def pack(self, rows: int, half: bool) -> None:
         """The tables as heads; see `nn.linear.pack`."""
-        self.packed = [packed(table, half=half) for table in self.table]
+        self.packed = [packed(table, None, rows, half) for table in self.table]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""
@@ -40,8 +40,7 @@ class CodeEmbedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All heads on one state: `[..., L]` -> `[..., K, V]`."""
-        scores = linear(hidden, self.table.flatten(0, 1))
-        return scores.unflatten(-1, (-1, self.size + 1))[..., : self.size]
+        return torch.stack([self.logits_of(k, hidden) for k in range(len(self.table))], dim=-2)
 
     def logits_of(self, codebook: int, hidden: Tensor) -> Tensor:
         """One codebook's head: `[..., L]` -> `[..., V]`."""

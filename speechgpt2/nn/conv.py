@@ -9,7 +9,8 @@ Where a convolution starts from its edge value instead of zeros, the state holds
 
 On a CPU a few outputs of a wide convolution are computed as a matrix product over windows: convolution kernels
 rearrange all weights at every call, which then costs more than the arithmetic (two to four times the whole, measured).
-Not so in float32 with AVX-512 on AMD's processors, where only a handful of outputs is better as a product.
+Not so in float32 with AVX-512 on AMD's processors, where only a handful of outputs is better as a product. There a
+model that is `pack`ed (see nn/linear.py) has its weights in the kernels' own order, once and for all.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.nn.linear import AMX, AVX2
+from speechgpt2.nn.linear import AMX, AVX2, PROCESSOR, Kernel, packed
 
 HANDFUL = 8
+HAS_BLOCKED = PROCESSOR == "avx512" and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+MANY_VALUES = 1 << 19  # from here on oneDNN may do better in an order that it chooses for itself
 
 
 class EdgeTail(NamedTuple):
@@ -42,12 +45,52 @@ class EdgeTail(NamedTuple):
         return x, EdgeTail(x[..., x.shape[-1] - tail.shape[-1] :].contiguous(), torch.ones_like(self.started))
 
 
+class BlockedConv(NamedTuple):
+    """oneDNN's: the weights of a convolution in its own order."""
+
+    packed: Tensor
+    bias: Tensor | None
+    stride: int
+    dilation: int
+    groups: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d, steps: int) -> BlockedConv | None:
+        """`conv` for mostly `steps` outputs of one row; None where torch's own kernel is to be preferred."""
+        weight = conv.weight.detach()
+        if not HAS_BLOCKED or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        (stride,), (dilation,), groups, kernel = conv.stride, conv.dilation, conv.groups, weight.shape[2]
+        size = (1, conv.in_channels, 1, (steps - 1) * stride + (kernel - 1) * dilation + 1)
+        blocked = torch.ops.mkldnn._reorder_convolution_weight(
+            weight[:, :, None].contiguous(), [0, 0], [1, stride], [1, dilation], groups, size
+        )
+        return cls(blocked, None if conv.bias is None else conv.bias.detach(), stride, dilation, groups)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it can convolve `x`, and should."""
+        return x.dtype == self.packed.dtype and 0 < x.numel() <= MANY_VALUES and not torch.is_grad_enabled()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        stride, dilation = [1, self.stride], [1, self.dilation]
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x[:, :, None], self.packed, self.bias, [0, 0], stride, dilation, self.groups, "none", [], ""
+        )
+        return y[:, :, 0]
+
+
 class CausalConv1d(nn.Conv1d):
     """`[B, C, T] -> [B, D, T]`: output t sees inputs up to t, zeros before the first."""
+
+    packed: BlockedConv | None = None
 
     def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1, groups: int = 1, bias: bool = True):
         super().__init__(c_in, c_out, kernel, dilation=dilation, groups=groups, bias=bias)
         self.past = (kernel - 1) * dilation  # inputs needed before the first
+
+    def pack(self, rows: int, half: bool) -> None:
+        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        self.packed = self.packed or BlockedConv.of(self, rows)
 
     def init_state(self, batch: int) -> Tensor:
         return self.weight.new_zeros(batch, self.in_channels, self.past)
@@ -57,6 +100,8 @@ class CausalConv1d(nn.Conv1d):
         if self.past:
             x = torch.cat([state.to(x.dtype), x], dim=-1)
             state = x[..., x.shape[-1] - self.past :].contiguous()
+        if self.packed is not None and self.packed.takes(x):
+            return self.packed(x), state
         return convolve(x, self.weight, self.bias, 1, self.dilation[0], self.groups), state
 
 
@@ -66,9 +111,15 @@ class Downsample(nn.Module):
     A chunk of odd length ends its stream: its last window is completed by repeating the last value.
     """
 
+    packed: BlockedConv | None = None
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv1d(channels, channels, 4, stride=2, bias=False)
+
+    def pack(self, rows: int, half: bool) -> None:
+        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        self.packed = self.packed or BlockedConv.of(self.conv, rows // 2)
 
     def init_state(self, batch: int) -> EdgeTail:
         return EdgeTail.empty(batch, self.conv.in_channels, 2, self.conv.weight)
@@ -83,29 +134,39 @@ class Downsample(nn.Module):
         if x.shape[-1] % 2:
             x = torch.cat([x, x[..., -1:]], dim=-1)
         x, state = (state or self.init_state(x.shape[0])).prepend(x)
+        if self.packed is not None and self.packed.takes(x):
+            return self.packed(x), state
         return convolve(x, self.conv.weight, None, 2), state
 
 
 class CausalConvTranspose1d(nn.ConvTranspose1d):
     """`[B, C, T] -> [B, D, stride·T]`, kernel twice the stride: output block t mixes inputs t−1 and t."""
 
+    packed: Kernel | None = None
+
     def __init__(self, c_in: int, c_out: int, stride: int, bias: bool = True):
         super().__init__(c_in, c_out, 2 * stride, stride=stride, bias=bias)
+
+    def pack(self, rows: int, half: bool) -> None:
+        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        self.packed = self.packed or packed(self.weight.flatten(1).t(), None, rows, half)
 
     def init_state(self, batch: int) -> EdgeTail:
         return EdgeTail.empty(batch, self.in_channels, 1, self.weight)
 
     def forward(self, x: Tensor, state: EdgeTail | None = None) -> tuple[Tensor, EdgeTail]:  # type: ignore[override]
         x, state = (state or self.init_state(x.shape[0])).prepend(x)
-        if _few(x, x.shape[-1], self.in_channels):
-            return self._product(x), state
+        kernel = None if self.packed is None or torch.is_grad_enabled() else self.packed
+        if x[:, 0].numel() <= self.in_channels if kernel is not None else _few(x, x.shape[-1], self.in_channels):
+            return self._product(x, kernel), state
         stride = self.stride[0]
         return F.conv_transpose1d(x, self.weight, self.bias, stride=stride)[..., stride:-stride], state
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, kernel: Kernel | None) -> Tensor:
         """The same as one matrix product: both halves of every input's outputs, added where they meet."""
         batch, channels, steps = x.shape
-        halves = x.transpose(1, 2).reshape(-1, channels) @ self.weight.view(channels, -1)
+        columns = x.transpose(1, 2).reshape(-1, channels)
+        halves = columns @ self.weight.view(channels, -1) if kernel is None else kernel(columns)
         halves = halves.view(batch, steps, self.out_channels, 2, self.stride[0])
         y = (halves[:, :-1, :, 1] + halves[:, 1:, :, 0]).permute(0, 2, 1, 3).flatten(2)
         return y if self.bias is None else y + self.bias[:, None]

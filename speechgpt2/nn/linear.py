@@ -7,13 +7,15 @@ faster, on AMD's processors with AVX2 and with AVX-512 and on Intel's with AMX, 
 best as a matrix times a vector.
 
 A model that is done with learning can be `pack`ed, and then computes without gradients only. Weights that float16
-holds exactly, as those of a model that is stored so, are read as such by FBGEMM's kernels, which compute in float32 all
-the same, in a third to two thirds of the time. Other large ones are laid out for oneDNN, which then reads them two to
-three times as fast, up to the speed of memory; they are not kept twice.
+holds exactly, up to a power of two, as those of a model that is stored in half precision of either kind, are read as
+such by FBGEMM's kernels, which compute in float32 all the same: at the speed of memory for a row or a few. Other large
+ones, and those of bfloat16 models that work on more rows at once, are laid out for oneDNN, which then reads them two to
+three times as fast. Large ones are not kept twice.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -28,29 +30,35 @@ FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than mult
 MANY_ROWS = 64  # above it the order does not matter
 FLIPPED = {"avx2": range(2, MANY_ROWS + 1), "avx512": range(2, 8), "amx": range(8, MANY_ROWS + 1)}[PROCESSOR]
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
-LARGE = 1 << 19  # weights that pay to be laid out anew
+LARGE = 1 << 18  # weights that pay to be laid out anew
+A_ROW_OR_A_FEW = 3  # up to here FBGEMM reads a matrix faster than oneDNN multiplies it in bfloat16
+HALF_EXPONENT = 15  # float16 holds what is smaller than two to this power
 
 
 class Kernel(Protocol):
     """A matrix and its bias, packed."""
 
-    def takes(self, x: Tensor, rows: int) -> bool:
-        """Whether it can multiply `x`, and should."""
+    def takes(self, x: Tensor) -> bool:
+        """Whether it can multiply `x`."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class HalfKernel(NamedTuple):
-    """FBGEMM's: float16 weights, float32 arithmetic."""
+    """FBGEMM's: float16 weights, float32 arithmetic. `unit [1]` (float32): what the packed weights are multiples of;
+    None: they are the weights.
+    """
 
     packed: torch.ScriptObject
+    unit: Tensor | None
 
-    def takes(self, x: Tensor, rows: int) -> bool:
-        return x.dtype == torch.float32 and 0 < rows <= MANY_ROWS
+    def takes(self, x: Tensor) -> bool:
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        scaled = x.float() if self.unit is None else x * self.unit
+        return torch.ops.quantized.linear_dynamic_fp16(scaled, self.packed).to(x.dtype)
 
 
 class BlockedKernel(NamedTuple):
@@ -59,7 +67,7 @@ class BlockedKernel(NamedTuple):
     packed: Tensor
     bias: Tensor | None
 
-    def takes(self, x: Tensor, rows: int) -> bool:
+    def takes(self, x: Tensor) -> bool:
         return x.dtype == self.packed.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -71,10 +79,10 @@ class Linear(nn.Linear):
 
     packed: Kernel | None = None
 
-    def pack(self, half: bool) -> None:
+    def pack(self, rows: int, half: bool) -> None:
         if self.packed is None:
-            self.packed = packed(self.weight, self.bias, half)
-        if isinstance(self.packed, BlockedKernel):
+            self.packed = packed(self.weight, self.bias, rows, half)
+        if self.packed is not None and self.weight.numel() >= LARGE:
             self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +95,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel
     `packed`: weight and bias, which are read in their place unless gradients are wanted.
     """
     rows = x.numel() // x.shape[-1]
-    if packed is not None and packed.takes(x, rows) and not torch.is_grad_enabled():
+    if not rows:
+        return x.new_zeros(*x.shape[:-1], len(weight))
+    if packed is not None and packed.takes(x) and not torch.is_grad_enabled():
         return packed(x)
     if weight.is_cuda or rows > MANY_ROWS or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
@@ -107,33 +117,51 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel
 class Packable(Protocol):
     """A module with matrices of its own to pack."""
 
-    def pack(self, half: bool) -> None: ...
+    def pack(self, rows: int, half: bool) -> None: ...
 
 
-def pack(model: nn.Module, half: bool = True) -> None:
-    """Pack what can be packed, on a CPU; `half`: also what float16 holds. For a model that will neither be trained nor
-    saved nor moved any more, and only be run under `torch.no_grad` or `torch.inference_mode`.
+def pack(model: nn.Module, rows: int = 1, half: bool = True) -> None:
+    """Pack what can be packed, on a CPU, for products of mostly `rows` rows; `half`: also what float16 holds.
+
+    For a model that will neither be trained nor saved nor moved any more, and only be run under `torch.no_grad` or
+    `torch.inference_mode`.
     """
     for module in model.modules():
         if isinstance(module, Packable):
-            module.pack(half)
+            module.pack(rows, half)
 
 
-def packed(weight: Tensor, bias: Tensor | None = None, half: bool = True) -> Kernel | None:
-    """`weight [D, C]` and its bias for the fastest kernel that this processor has for them; None if that is none."""
+def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool = True) -> Kernel | None:
+    """`weight [D, C]` and its bias for the kernel that this processor multiplies `rows` rows fastest with; None if none
+    is better than torch's own.
+    """
     if weight.device.type != "cpu":
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if half and _is_half(weight):
-        return HalfKernel(torch.ops.quantized.linear_prepack_fp16(weight, bias))
+    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= A_ROW_OR_A_FEW):
+        kernel = _half_kernel(weight, bias)
+        if kernel is not None:
+            return kernel
     fits = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not HALF_IS_SLOW)
     if weight.numel() >= LARGE and fits and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return BlockedKernel(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), FEW_ROWS), bias)
     return None
 
 
+def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | None:
+    """None if float16 does not hold the weights exactly, not even as multiples of a power of two."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines or not weight.numel():
+        return None
+    weight, bias = weight.float(), None if bias is None else bias.float()
+    exponent = 0
+    if not _is_half(weight):
+        exponent = HALF_EXPONENT - math.frexp(float(weight.abs().max()))[1]
+        weight = weight * 2.0**exponent
+        if not _is_half(weight):
+            return None
+    unit = torch.tensor([2.0**-exponent]) if exponent else None
+    return HalfKernel(torch.ops.quantized.linear_prepack_fp16(weight, bias), unit)
+
+
 def _is_half(weight: Tensor) -> bool:
-    """Whether float16 holds it exactly, and FBGEMM is there to read it."""
-    if weight.dtype != torch.float32 or "fbgemm" not in torch.backends.quantized.supported_engines:
-        return False
     return torch.equal(weight.half().float(), weight)

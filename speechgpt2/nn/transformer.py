@@ -115,8 +115,8 @@ class WindowAttention(nn.Module):
         self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[Block]
     ) -> tuple[Tensor, KeyValueTail]:
         batch, steps, width = x.shape
-        q, k, v = self.in_proj(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
+        (q, k), v = rotate(heads[:2], *rotation), heads[2]
         if tail is not None:
             k, v = torch.cat([tail.keys.to(k.dtype), k], dim=2), torch.cat([tail.values.to(v.dtype), v], dim=2)
         y = torch.cat([attention(q[:, :, b.queries], k[:, :, b.keys], v[:, :, b.keys], b.mask) for b in blocks], dim=2)
@@ -165,6 +165,6 @@ def rotary(position: Tensor, steps: int, config: TransformerConfig, dtype: torch
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs (2i, 2i+1) of `x [B, H, T, d]`."""
+    """Rotate adjacent pairs (2i, 2i+1) of `x [..., B, H, T, d]`."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)

@@ -18,9 +18,12 @@ from tests.contract import verify_contract
 GOLDEN = Path(__file__).parents[1] / "golden" / "codec"
 
 
-@pytest.fixture(scope="module")
-def released():
-    return Codec.from_pretrained(GOLDEN / "codec.pkl", config=GOLDEN / "config.yaml")
+@pytest.fixture(scope="module", params=[False, True], ids=["", "packed"])
+def released(request):
+    codec = Codec.from_pretrained(GOLDEN / "codec.pkl", config=GOLDEN / "config.yaml")
+    if request.param:
+        codec.optimize_for_inference()
+    return codec
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """Every building block keeps the streaming contract."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d, Downsample, convolve
 from speechgpt2.nn.convnext import ConvNeXt, ConvNeXtConfig
+from speechgpt2.nn.linear import pack
 from speechgpt2.nn.transformer import QUERY_BLOCK, Transformer, TransformerConfig
 from tests.contract import verify_contract
 
@@ -23,11 +26,28 @@ def modules():
     yield "transformer", Transformer(TransformerConfig(16, 2, 2, 32, context=7)), (2, 40, 16), 1, 1
 
 
+each_module = pytest.mark.parametrize(
+    "name,module,shape,time,grid", list(modules()), ids=lambda v: v if isinstance(v, str) else ""
+)
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["", "packed"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-@pytest.mark.parametrize("name,module,shape,time,grid", list(modules()), ids=lambda v: v if isinstance(v, str) else "")
-def test_contract(name, module, shape, time, grid, chunks):
+@each_module
+def test_contract(name, module, shape, time, grid, chunks, packs):
+    if packs:
+        module = copy.deepcopy(module)
+        pack(module, rows=12)
     with torch.no_grad():
         verify_contract(module, module.init_state, torch.randn(shape), time, chunks, grid)
+
+
+@each_module
+def test_packed_it_computes_the_same(name, module, shape, time, grid):
+    other, x = copy.deepcopy(module), torch.randn(shape)
+    pack(other, rows=12)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x)[0], module(x)[0], atol=2e-6, rtol=1e-5)
 
 
 def test_a_chunk_may_be_longer_than_the_window_and_the_block():

@@ -70,7 +70,31 @@ def test_a_row_of_a_packed_product_is_the_same_to_the_last_bit_in_any_place():
 def test_only_what_float16_holds_exactly_or_is_large_is_packed():
     layer = Linear(48, 35)
     assert not torch.equal(layer.weight.half().float(), layer.weight) and packed(layer.weight) is None
-    assert packed(layer.weight.bfloat16()) is None
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS + 1])
+def test_bfloat16_weights_are_read_as_multiples_of_a_power_of_two(dtype, rows):
+    """Small ones are below what float16 holds by itself."""
+    torch.manual_seed(0)
+    layer = Linear(48, 35).bfloat16()
+    with torch.no_grad():
+        layer.weight[0] = torch.linspace(-3e-6, 5e-6, 48).bfloat16()
+    assert not torch.equal(layer.weight.half().bfloat16(), layer.weight)
+    layer, x = layer.to(dtype), torch.randn(rows, 48).to(dtype)
+    with torch.inference_mode():
+        wanted = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+        pack(layer)
+        assert layer.packed is not None and layer.packed.unit is not None
+        y = layer(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), wanted, **TOLERANCE[dtype])
+
+
+def test_bfloat16_is_left_to_bfloat16_kernels_for_more_rows(monkeypatch):
+    monkeypatch.setattr(module, "HALF_IS_SLOW", False)
+    assert not isinstance(packed(torch.randn(35, 48).bfloat16(), rows=4), module.HalfKernel)
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this torch has no such kernels")
@@ -83,8 +107,8 @@ def test_a_large_matrix_is_laid_out_anew_and_not_kept_twice(dtype, bias):
     inputs = [torch.randn(*shape, 1024).to(dtype) for shape in shapes]
     with torch.inference_mode():
         wanted = [F.linear(x, layer.weight, layer.bias) for x in inputs]
-        pack(layer)
-        pack(layer)  # again is nothing new
+        pack(layer, rows=8)
+        pack(layer, rows=8)  # again is nothing new
         assert layer.weight.is_meta and layer.weight.shape == (1030, 1024)
         for x, y in zip(inputs, wanted, strict=True):
             torch.testing.assert_close(layer(x), y, **TOLERANCE[dtype])
