@@ -20,6 +20,7 @@ from speechgpt2.nn.linear import Linear
 from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
+FEW_KEYS = 32  # up to here it is cheaper to attend with all rows' keys at once
 
 
 class StackState(NamedTuple):
@@ -43,12 +44,15 @@ class Block(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the layers of one call share: rotation, blocks, and the cells `[B, 1, P, 1]` to write (None: no state)."""
+    """What the layers of one call share: rotation; and blocks with the cells `[B, 1, P, 1]` to write (None: no state),
+    or, of rows that attend each by itself, their numbers and positions.
+    """
 
     cos: Tensor
     sin: Tensor
     blocks: list[Block]
     cells: Tensor | None
+    rows: list[tuple[int, int]] | None = None
 
 
 class CausalStack(nn.Module):
@@ -88,7 +92,12 @@ class CausalStack(nn.Module):
             view = training_view(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
-            view = cached_view(x, state, filled, self.config)
+            alone = x.shape[1] == 1 and len(x) > 1 and state.capacity > FEW_KEYS and not x.is_cuda
+            view = (
+                single_rows_view(x, state, lengths, self.config)
+                if alone
+                else cached_view(x, state, filled, self.config)
+            )
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, view)
         x = self.norm(x)
@@ -139,14 +148,27 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(batch, steps, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(qk, view.cos, view.sin).split((self.heads, self.kv_heads), dim=1)
-        if cache is not None and view.cells is not None:
-            cells = view.cells.expand(k.shape)
-            cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
-            cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
-            k, v = cache
-        parts = [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        if cache is not None and view.rows is not None:
+            y = attend_by_row(q, k, v, cache, view.rows)
+        else:
+            if cache is not None and view.cells is not None:
+                cells = view.cells.expand(k.shape)
+                cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
+                cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
+                k, v = cache
+            parts = [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return self.out(y.transpose(1, 2).reshape(batch, steps, width))
+
+
+def attend_by_row(q: Tensor, k: Tensor, v: Tensor, cache: Cache, rows: list[tuple[int, int]]) -> Tensor:
+    """One step `[B, H, 1, d]`: each of `rows` (number, position) writes its cell and reads those up to it."""
+    y = torch.zeros_like(q)
+    for row, position in rows:
+        one, seen = slice(row, row + 1), slice(position + 1)
+        cache.keys[one, :, position], cache.values[one, :, position] = k[one, :, 0], v[one, :, 0]
+        y[one] = attend(q[one], cache.keys[one, :, seen], cache.values[one, :, seen], None)
+    return y
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -189,6 +211,17 @@ def cached_view(x: Tensor, state: StackState, filled: int | None, config: Backbo
         blocks.append(Block(slice(start, stop), keys, mask[:, None]))
     cells = position.clamp(max=state.capacity)[:, None, :, None]
     return View(*rotary(position, config), blocks, cells)
+
+
+def single_rows_view(
+    x: Tensor, state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig
+) -> View:
+    """One step of many rows on a CPU, where it matters how much of the caches is read: each row its own part, and idle
+    ones nothing.
+    """
+    active = [True] * len(x) if lengths is None else (lengths > 0).tolist()
+    rows = [(row, position) for row, position in enumerate(state.position.tolist()) if active[row]]
+    return View(*rotary(state.position[:, None], config), [], None, rows)
 
 
 def training_view(x: Tensor, segments: Tensor | None, config: BackboneConfig | PatchDecoderConfig) -> View:
