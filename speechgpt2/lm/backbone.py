@@ -92,12 +92,8 @@ class CausalStack(nn.Module):
             view = training_view(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
-            alone = x.shape[1] == 1 and len(x) > 1 and state.capacity > FEW_KEYS and not x.is_cuda
-            view = (
-                single_rows_view(x, state, lengths, self.config)
-                if alone
-                else cached_view(x, state, filled, self.config)
-            )
+            by_row = x.shape[1] == 1 and len(x) > 1 and state.capacity > FEW_KEYS and not x.is_cuda
+            view = row_view(state, lengths, self.config) if by_row else cached_view(x, state, filled, self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, view)
         x = self.norm(x)
@@ -151,14 +147,19 @@ class Attention(nn.Module):
         if cache is not None and view.rows is not None:
             y = attend_by_row(q, k, v, cache, view.rows)
         else:
-            if cache is not None and view.cells is not None:
-                cells = view.cells.expand(k.shape)
-                cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
-                cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
-                k, v = cache
-            parts = [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks]
-            y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            y = attend_in_blocks(q, k, v, cache, view)
         return self.out(y.transpose(1, 2).reshape(batch, steps, width))
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, view: View) -> Tensor:
+    """`q [B, H, P, d]` over `k, v [B, Hkv, P, d]`, which are first put into the cache, if there is one."""
+    if cache is not None and view.cells is not None:
+        cells = view.cells.expand(k.shape)
+        cache.keys.scatter_(2, cells, k.detach().to(cache.keys.dtype))
+        cache.values.scatter_(2, cells, v.detach().to(cache.values.dtype))
+        k, v = cache
+    parts = [attend(q[:, :, b.queries], k[:, :, : b.keys], v[:, :, : b.keys], b.mask) for b in view.blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def attend_by_row(q: Tensor, k: Tensor, v: Tensor, cache: Cache, rows: list[tuple[int, int]]) -> Tensor:
@@ -213,14 +214,13 @@ def cached_view(x: Tensor, state: StackState, filled: int | None, config: Backbo
     return View(*rotary(position, config), blocks, cells)
 
 
-def single_rows_view(
-    x: Tensor, state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig
-) -> View:
+def row_view(state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig) -> View:
     """One step of many rows on a CPU, where it matters how much of the caches is read: each row its own part, and idle
     ones nothing.
     """
-    active = [True] * len(x) if lengths is None else (lengths > 0).tolist()
-    rows = [(row, position) for row, position in enumerate(state.position.tolist()) if active[row]]
+    positions = state.position.tolist()
+    active = [1] * len(positions) if lengths is None else lengths.tolist()
+    rows = [(row, position) for row, position in enumerate(positions) if active[row]]
     return View(*rotary(state.position[:, None], config), [], None, rows)
 
 

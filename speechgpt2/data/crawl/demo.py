@@ -35,7 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 AWAY = "http://10.0.0.1/inside.mp3"  # an address that a crawler from outside must not be led to
 _BY = "https://creativecommons.org/licenses/by/4.0/"
 _GAP = 0.4  # seconds between the sentences of an episode
-TALKS, _SENTENCES = 6, 12  # of each language, for more to clean; of each talk
+TALKS, _SENTENCES = 10, 20  # of each language, enough for captions; of each talk
 _WOMEN = 47  # the first of them among the training voices, after the men
 _EPISODES = {
     "weather": ("en", "Good morning. How is the weather today?", "It is cold, but the sun is out. Take a warm coat."),
@@ -229,7 +229,7 @@ def speak_site() -> dict[str, np.ndarray]:
 
 
 def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
-    """By language, `count` talks of half a minute to a minute each. Errors: `SynthesisUnavailable`."""
+    """By language, `count` talks of about a minute each. Errors: `SynthesisUnavailable`."""
     from speechgpt2.data.sentences import sentence
 
     talks: dict[str, list[Episode]] = {}
