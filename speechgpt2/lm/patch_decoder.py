@@ -29,7 +29,8 @@ class CodeEmbedding(nn.Module):
 
     def pack(self, rows: int, half: bool) -> None:
         """The tables as heads; see `nn.linear.pack`."""
-        self.packed = [packed(table, None, rows, half) for table in self.table]
+        pairs = zip(self.packed, self.table, strict=True)
+        self.packed = [kernel or packed(table, None, rows, half) for kernel, table in pairs]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""

@@ -156,13 +156,14 @@ class CausalConvTranspose1d(nn.ConvTranspose1d):
 
     def forward(self, x: Tensor, state: EdgeTail | None = None) -> tuple[Tensor, EdgeTail]:  # type: ignore[override]
         x, state = (state or self.init_state(x.shape[0])).prepend(x)
-        kernel = None if self.packed is None or torch.is_grad_enabled() else self.packed
-        if x[:, 0].numel() <= self.in_channels if kernel is not None else _few(x, x.shape[-1], self.in_channels):
-            return self._product(x, kernel), state
+        if self.packed is not None and self.packed.takes(x) and x[:, 0].numel() <= self.in_channels:
+            return self._product(x, self.packed), state
+        if _few(x, x.shape[-1], self.in_channels):
+            return self._product(x), state
         stride = self.stride[0]
         return F.conv_transpose1d(x, self.weight, self.bias, stride=stride)[..., stride:-stride], state
 
-    def _product(self, x: Tensor, kernel: Kernel | None) -> Tensor:
+    def _product(self, x: Tensor, kernel: Kernel | None = None) -> Tensor:
         """The same as one matrix product: both halves of every input's outputs, added where they meet."""
         batch, channels, steps = x.shape
         columns = x.transpose(1, 2).reshape(-1, channels)

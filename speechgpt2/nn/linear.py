@@ -39,7 +39,7 @@ class Kernel(Protocol):
     """A matrix and its bias, packed."""
 
     def takes(self, x: Tensor) -> bool:
-        """Whether it can multiply `x`."""
+        """Whether it can multiply `x`, of which no gradient may be wanted."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -54,7 +54,7 @@ class HalfKernel(NamedTuple):
     unit: Tensor | None
 
     def takes(self, x: Tensor) -> bool:
-        return True
+        return not torch.is_grad_enabled()
 
     def __call__(self, x: Tensor) -> Tensor:
         scaled = x.float() if self.unit is None else x * self.unit
@@ -68,7 +68,7 @@ class BlockedKernel(NamedTuple):
     bias: Tensor | None
 
     def takes(self, x: Tensor) -> bool:
-        return x.dtype == self.packed.dtype
+        return x.dtype == self.packed.dtype and not torch.is_grad_enabled()
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
@@ -97,7 +97,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel
     rows = x.numel() // x.shape[-1]
     if not rows:
         return x.new_zeros(*x.shape[:-1], len(weight))
-    if packed is not None and packed.takes(x) and not torch.is_grad_enabled():
+    if packed is not None and packed.takes(x):
         return packed(x)
     if weight.is_cuda or rows > MANY_ROWS or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)

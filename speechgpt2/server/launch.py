@@ -20,7 +20,7 @@ from speechgpt2.server.app import App
 from speechgpt2.server.config import ServerConfig
 
 COLLECT_EVERY = 10  # seconds between collections of garbage
-SWITCH_EVERY = 1e-4  # seconds that a thread of Python waits for another: the engine's comes back to it a thousand times
+SWITCH_EVERY = 1e-4  # seconds that the engine's thread waits for the loop's, a thousand times a step; Python's are 5 ms
 UNSEEN = 128 * 1024  # bytes that the kernel may hold of what is sent: 2 s of PCM16 in base64
 FAREWELL = 2.0  # seconds for the last bytes to leave
 
@@ -101,7 +101,7 @@ async def _collect() -> None:
 
 def run(app: App) -> None:
     """Serve until a signal comes."""
-    sys.setswitchinterval(SWITCH_EVERY)  # a step, and found the loop's there for up to Python's usual 5 ms
+    sys.setswitchinterval(SWITCH_EVERY)
     gc.collect()
     gc.freeze()  # what is there stays, and is not looked at in each `_collect`
     Server(uvicorn_config(app, app.config), app).run()

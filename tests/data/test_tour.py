@@ -14,7 +14,6 @@ import pytest
 
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.voices import training_voices
-from speechgpt2.types import SAMPLE_RATE
 
 pytest.importorskip("pyarrow", reason="scores need pyarrow")
 pytest.importorskip("aiohttp", reason="crawling needs aiohttp")
@@ -53,8 +52,7 @@ def test_the_whole_data_system_in_one_command(tmp_path, need_voice):
     said = sg2("demo", "-o", out, "--workers", "1")
     assert "Fetched 27 recordings, refused 12 addresses" in said and "private-address  1" in said
     kept = list(shar.read(out / "run" / "shar"))
-    assert sum(len(pcm) for _, pcm in kept) > 300 * SAMPLE_RATE
-    assert all(clip.source.spdx and clip.prosody.rate for clip, _ in kept)
+    assert len(kept) > 30 and all(clip.source.spdx and clip.prosody.rate for clip, _ in kept)
     assert {clip.lang.code for clip, _ in kept if clip.style.caption_en} == {"en", "zh"}
     assert "<audio" in (out / "run" / "report.html").read_text()
     before = state(out)
