@@ -21,10 +21,11 @@ from speechgpt2 import audio
 from speechgpt2.demo.greetings import Greeting
 from speechgpt2.demo.talk import Visit, Wire
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode, TurnDone
 
 MOST = 1000  # pages that are remembered though their talk is over
 FIRST_SOUND, MORE_SOUND = SAMPLE_RATE * 24 // 100, SAMPLE_RATE * 48 // 100  # samples sent to the page at a time
+STRAGGLING = 0.3  # seconds after which nothing more of a talk that is over comes to its page
 LARGEST_UPLOAD = "16mb"
 KEPT_SECONDS = 3600  # what visitors recorded is deleted after that
 FONT = ("system-ui", "sans-serif")  # nothing is fetched from elsewhere
@@ -83,16 +84,17 @@ class Page:
 
     async def _answer(self, turn: str | np.ndarray, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
         """Yields the talk, the next sound, and the place of input, which is emptied once."""
-        visit, sound = self.visits.of(request), Sound()
+        visit, sound, whole = self.visits.of(request), Sound(), False
         emptied: Any = None
         try:
             async for event in visit.ask(turn, mode):
+                whole = isinstance(event, TurnDone) and event.reason != "interrupted"
                 if isinstance(event, Error):
                     gr.Info(event.message)
                 wav = sound.push(event.pcm) if isinstance(event, AudioDelta) else None
                 yield shown(visit), wav or gr.skip(), emptied
                 emptied = gr.skip()
-            yield shown(visit), sound.rest() or gr.skip(), emptied
+            yield shown(visit), (sound.rest() if whole else None) or gr.skip(), emptied
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -117,6 +119,11 @@ class Page:
         visit = self.visits.of(request)
         await visit.clear(visit.greeting)
         return shown(visit), gr.Audio(value=None)
+
+    async def show(self, request: gr.Request) -> list[dict[str, str]]:
+        """The new talk once more: what an answer of the old one had sent may have come after it."""
+        await asyncio.sleep(STRAGGLING)
+        return shown(self.visits.of(request))
 
 
 class Sound:
@@ -183,14 +190,14 @@ def page(wire: Wire, greetings: Sequence[Greeting] = (), title: str = "speechgpt
                 stop = gr.Button("Stop the answer")
         mode.change(fitting, mode, [microphone, writing, player], api_visibility="private", show_progress="hidden")
         spoken = [microphone.stop_recording, microphone.upload]
-        speaks = gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
-        writes = gr.on(
-            [line.submit, send.click], does.write, [line, mode], [talk, player, line], api_name="write", **QUICK
-        )
+        gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
+        gr.on([line.submit, send.click], does.write, [line, mode], [talk, player, line], api_name="write", **QUICK)
         stop.click(does.stop, None, player, api_name="stop", show_progress="hidden", queue=False)
-        anew: dict[str, Any] = {"cancels": [speaks, writes], "show_progress": "hidden"}  # the old talk would come back
-        greeting.input(does.greet, greeting, [talk, preview], api_name="greet", **anew)
-        gr.on([clear.click, talk.clear], does.clear, None, [talk, player], api_name="clear", **anew)
+        anew: dict[str, Any] = {"show_progress": "hidden"}
+        greeted = greeting.input(does.greet, greeting, [talk, preview], api_name="greet", **anew)
+        cleared = gr.on([clear.click, talk.clear], does.clear, None, [talk, player], api_name="clear", **anew)
+        for event in (greeted, cleared):
+            event.then(does.show, None, talk, api_visibility="private", **anew)
         blocks.unload(does.visits.leave)
     return blocks
 

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -27,7 +28,7 @@ from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.dialogue.protocol import EngineStats, Full, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.mailbox import Mailbox
-from speechgpt2.engine.runner import Runner, Voiced
+from speechgpt2.engine.runner import Drawn, Part, Runner
 from speechgpt2.engine.scheduler import Plan, schedule
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.slot import History, Slot
@@ -42,11 +43,11 @@ log = logging.getLogger("sg2.engine")
 
 
 class Coming(NamedTuple):
-    """The sound of a patch of a session's reply, on its way."""
+    """What the codec makes for a session, and the slot's way to take it."""
 
     session: Session
-    reply: int
-    sound: Voiced
+    part: Part
+    take: Callable[[Slot, np.ndarray], None]
 
 
 class Engine:
@@ -189,16 +190,19 @@ class Engine:
         """One step if one is due; returns how many seconds to wait for the next (None: until something happens)."""
         self._obey()
         self._deliver()
-        now, slots = self.clock(), self._slots()
-        plan = schedule([slot.need(now) for slot in slots.values()], self.config)
-        if plan.idle and self._coming:
-            self._deliver(wait=True)
-            return 0.0
-        if plan.idle:
+        now = self.clock()
+        needs = [slot.need(now) for slot in self._slots().values()]
+        plan = schedule(needs, self.config)
+        if plan.idle and not self._coming:
             return plan.wait
         began = time.perf_counter()
         try:
-            self._work(plan, slots)
+            self._encode(plan)
+            rests = any(need.awaited for need in needs) and not plan.urgent
+            if self._coming and (rests or not (plan.read or plan.draw)):
+                self._deliver(wait=True)
+                return 0.0
+            self._work(plan)
         except Exception:
             log.exception("a step failed")
             for number in {*plan.encode, *plan.read, *plan.draw}:
@@ -206,44 +210,57 @@ class Engine:
         self._count(time.perf_counter() - began)
         return 0.0
 
-    def _work(self, plan: Plan, slots: dict[int, Slot]) -> None:
-        """Encode, read, draw and speak, all slots together. What is encoded will be read in the next step."""
+    def _encode(self, plan: Plan) -> None:
+        """Have the codec listen. What it hears will be read in a step to come."""
+        slots = self._slots()
         sounds = {n: sound for n in plan.encode if (sound := self._try(n, slots[n].sound)) is not None}
-        heard = self.runner.encode(sounds) if sounds else None
-        slots = self._slots()  # less those that failed
-        for n, slot in slots.items():
+        for n, codes in (self.runner.encode(sounds) if sounds else {}).items():
+            self._coming.append(Coming(self._sessions[n], codes, partial(Slot.listened, sound=sounds[n])))
+
+    def _work(self, plan: Plan) -> None:
+        """Read, draw and speak, all slots together; in between, what the codec has made is delivered."""
+        for n, slot in self._slots().items():
             self.runner.set_position(n, slot.context.taken)
-        reads = {n: patch for n in plan.read if n in slots and (patch := self._read(n, slots[n])) is not None}
+        reads = {n: patch for n in plan.read if (patch := self._read(n)) is not None}
+        slots = self._slots()  # less those that failed
         settled = [n for n in plan.draw if n in slots and n not in reads]
         draws = {n: draw for n in settled if (draw := self._try(n, slots[n].draw)) is not None}
-        for n, drawn in self.runner.step(reads, draws).items():
-            if (reply := slots[n].reply) is not None:
-                coming = [Coming(self._sessions[n], reply.number, patch.sound) for patch in drawn if patch.sound]
-                self._coming.extend(coming)
-            self._try(n, slots[n].drawn, drawn)
-        if heard is not None:
-            for n, codes in heard.result().items():
-                self._try(n, slots[n].listened, codes, sounds[n].final)
-        self._deliver(wait=any(slot.awaited for slot in self._slots().values()))
+        for told in self.runner.step(reads, draws):
+            for n, drawn in told.items():
+                self._take(n, drawn)
+            self._deliver()
+
+    def _take(self, number: int, drawn: list[Drawn]) -> None:
+        """What was drawn for a slot, if it still has a use for it."""
+        slot = self._slots().get(number)
+        if slot is not None and slot.reply is not None:
+            sounded = partial(self._sounded, slot.reply.number)
+            self._coming.extend(Coming(self._sessions[number], p.sound, sounded) for p in drawn if p.sound)
+            self._try(number, slot.drawn, drawn)
 
     def _deliver(self, wait: bool = False) -> None:
-        """Pass on the sound that is there, or all that is on its way if it is worth to `wait`: as for a first one."""
-        while self._coming and (wait or self._coming[0].sound.done()):
+        """Pass on what the codec has made, or all that it was asked for if it is worth to `wait`."""
+        while self._coming and (wait or self._coming[0].part.done()):
             coming = self._coming.popleft()
             if coming.session.slot is not None:
                 self._try(coming.session.number, self._pass_on, coming, coming.session.slot)
 
     def _pass_on(self, coming: Coming, slot: Slot) -> None:
-        slot.sounded(coming.reply, coming.sound.result(), self.clock())
+        coming.take(slot, coming.part.result())
 
-    def _read(self, number: int, slot: Slot) -> Patches | None:
+    def _sounded(self, reply: int, slot: Slot, pcm: np.ndarray) -> None:
+        slot.sounded(reply, pcm, self.clock())
+
+    def _read(self, number: int) -> Patches | None:
         """Take in the next piece; one that is a single patch is left for the step that all slots share."""
-        if not slot.context.waiting:
+        slot = self._slots().get(number)
+        if slot is None or not slot.context.waiting:
             return None
         patches = slot.context.take()
         if patches.text.shape[1] == 1:
             return patches
         self.runner.read(number, patches)
+        self._deliver()
         return None
 
     def _slots(self) -> dict[int, Slot]:

@@ -47,18 +47,17 @@ class Draw(NamedTuple):
 IDLE = Draw(0.0, 1, 1.0, 0, fresh=False, writing=False)
 
 
-class Voiced(NamedTuple):
-    """The sound of a patch: one row of what the codec was asked for."""
+class Part(NamedTuple):
+    """One slot's part of what the codec was asked for: codes `[T, K]`, or `pcm [N]`."""
 
     answer: Answer
-    row: int
+    key: int
 
     def done(self) -> bool:
         return self.answer.done()
 
     def result(self) -> np.ndarray:
-        """`pcm [N]`."""
-        return self.answer.result()[self.row]
+        return self.answer.result()[self.key]
 
 
 class Drawn(NamedTuple):
@@ -66,7 +65,7 @@ class Drawn(NamedTuple):
 
     token: int
     codes: np.ndarray
-    sound: Voiced | None
+    sound: Part | None
 
 
 class Runner:
@@ -79,8 +78,7 @@ class Runner:
         self.samples = lm.config.patch_frames * FRAME_SIZE  # of a patch
         self.silent = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)  # codes of text
         self.sounds: Sounds = (Process if config.codec_process else Thread)(codec, self.rows.count, self.samples)
-        weight = lm.text_embedding.weight
-        self.hidden = torch.zeros(self.rows.count, weight.shape[1], dtype=weight.dtype, device=self.device)
+        self.hidden = torch.zeros(self.rows.count, lm.config.backbone.width, dtype=lm.dtype, device=self.device)
         self.capacity = -(-(config.context + 1) // CELLS) * CELLS - 1
         starts = range(0, self.rows.count, self.rows.together)
         self.groups = [slice(first, first + self.rows.together) for first in starts]
@@ -92,9 +90,10 @@ class Runner:
         """A slot's row holds so many patches; what lies past them is void."""
         self.positions[slot] = position
 
-    def encode(self, sounds: Mapping[int, Sound]) -> Answer:
-        """The codes of each slot's sound, to come: see `CodecRows.encode`."""
-        return self.sounds.ask("encode", dict(sounds))
+    def encode(self, sounds: Mapping[int, Sound]) -> dict[int, Part]:
+        """The codes of each slot's sound, to come."""
+        answer = self.sounds.ask("encode", dict(sounds))
+        return {slot: Part(answer, slot) for slot in sounds}
 
     @torch.inference_mode()
     def read(self, slot: int, patches: Patches) -> None:
@@ -105,40 +104,41 @@ class Runner:
         self.hidden[one], _ = self.lm.prefill(patches, state, filled=int(self.positions[slot]))
 
     @torch.inference_mode()
-    def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, list[Drawn]]:
+    def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> Iterator[dict[int, list[Drawn]]]:
         """One patch for each slot: those in `reads` take in theirs, `[1, 1]`, those in `draws` write their own; and
-        where text is written by a model that looks ahead, it may be several.
+        where text is written by a model that looks ahead, it may be several. Yields what is drawn as it comes.
         """
         self.fresh.update(n for n in draws if draws[n].fresh)
         looking = self.lm.lookahead is not None
         writers = [n for n in draws if draws[n].writing and looking]
         others = {n: draw for n, draw in draws.items() if n not in writers}
-        drawn = self._one_patch(reads, others) if reads or others else {}
-        return drawn | self._write(writers)
+        if reads or others:
+            yield self._one_patch(reads, others)
+        for together in [writers] if self.rows.fixed and writers else [[slot] for slot in writers]:
+            yield self._write(together)
 
     def _one_patch(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> dict[int, list[Drawn]]:
         patches = self._given(reads)
         if not draws:
             self._take_in(list(reads), patches)
             return {}
-        drawing, voices = self.rows.mask(draws), dict[int, Voiced]()
+        drawing, voices = self.rows.mask(draws), dict[int, Part]()
         for rows in self._draw(draws, drawing, patches):
             codes = patches.codes[rows, 0]
             speaking = drawing[rows] & (codes[:, 0, 0] != self.lm.config.no_speech)
             if self.rows.fixed or bool(speaking.any()):
                 answer = self.sounds.ask("decode", rows, codes, speaking, sorted(self.fresh))
-                voices |= {slot: Voiced(answer, row) for row, slot in enumerate(rows.tolist())}
+                voices |= {slot: Part(answer, row) for row, slot in enumerate(rows.tolist())}
                 self.fresh.clear()
         self._take_in([*reads, *draws], patches)
         return self._tell(draws, patches, voices)
 
     def _write(self, slots: Sequence[int]) -> dict[int, list[Drawn]]:
-        """Text, as much as can be foretold; the model takes it in. Slot by slot on a CPU: few write at a time, and a
-        guess costs as much as a row.
+        """Text, as much as can be foretold; the model takes it in. One slot's at a time on a CPU: few write at once,
+        and a guess costs as much as a row.
         """
         active, told = self.rows.mask(slots), dict[int, list[Drawn]]()
-        alone = [slice(slot, slot + 1) for slot in slots]
-        for part in self.groups if self.rows.fixed and slots else alone:
+        for part in self.groups if self.rows.fixed else [slice(slot, slot + 1) for slot in slots]:
             filled = self._filled(part, 1 + self.lm.config.lookahead)
             written = self.lm.write(self.hidden[part], self._memory(part), active[part], filled)
             self.hidden[part] = written.last(self.hidden[part])
@@ -194,9 +194,7 @@ class Runner:
             return self.capacity + 1
         return min(-(-(int(self.positions[slots].max()) + more) // CELLS) * CELLS, self.capacity + 1)
 
-    def _tell(
-        self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Voiced]
-    ) -> dict[int, list[Drawn]]:
+    def _tell(self, draws: Mapping[int, Draw], patches: Patches, voices: Mapping[int, Part]) -> dict[int, list[Drawn]]:
         """Bring tokens and codes to the host at once."""
         lines, told = torch.cat([patches.text, patches.codes.flatten(1)], dim=1).cpu().numpy(), {}
         for slot in draws:

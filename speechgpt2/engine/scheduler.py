@@ -6,7 +6,8 @@ and sound that has waited long enough. A speaker is due again when a patch's wor
 
 Writing is the exception: a token without sound costs a fraction of a patch with it, and many of them come before the
 first sound that someone waits for. So while anyone writes, steps are kept short: writers go without the speakers, until
-one of those has only a third of its lead left.
+one of those has only a third of its lead left. And while the codec makes what someone waits for, the model rests
+rather than hold that up, unless others are pressed as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Need:
 
     `sound`: a patch of the user's sound, or the last of it, is there to be encoded, since `waited` seconds; `unread`:
     patches to take in; `replying`: a reply is under way, whose listener has `lead` seconds of sound in hand (0: none
-    yet, or nothing is spoken); `writing`: its next patch is text without sound.
+    yet, or nothing is spoken); `writing`: its next patch is text without sound; `awaited`: what someone waits for is
+    with the codec.
     """
 
     slot: int
@@ -35,6 +37,7 @@ class Need:
     replying: bool = False
     lead: float = 0.0
     writing: bool = False
+    awaited: bool = False
 
     @property
     def settled(self) -> bool:
@@ -44,13 +47,14 @@ class Need:
 
 @dataclass(frozen=True)
 class Plan:
-    """Slots to encode, to read with, and to draw from, if they have read everything by then; or `wait` seconds (None:
-    for something to happen).
+    """Slots to encode, to read with, and to draw from, if they have read everything by then, and whether this is
+    `urgent` for anyone; or `wait` seconds (None: for something to happen).
     """
 
     encode: tuple[int, ...] = ()
     read: tuple[int, ...] = ()
     draw: tuple[int, ...] = ()
+    urgent: bool = False
     wait: float | None = None
 
     @property
@@ -66,13 +70,14 @@ def schedule(needs: Iterable[Need], config: EngineConfig) -> Plan:
     if not needs or min(left) > 0:
         return Plan(wait=min(left, default=None))
     needs = _short(needs, config) or needs
-    readers = sorted((n for n in needs if n.unread or n.sound), key=lambda n: (not n.replying, n.unread, n.slot))
+    readers = sorted((n for n in needs if n.unread), key=lambda n: (not n.replying, n.unread, n.slot))
     long = [need.slot for need in readers if need.unread > 1]  # those who wait for an answer first, then the shortest
     put_off = set(long[config.pieces :])
     return Plan(
         encode=tuple(need.slot for need in needs if need.sound),
         read=tuple(sorted(need.slot for need in readers if need.slot not in put_off)),
         draw=tuple(need.slot for need in needs if need.replying and need.lead < config.lead),
+        urgent=any(_pressed(need, config) and not need.awaited for need in needs),
     )
 
 
@@ -80,9 +85,14 @@ def _short(needs: list[Need], config: EngineConfig) -> list[Need]:
     """What a short step holds, if this is the time for one: whoever writes, and what cannot wait beside it."""
     speakers = [need for need in needs if need.replying and need.settled and not need.writing]
     writes = any(need.writing and need.settled and need.lead < config.lead for need in needs)
-    if not writes or any(need.lead <= config.lead / 3 for need in speakers):
+    if not writes or any(_pressed(need, config) for need in speakers):
         return []
     return [need for need in needs if need not in speakers and not _time_left(need, config)]
+
+
+def _pressed(need: Need, config: EngineConfig) -> bool:
+    """Whether a listener waits for sound, or soon will."""
+    return need.replying and need.lead <= config.lead / 3
 
 
 def _time_left(need: Need, config: EngineConfig) -> float:

@@ -172,10 +172,13 @@ class Slot:
     def forget(self, number: int) -> None:
         def remove() -> None:
             span = self.context.find(number)
-            replying = self.reply is not None and self.reply.number == number
-            hearing = self.ear is not None and not self.ear.over and span is self.context.spans[-1]
-            if span is not None and not replying and not hearing:
-                self.context.remove(span)
+            if span is None or (self.reply is not None and self.reply.number == number):
+                return
+            if self.ear is not None and span is self.context.spans[-1]:
+                if not self.ear.over:
+                    return
+                self.ear = None
+            self.context.remove(span)
 
         self._in_turn(remove, quiet=False)
 
@@ -202,24 +205,28 @@ class Slot:
                 waited = self.config.patience
         replying = self.reply is not None and self.reply.ending is None
         writing = self.reply is not None and not self.reply.open
-        return Need(self.number, due, waited, self.context.waiting, replying, self._lead(now), writing)
+        lead = self._lead(now)
+        return Need(self.number, due, waited, self.context.waiting, replying, lead, writing, self.awaited)
 
     def sound(self) -> Sound | None:
         """The next of the user's sound, to encode; None if it ended with nothing left to encode."""
         sound = self._listening().next()
         if len(sound.pcm):
             return sound
-        self.listened(np.zeros((0, self.prompt.config.codebooks), np.int64), final=True)
+        self.listened(np.zeros((0, self.prompt.config.codebooks), np.int64), sound)
         return None
 
-    def listened(self, heard: np.ndarray, final: bool) -> None:
-        """The codes `[T, K]` of the user's sound, the last of the turn if `final`."""
-        codes = torch.from_numpy(heard)
-        patches = self.prompt.speech_end(codes) if final else self.prompt.speech(codes)
+    def listened(self, heard: np.ndarray, sound: Sound) -> None:
+        """The codes `[T, K]` of the user's `sound`, which may be void by now."""
+        ear = self.ear
+        if ear is None or ear.away is not sound:
+            return
+        ear.away, codes = None, torch.from_numpy(heard)
+        patches = self.prompt.speech_end(codes) if sound.final else self.prompt.speech(codes)
         self.context.extend(patches)
         self.context.tidy()
-        if final:
-            self._listening().closing = patches.text.shape[1]
+        if sound.final:
+            ear.closing = patches.text.shape[1]
             self._go_on()
 
     def draw(self) -> Draw | None:
@@ -231,7 +238,9 @@ class Slot:
 
     @property
     def awaited(self) -> bool:
-        """Whether a reply's first sound is on its way."""
+        """Whether the end of the user's turn is being heard, or a reply's first sound is on its way."""
+        if self.ear is not None and self.ear.away is not None and self.ear.away.final:
+            return True
         return self.reply is not None and self.reply.coming > 0 and self.reply.played_from is None
 
     def drawn(self, patches: Sequence[Drawn]) -> None:

@@ -92,7 +92,7 @@ class CausalStack(nn.Module):
             view = training_view(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
-            by_row = x.shape[1] == 1 and len(x) > 1 and state.capacity > FEW_KEYS and not x.is_cuda
+            by_row = x.shape[1] == 1 and not x.is_cuda and (len(x) == 1 or state.capacity > FEW_KEYS)
             view = row_view(state, lengths, self.config) if by_row else cached_view(x, state, filled, self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, view)
@@ -164,12 +164,12 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, view:
 
 def attend_by_row(q: Tensor, k: Tensor, v: Tensor, cache: Cache, rows: list[tuple[int, int]]) -> Tensor:
     """One step `[B, H, 1, d]`: each of `rows` (number, position) writes its cell and reads those up to it."""
-    y = torch.zeros_like(q)
+    y = [q.new_zeros(1, *q.shape[1:])] * len(q)
     for row, position in rows:
         one, seen = slice(row, row + 1), slice(position + 1)
         cache.keys[one, :, position], cache.values[one, :, position] = k[one, :, 0], v[one, :, 0]
-        y[one] = attend(q[one], cache.keys[one, :, seen], cache.values[one, :, seen], None)
-    return y
+        y[row] = attend(q[one], cache.keys[one, :, seen], cache.values[one, :, seen], None)
+    return torch.cat(y)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -242,14 +242,15 @@ def training_view(x: Tensor, segments: Tensor | None, config: BackboneConfig | P
 
 
 def rotary(position: Tensor, config: BackboneConfig | PatchDecoderConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[B, 1, P, head_dim / 2]` (float32) at `position [B, P]`."""
+    """For `rotate`: cosines twice, and sines with their signs, `[B, 1, P, head_dim]` (float32) at `position [B, P]`."""
     dim = config.head_dim
     frequency = config.rope_base ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     angle = position[:, None, :, None].double() * frequency
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + d/2) of `x [B, H, P, d]`."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)

@@ -28,8 +28,8 @@ from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.lookahead import Lookahead
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.sampling import Sampling, sample
-from speechgpt2.nn.linear import Kernel, Linear, linear, packed
+from speechgpt2.lm.sampling import Sampler, Sampling
+from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, pack, packed
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 
@@ -106,10 +106,23 @@ class SpeechLM(nn.Module):
     def device(self) -> torch.device:
         return self.text_embedding.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What hidden states are computed in; that of the weights, unless the model is packed."""
+        return self.backbone.norm.weight.dtype
+
     def pack(self, rows: int, half: bool) -> None:
-        """A tied text head; see `nn.linear.pack`."""
+        """A tied text head; see `nn.linear.pack`. Where all matrices are read as float16, which is computed in float32,
+        there is nothing to be gained by rounding in between.
+        """
         if self.text_head is None and self.packed is None:
             self.packed = packed(self.text_embedding.weight, None, rows, half)
+        for part in self.children():
+            pack(part, rows, half)
+        if all(isinstance(m.packed, HalfKernel) for m in self.modules() if isinstance(m, Linear)):
+            for norm in self.modules():
+                if isinstance(norm, nn.RMSNorm):
+                    norm.float()
 
     def init_state(self, batch: int, capacity: int) -> LMState:
         """Nothing seen yet; room for `capacity` patches in each of `batch` rows."""
@@ -118,7 +131,7 @@ class SpeechLM(nn.Module):
 
     def embed(self, patches: Patches) -> Tensor:
         """What the backbone reads: `[B, P, D]`."""
-        frames = self.patch_decoder.codes.embed(patches.codes.to(self.device))  # [B, P, G, L]
+        frames = self.patch_decoder.codes.embed(patches.codes.to(self.device)).to(self.dtype)  # [B, P, G, L]
         return self.text_embedding(patches.text.to(self.device)) + self.patch_projector(frames.flatten(2))
 
     def forward(self, patches: Patches, segments: Tensor | None = None) -> Tensor:
@@ -159,7 +172,7 @@ class SpeechLM(nn.Module):
         A row writes codes while its history holds different numbers of speech starts and ends, unless this very token
         ends speech. `force [B]`: text tokens to take in place of drawing, `FREE` where there is none.
         """
-        text = sample(self.text_logits(hidden)[:, None], self._wording(sampling), state.position, 0)[:, 0]
+        text = Sampler(self._wording(sampling), state.position).draw(self.text_logits(hidden)[:, None], 0)[:, 0]
         if force is not None:
             text = torch.where(force == FREE, text, force)
         speaking = (state.balance != 0) & (text != self.prompt.ids.speech_end)

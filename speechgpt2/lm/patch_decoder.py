@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from speechgpt2.lm.backbone import CausalStack
 from speechgpt2.lm.config import LMConfig
-from speechgpt2.lm.sampling import Sampling, sample
+from speechgpt2.lm.sampling import Sampler, Sampling
 from speechgpt2.nn.linear import Kernel, Linear, linear, packed
 
 
@@ -33,11 +33,11 @@ class CodeEmbedding(nn.Module):
         self.packed = [kernel or packed(table, None, rows, half) for kernel, table in pairs]
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Sum over the codebooks: `codes [..., K]` -> `[..., L]`; `codes` may hold the first few codebooks only."""
+        """Sum over the codebooks: `codes [..., K]` -> `[..., L]` float32; `codes` may hold the first few only."""
         # padding_idx keeps the gradient away from the last row; the forward pass reads it like any other
         columns, tables = codes.unbind(-1), self.table.unbind(0)
         parts = [F.embedding(c, t, padding_idx=self.size) for c, t in zip(columns, tables, strict=False)]
-        return torch.stack(parts).sum(0)
+        return torch.stack(parts).sum(0, dtype=torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All heads on one state: `[..., L]` -> `[..., K, V]`."""
@@ -64,7 +64,7 @@ class Chain(nn.Module):
     def forward(self, codebook: int, hidden: Tensor, earlier: Tensor) -> Tensor:
         """`hidden, earlier [..., L]` -> the state that the head of `codebook` ≥ 1 reads."""
         link = codebook - 1
-        codes = F.rms_norm(earlier, earlier.shape[-1:])
+        codes = F.rms_norm(earlier, earlier.shape[-1:]).to(hidden.dtype)
         return hidden + self.out[link](F.silu(self.state[link](hidden) + self.code[link](codes)))
 
 
@@ -94,18 +94,19 @@ class PatchDecoder(nn.Module):
         """Draw a patch: `hidden [B, D]` -> codes `[B, G, K]`; `position [B]` is the patch's, it seeds the draw."""
         state = self.stack.init_state(hidden.shape[0], self.frames)
         x, patch = self.enter(hidden), []
+        sampler = Sampler(sampling, position, range(1, 1 + self.frames * self.codebooks), self.codes.size)
         for t in range(self.frames):
             y, state = self.stack(x[:, None], state, filled=t + 1)
-            patch.append(self._sample_frame(t, y[:, 0], sampling, position))
+            patch.append(self._sample_frame(t, y[:, 0], sampler))
             x = self.codes.embed(patch[-1]).to(hidden.dtype)
         return torch.stack(patch, dim=1)
 
-    def _sample_frame(self, frame: int, y: Tensor, sampling: Sampling, position: Tensor) -> Tensor:
+    def _sample_frame(self, frame: int, y: Tensor, sampler: Sampler) -> Tensor:
         first = 1 + frame * self.codebooks  # number of this frame's first draw at the position; 0 is the text token's
         if self.chain is None:
-            return sample(self.codes.logits(y), sampling, position, first)
-        codes = sample(self.codes.logits_of(0, y)[:, None], sampling, position, first)
+            return sampler.draw(self.codes.logits(y), first)
+        codes = sampler.draw(self.codes.logits_of(0, y)[:, None], first)
         for k in range(1, self.codebooks):
             logits = self.codes.logits_of(k, self.chain(k, y, self.codes.embed(codes)))
-            codes = torch.cat([codes, sample(logits[:, None], sampling, position, first + k)], dim=1)
+            codes = torch.cat([codes, sampler.draw(logits[:, None], first + k)], dim=1)
         return codes

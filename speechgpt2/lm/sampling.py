@@ -52,33 +52,48 @@ class Sampling(NamedTuple):
         return cls.of(batch, temperature=0.0, device=device)
 
 
-def sample(logits: Tensor, sampling: Sampling, position: Tensor, first: int) -> Tensor:
-    """Draw from `logits [B, N, V]` -> `[B, N]`: N draws of each row at `position [B]`, numbered from `first` on.
+class Sampler:
+    """Draws tokens for one position of each row. What the draws share is made ready once: a patch takes ten of them.
 
-    The filters apply in the order temperature, top-k, top-p; each sees what the one before left. A logit of −inf is
-    never drawn.
+    `ahead`: the numbers of draws among `tokens` tokens that are sure to come, whose noise is then made at once.
     """
-    scores, tokens = logits.float().topk(candidates(logits, sampling), dim=-1)  # the likeliest first
-    temperature = sampling.temperature[:, None, None]
-    scores = scores / torch.where(temperature > 0, temperature, 1.0)
-    rank = torch.arange(scores.shape[-1], device=logits.device)
-    top_k = torch.where(sampling.top_k > 0, sampling.top_k, MOST)[:, None, None]
-    scores = scores.masked_fill(rank >= top_k, -torch.inf)
-    probability = scores.softmax(-1)
-    before = probability.cumsum(-1) - probability
-    scores = scores.masked_fill((before >= sampling.top_p[:, None, None]) & (rank > 0), -torch.inf)
-    best = (scores + gumbel(sampling.seed, position, first, tokens)).argmax(-1, keepdim=True)
-    best = torch.where(temperature > 0, best, 0)
-    return tokens.gather(-1, best)[..., 0]
 
+    def __init__(self, sampling: Sampling, position: Tensor, ahead: range = range(0), tokens: int = 0):
+        warm, on_device = sampling.temperature > 0, position.is_cuda  # a device is not waited for
+        self.some_warm, self.all_warm = on_device or bool(warm.any()), not on_device and bool(warm.all())
+        self.seed, self.position, self.warm = sampling.seed, position, warm[:, None, None]
+        self.temperature = torch.where(warm, sampling.temperature, 1.0)[:, None, None]
+        self.top_k = torch.where(sampling.top_k > 0, sampling.top_k, MOST)
+        self.widest = MOST if on_device else min(MOST, int(torch.where(warm, self.top_k, 1).max()))
+        self.top_p = sampling.top_p[:, None, None]
+        self.ahead, self.noise = ahead, None
+        if self.some_warm and len(ahead):
+            every = torch.arange(tokens, device=position.device).expand(len(position), len(ahead), tokens)
+            self.noise = gumbel(self.seed, position, ahead.start, every)
 
-def candidates(logits: Tensor, sampling: Sampling) -> int:
-    """How many tokens a draw must look at; on a device the settings are not waited for."""
-    most = min(MOST, logits.shape[-1])
-    if logits.is_cuda or bool((sampling.top_k <= 0).logical_and(sampling.temperature > 0).any()):
-        return most
-    widest = torch.where(sampling.temperature > 0, sampling.top_k, 1)
-    return min(most, int(widest.max()))
+    def draw(self, logits: Tensor, first: int) -> Tensor:
+        """From `logits [B, N, V]` -> `[B, N]`: N draws in each row, numbered from `first` on.
+
+        The filters apply in the order temperature, top-k, top-p; each sees what the one before left. A logit of −inf
+        is never drawn.
+        """
+        if not self.some_warm:
+            return logits.argmax(-1)
+        scores, tokens = logits.float().topk(min(self.widest, logits.shape[-1]), dim=-1)  # the likeliest first
+        rank = torch.arange(scores.shape[-1], device=logits.device)
+        scores = (scores / self.temperature).masked_fill(rank >= self.top_k[:, None, None], -torch.inf)
+        probability = scores.softmax(-1)
+        before = probability.cumsum(-1) - probability
+        scores = scores.masked_fill((before >= self.top_p) & (rank > 0), -torch.inf)
+        best = (scores + self._noise(tokens, first)).argmax(-1, keepdim=True)
+        drawn = tokens.gather(-1, best)[..., 0]
+        return drawn if self.all_warm else torch.where(self.warm[..., 0], drawn, logits.argmax(-1))
+
+    def _noise(self, tokens: Tensor, first: int) -> Tensor:
+        if self.noise is None or first not in self.ahead:
+            return gumbel(self.seed, self.position, first, tokens)
+        index = first - self.ahead.start
+        return self.noise[:, index : index + tokens.shape[1]].gather(-1, tokens)
 
 
 def gumbel(seed: Tensor, position: Tensor, first: int, tokens: Tensor) -> Tensor:

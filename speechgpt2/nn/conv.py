@@ -25,6 +25,7 @@ from speechgpt2.nn.linear import AMX, AVX2, PROCESSOR, Kernel, packed
 
 HANDFUL = 8
 HAS_BLOCKED = PROCESSOR == "avx512" and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+STEPS = 12  # of a row, that weights are laid out for: as a patch has; another layout may be 30 times as slow
 MANY_VALUES = 1 << 19  # from here on oneDNN may do better in an order that it chooses for itself
 
 
@@ -55,13 +56,13 @@ class BlockedConv(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, conv: nn.Conv1d, steps: int) -> BlockedConv | None:
-        """`conv` for mostly `steps` outputs of one row; None where torch's own kernel is to be preferred."""
+    def of(cls, conv: nn.Conv1d) -> BlockedConv | None:
+        """None where torch's own kernel is to be preferred."""
         weight = conv.weight.detach()
         if not HAS_BLOCKED or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
         (stride,), (dilation,), groups, kernel = conv.stride, conv.dilation, conv.groups, weight.shape[2]
-        size = (1, conv.in_channels, 1, (steps - 1) * stride + (kernel - 1) * dilation + 1)
+        size = (1, conv.in_channels, 1, (STEPS - 1) * stride + (kernel - 1) * dilation + 1)
         blocked = torch.ops.mkldnn._reorder_convolution_weight(
             weight[:, :, None].contiguous(), [0, 0], [1, stride], [1, dilation], groups, size
         )
@@ -90,7 +91,7 @@ class CausalConv1d(nn.Conv1d):
 
     def pack(self, rows: int, half: bool) -> None:
         """See `nn.linear.pack`; the weights, which are few, are kept too."""
-        self.packed = self.packed or BlockedConv.of(self, rows)
+        self.packed = self.packed or BlockedConv.of(self)
 
     def init_state(self, batch: int) -> Tensor:
         return self.weight.new_zeros(batch, self.in_channels, self.past)
@@ -119,7 +120,7 @@ class Downsample(nn.Module):
 
     def pack(self, rows: int, half: bool) -> None:
         """See `nn.linear.pack`; the weights, which are few, are kept too."""
-        self.packed = self.packed or BlockedConv.of(self.conv, rows // 2)
+        self.packed = self.packed or BlockedConv.of(self.conv)
 
     def init_state(self, batch: int) -> EdgeTail:
         return EdgeTail.empty(batch, self.conv.in_channels, 2, self.conv.weight)

@@ -1,6 +1,7 @@
 """Taking back and cutting short: afterwards the model knows what was said and heard, and not a word more."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +100,85 @@ def test_speech_that_is_dropped_was_never_heard():
         say(s, noise(0.4, 2))
         run(e)
     assert same(session, plain) and agrees(engine, session)
+
+
+# while others keep the model busy, it does not wait for the codec: turns may change under what is being heard
+
+
+class SlowSounds:
+    """A codec whose answers take so many looks until they are there."""
+
+    def __init__(self, sounds, looks=5):
+        self.sounds, self.looks, self.alive = sounds, looks, True
+
+    def ask(self, method, *arguments):
+        answer, left = self.sounds.ask(method, *arguments), iter(range(self.looks))
+        return SimpleNamespace(result=answer.result, done=lambda: next(left, None) is None)
+
+    def close(self):
+        self.sounds.close()
+
+
+def busy_engine():
+    """Somebody else is about to be answered for a long time."""
+    engine = tiny_engine()
+    engine.runner.sounds = SlowSounds(engine.runner.sounds)
+    other = engine.open(replace(SHORT, max_patches=200))
+    other.write("Hello")
+    other.respond()
+    return engine, other
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 6, 7, 8, 9, 11, 20])
+@pytest.mark.parametrize("seconds", [0.4, 0.48])
+def test_a_turn_that_was_not_over_while_its_end_was_being_heard(seconds, steps):
+    (engine, other), whole, cut = busy_engine(), tiny_engine(), int(seconds * 24_000)
+    session, plain, pcm = engine.open(SHORT), whole.open(SHORT), noise(1.1)
+    session.begin_speech()
+    session.hear(pcm[:cut])
+    session.end_speech()
+    session.respond()
+    for _ in range(steps):
+        engine.step()
+    session.take_back()
+    session.hear(pcm[cut:])
+    session.end_speech()
+    session.respond()
+    say(plain, pcm)
+    plain.respond()
+    found, wanted = talk(engine, [session])[session], talk(whole, [plain])[plain]
+    other.close()
+    assert same(session, plain) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 6, 8, 20])
+def test_a_turn_is_forgotten_while_its_end_is_being_heard(steps):
+    (engine, busy), other = busy_engine(), tiny_engine()
+    session, plain = engine.open(SHORT), other.open(SHORT)
+    number = session.begin_speech()
+    session.hear(noise(0.4))
+    session.end_speech()
+    for _ in range(steps):
+        engine.step()
+    session.forget(number)
+    for e, s in ((engine, session), (other, plain)):
+        say(s, noise(0.5, 3))
+        s.respond()
+        talk(e, [s])
+    busy.close()
+    assert same(session, plain) and agrees(engine, session)
+
+
+def test_the_end_of_a_turn_is_heard_beside_others_who_are_pressed():
+    """Its codes come late, and meanwhile the others' answer goes on."""
+    engine, _ = busy_engine()
+    session = engine.open(SHORT)
+    say(session, noise(0.4))
+    session.respond()
+    engine.step()
+    before = engine.stats().steps
+    run(engine, until=lambda: session.slot.ear.settled)
+    assert engine.stats().steps > before + 3
 
 
 # a scripted answer: a draft, a patch of silence, then words that sound one patch after they are named

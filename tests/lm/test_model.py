@@ -69,6 +69,21 @@ def test_packed_it_says_the_same(options):
         torch.testing.assert_close(lm.text_logits(hidden), logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no FBGEMM")
+def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
+    exact = tiny_lm(chained=True, tied_head=True).bfloat16().float()
+    patches, sampling = random_patches(exact, 1, 20), Sampling.of(1)
+    hidden, state = exact.prefill(patches, exact.init_state(1, 40))
+    wanted = continuation(exact, hidden, state, sampling)
+    lm = tiny_lm(chained=True, tied_head=True).bfloat16()
+    assert lm.dtype == torch.bfloat16
+    pack(lm)
+    assert lm.dtype == torch.float32
+    mine, state = lm.prefill(patches, lm.init_state(1, 40))
+    torch.testing.assert_close(mine, hidden, atol=1e-5, rtol=1e-4)
+    assert_equal(continuation(lm, mine, state, sampling), wanted)
+
+
 def test_a_row_among_others_draws_what_it_draws_alone(lm):
     patches, lengths = random_patches(lm, 3, 9), torch.tensor([9, 4, 0])
     patches.text[0, 2] = patches.text[1, 3] = lm.prompt.ids.speech_start

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -66,12 +69,20 @@ def test_small_waves_are_as_good_as_large_ones(ray, recordings, tmp_path, monkey
     assert tree(tmp_path / "one") == tree(tmp_path / "ray")
 
 
-def test_nothing_is_shown_and_nothing_is_told(ray):
-    from ray._common.usage import usage_lib
+LISTENS = """
+from speechgpt2.data.pipeline import cluster
+ray, _ = cluster._connected(1)
+from ray._common.usage import usage_lib
+told = usage_lib.usage_stats_enabled() or bool(ray._private.worker.get_dashboard_url())
+print(told, ray.nodes()[0]["NodeManagerAddress"])
+"""
 
-    assert not usage_lib.usage_stats_enabled()
-    assert not ray._private.worker.get_dashboard_url()
-    assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"  # nobody else can reach it
+
+def test_nothing_is_shown_and_nothing_is_told():
+    """In a process of its own, for Ray goes by what it finds when it is loaded, here by whichever test came first."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'speechgpt2[ray]'")
+    result = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, timeout=120)
+    assert result.stdout.split() == ["False", "127.0.0.1"], result.stderr  # nobody else can reach it
 
 
 @pytest.mark.slow
