@@ -114,7 +114,7 @@ def test_a_secret_of_one_replica_opens_all(house):
             sessions.enter_context(
                 line(house, subprotocols=["realtime", f"openai-insecure-api-key.{key}"], open_timeout=PATIENCE)
             )
-        assert [taken for taken, _ in house.who().values()] == [2, 2]
+        house.until(lambda who: [taken for taken, _ in who.values()] == [2, 2])
 
 
 def test_a_replica_that_dies_takes_only_its_own(house):
