@@ -29,7 +29,7 @@ from torch import Tensor
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tools as calling
-from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, with_capacity
+from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, truncate, with_capacity
 from speechgpt2.lm.prompt import Spoken, join
 from speechgpt2.lm.reply import ReplyReader
 from speechgpt2.lm.sampling import Sampling
@@ -113,7 +113,7 @@ class SpeechGPT:
         if isinstance(greeting, Speech):
             greeting = self.lm.prompt.spoken(self.codes(greeting), text=greeting.text)
         opening = self.lm.prompt.opening(mode, greeting, system, tools)
-        return Conversation(self, opening, sampling, max_patches, calls=bool(tools))
+        return Conversation(self, opening, sampling, max_patches, speaks=mode[2] == "s", calls=bool(tools))
 
     @overload
     def chat(
@@ -167,13 +167,19 @@ class SpeechGPT:
 
 class Conversation:
     """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new.
-    `calls`: the opening names tools.
+    `speaks`: an answer is to have speech; `calls`: the opening names tools.
     """
 
     def __init__(
-        self, model: SpeechGPT, opening: Patches, sampling: Sampling | None, max_patches: int, calls: bool = False
+        self,
+        model: SpeechGPT,
+        opening: Patches,
+        sampling: Sampling | None,
+        max_patches: int,
+        speaks: bool = False,
+        calls: bool = False,
     ):
-        self.model, self.max_patches, self.calls = model, max_patches, calls
+        self.model, self.max_patches, self.speaks, self.calls = model, max_patches, speaks, calls
         self.sampling = sampling or Sampling.of(1, device=model.lm.device)
         self.state = model.lm.init_state(1, ROOM)
         self._new = [opening]  # not yet taken in
@@ -220,12 +226,10 @@ class Conversation:
         voice = codec.init_decoder_state(1)
         self._answer_is_due, self._codes = False, []
         try:
-            hidden = self._take_in()
-            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches):
-                self.state = step.state
-                codes = step.patches.codes[:, 0]  # [1, G, K]
+            for patches in self._draw(reader):
+                codes = patches.codes[:, 0]  # [1, G, K]
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
-                yield from reader.read(int(step.patches.text), speaking)
+                yield from reader.read(int(patches.text), speaking)
                 if speaking:
                     self._codes.append(codes[0].cpu())
                     pcm, voice = codec.decode(codes, voice)
@@ -235,6 +239,24 @@ class Conversation:
         finally:
             if not reader.ended:
                 self._new.append(lm.prompt.closing(speaking=bool(self.state.balance[0])))
+
+    def _draw(self, reader: ReplyReader) -> Iterator[Patches]:
+        """The answer's patches, `[1, 1]` each. One that would end without its speech goes on where that would begin."""
+        lm, hidden, left = self.model.lm, self._take_in(), self.max_patches
+        begin = int(self.state.position[0])
+        for patches in self._generate(hidden, left):
+            left -= 1
+            ends_mute = self.speaks and not self._codes and int(patches.text) == lm.prompt.ids.eos
+            if ends_mute and left and (written := reader.unspoken()) is not None:
+                hidden, self.state = lm.prefill(written, truncate(self.state, 0, begin))
+                yield from self._generate(hidden, left)
+                return
+            yield patches
+
+    def _generate(self, hidden: Tensor, most: int) -> Iterator[Patches]:
+        for step in self.model.lm.generate(hidden, self.state, self.sampling, most):
+            self.state = step.state
+            yield step.patches
 
     def collect(self, events: Iterable[Event]) -> Reply:
         """All events of an answer as one reply."""

@@ -12,7 +12,7 @@ import torch
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
-from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.model import SpeechLM, at
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.types import AudioDelta, Patches, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn, TurnDone
@@ -113,6 +113,37 @@ def test_events_come_in_order_and_as_they_happen(drafting):
     assert kinds == [*[TextDelta] * kinds.count(TextDelta), *[AudioDelta] * 3, TurnDone]
 
 
+@pytest.mark.parametrize("transcript", ["what is it", None])
+def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all(drafting, transcript):
+    prompt = drafting.prompt
+    said = spoken(prompt, "Hello there")
+    mute = prompt.reply("Hello there", transcript=transcript)
+    whole = prompt.reply("Hello there", said, transcript)
+    written = mute.text.shape[1] - prompt.closing(speaking=False).text.shape[1]
+    rest = Patches(*(part[:, written + 1 :] for part in whole))
+    lm = ScriptedLM(drafting, mute, rest)
+    talk = SpeechGPT(CountingCodec(), lm).conversation("s2s")
+    answer = talk.ask(
+        Turn.user("is it" if transcript is None else None, speech=None if transcript is None else speech(5))
+    )
+    assert (answer.text, answer.transcript, answer.reason) == ("Hello there", transcript, "stop")
+    assert answer.codes.tolist() == said.codes.tolist()
+    others, _ = drafting.prefill(join(lm.seen[0], whole), drafting.init_state(1, 400))
+    assert (
+        talk.state.position.item() == lm.seen[0].text.shape[1] + whole.text.shape[1] and talk.state.balance.item() == 0
+    )
+    state = at(talk.state, talk.state.position - 1)  # what it has in memory is the whole answer, and no other
+    mine, _ = drafting.prefill(Patches(*(part[:, -1:] for part in whole)), state)
+    torch.testing.assert_close(mine, others, atol=1e-5, rtol=1e-4)
+
+
+def test_an_answer_of_no_words_stays_without_speech(drafting):
+    prompt = drafting.prompt
+    lm = ScriptedLM(drafting, prompt.reply("", transcript="what is it"))
+    answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(5))])
+    assert (answer.text, answer.transcript, answer.reason, len(answer.pcm)) == ("", "what is it", "stop", 0)
+
+
 def test_a_written_answer_of_the_released_kind(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.reply("Hello there"))
@@ -177,7 +208,8 @@ def test_a_conversation_takes_in_only_what_is_new(released):
 def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
     prompt = drafting.prompt
     reply = prompt.reply("Hello there", spoken(prompt, "Hello there"))
-    lm = ScriptedLM(drafting, reply, prompt.reply("it"))
+    answer = prompt.reply("it", spoken(prompt, "it"))
+    lm = ScriptedLM(drafting, reply, answer)
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2s")
     events = talk.ask(Turn.user("what"), stream=True)
     while not isinstance(next(events), stop_at):
@@ -186,7 +218,7 @@ def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
     said = lm.heard.text.shape[1]
     assert talk.ask(Turn.user("is")).text == "it"
     speaking = stop_at is AudioDelta
-    rest = join(prompt.closing(speaking), prompt.user_text("is"), prompt.reply("it"))
+    rest = join(prompt.closing(speaking), prompt.user_text("is"), answer)
     heard = lm.heard
     assert same(Patches(heard.text[:, said:], heard.codes[:, said:]), rest)
     assert talk.state.balance.item() == 0

@@ -255,8 +255,10 @@ class Slot:
 
     def _drawn(self, reply: Reply, patch: Drawn) -> None:
         ids = self.prompt.ids
-        self.context.extend(_patch(patch), taken=True)
         reply.patches += 1
+        if patch.token == ids.eos and self._speaks_after_all(reply):
+            return
+        self.context.extend(_patch(patch), taken=True)
         reply.open += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
         self._tell(reply, reply.reader.read(patch.token, patch.sound is not None))
         reply.coming += patch.sound is not None
@@ -264,6 +266,17 @@ class Slot:
             self._finish("stop")
         elif reply.patches >= reply.most or self.context.room <= CLOSING:
             self._finish("length")
+
+    def _speaks_after_all(self, reply: Reply) -> bool:
+        """Whether a reply that would end without speech goes on where it would begin."""
+        if not reply.speak or reply.sounding or reply.coming or reply.patches >= reply.most:
+            return False
+        written = reply.reader.unspoken()
+        if written is None:
+            return False
+        self.context.replace(self.context.spans[-1], written)
+        reply.open = 1
+        return True
 
     def sounded(self, number: int, pcm: np.ndarray, now: float) -> None:
         """The sound `pcm [N]` of a patch of reply `number`."""

@@ -63,6 +63,17 @@ class ReplyReader:
         rest = self._rest().removesuffix(self.prompt.words.turn_end)
         return self._heard(rest) if self.transcribing else self._tell(rest)
 
+    def unspoken(self) -> Patches | None:
+        """For a reply that would end without the speech that it is to have, as a small model's now and then does: what
+        it has written, `[1, P]`, up to where its speech begins, so that it goes on from there. None if that is nothing.
+        """
+        prompt = self.prompt
+        if not prompt.words.draft or self.tools or self.transcribing or not self.text.strip():
+            return None
+        self._held, self._tokens = "", []  # the words that were to end it
+        heard = [] if self.transcript is None else [*prompt.encode(self.transcript), prompt.ids.heard]
+        return prompt.text([*heard, *prompt.encode(self.text.strip()), prompt.ids.speech_start])
+
     def _rest(self) -> str:
         rest = self._held + self.prompt.tokenizer.decode(self._tokens)
         self._held, self._tokens = "", []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speechgpt2.dialogue.protocol import SessionSettings
-from speechgpt2.types import Interrupted, Speech, Turn, TurnDone
+from speechgpt2.types import Interrupted, Speech, TextDelta, Turn, TurnDone
 from tests.engine.tiny import (
     PATCH,
     ScriptedLM,
@@ -330,4 +330,26 @@ def test_turns_can_be_forgotten():
     session.forget(99)
     run(engine)
     run(other)
+    assert same(session, plain) and agrees(engine, session)
+
+
+def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all():
+    """As if it had been spoken from the beginning."""
+    codes = random_codes(8)
+    engine, _ = scripted(WORDS, codes)
+    other, _ = scripted(WORDS, codes)
+    ids, encode = engine.runner.lm.prompt.ids, engine.runner.lm.prompt.encode
+    script = engine.runner.lm.script
+    start = [token for token, _ in script].index(ids.speech_start)
+    end = [(token, None) for token in [*encode(engine.runner.lm.prompt.words.turn_end), ids.eos]]
+    engine.runner.lm.script = script[:start] + end + script[start + 1 :]
+    session, plain = engine.open(SHORT), other.open(SHORT)
+    heard = []
+    for e, s in ((engine, session), (other, plain)):
+        say(s, noise(0.4))
+        s.respond()
+        heard.append(talk(e, [s])[s])
+    assert np.array_equal(sound(heard[0]), sound(heard[1])) and len(sound(heard[0])) == 8 * PATCH
+    texts = ["".join(e.text for e in found if isinstance(e, TextDelta)).strip() for found in heard]
+    assert texts == ["Hello there, what is weather"] * 2 and reason(heard[0]) == "stop"
     assert same(session, plain) and agrees(engine, session)
