@@ -361,14 +361,14 @@ class Slot:
         return self.prompt.opening(told.mode, greeting, told.instructions, told.tools)
 
     def _begin_reply(self, number: int, options: ReplyOptions) -> None:
-        s, ids, text = self.settings, self.prompt.ids, options.text
+        s, text = self.settings, options.text
         speak = s.speak if options.speak is None else options.speak
         last = self.context.spans[-1] if self.context.spans else None
         transcribing = last is not None and last.role == "user" and last.spoken and text is None
         given = self.prompt.text([])
         if text is not None:
             self.prompt.require_draft("read a given text aloud")
-            given = self.prompt.text([*self.prompt.encode(text), ids.speech_start])
+            given = self.prompt.aloud(text)
         self._set_mode(speak or text is not None, recital=text is not None, own=options)
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)

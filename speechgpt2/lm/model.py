@@ -29,7 +29,7 @@ from speechgpt2.lm.lookahead import Lookahead
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, Sampling
-from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, pack, packed
+from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 
@@ -117,8 +117,6 @@ class SpeechLM(nn.Module):
         """
         if self.text_head is None and self.packed is None:
             self.packed = packed(self.text_embedding.weight, None, rows, half)
-        for part in self.children():
-            pack(part, rows, half)
         if all(isinstance(m.packed, HalfKernel) for m in self.modules() if isinstance(m, Linear)):
             for norm in self.modules():
                 if isinstance(norm, nn.RMSNorm):

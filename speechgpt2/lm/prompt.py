@@ -156,13 +156,15 @@ class Prompt:
     def reply(self, text: str, spoken: Spoken | None = None, transcript: str | None = None) -> Patches:
         """A complete reply. With drafts: transcript, text, speech, as given; else the speech, or else the text."""
         parts = []
-        if self.words.draft and transcript is not None:
-            parts.append(self.text([*self.encode(transcript), self.ids.heard]))
         if self.words.draft or spoken is None:
-            parts.append(self.text(self.encode(text)))
+            parts.append(self.text(self._draft(text, transcript)))
         if spoken is not None:
             parts.append(self._spoken(spoken))
         return join(*parts, self._turn_end())
+
+    def aloud(self, text: str, transcript: str | None = None) -> Patches:
+        """A reply with a draft, up to where the speech of `text` begins."""
+        return self.text([*self._draft(text, transcript), self.ids.speech_start])
 
     def reply_start(self) -> Patches:
         """Where a reply begins that no user's turn precedes: a greeting, or reading aloud."""
@@ -171,7 +173,7 @@ class Prompt:
     def recital(self, text: str) -> Patches:
         """All that precedes the speech if `text` is to be read aloud. Errors: `UserError` in a model without drafts."""
         self.require_draft("read a given text aloud")
-        return join(self.opening("t2s"), self.reply_start(), self.text([*self.encode(text), self.ids.speech_start]))
+        return join(self.opening("t2s"), self.reply_start(), self.aloud(text))
 
     def closing(self, speaking: bool) -> Patches:
         """What a reply that was cut short still needs in history, lest all that follows count as speech."""
@@ -249,6 +251,11 @@ class Prompt:
         if user is None:
             return self.reply_start()
         return self.user_text(user) if isinstance(user, str) else self.user_speech(user)
+
+    def _draft(self, text: str, transcript: str | None) -> list[int]:
+        """What is written before it is spoken; of models without drafts the text alone."""
+        heard = [*self.encode(transcript), self.ids.heard] if self.words.draft and transcript is not None else []
+        return [*heard, *self.encode(text)]
 
     def _spoken(self, spoken: Spoken) -> Patches:
         start, end = self.text([self.ids.speech_start]), self.text([self.ids.speech_end])

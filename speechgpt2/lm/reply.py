@@ -65,14 +65,13 @@ class ReplyReader:
 
     def unspoken(self) -> Patches | None:
         """For a reply that would end without the speech that it is to have, as a small model's now and then does: what
-        it has written, `[1, P]`, up to where its speech begins, so that it goes on from there. None if that is nothing.
+        it has written, `[1, P]`, up to where its speech begins, so that it goes on from there, and the words that were
+        to end it are forgotten. None if that is nothing.
         """
-        prompt = self.prompt
-        if not prompt.words.draft or self.tools or self.transcribing or not self.text.strip():
+        if not self.prompt.words.draft or self.tools or self.transcribing or not self.text.strip():
             return None
-        self._held, self._tokens = "", []  # the words that were to end it
-        heard = [] if self.transcript is None else [*prompt.encode(self.transcript), prompt.ids.heard]
-        return prompt.text([*heard, *prompt.encode(self.text.strip()), prompt.ids.speech_start])
+        self._held, self._tokens = "", []
+        return self.prompt.aloud(self.text.strip(), self.transcript)
 
     def _rest(self) -> str:
         rest = self._held + self.prompt.tokenizer.decode(self._tokens)

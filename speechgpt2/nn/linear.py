@@ -126,7 +126,7 @@ def pack(model: nn.Module, rows: int = 1, half: bool = True) -> None:
     For a model that will neither be trained nor saved nor moved any more, and only be run under `torch.no_grad` or
     `torch.inference_mode`.
     """
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # parts before the whole, which may look at them
         if isinstance(module, Packable):
             module.pack(rows, half)
 

@@ -93,6 +93,7 @@ def test_no_more_candidates_than_needed_are_looked_at():
     assert Sampler(Sampling.of(2, top_k=50), position).widest == 50
     assert Sampler(Sampling.greedy(2), position).widest == 1
     assert Sampler(Sampling.of(2, top_k=0), position).widest == 1024
+    assert Sampler(Sampling.of(2, top_k=50), position).draw(torch.zeros(2, 1, 20), 0).max() < 20
 
 
 def test_noise_that_was_made_ahead_is_the_same():
