@@ -88,15 +88,20 @@ def agree(module: nn.Module) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
+    """Replace every gradient by its mean over the processes, in one message. Where some processes have none, theirs
+    counts as zero: what one of them draws may hold no speech to learn.
+    """
     if count() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    message = torch.cat([g.flatten() for g in gradients])
+    learning = [p for p in parameters if p.requires_grad]
+    there = torch.tensor([float(p.grad is not None) for p in learning])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+    message = torch.cat([there.to(gradients[0]), *(g.flatten() for g in gradients)])
     dist.all_reduce(message)
-    message /= count()
-    for gradient, mean in zip(gradients, message.split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view_as(gradient))
+    somewhere, *sums = message.split([len(learning), *(g.numel() for g in gradients)])
+    for parameter, known, total in zip(learning, somewhere.tolist(), sums, strict=True):
+        if known:
+            parameter.grad = total.view_as(parameter) / count()
 
 
 @torch.no_grad()

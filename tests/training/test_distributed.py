@@ -44,8 +44,11 @@ def exchange_messages(folder: Path) -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     untouched = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)
-    distributed.average_gradients([parameter, untouched])
-    torch.save((parameter.grad, untouched.grad, distributed.gather(torch.tensor([[rank]]))), folder / f"{rank}.pt")
+    sometimes = torch.nn.Parameter(torch.zeros(1))
+    sometimes.grad = torch.tensor([4.0]) if rank else None
+    distributed.average_gradients([parameter, untouched, sometimes])
+    gradients = (parameter.grad, untouched.grad, sometimes.grad)
+    torch.save((*gradients, distributed.gather(torch.tensor([[rank]]))), folder / f"{rank}.pt")
 
 
 def train_tiny(folder: Path, steps: int) -> None:
@@ -63,8 +66,8 @@ def train_tiny(folder: Path, steps: int) -> None:
 def test_gradients_are_averaged_and_parts_joined(tmp_path):
     distributed.run(2, partial(exchange_messages, tmp_path))
     for rank in range(2):
-        gradient, none, joined = torch.load(tmp_path / f"{rank}.pt")
-        assert gradient.tolist() == [1.5, 3.0, 4.5] and none is None
+        gradient, none, sometimes, joined = torch.load(tmp_path / f"{rank}.pt")
+        assert gradient.tolist() == [1.5, 3.0, 4.5] and none is None and sometimes.tolist() == [2.0]
         assert joined.tolist() == [[0], [1]]
 
 
