@@ -53,6 +53,7 @@ class SessionSettings:
     max_patches: int = 512  # of one reply: a minute of speech
     paced: bool = True  # speech comes only so far ahead of its playback; or else as fast as it is read
     tools: tuple[Tool, ...] = ()  # that the model may call, if it knows how to
+    must_call: bool | str = False  # it begins every answer with a call, of any of them or the one of this name
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class ReplyOptions:
     max_patches: int | None = None
     text: str | None = None
     tools: tuple[Tool, ...] | None = None
+    must_call: bool | str | None = None
 
 
 @dataclass(frozen=True)

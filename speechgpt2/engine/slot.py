@@ -20,9 +20,11 @@ from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.ear import Ear
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.engine.memory import as_heard, speech_patches
-from speechgpt2.engine.runner import Draw, Drawn
+from speechgpt2.engine.orders import Draw
+from speechgpt2.engine.runner import Drawn
 from speechgpt2.engine.scheduler import Need
 from speechgpt2.engine.sounds import Sound
+from speechgpt2.lm import tools as calling
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import Known, ReplyReader
 from speechgpt2.types import (
@@ -365,19 +367,29 @@ class Slot:
         speak = s.speak if options.speak is None else options.speak
         last = self.context.spans[-1] if self.context.spans else None
         transcribing = last is not None and last.role == "user" and last.spoken and text is None
-        given = self.prompt.text([])
+        given, begun = self.prompt.text([]), ""
         if text is not None:
             self.prompt.require_draft("read a given text aloud")
             given = self.prompt.aloud(text)
         self._set_mode(speak or text is not None, recital=text is not None, own=options)
+        if text is None and not (transcribing and self.prompt.words.draft):
+            begun = self._call_begun(options)
+            given = self.prompt.text(self.prompt.encode(begun))
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)
-        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.told.tools) and text is None)
+        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.told.tools) and text is None, begun=begun)
         self.reply = Reply(number, most, speak or text is not None, reader)
         if text is not None:
             self.reply.open = 1
             self.mailbox.put(number, TextDelta(text))
+
+    def _call_begun(self, options: ReplyOptions) -> str:
+        """What a reply that must call a tool is given to begin with."""
+        must = self.settings.must_call if options.must_call is None else options.must_call
+        if not must or not self.told.tools or not self.prompt.words.tools:
+            return ""
+        return calling.begun(must if isinstance(must, str) else None)
 
     def _lead(self, now: float) -> float:
         """Seconds of sound that the listener has in hand, or is about to get."""

@@ -28,7 +28,8 @@ from torch import Tensor
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.rows import Rows
-from speechgpt2.streaming import select_rows, tree_map
+from speechgpt2.streaming import tree_map
+from speechgpt2.types import FRAME_SIZE
 
 STARTING = 120.0  # seconds that a process may take until it is there
 
@@ -51,6 +52,11 @@ class CodecRows:
         self.rows = Rows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
         self.ears = codec.init_encoder_state(self.rows.count)
         self.voices = codec.init_decoder_state(self.rows.count)
+        everyone, nobody = torch.arange(self.rows.count), self.rows.mask(())
+        pcm, lengths = self.rows.put(np.zeros((self.rows.count, samples), np.float32)), nobody.long()
+        codes = nobody.long()[:, None, None].expand(-1, samples // FRAME_SIZE, codec.config.quantizer.codebooks)
+        self.hear = self.rows.record(self._hear, everyone, pcm, lengths, nobody)
+        self.speak = self.rows.record(self._speak, everyone, codes, nobody)
 
     @torch.inference_mode()
     def encode(self, sounds: Mapping[int, Sound]) -> dict[int, np.ndarray]:
@@ -59,12 +65,10 @@ class CodecRows:
         for slot, sound in sounds.items():
             pcm[slot, : len(sound.pcm)], lengths[slot] = sound.pcm, len(sound.pcm)
         self.rows.reset(self.ears, self.codec.init_encoder_state, [n for n in sounds if sounds[n].fresh])
-        all_pcm, all_lengths = self.rows.put(pcm), self.rows.put(lengths)
-        going_on, result = self.rows.mask(n for n in sounds if not sounds[n].final), {}
+        going_on = self.rows.mask(n for n in sounds if not sounds[n].final)
+        told, result = (self.rows.put(pcm), self.rows.put(lengths), going_on), {}
         for rows in self.rows.groups(sounds):
-            before = select_rows(self.ears, rows)
-            codes, after = self.codec.encode(all_pcm[rows], before, lengths=all_lengths[rows], final=True)
-            self.rows.keep(self.ears, rows, going_on[rows], after, before)
+            codes = self.hear(rows, *self.rows.select(told, rows))
             for slot, heard in zip(rows.tolist(), codes.cpu().numpy(), strict=True):
                 if slot in sounds:
                     result[slot] = heard[: self.codec.frames(len(sounds[slot].pcm))]
@@ -72,20 +76,28 @@ class CodecRows:
 
     @torch.inference_mode()
     def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, fresh: Iterable[int]) -> np.ndarray:
-        """The sound `[R, N]` of `slots [R]` with `codes [R, G, K]`; those who are not `speaking [R]` stay as they were,
-        and what they get means nothing. First the voices of the slots `fresh` are made new.
+        """The sound `[R, N]` of a group's `slots [R]` with `codes [R, G, K]`; those who are not `speaking [R]` stay as
+        they were, and what they get means nothing. First the voices of the slots `fresh` are made new.
         """
         self.rows.reset(self.voices, self.codec.init_decoder_state, fresh)
-        all_codes = torch.zeros(self.rows.count, *codes.shape[1:], dtype=torch.int64, device=codes.device)
-        all_codes[slots] = codes.clamp(max=self.codec.config.quantizer.size - 1)
-        active = torch.zeros(self.rows.count, dtype=torch.bool, device=codes.device)
-        active[slots] = speaking
-        pcm = torch.zeros(self.rows.count, self.samples, device=codes.device)
+        codes = codes.clamp(max=self.codec.config.quantizer.size - 1)
+        told = (self.rows.spread(slots, codes), self.rows.spread(slots, speaking))
+        pcm = torch.zeros(self.rows.count, self.samples, device=self.rows.device)
         for rows in self.rows.groups(range(self.rows.count) if self.rows.fixed else slots[speaking].tolist()):
-            before = select_rows(self.voices, rows)
-            pcm[rows], after = self.codec.decode(all_codes[rows], before)
-            self.rows.keep(self.voices, rows, active[rows], after, before)
-        return pcm[slots].cpu().numpy()
+            self.rows.overwrite(pcm, rows, self.speak(rows, *self.rows.select(told, rows)))
+        return self.rows.select(pcm, slots).cpu().numpy()
+
+    def _hear(self, rows: Tensor, pcm: Tensor, lengths: Tensor, going_on: Tensor) -> Tensor:
+        before = self.rows.select(self.ears, rows)
+        codes, after = self.codec.encode(pcm, before, lengths=lengths, final=True)
+        self.rows.keep(self.ears, rows, going_on, after, before)
+        return codes
+
+    def _speak(self, rows: Tensor, codes: Tensor, speaking: Tensor) -> Tensor:
+        before = self.rows.select(self.voices, rows)
+        pcm, after = self.codec.decode(codes, before)
+        self.rows.keep(self.voices, rows, speaking, after, before)
+        return pcm
 
     @torch.inference_mode()
     def wipe(self, slot: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.waiting import may_look
 from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
@@ -92,7 +93,7 @@ class CausalStack(nn.Module):
             view = training_view(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
-            by_row = x.shape[1] == 1 and not x.is_cuda and (len(x) == 1 or state.capacity > FEW_KEYS)
+            by_row = x.shape[1] == 1 and may_look(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
             view = row_view(state, lengths, self.config) if by_row else cached_view(x, state, filled, self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, view)
@@ -189,7 +190,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 def check_capacity(state: StackState, lengths: Tensor | int) -> None:
     """Errors: ValueError if a row would outgrow the state. A device is not asked; there the spare cell takes it."""
-    if not state.position.is_cuda and int((state.position + lengths).max()) > state.capacity:
+    if may_look(state.position) and int((state.position + lengths).max()) > state.capacity:
         raise ValueError(f"a row would pass the state's capacity of {state.capacity} positions")
 
 
@@ -197,7 +198,7 @@ def cached_view(x: Tensor, state: StackState, filled: int | None, config: Backbo
     """Each row goes on at its own position. Void cells are masked; what passes the capacity goes to the spare cell."""
     batch, steps, _ = x.shape
     position = state.position[:, None] + torch.arange(steps, device=x.device)
-    exact = filled is None and not x.is_cuda
+    exact = filled is None and may_look(x)
     if exact:
         filled = int(state.position.max()) + steps
     bound = state.capacity + steps if filled is None else filled

@@ -30,6 +30,7 @@ from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, Sampling
 from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
+from speechgpt2.nn.waiting import may_look
 from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 
@@ -175,7 +176,7 @@ class SpeechLM(nn.Module):
             text = torch.where(force == FREE, text, force)
         speaking = (state.balance != 0) & (text != self.prompt.ids.speech_end)
         silent = self._silent(text[:, None])
-        if not text.is_cuda and not bool(speaking.any()):  # a device is not waited for
+        if may_look(speaking) and not bool(speaking.any()):
             return silent
         drawn = self.patch_decoder.sample(hidden, sampling, state.position)
         return silent._replace(codes=torch.where(speaking[:, None, None, None], drawn[:, None], silent.codes))

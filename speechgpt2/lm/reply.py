@@ -31,10 +31,11 @@ class Parsed(NamedTuple):
 
 class ReplyReader:
     """Reads one reply, patch by patch. `spoken`: the user spoke, so a reply with a draft begins with a transcript.
-    `tools`: the model was told of some, so what is written may call one.
+    `tools`: the model was told of some, so what is written may call one. `begun`: what the reply was given to begin
+    with, of a call.
     """
 
-    def __init__(self, prompt: Prompt, spoken: bool, tools: bool = False):
+    def __init__(self, prompt: Prompt, spoken: bool, tools: bool = False, begun: str = ""):
         self.prompt, ids = prompt, prompt.ids
         self.tools = tools and prompt.words.tools
         self.silent = {ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.heard}
@@ -42,7 +43,7 @@ class ReplyReader:
         self.text, self.ended = "", False
         self.transcript: str | None = None
         self._tokens: list[int] = []  # not yet characters
-        self._held = ""  # may be the beginning of the turn's end, or of a call
+        self._held = begun  # may be the beginning of the turn's end, or of a call
         self._blank = ""  # where calls are possible: told with the word after it, lest a line break be all that is said
 
     def read(self, token: int, speaking: bool) -> list[Known]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from speechgpt2.nn.waiting import may_look
+
 MOST = 1024  # of the likeliest tokens, that a draw looks at: all codes, and all that matters of a vocabulary
 LOW = 2**32 - 1
 # Odd, and no small multiples of each other: different (seed, position, draw, token) fall on different counters.
@@ -59,12 +61,12 @@ class Sampler:
     """
 
     def __init__(self, sampling: Sampling, position: Tensor, ahead: range = range(0), tokens: int = 0):
-        warm, on_device = sampling.temperature > 0, position.is_cuda  # a device is not waited for
-        self.some_warm, self.all_warm = on_device or bool(warm.any()), not on_device and bool(warm.all())
+        warm, looks = sampling.temperature > 0, may_look(position)
+        self.some_warm, self.all_warm = not looks or bool(warm.any()), looks and bool(warm.all())
         self.seed, self.position, self.warm = sampling.seed, position, warm[:, None, None]
         self.temperature = torch.where(warm, sampling.temperature, 1.0)[:, None, None]
         self.top_k = torch.where(sampling.top_k > 0, sampling.top_k, MOST)
-        self.widest = MOST if on_device else min(MOST, int(torch.where(warm, self.top_k, 1).max()))
+        self.widest = min(MOST, int(torch.where(warm, self.top_k, 1).max())) if looks else MOST
         self.top_p = sampling.top_p[:, None, None]
         self.ahead, self.noise = ahead, None
         if self.some_warm and len(ahead):

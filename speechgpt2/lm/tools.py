@@ -1,6 +1,7 @@
 """Tools in the form that Qwen2.5's chat models speak, known as hermes; nothing else knows it.
 
 told(tools)      what the system line says of them, a JSON schema each, between <tools> and </tools>
+begun(name)      how a call begins, of the tool of this name or of any
 split(text)      a reply's text and the calls in it: <tool_call>{"name": …, "arguments": {…}}</tool_call>
 written(turn)    the other way round, for a turn of before; or what tools gave, to stand in a user's turn:
                  <tool_response>…</tool_response> each
@@ -34,6 +35,12 @@ def told(tools: Sequence[Tool]) -> str:
     """What a system line says of `tools`."""
     functions = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
     return TOLD.format(tools="\n".join(_json({"type": "function", "function": function}) for function in functions))
+
+
+def begun(name: str | None = None) -> str:
+    """The beginning of a call, up to where its tool's name, or its arguments, are to be written."""
+    call = '{"name": "' if name is None else f'{{"name": {_json(name)}, "arguments":'
+    return f"{BEGIN}\n{call}"
 
 
 def split(text: str) -> list[str | ToolCall]:

@@ -17,7 +17,7 @@ from speechgpt2.server import containers
 from speechgpt2.server.conversation import new_id
 from speechgpt2.server.problems import Problem
 from speechgpt2.server.response import Heard, Usage
-from speechgpt2.server.wire import MaxTokens, Message, Session, Tool, ToolChoice
+from speechgpt2.server.wire import MaxTokens, Message, Session, Tool, ToolChoice, check_choice
 from speechgpt2.types import AudioDelta, Event, Speech, Text, TextDelta, ToolCall, Turn, TurnDone
 
 AUDIO_LIFE = 3600  # seconds for which a client may name an answer's audio by its id instead of repeating it
@@ -115,9 +115,13 @@ class ChatRequest(Message):
         return format
 
     def session(self, base: Session) -> Session:
-        """A session's settings for this answer."""
+        """A session's settings for this answer. Errors: `Problem`."""
         system = [_words(m) for m in self.messages if m.role in ("system", "developer")]
         functions = [tool.function for tool in self.tools or []]
+        try:
+            check_choice(self.tool_choice or "auto", [function.name for function in functions])
+        except ValueError as error:
+            raise Problem(400, f"tool_choice {error}.", "invalid_value", "tool_choice") from None
         return base.model_copy(
             update={
                 "instructions": "\n".join(system),

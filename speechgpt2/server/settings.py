@@ -24,6 +24,7 @@ def of_session(
         max_patches=_patches(session.max_output_tokens),
         paced=paced,
         tools=_tools(session),
+        must_call=session.must_call,
     )
 
 
@@ -49,11 +50,12 @@ def of_dialogue(session: wire.Session) -> DialogueSettings:
 
 def of_reply(session: wire.Session, instructions: str | None = None) -> ReplyOptions:
     """One answer, where it differs; `instructions` of its own."""
-    return ReplyOptions(instructions, session.speaks, _patches(session.max_output_tokens), tools=_tools(session))
+    most, tools = _patches(session.max_output_tokens), _tools(session)
+    return ReplyOptions(instructions, session.speaks, most, tools=tools, must_call=session.must_call)
 
 
 def _tools(session: wire.Session) -> tuple[Tool, ...]:
-    """Those that the model is told of; that it must call one cannot be asked of it."""
+    """Those that the model is told of."""
     told = () if session.tool_choice == "none" else session.tools
     return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in told)
 

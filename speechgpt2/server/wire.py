@@ -9,9 +9,10 @@ Unknown fields are ignored, as clients of newer versions send them; a known fiel
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from speechgpt2.server.formats import Format
 from speechgpt2.types import SAMPLE_RATE
@@ -121,10 +122,33 @@ class Session(Message):
         """These settings with `changes` merged in, however deep. Errors: `WireError` naming the field."""
         return checked(Session, merge(self.model_dump(), changes), where)
 
+    @field_validator("tool_choice")
+    @classmethod
+    def _known(cls, choice: ToolChoice, info: ValidationInfo) -> ToolChoice:
+        check_choice(choice, [tool.name for tool in info.data.get("tools", ())])
+        return choice
+
+    @property
+    def must_call(self) -> bool | str:
+        """Whether answers begin with a call of a tool, and of which if it matters."""
+        return name_of(self.tool_choice) if isinstance(self.tool_choice, dict) else self.tool_choice == "required"
+
     @property
     def speaks(self) -> bool:
         """Whether answers are spoken."""
         return "audio" in self.output_modalities
+
+
+def check_choice(choice: ToolChoice, tools: Sequence[str]) -> None:
+    """Errors: ValueError unless a tool that is chosen by name is among `tools`."""
+    if isinstance(choice, dict) and name_of(choice) not in tools:
+        raise ValueError(f"must name one of the tools, which are {', '.join(tools) or 'none'}")
+
+
+def name_of(choice: dict[str, Any]) -> str:
+    """The function that is chosen, in the form of the Realtime API or of chat completions."""
+    function = choice.get("function", choice)
+    return str(function.get("name", "")) if isinstance(function, dict) else ""
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -354,7 +354,7 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
 
     monkeypatch.setattr(codec.codec, "decode", slowly)
     monkeypatch.setattr(codec, "wipe", lambda slot: (done.append("wiped"), wipe(slot)))
-    monkeypatch.setattr(runner, "_take_in", lambda *_: 1 / 0)
+    monkeypatch.setattr(runner, "take_in", lambda *_: 1 / 0)
     for _ in range(3):
         engine.clock.pass_by(1.0)
         engine.step()

@@ -174,6 +174,32 @@ def test_no_tools_are_told_if_none_is_to_be_called(model):
         assert "# Tools" not in model.knows()
 
 
+def test_a_call_can_be_required(model):
+    """The model is given its beginning, and writes the rest."""
+    whole = written(Turn("assistant", (CALL,)))
+    with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as client:
+        messages, named = [{"role": "user", "content": ASKED}], {"type": "function", "function": {"name": "weather"}}
+        for choice, begun in (("required", whole[: whole.index("weather")]), (named, whole[: whole.index(' {"city')])):
+            model.will(whole.removeprefix(begun))
+            answer = client.chat.completions.create(model="mini", messages=messages, tools=[CHAT], tool_choice=choice)
+            [call] = answer.choices[0].message.tool_calls
+            assert (call.function.name, call.function.arguments) == (CALL.name, CALL.arguments)
+            assert not model.lm.script
+        named["function"]["name"] = "tides"
+        with pytest.raises(openai.BadRequestError, match="must name one of the tools, which are weather"):
+            client.chat.completions.create(model="mini", messages=messages, tools=[CHAT], tool_choice=named)
+    with line(model.served) as client:
+        named = {"type": "function", "name": "weather"}
+        client.send("session.update", session={"type": "realtime", "tool_choice": named})
+        assert client.until("error")[-1]["error"]["param"] == "session.tool_choice"
+        client.update(output_modalities=["text"], tools=[REALTIME])
+        model.will(whole.removeprefix(begun))
+        client.send("response.create", response={"tool_choice": named})
+        [call] = client.until("response.done")[-1]["response"]["output"]
+        assert (call["name"], call["arguments"]) == (CALL.name, CALL.arguments)
+        assert model.knows().endswith(f"{whole} ###\n")
+
+
 def test_calls_and_results_of_before(model):
     items = (
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ASKED}]},

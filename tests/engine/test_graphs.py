@@ -1,0 +1,125 @@
+"""A step can be recorded: traced on a CPU as it would be recorded on a device, it is replayed without Python."""
+
+import numpy as np
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from speechgpt2.engine import rows
+from speechgpt2.engine.orders import Draw, Orders, write_table
+from speechgpt2.lm import backbone, model, sampling
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.types import Patches
+from tests.engine.test_engine import SHORT
+from tests.engine.tiny import models, noise, reason, say, sound, talk, tiny_engine, tiny_lm, told
+
+
+class Traced:
+    """Stands in for a recording: the operators that the function went through once, whatever Python decided then. It
+    cannot be traced if it looks at a value.
+    """
+
+    made = 0
+
+    @torch.inference_mode()
+    def __init__(self, function, *idle):
+        tensors = [x for x in idle if isinstance(x, torch.Tensor)]
+
+        def of_tensors(*given):
+            given = list(given)
+            return function(*(given.pop(0) if isinstance(x, torch.Tensor) else x for x in idle))
+
+        self.idle, self.graph = idle, make_fx(of_tensors)(*tensors)
+        Traced.made += 1
+
+    @torch.inference_mode()
+    def __call__(self, *arguments):
+        assert all(isinstance(x, torch.Tensor) or x == mine for x, mine in zip(arguments, self.idle, strict=True))
+        return self.graph(*(x.clone() for x in arguments if isinstance(x, torch.Tensor)))
+
+
+class Direct:
+    """Not recorded at all."""
+
+    def __init__(self, function, *idle):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+class AllRows(rows.Rows):
+    """As on a device."""
+
+    def __init__(self, slots, device, together=rows.FEW):
+        super().__init__(slots, device, slots)
+        self.fixed = True
+
+    def put(self, values):
+        return torch.tensor(values)
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """All rows in every step, and no value is looked at."""
+    monkeypatch.setattr("speechgpt2.engine.runner.Rows", AllRows)
+    monkeypatch.setattr("speechgpt2.engine.sounds.Rows", AllRows)
+    for module in (backbone, model, sampling):
+        monkeypatch.setattr(module, "may_look", lambda x: False)
+
+
+def a_talk(monkeypatch, recording, lm):
+    """Two who talk at once, one for longer, and one who comes later: what they heard, and all that their models were
+    told.
+    """
+    monkeypatch.setattr(rows, "Recording", recording)
+    engine = tiny_engine(lm)
+    first, second = engine.open(SHORT), engine.open(SHORT)
+    say(first, noise(0.5, 1))
+    first.respond()
+    say(second, noise(1.1, 2))
+    second.respond()
+    heard = talk(engine, [first, second])
+    second.close()
+    engine.step()
+    third = engine.open(SHORT)
+    for seed in (3, 4):
+        say(third, noise(0.4, seed))
+        third.respond()
+        heard[third] += talk(engine, [third])[third]
+    return [(sound(heard[s]), told(s), reason(heard[s])) for s in (first, third)]
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_a_step_is_recorded_and_replayed(as_on_a_device, monkeypatch, lookahead):
+    lm = tiny_lm(draft=True, lookahead=lookahead) if lookahead else models()[1]
+    Traced.made = 0
+    ours, theirs = (a_talk(monkeypatch, recording, lm) for recording in (Traced, Direct))
+    assert Traced.made == (5 if lookahead else 4)
+    for (pcm, patches, why), (pcm_, patches_, why_) in zip(ours, theirs, strict=True):
+        assert why == why_ and len(pcm) and np.array_equal(pcm, pcm_)
+        assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)
+
+
+def test_what_looks_at_a_value_is_not_recorded():
+    with pytest.raises(RuntimeError, match="_local_scalar_dense"):
+        Traced(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3))
+
+
+def test_a_table_tells_what_was_written():
+    lm: SpeechLM = models()[1]
+    c = lm.config
+    codes = torch.arange(c.patch_frames * c.codebooks).view(1, 1, c.patch_frames, c.codebooks)
+    read = Patches(torch.tensor([[7]]), codes)
+    draw = Draw(0.7, 50, 0.9, -(2**62) + 3, fresh=True, writing=False)
+    table = write_table(np.array([5, 6, 7]), {2: read}, {0: draw}, c)
+    orders = Orders.of(torch.from_numpy(table), c)
+    assert orders.position.tolist() == [5, 6, 7]
+    assert orders.reads.tolist() == [False, False, True] and orders.draws.tolist() == [True, False, False]
+    assert orders.given.text[2].tolist() == [7] and torch.equal(orders.given.codes[2:], codes)
+    assert bool((orders.given.codes[:2] == c.no_speech).all())
+    temperature, top_k, top_p, seed = (column[0].item() for column in orders.sampling)
+    assert (temperature, top_p) == (np.float32(0.7), np.float32(0.9)) and (top_k, seed) == (50, -(2**62) + 3)
+    assert orders.sampling.temperature.dtype == torch.float32
+    orders.given.text[1] = 9  # it is the table's own
+    assert int(table[1].max()) == max(9, c.no_speech)
