@@ -3,7 +3,7 @@
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH]
 #
-# OUT (runs/mini) takes some 12 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the
+# OUT (runs/mini) takes some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the
 # codec then also learns from. Every step resumes where it was stopped; a finished step is not repeated. The voices that
 # are held out of all training are `HELD_OUT_VOICES` in speechgpt2/data/voices.py. Needs the Debian package flite and
 # `pip install -e '.[train,synthesis,eval]'`.
@@ -11,8 +11,8 @@
 # The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
 # the questions (data/disturb.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
 # and phones to learn hearing by came with lm-voices; the corpus that the decoder,
-# and then the whole codec, last learnt from had speakers drawn at random, too (seed 3). codec-further and lm-further began
-# with what was shipped before them, in half precision.
+# and then the whole codec, last learnt from had speakers drawn at random, too (seed 3). codec-further, lm-further and
+# lm-hearing began with what was shipped before them, in half precision.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
@@ -32,7 +32,9 @@ sg2 train codec recipes/mini/codec-further.yaml --corpus "$out/speech" --init "$
 sg2 convert "$out/codec-further" "$out/codec-further-half" --dtype float16
 sg2 data dialogue-corpus "$out/further" --exchanges 9000 --says 2500 --dictations 14000 --seed 4
 sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/codec-further-half" --init "$out/lm-voices" --out "$out/lm-further" --resume --processes 2
-sg2 convert "$out/lm-further" "$out/model" --dtype float16
+sg2 data dialogue-corpus "$out/hearing" --exchanges 10000 --says 1500 --dictations 22000 --seed 5
+sg2 train lm recipes/mini/lm-hearing.yaml --corpus "$out/hearing" --codec "$out/codec-further-half" --init "$out/lm-further" --out "$out/lm-hearing" --resume --processes 2
+sg2 convert "$out/lm-hearing" "$out/model" --dtype float16
 sg2 convert "$out/codec-further" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
 sg2 eval mini --model "$out/model"

@@ -38,9 +38,8 @@ class Rows:
         all of them.
         """
         busy = list(slots)
-        if self.fixed:
-            yield from [torch.arange(self.count)] if busy else []
-            return
+        if self.fixed and busy:
+            busy = list(range(self.count))
         idle = sorted(set(range(self.count)) - set(busy))
         for first in range(0, len(busy), self.together):
             group = busy[first : first + self.together]

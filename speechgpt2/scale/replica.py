@@ -8,6 +8,7 @@ single server does upon SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import ray
@@ -16,6 +17,7 @@ from ray import serve
 from speechgpt2.server.app import App
 from speechgpt2.server.auth import Doorkeeper
 from speechgpt2.server.config import ServerConfig
+from speechgpt2.server.launch import COLLECT_EVERY, collect, settle
 from speechgpt2.server.metrics import log_to_stderr
 
 TICK = 0.2  # seconds between looks at whether Ray is stopping us
@@ -31,6 +33,7 @@ class Replica:
         self.server = make_app(config)
         self.server.door = Doorkeeper(config.api_keys, config.origins, signing=signing)
         self._watching: asyncio.Task[None] | None = None
+        settle()
 
     def __serve_build_asgi_app__(self) -> Callable[..., object]:
         """The application; Ray Serve asks for it on the loop that will run it."""
@@ -43,7 +46,11 @@ class Replica:
             raise RuntimeError("the engine has failed")
 
     async def _watch(self) -> None:
-        while not being_stopped():
+        for tick in itertools.count(1):
+            if being_stopped():
+                break
+            if tick % round(COLLECT_EVERY / TICK) == 0:
+                await collect()
             await asyncio.sleep(TICK)
         await self.server.drain()
 

@@ -94,16 +94,25 @@ def check_free(host: str, port: int) -> None:
             raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
-async def _collect() -> None:
-    """What sessions leave behind in cycles, which would otherwise wait for as much again as the server began with."""
+def settle() -> None:
+    """All is loaded, and this process does nothing but serve from now on: let threads take turns quickly, and what is
+    there be looked at no more in each `collect`.
+    """
+    sys.setswitchinterval(SWITCH_EVERY)
+    gc.collect()
+    gc.freeze()
+
+
+async def collect() -> None:
+    """What sessions leave behind in cycles, which would otherwise wait for as much again as the server began with; to
+    be called every `COLLECT_EVERY` seconds.
+    """
     gc.collect()
 
 
 def run(app: App) -> None:
     """Serve until a signal comes."""
-    sys.setswitchinterval(SWITCH_EVERY)
-    gc.collect()
-    gc.freeze()  # what is there stays, and is not looked at in each `_collect`
+    settle()
     Server(uvicorn_config(app, app.config), app).run()
 
 
@@ -114,7 +123,7 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
         "port": config.port,
         "loop": "asyncio",  # also where uvloop happens to be installed: `Socket` was tried with this one
         "ws": Socket,
-        "callback_notify": _collect,
+        "callback_notify": collect,
         "timeout_notify": COLLECT_EVERY,
         "ws_max_size": config.limits.message_bytes + 1024,  # beyond it the socket is closed with 1009
         "ws_per_message_deflate": False,  # sound in base64 does not shrink enough for what it costs
