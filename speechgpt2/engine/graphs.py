@@ -26,15 +26,17 @@ class Recording:
     @torch.inference_mode()
     def __init__(self, function: Callable[..., Any], *idle: Any):
         self.arguments = [x.clone() if isinstance(x, Tensor) else x for x in idle]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                function(*self.arguments)
-        torch.cuda.current_stream().wait_stream(aside)
+        self.device = next(x.device for x in self.arguments if isinstance(x, Tensor) and x.is_cuda)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = function(*self.arguments)
+        with torch.cuda.device(self.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    function(*self.arguments)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph):
+                self.result = function(*self.arguments)
 
     @torch.inference_mode()
     def __call__(self, *arguments: Any) -> Any:
@@ -44,5 +46,6 @@ class Recording:
                 mine.copy_(given, non_blocking=True)
             elif mine != given:
                 raise ValueError(f"recorded with {mine}, called with {given}")
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return None if self.result is None else tree_map(torch.clone, self.result)
