@@ -40,7 +40,7 @@ class Orders(NamedTuple):
 
     @classmethod
     def of(cls, table: Tensor, config: LMConfig) -> Orders:
-        """Read what `table` wrote."""
+        """Read what `write_table` wrote."""
         codes = table[:, None, CODES:].unflatten(-1, (config.patch_frames, config.codebooks))
         temperature, top_p = (_real(table[:, column]) for column in (TEMPERATURE, TOP_P))
         sampling = Sampling(temperature, table[:, TOP_K], top_p, table[:, SEED])

@@ -98,10 +98,11 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
     message = torch.cat([there.to(gradients[0]), *(g.flatten() for g in gradients)])
     dist.all_reduce(message)
-    somewhere, *sums = message.split([len(learning), *(g.numel() for g in gradients)])
-    for parameter, known, total in zip(learning, somewhere.tolist(), sums, strict=True):
+    message /= count()
+    somewhere, *means = message.split([len(learning), *(g.numel() for g in gradients)])
+    for parameter, known, mean in zip(learning, somewhere.tolist(), means, strict=True):
         if known:
-            parameter.grad = total.view_as(parameter) / count()
+            parameter.grad = mean.view_as(parameter)
 
 
 @torch.no_grad()
