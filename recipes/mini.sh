@@ -5,11 +5,11 @@
 #
 # OUT (runs/mini) takes some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the
 # codec then also learns from. Every step resumes where it was stopped; a finished step is not repeated. The voices that
-# are held out of all training are `HELD_OUT_VOICES` in speechgpt2/data/voices.py. Needs the Debian package flite and
+# are held out of all training are `HELD_OUT_VOICES` in speechgpt2/tts/voices.py. Needs the Debian package flite and
 # `pip install -e '.[train,synthesis,eval]'`.
 #
 # The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
-# the questions (data/disturb.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
+# the questions (tts/augment.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
 # and phones to learn hearing by came with lm-voices; the corpus that the decoder,
 # and then the whole codec, last learnt from had speakers drawn at random, too (seed 3). codec-further, lm-further and
 # lm-hearing began with what was shipped before them, in half precision.

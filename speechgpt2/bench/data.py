@@ -24,15 +24,15 @@ from rich.console import Console
 
 from speechgpt2.bench import records as bookkeeping
 from speechgpt2.bench.machine import warn_if_busy
-from speechgpt2.data.clean import presets
-from speechgpt2.data.dialogue.build import Missed, Recipe, converse
+from speechgpt2.curriculum.sentences import sentence
+from speechgpt2.data import steps as presets
+from speechgpt2.data.conversations.build import Missed, Recipe, converse
 from speechgpt2.data.pipeline import output
 from speechgpt2.data.pipeline.runner import Run
 from speechgpt2.data.processes import single_threaded
-from speechgpt2.data.sentences import sentence
-from speechgpt2.data.voices import Voice, draw_voice, speak
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
+from speechgpt2.tts.voices import Voice, draw_voice, speak
 from speechgpt2.types import SAMPLE_RATE
 
 CLIPS = 6  # sentences in a recording that is cleaned

@@ -154,7 +154,7 @@ def _language_model(model: Any) -> Any:
 
 def bench_turns(model: Any, turns: int) -> list[Any]:
     """Whole spoken turns of a `SpeechGPT`: first audio after the question's end, and the turn over its speech."""
-    from speechgpt2.data import dialogues
+    from speechgpt2.curriculum import dialogues
     from speechgpt2.eval.dialogue import time_rows
 
     trials = dialogues.evaluation_set(turns + 1)

@@ -233,7 +233,7 @@ def spoken_questions(folder: Path | None, count: int = 12) -> list[np.ndarray]:
         if not paths:
             raise UserError(f"{folder}: holds no .wav or .flac")
         return [audio.load(path) for path in paths]
-    from speechgpt2.data import dialogues
+    from speechgpt2.curriculum import dialogues
     from speechgpt2.eval.testsets import say
 
     return [say(trial.exchange.question, trial.voice).pcm for trial in dialogues.evaluation_set(count)]

@@ -24,7 +24,7 @@ def synthesize(recipe: RecipeFile, out: Out, workers: Workers = 2) -> None:
     from rich.progress import Progress
 
     from speechgpt2 import config
-    from speechgpt2.data.dialogue.build import Recipe, build
+    from speechgpt2.data.conversations.build import Recipe, build
 
     asked = config.load(Recipe, recipe)
     console = Console(stderr=True)

@@ -24,7 +24,7 @@ def codec_corpus(
     out: OutFolder, hours: Hours = 6.0, real_speech: RealSpeech = None, seed: Seed = 0, workers: Workers = 2
 ) -> None:
     """Speech of many voices with pitch and phones, for the codec."""
-    from speechgpt2.data.synthesize import build_codec_corpus
+    from speechgpt2.corpus.synthesize import build_codec_corpus
 
     _report(build_codec_corpus(out, hours, seed, workers, real_speech))
 
@@ -38,7 +38,7 @@ def dialogue_corpus(
     workers: Workers = 2,
 ) -> None:
     """Spoken questions and replies, for the language model."""
-    from speechgpt2.data.synthesize import build_dialogue_corpus
+    from speechgpt2.corpus.synthesize import build_dialogue_corpus
 
     _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations))
 

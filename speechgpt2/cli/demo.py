@@ -140,7 +140,7 @@ def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | 
 @contextmanager
 def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
     """A server on a free port of this machine, until the block ends; yields its address."""
-    from speechgpt2.dialogue.dialogue import Dialogue
+    from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.server import launch
     from speechgpt2.server.app import App
     from speechgpt2.server.config import ServerConfig

@@ -13,9 +13,9 @@ from speechgpt2.cli.common import working
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
-    from speechgpt2.data.clean.presets import PipelineConfig
     from speechgpt2.data.pipeline.output import Summary
     from speechgpt2.data.pipeline.runner import Report
+    from speechgpt2.data.steps import PipelineConfig
 
 PAGE, REMEMBERED = "report.html", Path("work", "run.yaml")
 
@@ -36,7 +36,7 @@ Seed = Annotated[int, typer.Option(help="Another seed is another audit.")]
 
 def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = None, ray: OnRay = False) -> None:
     """Decode, cut, measure and judge recordings. Run it again to go on; what is done is not done again."""
-    from speechgpt2.data.clean import presets
+    from speechgpt2.data import steps as presets
 
     config = presets.load(preset)
     _check_kept_apart(source, out)
@@ -77,7 +77,7 @@ def report(folder: RunFolder, out: Page = None) -> None:
 def audit(clips: Clips = 40, recordings: Voices = None, seed: Seed = 0) -> None:
     """Plant known faults into clean speech, and print how many of them each filter finds (recall), and how many of
     those that it rejects have the fault (precision)."""
-    from speechgpt2.data.clean import audit as auditing
+    from speechgpt2.data.audit import filters as auditing
 
     with working("planting and measuring"):
         found = auditing.audit(clips, recordings, seed)
@@ -164,7 +164,7 @@ def _remember(out: Path, source: Path, config: PipelineConfig) -> None:
 
 def _remembered(folder: Path) -> tuple[Path, PipelineConfig]:
     from speechgpt2 import config as configs
-    from speechgpt2.data.clean.presets import PipelineConfig
+    from speechgpt2.data.steps import PipelineConfig
 
     path = folder / REMEMBERED
     if not path.is_file():

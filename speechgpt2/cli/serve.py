@@ -96,7 +96,7 @@ def serve(
 
 def load_app(settings: ServerConfig) -> App:
     """The application over a model that is loaded and at work. Errors: `UserError`."""
-    from speechgpt2.dialogue.dialogue import Dialogue
+    from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.engine.engine import Engine
     from speechgpt2.server.app import App
     from speechgpt2.vad import network

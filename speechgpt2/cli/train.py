@@ -60,8 +60,8 @@ def lm(
 def _codec(config: Path, corpus: Path, out: Path, resume: bool, init: str | None, favour: float, device: str) -> None:
     from speechgpt2 import config as configs
     from speechgpt2.codec.train import CodecTrainConfig, train
-    from speechgpt2.data.corpus import Corpus as SpeechCorpus
-    from speechgpt2.data.crops import CorpusCrops
+    from speechgpt2.corpus.codec_dataset import CorpusCrops
+    from speechgpt2.corpus.store import Corpus as SpeechCorpus
 
     settings = configs.load(CodecTrainConfig, config)
     settings = replace(settings, init=init or settings.init)
@@ -74,9 +74,9 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
 
     from speechgpt2 import config as configs
     from speechgpt2.codec.model import Codec
-    from speechgpt2.data.dialogue import turns
-    from speechgpt2.data.dialogue.learning import ConversationSource
-    from speechgpt2.data.exchanges import ExchangeSource, encode_corpus, going_on, new_model
+    from speechgpt2.corpus import conversation_turns as turns
+    from speechgpt2.corpus.conversation_dataset import ConversationSource
+    from speechgpt2.corpus.lm_dataset import ExchangeSource, encode_corpus, going_on, new_model
     from speechgpt2.lm.model import SpeechLM
     from speechgpt2.lm.train import LMTrainConfig, train
 

@@ -39,7 +39,7 @@ STEP = FRAME_SIZE // 4  # samples
 
 
 class CropSource(Protocol):
-    """Where crops come from: see `speechgpt2.data.crops`."""
+    """Where crops come from: see `speechgpt2.corpus.codec_dataset`."""
 
     phones: tuple[str, ...]
 

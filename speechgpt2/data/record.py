@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from speechgpt2.data.utterance import Phone, Word
 from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Phone, Word
 
 R = TypeVar("R")
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from speechgpt2.codec.model import Codec, check_codes
-from speechgpt2.dialogue.protocol import EngineStats, Full, SessionSettings
+from speechgpt2.duplex.protocol import EngineStats, Full, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.engine.runner import Drawn, Part, Runner
@@ -51,7 +51,7 @@ class Coming(NamedTuple):
 
 
 class Engine:
-    """See the module's text, and `speechgpt2.dialogue.protocol.Engine`. `clock` gives seconds."""
+    """See the module's text, and `speechgpt2.duplex.protocol.Engine`. `clock` gives seconds."""
 
     def __init__(
         self,

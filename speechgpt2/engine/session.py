@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, Turn, TurnDone
@@ -27,7 +27,7 @@ WORD = 16  # characters that a patch holds at most, in all of a text: a longer o
 
 
 class Session:
-    """See `speechgpt2.dialogue.protocol.Session`. `number` is its slot's; `slot` the engine's own, and its thread's."""
+    """See `speechgpt2.duplex.protocol.Session`. `number` is its slot's; `slot` the engine's own, and its thread's."""
 
     def __init__(self, engine: Engine, number: int, mailbox: Mailbox):
         self._engine, self.number, self.mailbox = engine, number, mailbox

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.ear import Ear

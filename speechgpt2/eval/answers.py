@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechgpt2.data import dialogues
-from speechgpt2.data.dialogues import Trial
+from speechgpt2.curriculum import dialogues
+from speechgpt2.curriculum.dialogues import Trial
 from speechgpt2.eval.testsets import say
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
 

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from speechgpt2.data import dialogues
-from speechgpt2.data.numbers import tokens
+from speechgpt2.curriculum import dialogues
+from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import Answer, ask, load
 from speechgpt2.eval.endings import ending_rows

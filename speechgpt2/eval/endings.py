@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt2.data.dialogues import Trial
-from speechgpt2.data.utterance import Utterance
+from speechgpt2.curriculum.dialogues import Trial
 from speechgpt2.errors import UserError
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
+from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE, UNFINISHED
 
 PAUSE = 0.2  # seconds of silence upon which a live talk asks

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechgpt2.data import dialogues, voices
-from speechgpt2.data.numbers import tokens
+from speechgpt2.curriculum import dialogues
+from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.errors import UserError
 from speechgpt2.eval.answers import Answer
 from speechgpt2.eval.peers import Ours
 from speechgpt2.eval.recognise import Recogniser, errors
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
+from speechgpt2.tts import voices
 
 DOMAIN_DRAWS = 2000  # replies of a skill that its grammar knows, besides those that are judged
 

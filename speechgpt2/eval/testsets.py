@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from speechgpt2.data import recordings, sentences, voices
-from speechgpt2.data.utterance import SynthesisUnavailable
+from speechgpt2.corpus import recordings
+from speechgpt2.curriculum import sentences
 from speechgpt2.errors import UserError
+from speechgpt2.tts import voices
+from speechgpt2.tts.utterance import SynthesisUnavailable
 from speechgpt2.types import SAMPLE_RATE
 
 MAX_SECONDS = 5.0  # longer recordings are cut: more clips tell more than longer ones

@@ -30,7 +30,7 @@ IGNORED = -100  # a target that is not learnt
 
 
 class ExampleSource(Protocol):
-    """Where dialogues come from: see `speechgpt2.data.exchanges`. `phones` are the names of their phone labels."""
+    """Where dialogues come from: see `speechgpt2.corpus.lm_dataset`. `phones` are the names of their phone labels."""
 
     phones: tuple[str, ...]
 

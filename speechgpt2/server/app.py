@@ -21,8 +21,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
-from speechgpt2.dialogue.protocol import DialogueSettings, Engine, Full, SessionSettings
-from speechgpt2.dialogue.protocol import Session as EngineSession
+from speechgpt2.duplex.protocol import DialogueSettings, Engine, Full, SessionSettings
+from speechgpt2.duplex.protocol import Session as EngineSession
 from speechgpt2.server import settings
 from speechgpt2.server.auth import DEFAULT_TTL, PROTOCOL, TTL, Caller, Doorkeeper
 from speechgpt2.server.calls import Calls

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Any
 
-from speechgpt2.dialogue.protocol import Engine, IdleTimeout, ReplyStarted, TurnTaken
+from speechgpt2.duplex.protocol import Engine, IdleTimeout, ReplyStarted, TurnTaken
 from speechgpt2.errors import UserError
 from speechgpt2.server import formats, settings, wire
 from speechgpt2.server.channel import Channel, Close, log

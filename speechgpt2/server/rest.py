@@ -21,7 +21,7 @@ from pydantic import Field
 from starlette.datastructures import UploadFile
 
 from speechgpt2 import audio
-from speechgpt2.dialogue.protocol import ReplyOptions
+from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import UserError
 from speechgpt2.server import chat, containers, settings
 from speechgpt2.server.auth import Caller

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speechgpt2.dialogue import protocol
-from speechgpt2.dialogue.protocol import DialogueSettings, ReplyOptions, SessionSettings
+from speechgpt2.duplex import protocol
+from speechgpt2.duplex.protocol import DialogueSettings, ReplyOptions, SessionSettings
 from speechgpt2.server import wire
 from speechgpt2.types import Speech, Tool
 

@@ -36,7 +36,7 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler
 
 from speechgpt2 import audio
-from speechgpt2.dialogue.protocol import Engine
+from speechgpt2.duplex.protocol import Engine
 from speechgpt2.errors import UserError
 from speechgpt2.server import formats, wire
 from speechgpt2.server.channel import Close, Left

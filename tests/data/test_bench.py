@@ -9,7 +9,7 @@ pytest.importorskip("pyarrow", reason="scores need pyarrow")
 pytest.importorskip("lhotse", reason="shards need lhotse")
 
 from speechgpt2.bench import data
-from speechgpt2.data.voices import Voice
+from speechgpt2.tts.voices import Voice
 
 
 def test_every_kind_of_work_is_measured(need_voice, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt2.data.pipeline import shar
-from speechgpt2.data.voices import training_voices
+from speechgpt2.tts.voices import training_voices
 
 pytest.importorskip("pyarrow", reason="scores need pyarrow")
 pytest.importorskip("aiohttp", reason="crawling needs aiohttp")
@@ -75,8 +75,8 @@ def test_without_voices_it_says_so_before_it_begins(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from speechgpt2.cli import app
-    from speechgpt2.data import voices
-    from speechgpt2.data.utterance import SynthesisUnavailable
+    from speechgpt2.tts import voices
+    from speechgpt2.tts.utterance import SynthesisUnavailable
 
     def dumb(text, voice):
         raise SynthesisUnavailable("espeak-ng is missing: pip install 'speechgpt2[synthesis]'")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechgpt2.chat import SpeechGPT
-from speechgpt2.dialogue.protocol import Full, ReplyOptions, SessionSettings
+from speechgpt2.duplex.protocol import Full, ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt2 import SpeechGPT, audio
-from speechgpt2.dialogue.protocol import SessionSettings
+from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.sampling import Sampling

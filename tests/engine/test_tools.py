@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechgpt2.dialogue.protocol import ReplyOptions, SessionSettings
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.tools import written

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt2.dialogue.protocol import SessionSettings
+from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.types import Interrupted, Speech, TextDelta, Turn, TurnDone
 from tests.engine.tiny import (
     PATCH,

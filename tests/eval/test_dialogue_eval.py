@@ -8,11 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from speechgpt2.data import dialogues, voices
-from speechgpt2.data.utterance import SynthesisUnavailable
-from speechgpt2.data.voices import ASSISTANT_VOICES
+from speechgpt2.curriculum import dialogues
 from speechgpt2.errors import UserError
 from speechgpt2.eval import dialogue
+from speechgpt2.tts import voices
+from speechgpt2.tts.utterance import SynthesisUnavailable
+from speechgpt2.tts.voices import ASSISTANT_VOICES
 from speechgpt2.types import UNFINISHED, AudioDelta, Speech, TextDelta, Transcript, TurnDone
 
 TRIALS = 4

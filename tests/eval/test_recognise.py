@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from speechgpt2.data.voices import ASSISTANT_VOICES, speak
 from speechgpt2.eval.recognise import Recogniser, errors, word_pair_arcs
+from speechgpt2.tts.voices import ASSISTANT_VOICES, speak
 
 SUMS = [
     f"{a} plus {b} is {c}".split()

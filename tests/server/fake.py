@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from speechgpt2.dialogue.protocol import EngineStats, Full, ReplyOptions, ReplyStarted, TurnTaken
+from speechgpt2.duplex.protocol import EngineStats, Full, ReplyOptions, ReplyStarted, TurnTaken
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
     SAMPLE_RATE,
@@ -30,7 +30,7 @@ LEAD = 0.24  # seconds of speech ahead of its playback
 
 
 class FakeEngine:
-    """See `speechgpt2.dialogue.protocol.Engine`."""
+    """See `speechgpt2.duplex.protocol.Engine`."""
 
     def __init__(self, slots=4):
         self.slots, self.sessions, self.closed, self.alive = slots, [], False, True
@@ -62,7 +62,7 @@ class FakeEngine:
 
 
 class FakeSession:
-    """See `speechgpt2.dialogue.protocol.Session`."""
+    """See `speechgpt2.duplex.protocol.Session`."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -178,7 +178,7 @@ class FakeSession:
 
 
 class FakeDialogue:
-    """What `speechgpt2.dialogue.protocol` says of a dialogue; a voice is what is loud."""
+    """What `speechgpt2.duplex.protocol` says of a dialogue; a voice is what is loud."""
 
     def __init__(self, session, settings):
         self.session, self.settings = session, settings

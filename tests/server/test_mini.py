@@ -17,7 +17,7 @@ PATIENCE = 120.0  # seconds: other programs may be running
 
 @pytest.fixture(scope="module")
 def mini():
-    from speechgpt2.dialogue.dialogue import Dialogue
+    from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.engine.config import EngineConfig
     from speechgpt2.engine.engine import Engine
 

@@ -49,7 +49,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model():
-    from speechgpt2.dialogue.dialogue import Dialogue
+    from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.engine.config import EngineConfig
     from speechgpt2.engine.engine import Engine
 

@@ -14,14 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.annotate.ctc import Ctc
-from speechgpt2.data.annotate.emissions import Emissions, Emitter, Part
-from speechgpt2.data.annotate.rehearsal import Rehearsal
-from speechgpt2.data.annotate.viterbi import Stretch, Unalignable, best_path
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Alignment, Clip, Label
-from speechgpt2.data.utterance import Phone, Word
+from speechgpt2.tts.alignment.ctc import Ctc
+from speechgpt2.tts.alignment.emissions import Emissions, Emitter, Part
+from speechgpt2.tts.alignment.synthesis_aligner import Rehearsal
+from speechgpt2.tts.alignment.viterbi import Stretch, Unalignable, best_path
+from speechgpt2.tts.utterance import Phone, Word
 
 AGREEMENT = "alignment"  # in `quality.extra`: how well sound and text agree
 

@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.annotate import pitch
 from speechgpt2.data.annotate.align import is_true
-from speechgpt2.data.clean.activity import SPEECH, energy_of, spans
-from speechgpt2.data.clean.spectrum import FRAMES, HERTZ, decibels, power_of
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Alignment, Clip, Label, Prosody
+from speechgpt2.dsp import pitch
+from speechgpt2.dsp.activity import SPEECH, energy_of, spans
+from speechgpt2.dsp.spectrum import FRAMES, HERTZ, decibels, power_of
 from speechgpt2.types import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // FRAMES

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from speechgpt2.data.annotate.align import tones_of
 from speechgpt2.data.record import Alignment, Clip, Label, Language, Speaker, Wording
-from speechgpt2.data.utterance import Utterance
+from speechgpt2.tts.utterance import Utterance
 
 DIGITS = 4  # of a time in seconds: a tenth of a millisecond
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from speechgpt2.data.clean.spectrum import decibels, power
 from speechgpt2.data.pipeline.shar import flac
+from speechgpt2.dsp.spectrum import decibels, power
 
 BARS = 40  # of a histogram
 WIDTH, HEIGHT = 320, 110  # of a histogram, in pixels

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt2.data.clean.spectrum import FRAMES, cepstra, decibels, power
-from speechgpt2.data.sentences import sentence
-from speechgpt2.data.voices import draw_voice, speak
+from speechgpt2.curriculum.sentences import sentence
+from speechgpt2.dsp.spectrum import FRAMES, cepstra, decibels, power
 from speechgpt2.hub import write_atomically
+from speechgpt2.tts.voices import draw_voice, speak
 
 FILE = Path(__file__).with_name("ears.npz")
 OFFSETS = np.arange(-9, 10, 3)  # frames around one that are seen with it

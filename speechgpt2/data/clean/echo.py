@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.clean.ears import features
-from speechgpt2.data.clean.spectrum import power, power_of
-from speechgpt2.data.engines.espeak import MANDARIN
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
-from speechgpt2.data.utterance import Voice
-from speechgpt2.data.voices import speak
+from speechgpt2.dsp.spectrum import power, power_of
+from speechgpt2.tts.espeak import MANDARIN
+from speechgpt2.tts.utterance import Voice
+from speechgpt2.tts.voices import speak
 
 VOICES = {"en": Voice("espeak", "m3", "en", "en-us"), "zh": Voice("espeak", "f3", "zh", MANDARIN, rate=200)}
 LONGEST = 40.0  # seconds

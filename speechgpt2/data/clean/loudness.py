@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.spectrum import fft, squared
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip
+from speechgpt2.dsp.spectrum import fft, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BLOCK, STEP = round(0.4 * SAMPLE_RATE), round(0.1 * SAMPLE_RATE)

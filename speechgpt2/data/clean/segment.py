@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.activity import SPEECH, Activity, Detector, energy, silero, spans
 from speechgpt2.data.clean.cutting import part, text_of
-from speechgpt2.data.clean.spectrum import FRAMES
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, Wording
+from speechgpt2.dsp.activity import SPEECH, Activity, Detector, energy, silero, spans
+from speechgpt2.dsp.spectrum import FRAMES
 
 BLOCK = 300.0  # seconds read at a time
 

@@ -27,7 +27,7 @@ from aiohttp import web
 
 from speechgpt2.audio import to_pcm16
 from speechgpt2.data.crawl import manifest
-from speechgpt2.data.utterance import Word
+from speechgpt2.tts.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -210,7 +210,7 @@ class Episode(NamedTuple):
 
 def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> Episode:
     """The sentences, by two of the training voices in turn. Errors: `SynthesisUnavailable`."""
-    from speechgpt2.data.voices import speak, training_voices
+    from speechgpt2.tts.voices import speak, training_voices
 
     voices = training_voices(language)
     pause = np.zeros(int(_GAP * SAMPLE_RATE), np.float32)
@@ -230,7 +230,7 @@ def speak_site() -> dict[str, np.ndarray]:
 
 def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
     """By language, `count` talks of about a minute each. Errors: `SynthesisUnavailable`."""
-    from speechgpt2.data.sentences import sentence
+    from speechgpt2.curriculum.sentences import sentence
 
     talks: dict[str, list[Episode]] = {}
     for language in ("en", "zh"):

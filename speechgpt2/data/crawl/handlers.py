@@ -23,8 +23,8 @@ from speechgpt2.data.crawl.seeds import CrawlConfig
 from speechgpt2.data.crawl.store import Store
 from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
-from speechgpt2.data.utterance import Word
 from speechgpt2.hub import write_atomically
+from speechgpt2.tts.utterance import Word
 
 PLANNED = "planned"  # the reason that a dry run gives for what it would fetch
 

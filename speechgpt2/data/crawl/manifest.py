@@ -14,8 +14,8 @@ from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
 from speechgpt2.data.crawl.store import Store
 from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source, Wording
-from speechgpt2.data.utterance import Word
 from speechgpt2.hub import write_atomically
+from speechgpt2.tts.utterance import Word
 
 KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from speechgpt2.data.crawl.verdicts import Rejected
-from speechgpt2.data.utterance import Word
+from speechgpt2.tts.utterance import Word
 
 TYPES = ("text/vtt", "application/x-subrip", "application/srt", "application/json", "text/plain")  # the best first
 MAX_LINES, MAX_TEXT = 100_000, 1 << 20  # of a transcript; characters

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speechgpt2.data.annotate import reading
 from speechgpt2.data.annotate.align import Align, AlignConfig, locate, tones_of
-from speechgpt2.data.annotate.emissions import Emissions, Part
-from speechgpt2.data.annotate.rehearsal import READERS
-from speechgpt2.data.engines.espeak import MANDARIN
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Language, Wording
-from speechgpt2.data.utterance import Phone, Voice, Word
-from speechgpt2.data.voices import speak
 from speechgpt2.errors import UserError
+from speechgpt2.tts.alignment import reading
+from speechgpt2.tts.alignment.emissions import Emissions, Part
+from speechgpt2.tts.alignment.synthesis_aligner import READERS
+from speechgpt2.tts.espeak import MANDARIN
+from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 
 ENGLISH = "I bought seven green apples at the market yesterday, and then I went home."

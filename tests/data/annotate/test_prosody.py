@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, melody, nuclei, syllables
-from speechgpt2.data.clean.spectrum import power
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Prosody
-from speechgpt2.data.utterance import Word
+from speechgpt2.dsp.spectrum import power
+from speechgpt2.tts.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
 

@@ -9,11 +9,11 @@ import soundfile
 from typer.testing import CliRunner
 
 from speechgpt2.cli import app
+from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.results import Results
-from speechgpt2.data.sentences import sentence
-from speechgpt2.data.utterance import Voice
-from speechgpt2.data.voices import speak
+from speechgpt2.tts.utterance import Voice
+from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 
 

@@ -14,8 +14,8 @@ import soundfile
 from typer.testing import CliRunner
 
 from speechgpt2.cli import app
-from speechgpt2.data.clean import faults, presets
-from speechgpt2.data.clean.activity import energy, silero, spans
+from speechgpt2.data import steps as presets
+from speechgpt2.data.audit import faults
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
 from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
@@ -23,9 +23,10 @@ from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
 from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Moment, Wording
-from speechgpt2.data.utterance import Phone, Voice, Word
-from speechgpt2.data.voices import speak
+from speechgpt2.dsp.activity import energy, silero, spans
 from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 from tests.data.clean.test_measures import voice
 

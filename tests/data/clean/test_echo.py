@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speechgpt2.data.clean import audit
+from speechgpt2.data.audit import filters as audit
 from speechgpt2.data.clean.echo import BAND, Echo, EchoConfig, warping_cost
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
-from speechgpt2.data.utterance import Voice
-from speechgpt2.data.voices import speak
+from speechgpt2.tts.utterance import Voice
+from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 
 

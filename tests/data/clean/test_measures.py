@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speechgpt2.data.clean import faults
+from speechgpt2.data.audit import faults
 from speechgpt2.data.clean.duplicates import fingerprint, similarity
 from speechgpt2.data.clean.loudness import loudness
 from speechgpt2.data.clean.quality import bandwidth, clipping, music, overlap, snr
-from speechgpt2.data.clean.spectrum import power
+from speechgpt2.dsp.spectrum import power
 from speechgpt2.types import SAMPLE_RATE
 
 

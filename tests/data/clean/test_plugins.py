@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.clean import plugins
-from speechgpt2.data.clean.presets import PipelineConfig
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language
+from speechgpt2.data.steps import PipelineConfig
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 

@@ -10,7 +10,7 @@ from speechgpt2.data.crawl import demo
 from speechgpt2.data.crawl.discover import Source, links_of
 from speechgpt2.data.crawl.transcript import lines_of
 from speechgpt2.data.crawl.verdicts import Rejected
-from speechgpt2.data.utterance import Word
+from speechgpt2.tts.utterance import Word
 from tests.data.crawl.test_discover import item, rss
 
 VTT = """WEBVTT - a talk

@@ -21,8 +21,8 @@ from speechgpt2.data.record import (
     Style,
     Wording,
 )  # fmt: skip
-from speechgpt2.data.utterance import Phone, Word
 from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Phone, Word
 
 FULL = Clip(
     "a-0001", "a", "A talk",

@@ -24,8 +24,8 @@ from speechgpt2.data.record import (
     Style,
     Wording,
 )
-from speechgpt2.data.utterance import Phone, Word
 from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.types import SAMPLE_RATE
 
 

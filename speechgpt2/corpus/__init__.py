@@ -1,0 +1,1 @@
+"""What trainers read: corpora on disk, how they are synthesised, and the batches drawn from them."""

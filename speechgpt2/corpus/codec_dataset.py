@@ -1,0 +1,55 @@
+"""Random crops of a corpus, with pitch and phones, for the codec's training: as they were said, and as heard."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from speechgpt2.codec.train import Crops
+from speechgpt2.corpus.phones import PhoneSet
+from speechgpt2.corpus.store import F0_HOP, PAD_TO, Corpus
+from speechgpt2.tts.augment import elsewhere
+from speechgpt2.tts.voices import ASSISTANT_VOICES
+
+GAIN_DB = (-10.0, 4.0)
+
+
+class CorpusCrops:
+    """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it.
+
+    `favour`: how many times more often than by its length an utterance of the assistant's voices is drawn.
+    """
+
+    def __init__(self, corpus: Corpus, favour: float = 1.0):
+        self.corpus = corpus
+        self.records = [r for r in corpus.records if r.split == "train" and r.length]
+        favoured = {(lang, voice.speaker) for lang, voice in ASSISTANT_VOICES.items()}
+        weights = [r.length * (favour if (r.lang, r.speaker) in favoured else 1.0) for r in self.records]
+        self.cumulative = np.cumsum(weights) / sum(weights)
+        self.phone_set = PhoneSet(record.phones for record in self.records)
+        self.phones = self.phone_set.names
+
+    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
+        """`batch` crops of `frames` codec frames, each at a random gain."""
+        rows = [self._crop(random, frames) for _ in range(batch)]
+        gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
+        pcm, f0, phones = (np.stack(part) for part in zip(*rows))
+        peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
+        pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
+        heard = np.stack([elsewhere(row, random) for row in pcm]).astype(np.float32)
+        return Crops(*(torch.from_numpy(part) for part in (pcm, heard, f0, phones)))
+
+    def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pieces, missing = [], frames
+        while missing:
+            record = self.records[int(np.searchsorted(self.cumulative, random.random()))]
+            have = record.length // PAD_TO
+            first = int(random.integers(max(have - missing, 0) + 1))
+            last = min(first + missing, have)
+            pcm = self.corpus.pcm(record)[first * PAD_TO : last * PAD_TO]
+            scale = PAD_TO // F0_HOP
+            f0 = self.corpus.f0(record)[first * scale : last * scale]
+            pieces.append((pcm, f0, self.phone_set.labels(record.phones, have)[first:last]))
+            missing -= last - first
+        pcm, f0, labels = (np.concatenate(part) for part in zip(*pieces))
+        return pcm, f0, labels

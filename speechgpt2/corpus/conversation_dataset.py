@@ -1,0 +1,96 @@
+"""Conversations as a language model learns from them: examples of many turns, drawn from a corpus of turns (turns.py).
+
+The model takes the side of the assistant, or in talk among people either side: what the other one says is heard, what
+its own side says is learnt. Its words before anybody spoke to it are a greeting, which tells the voice and is not
+learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt2.corpus.lm_dataset import CodedSource
+from speechgpt2.corpus.store import Corpus, Record
+from speechgpt2.errors import UserError
+from speechgpt2.lm.prompt import Example, Exchange, Prompt
+from speechgpt2.types import MODES, Mode
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How often each mode is drawn: who speaks, who writes."""
+
+    s2s: float = 0.5
+    s2t: float = 0.2
+    t2s: float = 0.1
+    t2t: float = 0.2
+
+
+class ConversationSource(CodedSource):
+    """Draws conversations as examples; see `lm.train`. Errors: `UserError`, also where no turn could be learnt."""
+
+    def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, sides: Sides = Sides()):
+        super().__init__(corpus, codes, prompt)
+        self.sides = sides
+        by_talk = groupby(corpus.records, lambda record: record.extra["conversation"])
+        talks = [list(records) for _, records in by_talk]
+        self.talks = [talk for talk in talks if any(len(_pairs(talk, own)) for own in _sides(talk))]
+        if not self.talks:
+            raise UserError(f"{corpus.path}: nobody is answered in these conversations")
+
+    def example(self, random: np.random.Generator) -> Example:
+        """A conversation from one side, in a random mode."""
+        talk = self.talks[int(random.integers(len(self.talks)))]
+        own = [side for side in _sides(talk) if _pairs(talk, side)]
+        weights = np.array([getattr(self.sides, mode) for mode in MODES])
+        mode = MODES[int(random.choice(len(MODES), p=weights / weights.sum()))]
+        return self.seen_from(talk, own[int(random.integers(len(own)))], mode, random)
+
+    def seen_from(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> Example:
+        """The conversation `talk` as the speaker on channel `own` has it."""
+        begins = talk[0].extra["channel"] == own and mode[2] == "s"
+        greeting = self._spoken(talk[0]) if begins else None
+        pairs = _pairs(talk, own)
+        exchanges = [self._exchange(asked, told, mode, random) for asked, told in pairs]
+        example = self.prompt.example(mode, exchanges, greeting)
+        return self._without_cuts(example, [told.extra["cut"] for _, told in pairs])
+
+    def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> Exchange:
+        spoken = self._spoken(told) if mode[2] == "s" else None
+        if mode[0] == "t":
+            return Exchange(asked.text, told.text, spoken)
+        heard = self._listened(asked, random)
+        return Exchange(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
+
+    def _without_cuts(self, example: Example, cut: Sequence[bool]) -> Example:
+        """Nobody learns to break off: what follows the last word of a reply that was cut short is not learnt."""
+        ids, text = self.prompt.ids, example.patches.text[0]
+        speaking = example.patches.codes[0, :, 0, 0] != self.prompt.config.no_speech
+        ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
+        learn_text, learn_codes = example.learn_text.clone(), example.learn_codes.clone()
+        for end in (end for end, was_cut in zip(ends, cut) if was_cut):
+            closing = end - len(self.prompt.encode(self.prompt.words.turn_end))
+            begun = [at for at in range(closing) if text[at] == ids.speech_start and example.learn_text[0, at]]
+            spoken = [at for at in range(begun[-1] + 1, closing) if speaking[at]] if begun else []
+            if spoken:
+                learn_text[0, begun[-1]] = learn_codes[0, spoken[-1]] = False
+                named = [at for at in spoken if text[at] not in (ids.filler, ids.last_filler)]
+                closing = max(named, default=begun[-1]) + 1
+            learn_text[0, closing : end + 1] = False
+        return example._replace(learn_text=learn_text, learn_codes=learn_codes)
+
+
+def _sides(talk: Sequence[Record]) -> list[int]:
+    """The channels that the model may take: the assistant's, or else both."""
+    assistants = {record.extra["channel"] for record in talk if record.role == "assistant"}
+    return sorted(assistants) or [0, 1]
+
+
+def _pairs(talk: Sequence[Record], own: int) -> list[tuple[Record, Record]]:
+    """What was said to the speaker on channel `own`, and the answer."""
+    return [(a, b) for a, b in zip(talk, talk[1:]) if a.extra["channel"] != own and b.extra["channel"] == own]

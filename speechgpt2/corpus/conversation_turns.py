@@ -1,0 +1,74 @@
+"""Conversations as a corpus of turns: what a language model learns from (learning.py), without what is between them.
+
+    corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --corpus FOLDER` encodes and draws from
+
+A turn is all that one of the two says before the other one takes the floor; backchannels are no turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from speechgpt2.corpus.store import Corpus, CorpusWriter, Item, Record
+from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
+
+CORPUS, KIND = "corpus", "conversations"
+PART = 500  # conversations in a part of the corpus
+ASSISTANTS = frozenset({"assistant", "助手"})  # roles that are the model's
+
+Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
+
+
+def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> Corpus:
+    """The corpus of the conversations in `folder`; one that is there already is opened."""
+    path, parts = folder / CORPUS, 0
+    if (path / "corpus.json").exists():
+        return Corpus.open(path)
+    writer, left = CorpusWriter(path, {"kind": KIND, **recipe}), iter(rows)
+    while chunk := list(islice(left, PART)):
+        if not writer.done(parts):
+            writer.write_part(parts, (item for row in chunk for item in items(row, folder)))
+        parts += 1
+    return writer.finish(parts)
+
+
+def open_corpus(path: Path) -> Corpus:
+    """A corpus, or that of a folder of conversations. Errors: `CorpusError`."""
+    return Corpus.open(path / CORPUS if (path / CORPUS).is_dir() else path)
+
+
+def is_of_conversations(corpus: Corpus) -> bool:
+    """Whether `write_corpus` made it."""
+    return isinstance(corpus.meta["recipe"], dict) and corpus.meta["recipe"].get("kind") == KIND
+
+
+def items(row: Row, folder: Path) -> Iterator[Item]:
+    """The turns of a conversation with their sound, in order."""
+    pcm, _ = soundfile.read(folder / row["audio"], dtype="float32")
+    for number, lines in enumerate(turns(row["lines"])):
+        first, last, channel = lines[0], lines[-1], lines[0]["channel"]
+        voice = Voice(**row["voices"][channel])
+        start = first["start"]
+        words = tuple(Word(w, a - start, b - start) for line in lines for w, a, b in line["words"])
+        phones = tuple(Phone(p, a - start, b - start) for line in lines for p, a, b in line["phones"])
+        text = ("" if row["lang"] == "zh" else " ").join(line["text"] for line in lines)
+        extra = {"conversation": row["id"], "channel": channel, "cut": last["cut"], "manner": last["manner"]}
+        record = Record(
+            f"{row['id']}-{number:02d}", text, row["lang"], speaker=voice.speaker, voice=voice.id,
+            role="assistant" if first["role"] in ASSISTANTS else "", words=words, phones=phones, extra=extra,
+        )  # fmt: skip
+        span = slice(round(start * SAMPLE_RATE), round(last["end"] * SAMPLE_RATE))
+        yield Item(record, np.ascontiguousarray(pcm[span, channel]))
+
+
+def turns(lines: Iterable[Row]) -> Iterator[list[Row]]:
+    """Lines that follow one another on a channel, together."""
+    for _, group in groupby((line for line in lines if line["kind"] != "backchannel"), lambda line: line["channel"]):
+        yield list(group)

@@ -1,0 +1,34 @@
+"""The phones of a corpus as labels of codec frames: what a model that listens is helped by to learn to hear."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from speechgpt2.tts.utterance import Phone
+from speechgpt2.types import FRAME_RATE
+
+RARE = 200  # a label seen less often counts as unknown
+SILENCE, UNKNOWN = 0, -1
+
+
+class PhoneSet:
+    """The labels that some utterances have often enough; `names[0]` is silence."""
+
+    def __init__(self, utterances: Iterable[Sequence[Phone]]):
+        counts = Counter(phone.label for phones in utterances for phone in phones)
+        self.names = ("", *sorted(label for label, n in counts.items() if n >= RARE))
+        self.index = {label: i for i, label in enumerate(self.names)}
+
+    def labels(self, phones: Sequence[Phone], frames: int) -> np.ndarray:
+        """The phone at the middle of each frame, `[frames]` int64; 0 between phones, −1 where nothing is known."""
+        if not phones:
+            return np.full(frames, UNKNOWN, np.int64)
+        labels = np.full(frames, SILENCE, np.int64)
+        middles = (np.arange(frames) + 0.5) / FRAME_RATE
+        for phone in phones:
+            first, last = np.searchsorted(middles, (phone.start, phone.end))
+            labels[first:last] = self.index.get(phone.label, UNKNOWN)
+        return labels

@@ -1,0 +1,106 @@
+"""Real recordings as corpus items: LJ Speech, spoken digits and Mandarin words, where a copy is at hand.
+
+    ljspeech/*.flac + transcripts.csv    fsdd/{digit}_{speaker}_{take}.wav
+    cmn/words/cmn-{hanzi}.mp3            cmn/syllables/cmn-{pinyin}.mp3
+
+Any of the folders may be absent. The test split is fixed by the files' names, never by chance.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from speechgpt2.corpus.store import Item, Record
+from speechgpt2.curriculum.lexicon import ONES
+from speechgpt2.dsp.world_pitch import track
+from speechgpt2.tts.utterance import Word
+from speechgpt2.tts.voices import active_span, level
+from speechgpt2.types import SAMPLE_RATE
+
+_LJ_FIRST_TEST = "LJ001-0080"
+_FSDD_TEST_SPEAKER = "yweweler"
+_TEST_PERCENT = 5  # of the Mandarin words and syllables
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file with what is said in it; ``text`` of a syllable is its pinyin."""
+
+    path: Path
+    text: str
+    lang: str
+    source: str
+    speaker: str
+    split: str
+
+
+def find(root: Path) -> list[Recording]:
+    """All recordings below ``root``, in a stable order. Raises FileNotFoundError if there are none."""
+    found = [*_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn")]
+    if not found:
+        raise FileNotFoundError(f"{root} has none of ljspeech/, fsdd/, cmn/")
+    return found
+
+
+def load(recording: Recording) -> Item | None:
+    """Read, resample, trim and level one recording, with its pitch; None if it holds no sound.
+
+    A single word or character gets the whole span as its time.
+    """
+    import soundfile
+
+    pcm, rate = soundfile.read(recording.path, dtype="float32", always_2d=True)
+    mono = soxr.resample(pcm.mean(axis=1), rate, SAMPLE_RATE, quality="HQ")
+    span = active_span(mono, floor_db=-40.0)
+    if span is None:
+        return None
+    mono = level(mono[span[0] : span[1]])
+    record = Record(
+        f"{recording.source}-{recording.path.stem}", recording.text, recording.lang,
+        speaker=recording.speaker, voice=recording.speaker, split=recording.split,
+        words=_whole(recording, mono), extra={"source": recording.source},
+    )  # fmt: skip
+    return Item(record, mono, track(mono))
+
+
+def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:
+    single = recording.source == "fsdd" or (recording.source == "cmn-words" and len(recording.text) == 1)
+    span = active_span(pcm)
+    if not single or span is None:
+        return ()
+    edge = 0.05 * SAMPLE_RATE
+    start, end = min(span[0] + edge, span[1]), max(span[1] - edge, span[0] + edge)
+    return (Word(recording.text, round(start / SAMPLE_RATE, 3), round(end / SAMPLE_RATE, 3)),)
+
+
+def _ljspeech(folder: Path) -> Iterator[Recording]:
+    table = folder / "transcripts.csv"
+    for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else ():
+        name, *_, text = line.split("|")
+        path = folder / f"{name}.flac"
+        if path.exists():
+            split = "test" if name >= _LJ_FIRST_TEST else "train"
+            yield Recording(path, text, "en", "ljspeech", "real/ljspeech", split)
+
+
+def _digits(folder: Path) -> Iterator[Recording]:
+    for path in sorted(folder.glob("*.wav")):
+        digit, speaker, _ = path.stem.split("_")
+        split = "test" if speaker == _FSDD_TEST_SPEAKER else "train"
+        yield Recording(path, ONES[int(digit)], "en", "fsdd", f"real/fsdd-{speaker}", split)
+
+
+def _mandarin(folder: Path) -> Iterator[Recording]:
+    for kind in ("words", "syllables"):
+        for path in sorted((folder / kind).glob("cmn-*.mp3")):
+            text = path.stem.removeprefix("cmn-")
+            if text.startswith("_"):  # interjections outside the syllabary: hm, ng
+                continue
+            split = "test" if zlib.crc32(text.encode()) % 100 < _TEST_PERCENT else "train"
+            yield Recording(path, text, "zh", f"cmn-{kind}", f"real/cmn-{kind}", split)

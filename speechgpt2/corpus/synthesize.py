@@ -1,0 +1,240 @@
+"""Builds the two synthetic corpora: speech of many voices for the codec, dialogues for the model.
+
+    sg2 data codec-corpus OUT --hours 6 --real-speech DIR
+    sg2 data dialogue-corpus OUT --exchanges 24000
+
+Every part is drawn from a generator seeded by (seed, part), so a killed build goes on where it
+stopped and the result does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from speechgpt2.corpus import recordings
+from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
+from speechgpt2.curriculum.dialogues import Exchange, draw, evaluation_set, typed_variants
+from speechgpt2.curriculum.sentences import sentence, word_list
+from speechgpt2.data.processes import single_threaded
+from speechgpt2.dsp.world_pitch import track
+from speechgpt2.tts.augment import disturbed
+from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
+
+PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
+PART_FILES = 500  # recordings in a part
+PART_EXCHANGES = 250  # exchanges, or items of plain synthesis, in a part
+TYPED_SHARE = 0.1  # exchanges in text only
+WORD_LISTS = 0.65  # of the dictations; the rest are sentences
+OWN_VOICE = 0.15  # dictations in the assistant's voice
+EVALUATION_SEED = 0  # of the dialogues' test split
+
+Part = Callable[[], Iterator[Item]]
+
+
+def build_codec_corpus(
+    out: str | Path, hours: float, seed: int = 0, workers: int = 2, real_speech: str | Path | None = None
+) -> Corpus:
+    """``hours`` of synthetic speech, and all recordings below ``real_speech``, with pitch.
+
+    40 % English and 40 % Mandarin of random training voices, 15 % the assistant's two, 5 % held-out
+    voices as the test split. Resumes a killed build.
+    """
+    count = max(2, round(hours * 3600 / PART_SECONDS))
+    held_out = max(1, round(count * 0.05))
+    parts: list[Part] = [
+        partial(_codec_part, seed, index, hours * 3600 / count, "test" if index >= count - held_out else "train")
+        for index in range(count)
+    ]
+    recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0}
+    if real_speech is not None:
+        found = recordings.find(Path(real_speech))
+        recipe["real_speech"] = len(found)
+        chunks = [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
+        parts += [partial(_recorded_part, chunk) for chunk in chunks]
+    return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
+
+
+def _codec_part(seed: int, index: int, least: float, split: str) -> Iterator[Item]:
+    """Utterances until ``least`` seconds are full."""
+    rng = random.Random(f"codec/{seed}/{index}")
+    seconds, number = 0.0, 0
+    while seconds < least:
+        lang = rng.choice(("en", "zh"))
+        text = sentence(rng, lang)
+        voice = _codec_voice(rng, lang, split)
+        utterance = speak(text, voice)
+        yield item_of(utterance, f"syn-{index:04d}-{number:04d}", f0=track(utterance.pcm), split=split)
+        seconds += utterance.duration
+        number += 1
+
+
+def _codec_voice(rng: random.Random, lang: str, split: str) -> Voice:
+    if split == "test":
+        return vary(rng.choice(HELD_OUT_VOICES[lang]), rng)
+    if rng.random() < 0.16:
+        return vary(ASSISTANT_VOICES[lang], rng)
+    return draw_voice(lang, rng)
+
+
+def _recorded_part(chunk: list[recordings.Recording]) -> Iterator[Item]:
+    for recording in chunk:
+        item = recordings.load(recording)
+        if item is not None:
+            yield item
+
+
+def build_dialogue_corpus(
+    out: str | Path,
+    exchanges: int,
+    seed: int = 0,
+    workers: int = 2,
+    says: int | None = None,
+    dictations: int = 0,
+    test: int = 400,
+) -> Corpus:
+    """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
+
+    A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
+    "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
+    exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed variants. The test
+    split is `evaluation_set` (``test`` trials) in held-out voices, undisturbed. ``says`` is half of ``exchanges`` where
+    not given. Resumes a killed build.
+    """
+    says = exchanges // 2 if says is None else says
+    recipe = {
+        "kind": "dialogues",
+        "exchanges": exchanges,
+        "says": says,
+        "dictations": dictations,
+        "test": test,
+        "seed": seed,
+    }
+    parts: list[Part] = [partial(_test_part, test)]
+    for kind, total in ((_exchange_part, exchanges), (_say_part, says), (_dictation_part, dictations)):
+        for index, first in enumerate(range(0, total, PART_EXCHANGES)):
+            parts.append(partial(kind, seed, index, min(PART_EXCHANGES, total - first)))
+    return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
+
+
+def _test_part(count: int) -> Iterator[Item]:
+    rng = random.Random("replies of the test split")
+    for number, trial in enumerate(evaluation_set(count, EVALUATION_SEED)):
+        yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, rng, "test")
+
+
+def _exchange_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"exchanges/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        exchange = draw(rng, lang)
+        name = f"ex-{index:04d}-{number:04d}"
+        if rng.random() < TYPED_SHARE:
+            yield from _typed(name, exchange, rng)
+        else:
+            yield from _spoken(name, exchange, draw_voice(lang, rng), rng, "train")
+
+
+def _say_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"says/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        text = rng.choice((sentence, word_list))(rng, lang)
+        utterance = speak(text, vary(ASSISTANT_VOICES[lang], rng))
+        yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
+
+
+def _dictation_part(seed: int, index: int, count: int) -> Iterator[Item]:
+    rng = random.Random(f"dictations/{seed}/{index}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
+        voice = vary(ASSISTANT_VOICES[lang], rng) if rng.random() < OWN_VOICE else draw_voice(lang, rng)
+        utterance = disturbed(speak(text, voice), rng)
+        yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
+
+
+def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:
+    """Question in ``voice``, reply in the assistant's."""
+    asked, told = _extras(name, exchange, rng)
+    question = speak(exchange.question, voice)
+    if split == "train":
+        question = disturbed(question, rng)
+    yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
+    reply = speak(exchange.reply, vary(ASSISTANT_VOICES[exchange.lang], rng))
+    yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
+
+
+def _typed(name: str, exchange: Exchange, rng: random.Random) -> Iterator[Item]:
+    """Question as a user would type it, and the reply, without sound."""
+    asked, told = _extras(name, exchange, rng)
+    text = rng.choice(asked["typed"])
+    yield Item(Record(f"{name}-q", text, exchange.lang, role="user", extra=asked))
+    yield Item(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
+
+
+def _extras(name: str, exchange: Exchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``extra`` of the question's record and of the reply's."""
+    told = {"exchange": name, "skill": exchange.skill}
+    typed = list(typed_variants(exchange, rng))
+    return {**told, "answer_key": list(exchange.answer_key), "typed": typed}, told
+
+
+def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) -> Corpus:
+    """Write the parts that are not yet there, ``workers`` at a time, and join them.
+
+    Each part gets a process of its own: the engines carry state from one utterance to the next, and
+    only from a fresh start does a part come out the same whoever was at work before.
+    """
+    jobs = [_Job(writer.path, writer.recipe, i, part) for i, part in enumerate(parts) if not writer.done(i)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=len(parts), completed=len(parts) - len(jobs))
+        for _ in _finished(jobs, workers):
+            progress.advance(task)
+    return writer.finish(len(parts))
+
+
+def _finished(jobs: list[_Job], workers: int) -> Iterator[_Job]:
+    """Run the jobs, `workers` at a time, and yield each when it is done. Errors: CorpusError if one is not."""
+    spawn = multiprocessing.get_context("spawn")
+    waiting, running = list(reversed(jobs)), dict[Any, tuple[Any, _Job]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop()
+                process = spawn.Process(target=job.run, daemon=True)
+                with single_threaded():
+                    process.start()
+                running[process.sentinel] = process, job
+            for sentinel in multiprocessing.connection.wait(list(running)):
+                process, job = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    raise CorpusError(f"part {job.index} failed (exit code {process.exitcode}); run the build again")
+                yield job
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One part to write, in whatever process."""
+
+    path: Path
+    recipe: dict[str, Any]
+    index: int
+    part: Part
+
+    def run(self) -> None:
+        CorpusWriter(self.path, self.recipe).write_part(self.index, self.part())

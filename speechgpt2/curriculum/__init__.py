@@ -1,0 +1,1 @@
+"""What `mini` is taught: texts of dialogues, facts and sentences, drawn from seeded generators."""

@@ -1,0 +1,247 @@
+"""Faults planted on purpose into clean speech, and how many of them each filter finds.
+
+    found = audit(clips=40)                    # synthetic voices, English and Mandarin
+    print(table(found))
+
+Each filter is asked about as many clips with its fault as without; the faults are as strong as what the presets mean to
+reject. A filter's verdict is its rule's on its stage's score, as in a run. Recall: of the faulty clips, how many it
+rejects; precision: of the clips that it rejects, how many are faulty.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt2 import audio
+from speechgpt2.curriculum.sentences import sentence
+from speechgpt2.data.audit import faults
+from speechgpt2.data.clean.duplicates import Duplicates, DuplicatesConfig, Fingerprint, FingerprintConfig
+from speechgpt2.data.clean.echo import Echo, EchoConfig
+from speechgpt2.data.clean.quality import Measure, QualityConfig
+from speechgpt2.data.clean.segment import Segment, SegmentConfig
+from speechgpt2.data.clean.wording import Transcript, TranscriptConfig
+from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.stage import Rejected, Stage
+from speechgpt2.data.pipeline.survey import Rule, score_of
+from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
+from speechgpt2.tts.voices import draw_voice, speak
+from speechgpt2.types import SAMPLE_RATE
+
+SOUNDS = {".wav", ".flac", ".mp3", ".ogg"}
+LONGEST = 12.0  # seconds of a recording that are used
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Clean speech `pcm [N]`: what is said, empty where it is not known, in which language, and not in a whisper."""
+
+    pcm: np.ndarray
+    text: str
+    lang: str
+    voiced: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """One filter's line: of `faulty` clips with its fault it rejected `hits`, of `clean` ones `misses`."""
+
+    filter: str
+    fault: str
+    faulty: int
+    hits: int
+    clean: int
+    misses: int
+
+    @property
+    def recall(self) -> float:
+        return self.hits / max(self.faulty, 1)
+
+    @property
+    def precision(self) -> float:
+        return self.hits / max(self.hits + self.misses, 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A filter with the fault that is planted for it: `plant` makes a faulty sample from a clean one."""
+
+    filter: str
+    fault: str
+    stage: Stage
+    rule: Rule
+    plant: Callable[[Sample, _Drawn], Sample]
+    needs_text: bool = False
+    needs_voice: bool = False  # whispers have no period, and are not what the filter can find
+
+
+class _Drawn:
+    """What a fault may draw from: chance, and the other samples."""
+
+    def __init__(self, samples: list[Sample], seed: int):
+        self.samples, self.numbers = samples, np.random.default_rng(seed)
+
+    def other(self, sample: Sample, same_language: bool = False) -> Sample:
+        """Another sample, with another text."""
+        fitting = [s for s in self.samples if s is not sample and (not sample.text or s.text != sample.text)]
+        if same_language:
+            fitting = [s for s in fitting if s.lang == sample.lang and s.text]
+        return fitting[int(self.numbers.integers(len(fitting)))]
+
+    def alike(self, sample: Sample) -> Sample:
+        """One of the four samples of that language whose texts are about as long: a mistake that is hard to see."""
+        fitting = [s for s in self.samples if s.lang == sample.lang and s.text and s.text != sample.text]
+        fitting.sort(key=lambda s: abs(len(s.text) - len(sample.text)))
+        return fitting[int(self.numbers.integers(min(4, len(fitting))))]
+
+
+def trials() -> list[Trial]:
+    """Every default filter with its fault; thresholds as in the preset tts-strict."""
+    quality = Measure(QualityConfig())
+    return [
+        Trial("snr", "noise 0…15 dB below the speech", quality, Rule("noisy", "quality.snr", at_least=20.0), _noise),
+        Trial("clipping", "1…10 % of samples cut", quality, Rule("clipped", "quality.clipping", at_most=0.005), _clip),
+        Trial("bandwidth", "a telephone line", quality, Rule("narrow", "quality.bandwidth", at_least=7e3), _band),
+        Trial(
+            "overlap", "another voice 0…6 dB below", quality, Rule("overlap", "quality.overlap", at_most=0.014), _voice,
+            needs_voice=True,
+        ),
+        Trial("music", "music 0…15 dB below", quality, Rule("music", "quality.music", at_most=0.15), _music),
+        Trial(
+            "silence", "pauses of more than half of it", Segment(SegmentConfig(gap=60.0)),
+            Rule("silence", "quality.silence", at_most=0.5), _silence,
+        ),
+        Trial(
+            "language", "declared as another one", Transcript(TranscriptConfig()),
+            Rule("language", "quality.extra.language_mismatch", at_most=0.0), _language, needs_text=True,
+        ),
+        Trial(
+            "repeats", "a recogniser's loop", Transcript(TranscriptConfig()),
+            Rule("repeats", "quality.extra.repeats", at_most=3.0), _loop, needs_text=True,
+        ),
+        Trial(
+            "text", "another sentence, about as long", Echo(EchoConfig()),
+            Rule("wrong-text", "quality.extra.text_mismatch", at_most=0.925), _text, needs_text=True,
+        ),
+    ]  # fmt: skip
+
+
+def _noise(sample: Sample, drawn: _Drawn) -> Sample:
+    ratio, slope = drawn.numbers.uniform(0, 15), drawn.numbers.uniform(0, 1)
+    return replace(sample, pcm=faults.noisy(sample.pcm, ratio, slope, drawn.numbers))
+
+
+def _clip(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, pcm=faults.clipped(sample.pcm, drawn.numbers.uniform(0.01, 0.1)))
+
+
+def _band(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, pcm=faults.narrow(sample.pcm, drawn.numbers.uniform(3400, 4000)))
+
+
+def _voice(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, pcm=faults.mixed(sample.pcm, drawn.other(sample).pcm, drawn.numbers.uniform(0, 6)))
+
+
+def _music(sample: Sample, drawn: _Drawn) -> Sample:
+    tune = faults.tune(len(sample.pcm) / SAMPLE_RATE, drawn.numbers)
+    return replace(sample, pcm=faults.mixed(sample.pcm, tune, drawn.numbers.uniform(0, 15)))
+
+
+def _silence(sample: Sample, drawn: _Drawn) -> Sample:
+    half = len(sample.pcm) // 2
+    pause = np.zeros(int(len(sample.pcm) * drawn.numbers.uniform(1.5, 3)), np.float32)
+    return replace(sample, pcm=np.concatenate([sample.pcm[:half], pause, sample.pcm[half:]]))
+
+
+def _language(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, lang="en" if sample.lang == "zh" else "zh")
+
+
+def _loop(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, text=" ".join([sample.text] * int(drawn.numbers.integers(5, 12))))
+
+
+def _text(sample: Sample, drawn: _Drawn) -> Sample:
+    return replace(sample, text=drawn.alike(sample).text)
+
+
+def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[Found]:
+    """Every trial on `clips` synthetic samples, and the recordings below a folder. Needs the voices' engines."""
+    samples = [*_synthetic(clips, seed), *(_recorded(recordings) if recordings is not None else ())]
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder), Path(folder))
+        found = [_tried(trial, samples, workspace, seed + n) for n, trial in enumerate(trials())]
+        return [*found, _duplicates(samples, workspace, seed)]
+
+
+def _synthetic(count: int, seed: int) -> Iterator[Sample]:
+    rng = random.Random(f"audit/{seed}")
+    for number in range(count):
+        lang = ("en", "zh")[number % 2]
+        text = (" " if lang == "en" else "").join(sentence(rng, lang) for _ in range(2))
+        voice = draw_voice(lang, rng)
+        yield Sample(speak(text, voice).pcm, text, lang, "whisper" not in voice.name)
+
+
+def _recorded(folder: Path) -> Iterator[Sample]:
+    """Recordings of three seconds and more; the text lies beside them as `.txt`, or is not known."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS):
+        pcm = audio.load(path)
+        beside = path.with_suffix(".txt")
+        text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+        if len(pcm) >= 3 * SAMPLE_RATE:
+            longest = len(pcm) if text else int(LONGEST * SAMPLE_RATE)
+            yield Sample(pcm[:longest], text, "zh" if any("一" <= c <= "鿿" for c in text) else "en")
+
+
+def _tried(trial: Trial, samples: list[Sample], workspace: Workspace, seed: int) -> Found:
+    used = [s for s in samples if (s.text or not trial.needs_text) and (s.voiced or not trial.needs_voice)]
+    drawn = _Drawn(used, seed)
+    misses = sum(_rejects(trial, sample, workspace) for sample in used)
+    hits = sum(_rejects(trial, trial.plant(sample, drawn), workspace) for sample in used)
+    return Found(trial.filter, trial.fault, len(used), hits, len(used), misses)
+
+
+def _rejects(trial: Trial, sample: Sample, workspace: Workspace) -> bool:
+    clip = _clip_of(sample, workspace, "sample")
+    try:
+        made = trial.stage(clip, Sound(clip, workspace))
+    except Rejected:
+        return True
+    made = made if isinstance(made, Clip) else made[0]
+    return not trial.rule.allows(score_of(made, trial.rule.score))
+
+
+def _clip_of(sample: Sample, workspace: Workspace, id: str) -> Clip:
+    name, samples = workspace.add([sample.pcm])
+    info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
+    return Clip(id, audio=info, text=Wording(sample.text), lang=Language(sample.lang))
+
+
+def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> Found:
+    """Every sample once, and half of them again as another site would have them."""
+    drawn, fingerprint = _Drawn(samples, seed), Fingerprint(FingerprintConfig())
+    again = [replace(s, pcm=faults.retouched(s.pcm, drawn.numbers)) for s in samples[::2]]
+    clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *again])]
+    marked = [fingerprint(clip, Sound(clip, workspace)) for clip in clips]
+    judged = list(Duplicates(DuplicatesConfig())(lambda: iter(marked)))
+    misses = sum(not clip.kept for clip in judged[: len(samples)])
+    hits = sum(not clip.kept for clip in judged[len(samples) :])
+    return Found("duplicates", "cut, recoded, other gain", len(again), hits, len(samples), misses)
+
+
+def table(found: list[Found]) -> str:
+    """As Markdown."""
+    rows = [
+        f"| {line.filter} | {line.fault} | {line.hits} of {line.faulty} | {line.misses} of {line.clean} "
+        f"| {line.precision:.2f} | {line.recall:.2f} |"
+        for line in found
+    ]
+    head = "| filter | planted | found | wrongly rejected | precision | recall |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *rows])

@@ -1,0 +1,260 @@
+"""A recipe becomes a folder of conversations: two-channel FLAC files and a line of JSON for each.
+
+    conversations.jsonl    what was said, by whom, when: see performance.Conversation
+    rejected.jsonl         conversations that did not pass, and why
+    audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
+    recipe.json            what built it
+    clips.jsonl, turns/, cuts.jsonl.gz     the lines as the other data systems take them: see clips.py
+    corpus/                the turns as `sg2 train lm` takes them: see turns.py
+
+Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in a process of its
+own and written when it is whole, so a killed build goes on, and the result does not depend on kills or workers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from speechgpt2 import config
+from speechgpt2.audio import to_pcm16
+from speechgpt2.corpus import conversation_turns as turns
+from speechgpt2.data.conversations import clips
+from speechgpt2.data.conversations.checks import Checks, ChecksConfig, Faults, best_of
+from speechgpt2.data.conversations.llm import BadScript, LlmConfig, write_script
+from speechgpt2.data.conversations.manner import Tolerance, drive, error, measure
+from speechgpt2.data.conversations.oral import OralConfig, loosen
+from speechgpt2.data.conversations.performance import Conversation, Speaker, perform
+from speechgpt2.data.conversations.place import PlaceConfig, put_in_place
+from speechgpt2.data.conversations.scenes import scenes
+from speechgpt2.data.conversations.script import Line, Script
+from speechgpt2.data.conversations.timing import TimingConfig
+from speechgpt2.data.processes import single_threaded
+from speechgpt2.errors import UserError
+from speechgpt2.hub import write_atomically
+from speechgpt2.tts.engines import DRIVEN, ENGINES
+from speechgpt2.tts.utterance import Utterance, Voice
+from speechgpt2.tts.voices import draw_voice, speak, vary
+from speechgpt2.types import SAMPLE_RATE
+
+PART = 20  # conversations that share a process
+LANGUAGES = ("en", "zh")
+MADE, REJECTED, RECIPE = "conversations.jsonl", "rejected.jsonl", "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make.
+
+    scenes     names of scenes, all if none is given; not used where a language model writes
+    voices     whom the speakers are drawn from, two of a language at least; the training voices of espeak if not given
+    assistant  who speaks for the assistant, one voice of a language; drawn like the others if not given
+    tries      readings of a line until it counts as missed, and the conversation as rejected
+    """
+
+    conversations: int
+    languages: tuple[str, ...] = LANGUAGES
+    scenes: tuple[str, ...] = ()
+    seed: int = 0
+    tries: int = 3
+    voices: tuple[Voice, ...] = ()
+    assistant: tuple[Voice, ...] = ()
+    oral: OralConfig = field(default_factory=OralConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
+    llm: LlmConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.conversations < 1 or self.tries < 1:
+            raise UserError("conversations and tries must be positive")
+        if not self.languages or set(self.languages) - set(LANGUAGES):
+            raise UserError(f"languages: there are {' and '.join(LANGUAGES)}")
+        for name in self.scenes:
+            if not any(name in scenes(lang) for lang in self.languages):
+                raise UserError(f"no scene {name!r}; there are {', '.join(sorted(scenes(self.languages[0])))}")
+        for voice in (*self.voices, *self.assistant):
+            if voice.engine not in ENGINES:
+                raise UserError(f"no engine {voice.engine!r}; there are {', '.join(ENGINES)}")
+        for lang in self.languages if self.voices else ():
+            if len({voice.speaker for voice in self.voices if voice.lang == lang}) < 2:
+                raise UserError(f"voices: a conversation needs two speakers, give two of {lang!r} at least")
+
+
+class Missed(ValueError):
+    """No reading of a line was what was asked for."""
+
+
+def build(
+    recipe: Recipe, out: Path, workers: int = 2, done: Callable[[int], None] = lambda count: None
+) -> tuple[int, float]:
+    """Make what is not there yet; returns the number of conversations and their hours.
+
+    `done` is told how many of all have been tried, each time a part is ready. Errors: `UserError`.
+    """
+    for folder in (out / "audio", out / clips.TURNS, out / "parts"):
+        folder.mkdir(parents=True, exist_ok=True)
+    plain = config.to_dict(recipe)
+    if not (out / RECIPE).exists():
+        write_atomically(out / RECIPE, lambda path: path.write_text(json.dumps(plain, indent=1), encoding="utf-8"))
+    elif json.loads((out / RECIPE).read_text(encoding="utf-8")) != json.loads(json.dumps(plain)):
+        raise UserError(f"{out} was begun with another recipe; choose another folder, or delete it")
+    parts = range(-(-recipe.conversations // PART))
+    open_parts = [(recipe, out, part) for part in parts if not _part_file(out, part).exists()]
+    finished = len(parts) - len(open_parts)
+    done(finished * PART)
+    if open_parts:
+        # A fresh process for each part: espeak carries state from one utterance to the next.
+        with single_threaded(), multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+            for _ in pool.imap_unordered(_make_part, open_parts):
+                finished += 1
+                done(min(finished * PART, recipe.conversations))
+    return _join(out, len(parts), plain)
+
+
+def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]:
+    """Conversation `number` of the recipe, and what else its line holds: voices, place, faults.
+
+    Errors: `Missed`, `BadScript`, `ValueError` if a line cannot be spoken; `UserError`.
+    """
+    rng = random.Random(f"conversation/{recipe.seed}/{number}")
+    lang = recipe.languages[number % len(recipe.languages)]
+    script = loosen(_script(recipe, lang, rng), recipe.oral, rng)
+    voices = _two_voices(recipe, script, rng)
+    checks, worst = Checks(recipe.checks), Faults()
+    speakers = {
+        role: _speaker(voice, recipe, random.Random(rng.getrandbits(64)), checks, worst)
+        for role, voice in zip(script.roles, voices)
+    }
+    spoken = perform(script, speakers, recipe.timing, rng)
+    pcm, place = put_in_place(spoken.pcm, recipe.place, rng)
+    about = {"voices": [asdict(voice) for voice in voices], "place": place, "faults": worst}
+    return Conversation(spoken.script, pcm, spoken.lines, spoken.events), about
+
+
+def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
+    if recipe.llm is not None:
+        return write_script(recipe.llm, rng.choice(recipe.llm.topics), lang, rng.getrandbits(31))
+    known = scenes(lang)
+    names = [name for name in recipe.scenes if name in known] or sorted(known)
+    return known[rng.choice(names)].draw(rng)
+
+
+def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voice, Voice]:
+    """Two different speakers: those of the recipe, or else of the one engine whose liveliness can be set."""
+    found: list[Voice] = []
+    for role in script.roles:
+        known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
+        while not known or known[0].speaker in {voice.speaker for voice in found}:
+            known = [_some_voice(recipe, script.lang, rng)]
+        found.append(vary(known[0], rng) if recipe.voices and known[0].engine in DRIVEN else known[0])
+    return found[0], found[1]
+
+
+def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
+    if recipe.voices:
+        return rng.choice([voice for voice in recipe.voices if voice.lang == lang])
+    while True:
+        voice = draw_voice(lang, rng)
+        if voice.engine == "espeak" and "whisper" not in voice.name:
+            return voice
+
+
+def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, worst: Faults) -> Speaker:
+    """Speaks lines as `voice`; the largest fault that each check let pass is noted in `worst`."""
+
+    def say(line: Line) -> Utterance:
+        neutral = speak(line.text, voice) if line.manner else None
+
+        def read(number: int) -> Utterance:
+            if neutral is not None:
+                return speak(line.text, drive(voice, line.style, rng if number else None))
+            return speak(line.text, replace(voice, take=rng.getrandbits(16)) if number else voice)
+
+        def judge(spoken: Utterance) -> Faults:
+            style = (
+                {} if neutral is None else {line.manner: error(line.style, measure(spoken, neutral), recipe.tolerance)}
+            )
+            return {**style, **(checks(spoken) if recipe.checks.any else {})}
+
+        said, faults = best_of(recipe.tries, read, judge)
+        for name, fault in faults.items():
+            worst[name] = round(max(fault, worst.get(name, 0.0)), 3)
+            if fault > 1:
+                raise Missed(f"{name}: {fault:.2f} tolerances off after {recipe.tries} readings")
+        if not line.style.whisper:
+            checks.remember(said)
+        return said
+
+    return say
+
+
+def _make_part(job: tuple[Recipe, Path, int]) -> None:
+    recipe, out, part = job
+    rows: list[dict[str, Any]] = []
+    for number in range(part * PART, min((part + 1) * PART, recipe.conversations)):
+        name = f"{number:06d}"
+        try:
+            conversation, about = converse(recipe, number)
+        except UserError:
+            raise
+        except (Missed, BadScript, ValueError) as reason:
+            rows.append({"id": name, "rejected": type(reason).__name__.lower(), "detail": str(reason)})
+            continue
+        row = {"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()}
+        _write_flac(out / row["audio"], conversation.pcm)
+        for clip, line in zip(clips.clips(row), row["lines"]):
+            _write_flac(out / clip.audio.path, conversation.pcm[line["channel"] :][:1, clips.span(line)])
+        rows.append(row)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(_part_file(out, part), lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _write_flac(path: Path, pcm: np.ndarray) -> None:
+    """`pcm [C, N]`, float32 at 24 kHz."""
+    samples = np.frombuffer(to_pcm16(np.ascontiguousarray(pcm.T).reshape(-1)), "<i2").reshape(-1, len(pcm))
+    write_atomically(
+        path, lambda scratch: soundfile.write(scratch, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    )
+
+
+def _part_file(out: Path, part: int) -> Path:
+    return out / "parts" / f"{part:05d}.jsonl"
+
+
+def _join(out: Path, parts: int, recipe: dict[str, Any]) -> tuple[int, float]:
+    """Write the lists from the parts, which stay as the mark of what is done."""
+    count = samples = 0
+    scratch = {name: out / "parts" / name for name in (MADE, REJECTED)}
+    with scratch[MADE].open("w", encoding="utf-8") as made, scratch[REJECTED].open("w", encoding="utf-8") as rejected:
+        for row, line in _rows(out, parts):
+            if "rejected" in row:
+                rejected.write(line)
+            else:
+                made.write(line)
+                count, samples = count + 1, samples + row["samples"]
+    for name, path in scratch.items():
+        path.replace(out / name)
+    clips.write(out, _made(out, parts), out / "parts")
+    turns.write_corpus(out, _made(out, parts), recipe)
+    return count, samples / SAMPLE_RATE / 3600
+
+
+def _rows(out: Path, parts: int) -> Iterator[tuple[dict[str, Any], str]]:
+    for part in range(parts):
+        with _part_file(out, part).open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line), line
+
+
+def _made(out: Path, parts: int) -> Iterator[dict[str, Any]]:
+    return (row for row, _ in _rows(out, parts) if "rejected" not in row)

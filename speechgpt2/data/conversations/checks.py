@@ -1,0 +1,168 @@
+"""Is it what was asked for? Checks of a reading, and the best of several.
+
+    style       the manner asked for against the manner measured (manner.py)
+    alignment   how well the forced aligner finds the text in the sound (data/annotate), 0…1
+    cer         the error rate of what a recogniser hears, against the text
+    voice       how much nearer the reading is to its own speaker's voice than to the other one's
+
+Every check gives a fault in tolerances: up to 1 is good, and the reading with the least of its largest faults is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from speechgpt2.audio import resample
+from speechgpt2.data.annotate.align import locate
+from speechgpt2.data.clean import plugins
+from speechgpt2.data.clean.wording import error_rate
+from speechgpt2.dsp.spectrum import cepstra, decibels, power
+from speechgpt2.errors import UserError
+from speechgpt2.tts.alignment.synthesis_aligner import Rehearsal
+from speechgpt2.tts.alignment.viterbi import Unalignable
+from speechgpt2.tts.utterance import Utterance
+from speechgpt2.types import SAMPLE_RATE
+
+COEFFICIENTS = 12
+FAINT_DB = -25.0  # below the loudest frame: not counted as voice
+SHORTEST = 40  # frames that a voice is told by
+
+Faults = dict[str, float]  # name of a check -> fault in tolerances
+
+
+@dataclass(frozen=True)
+class RecogniserConfig:
+    """Who listens: a plug-in of data/clean/plugins.py, or a model of this project (`mini`, a folder)."""
+
+    model: str
+    engine: Literal["whisper", "funasr", "speechgpt2"] = "whisper"
+
+
+@dataclass(frozen=True)
+class ChecksConfig:
+    """What a line must pass beside its manner; what is not set is not measured.
+
+    alignment  the least agreement
+    cer        the largest error rate of what `recogniser` hears
+    voice      the largest ratio of the distances to the own and to the other speaker's first line (1: as near)
+    """
+
+    alignment: float | None = None
+    cer: float | None = None
+    recogniser: RecogniserConfig | None = None
+    voice: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cer is None) != (self.recogniser is None):
+            raise UserError("the check 'cer' needs a 'recogniser', which is needed for nothing else")
+        for name in ("alignment", "cer", "voice"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"the check '{name}' must be above 0")
+
+    @property
+    def any(self) -> bool:
+        return not all(value is None for value in (self.alignment, self.cer, self.voice))
+
+
+def best_of(
+    tries: int, read: Callable[[int], Utterance], judge: Callable[[Utterance], Faults]
+) -> tuple[Utterance, Faults]:
+    """The best of the readings `read(0)`, `read(1)` …, and its faults; the first without a fault ends the search.
+
+    A reading that fails counts as none. Errors: ValueError where all of them fail.
+    """
+    found: list[tuple[float, int, Utterance, Faults]] = []
+    failure = ValueError("nothing was read")
+    for number in range(tries):
+        try:
+            spoken = read(number)
+        except UserError:
+            raise
+        except ValueError as error:
+            failure = error
+            continue
+        faults = judge(spoken)
+        found.append((max(faults.values(), default=0.0), number, spoken, faults))
+        if found[-1][0] <= 1:
+            break
+    if not found:
+        raise failure
+    _, _, spoken, faults = min(found, key=lambda each: each[:2])
+    return spoken, faults
+
+
+class Checks:
+    """The checks of one conversation, which knows its two speakers' voices once it has heard them."""
+
+    def __init__(self, config: ChecksConfig):
+        self.config = config
+        self._voices: dict[str, np.ndarray] = {}  # speaker -> voice of the first line
+
+    def __call__(self, spoken: Utterance) -> Faults:
+        """The faults of all checks but the style's. Errors: `UserError` where a recogniser is missing."""
+        config, faults = self.config, Faults()
+        if config.alignment is not None:
+            faults["alignment"] = _ratio(config.alignment, alignment(spoken))
+        if config.cer is not None and config.recogniser is not None:
+            faults["cer"] = error_rate(spoken.text, _recogniser(config.recogniser)(spoken)) / config.cer
+        if config.voice is not None:
+            faults["voice"] = self._drift(spoken) / config.voice
+        return faults
+
+    def remember(self, spoken: Utterance) -> None:
+        """The reading that was taken: a speaker's first one is what the later ones are held against."""
+        vector = voice_of(spoken.pcm)
+        if vector is not None:
+            self._voices.setdefault(spoken.voice.speaker, vector)
+
+    def _drift(self, spoken: Utterance) -> float:
+        vector, speaker = voice_of(spoken.pcm), spoken.voice.speaker
+        own = self._voices.get(speaker)
+        others = [known for name, known in self._voices.items() if name != speaker]
+        if vector is None or own is None or not others:
+            return 0.0
+        return _distance(vector, own) / max(min(_distance(vector, other) for other in others), 1e-6)
+
+
+def alignment(spoken: Utterance) -> float:
+    """How well the aligner finds the text in the sound, 0…1; 0 where it cannot be found."""
+    try:
+        return locate(Rehearsal()(spoken.pcm, spoken.text, spoken.lang))[1]
+    except Unalignable:
+        return 0.0
+
+
+def voice_of(pcm: np.ndarray) -> np.ndarray | None:
+    """Mean and spread of the cepstra where it is loud, `[24]`, as in data/clean/speakers.py; None if too short."""
+    spectrum = power(pcm)
+    level = decibels(spectrum.sum(axis=1))
+    loud = cepstra(spectrum[level > level.max() + FAINT_DB], COEFFICIENTS)
+    return None if len(loud) < SHORTEST else np.concatenate([loud.mean(axis=0), loud.std(axis=0)])
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b))
+
+
+def _ratio(least: float, found: float) -> float:
+    return least / max(found, 1e-3)
+
+
+Listen = Callable[[Utterance], str]
+
+
+@cache
+def _recogniser(config: RecogniserConfig) -> Listen:
+    if config.engine == "speechgpt2":
+        from speechgpt2.chat import SpeechGPT
+
+        model = SpeechGPT.from_pretrained(config.model)
+        return lambda spoken: model.transcribe(spoken.pcm)
+    hear = {"whisper": plugins.whisper, "funasr": plugins.funasr}[config.engine](config.model)
+    return lambda spoken: hear(resample(spoken.pcm, SAMPLE_RATE, plugins.HEARD), spoken.lang)[0]

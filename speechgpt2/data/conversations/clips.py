@@ -1,0 +1,116 @@
+"""Conversations as the other data systems know speech: a record with its sound for each line, and Lhotse cuts.
+
+    turns/000012-03-c1.flac   the sound of a line, mono: conversation, number of the line, channel
+    clips.jsonl               their records (data/record.py): sg2 data clean FOLDER/clips.jsonl -o run
+    cuts.jsonl.gz             a Lhotse cut for each conversation with both channels, whose supervisions are the lines
+
+All of it follows from a conversation's line of `conversations.jsonl` (build.py) and the sound of its channels.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from speechgpt2.data.annotate.align import tones_of
+from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Language, Moment, Source, Speaker, Style, Wording
+from speechgpt2.tts.engines import EXACT
+from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
+
+CLIPS, CUTS, TURNS = "clips.jsonl", "cuts.jsonl.gz", "turns"
+KNOWN = ("text", "lang", "speakers", "align", "style", "events")  # what a record of ours knows, and need not measure
+_DIGITS = 4  # of a time in seconds: a tenth of a millisecond
+
+Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
+
+
+def span(line: Row) -> slice:
+    """Where a line lies in the samples of its channel."""
+    return slice(round(line["start"] * SAMPLE_RATE), round(line["end"] * SAMPLE_RATE))
+
+
+def clips(row: Row) -> Iterator[Clip]:
+    """A record for each line, in the order of the lines; times count from the line's start."""
+    for number, line in enumerate(row["lines"]):
+        samples = span(line).stop - span(line).start
+        id = f"{row['id']}-{number:02d}-c{line['channel']}"
+        path = f"{TURNS}/{id}.flac"
+        duration = samples / SAMPLE_RATE
+        voice = Voice(**row["voices"][line["channel"]])
+        words = tuple(Word(*_moved(word, line)) for word in line["words"])
+        phones = tuple(Phone(*_moved(phone, line)) for phone in line["phones"])
+        yield Clip(
+            id, row["id"], row["scene"], Source(f"file:{path}"),
+            AudioInfo(path, SAMPLE_RATE, 1, 0.0, duration, "FLAC"), Language(row["lang"], 1.0), Wording(line["text"]),
+            (Speaker(voice.speaker),), Alignment(words, phones, tones_of(phones)),
+            style=Style(line["manner"], row["scene"], voice.accent), events=tuple(_moments(row, line)),
+            labels_from=_labels(voice),
+        )  # fmt: skip
+
+
+def cut(row: Row) -> Row:
+    """The conversation as a Lhotse cut, as plain data; its sound is the file beside."""
+    duration = row["samples"] / SAMPLE_RATE
+    recording = {
+        "id": row["id"], "sources": [{"type": "file", "channels": [0, 1], "source": row["audio"]}],
+        "sampling_rate": SAMPLE_RATE, "num_samples": row["samples"], "duration": duration, "channel_ids": [0, 1],
+    }  # fmt: skip
+    about = {name: row[name] for name in ("scene", "roles", "place", "events")}
+    return {
+        "id": row["id"], "start": 0.0, "duration": duration, "channel": [0, 1],
+        "supervisions": [_supervision(row, number) for number in range(len(row["lines"]))], "recording": recording,
+        "custom": about, "type": "MultiCut",
+    }  # fmt: skip
+
+
+def write(folder: Path, rows: Iterable[Row], scratch: Path) -> None:
+    """Write `clips.jsonl` and `cuts.jsonl.gz` of the conversations into `folder`, by way of the folder `scratch`."""
+    records, cuts = scratch / CLIPS, scratch / CUTS
+    with (
+        records.open("w", encoding="utf-8") as lines,
+        cuts.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,  # without a time: equal conversations, equal bytes
+    ):
+        for row in rows:
+            lines.writelines(clip.to_json() + "\n" for clip in clips(row))
+            packed.write(json.dumps(cut(row), ensure_ascii=False).encode() + b"\n")
+    for made in (records, cuts):
+        made.replace(folder / made.name)
+
+
+def _supervision(row: Row, number: int) -> Row:
+    line = row["lines"][number]
+    words = [[word, start, round(end - start, _DIGITS), None] for word, start, end in line["words"]]
+    return {
+        "id": f"{row['id']}-{number:02d}-c{line['channel']}", "recording_id": row["id"], "start": line["start"],
+        "duration": round(line["end"] - line["start"], _DIGITS), "channel": line["channel"], "text": line["text"],
+        "language": row["lang"], "speaker": Voice(**row["voices"][line["channel"]]).speaker,
+        "alignment": {"word": words},
+        "custom": {name: line[name] for name in ("role", "kind", "manner", "cut", "tool")},
+    }  # fmt: skip
+
+
+def _moments(row: Row, line: Row) -> Iterator[Moment]:
+    """What happens while the line is spoken, on either channel."""
+    for event in row["events"]:
+        start, end = max(event["start"], line["start"]), min(event["end"], line["end"])
+        if start < end:
+            by = Voice(**row["voices"][event["by"]]).speaker
+            yield Moment(event["type"], *_moved(("", start, end), line)[1:], by)
+
+
+def _labels(voice: Voice) -> dict[str, Label]:
+    label = Label(voice.engine, confidence=1.0, kind="truth")
+    known = dict.fromkeys(KNOWN, label)
+    if voice.engine not in EXACT:
+        known["align"] = Label(voice.engine)
+    return known
+
+
+def _moved(part: Any, line: Row) -> tuple[str, float, float]:
+    label, start, end = part
+    return label, round(start - line["start"], _DIGITS), round(end - line["start"], _DIGITS)

@@ -1,0 +1,118 @@
+"""Scenes with slots, expanded by chance: the script writer that needs no network.
+
+A scene is text, a line for each contribution:
+
+    waiter: {greeting} What would you like?
+    guest: I'd like {=dish}, please.                 {=dish} is drawn once and stays the same in the scene
+    waiter~ {yes}                                    ~ a backchannel, spoken into the line above
+    guest! Sorry, {=dish} without onions.            ! an interruption of the line above
+    waiter[slow]: No onions.                         [manner], one of script.MANNERS; may be a slot, too
+    guest?: Thank you.                               ? left out half of the time, with all such lines beside it
+    waiter{order dish={=dish}}: One moment.          a tool call of that name with its arguments
+
+A slot that no rule explains is an error, found when the scene is read, not when it happens to be drawn.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from speechgpt2.data.conversations.script import Kind, Line, Script
+from speechgpt2.errors import UserError
+
+DEEPEST = 12  # rules within rules; a deeper nesting goes in circles
+_SLOT = re.compile(r"\{(=?)([a-z_]+)\}")
+_LINE = re.compile(
+    r"(?P<role>\w+)(?:\[(?P<manner>[^\]]+)\])?"
+    r"(?:\{(?P<tool>\w+)(?P<arguments>(?: \w+=[^ }]+\}?)*)\})?"
+    r"(?P<maybe>\?)?(?P<kind>[:~!])\s*(?P<text>.+)"
+)
+_KINDS: dict[str, Kind] = {":": "turn", "~": "backchannel", "!": "interruption"}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A line of a scene, its slots still open."""
+
+    role: str
+    text: str
+    kind: Kind
+    manner: str
+    maybe: bool
+    tool: str
+    arguments: tuple[tuple[str, str], ...]
+
+
+class Scene:
+    """A scene read from text, with the rules for its slots: symbol -> what it may become, slots included.
+
+    Errors: `UserError` for a line that is none, an unknown slot, or rules that go in circles.
+    """
+
+    def __init__(self, name: str, lang: str, text: str, rules: Mapping[str, Sequence[str]]):
+        self.name, self.lang, self._rules = name, lang, rules
+        self.patterns = tuple(_pattern(name, line.strip()) for line in text.strip().splitlines())
+        self.roles = tuple(dict.fromkeys(pattern.role for pattern in self.patterns))
+        if len(self.roles) != 2:
+            raise UserError(f"scene {name}: needs two roles, has {len(self.roles)}")
+        for pattern in self.patterns:
+            for part in (pattern.text, pattern.manner, *(value for _, value in pattern.arguments)):
+                self._check(part, ())
+
+    def draw(self, rng: random.Random) -> Script:
+        """A script: the same for the same state of `rng`."""
+        known: dict[str, str] = {}
+        lines: list[Line] = []
+        before: Pattern | None = None
+        left_out = False
+        for pattern in self.patterns:
+            if not pattern.maybe:
+                left_out = False
+            elif before is None or not before.maybe:  # those that follow it stand or fall with it
+                left_out = rng.random() < 0.5
+            if not left_out:
+                lines.append(self._line(pattern, rng, known))
+            before = pattern
+        return Script(self.name, self.lang, (self.roles[0], self.roles[1]), tuple(lines))
+
+    def _line(self, pattern: Pattern, rng: random.Random, known: dict[str, str]) -> Line:
+        text = self._expand(pattern.text, rng, known)
+        tool = [("name", pattern.tool)] if pattern.tool else []
+        tool += [(key, self._expand(value, rng, known)) for key, value in pattern.arguments]
+        manner = self._expand(pattern.manner, rng, known)
+        return Line(pattern.role, text[0].upper() + text[1:], pattern.kind, manner, (), tuple(tool))
+
+    def _expand(self, text: str, rng: random.Random, known: dict[str, str]) -> str:
+        def fill(match: re.Match[str]) -> str:
+            keep, symbol = match.groups()
+            if keep and symbol in known:
+                return known[symbol]
+            value = self._expand(rng.choice(self._rules[symbol]), rng, known)
+            if keep:
+                known[symbol] = value
+            return value
+
+        return _SLOT.sub(fill, text)
+
+    def _check(self, text: str, path: tuple[str, ...]) -> None:
+        for _, symbol in _SLOT.findall(text):
+            if symbol not in self._rules:
+                raise UserError(f"scene {self.name}: no rule for the slot {{{symbol}}}")
+            if symbol in path or len(path) > DEEPEST:
+                raise UserError(f"scene {self.name}: the rule {symbol} goes in circles")
+            for option in self._rules[symbol]:
+                self._check(option, (*path, symbol))
+
+
+def _pattern(scene: str, line: str) -> Pattern:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise UserError(f"scene {scene}: {line!r} is no line; write 'role: text'")
+    pairs = re.findall(r"(\w+)=(\S+?)(?= |$)", match["arguments"] or "")
+    return Pattern(
+        match["role"], match["text"], _KINDS[match["kind"]], match["manner"] or "", bool(match["maybe"]),
+        match["tool"] or "", tuple(pairs),
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""Scripts from a language model behind an OpenAI-compatible endpoint, checked as any other script is.
+
+Nothing is sent but the wish: a language, a topic and the shape of the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+from speechgpt2.data.conversations.script import MANNERS, Line, Script
+from speechgpt2.errors import UserError
+
+LANGUAGES = {"en": "English", "zh": "Mandarin Chinese, written in simplified characters"}
+MOST_LINES = 40
+LARGEST = 1 << 20  # bytes of an answer
+
+_WISH = """Write a short spoken conversation in {language} about: {topic}.
+Answer with one JSON object and nothing else:
+{{"roles": ["…", "…"], "lines": [{{"role": "…", "text": "…", "kind": "turn", "manner": ""}}]}}.
+kind is "turn", "backchannel" (a mm-hm said into the other's turn before it) or "interruption" (it cuts the other's
+turn before it short). manner is "" or, where a speaker is asked to speak so, one of: {manners}.
+Write numbers as words. Use no abbreviations, no digits, no brackets and no markup in text."""
+
+
+class BadScript(ValueError):
+    """The model's answer is no script that can be performed."""
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """Where the model is: `url` up to and without /chat/completions; the key is in the environment variable `key`."""
+
+    url: str
+    model: str
+    topics: tuple[str, ...]
+    key: str = "OPENAI_API_KEY"
+    temperature: float = 1.0
+    timeout: float = 120.0
+
+
+def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
+    """Ask for a script about `topic`. Errors: `BadScript`; `UserError` if the endpoint cannot be used."""
+    wish = _WISH.format(language=LANGUAGES[lang], topic=topic, manners=", ".join(MANNERS))
+    asked = {
+        "model": config.model, "temperature": config.temperature, "seed": seed,
+        "messages": [{"role": "user", "content": wish}],
+    }  # fmt: skip
+    answer = _ask(config, asked)
+    try:
+        content = answer["choices"][0]["message"]["content"]
+        return _script(json.loads(_inner(content)), f"llm: {topic}", lang)
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise BadScript(f"the model's answer is no script ({type(error).__name__}: {error})") from None
+
+
+def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(config.key):
+        headers["Authorization"] = f"Bearer {key}"
+    url = config.url.rstrip("/") + "/chat/completions"
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{config.url}: the endpoint of a language model begins with http:// or https://")
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=config.timeout) as response:
+            return json.loads(response.read(LARGEST))
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except OSError as error:
+        raise UserError(f"{url}: cannot be reached ({error})") from None
+    except ValueError:
+        raise BadScript("the server's answer is no JSON") from None
+
+
+def _inner(content: str) -> str:
+    """The object in the answer: many models wrap it in a code block or some words."""
+    return content[content.index("{") : content.rindex("}") + 1] if "{" in content and "}" in content else content
+
+
+def _script(values: dict[str, Any], name: str, lang: str) -> Script:
+    lines = tuple(
+        Line(str(line["role"]), str(line["text"]).strip(), line.get("kind") or "turn", str(line.get("manner") or ""))
+        for line in values["lines"][:MOST_LINES]
+    )
+    wrong = [line.kind for line in lines if line.kind not in ("turn", "backchannel", "interruption")]
+    if wrong:
+        raise UserError(f"no kind {wrong[0]!r}")
+    first, second = values["roles"]
+    return Script(name, lang, (str(first), str(second)), lines)

@@ -1,0 +1,131 @@
+"""Styles asked for and styles measured: how an engine is driven for a manner, and whether it came out.
+
+A synthesiser does not always do what it is told (a rate is clipped, a whisper stays voiced), so a line in a manner is
+rendered beside a neutral reading of the same words, and the difference is measured.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from speechgpt2.corpus.store import F0_HOP
+from speechgpt2.data.conversations.script import MANNERS, Style
+from speechgpt2.dsp.world_pitch import track
+from speechgpt2.tts.utterance import Utterance, Voice
+
+WHISPERER = "whisper"  # espeak's unvoiced variant
+SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured
+VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
+FAINT_DB = -25.0  # below the loudest step: not counted
+
+TOLD = {
+    "en": {
+        "fast": "Speak fast.", "slow": "Speak slowly.", "high": "Speak in a high voice.",
+        "low": "Speak in a low voice.",
+        "loud": "Speak loudly.", "soft": "Speak softly.", "whisper": "Whisper.", "sad": "Speak in a sad tone.",
+        "happy": "Speak in a happy tone.", "flat": "Speak in a flat tone.",
+    },
+    "zh": {
+        "fast": "说得快一点", "slow": "说得慢一点", "high": "用高一点的声音说", "low": "用低沉的声音说",
+        "loud": "大声说",
+        "soft": "小声说", "whisper": "用气声悄悄地说", "sad": "用伤心的语气说", "happy": "用开心的语气说",
+        "flat": "用平淡的语气说",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A style as it came out, against the neutral reading; `voiced` is the share of voiced steps, of its own."""
+
+    rate: float
+    pitch: float
+    range: float
+    loudness: float
+    voiced: float
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far what is measured may be from what was asked: `rate` and `range` as factors, the others in their units."""
+
+    rate: float = 1.2
+    pitch: float = 2.0
+    range: float = 2.5
+    loudness: float = 3.0
+
+
+def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice:
+    """The voice's settings for a style; with `rng` another try nearby."""
+    nudge = (lambda low, high: rng.uniform(low, high)) if rng else (lambda low, high: (low + high) / 2)
+    rate = round(voice.rate * style.rate * nudge(0.93, 1.07))
+    pitch = round(voice.pitch + style.pitch / SEMITONES_PER_STEP * nudge(0.8, 1.2))
+    lively = round(voice.pitch_range * style.range * nudge(0.85, 1.15))
+    return replace(
+        voice, name=WHISPERER if style.whisper and voice.engine == "espeak" else voice.name, rate=rate,
+        pitch=min(100, max(0, pitch)), pitch_range=min(100, max(0, lively)), gain=voice.gain + style.loudness,
+        manner=in_words(style, voice.lang), take=rng.getrandbits(16) if rng else voice.take,
+    )  # fmt: skip
+
+
+def in_words(style: Style, lang: str) -> str:
+    """The wish for a style, for engines that can be told; empty for a style without a name."""
+    name = next((name for name, known in MANNERS.items() if known == style), "")
+    return TOLD[lang][name] if name else ""
+
+
+def measure(spoken: Utterance, neutral: Utterance) -> Measured:
+    """How `spoken` differs from `neutral`, the same words by the same voice. Errors: `SynthesisUnavailable`."""
+    got, plain = _melody(spoken.pcm), _melody(neutral.pcm)
+    both = len(got.semitones) and len(plain.semitones)
+    return Measured(
+        rate=_length(neutral) / _length(spoken),
+        pitch=float(np.median(got.semitones) - np.median(plain.semitones)) if both else 0.0,
+        range=_spread(got.semitones) / max(_spread(plain.semitones), 0.1) if both else 1.0,
+        loudness=got.level - plain.level,
+        voiced=got.voiced,
+    )
+
+
+def error(asked: Style, got: Measured, tolerance: Tolerance) -> float:
+    """How far the result is from what was asked for, in tolerances; up to 1 is good."""
+    if asked.whisper:
+        return got.voiced / VOICED_SHARE
+    faults = [
+        abs(np.log(got.rate / asked.rate)) / np.log(tolerance.rate),
+        abs(got.pitch - asked.pitch) / tolerance.pitch,
+        abs(got.loudness - asked.loudness) / tolerance.loudness,
+    ]
+    if asked.range != 1.0:
+        faults.append(abs(np.log(max(got.range, 1e-3) / asked.range)) / np.log(tolerance.range))
+    return float(max(faults))
+
+
+def _length(utterance: Utterance) -> float:
+    """Seconds from the first word's start to the last one's end."""
+    return max(utterance.words[-1].end - utterance.words[0].start, 1e-3)
+
+
+class _Melody(NamedTuple):
+    """Pitch of the voiced 10 ms steps in semitones above 1 Hz; of the loud steps, level in dB and the voiced share."""
+
+    semitones: np.ndarray
+    level: float
+    voiced: float
+
+
+def _melody(pcm: np.ndarray) -> _Melody:
+    hertz = track(pcm)
+    power = np.square(pcm[: len(pcm) // F0_HOP * F0_HOP].reshape(-1, F0_HOP)).mean(axis=1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (FAINT_DB / 10))
+    level = float(10 * np.log10(power[loud].mean()))
+    return _Melody(12 * np.log2(hertz[hertz > 0]), level, float((hertz[loud] > 0).mean()))
+
+
+def _spread(semitones: np.ndarray) -> float:
+    """Half the distance of the 10th and 90th percentile."""
+    return float(np.subtract(*np.quantile(semitones, (0.9, 0.1)))) / 2

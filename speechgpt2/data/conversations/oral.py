@@ -1,0 +1,80 @@
+"""Written lines become spoken ones: fillers, repetitions and self-repairs, each marked with the words it covers."""
+
+# ruff: noqa: SIM905 (lists of words read better as text)
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+from speechgpt2.curriculum import lexicon
+from speechgpt2.data.conversations.script import Line, Mark, MarkKind, Script, words_of
+
+FILLERS = {"en": ("um", "uh", "well", "you know"), "zh": ("嗯", "那个", "就是", "呃")}
+SORRY = {"en": ("no", "I mean", "sorry"), "zh": ("不对", "我是说", "哦不")}
+_COMMA = {"en": ", ", "zh": "，"}
+
+
+@dataclass(frozen=True)
+class OralConfig:
+    """Chances, per turn of at least `shortest` words."""
+
+    filler: float = 0.25
+    repetition: float = 0.12
+    repair: float = 0.08
+    shortest: int = 4
+
+    @property
+    def total(self) -> float:
+        return self.filler + self.repetition + self.repair
+
+
+def loosen(script: Script, config: OralConfig, rng: random.Random) -> Script:
+    """The script as people would say it; lines in a manner of their own and backchannels stay as they are."""
+    return replace(script, lines=tuple(_loosen(line, script.lang, config, rng) for line in script.lines))
+
+
+def _loosen(line: Line, lang: str, config: OralConfig, rng: random.Random) -> Line:
+    drawn = rng.random()
+    long = len(words_of(line.text, lang)) >= config.shortest
+    if not long or line.manner or line.kind != "turn" or drawn >= config.total:
+        return line
+    nouns = _nouns(line.text, lang)
+    if drawn < config.filler:
+        return _insert(line, lang, "filler", rng.choice(_phrases(line.text)), rng.choice(FILLERS[lang]))
+    if drawn < config.filler + config.repair and nouns:
+        wrong = rng.choice(lexicon.ZH_NOUNS if lang == "zh" else lexicon.NOUNS)
+        return _insert(line, lang, "repair", rng.choice(nouns), f"{wrong}{_COMMA[lang]}{rng.choice(SORRY[lang])}")
+    return _insert(line, lang, "repetition", 0, words_of(line.text, lang)[0])
+
+
+def _insert(line: Line, lang: str, kind: MarkKind, at: int, words: str) -> Line:
+    """The line with `words` at character `at`, and the mark of them."""
+    before, after = line.text[:at], line.text[at:]
+    if lang == "en" and not before:
+        words = words[0].upper() + words[1:]
+        if words_of(after, lang)[0].lower() in _SMALL:
+            after = after[0].lower() + after[1:]
+    start = len(words_of(before, lang))
+    mark = Mark(kind, start, start + len(words_of(words, lang)))
+    return replace(line, text=f"{before}{words}{_COMMA[lang]}{after}", marks=(mark,))
+
+
+def _phrases(text: str) -> list[int]:
+    """Where phrases begin."""
+    return [0, *(match.end() for match in re.finditer(r"[,;，；]\s*(?=\S)", text))]
+
+
+def _nouns(text: str, lang: str) -> list[int]:
+    """Where nouns of the lexicon begin."""
+    nouns = sorted((n for n in lexicon.ZH_NOUNS if len(n) > 1), key=len) if lang == "zh" else lexicon.NOUNS
+    edge = "" if lang == "zh" else r"\b"
+    return [match.start() for match in re.finditer(rf"{edge}(?:{'|'.join(map(re.escape, nouns))}){edge}", text)]
+
+
+# Words that lose their capital when they no longer begin a line; others may be names.
+_SMALL = frozenset(
+    "it the a an are is when what and on tell that then please to of so first excuse could can not once hello hi "
+    "good one twinkle tiger".split()
+)

@@ -1,0 +1,58 @@
+"""Where a conversation takes place: each speaker in a room with some noise, or on a telephone. Times stay exact."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from speechgpt2.tts.augment import NOISE_DB, ROOM_SECONDS, in_room, with_noise
+from speechgpt2.types import SAMPLE_RATE
+
+TELEPHONE_RATE = 8000
+TELEPHONE_BAND = (300.0, 3400.0)  # Hz (ITU-T G.712)
+_MU = 255.0  # ITU-T G.711
+_LOUDEST = 0.95
+
+
+@dataclass(frozen=True)
+class PlaceConfig:
+    """Chances that a conversation is held over the telephone, in rooms, with noise. None of them by default."""
+
+    telephone: float = 0.0
+    room: float = 0.0
+    noise: float = 0.0
+
+
+def put_in_place(pcm: np.ndarray, config: PlaceConfig, rng: random.Random) -> tuple[np.ndarray, list[str]]:
+    """`pcm [2, N]` -> the same length somewhere, and the names of what was done to it."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    done: list[str] = []
+    channels = list(pcm)
+    if rng.random() < config.room:
+        channels = [in_room(one, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise) for one in channels]
+        done.append("room")
+    if rng.random() < config.noise:
+        channels = [with_noise(one, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise) for one in channels]
+        done.append("noise")
+    if rng.random() < config.telephone:
+        channels = [telephone(one) for one in channels]
+        done.append("telephone")
+    placed = np.stack(channels)
+    return (placed * min(1.0, _LOUDEST / max(float(np.abs(placed).max()), 1e-6))).astype(np.float32), done
+
+
+def telephone(pcm: np.ndarray) -> np.ndarray:
+    """`pcm [N]` as it comes out of a telephone: 300–3,400 Hz, 8 kHz, 8-bit μ-law; same length, no delay."""
+    spectrum = np.fft.rfft(pcm)
+    hertz = np.fft.rfftfreq(len(pcm), 1 / SAMPLE_RATE)
+    edges = np.clip((hertz - TELEPHONE_BAND[0]) / 50 + 1, 0, 1) * np.clip((TELEPHONE_BAND[1] - hertz) / 200 + 1, 0, 1)
+    narrow = soxr.resample(np.fft.irfft(spectrum * edges, len(pcm)), SAMPLE_RATE, TELEPHONE_RATE)
+    coded = np.round(127 * np.sign(narrow) * np.log1p(_MU * np.minimum(np.abs(narrow), 1)) / np.log1p(_MU))
+    heard = np.sign(coded) * np.expm1(np.abs(coded) / 127 * np.log1p(_MU)) / _MU
+    wide = soxr.resample(heard, TELEPHONE_RATE, SAMPLE_RATE)
+    fitted = np.zeros(len(pcm), np.float32)
+    fitted[: min(len(pcm), len(wide))] = wide[: len(pcm)]
+    return fitted

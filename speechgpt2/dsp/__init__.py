@@ -1,0 +1,1 @@
+"""Signal processing on arrays: spectra, pitch, voice activity."""

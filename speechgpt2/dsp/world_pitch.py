@@ -1,0 +1,35 @@
+"""Fundamental frequency of speech, at the rate of `corpus.F0_HOP`, and the tools that find it."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+import numpy as np
+
+from speechgpt2.tts.utterance import SynthesisUnavailable
+from speechgpt2.types import SAMPLE_RATE
+
+_FLOOR, _CEILING = 60.0, 500.0  # Hz; covers low male and high female voices
+
+
+def track(pcm: np.ndarray) -> np.ndarray:
+    """F0 in Hz at 10 ms of ``pcm`` [N] at 24 kHz: value i is centred at sample 240·i, 0 is unvoiced.
+
+    WORLD's DIO refined by StoneMask (Morise et al. 2009, 2016), about 100 times faster than real time.
+    """
+    tools = world()
+    signal = pcm.astype(np.float64)
+    coarse, times = tools.dio(signal, SAMPLE_RATE, f0_floor=_FLOOR, f0_ceil=_CEILING, frame_period=10.0)
+    return tools.stonemask(signal, coarse, times, SAMPLE_RATE).astype(np.float32)
+
+
+def world() -> ModuleType:
+    """pyworld, the bindings of WORLD. Errors: `SynthesisUnavailable` where it is missing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pyworld imports the deprecated pkg_resources
+            import pyworld
+    except ImportError as error:
+        raise SynthesisUnavailable("WORLD is missing: pip install 'speechgpt2[synthesis]'") from error
+    return pyworld

@@ -1,0 +1,1 @@
+"""Text to speech: synthesis engines, the voices they offer, forced alignment and augmentation."""

@@ -1,0 +1,124 @@
+"""Emissions of a CTC model in ONNX, such as wav2vec 2.0 fine-tuned on letters or characters. None is included.
+
+    optimum-cli export onnx --model facebook/wav2vec2-base-960h FOLDER
+
+What is read of the folder: model.onnx, vocab.json, config.json, preprocessor_config.json. Needs onnxruntime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechgpt2.audio import resample
+from speechgpt2.errors import UserError
+from speechgpt2.tts.alignment.emissions import Emissions, Part
+from speechgpt2.tts.alignment.viterbi import Unalignable
+from speechgpt2.types import SAMPLE_RATE
+
+RATE = 16_000  # Hz that these models take
+SHORTEST = 0.05  # seconds
+BETWEEN = "|"  # the token between two words, where a vocabulary has one
+BLANKS = ("<pad>", "[PAD]", "<blank>", "<blk>")
+WORD = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")  # a Chinese character is a word
+
+
+@dataclass(frozen=True)
+class Ctc:
+    """An `Emitter`; `folder` holds an exported model."""
+
+    folder: str
+
+    @cached_property
+    def id(self) -> str:
+        digest = hashlib.sha256()
+        for name in ("model.onnx", "vocab.json"):
+            try:
+                with (Path(self.folder) / name).open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError:
+                raise UserError(f"{self.folder}: holds no {name}; export a CTC model into it") from None
+        return f"ctc-{digest.hexdigest()[:16]}"
+
+    def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
+        model = _loaded(self.folder)
+        tokens, words = spell(text, model.vocabulary)
+        return Emissions(model.listen(pcm), model.seconds, tokens, words, blank=model.blank)
+
+
+def spell(text: str, vocabulary: dict[str, int]) -> tuple[list[int], tuple[Part, ...]]:
+    """The tokens of a text, and its words as parts of them; punctuation has none. Errors: `Unalignable`."""
+    upper = "a" not in vocabulary and "A" in vocabulary
+    tokens: list[int] = []
+    words: list[Part] = []
+    for match in WORD.finditer(text):
+        word = re.sub(r"^\W+|\W+$", "", match.group())
+        letters = (word.upper() if upper else word.lower()).replace("’", "'")
+        if not word:
+            continue
+        if BETWEEN in vocabulary and tokens:
+            tokens.append(vocabulary[BETWEEN])
+        unknown = [letter for letter in letters if letter.isalnum() and letter not in vocabulary]
+        if unknown:
+            raise Unalignable(f"the model has no token for {unknown[0]!r}")
+        first = len(tokens)
+        tokens += [vocabulary[letter] for letter in letters if letter in vocabulary]
+        words.append(Part(word, first, len(tokens)))
+    return tokens, tuple(words)
+
+
+class _Model:
+    """The loaded model: its vocabulary, its blank, the seconds of a step."""
+
+    def __init__(self, folder: Path):
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise UserError("the ctc aligner needs onnxruntime: pip install onnxruntime") from None
+        self.vocabulary: dict[str, int] = _json(folder / "vocab.json")
+        config = _json(folder / "config.json")
+        blank = next((self.vocabulary[name] for name in BLANKS if name in self.vocabulary), config.get("pad_token_id"))
+        if blank is None or "conv_stride" not in config:
+            raise UserError(f"{folder}: its vocab.json names no blank, or its config.json no conv_stride")
+        self.blank = int(blank)
+        self.seconds = math.prod(config["conv_stride"]) / RATE
+        self._normalize = _json(folder / "preprocessor_config.json").get("do_normalize", True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        except Exception as error:  # onnxruntime's own kinds, of which each version has others
+            raise UserError(f"{folder / 'model.onnx'}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+    def listen(self, pcm: np.ndarray) -> np.ndarray:
+        """Log-probabilities `[T, V]` of `pcm [N]` at 24 kHz. Errors: `Unalignable` for a click of sound."""
+        heard = resample(pcm, SAMPLE_RATE, RATE).astype(np.float32)
+        if len(heard) < SHORTEST * RATE:
+            raise Unalignable("it is shorter than what a step is heard in")
+        if self._normalize:
+            heard = (heard - heard.mean()) / np.sqrt(heard.var() + 1e-7)
+        name = self._session.get_inputs()[0].name
+        logits = self._session.run(None, {name: heard[None]})[0][0].astype(np.float64)
+        top = logits.max(axis=1, keepdims=True)
+        return logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+
+
+@cache
+def _loaded(folder: str) -> _Model:
+    return _Model(Path(folder))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); export a CTC model into its folder") from None

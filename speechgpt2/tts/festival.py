@@ -1,0 +1,84 @@
+"""Festival 2.5 (English) by its command: audio at up to 32 kHz, and the ends of words and segments.
+
+The voices are those of the system's festvox packages, such as festvox-us-slt-hts. A process for each utterance, since
+the interpreter keeps what was set before. Rate can be set for the HTS voices; pitch and range do nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speechgpt2.tts.flite import ipa
+from speechgpt2.tts.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
+
+VOICES = {"slt_hts": "cmu_us_slt_arctic_hts", "kal": "kal_diphone", "ked": "ked_diphone", "rab": "rab_diphone"}
+LONGEST = 60.0  # seconds that one utterance may take to make
+
+# Words of a token that have no segments, such as its comma, end at 0.
+_SCRIPT = """
+(voice_{voice})
+(set! hts_engine_params (append hts_engine_params (list (list "-r" {rate:.4f}))))
+(let ((utt (eval (list 'Utterance 'Text "{text}"))))
+  (utt.synth utt)
+  (utt.save.wave utt "{path}" 'riff)
+  (mapcar (lambda (s) (format t "segment\\t%s\\t%f\\n" (item.name s) (item.feat s "end")))
+          (utt.relation.items utt 'Segment))
+  (mapcar (lambda (token)
+            (format t "token\\t%s\\n" (item.name token))
+            (mapcar (lambda (w) (format t "word\\t%f\\t%f\\n" (item.feat w "word_start") (item.feat w "word_end")))
+                    (item.daughters token)))
+          (utt.relation.items utt 'Token)))
+"""
+
+
+def render(text: str, voice: Voice) -> Rendering:
+    """Speak English text. Errors: `SynthesisUnavailable`; ValueError where Festival makes no sound of it."""
+    if shutil.which("festival") is None:
+        raise SynthesisUnavailable("festival is missing: install the system package festival")
+    if voice.name not in VOICES:
+        raise ValueError(f"festival has no voice {voice.name!r}; there are {', '.join(VOICES)}")
+    plain = re.sub(r'["\\]', " ", text.encode("ascii", "ignore").decode())  # it stands in a string of the script
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "said.wav"
+        script = _SCRIPT.format(voice=VOICES[voice.name], rate=voice.rate / 175, text=plain, path=path)
+        (Path(folder) / "say.scm").write_text(script)
+        command = ["festival", "-b", str(Path(folder) / "say.scm")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
+        if f"voice_{VOICES[voice.name]}" in done.stderr:
+            raise SynthesisUnavailable(f"festival's voice {voice.name} is missing: install its festvox package")
+        if not path.is_file():
+            raise ValueError(f"festival said nothing for {text!r}: {done.stderr.strip()[:200]}")
+        pcm, rate = soundfile.read(path, dtype="float32")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return Rendering(np.ascontiguousarray(pcm), rate, tuple(_words(rows)), tuple(_phones(rows)))
+
+
+def _words(rows: list[list[str]]) -> list[Word]:
+    """One word per written token; a token such as "twenty-one" spans several spoken words."""
+    words: list[Word] = []
+    name = ""
+    for kind, *values in rows:
+        if kind == "token":
+            name = re.sub(r"^\W+|\W+$", "", values[0])
+            begun = False
+        elif kind == "word" and name and float(values[1]) > 0:
+            start = words.pop().start if begun else float(values[0])
+            words.append(Word(name, start, float(values[1])))
+            begun = True
+    return words
+
+
+def _phones(rows: list[list[str]]) -> list[Phone]:
+    phones, start = [], 0.0
+    for name, end in (values for kind, *values in rows if kind == "segment"):
+        if name != "pau" and float(end) > start:
+            phones.append(Phone(ipa(name), start, float(end)))
+        start = float(end)
+    return phones

@@ -1,0 +1,55 @@
+"""A language model of this project reads aloud: in its own voice, or in that of a clip, which it takes as its greeting.
+
+The voice's name is a model, "mini" or a folder; `accent` is the path of a clip with its text beside (prompts.py).
+`take` is the seed of the reading. Times come from the aligner.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache
+from typing import TYPE_CHECKING
+
+from speechgpt2.tts import prompts
+from speechgpt2.tts.aligned import aligned
+from speechgpt2.tts.utterance import Rendering, Voice
+from speechgpt2.types import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from speechgpt2.chat import Reply, SpeechGPT
+
+LONGEST = 250  # patches of a reading: 30 seconds
+
+
+def render(text: str, voice: Voice) -> Rendering:
+    """Errors: ValueError if it did not come to an end, or says something else; `UserError` for no such model."""
+    reply = read_aloud(_model(voice.name), text, voice)
+    if reply.reason != "stop" or not len(reply.pcm):
+        raise ValueError(f"{voice.speaker} did not end {text!r}")
+    return aligned(reply.pcm, SAMPLE_RATE, text, voice.lang)
+
+
+def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
+    """`SpeechGPT.say` with a seed, and a greeting in the voice that is wished for."""
+    from speechgpt2.chat import Conversation
+    from speechgpt2.lm.prompt import join
+    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.types import Speech
+
+    prompt, greeting = model.lm.prompt, None
+    prompt.require_draft("read a given text aloud")
+    if voice.accent:
+        clip = prompts.read(voice.accent)
+        greeting = prompt.spoken(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
+    given = prompt.text([*prompt.encode(text), prompt.ids.speech_start])
+    seed = zlib.crc32(f"{voice.take} {text}".encode())
+    sampling = Sampling.of(1, seed=seed, device=model.lm.device)
+    talk = Conversation(model, join(prompt.opening("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST)
+    return talk.collect(talk.answer(spoken=False))
+
+
+@cache
+def _model(name: str) -> SpeechGPT:
+    from speechgpt2.chat import SpeechGPT
+
+    return SpeechGPT.from_pretrained(name)

@@ -1,0 +1,63 @@
+"""Hanzi to what espeak's ``cmn-latn-pinyin`` voice reads: toned pinyin, one token per character.
+
+espeak misreads hanzi (polyphones, neutral tones); pypinyin's phrase dictionary knows 银行 from 行走.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from speechgpt2.tts.utterance import SynthesisUnavailable
+
+_PAUSES = {"，": ",", "、": ",", "；": ",", "：": ",", "。": ".", "！": "!", "？": "?"}
+_PAUSES.update({mark: mark for mark in ",.!?;:"})
+
+# espeak's dictionary lacks jiong, qiong and xiong and reads them as English: spelled as its phonemes.
+_INITIALS = {"jiong": "tS;", "qiong": "tS;h", "xiong": "S;"}
+_CONTOURS = {"1": "55", "2": "35", "3": "214", "4": "51", "5": "11"}
+
+
+class Syllable(NamedTuple):
+    """A character, its toned pinyin (``hang2``; 5 is the neutral tone) and the punctuation after it."""
+
+    char: str
+    pinyin: str
+    pause: str
+
+    @property
+    def token(self) -> str:
+        """What espeak is given, without spaces; needs its inline phonemes switched on."""
+        base, tone = self.pinyin[:-1], self.pinyin[-1]
+        if base in _INITIALS:
+            return f"[[{_INITIALS[base]}'yu{_CONTOURS[tone]}N]]{self.pause}"
+        return self.pinyin + self.pause
+
+
+def syllables(text: str) -> list[Syllable]:
+    """Split Mandarin text into characters with their readings, in order.
+
+    Raises ValueError on a character that is neither hanzi nor punctuation: Latin words and digits
+    have no reading here, write them out first.
+    """
+    try:
+        from pypinyin import Style, lazy_pinyin
+    except ImportError as error:
+        raise SynthesisUnavailable("Mandarin needs pypinyin: pip install 'speechgpt2[synthesis]'") from error
+    chars = [c for c in text if not c.isspace()]
+    # Third-tone sandhi is left to espeak, which knows the prosodic phrase; pypinyin does 一 and 不.
+    readings = lazy_pinyin(
+        "".join(chars),
+        style=Style.TONE3,
+        neutral_tone_with_five=True,
+        errors=list,  # type: ignore[arg-type]  # one entry per unreadable character; their annotation says str
+    )
+    result: list[Syllable] = []
+    for char, reading in zip(chars, readings, strict=True):
+        if char in _PAUSES:
+            if result:
+                result[-1] = result[-1]._replace(pause=_PAUSES[char])
+        elif "\u4e00" <= char <= "\u9fff":
+            result.append(Syllable(char, reading, ""))
+        elif char not in "“”‘’《》（）…—\"'-":
+            raise ValueError(f"no Mandarin reading for {char!r} in {text!r}")
+    return result

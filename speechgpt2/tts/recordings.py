@@ -1,0 +1,92 @@
+"""A bank of recordings, spliced: whole words and phrases that people said, in the order that a text asks for.
+
+The voice's name is a folder whose files are named by what is said in them: `seven.wav`, `good morning.flac`,
+`名字.mp3`, `seven_2.wav` for another reading. Folders may lie in it, a speaker each, whom `accent` names. Nothing is
+done to the recordings but to trim and level them, so rate and pitch do nothing. `take` chooses among the readings.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt2 import audio
+from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Rendering, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
+
+ENDINGS = {".wav", ".flac", ".mp3", ".ogg"}
+JOINT = 0.06  # seconds between two recordings
+PAUSE = 0.35  # at a comma or the end of a sentence
+LEVEL = 0.07  # root mean square of every piece
+_UNIT = re.compile(r"[\u4e00-\u9fff]|[^\s\W\u4e00-\u9fff][^\s\u4e00-\u9fff]*[^\s\W\u4e00-\u9fff]|[^\s\W\u4e00-\u9fff]")
+
+
+def render(text: str, voice: Voice) -> Rendering:
+    """Splice the text. Errors: ValueError for words that nobody recorded; `UserError` if there is no such bank."""
+    bank = _bank(str(Path(voice.name) / voice.accent))
+    units = list(_UNIT.finditer(text))
+    pieces: list[np.ndarray] = []
+    words: list[Word] = []
+    at, samples = 0, 0
+    while at < len(units):
+        count = next((n for n in range(len(units) - at, 0, -1) if _key(units[at : at + n]) in bank), 0)
+        if not count:
+            raise ValueError(f"{voice.speaker}: nobody recorded {units[at][0]!r}")
+        readings = bank[_key(units[at : at + count])]
+        pcm = _piece(readings[(voice.take + at) % len(readings)])
+        words += _words(units[at : at + count], samples, len(pcm))
+        following = text[units[at + count - 1].end() : units[at + count].start() if at + count < len(units) else None]
+        pause = PAUSE if re.search(r"[,.;:!?，。；：！？、]", following) else JOINT
+        pieces += [pcm, np.zeros(round(pause * SAMPLE_RATE), np.float32)]
+        samples += len(pcm) + len(pieces[-1])
+        at += count
+    pcm = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    return Rendering(pcm, SAMPLE_RATE, tuple(words), ())
+
+
+def _key(units: list[re.Match[str]]) -> str:
+    """Of words as their files are named: lower case, a blank between those that are not hanzi."""
+    return re.sub(r"(?<=[\u4e00-\u9fff]) | (?=[\u4e00-\u9fff])", "", " ".join(unit[0].lower() for unit in units))
+
+
+@cache
+def _bank(folder: str) -> dict[str, list[Path]]:
+    """What is said -> its recordings, in the order of their names."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder of recordings")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS):
+        said = re.sub(r"_\d+$", "", path.stem).replace("_", " ")
+        found.setdefault(_key(list(_UNIT.finditer(said))), []).append(path)
+    if not found:
+        raise UserError(f"{folder}: holds no recordings ({', '.join(sorted(ENDINGS))})")
+    return found
+
+
+@cache
+def _piece(path: Path) -> np.ndarray:
+    """A recording at 24 kHz, without the silence around it, at the common level."""
+    from speechgpt2.tts.voices import active_span
+
+    pcm = audio.load(path)
+    span = active_span(pcm, floor_db=-35.0)
+    if span is None:
+        raise UserError(f"{path}: holds no sound")
+    pcm = pcm[slice(*span)]
+    scale = LEVEL / max(float(np.sqrt(np.square(pcm).mean())), 1e-6)
+    return (pcm * min(scale, 0.95 / float(np.abs(pcm).max()))).astype(np.float32)
+
+
+def _words(units: list[re.Match[str]], first: int, samples: int) -> list[Word]:
+    """The words of one recording share its time by their letters: exact where it holds a single one."""
+    letters = sum(len(unit[0]) for unit in units)
+    words, done = [], 0
+    for unit in units:
+        start = (first + samples * done / letters) / SAMPLE_RATE
+        done += len(unit[0])
+        words.append(Word(unit[0], start, (first + samples * done / letters) / SAMPLE_RATE))
+    return words

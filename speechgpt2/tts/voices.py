@@ -1,0 +1,167 @@
+"""Who speaks: the bank of training voices, the held-out ones, the assistant's two, and ``speak``.
+
+A speaker is an engine's voice; a `Voice` is a speaker with settings. Held-out speakers appear in no
+training material, under any setting or accent.
+"""
+
+# ruff: noqa: SIM905 (lists of names read better as text)
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import soxr
+
+from speechgpt2.tts import variants
+from speechgpt2.tts.engines import ENGINES
+from speechgpt2.tts.espeak import MANDARIN
+from speechgpt2.tts.utterance import Phone, Rendering, Utterance, Voice, Word
+from speechgpt2.types import SAMPLE_RATE
+
+__all__ = [
+    "ASSISTANT_VOICES", "HELD_OUT_VOICES", "Phone", "Utterance", "Voice", "Word",
+    "draw_voice", "speak", "training_voices", "vary",
+]  # fmt: skip
+
+LEVEL_DBFS = -23.0  # RMS of the speaking part at gain 0
+MARGIN = 0.05  # seconds of silence kept on both sides
+
+# espeak's variants that sound like somebody; near-duplicates and robots are left out.
+_MALE = (
+    *"Alex Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Mario Michael Mike Nguyen RicishayMax adam antonio".split(),
+    *"benjamin boris david ed edward fast grandpa gustave iven2 iven4 john klatt3 klatt5 m1 m2 m3 m5 m6 m7".split(),
+    *"max michel miguel norbert pablo paul pedro quincy sandro travis victor".split(),
+    "Mr serious",
+)
+_FEMALE = "Andrea Annie anika belinda f1 f2 f3 f5 steph".split()
+_ODD = "croak klatt2 announcer Storm whisper whisperf".split()  # creaky, breathy, unvoiced: rarely drawn
+_HELD_OUT = "f4 linda Alicia grandma shelby m4 m8 Lee robert marcelo".split()
+_ASSISTANT_ZH = "f2"
+
+# Names of espeak voices; "en" is British.
+_ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
+_FLITE_TRAINING = ("kal", "kal16")
+_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # the assistant's speaker may ask, too: `disturb` makes others of it
+_DRAWN = "drawn"  # espeak's variants that nobody has heard before
+_GROUPS: dict[str, Sequence[str]] = {
+    "male": _MALE, "female": _FEMALE, "odd": _ODD, _DRAWN: (), "flite": _FLITE_USERS,
+}  # fmt: skip
+_SHARES = {"en": (16, 16, 3, 38, 27), "zh": (22, 22, 4, 52, 0)}  # of the groups, per cent
+_SPEAKERS = 1_000_000  # that are drawn from
+_RATES = {"en": (130, 210), "zh": (155, 250)}  # words per minute; at 200 Mandarin has 3.8 syllables a second
+
+ASSISTANT_VOICES: dict[str, Voice] = {
+    "en": Voice("flite", "slt", "en", rate=175),
+    "zh": Voice("espeak", _ASSISTANT_ZH, "zh", MANDARIN, rate=200, pitch=52, pitch_range=75),
+}
+
+HELD_OUT_VOICES: dict[str, tuple[Voice, ...]] = {
+    "en": (
+        *(Voice("espeak", name, "en", ("en-us", "en")[i % 2]) for i, name in enumerate(_HELD_OUT)),
+        Voice("flite", "rms", "en"),
+        Voice("flite", "awb", "en"),
+    ),
+    "zh": tuple(Voice("espeak", name, "zh", MANDARIN, rate=195) for name in _HELD_OUT),
+}
+
+
+def training_voices(lang: str) -> tuple[Voice, ...]:
+    """Every training speaker of a language ("en", "zh") once, at neutral settings, without the assistant."""
+    names = [*_MALE, *_FEMALE, *_ODD]
+    if lang == "zh":
+        return tuple(Voice("espeak", name, "zh", MANDARIN) for name in names if name != _ASSISTANT_ZH)
+    if lang == "en":
+        espeak = (Voice("espeak", name, "en", _ACCENTS[i % len(_ACCENTS)]) for i, name in enumerate(names))
+        return (*espeak, *(Voice("flite", name, "en") for name in _FLITE_TRAINING))
+    raise ValueError(f"no voices for language {lang!r}; there are 'en' and 'zh'")
+
+
+def draw_voice(lang: str, rng: random.Random) -> Voice:
+    """A random speaker for training under random settings; female voices as often as male ones.
+
+    About half of the speakers are drawn themselves (engines/variants.py). Settings cover slow to brisk speech and flat
+    to lively intonation.
+    """
+    group = rng.choices(list(_GROUPS), weights=_SHARES[lang])[0]
+    if group == _DRAWN:
+        name = variants.name_of(rng.randrange(_SPEAKERS))
+    else:
+        name = rng.choice([n for n in _GROUPS[group] if lang == "en" or n != _ASSISTANT_ZH])
+    rate, pitch, gain = rng.randint(*_RATES[lang]), rng.randint(30, 70), round(rng.uniform(-8, 4), 1)
+    if group == "flite":
+        return Voice("flite", name, lang, rate=rate, pitch=pitch, gain=gain)
+    accent = MANDARIN if lang == "zh" else rng.choice(_ACCENTS)
+    gap = rng.choice((0, 0, 0, 1, 2, 4))
+    return Voice("espeak", name, lang, accent, rate, pitch, rng.randint(25, 95), gap, gain)
+
+
+def vary(voice: Voice, rng: random.Random) -> Voice:
+    """The same speaker in a slightly different mood: rate ±12 %, a little pitch, pauses, ±3 dB.
+
+    A synthesiser is deterministic, and a model learns to recognise the one rendering of a sentence
+    instead of listening; so nothing should be rendered twice the same way.
+    """
+    return replace(
+        voice,
+        rate=round(voice.rate * rng.uniform(0.88, 1.12)),
+        pitch=min(100, max(0, voice.pitch + rng.randint(-4, 4))),
+        pitch_range=min(100, max(0, voice.pitch_range + rng.randint(-12, 12))),
+        gap=voice.gap + rng.choice((0, 0, 1, 2)),
+        gain=round(voice.gain + rng.uniform(-3, 3), 1),
+    )
+
+
+def speak(text: str, voice: Voice) -> Utterance:
+    """Synthesise ``text``; 24 kHz, silence trimmed to 50 ms, at the voice's level.
+
+    Mandarin takes hanzi with punctuation. Raises ValueError for a text that gives no sound,
+    SynthesisUnavailable where the engine is not installed.
+    """
+    rendering = ENGINES[voice.engine](text, voice)
+    pcm = rendering.pcm
+    if rendering.sample_rate != SAMPLE_RATE and len(pcm):
+        pcm = soxr.resample(pcm, rendering.sample_rate, SAMPLE_RATE, quality="HQ")
+    span = active_span(pcm)
+    if span is None:
+        raise ValueError(f"{voice.speaker} said nothing for {text!r}")
+    pcm = level(pcm[span[0] : span[1]], voice.gain)
+    words, phones = _shift(rendering, span[0] / SAMPLE_RATE, len(pcm) / SAMPLE_RATE)
+    return Utterance(pcm, text, voice.lang, voice, words, phones)
+
+
+def active_span(pcm: np.ndarray, floor_db: float = -45.0) -> tuple[int, int] | None:
+    """First and last sample of the sounding part with `MARGIN` around it; None for silence.
+
+    ``pcm`` [N] at 24 kHz; sounding is a 10 ms window within ``floor_db`` of the loudest one.
+    """
+    hop = SAMPLE_RATE // 100
+    power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
+    if not len(power) or power.max() < 1e-8:
+        return None
+    loud = np.flatnonzero(power > power.max() * 10 ** (floor_db / 10))
+    margin = int(MARGIN * SAMPLE_RATE)
+    return max(0, int(loud[0]) * hop - margin), min(len(pcm), int(loud[-1] + 1) * hop + margin)
+
+
+def level(pcm: np.ndarray, gain: float = 0.0) -> np.ndarray:
+    """Scale to `LEVEL_DBFS` + ``gain`` dB over the sounding windows, peaks held under 0.95."""
+    hop = SAMPLE_RATE // 100
+    power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
+    speech = power[power > power.max() * 1e-3].mean()
+    scale = 10 ** ((LEVEL_DBFS + gain) / 20) / np.sqrt(speech)
+    return (pcm * min(scale, 0.95 / np.abs(pcm).max())).astype(np.float32)
+
+
+def _shift(rendering: Rendering, offset: float, duration: float) -> tuple[tuple[Word, ...], tuple[Phone, ...]]:
+    """Times moved ``offset`` seconds earlier and clipped to the trimmed audio."""
+
+    def at(time: float) -> float:
+        moved = time - offset
+        return round(0.0 if moved < 0.0 else min(moved, duration), 4)
+
+    words = tuple([Word(text, at(start), at(end)) for text, start, end in rendering.words])
+    phones = [Phone(label, at(start), at(end)) for label, start, end in rendering.phones]
+    return words, tuple([phone for phone in phones if phone.end > phone.start])

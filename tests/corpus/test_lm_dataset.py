@@ -1,0 +1,220 @@
+"""From a corpus to what the two trainers see: crops, codes, dialogues in all modes."""
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.corpus import lm_dataset as exchanges
+from speechgpt2.corpus.codec_dataset import CorpusCrops
+from speechgpt2.corpus.lm_dataset import (
+    GO_ON,
+    LATER,
+    PAUSED,
+    ExchangeSource,
+    Shares,
+    encode_corpus,
+    new_model,
+    silence_frame,
+)
+from speechgpt2.corpus.store import CorpusWriter, Item, Record
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.train import LMTrainConfig
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.types import UNFINISHED
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    narrow = TransformerConfig(16, 2, 1, 32, context=9)
+    wide = TransformerConfig(16, 2, 1, 32, context=5)
+    convnext = ConvNeXtConfig((1,), (16,))
+    head = HarmonicConfig(harmonic_bands=20, noise_bands=10)
+    return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
+
+
+def sound(random, seconds):
+    return (random.standard_normal(int(24_000 * seconds)) * 0.1).astype(np.float32)
+
+
+def asked_words(question):
+    """ "so question 0" word by word, Mandarin character by character, 0.2 s each."""
+    parts = question.split() if " " in question else question
+    return tuple(Word(part, 0.1 + 0.2 * k, 0.3 + 0.2 * k) for k, part in enumerate(parts))
+
+
+def items():
+    """Four spoken exchanges, one typed, two texts read aloud; the second half belongs to the test split."""
+    random = np.random.default_rng(0)
+    for i in range(4):
+        lang, split = ("en", "zh")[i % 2], "train"
+        question, reply = (f"so question {i}", f"reply {i}") if lang == "en" else (f"再问{i}", f"答{i}")
+        fields = {"lang": lang, "split": split}
+        asked = {"exchange": f"e{i}", "typed": [question.upper()]}
+        f0 = np.full(400, 150.0, np.float32)
+        phones = tuple(Phone("ab"[k % 2], 0.1 * k, 0.1 * k + 0.1) for k in range(8))
+        yield Item(
+            Record(f"e{i}-q", question, role="user", words=asked_words(question), extra=asked, phones=phones, **fields),
+            sound(random, 1 + i / 4),
+            f0,
+        )
+        words = (Word(reply, 0.1, 0.5),)
+        yield Item(
+            Record(f"e{i}-a", reply, role="assistant", words=words, extra={"exchange": f"e{i}"}, **fields),
+            sound(random, 1),
+            f0,
+        )
+        say = Record(
+            f"s{i}", f"say {i}", role="assistant", words=(Word(f"say {i}", 0.0, 0.4),), extra={"skill": "say"}, **fields
+        )
+        yield Item(say, sound(random, 0.8), f0)
+        heard = f"hear {i}" if lang == "en" else f"听{i}"
+        words = (Word(heard, 0.1, 0.4),)
+        yield Item(
+            Record(f"h{i}", heard, role="user", words=words, extra={"skill": "dictation"}, **fields),
+            sound(random, 0.6),
+            f0,
+        )
+    yield Item(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
+    yield Item(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
+    yield Item(
+        Record("x-q", "held out", "en", role="user", split="test", extra={"exchange": "x", "typed": []}),
+        sound(random, 1),
+        np.zeros(100),
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    writer = CorpusWriter(tmp_path_factory.mktemp("corpus"), {})
+    writer.write_part(0, items())
+    return writer.finish(1)
+
+
+@pytest.fixture(scope="module")
+def source(corpus, codec, tmp_path_factory):
+    codes = tmp_path_factory.mktemp("codes") / "run" / "codes.npy"  # the run's folder is not there yet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchanges, "bf16_pays", lambda device: False)
+        encode_corpus(corpus, codec, codes)
+    config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
+    return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
+
+
+def test_encoded_as_if_alone(source, corpus, codec):
+    for record in corpus.records:
+        if record.length:
+            alone = codec.encode(torch.from_numpy(corpus.pcm(record))[None])[0]
+            assert torch.equal(source._codes(record), alone), record.id
+
+
+def test_half_precision_gives_mostly_the_same_codes(corpus, codec, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(exchanges, "bf16_pays", lambda device: True)
+    encode_corpus(corpus, codec, tmp_path / "codes.npy")
+    same = np.load(tmp_path / "codes.npy") == source.codes
+    assert 0.5 < same.mean() < 1 or same.all()
+
+
+def test_silence_is_what_silence_encodes_to(source, codec):
+    assert tuple(source.prompt.words.silence) == silence_frame(codec)
+    assert all(type(code) is int for code in silence_frame(codec))
+
+
+KINDS = ("s2s", "s2t", "t2s", "t2t", "say", "dictation", "unfinished")
+
+
+def only(source, kind):
+    """The same source, drawing one kind of example."""
+    drawn = ExchangeSource.__new__(ExchangeSource)
+    shares = Shares(**{other: float(other == kind) for other in KINDS}, next_turn=0.0)
+    drawn.__dict__.update(source.__dict__ | {"shares": shares})
+    return drawn
+
+
+@pytest.mark.parametrize("mode", KINDS[:5])
+def test_every_kind_of_example(source, mode):
+    drawn = only(source, mode)
+    ids, no_speech = source.prompt.ids, source.prompt.config.no_speech
+    for seed in range(8):
+        example = drawn.example(np.random.default_rng(seed))
+        text = example.patches.text[0]
+        learnt = text[example.learn_text[0]].tolist()
+        assert text[-1] == ids.eos and learnt[-1] == ids.eos
+        assert (ids.heard in learnt) == mode.startswith("s2")
+        assert (ids.speech_start in text[text != ids.eos].tolist()) == (mode != "t2t")
+        assert bool(example.learn_codes.any()) == (mode in ("s2s", "t2s", "say"))
+        assert (example.patches.codes[example.learn_codes] != no_speech).all()
+        if mode == "say":  # the text is given; only its sound is to be learnt
+            assert source.prompt.tokenizer.decode(learnt).strip().startswith("say") or ids.filler in learnt
+            assert not example.learn_text[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
+
+
+def test_a_dictation_is_written_down_and_not_answered(source):
+    ids = source.prompt.ids
+    for seed in range(8):
+        example = only(source, "dictation").example(np.random.default_rng(seed))
+        learnt = example.targets[example.learn_text].tolist()
+        text = source.prompt.tokenizer.decode(learnt)
+        assert learnt[-1] == ids.heard and ids.eos not in learnt and not example.learn_codes.any()
+        assert "hear" in text or "听" in text
+
+
+def test_a_question_that_breaks_off_is_heard_so_far_and_not_answered(source):
+    decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.ids, set()
+    for seed in range(12):
+        example = only(source, "unfinished").example(np.random.default_rng(seed))
+        learnt = example.targets[example.learn_text].tolist()
+        written = learnt[: learnt.index(ids.heard)]
+        question, reply = decode(written), decode(learnt[learnt.index(ids.heard) + 1 :])
+        assert question.endswith(UNFINISHED) and "question 0" not in question and "问0" not in question
+        assert reply.startswith(tuple(GO_ON.values())) and not example.learn_codes.any()
+        ends.add(learnt[-1] == ids.eos)
+        heard = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
+        assert heard * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
+    assert ends == {True, False}  # where it should be spoken, the end is not learnt
+
+
+def test_speech_of_the_user_falls_anywhere_in_its_patches(source):
+    firsts = {
+        tuple(drawn.patches.codes[drawn.patches.codes[..., 0] != source.prompt.config.no_speech][:3].flatten().tolist())
+        for drawn in (only(source, "dictation").example(np.random.default_rng(seed)) for seed in range(40))
+    }
+    assert len(firsts) > 4
+
+
+def test_dialogues_go_on(source):
+    long = ExchangeSource.__new__(ExchangeSource)
+    long.__dict__.update(source.__dict__ | {"shares": Shares(say=0.0, next_turn=0.8)})
+    ends = [
+        int((long.example(np.random.default_rng(s)).patches.text == source.prompt.ids.eos).sum()) for s in range(10)
+    ]
+    assert max(ends) > 2
+
+
+def test_held_out_is_never_drawn(source):
+    assert all(pair[0].split == "train" for pairs in source.spoken.values() for pair in pairs)
+    assert "held out" not in {pair[0].text for pairs in source.typed.values() for pair in pairs}
+
+
+def test_codes_of_another_corpus_are_refused(corpus, source, tmp_path):
+    np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
+    with pytest.raises(UserError, match="another corpus"):
+        ExchangeSource(corpus, tmp_path / "codes.npy", source.prompt)
+
+
+def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
+    monkeypatch.setattr("speechgpt2.corpus.phones.RARE", 1)
+    crops = CorpusCrops(corpus)
+    batch = crops.crops(np.random.default_rng(0), 6, 32)
+    assert batch.pcm.shape == (6, 32 * 960) and batch.f0.shape == (6, 128) and batch.phones.shape == (6, 32)
+    assert crops.phones == ("", "a", "b") and set(batch.phones.unique().tolist()) <= {-1, 0, 1, 2}
+    assert (batch.phones > 0).any() and (batch.phones == -1).any() and batch.pcm.abs().max() < 1
+    again = crops.crops(np.random.default_rng(0), 6, 32)
+    assert torch.equal(batch.pcm, again.pcm) and torch.equal(batch.heard, again.heard)
+    disturbed = (batch.heard != batch.pcm).any(dim=1)
+    assert batch.heard.shape == batch.pcm.shape and disturbed.any() and not disturbed.all()

@@ -1,0 +1,121 @@
+"""The corpus on disk: round trip, clear refusals, and a build that survives being killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from speechgpt2.corpus import synthesize
+from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, pairs
+from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.tts.voices import ASSISTANT_VOICES
+
+RECORD = Record(
+    "a", "你好", "zh", speaker="s", voice="s/1", role="user", words=(Word("你", 0.0, 0.1), Word("好", 0.1, 0.2)),
+    phones=(Phone("n", 0.0, 0.05),), extra={"skill": "greeting"},
+)  # fmt: skip
+
+
+def noise(samples: int) -> np.ndarray:
+    return np.random.default_rng(samples).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def test_round_trip(tmp_path):
+    writer = CorpusWriter(tmp_path, {"seed": 1})
+    pitch = np.full(5, 200.0)
+    writer.write_part(0, [Item(RECORD, noise(1000), pitch), Item(Record("b", "typed", "en"))])
+    writer.write_part(1, [Item(Record("c", "x", "en", split="test"), noise(960), pitch)])
+    corpus = writer.finish(2)
+    a, b, c = corpus.records
+    assert (a.start, a.length, b.length, c.start, c.length) == (0, 1920, 0, 1920, 960)
+    assert (a.words, a.phones, a.extra) == (RECORD.words, RECORD.phones, RECORD.extra)
+    assert np.abs(corpus.pcm(a)[:1000] - noise(1000)).max() < 2**-15 and not corpus.pcm(a)[1000:].any()
+    assert np.abs(corpus.pcm(c) - noise(960)).max() < 2**-15
+    assert corpus.f0(a).tolist() == [200.0] * 5 + [0.0] * 3 and corpus.f0(c).tolist() == [200.0] * 4
+    assert corpus.select(split="test") == [c] and corpus.hours == 2880 / 24000 / 3600
+
+
+def test_refusals_say_why(tmp_path):
+    with pytest.raises(CorpusError, match="holds no corpus"):
+        Corpus.open(tmp_path / "none")
+    writer = CorpusWriter(tmp_path / "c", {"seed": 1})
+    writer.write_part(0, [Item(RECORD, noise(960))])
+    with pytest.raises(CorpusError, match="unfinished"):
+        Corpus.open(tmp_path / "c")
+    with pytest.raises(CorpusError, match="lacks 1 of 2"):
+        writer.finish(2)
+    with pytest.raises(CorpusError, match="another recipe"):
+        CorpusWriter(tmp_path / "c", {"seed": 2})
+    corpus = writer.finish(1)
+    with pytest.raises(CorpusError, match="without pitch"):
+        corpus.f0(corpus.records[0])
+    (tmp_path / "c" / "pcm.i16").write_bytes(b"")
+    with pytest.raises(CorpusError, match="damaged"):
+        Corpus.open(tmp_path / "c")
+
+
+def test_a_part_that_fails_half_way_is_not_there(tmp_path):
+    def items():
+        yield Item(RECORD, noise(960))
+        raise KeyboardInterrupt
+
+    writer = CorpusWriter(tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        writer.write_part(0, items())
+    assert not writer.done(0)
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, need_voice):
+    for voice in ASSISTANT_VOICES.values():
+        need_voice(voice)
+
+    def build(name: str) -> Corpus:
+        return synthesize.build_dialogue_corpus(tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1)
+
+    with monkeypatch.context() as patch:  # stopped just before the parts are joined
+        patch.setattr(CorpusWriter, "finish", lambda self, parts: None)
+        build("whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    parts = tmp_path / "killed" / "parts"
+    (parts / "00001.jsonl").unlink()  # samples in place, index not yet: an unfinished part
+    (parts / "00001.pcm").write_bytes(b"half")
+    (parts / "00001.pcm.123").write_bytes(b"left by a killed writer")
+    whole, resumed = build("whole"), build("killed")
+    assert resumed.records == whole.records
+    assert np.array_equal(resumed.samples, whole.samples)
+    assert len(list(pairs(whole.records))) == 4
+    assert {r.lang for r in whole.records} == {"en", "zh"}
+    dictations = [r for r in whole.records if r.extra["skill"] == "dictation"]
+    assert len(dictations) == 2 and all(r.role == "user" and r.words for r in dictations)
+    assert not parts.exists()
+
+
+def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path, need_voice):
+    pytest.importorskip("pyworld")
+    for voice in ASSISTANT_VOICES.values():
+        need_voice(voice)
+    corpus = synthesize.build_codec_corpus(tmp_path, hours=10 / 3600, workers=1)
+    voiced = np.concatenate([corpus.f0(r) for r in corpus.records])
+    assert 0.2 < (voiced > 0).mean() < 0.95 and voiced[voiced > 0].min() >= 50
+    assert all(r.phones and r.length % 960 == 0 for r in corpus.records)
+    speakers = {split: {r.speaker for r in corpus.select(split=split)} for split in ("train", "test")}
+    assert speakers["train"] and speakers["test"] and speakers["train"].isdisjoint(speakers["test"])
+
+
+def test_a_part_that_dies_is_told_and_the_others_are_kept(tmp_path):
+    writer = CorpusWriter(tmp_path, {"kind": "test"})
+    with pytest.raises(CorpusError, match=r"part 1 failed.*run the build again"):
+        synthesize._build(writer, [good_part, deadly_part], 1, "test")
+    assert writer.done(0) and not writer.done(1)
+    assert len(synthesize._build(writer, [good_part, good_part], 1, "test")) == 2
+
+
+def good_part():
+    yield Item(Record("a", "hello", "en"))
+
+
+def deadly_part():
+    os._exit(9)

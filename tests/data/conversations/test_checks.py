@@ -1,0 +1,139 @@
+"""Readings that are not what was asked for: what finds them, and the best of several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from speechgpt2.config import from_dict
+from speechgpt2.data.conversations import build as building
+from speechgpt2.data.conversations import checks
+from speechgpt2.data.conversations.build import Missed, Recipe, converse
+from speechgpt2.data.conversations.checks import Checks, ChecksConfig, RecogniserConfig, alignment, best_of
+from speechgpt2.data.conversations.manner import Tolerance, drive, error, in_words, measure
+from speechgpt2.data.conversations.script import MANNERS, Style
+from speechgpt2.errors import UserError
+from speechgpt2.tts.utterance import Utterance, Voice
+from speechgpt2.tts.voices import speak, training_voices
+
+TEXT, OTHER = "I would like the soup and a glass of water.", "The train to Vienna leaves at eleven tonight."
+
+
+def utterance(number: int) -> Utterance:
+    return Utterance(np.zeros(number + 1, np.float32), "x", "en", Voice("espeak", "f3", "en"), (), ())
+
+
+def test_the_best_is_taken_and_a_good_one_ends_the_search():
+    read = []
+
+    def reading(number):
+        read.append(number)
+        if number == 1:
+            raise ValueError("said nothing")
+        return utterance(number)
+
+    faults = {0: {"a": 3.0, "b": 0.1}, 2: {"a": 1.5, "b": 1.4}, 3: {"a": 0.2, "b": 2.0}, 4: {"a": 0.9, "b": 1.0}}
+    said, found = best_of(4, reading, lambda spoken: faults[len(spoken.pcm) - 1])
+    assert len(said.pcm) == 3 and found == faults[2] and read == [0, 1, 2, 3]
+    said, found = best_of(9, reading, lambda spoken: faults[len(spoken.pcm) - 1])
+    assert found == faults[4] and read[4:] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="said nothing"):
+        best_of(1, lambda number: reading(1), lambda spoken: {})
+
+
+def test_a_manner_is_chosen_among_readings(need_voice):
+    pytest.importorskip("pyworld", reason="measuring pitch needs pyworld")
+    voice = need_voice(training_voices("en")[12])
+    neutral = speak(TEXT, voice)
+    styles = [Style(rate=0.7), Style(rate=1.0), Style(rate=1.38)]
+    said, faults = best_of(
+        3, lambda n: speak(TEXT, drive(voice, styles[n])),
+        lambda spoken: {"fast": error(MANNERS["fast"], measure(spoken, neutral), Tolerance())},
+    )  # fmt: skip
+    assert said.voice.rate == round(voice.rate * 1.38) and faults["fast"] < 1
+
+
+def test_the_aligner_tells_another_text(need_voice):
+    voice = need_voice(training_voices("en")[12])
+    right, wrong = speak(TEXT, voice), speak(OTHER, voice)
+    config = ChecksConfig(alignment=alignment(right) * 0.9)
+    assert Checks(config)(right)["alignment"] < 1 < Checks(config)(replace(wrong, text=TEXT))["alignment"]
+
+
+def test_a_recogniser_counts_its_errors(monkeypatch):
+    heard = iter(["i would like the soup and a glass of water", "I would like a soup and the glass of"])
+    monkeypatch.setattr(checks.plugins, "whisper", lambda model: lambda pcm, lang: (next(heard), lang))
+    checks._recogniser.cache_clear()
+    config = ChecksConfig(cer=0.1, recogniser=RecogniserConfig("small"))
+    said = replace(utterance(2400), text=TEXT)
+    assert Checks(config)(said) == {"cer": 0.0}
+    assert Checks(config)(said)["cer"] == pytest.approx(3 / 10 / 0.1)
+    checks._recogniser.cache_clear()
+
+
+def test_another_voice_than_before_is_found(need_voice):
+    anna, bert = (replace(need_voice(Voice("espeak", name, "en", "en-us"))) for name in ("f3", "m5"))
+    check = Checks(ChecksConfig(voice=1.0))
+    for voice in (anna, bert):
+        first = speak(TEXT, voice)
+        assert check(first)["voice"] == 0.0  # nothing to hold it against
+        check.remember(first)
+    assert check(speak(OTHER, anna))["voice"] < 1
+    assert check(replace(speak(OTHER, bert), voice=anna))["voice"] > 1
+
+
+def recipe(**changes) -> Recipe:
+    return from_dict(Recipe, {"conversations": 4, "languages": ["en"], "scenes": ["travel"], "oral": {}, **changes})
+
+
+def test_a_speaker_that_says_something_else_is_read_again_and_rejected(need_voice, monkeypatch):
+    """A stuttering engine: each line's first reading is of another text."""
+    need_voice(training_voices("en")[12])
+    tries: dict[str, int] = {}
+
+    def stutter(text, voice):
+        tries[text] = tries.get(text, 0) + 1
+        said = speak(OTHER if tries[text] % 2 else text, voice)
+        return replace(said, text=text, voice=voice)
+
+    monkeypatch.setattr(building, "speak", stutter)
+    asked = recipe(checks={"alignment": 0.3}, timing={"interruption": {"values": [0.99, 1.0]}})
+    monkeypatch.setattr(building, "error", lambda *_: 0.0)
+    with pytest.raises(Missed, match="alignment"):
+        converse(replace(asked, tries=1), 0)
+    tries.clear()
+    _, about = converse(asked, 0)
+    assert about["faults"]["alignment"] <= 1
+    assert max(tries.values()) >= 2
+
+
+def test_speakers_are_those_of_the_recipe(need_voice):
+    need_voice(training_voices("en")[12])
+    voices = [{"engine": "espeak", "name": name, "lang": "en", "accent": "en-us"} for name in ("f3", "m5", "m7")]
+    assistant = [{"engine": "espeak", "name": "f2", "lang": "en", "accent": "en-us"}]
+    asked = recipe(voices=voices, assistant=assistant, scenes=["weather"])
+    for number in range(3):
+        _, about = converse(asked, number)
+        first, second = (Voice(**voice).speaker for voice in about["voices"])
+        assert second == "espeak/en-us+f2" and first in {f"espeak/en-us+{name}" for name in ("f3", "m5", "m7")}
+
+
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        ({"checks": {"cer": 0.1}}, "needs a 'recogniser'"), ({"checks": {"voice": 0.0}}, "above 0"),
+        ({"voices": [{"engine": "espeak", "name": "f3", "lang": "en"}]}, "two speakers"),
+        ({"assistant": [{"engine": "organ", "name": "f3", "lang": "en"}]}, "no engine 'organ'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_for_people(values, complaint):
+    with pytest.raises(UserError, match=complaint):
+        recipe(**values)
+
+
+def test_every_manner_can_be_told():
+    for lang in ("en", "zh"):
+        assert len({in_words(style, lang) for style in MANNERS.values()}) == len(MANNERS)
+    assert in_words(Style(rate=1.23), "en") == ""

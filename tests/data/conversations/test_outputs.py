@@ -1,0 +1,276 @@
+"""A folder of conversations, taken up by the other systems: records, Lhotse cuts, cleaning, training."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from speechgpt2.cli import app
+from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.corpus import conversation_dataset as learning
+from speechgpt2.corpus import conversation_turns as turns
+from speechgpt2.corpus.conversation_dataset import ConversationSource, Sides
+from speechgpt2.corpus.lm_dataset import LATER, encode_corpus, new_model
+from speechgpt2.data.conversations import build as building
+from speechgpt2.data.conversations import clips
+from speechgpt2.data.conversations.performance import perform
+from speechgpt2.data.conversations.script import Line, Script
+from speechgpt2.data.record import Clip
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.train import LMTrainConfig
+from speechgpt2.nn.convnext import ConvNeXtConfig
+from speechgpt2.nn.transformer import TransformerConfig
+from speechgpt2.types import SAMPLE_RATE, Patches
+from tests.data.conversations.test_performance import LONG, beeps, timing
+
+SCRIPTS = (
+    Script("story", "en", ("user", "assistant"), (
+        Line("user", "tell me"), Line("assistant", LONG), Line("user", "mhm", "backchannel"),
+        Line("user", "wait please", "interruption"), Line("assistant", "of course", manner="sad"),
+    )),
+    Script("shop", "en", ("waiter", "guest"), (
+        Line("waiter", "good day"), Line("guest", "the soup"), Line("guest", "and tea"), Line("waiter", "thank you"),
+    )),
+)  # fmt: skip
+VOICES = (
+    {"engine": "espeak", "name": "f3", "lang": "en", "accent": "en-us"},
+    {"engine": "flite", "name": "slt", "lang": "en"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a build leaves, of two conversations in beeps."""
+
+    def converse(recipe, number):
+        script = SCRIPTS[number]
+        spoken = perform(script, dict.fromkeys(script.roles, beeps), timing(), random.Random(number))
+        return spoken, {"voices": list(VOICES), "place": [], "faults": {}}
+
+    out = tmp_path_factory.mktemp("made") / "talks"
+    recipe = building.Recipe(2, seed=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "converse", converse)
+        for name in ("audio", "turns", "parts"):
+            (out / name).mkdir(parents=True)
+        building._make_part((recipe, out, 0))
+    assert building.build(recipe, out)[0] == 2
+    return out
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / building.MADE).read_text(encoding="utf-8").splitlines()]
+
+
+def peaks(pcm: np.ndarray, words) -> list[int]:
+    """The number of the beep that sounds in each word's time."""
+    spans = [pcm[round(w.start * SAMPLE_RATE) : round(w.end * SAMPLE_RATE)] for w in words]
+    hertz = [np.abs(np.fft.rfft(span)).argmax() * SAMPLE_RATE / len(span) for span in spans]
+    return [round((value - 300) / 100) for value in hertz]
+
+
+def test_every_line_is_a_record_with_its_sound(folder):
+    records = [Clip.from_json(line) for line in (folder / clips.CLIPS).read_text(encoding="utf-8").splitlines()]
+    assert [record.id for record in records if record.parent_id == "000000"] == [
+        "000000-00-c0", "000000-01-c1", "000000-02-c0", "000000-03-c0", "000000-04-c1",
+    ]  # fmt: skip
+    for record in records:
+        pcm, rate = soundfile.read(folder / record.audio.path)
+        assert rate == SAMPLE_RATE and len(pcm) == round(record.audio.duration * SAMPLE_RATE)
+        assert peaks(pcm, record.align.words) == list(range(len(record.align.words))), record.id
+        assert record.labels_from["align"].kind == "truth"
+        assert record.speakers[0].id == ("espeak/en-us+f3" if record.id.endswith("c0") else "flite/slt")
+    turn, back, sad = records[1], records[2], records[4]
+    assert {(m.type, m.by) for m in turn.events} >= {
+        ("backchannel", "espeak/en-us+f3"),
+        ("interruption", "espeak/en-us+f3"),
+    }
+    assert all(0 <= m.start < m.end <= turn.audio.duration + 1e-3 for m in turn.events)
+    assert back.text.raw == "mhm" and sad.style.emotion == "sad" and sad.style.scene == "story"
+
+
+def test_lhotse_reads_both_channels(folder, monkeypatch):
+    lhotse = pytest.importorskip("lhotse")
+    monkeypatch.chdir(folder)
+    cuts = list(lhotse.CutSet.from_file(folder / clips.CUTS))
+    assert [cut.id for cut in cuts] == ["000000", "000001"]
+    lhotse.qa.validate(cuts[0])
+    audio = cuts[0].load_audio()
+    assert audio.shape == (2, rows(folder)[0]["samples"])
+    for supervision in cuts[0].supervisions:
+        words = supervision.alignment["word"]
+        assert peaks(audio[supervision.channel], words) == list(range(len(words)))
+    assert cuts[0].supervisions[1].custom["cut"] and cuts[0].supervisions[1].speaker == "flite/slt"
+
+
+def test_cleaning_and_annotation_take_them_like_recordings(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    from speechgpt2.data.pipeline import shar
+
+    run, out = CliRunner(), tmp_path / "run"
+    steps = tmp_path / "steps.yaml"
+    steps.write_text(
+        "steps: [{kind: decode}, {kind: segment, shortest: 0.1}, {kind: loudness}, {kind: quality}, {kind: transcript}]"
+    )
+    result = run.invoke(
+        app, ["data", "clean", str(folder / clips.CLIPS), "-o", str(out), "--preset", str(steps), "--workers", "1"]
+    )
+    assert result.exit_code == 0 and "kept 9 clips" in result.output, result.output
+    result = run.invoke(app, ["data", "annotate", str(out), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    for clip, pcm in shar.read(out / "shar"):
+        assert clip.labels_from["align"].tool in ("espeak", "flite") and clip.quality.snr is not None
+        assert peaks(pcm, clip.align.words) == list(range(len(clip.align.words)))
+    assert run.invoke(app, ["data", "report", str(out)]).exit_code == 0
+
+
+# learning
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    narrow, wide = TransformerConfig(16, 2, 1, 32, context=9), TransformerConfig(16, 2, 1, 32, context=5)
+    convnext = ConvNeXtConfig((1,), (16,))
+    head = HarmonicConfig(harmonic_bands=20, noise_bands=10)
+    return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
+
+
+TINY = LMTrainConfig(
+    BackboneConfig(400, 32, 2, 4, 2, 48), PatchDecoderConfig(16, 1, 2, 32, chained=True), steps=6, rows=2,
+    row_patches=96, warmup=2, save_every=3, report_every=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(folder, codec, tmp_path_factory):
+    corpus = turns.open_corpus(folder)
+    codes = tmp_path_factory.mktemp("codes") / "codes.npy"
+    encode_corpus(corpus, codec, codes)
+    return ConversationSource(corpus, codes, new_model(TINY, corpus, codec).prompt)
+
+
+def test_turns_are_what_is_said_until_the_other_one_speaks(folder):
+    corpus = turns.open_corpus(folder)
+    assert turns.is_of_conversations(corpus)
+    story, shop = ([r for r in corpus.records if r.extra["conversation"] == id] for id in ("000000", "000001"))
+    assert [r.text for r in story] == [
+        "tell me",
+        "one two three four five, six seven eight",
+        "wait please",
+        "of course",
+    ]
+    assert [r.extra["cut"] for r in story] == [False, True, False, False]
+    assert [r.text for r in shop] == ["good day", "the soup and tea", "thank you"]
+    for record in corpus.records:
+        beeps_of = peaks(corpus.pcm(record), record.words)
+        assert beeps_of == ([0, 1, 0, 1] if "and tea" in record.text else list(range(len(record.words))))
+
+
+def written(source, example, mask) -> str:
+    unnamed = (source.prompt.ids.filler, source.prompt.ids.last_filler)
+    tokens = [t for t in example.targets[mask].tolist() if t not in unnamed]
+    return source.prompt.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def test_the_assistant_learns_its_own_side(source):
+    story = source.talks[0]
+    assert learning._sides(story) == [1]
+    example = source.seen_from(story, 1, "s2s", np.random.default_rng(0))
+    learnt = written(source, example, example.learn_text)
+    assert "of course" in learnt and "seven eight" in learnt
+    assert learnt.count("wait please") == 2 and "mhm" not in learnt  # named while heard, and written down
+    assert example.learn_codes.any()
+
+
+def test_nobody_learns_to_break_off(source):
+    ids = source.prompt.ids
+    for mode in ("s2s", "s2t", "t2s", "t2t"):
+        example = source.seen_from(source.talks[0], 1, mode, np.random.default_rng(0))
+        text, learnt = example.patches.text[0], example.learn_text[0]
+        first, second = (text == ids.eos).nonzero()[:, 0].tolist()
+        assert not learnt[first] and learnt[second]
+        spoken = [at for at in (text == ids.speech_start).nonzero()[:, 0].tolist() if at < first]
+        if mode[2] == "s":
+            assert not learnt[spoken[-1]]
+            ends = (text[: first + 1] == ids.speech_end).nonzero()[-1]
+            assert not learnt[ends] and not example.learn_codes[0, ends - 1]
+            assert example.learn_codes[0, spoken[-1] : first].any()
+
+
+def test_people_are_learnt_from_both_sides(source):
+    shop, ids = source.talks[1], source.prompt.ids
+    asked = source.seen_from(shop, 1, "s2s", np.random.default_rng(0))
+    assert int((asked.patches.text == ids.eos).sum()) == 1
+    greeted = source.seen_from(shop, 0, "s2s", np.random.default_rng(0))
+    ends = (greeted.patches.text[0] == ids.eos).nonzero()[:, 0]
+    assert len(ends) == 2 and not greeted.learn_text[0, : ends[0] + 1].any()  # its greeting tells only the voice
+    assert "thank you" in written(source, greeted, greeted.learn_text)
+    drawn = {source.example(np.random.default_rng(seed)).patches.text.shape[1] for seed in range(20)}
+    assert len(drawn) > 4
+
+
+def test_words_are_named_once_they_were_heard(source):
+    """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
+    story, prompt = source.talks[0], source.prompt
+    example = source.seen_from(story, 1, "s2s", np.random.default_rng(3))
+    later = int(np.random.default_rng(3).integers(LATER))
+    start = int((example.patches.text[0] == prompt.ids.speech_start).nonzero()[0]) + 1
+    word = story[0].words[1]
+    token = prompt.encode(" " + word.text)[0]
+    named = int((example.targets[0, start:] == token).nonzero()[0])
+    assert named * 0.12 >= word.end + later * 0.04 - 1e-6 and named * 0.12 <= word.end + later * 0.04 + 0.25
+
+
+def test_patches_stream(source, folder, codec):
+    """An example taken in piece by piece ends where it ends as a whole; the codes are those of streamed sound."""
+    corpus = turns.open_corpus(folder)
+    torch.manual_seed(1)
+    lm = new_model(TINY, corpus, codec).eval()
+    patches = source.seen_from(source.talks[0], 1, "s2s", np.random.default_rng(0)).patches
+    with torch.no_grad():
+        whole = lm(patches)
+        for sizes in ([1], [7, 2, 19]):
+            state, at, turn = lm.init_state(1, patches.text.shape[1]), 0, 0
+            while at < patches.text.shape[1]:
+                end = min(at + sizes[turn % len(sizes)], patches.text.shape[1])
+                hidden, state = lm.prefill(Patches(patches.text[:, at:end], patches.codes[:, at:end]), state)
+                assert torch.allclose(hidden, whole[:, end - 1], atol=1e-4)
+                at, turn = end, turn + 1
+        record = corpus.records[1]
+        pcm, state = torch.from_numpy(corpus.pcm(record))[None], codec.init_encoder_state(1)
+        pieces = []
+        for piece in pcm.split(3 * 960, dim=1):
+            codes, state = codec.encode(piece, state)
+            pieces.append(codes[0])
+    assert (
+        torch.cat(pieces) == source._codes(record)
+    ).float().mean() > 0.9  # near ties may fall either way in bfloat16
+
+
+def test_a_model_trains_on_the_folder(folder, codec, tmp_path):
+    from speechgpt2 import config
+
+    codec.save_pretrained(tmp_path / "codec")
+    config.dump(TINY, tmp_path / "lm.yaml")
+    arguments = ["train", "lm", str(tmp_path / "lm.yaml"), "--corpus", str(folder), "--codec", str(tmp_path / "codec")]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "run"), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1]["step"] == 6 and losses[-1]["text"] > 0 and losses[-1]["codes"] > 0
+    assert SpeechLM.from_pretrained(tmp_path / "run").config.prompt.draft
+
+
+def test_codes_of_another_corpus_are_refused(folder, source, tmp_path):
+    np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
+    with pytest.raises(UserError, match="another corpus"):
+        ConversationSource(turns.open_corpus(folder), tmp_path / "codes.npy", source.prompt, Sides())

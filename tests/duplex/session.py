@@ -1,0 +1,133 @@
+"""A session for tests: it refuses what a session refuses, writes down what it is asked, tells what it is told to."""
+
+import asyncio
+
+import numpy as np
+
+from speechgpt2.duplex.vad import STEP, Heard
+from speechgpt2.errors import UserError
+from speechgpt2.types import AudioDelta, Interrupted, TurnDone
+
+
+class Session:
+    behind = False
+
+    def __init__(self):
+        self.calls, self.heard, self.turn = [], {}, 0
+        self.numbers, self.hearing, self.reply, self.tentative = 0, False, None, False
+        self.queue = asyncio.Queue()
+
+    @property
+    def replying(self):
+        return self.reply is not None
+
+    def must(self, condition, otherwise):
+        if not condition:
+            raise UserError(otherwise)
+
+    def number(self):
+        self.numbers += 1
+        return self.numbers
+
+    def begin_speech(self):
+        self.must(not self.hearing and not self.replying, "not now")
+        self.calls.append("begin_speech")
+        self.hearing, self.tentative, self.turn = True, False, self.number()
+        self.heard[self.turn] = []
+        return self.turn
+
+    def hear(self, pcm):
+        self.must(self.hearing, "nobody speaks")
+        self.heard[self.turn].append(pcm)
+
+    def end_speech(self):
+        self.must(self.hearing, "nobody speaks")
+        self.calls.append("end_speech")
+        self.hearing, self.tentative = False, True
+
+    def take_back(self):
+        self.must(self.tentative, "nothing to take back")
+        self.calls.append("take_back")
+        self.silence()
+        self.hearing, self.tentative = True, False
+
+    def drop_speech(self):
+        self.must(self.hearing, "nobody speaks")
+        self.calls.append("drop_speech")
+        self.hearing = False
+
+    def write(self, text):
+        self.must(not self.hearing, "the user speaks")
+        self.calls.append(("write", text))
+        self.tentative = False
+        return self.number()
+
+    remember = write
+
+    def respond(self, options=None):
+        self.must(not self.replying and not self.hearing, "not now")
+        self.calls.append("respond")
+        self.reply = self.number()
+        return self.reply
+
+    def interrupt(self, heard):
+        self.must(self.replying, "no reply")
+        self.calls.append(("interrupt", heard))
+        self.silence()
+        self.tentative = False
+        self.queue.put_nowait(Interrupted(heard))
+        self.queue.put_nowait(TurnDone("interrupted"))
+
+    def truncate(self, number, heard):
+        self.calls.append(("truncate", number, heard))
+        self.tentative = False
+
+    def forget(self, number):
+        self.calls.append(("forget", number))
+        self.tentative = False
+
+    def configure(self, settings):
+        self.calls.append(("configure", settings))
+
+    async def events(self):
+        while (event := await self.queue.get()) is not None:
+            if isinstance(event, TurnDone):
+                self.reply = None
+            yield event
+
+    def close(self):
+        self.queue.put_nowait(None)
+
+    # what tests do
+
+    def silence(self):
+        self.reply = None
+        while not self.queue.empty():
+            self.queue.get_nowait()
+
+    def tell(self, *events):
+        for event in events:
+            self.queue.put_nowait(event)
+
+    def sound_of(self, turn):
+        return np.concatenate([np.zeros(0, np.float32), *self.heard[turn]])
+
+
+class LevelEar:
+    """Takes whatever is loud for a voice, and knows it at once."""
+
+    def __init__(self):
+        self.rest, self.at = np.zeros(0, np.float32), 0
+
+    def push(self, pcm):
+        self.rest = np.concatenate([self.rest, pcm])
+        while len(self.rest) >= STEP:
+            block, self.rest = self.rest[:STEP], self.rest[STEP:]
+            self.at += STEP
+            level = float(np.sqrt(np.mean(np.square(block))))
+            at_16k = np.interp(np.arange(0, STEP, 1.5), np.arange(STEP), block).astype(np.float32)
+            yield Heard(self.at, 0.95 if level > 0.01 else 0.02, at_16k)
+
+
+def audio(seconds, level=0.1):
+    return AudioDelta(level * np.random.default_rng(0).standard_normal(round(seconds * 24_000)).astype(np.float32))

@@ -1,0 +1,398 @@
+"""What a dialogue asks of its session and tells its reader, on a clock that runs with the microphone."""
+
+import asyncio
+from functools import wraps
+
+import numpy as np
+import pytest
+
+from speechgpt2.duplex.dialogue import Dialogue
+from speechgpt2.duplex.protocol import (
+    DialogueSettings,
+    IdleTimeout,
+    ReplyStarted,
+    SemanticVad,
+    ServerVad,
+    TurnTaken,
+)
+from speechgpt2.errors import UserError
+from speechgpt2.types import (
+    AudioDelta,
+    Interrupted,
+    SpeechStarted,
+    SpeechStopped,
+    TextDelta,
+    ToolCall,
+    Transcript,
+    TurnDone,
+)
+from tests.duplex.session import LevelEar, Session, audio
+
+BLOCK = 768  # 32 ms
+HAND = DialogueSettings(turn_detection=None)
+VAD = DialogueSettings(ServerVad(silence_ms=512, prefix_ms=320), speculate_ms=192, interrupt_ms=288)
+
+
+def run(test):
+    @wraps(test)
+    def call(*arguments, **options):
+        asyncio.run(asyncio.wait_for(test(*arguments, **options), 20))
+
+    return call
+
+
+class Talk:
+    """A dialogue, its session, and all it told; `now` in seconds follows the microphone."""
+
+    def __init__(self, settings=VAD):
+        self.session, self.now, self.told, self.said = Session(), 0.0, [], 0
+        self.dialogue = Dialogue(self.session, settings, LevelEar, lambda: self.now)
+        self.reader = asyncio.create_task(self.read())
+
+    async def read(self):
+        async for event in self.dialogue.events():
+            self.told.append(event)
+
+    async def play(self, milliseconds, level, chunk=BLOCK):
+        """The microphone, `level` its loudness; a ramp on top tells samples apart."""
+        total = round(milliseconds * 24)
+        pcm = (level * (1 + 1e-4 * np.arange(self.said, self.said + total) / 24_000)).astype(np.float32)
+        await self.hear(pcm, chunk)
+        return pcm
+
+    async def hear(self, pcm, chunk=BLOCK):
+        self.said += len(pcm)
+        for start in range(0, len(pcm), chunk):
+            piece = pcm[start : start + chunk]
+            self.dialogue.hear(piece)
+            self.now += len(piece) / 24_000
+            await self.settle()
+
+    async def voice(self, milliseconds, chunk=BLOCK):
+        return await self.play(milliseconds, 0.3, chunk)
+
+    async def silence(self, milliseconds, chunk=BLOCK):
+        return await self.play(milliseconds, 1e-5, chunk)
+
+    async def settle(self):
+        for _ in range(6):
+            await asyncio.sleep(0)
+
+    async def tell(self, *events):
+        self.session.tell(*events)
+        await self.settle()
+
+    def news(self):
+        told, self.told = self.told, []
+        return told
+
+    def names(self):
+        return [type(event).__name__ for event in self.news()]
+
+
+@run
+async def test_a_turn_is_heard_from_before_its_beginning_and_answered():
+    talk = Talk()
+    before = await talk.silence(960)
+    turn = await talk.voice(640)
+    pause = await talk.silence(224)
+    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
+    heard = talk.session.sound_of(1)
+    said = np.concatenate([before, turn, pause])
+    begin = (960 - 320) * 24
+    assert np.array_equal(heard, said[begin : begin + len(heard)]) and len(heard) == (320 + 640 + 192) * 24
+    assert talk.news() == [SpeechStarted(960 * 24)]
+    await talk.tell(Transcript("Hi?"), TextDelta("Hello."))
+    assert talk.news() == []
+    await talk.silence(320)
+    end = (960 + 640) * 24
+    assert talk.news() == [
+        SpeechStopped(end), TurnTaken(1, 960 * 24, end), ReplyStarted(2), Transcript("Hi?"), TextDelta("Hello."),
+    ]  # fmt: skip
+    await talk.tell(TextDelta("How are you?"), TurnDone("stop"))
+    assert talk.news() == [TextDelta("How are you?"), TurnDone("stop")]
+
+
+@run
+async def test_who_goes_on_speaking_is_heard_without_a_gap_and_no_word_of_the_early_answer_is_told():
+    talk = Talk()
+    said = [await talk.voice(640), await talk.silence(320)]
+    await talk.tell(Transcript("I"), TextDelta("Oh"), audio(0.1))
+    said += [await talk.voice(640), await talk.silence(192)]
+    assert talk.session.calls == ["begin_speech", "end_speech", "respond", "take_back", "end_speech", "respond"]
+    assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
+    assert talk.names() == ["SpeechStarted"]
+    await talk.silence(512)
+    assert talk.news()[1:] == [TurnTaken(1, 0, (640 + 320 + 640) * 24), ReplyStarted(3)]
+
+
+@run
+async def test_large_and_odd_chunks_are_turns_like_small_ones():
+    calls, turns = [], []
+    for chunk in (BLOCK, 24_000, 1_001):
+        talk = Talk()
+        await talk.silence(960, chunk)
+        await talk.voice(960, chunk)
+        await talk.silence(960, chunk)
+        calls.append(talk.session.calls)
+        turns.append([event for event in talk.news() if isinstance(event, TurnTaken)])
+        assert abs(len(talk.session.sound_of(1)) - (320 + 960 + 192) * 24) <= 2 * BLOCK
+    assert calls[0] == calls[1] == calls[2] and turns[0] == turns[1] == turns[2]
+
+
+@run
+async def test_an_interruption_tells_what_was_heard_and_nothing_after_it():
+    talk = Talk()
+    await talk.voice(320)
+    await talk.silence(640)
+    await talk.tell(audio(2.0))
+    await talk.silence(480)
+    talk.news()
+    await talk.voice(640)
+    heard = (480 + 288) * 24
+    assert talk.session.calls[3:] == [("interrupt", heard - BLOCK), "begin_speech"]  # the clock runs after the block
+    assert talk.news() == [
+        Interrupted(heard - BLOCK), TurnDone("interrupted"), SpeechStarted((320 + 640 + 480) * 24),
+    ]  # fmt: skip
+    await talk.silence(640)
+    assert talk.names() == ["SpeechStopped", "TurnTaken", "ReplyStarted"]
+
+
+@run
+async def test_what_a_slow_reader_has_not_read_is_not_told_after_an_interruption():
+    talk = Talk()
+    talk.reader.cancel()
+    dialogue, session = talk.dialogue, talk.session
+    events = dialogue.events()
+    dialogue.respond()
+    assert await anext_of(events) == ReplyStarted(1)
+    session.tell(audio(0.5), TextDelta("a"), audio(0.5), ToolCall("bell", "{}"), TurnDone("stop"))
+    assert isinstance(await anext_of(events), AudioDelta)
+    talk.now += 0.2
+    dialogue.interrupt()
+    assert await anext_of(events) == Interrupted(4800)
+    assert await anext_of(events) == TurnDone("interrupted")
+    assert session.calls[-1] == ("truncate", 1, 4800)  # it had been made to its end
+    dialogue.close()
+    assert [event async for event in events] == []
+
+
+def anext_of(events):
+    return asyncio.wait_for(events.__anext__(), 5)
+
+
+@run
+async def test_a_backchannel_leaves_the_reply_alone():
+    talk = Talk()
+    talk.dialogue.respond()
+    await talk.tell(audio(4.0))
+    await talk.silence(480)
+    await talk.voice(224)
+    await talk.silence(480)
+    assert talk.session.calls == ["respond"]
+    assert talk.names() == ["ReplyStarted", "AudioDelta"]
+
+
+@run
+async def test_the_models_own_voice_does_not_interrupt_it_but_a_louder_one_does():
+    talk = Talk()
+    talk.dialogue.respond()
+    answer = audio(6.0, level=0.1)
+    await talk.tell(answer)
+    await talk.silence(96)
+    await talk.hear(0.5 * answer.pcm[: 3 * 24_000])
+    assert talk.session.calls == ["respond"]
+    await talk.voice(640)
+    assert talk.session.calls[1][0] == "interrupt"
+
+
+@run
+async def test_on_a_headset_one_can_break_in_from_the_first_word_on():
+    talk = Talk()
+    talk.dialogue.respond()
+    await talk.tell(audio(6.0, level=0.1))
+    await talk.play(320, 0.05)
+    assert talk.session.calls[1][0] == "interrupt"
+
+
+@run
+async def test_without_the_guard_it_does():
+    talk = Talk(DialogueSettings(ServerVad(), echo_guard=False))
+    talk.dialogue.respond()
+    answer = audio(6.0, level=0.1)
+    await talk.tell(answer)
+    await talk.hear(0.5 * answer.pcm[:24_000])
+    assert talk.session.calls[1][0] == "interrupt"
+
+
+@run
+async def test_who_may_not_interrupt_does_not():
+    talk = Talk(DialogueSettings(ServerVad(interrupt_response=False)))
+    talk.dialogue.respond()
+    await talk.tell(audio(1.0), TurnDone("stop"))
+    await talk.voice(960)
+    assert talk.session.calls == ["respond"]
+    await talk.voice(320)
+    assert talk.session.calls == ["respond", "begin_speech"]
+
+
+@run
+async def test_turns_that_are_not_to_be_answered_are_only_taken():
+    talk = Talk(DialogueSettings(ServerVad(create_response=False, silence_ms=512)))
+    await talk.voice(640)
+    await talk.silence(960)
+    assert talk.session.calls == ["begin_speech", "end_speech"]
+    assert talk.names() == ["SpeechStarted", "SpeechStopped", "TurnTaken"]
+    assert talk.dialogue.respond() == 2
+
+
+@pytest.mark.parametrize(("heard", "wait"), [("Go home.", 256), ("Go…", 2016), (None, 512)])
+@run
+async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
+    talk = Talk(DialogueSettings(SemanticVad("high"), speculate_ms=192))
+    await talk.voice(640)
+    await talk.silence(224)
+    await talk.tell(Transcript(heard) if heard else TextDelta("So."))
+    waited = 224
+    while "TurnTaken" not in [type(event).__name__ for event in talk.told]:
+        await talk.silence(32)
+        waited += 32
+    assert waited == wait
+    assert talk.names()[1:] == ["SpeechStopped", "TurnTaken", "ReplyStarted", "Transcript" if heard else "TextDelta"]
+    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
+
+
+@run
+async def test_by_hand_everything_is_heard_until_it_is_committed():
+    talk = Talk(HAND)
+    with pytest.raises(UserError, match="nothing"):
+        talk.dialogue.commit()
+    said = [await talk.silence(480), await talk.voice(480)]
+    talk.dialogue.commit()
+    assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
+    talk.dialogue.respond()
+    await talk.settle()
+    assert talk.news() == [TurnTaken(1, 0, 960 * 24), ReplyStarted(2)]
+    more = [await talk.voice(320)]  # while the reply is given
+    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
+    await talk.tell(TurnDone("stop"))
+    more += [await talk.voice(320)]
+    talk.dialogue.commit()
+    assert np.array_equal(talk.session.sound_of(3), np.concatenate(more))
+    await talk.settle()
+    assert talk.news() == [TurnDone("stop"), TurnTaken(3, 960 * 24, 1600 * 24)]
+
+
+@run
+async def test_by_hand_a_typed_turn_does_not_take_what_is_not_committed():
+    talk = Talk(HAND)
+    said = [await talk.voice(320)]
+    talk.dialogue.write("Hello")
+    said += [await talk.voice(320)]
+    talk.dialogue.commit()
+    assert talk.session.calls == ["begin_speech", "drop_speech", ("write", "Hello"), "begin_speech", "end_speech"]
+    assert np.array_equal(talk.session.sound_of(3), np.concatenate(said))
+
+
+@run
+async def test_a_typed_turn_comes_after_the_one_that_is_being_spoken():
+    talk = Talk()
+    await talk.voice(320)
+    talk.dialogue.write("Hello")
+    await talk.settle()
+    assert talk.session.calls == ["begin_speech", "end_speech", ("write", "Hello")]
+    assert talk.names() == ["SpeechStarted", "SpeechStopped", "TurnTaken"]
+
+
+@run
+async def test_a_cleared_turn_was_never_said():
+    for pause in (0, 320):
+        talk = Talk()
+        await talk.voice(320)
+        await talk.silence(pause)
+        talk.dialogue.clear()
+        assert talk.session.calls[-1] == "drop_speech" and not talk.session.replying
+        await talk.silence(960)
+        assert talk.names() == ["SpeechStarted"]
+
+
+@run
+async def test_a_correction_during_a_pause_keeps_the_turn_open_and_begins_the_answer_anew():
+    talk = Talk()
+    await talk.voice(320)
+    await talk.silence(320)
+    talk.dialogue.truncate(7, 100)
+    assert talk.session.calls[2:] == ["respond", "take_back", ("truncate", 7, 100), "end_speech", "respond"]
+    await talk.voice(320)
+    assert talk.session.calls[-1] == "take_back"
+
+
+@run
+async def test_a_correction_while_the_user_speaks_leaves_the_turn_alone():
+    talk = Talk()
+    talk.dialogue.respond()
+    await talk.tell(audio(2.0))
+    await talk.silence(480)
+    await talk.voice(480)
+    talk.dialogue.truncate(1, 5000)
+    await talk.voice(320)
+    assert talk.session.calls[2:] == ["begin_speech", ("truncate", 1, 5000)] and talk.session.hearing
+
+
+@run
+async def test_silence_after_a_reply_is_told_and_answered():
+    talk = Talk(DialogueSettings(ServerVad(idle_timeout_ms=960)))
+    talk.dialogue.respond()
+    await talk.tell(audio(0.5), TurnDone("stop"))
+    talk.news()
+    await talk.silence(2048)
+    timeout, started = talk.news()
+    assert isinstance(timeout, IdleTimeout) and timeout.end - timeout.start >= 960 * 24
+    assert started == ReplyStarted(2)
+
+
+@run
+async def test_detection_can_be_changed_while_talking():
+    talk = Talk(HAND)
+    await talk.voice(320)
+    talk.dialogue.configure(VAD)
+    assert talk.session.calls[-1] == "drop_speech"
+    await talk.silence(320)
+    await talk.voice(320)
+    await talk.silence(640)
+    assert talk.news()[:2] == [SpeechStarted(640 * 24), SpeechStopped(960 * 24)]
+    with pytest.raises(UserError, match="threshold"):
+        talk.dialogue.configure(DialogueSettings(ServerVad(threshold=2.0)))
+    assert talk.dialogue.settings == VAD
+
+
+@run
+async def test_there_is_nothing_to_interrupt_in_silence():
+    talk = Talk()
+    with pytest.raises(UserError, match="no reply"):
+        talk.dialogue.interrupt()
+
+
+@run
+async def test_sound_that_is_none_is_refused_and_a_closed_dialogue_ends():
+    talk = Talk()
+    for wrong in (np.zeros((2, 2)), np.array([np.nan])):
+        with pytest.raises(UserError, match="sound"):
+            talk.dialogue.hear(wrong)
+    talk.dialogue.close()
+    talk.dialogue.close()
+    await asyncio.wait_for(talk.reader, 5)
+
+
+@run
+async def test_an_error_of_the_session_reaches_the_reader():
+    talk = Talk()
+
+    async def broken():
+        raise RuntimeError("broken")
+        yield
+
+    talk.reader.cancel()
+    talk.session.events = broken
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(talk.read(), 5)

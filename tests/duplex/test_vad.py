@@ -1,0 +1,69 @@
+"""The ear for voices, on real recordings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechgpt2.audio import load
+from speechgpt2.duplex.vad import STEP, VoiceActivity
+from speechgpt2.types import SAMPLE_RATE
+
+pytest.importorskip("onnxruntime", reason="hearing turns needs the extra `server`")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SILENCE = np.zeros(SAMPLE_RATE, np.float32)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def question(request):
+    return load(EXAMPLES / f"question-{request.param}.wav")
+
+
+def heard(pcm, chunk=None):
+    ear = VoiceActivity()
+    chunks = np.split(pcm, range(chunk, len(pcm), chunk)) if chunk else [pcm]
+    return [block for piece in chunks for block in ear.push(piece)]
+
+
+def test_speech_is_noticed_within_two_blocks_and_silence_is_silence(question):
+    pcm = np.concatenate([SILENCE, question, SILENCE])
+    loud = np.flatnonzero(np.abs(pcm) > 0.02)
+    begins, ends = int(loud[0]), int(loud[-1])
+    blocks = heard(pcm)
+    voiced = [block.at for block in blocks if block.probability >= 0.5]
+    assert 0 < voiced[0] - begins <= 2 * STEP + STEP  # the block in which it begins, and two more
+    assert abs(voiced[-1] - ends) < 6 * STEP
+    assert all(block.probability < 0.2 for block in blocks if block.at < begins - STEP or block.at > ends + 6 * STEP)
+
+
+def test_any_chunking_hears_the_same(question):
+    whole = heard(question)
+    for chunk in (240, 1000, 12_345):
+        pieces = heard(question, chunk)
+        assert len(whole) - len(pieces) in (0, 1)  # the resampler may hold the last block back
+        assert [b.at for b in pieces] == [b.at for b in whole[: len(pieces)]]
+        assert np.allclose([b.probability for b in pieces], [b.probability for b in whole[: len(pieces)]], atol=1e-3)
+
+
+def test_two_microphones_do_not_hear_each_other(question):
+    alone = [block.probability for block in heard(question)]
+    a, b, together = VoiceActivity(), VoiceActivity(), []
+    for piece in np.split(question, range(960, len(question), 960)):
+        list(b.push(np.random.default_rng(0).normal(0, 0.1, 960).astype(np.float32)))
+        together += [block.probability for block in a.push(piece)]
+    assert np.allclose(together, alone[: len(together)], atol=1e-3)
+
+
+def test_noise_and_a_hum_are_no_speech():
+    noise = np.random.default_rng(1).normal(0, 0.05, 3 * SAMPLE_RATE)
+    hum = 0.2 * np.sin(2 * np.pi * 100 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
+    for sound in (noise, hum):
+        blocks = heard(sound.astype(np.float32))
+        assert np.mean([block.probability >= 0.5 for block in blocks]) < 0.1
+
+
+def test_a_block_is_the_sound_it_was_judged_by():
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    levels = [np.sqrt(np.mean(block.block**2)) for block in heard(np.concatenate([SILENCE, tone.astype(np.float32)]))]
+    assert levels[10] == pytest.approx(0, abs=1e-4) and levels[-5] == pytest.approx(0.5 / 2**0.5, rel=0.02)

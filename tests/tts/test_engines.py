@@ -1,0 +1,240 @@
+"""Engines beside espeak and flite: a bank of recordings, a model of ours, a server over HTTP, festival."""
+
+from __future__ import annotations
+
+import email
+import http.server
+import io
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+
+from speechgpt2.errors import UserError
+from speechgpt2.tts import model, prompts, recordings, server
+from speechgpt2.tts.engines import EXACT
+from speechgpt2.tts.utterance import SynthesisUnavailable, Voice
+from speechgpt2.tts.voices import speak, training_voices
+from speechgpt2.types import SAMPLE_RATE
+
+
+def tone(hertz: float, seconds: float, rate: int = 16_000) -> np.ndarray:
+    silence = np.zeros(rate // 5, np.float32)
+    time = np.arange(int(seconds * rate)) / rate
+    return np.concatenate([silence, 0.2 * np.sin(2 * np.pi * hertz * time), silence]).astype(np.float32)
+
+
+def heard(pcm: np.ndarray, start: float, end: float) -> float:
+    span = pcm[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    return float(np.abs(np.fft.rfft(span)).argmax() * SAMPLE_RATE / len(span))
+
+
+# recordings
+
+
+@pytest.fixture
+def bank(tmp_path):
+    recordings._bank.cache_clear()
+    folder = tmp_path / "bank" / "anna"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("one", "two", "two_2", "Good_morning", "你", "名字")):
+        soundfile.write(folder / f"{name}.wav", tone(300 + 100 * number, 0.3 + 0.1 * number), 16_000)
+    return tmp_path / "bank"
+
+
+def test_words_are_spliced_where_their_times_say(bank):
+    voice = Voice("recordings", str(bank), "en", "anna")
+    said = speak("Good morning, two one!", voice)
+    assert [w.text for w in said.words] == ["Good", "morning", "two", "one"]
+    good, morning, two, one = said.words
+    assert heard(said.pcm, good.start, morning.end) == pytest.approx(600, abs=5)
+    assert heard(said.pcm, two.start + 0.05, two.end - 0.05) in (pytest.approx(400, abs=5), pytest.approx(500, abs=5))
+    assert heard(said.pcm, one.start + 0.05, one.end - 0.05) == pytest.approx(300, abs=5)
+    assert two.start - morning.end == pytest.approx(recordings.PAUSE, abs=0.01)  # a comma is a pause
+    assert one.start - two.end == pytest.approx(recordings.JOINT, abs=0.01)
+    assert good.end == pytest.approx(morning.start) and "recordings" not in EXACT
+    other = speak("Good morning, two one!", replace(voice, take=1))
+    assert len(other.pcm) != len(said.pcm)  # the other reading of two
+    chinese = speak("你名字", Voice("recordings", str(bank), "zh", "anna"))
+    assert [w.text for w in chinese.words] == ["你", "名", "字"]
+
+
+@pytest.mark.parametrize(
+    "change, error, complaint",
+    [({}, ValueError, "nobody recorded 'three'"), ({"accent": "bob"}, UserError, "no such folder")],
+)
+def test_what_a_bank_cannot_say(bank, change, error, complaint):
+    with pytest.raises(error, match=complaint):
+        speak("one three", replace(Voice("recordings", str(bank), "en", "anna"), **change))
+
+
+# a server
+
+TEXT = "I would like some soup and a glass of water, please."
+
+
+class Cosy(http.server.BaseHTTPRequestHandler):
+    """Speaks the interface of CosyVoice's FastAPI server with espeak's voice: keeps what it was asked."""
+
+    asked: list[tuple[str, dict[str, bytes]]]
+    pcm: np.ndarray
+    headers_to_send: dict[str, str]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        message = email.message_from_bytes(
+            b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body
+        )
+        fields = {
+            p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in message.get_payload()
+        }
+        self.asked.append((self.path, fields))
+        if self.path not in ("/tts/inference_sft", "/tts/inference_zero_shot", "/tts/inference_instruct2"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for name, value in self.headers_to_send.items():
+            self.send_header(name, value)
+        self.end_headers()
+        data = (self.pcm * 32767).astype("<i2").tobytes()
+        for first in range(0, len(data), 7001):  # in odd pieces, as a stream may come
+            self.wfile.write(data[first : first + 7001])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def cosy(need_voice):
+    said = speak(TEXT, need_voice(training_voices("en")[12]))
+    Cosy.asked, Cosy.headers_to_send = [], {}
+    Cosy.pcm = soxr.resample(said.pcm, SAMPLE_RATE, 22_050)
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cosy)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}/tts", said
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_server_speaks_with_times_from_the_aligner(cosy):
+    url, truth = cosy
+    said = speak(TEXT, Voice("server", f"{url}?rate=22050", "en", "中文女"))
+    assert Cosy.asked == [("/tts/inference_sft", {"tts_text": TEXT.encode(), "spk_id": "中文女".encode()})]
+    assert said.duration == pytest.approx(truth.duration, abs=0.06)
+    assert [w.text for w in said.words] == [w.text for w in truth.words]
+    errors = [abs(a.start - b.start) for a, b in zip(said.words, truth.words)]
+    assert np.median(errors) < 0.05
+
+
+def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_path):
+    url, truth = cosy
+    Cosy.headers_to_send = {server.RATE_HEADER: "22050"}
+    soundfile.write(tmp_path / "anna.wav", truth.pcm, SAMPLE_RATE)
+    voice = Voice("server", url, "en", str(tmp_path / "anna.wav"))
+    with pytest.raises(UserError, match=r"anna.txt: missing"):
+        speak(TEXT, voice)
+    (tmp_path / "anna.txt").write_text(TEXT)
+    assert speak(TEXT, voice).duration == pytest.approx(truth.duration, abs=0.06)
+    assert speak(TEXT, replace(voice, manner="Whisper.")).words
+    (zero, cloned), (instruct, told) = Cosy.asked
+    assert zero == "/tts/inference_zero_shot" and cloned["prompt_text"].decode() == TEXT
+    sent, rate = soundfile.read(io.BytesIO(cloned["prompt_wav"]))
+    assert rate == SAMPLE_RATE and len(sent) == len(truth.pcm)
+    assert instruct == "/tts/inference_instruct2" and told["instruct_text"] == b"Whisper." and "prompt_wav" in told
+
+
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        ("ftp://x", "begins with http"), ("{url}/other", "404"), ("http://127.0.0.1:9", "cannot be reached"),
+        ("{url}?rate=x", "no sample rate"),
+    ],
+)  # fmt: skip
+def test_servers_that_cannot_be_used(cosy, name, complaint):
+    with pytest.raises(UserError, match=complaint):
+        speak("hello", Voice("server", name.format(url=cosy[0]), "en", "anna"))
+
+
+# a model of ours
+
+
+@pytest.fixture(scope="module")
+def speaking_model():
+    """A codec and a language model with random weights, in an order that the codec's codes fit."""
+    from speechgpt2.chat import SpeechGPT
+    from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
+    from speechgpt2.codec.model import Codec
+    from speechgpt2.nn.convnext import ConvNeXtConfig
+    from speechgpt2.nn.transformer import TransformerConfig
+    from tests.lm.tiny import tiny_lm
+
+    torch.manual_seed(0)
+    narrow, wide = TransformerConfig(16, 2, 1, 32, context=9), TransformerConfig(16, 2, 1, 32, context=5)
+    convnext, head = ConvNeXtConfig((1,), (16,)), HarmonicConfig(harmonic_bands=20, noise_bands=10)
+    codec = Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head))
+    return SpeechGPT(codec.eval(), tiny_lm(draft=True, chained=True))
+
+
+def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
+    """The clip's codes and words stand before the reading, and what is read depends on them and on the take."""
+    monkeypatch.setattr(model, "LONGEST", 12)
+    soundfile.write(tmp_path / "anna.wav", tone(220, 0.4, SAMPLE_RATE), SAMPLE_RATE)
+    (tmp_path / "anna.txt").write_text("Hello there")
+    taken = []
+    prefill = speaking_model.lm.prefill
+    monkeypatch.setattr(
+        speaking_model.lm, "prefill", lambda p, s, *a, **k: (taken.append(p), prefill(p, s, *a, **k))[1]
+    )
+    plain = Voice("model", "tiny", "en")
+    cloned = replace(plain, accent=str(tmp_path / "anna.wav"))
+    made = [model.read_aloud(speaking_model, "hello", v).codes for v in (plain, plain, cloned, replace(plain, take=5))]
+    assert np.array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2]) and not np.array_equal(made[0], made[3])
+    prompt = speaking_model.lm.prompt
+    taken = [patches for patches in taken if patches.text.shape[1] > 1]  # the others are its own
+    assert torch.equal(taken[0].text, prompt.recital("hello").text)
+    clip = prompts.read(cloned.accent)
+    frames = speaking_model.codec.encode(torch.from_numpy(clip.pcm)[None])[0]
+    codes = taken[2].codes[0][taken[2].codes[0, :, 0, 0] != prompt.config.no_speech].flatten(0, 1)
+    assert torch.equal(codes[3 : 3 + len(frames)], frames)
+    assert "Hello there" in prompt.tokenizer.decode(taken[2].text[0].tolist())
+
+
+def test_a_reading_without_end_is_no_reading(speaking_model, monkeypatch):
+    monkeypatch.setattr(model, "LONGEST", 2)
+    monkeypatch.setattr(model, "_model", lambda name: speaking_model)
+    with pytest.raises(ValueError, match="did not end"):
+        speak("hello", Voice("model", "tiny", "en"))
+
+
+@pytest.mark.slow
+def test_mini_reads_aloud(need_voice):
+    need_voice(training_voices("en")[12])
+    said = speak("The soup is hot.", Voice("model", "mini", "en"))
+    assert [w.text for w in said.words] == ["The", "soup", "is", "hot"] and 0.6 < said.duration < 4
+
+
+# festival
+
+
+def test_festival_knows_its_words():
+    if shutil.which("festival") is None:
+        pytest.skip("festival is not installed")
+    voice = Voice("festival", "slt_hts", "en")
+    try:
+        said = speak('Hello there, "it\'s" twenty-one degrees.', voice)
+    except SynthesisUnavailable as reason:
+        pytest.skip(str(reason))
+    assert [w.text for w in said.words] == ["Hello", "there", "it's", "twenty-one", "degrees"]
+    assert all(a.end <= b.start + 1e-3 for a, b in zip(said.words, said.words[1:]))
+    assert said.words[-1].end == pytest.approx(said.duration, abs=0.15)
+    assert {"h", "ə", "l", "iː"} <= {p.label for p in said.phones}
+    quick = speak('Hello there, "it\'s" twenty-one degrees.', replace(voice, rate=260))
+    assert quick.duration < 0.8 * said.duration
+    with pytest.raises(ValueError, match="no voice"):
+        speak("x", replace(voice, name="nobody"))
