@@ -39,6 +39,7 @@ from speechgpt2.types import (
     Event,
     Mode,
     Patches,
+    ReplyDone,
     Speech,
     Text,
     TextDelta,
@@ -46,7 +47,6 @@ from speechgpt2.types import (
     ToolCall,
     Transcript,
     Turn,
-    TurnDone,
 )
 
 ROOM = 512  # patches that a conversation's state grows by at least
@@ -235,7 +235,7 @@ class Conversation:
                     pcm, voice = codec.decode(codes, voice)
                     yield AudioDelta(pcm[0].cpu().numpy())
             yield from reader.finish()
-            yield TurnDone("stop" if reader.ended else "length")
+            yield ReplyDone("stop" if reader.ended else "length")
         finally:
             if not reader.ended:
                 self._new.append(lm.prompt.closing(speaking=bool(self.state.balance[0])))
@@ -272,7 +272,7 @@ class Conversation:
                 transcript = event.text
             elif isinstance(event, ToolCall):
                 calls.append(event)
-            elif isinstance(event, TurnDone):
+            elif isinstance(event, ReplyDone):
                 reason = event.reason
         codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
         return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))

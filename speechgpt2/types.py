@@ -138,7 +138,7 @@ class Interrupted:
 
 
 @dataclass(frozen=True)
-class TurnDone:
+class ReplyDone:
     """The answer is complete."""
 
     reason: Literal["stop", "length", "interrupted"]
@@ -151,4 +151,4 @@ class Error:
     message: str
 
 
-Event = SpeechStarted | SpeechStopped | Transcript | TextDelta | AudioDelta | ToolCall | Interrupted | TurnDone | Error
+Event = SpeechStarted | SpeechStopped | Transcript | TextDelta | AudioDelta | ToolCall | Interrupted | ReplyDone | Error

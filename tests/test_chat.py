@@ -15,7 +15,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM, at
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.sampling import Sampling
-from speechgpt2.types import AudioDelta, Patches, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm
 
 FRAME = 960
@@ -110,7 +110,7 @@ def test_events_come_in_order_and_as_they_happen(drafting):
     shown = len(lm.seen)
     assert isinstance(next(events), TextDelta) and len(lm.seen) <= shown + 2
     kinds = [type(event) for event in events]
-    assert kinds == [*[TextDelta] * kinds.count(TextDelta), *[AudioDelta] * 3, TurnDone]
+    assert kinds == [*[TextDelta] * kinds.count(TextDelta), *[AudioDelta] * 3, ReplyDone]
 
 
 @pytest.mark.parametrize("transcript", ["what is it", None])

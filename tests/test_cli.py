@@ -24,7 +24,7 @@ from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
-from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE, AudioDelta, TextDelta, Transcript, TurnDone
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE, AudioDelta, ReplyDone, TextDelta, Transcript
 from tests.lm.tiny import tiny_lm
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def test_chat_prints_what_is_heard_and_said_and_saves_the_answers(monkeypatch):
             TextDelta(" What"),
             TextDelta(" I say"),
             AudioDelta(np.full(2400, 0.25, np.float32)),
-            TurnDone("stop"),
+            ReplyDone("stop"),
         )
 
     monkeypatch.setattr(Conversation, "answer", answer)
@@ -167,7 +167,7 @@ def test_chat_by_microphone_and_loudspeaker(monkeypatch):
 
     def ask(self, turn, stream):
         heard.append(turn.segments[0].pcm)
-        return iter([AudioDelta(np.full(960, 0.5, np.float32)), TurnDone("stop")])
+        return iter([AudioDelta(np.full(960, 0.5, np.float32)), ReplyDone("stop")])
 
     monkeypatch.setitem(sys.modules, "sounddevice", sound)
     monkeypatch.setattr(microphone, "_prompt", prompt)
@@ -183,7 +183,7 @@ def test_microphone_without_its_package(monkeypatch):
 
 
 def test_chat_says_if_the_model_did_not_speak(monkeypatch):
-    monkeypatch.setattr(Conversation, "answer", lambda self, spoken: iter([TurnDone("stop")]))
+    monkeypatch.setattr(Conversation, "answer", lambda self, spoken: iter([ReplyDone("stop")]))
     assert "did not speak" in fails("chat", "in.wav", "-o", "answer.wav", *MODEL)
 
 

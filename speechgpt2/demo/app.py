@@ -21,7 +21,7 @@ from speechgpt2 import audio
 from speechgpt2.demo.greetings import Greeting
 from speechgpt2.demo.talk import Visit, Wire
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode, ReplyDone
 
 MOST = 1000  # pages that are remembered though their talk is over
 FIRST_SOUND, MORE_SOUND = SAMPLE_RATE * 24 // 100, SAMPLE_RATE * 48 // 100  # samples sent to the page at a time
@@ -88,7 +88,7 @@ class Page:
         emptied: Any = None
         try:
             async for event in visit.ask(turn, mode):
-                whole = isinstance(event, TurnDone) and event.reason != "interrupted"
+                whole = isinstance(event, ReplyDone) and event.reason != "interrupted"
                 if isinstance(event, Error):
                     gr.Info(event.message)
                 wav = sound.push(event.pcm) if isinstance(event, AudioDelta) else None

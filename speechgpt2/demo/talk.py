@@ -1,7 +1,7 @@
 """One visitor's talk over the wire: a session of his own, opened by his first turn and closed when he leaves.
 
     visit = Visit(Wire("ws://127.0.0.1:8000"))
-    async for event in visit.ask("Hello", "t2s"): ...       # Transcript, TextDelta, AudioDelta …, TurnDone
+    async for event in visit.ask("Hello", "t2s"): ...       # Transcript, TextDelta, AudioDelta …, ReplyDone
     visit.lines                                             # who has said what
 
 What the model remembers is kept by the server, in that session, and what is shown of it in the `Visit`; there is no
@@ -24,7 +24,7 @@ from speechgpt2 import audio
 from speechgpt2.client import Talk, connect, sound
 from speechgpt2.demo.greetings import Greeting
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, Mode, TextDelta, Transcript, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, Mode, ReplyDone, TextDelta, Transcript
 
 PIECE = 10 * SAMPLE_RATE  # samples of a recording in one message, well below what a server takes
 SHORTEST = SAMPLE_RATE // 10  # samples of a recording; the protocol's own limit
@@ -186,7 +186,7 @@ class Visit:
                     user.text = event.text or words
                 elif isinstance(event, TextDelta):
                     assistant.text = (assistant.text + event.text).lstrip()
-                elif isinstance(event, TurnDone) and event.reason == "interrupted":
+                elif isinstance(event, ReplyDone) and event.reason == "interrupted":
                     assistant.text += " …"
                 yield event
         except UserError:
@@ -300,5 +300,5 @@ def _translated(event: dict[str, Any]) -> Event | None:
         if response["status"] == "failed":
             details = response.get("status_details") or {}
             raise UserError(details.get("error", {}).get("message", "the answer failed"))
-        return TurnDone(REASONS[response["status"]])
+        return ReplyDone(REASONS[response["status"]])
     return None

@@ -1,7 +1,7 @@
 """A dialogue with one person: a microphone's sound in, turns and replies out. It decides who speaks; a session obeys.
 
                        ┌► VoiceActivity ─► EchoGuard ─► TurnTaker ──┐ Begin, Pause, Resume, End, Interrupt, Idle
-    hear(pcm) ─────────┤                                            ▼
+    append_audio ─────────┤                                            ▼
                        └──────────────────────────────────► engine session ──► events, held while a turn is in doubt
 
 The answer is begun at the first silence (`Pause`), its events held back. If the user goes on, it is taken back, and
@@ -29,7 +29,7 @@ from speechgpt2.duplex.protocol import (
     ReplyStarted,
     Session,
     SessionSettings,
-    TurnTaken,
+    UserTurnCommitted,
 )
 from speechgpt2.duplex.turns import Action, Begin, End, Idle, Interrupt, Pause, Resume, TurnSettings, TurnTaker
 from speechgpt2.duplex.vad import STEP, Heard, VoiceActivity
@@ -40,19 +40,19 @@ from speechgpt2.types import (
     AudioDelta,
     Event,
     Interrupted,
+    ReplyDone,
     SpeechStarted,
     SpeechStopped,
     TextDelta,
     ToolCall,
     Transcript,
     Turn,
-    TurnDone,
 )
 
 KEPT = 2 * SAMPLE_RATE  # samples kept outside of turns: a turn begins before it is noticed
 WAITING = 60 * SAMPLE_RATE  # samples kept of what may yet become a turn
 NOTHING = np.zeros(0, np.float32)
-OF_A_REPLY = (Transcript, TextDelta, AudioDelta, ToolCall, TurnDone)
+OF_A_REPLY = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)
 
 
 class Dialogue:
@@ -85,13 +85,13 @@ class Dialogue:
         self._take_turns(turn_settings(settings))
 
     @property
-    def behind(self) -> bool:
+    def backlogged(self) -> bool:
         """Whether a caller had better wait before it asks for more."""
-        return self.session.behind
+        return self.session.backlogged
 
     # the microphone
 
-    def hear(self, pcm: np.ndarray) -> None:
+    def append_audio(self, pcm: np.ndarray) -> None:
         """The microphone's next samples, `pcm [N]` float32 at 24 kHz. Errors: `UserError`."""
         pcm = np.asarray(pcm, np.float32)
         if pcm.ndim != 1 or not np.isfinite(pcm).all():
@@ -103,7 +103,7 @@ class Dialogue:
             for start in range(0, len(pcm), STEP):  # so that what is decided takes effect where it belongs
                 self._hear_turns(pcm[start : start + STEP])
 
-    def commit(self) -> None:
+    def commit_audio(self) -> None:
         """What was heard since the last turn is one, whatever was detected. Errors: `UserError` if that is nothing."""
         with self._lock:
             self._take_back()
@@ -113,12 +113,12 @@ class Dialogue:
                 self._begin(self._at - len(self._aside), len(self._aside))
             self._settle(self._at)
 
-    def clear(self) -> None:
+    def clear_audio(self) -> None:
         """Forget what was heard since the last turn."""
         with self._lock:
             self._take_back()
             if self._hearing:
-                self.session.drop_speech()
+                self.session.discard_turn()
             self._hearing = self._started = False
             self._aside = self._said = NOTHING
             if self._taker is not None:
@@ -126,17 +126,14 @@ class Dialogue:
 
     # the rest of the talk
 
-    def write(self, text: str) -> int:
-        """A typed turn of the user's; returns its number. A turn that is being spoken ends before it."""
-        with self._lock:
-            self._conclude()
-            return self.session.write(text)
+    def add_turn(self, turn: Turn) -> int:
+        """Add a whole turn: typed by the user, a tool's result, or history. A turn that is being spoken ends before it.
 
-    def remember(self, turn: Turn) -> int:
-        """A turn of before; returns its number. Errors: `UserError`."""
+        Returns: the turn's number. Errors: `UserError`.
+        """
         with self._lock:
             self._conclude()
-            return self.session.remember(turn)
+            return self.session.add_turn(turn)
 
     def respond(self, options: ReplyOptions | None = None) -> int:
         """Answer all that was said; returns the reply's number. Errors: `UserError` if a reply is under way."""
@@ -161,10 +158,10 @@ class Dialogue:
             with self._anew():
                 self.session.truncate(number, heard)
 
-    def forget(self, number: int) -> None:
+    def delete_turn(self, number: int) -> None:
         """The model forgets a turn or reply."""
         with self._lock, self._anew():
-            self.session.forget(number)
+            self.session.delete_turn(number)
 
     def configure(self, settings: DialogueSettings | None = None, session: SessionSettings | None = None) -> None:
         """Go on with other settings; None: as they were. Errors: `UserError`, and nothing has changed."""
@@ -199,7 +196,7 @@ class Dialogue:
             self._taker.settings = settings
             return
         if self._hearing or self._held is not None:
-            self.clear()
+            self.clear_audio()
         if settings is None:
             self._taker = None
             return
@@ -211,7 +208,7 @@ class Dialogue:
         if not self._hearing and not self.session.replying:
             self._begin(self._at - len(pcm) - len(self._aside), len(self._aside))
         if self._hearing:
-            self.session.hear(pcm)
+            self.session.append_audio(pcm)
             self._said = np.concatenate([self._said, pcm])[-WAITING:]
         else:
             self._aside = np.concatenate([self._aside, pcm])[-WAITING:]
@@ -220,7 +217,7 @@ class Dialogue:
         assert self._taker is not None and self._ear is not None
         self._at += len(pcm)
         if self._hearing:
-            self.session.hear(pcm)
+            self.session.append_audio(pcm)
         else:
             self._aside = np.concatenate([self._aside, pcm])[-(KEPT if self._held is None else WAITING) :]
         for heard in self._ear.push(pcm):
@@ -255,16 +252,16 @@ class Dialogue:
 
     def _begin(self, at: int, prefix: int) -> None:
         """A turn begins at `at`; its first `prefix` samples are here already."""
-        self._turn, self._began, self._hearing = self.session.begin_speech(), at, True
+        self._turn, self._began, self._hearing = self.session.start_turn(), at, True
         self._said = self._aside[len(self._aside) - min(prefix, len(self._aside)) :]
         self._aside = NOTHING
         if len(self._said):
-            self.session.hear(self._said)
+            self.session.append_audio(self._said)
         if self._taker is not None:
             self._said = NOTHING
 
     def _answer_in_advance(self) -> None:
-        self.session.end_speech()
+        self.session.end_turn()
         self._hearing, self._held = False, []
         self._reply = self.session.respond()
 
@@ -272,21 +269,21 @@ class Dialogue:
         """If there is an answer in advance, there never was one, and the turn goes on."""
         if self._held is None:
             return
-        self.session.take_back()
+        self.session.rollback()
         self._hearing, self._held, self._reply = True, None, None
         if len(self._aside):
-            self.session.hear(self._aside)
+            self.session.append_audio(self._aside)
         self._aside = NOTHING
 
     def _settle(self, end: int) -> None:
         """The turn is over at `end` and counts; so does the answer in advance."""
         if self._hearing:
-            self.session.end_speech()
+            self.session.end_turn()
         if self._taker is not None:
             self._taker.forget()
         if self._started:
             self._mailbox.put(SpeechStopped(end))
-        self._mailbox.put(TurnTaken(self._turn, self._began, end))
+        self._mailbox.put(UserTurnCommitted(self._turn, self._began, end))
         self._hearing = self._started = False
         self._aside, self._said = self._aside[-KEPT:], NOTHING
         held, self._held = self._held, None
@@ -302,7 +299,7 @@ class Dialogue:
             if self._hearing or self._held is not None:
                 self._settle(self._at)
         elif self._hearing:
-            self.session.drop_speech()
+            self.session.discard_turn()
             self._aside, self._said, self._hearing = self._said, NOTHING, False
 
     @contextmanager
@@ -335,13 +332,13 @@ class Dialogue:
         self._guard.stop()
         unread = self._mailbox.retract(ReplyStarted, OF_A_REPLY)
         self._mailbox.put(Interrupted(heard))
-        if unfinished or any(isinstance(event, TurnDone) for event in unread):
-            self._mailbox.put(TurnDone("interrupted"))
+        if unfinished or any(isinstance(event, ReplyDone) for event in unread):
+            self._mailbox.put(ReplyDone("interrupted"))
 
     def _tell(self, event: Event) -> None:
         """Something happened in the session."""
         with self._lock:
-            if isinstance(event, Interrupted) or event == TurnDone("interrupted"):
+            if isinstance(event, Interrupted) or event == ReplyDone("interrupted"):
                 return  # was told when it was done
             if self._held is not None:
                 self._held.append(event)

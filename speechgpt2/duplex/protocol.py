@@ -1,24 +1,25 @@
 """What dialogue and server ask of an engine, and the settings and events they share. Knows no model.
 
     engine: Engine                                       # many sessions on one model
-    session = engine.open(SessionSettings())             # a slot, or Full at once
-    session.begin_speech(); session.hear(pcm); session.end_speech()
+    session = engine.open(SessionSettings())             # a slot, or EngineFull at once
+    session.start_turn(); session.append_audio(pcm); session.end_turn()
     session.respond()
-    async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, ToolCall, TurnDone
+    async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone
 
 A session obeys: it is told when the user speaks. A `Dialogue` decides that, and hears all of a microphone's sound:
 
     dialogue = Dialogue(session, DialogueSettings())     # speechgpt2.duplex.dialogue
-    dialogue.hear(pcm)                                   # any number of samples
-    dialogue.commit(); dialogue.clear()                  # turns by hand: with `turn_detection` None, or besides it
-    dialogue.write(text); dialogue.remember(turn)        # as a session's, and so are respond, truncate, forget
+    dialogue.append_audio(pcm)                           # any number of samples
+    dialogue.commit_audio(); dialogue.clear_audio()      # turns by hand: with `turn_detection` None, or besides it
+    dialogue.add_turn(turn)                              # as a session's, and so are respond, truncate, delete_turn
     dialogue.interrupt(heard)                            # None: as much as can have been played by now
     dialogue.configure(settings, session_settings)       # None: as they were
     async for event in dialogue.events(): ...            # DialogueEvent
     dialogue.close()
 
-    SpeechStarted ─► SpeechStopped ─► TurnTaken ─► ReplyStarted ─► Transcript, TextDelta, AudioDelta … ─► TurnDone
-    upon a reply: SpeechStarted ─► Interrupted ─► TurnDone("interrupted"), and on as above
+    SpeechStarted ─► SpeechStopped ─► UserTurnCommitted ─► ReplyStarted ─► Transcript, TextDelta, AudioDelta …
+        ─► ReplyDone
+    upon a reply: SpeechStarted ─► Interrupted ─► ReplyDone("interrupted"), and on as above
 
 Every call returns at once, from any thread; what was asked happens in the order of the calls. Turns and replies have
 numbers, counted from 1 in the order in which they were begun.
@@ -35,7 +36,7 @@ import numpy as np
 from speechgpt2.types import Event, Speech, Tool, Turn
 
 
-class Full(Exception):
+class EngineFull(Exception):
     """No slot is free, or the engine takes nobody in any more: come back later."""
 
 
@@ -53,7 +54,7 @@ class SessionSettings:
     max_patches: int = 512  # of one reply: a minute of speech
     paced: bool = True  # speech comes only so far ahead of its playback; or else as fast as it is read
     tools: tuple[Tool, ...] = ()  # that the model may call, if it knows how to
-    must_call: bool | str = False  # it begins every answer with a call, of any of them or the one of this name
+    require_tool: bool | str = False  # it begins every answer with a call, of any of them or the one of this name
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ReplyOptions:
     max_patches: int | None = None
     text: str | None = None
     tools: tuple[Tool, ...] | None = None
-    must_call: bool | str | None = None
+    require_tool: bool | str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,56 +93,52 @@ class Session(Protocol):
         ...
 
     @property
-    def behind(self) -> bool:
+    def backlogged(self) -> bool:
         """Whether more was asked of it than is done: a caller had better wait before it asks for more."""
         ...
 
     # the user's side
 
-    def begin_speech(self) -> int:
+    def start_turn(self) -> int:
         """The user begins to speak; returns the turn's number. Not while a reply is under way."""
         ...
 
-    def hear(self, pcm: np.ndarray) -> None:
+    def append_audio(self, pcm: np.ndarray) -> None:
         """The next of what the user says, `pcm [N]` float32 at 24 kHz, taken in while it is being spoken."""
         ...
 
-    def end_speech(self) -> None:
+    def end_turn(self) -> None:
         """The user's turn is over."""
         ...
 
-    def take_back(self) -> None:
-        """The last turn was not over: undo `end_speech`, and the reply to it if there is one. Nothing more of that
+    def rollback(self) -> None:
+        """The last turn was not over: undo `end_turn`, and the reply to it if there is one. Nothing more of that
         reply comes, not even its end.
         """
         ...
 
-    def drop_speech(self) -> None:
+    def discard_turn(self) -> None:
         """Forget the speech that has begun and is not over."""
-        ...
-
-    def write(self, text: str) -> int:
-        """A typed turn of the user's; returns its number."""
         ...
 
     # the model's side
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        """Answer; returns the reply's number. Its events end with `TurnDone`. Tools that it calls are told just before:
-        a reply that is interrupted calls none. What they gave is remembered as a turn of role "tool", and answered
+        """Answer; returns the reply's number. Its events end with `ReplyDone`. Tools that it calls are told just
+        before: a reply that is interrupted calls none. What they gave is added as a turn of role "tool", and answered
         like any other.
         """
         ...
 
     def interrupt(self, heard: int) -> None:
         """Stop the reply, whose listener has heard `heard` samples: the rest is cut from the model's memory. Of its
-        events only `Interrupted` and `TurnDone("interrupted")` still come. A written reply counts as read so far.
+        events only `Interrupted` and `ReplyDone("interrupted")` still come. A written reply counts as read so far.
         """
         ...
 
     # what was said
 
-    def remember(self, turn: Turn) -> int:
+    def add_turn(self, turn: Turn) -> int:
         """Add a turn to what was said before; returns its number. Speech without codes is encoded by the caller's
         thread, which takes its time. Errors: `UserError`.
         """
@@ -153,7 +150,7 @@ class Session(Protocol):
         """
         ...
 
-    def forget(self, number: int) -> None:
+    def delete_turn(self, number: int) -> None:
         """Cut a turn or reply from the model's memory. A number unknown by now changes nothing."""
         ...
 
@@ -179,7 +176,7 @@ class Engine(Protocol):
         ...
 
     def open(self, settings: SessionSettings) -> Session:
-        """Lease a slot. Errors: `Full` at once if there is none, `UserError` for bad settings."""
+        """Lease a slot. Errors: `EngineFull` at once if there is none, `UserError` for bad settings."""
         ...
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -190,7 +187,7 @@ class Engine(Protocol):
         """How busy it is."""
         ...
 
-    def watch(self, observer: Callable[[float], None]) -> None:
+    def add_step_observer(self, observer: Callable[[float], None]) -> None:
         """Call `observer` with the seconds of every step, on the engine's thread."""
         ...
 
@@ -229,7 +226,7 @@ class SemanticVad:
 
 @dataclass(frozen=True)
 class DialogueSettings:
-    """How turns are taken; with `turn_detection` None by `commit` and `clear` only."""
+    """How turns are taken; with `turn_detection` None by `commit_audio` and `clear_audio` only."""
 
     turn_detection: ServerVad | SemanticVad | None = ServerVad()
     speculate_ms: int = 200  # of silence, upon which an answer is begun that may be taken back; 0: never
@@ -241,7 +238,7 @@ class DialogueSettings:
 
 
 @dataclass(frozen=True)
-class TurnTaken:
+class UserTurnCommitted:
     """The user's spoken turn `number` is over and counts; it lasted from sample `start` to `end` of the microphone."""
 
     number: int
@@ -251,7 +248,7 @@ class TurnTaken:
 
 @dataclass(frozen=True)
 class ReplyStarted:
-    """The reply `number` is under way; what follows belongs to it, up to its `TurnDone`."""
+    """The reply `number` is under way; what follows belongs to it, up to its `ReplyDone`."""
 
     number: int
 
@@ -264,4 +261,4 @@ class IdleTimeout:
     end: int
 
 
-DialogueEvent = Event | TurnTaken | ReplyStarted | IdleTimeout
+DialogueEvent = Event | UserTurnCommitted | ReplyStarted | IdleTimeout

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from speechgpt2.codec.model import Codec, check_codes
-from speechgpt2.duplex.protocol import EngineStats, Full, SessionSettings
+from speechgpt2.duplex.protocol import EngineFull, EngineStats, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.engine.runner import Drawn, Part, Runner
@@ -101,10 +101,10 @@ class Engine:
         settings = self.with_codes(settings)
         with self._news:
             if self._closing:
-                raise Full("the engine is closing and takes nobody in")
+                raise EngineFull("the engine is closing and takes nobody in")
             number = next((n for n in range(self.config.slots) if n not in self._leases), None)
             if number is None:
-                raise Full(f"all {self.config.slots} slots are taken; try again later")
+                raise EngineFull(f"all {self.config.slots} slots are taken; try again later")
             session = self._leases[number] = Session(self, number, Mailbox(self._wake))
             self._note(session, lambda session: self._admit(session, settings))
         return session
@@ -120,7 +120,7 @@ class Engine:
             speaking = sum(session.replying for session in self._leases.values())
             return EngineStats(self.config.slots, len(self._leases), speaking, self._steps, self._busy)
 
-    def watch(self, observer: Callable[[float], None]) -> None:
+    def add_step_observer(self, observer: Callable[[float], None]) -> None:
         self._observers.append(observer)
 
     def start(self) -> None:

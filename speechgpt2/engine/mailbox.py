@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from speechgpt2.bell import Bell
-from speechgpt2.types import AudioDelta, Error, Event, TurnDone
+from speechgpt2.types import AudioDelta, Error, Event, ReplyDone
 
 
 class Mailbox:
@@ -56,7 +56,7 @@ class Mailbox:
             if not self._queue:
                 return None
             reply, event = self._queue.popleft()
-            if reply is not None and isinstance(event, (TurnDone, Error)):
+            if reply is not None and isinstance(event, (ReplyDone, Error)):
                 self.reply = None
             if not isinstance(event, AudioDelta):
                 return event

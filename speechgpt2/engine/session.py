@@ -14,7 +14,7 @@ import numpy as np
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.mailbox import Mailbox
 from speechgpt2.errors import UserError
-from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, Turn, TurnDone
+from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, ReplyDone, Turn
 
 if TYPE_CHECKING:
     from speechgpt2.engine.engine import Engine
@@ -45,54 +45,51 @@ class Session:
         return self.mailbox.reply is not None
 
     @property
-    def behind(self) -> bool:
+    def backlogged(self) -> bool:
         """See the protocol; a session that is closed is done."""
         return self._asked > MOST_ASKED and self.mailbox.open
 
     # the user's side
 
-    def begin_speech(self) -> int:
+    def start_turn(self) -> int:
         with self.mailbox.lock:
             self._must(not self._hearing, "the user speaks already")
             self._must(not self.replying, "a reply is under way; interrupt it first")
             self._hearing, self._tentative = True, False
             number = self._number()
-            self._post(lambda slot: slot.begin_speech(number))
+            self._post(lambda slot: slot.start_turn(number))
             return number
 
-    def hear(self, pcm: np.ndarray) -> None:
+    def append_audio(self, pcm: np.ndarray) -> None:
         pcm = np.array(pcm, np.float32)  # a copy: the caller may use its own again
         if pcm.ndim != 1 or not np.isfinite(pcm).all():
             raise UserError("sound must be a row of samples, float32 at 24 kHz, all of them numbers")
         with self.mailbox.lock:
-            self._must(self._hearing, "begin_speech comes before hear")
+            self._must(self._hearing, "start_turn comes before append_audio")
             waiting = self._unheard + (self.slot.backlog if self.slot else 0)
             self._must(waiting + len(pcm) <= MOST_UNHEARD, "sound comes in faster than it can be heard")
             self._unheard += len(pcm)
             self._post(lambda slot: self._give(slot, pcm))
 
-    def end_speech(self) -> None:
+    def end_turn(self) -> None:
         with self.mailbox.lock:
             self._must(self._hearing, "nobody speaks")
             self._hearing, self._tentative, self._latest = False, True, None
-            self._post(lambda slot: slot.end_speech())
+            self._post(lambda slot: slot.end_turn())
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         with self.mailbox.lock:
             self._must(self._tentative, "there is no turn that could be taken back")
             self.mailbox.silence()
             reply, self._latest = self._latest, None
             self._hearing, self._tentative = True, False
-            self._post(lambda slot: slot.take_back(reply))
+            self._post(lambda slot: slot.rollback(reply))
 
-    def drop_speech(self) -> None:
+    def discard_turn(self) -> None:
         with self.mailbox.lock:
             self._must(self._hearing, "nobody speaks")
             self._hearing = False
-            self._post(lambda slot: slot.drop_speech())
-
-    def write(self, text: str) -> int:
-        return self._add(lambda slot, number: slot.write(number, text), text)
+            self._post(lambda slot: slot.discard_turn())
 
     # the model's side
 
@@ -116,14 +113,20 @@ class Session:
             unfinished = self.mailbox.silence()
             self.mailbox.put(None, Interrupted(heard))
             if unfinished:
-                self.mailbox.put(None, TurnDone("interrupted"))
+                self.mailbox.put(None, ReplyDone("interrupted"))
             self._post(lambda slot: slot.truncate(number, heard))
 
     # what was said
 
-    def remember(self, turn: Turn) -> int:
+    def add_turn(self, turn: Turn) -> int:
         history = self._engine.as_history(turn)
-        return self._add(lambda slot, number: slot.remember(number, history), history.text or "")
+        with self.mailbox.lock:
+            self._must(not self._hearing, "the user speaks; other turns come before or after")
+            text = self._short(history.text or "")
+            self._tentative = False
+            number = self._number()
+            self._post(lambda slot: slot.add_turn(number, history), text)
+            return number
 
     def truncate(self, number: int, heard: int) -> None:
         with self.mailbox.lock:
@@ -133,10 +136,10 @@ class Session:
                 self._tentative = False
                 self._post(lambda slot: slot.truncate(number, heard))
 
-    def forget(self, number: int) -> None:
+    def delete_turn(self, number: int) -> None:
         with self.mailbox.lock:
             self._tentative = False
-            self._post(lambda slot: slot.forget(number))
+            self._post(lambda slot: slot.delete_turn(number))
 
     def configure(self, settings: SessionSettings) -> None:
         settings = self._engine.with_codes(settings)
@@ -151,15 +154,6 @@ class Session:
         self._engine.release(self)
 
     # inside
-
-    def _add(self, action: Callable[[Slot, int], None], text: str) -> int:
-        with self.mailbox.lock:
-            self._must(not self._hearing, "the user speaks; other turns come before or after")
-            text = self._short(text)
-            self._tentative = False
-            number = self._number()
-            self._post(lambda slot: action(slot, number), text)
-            return number
 
     def _number(self) -> int:
         self._numbers += 1

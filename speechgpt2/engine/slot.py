@@ -33,13 +33,13 @@ from speechgpt2.types import (
     AudioDelta,
     Mode,
     Patches,
+    ReplyDone,
     Role,
     Speech,
     TextDelta,
     Tool,
     ToolCall,
     Transcript,
-    TurnDone,
 )
 
 CLOSING = 16  # patches that are kept for ending a reply properly
@@ -112,7 +112,7 @@ class Slot:
 
     # what a session asks: see `dialogue.protocol.Session`
 
-    def begin_speech(self, number: int) -> None:
+    def start_turn(self, number: int) -> None:
         def begin() -> None:
             start = self.prompt.speech_start()
             self.context.add(number, "user", start, spoken=True, head=start.text.shape[1])
@@ -124,10 +124,10 @@ class Slot:
     def hear(self, pcm: np.ndarray, now: float) -> None:
         self._in_turn(lambda: self._listening().hear(pcm, now), quiet=False)
 
-    def end_speech(self) -> None:
+    def end_turn(self) -> None:
         self._in_turn(lambda: self._listening().end(), quiet=False)
 
-    def take_back(self, reply: int | None) -> None:
+    def rollback(self, reply: int | None) -> None:
         def reopen() -> None:
             ear, span = self._listening(), None if reply is None else self.context.find(reply)
             self.reply = None
@@ -140,17 +140,14 @@ class Slot:
         self._drop_asked(reply)
         self._in_turn(reopen, quiet=False)
 
-    def drop_speech(self) -> None:
+    def discard_turn(self) -> None:
         def drop() -> None:
             self.ear = None
             self.context.remove(self.context.spans[-1])
 
         self._in_turn(drop, quiet=False)
 
-    def write(self, number: int, text: str) -> None:
-        self._in_turn(lambda: self._add(number, History("user", text, None)), number)
-
-    def remember(self, number: int, turn: History) -> None:
+    def add_turn(self, number: int, turn: History) -> None:
         self._in_turn(lambda: self._add(number, turn), number)
 
     def respond(self, number: int, options: ReplyOptions) -> None:
@@ -171,7 +168,7 @@ class Slot:
             self.context.extend(self.prompt.closing(speaking=False))
         self._end_reply()
 
-    def forget(self, number: int) -> None:
+    def delete_turn(self, number: int) -> None:
         def remove() -> None:
             span = self.context.find(number)
             if span is None or (self.reply is not None and self.reply.number == number):
@@ -386,7 +383,7 @@ class Slot:
 
     def _call_begun(self, options: ReplyOptions) -> str:
         """What a reply that must call a tool is given to begin with."""
-        must = self.settings.must_call if options.must_call is None else options.must_call
+        must = self.settings.require_tool if options.require_tool is None else options.require_tool
         if not must or not self.told.tools or not self.prompt.words.tools:
             return ""
         return calling.begun(must if isinstance(must, str) else None)
@@ -415,7 +412,7 @@ class Slot:
             self.context.extend(self.prompt.closing(speaking=reply.open != 0))
         for call in reply.calls:
             self.mailbox.put(reply.number, call)
-        self.mailbox.put(reply.number, TurnDone(reason))
+        self.mailbox.put(reply.number, ReplyDone(reason))
         self._end_reply()
         self.context.tidy()
 

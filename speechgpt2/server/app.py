@@ -21,7 +21,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
-from speechgpt2.duplex.protocol import DialogueSettings, Engine, Full, SessionSettings
+from speechgpt2.duplex.protocol import DialogueSettings, Engine, EngineFull, SessionSettings
 from speechgpt2.duplex.protocol import Session as EngineSession
 from speechgpt2.server import settings
 from speechgpt2.server.auth import DEFAULT_TTL, PROTOCOL, TTL, Caller, Doorkeeper
@@ -61,7 +61,7 @@ class App:
         self.connections: set[Connection] = set()
         self.calls = Calls(self)
         self.metrics.active.set_function(lambda: self.admission.taken)
-        engine.watch(self.metrics.steps.observe)
+        engine.add_step_observer(self.metrics.steps.observe)
         self.asgi = FastAPI(title="speechgpt2", docs_url=None, redoc_url=None, lifespan=self._lifespan)
         self._routes()
 
@@ -171,7 +171,7 @@ class App:
         """A session of the engine's. Errors: `Refused` if it has no slot after all."""
         try:
             return self.engine.open(wanted)
-        except Full:
+        except EngineFull:
             raise Refused("full") from None
 
     def new_session(self, caller: Caller, model: str | None) -> Session:

@@ -98,7 +98,7 @@ class Channel:
         while True:
             await self.take(await receive())
             self.active = time.monotonic()
-            while self.dialogue.behind:
+            while self.dialogue.backlogged:
                 await asyncio.sleep(CATCH_UP)
 
     async def follow(self) -> None:

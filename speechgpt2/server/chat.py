@@ -18,7 +18,7 @@ from speechgpt2.server.conversation import new_id
 from speechgpt2.server.problems import Problem
 from speechgpt2.server.response import Heard, Usage
 from speechgpt2.server.wire import MaxTokens, Message, Session, Tool, ToolChoice, check_choice
-from speechgpt2.types import AudioDelta, Event, Speech, Text, TextDelta, ToolCall, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
 
 AUDIO_LIFE = 3600  # seconds for which a client may name an answer's audio by its id instead of repeating it
 
@@ -215,7 +215,7 @@ class Completion:
             self.calls.append({"id": new_id("call"), "type": "function", "function": function})
             self.reason = "tool_calls"
             return {"tool_calls": [{"index": len(self.calls) - 1, **self.calls[-1]}]}
-        if isinstance(event, TurnDone) and event.reason == "length":
+        if isinstance(event, ReplyDone) and event.reason == "length":
             self.reason = "length"
         return None
 

@@ -5,10 +5,10 @@ something of the dialogue, and puts the protocol's events into the outbox. It ne
 The loops that call it are in channel.py.
 
     client                                        here                          dialogue
-    input_audio_buffer.append ─────────────────►  microphone  ───────────────►  hear
-                     ◄── speech_started, speech_stopped, committed ───────────  SpeechStarted, SpeechStopped, TurnTaken
+    input_audio_buffer.append ─────────────────►  microphone  ───────────────►  append_audio
+                     ◄── speech_started, speech_stopped, committed ───────────  SpeechStarted … UserTurnCommitted
     response.create  ──────────────────────────────────────────────────────►  respond
-                     ◄── response.created … deltas … response.done ───────────  ReplyStarted … TextDelta … TurnDone
+                     ◄── response.created … deltas … response.done ───────────  ReplyStarted … TextDelta … ReplyDone
     response.cancel, conversation.item.truncate ───────────────────────────►  interrupt, truncate
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Any
 
-from speechgpt2.duplex.protocol import Engine, IdleTimeout, ReplyStarted, TurnTaken
+from speechgpt2.duplex.protocol import Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
 from speechgpt2.server import formats, settings, wire
 from speechgpt2.server.channel import Channel, Close, log
@@ -35,6 +35,7 @@ from speechgpt2.types import (
     AudioDelta,
     Error,
     Interrupted,
+    ReplyDone,
     Speech,
     SpeechStarted,
     SpeechStopped,
@@ -42,7 +43,6 @@ from speechgpt2.types import (
     ToolCall,
     Transcript,
     Turn,
-    TurnDone,
 )
 
 SHORTEST_TURN = 100  # milliseconds of sound that a client may commit
@@ -120,7 +120,7 @@ class Connection(Channel):
 
     @on.register
     def _(self, message: wire.Append) -> None:
-        self.dialogue.hear(self.microphone.push(from_base64(message.audio, "audio"), time.monotonic()))
+        self.dialogue.append_audio(self.microphone.push(from_base64(message.audio, "audio"), time.monotonic()))
 
     @on.register
     def _(self, message: wire.Commit) -> None:
@@ -131,14 +131,14 @@ class Connection(Channel):
                 "input_audio_buffer_commit_empty",
             )
         try:
-            self.dialogue.commit()
+            self.dialogue.commit_audio()
         except UserError as error:
             raise WireError(str(error), "input_audio_buffer_commit_empty") from None
         self.microphone.taken = self.microphone.heard
 
     @on.register
     def _(self, message: wire.Clear) -> None:
-        self.dialogue.clear()
+        self.dialogue.clear_audio()
         self.microphone.take(0, self.microphone.heard)
         self.emit("input_audio_buffer.cleared")
 
@@ -174,7 +174,7 @@ class Connection(Channel):
     def _(self, message: wire.ItemDelete) -> None:
         item = self.conversation.delete(message.item_id)
         if item.number is not None:
-            self.dialogue.forget(item.number)
+            self.dialogue.delete_turn(item.number)
         self.emit("conversation.item.deleted", item_id=item.id)
 
     @on.register
@@ -234,7 +234,7 @@ class Connection(Channel):
         self.emit("input_audio_buffer.speech_stopped", audio_end_ms=end, item_id=self.speaking)
 
     @on.register
-    def _(self, event: TurnTaken) -> None:
+    def _(self, event: UserTurnCommitted) -> None:
         self._commit(event.start, event.end).number = event.number
 
     @on.register
@@ -295,7 +295,7 @@ class Connection(Channel):
             self.metrics.barge_in.observe(max(0.0, time.monotonic() - self.spoke_up))
 
     @on.register
-    def _(self, event: TurnDone) -> None:
+    def _(self, event: ReplyDone) -> None:
         if event.reason == "interrupted":
             self._end("cancelled", self.response.ending if self.response is not None else None)
         elif event.reason == "length":
@@ -322,7 +322,7 @@ class Connection(Channel):
         elif item.role == "assistant" and isinstance(segment, Speech) and len(self.conversation) == 1:
             greeting = segment
         elif turn is not None:
-            item.number = self.dialogue.remember(turn)
+            item.number = self.dialogue.add_turn(turn)
         if (notes, greeting) != (self.notes, self.greeting):
             self.dialogue.configure(None, settings.of_session(self.session, notes, greeting))
             self.notes, self.greeting = notes, greeting

@@ -28,7 +28,7 @@ from speechgpt2.server.auth import Caller
 from speechgpt2.server.limits import Refused
 from speechgpt2.server.problems import Problem, read_json
 from speechgpt2.server.wire import Message, Session, WireError, checked
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, Transcript, Turn, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, ReplyDone, Transcript, Turn
 
 if TYPE_CHECKING:
     from speechgpt2.server.app import App
@@ -167,19 +167,19 @@ class Rest:
     async def answer(
         self, caller: Caller, session: Session, turns: Sequence[Turn], read_aloud: str | None = None
     ) -> AsyncGenerator[Event, None]:
-        """What the model says to these turns, up to its `TurnDone`. Errors: `Problem`."""
+        """What the model says to these turns, up to its `ReplyDone`. Errors: `Problem`."""
         try:
             with self.app.admission.place(caller.name):
                 talk = self.app.open(settings.of_session(session, paced=False))
                 try:
                     for turn in turns:
-                        await asyncio.to_thread(talk.remember, turn)  # encodes what was spoken
+                        await asyncio.to_thread(talk.add_turn, turn)  # encodes what was spoken
                     talk.respond(ReplyOptions(text=read_aloud))
                     async for event in talk.events():
                         if isinstance(event, Error):
                             raise Problem(500, event.message, "server_error", kind="server_error")
                         yield event
-                        if isinstance(event, TurnDone):
+                        if isinstance(event, ReplyDone):
                             return
                 finally:
                     talk.close()

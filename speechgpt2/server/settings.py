@@ -24,7 +24,7 @@ def of_session(
         max_patches=_patches(session.max_output_tokens),
         paced=paced,
         tools=_tools(session),
-        must_call=session.must_call,
+        require_tool=session.require_tool,
     )
 
 
@@ -51,7 +51,7 @@ def of_dialogue(session: wire.Session) -> DialogueSettings:
 def of_reply(session: wire.Session, instructions: str | None = None) -> ReplyOptions:
     """One answer, where it differs; `instructions` of its own."""
     most, tools = _patches(session.max_output_tokens), _tools(session)
-    return ReplyOptions(instructions, session.speaks, most, tools=tools, must_call=session.must_call)
+    return ReplyOptions(instructions, session.speaks, most, tools=tools, require_tool=session.require_tool)
 
 
 def _tools(session: wire.Session) -> tuple[Tool, ...]:

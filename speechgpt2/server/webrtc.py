@@ -80,7 +80,7 @@ class Call(Connection):
         now = time.monotonic()
         if alive:
             self.active = now
-        self.dialogue.hear(self.microphone.push(data, now))
+        self.dialogue.append_audio(self.microphone.push(data, now))
 
     def emit(self, type: str, **fields: Any) -> None:
         """Put one of the protocol's events into the outbox; sound goes another way."""

@@ -129,7 +129,7 @@ class Session(Message):
         return choice
 
     @property
-    def must_call(self) -> bool | str:
+    def require_tool(self) -> bool | str:
         """Whether answers begin with a call of a tool, and of which if it matters."""
         return name_of(self.tool_choice) if isinstance(self.tool_choice, dict) else self.tool_choice == "required"
 

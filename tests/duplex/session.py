@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt2.duplex.vad import STEP, Heard
 from speechgpt2.errors import UserError
-from speechgpt2.types import AudioDelta, Interrupted, TurnDone
+from speechgpt2.types import AudioDelta, Interrupted, ReplyDone
 
 
 class Session:
@@ -29,40 +29,38 @@ class Session:
         self.numbers += 1
         return self.numbers
 
-    def begin_speech(self):
+    def start_turn(self):
         self.must(not self.hearing and not self.replying, "not now")
-        self.calls.append("begin_speech")
+        self.calls.append("start_turn")
         self.hearing, self.tentative, self.turn = True, False, self.number()
         self.heard[self.turn] = []
         return self.turn
 
-    def hear(self, pcm):
+    def append_audio(self, pcm):
         self.must(self.hearing, "nobody speaks")
         self.heard[self.turn].append(pcm)
 
-    def end_speech(self):
+    def end_turn(self):
         self.must(self.hearing, "nobody speaks")
-        self.calls.append("end_speech")
+        self.calls.append("end_turn")
         self.hearing, self.tentative = False, True
 
-    def take_back(self):
+    def rollback(self):
         self.must(self.tentative, "nothing to take back")
-        self.calls.append("take_back")
+        self.calls.append("rollback")
         self.silence()
         self.hearing, self.tentative = True, False
 
-    def drop_speech(self):
+    def discard_turn(self):
         self.must(self.hearing, "nobody speaks")
-        self.calls.append("drop_speech")
+        self.calls.append("discard_turn")
         self.hearing = False
 
-    def write(self, text):
+    def add_turn(self, turn):
         self.must(not self.hearing, "the user speaks")
-        self.calls.append(("write", text))
+        self.calls.append(("add_turn", turn))
         self.tentative = False
         return self.number()
-
-    remember = write
 
     def respond(self, options=None):
         self.must(not self.replying and not self.hearing, "not now")
@@ -76,14 +74,14 @@ class Session:
         self.silence()
         self.tentative = False
         self.queue.put_nowait(Interrupted(heard))
-        self.queue.put_nowait(TurnDone("interrupted"))
+        self.queue.put_nowait(ReplyDone("interrupted"))
 
     def truncate(self, number, heard):
         self.calls.append(("truncate", number, heard))
         self.tentative = False
 
-    def forget(self, number):
-        self.calls.append(("forget", number))
+    def delete_turn(self, number):
+        self.calls.append(("delete_turn", number))
         self.tentative = False
 
     def configure(self, settings):
@@ -91,7 +89,7 @@ class Session:
 
     async def events(self):
         while (event := await self.queue.get()) is not None:
-            if isinstance(event, TurnDone):
+            if isinstance(event, ReplyDone):
                 self.reply = None
             yield event
 

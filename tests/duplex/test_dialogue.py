@@ -13,18 +13,19 @@ from speechgpt2.duplex.protocol import (
     ReplyStarted,
     SemanticVad,
     ServerVad,
-    TurnTaken,
+    UserTurnCommitted,
 )
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
     AudioDelta,
     Interrupted,
+    ReplyDone,
     SpeechStarted,
     SpeechStopped,
     TextDelta,
     ToolCall,
     Transcript,
-    TurnDone,
+    Turn,
 )
 from tests.duplex.session import LevelEar, Session, audio
 
@@ -64,7 +65,7 @@ class Talk:
         self.said += len(pcm)
         for start in range(0, len(pcm), chunk):
             piece = pcm[start : start + chunk]
-            self.dialogue.hear(piece)
+            self.dialogue.append_audio(piece)
             self.now += len(piece) / 24_000
             await self.settle()
 
@@ -96,7 +97,7 @@ async def test_a_turn_is_heard_from_before_its_beginning_and_answered():
     before = await talk.silence(960)
     turn = await talk.voice(640)
     pause = await talk.silence(224)
-    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
+    assert talk.session.calls == ["start_turn", "end_turn", "respond"]
     heard = talk.session.sound_of(1)
     said = np.concatenate([before, turn, pause])
     begin = (960 - 320) * 24
@@ -107,10 +108,14 @@ async def test_a_turn_is_heard_from_before_its_beginning_and_answered():
     await talk.silence(320)
     end = (960 + 640) * 24
     assert talk.news() == [
-        SpeechStopped(end), TurnTaken(1, 960 * 24, end), ReplyStarted(2), Transcript("Hi?"), TextDelta("Hello."),
-    ]  # fmt: skip
-    await talk.tell(TextDelta("How are you?"), TurnDone("stop"))
-    assert talk.news() == [TextDelta("How are you?"), TurnDone("stop")]
+        SpeechStopped(end),
+        UserTurnCommitted(1, 960 * 24, end),
+        ReplyStarted(2),
+        Transcript("Hi?"),
+        TextDelta("Hello."),
+    ]
+    await talk.tell(TextDelta("How are you?"), ReplyDone("stop"))
+    assert talk.news() == [TextDelta("How are you?"), ReplyDone("stop")]
 
 
 @run
@@ -119,11 +124,11 @@ async def test_who_goes_on_speaking_is_heard_without_a_gap_and_no_word_of_the_ea
     said = [await talk.voice(640), await talk.silence(320)]
     await talk.tell(Transcript("I"), TextDelta("Oh"), audio(0.1))
     said += [await talk.voice(640), await talk.silence(192)]
-    assert talk.session.calls == ["begin_speech", "end_speech", "respond", "take_back", "end_speech", "respond"]
+    assert talk.session.calls == ["start_turn", "end_turn", "respond", "rollback", "end_turn", "respond"]
     assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
     assert talk.names() == ["SpeechStarted"]
     await talk.silence(512)
-    assert talk.news()[1:] == [TurnTaken(1, 0, (640 + 320 + 640) * 24), ReplyStarted(3)]
+    assert talk.news()[1:] == [UserTurnCommitted(1, 0, (640 + 320 + 640) * 24), ReplyStarted(3)]
 
 
 @run
@@ -135,7 +140,7 @@ async def test_large_and_odd_chunks_are_turns_like_small_ones():
         await talk.voice(960, chunk)
         await talk.silence(960, chunk)
         calls.append(talk.session.calls)
-        turns.append([event for event in talk.news() if isinstance(event, TurnTaken)])
+        turns.append([event for event in talk.news() if isinstance(event, UserTurnCommitted)])
         assert abs(len(talk.session.sound_of(1)) - (320 + 960 + 192) * 24) <= 2 * BLOCK
     assert calls[0] == calls[1] == calls[2] and turns[0] == turns[1] == turns[2]
 
@@ -150,12 +155,12 @@ async def test_an_interruption_tells_what_was_heard_and_nothing_after_it():
     talk.news()
     await talk.voice(640)
     heard = (480 + 288) * 24
-    assert talk.session.calls[3:] == [("interrupt", heard - BLOCK), "begin_speech"]  # the clock runs after the block
+    assert talk.session.calls[3:] == [("interrupt", heard - BLOCK), "start_turn"]  # the clock runs after the block
     assert talk.news() == [
-        Interrupted(heard - BLOCK), TurnDone("interrupted"), SpeechStarted((320 + 640 + 480) * 24),
+        Interrupted(heard - BLOCK), ReplyDone("interrupted"), SpeechStarted((320 + 640 + 480) * 24),
     ]  # fmt: skip
     await talk.silence(640)
-    assert talk.names() == ["SpeechStopped", "TurnTaken", "ReplyStarted"]
+    assert talk.names() == ["SpeechStopped", "UserTurnCommitted", "ReplyStarted"]
 
 
 @run
@@ -166,12 +171,12 @@ async def test_what_a_slow_reader_has_not_read_is_not_told_after_an_interruption
     events = dialogue.events()
     dialogue.respond()
     assert await anext_of(events) == ReplyStarted(1)
-    session.tell(audio(0.5), TextDelta("a"), audio(0.5), ToolCall("bell", "{}"), TurnDone("stop"))
+    session.tell(audio(0.5), TextDelta("a"), audio(0.5), ToolCall("bell", "{}"), ReplyDone("stop"))
     assert isinstance(await anext_of(events), AudioDelta)
     talk.now += 0.2
     dialogue.interrupt()
     assert await anext_of(events) == Interrupted(4800)
-    assert await anext_of(events) == TurnDone("interrupted")
+    assert await anext_of(events) == ReplyDone("interrupted")
     assert session.calls[-1] == ("truncate", 1, 4800)  # it had been made to its end
     dialogue.close()
     assert [event async for event in events] == []
@@ -229,11 +234,11 @@ async def test_without_the_guard_it_does():
 async def test_who_may_not_interrupt_does_not():
     talk = Talk(DialogueSettings(ServerVad(interrupt_response=False)))
     talk.dialogue.respond()
-    await talk.tell(audio(1.0), TurnDone("stop"))
+    await talk.tell(audio(1.0), ReplyDone("stop"))
     await talk.voice(960)
     assert talk.session.calls == ["respond"]
     await talk.voice(320)
-    assert talk.session.calls == ["respond", "begin_speech"]
+    assert talk.session.calls == ["respond", "start_turn"]
 
 
 @run
@@ -241,8 +246,8 @@ async def test_turns_that_are_not_to_be_answered_are_only_taken():
     talk = Talk(DialogueSettings(ServerVad(create_response=False, silence_ms=512)))
     await talk.voice(640)
     await talk.silence(960)
-    assert talk.session.calls == ["begin_speech", "end_speech"]
-    assert talk.names() == ["SpeechStarted", "SpeechStopped", "TurnTaken"]
+    assert talk.session.calls == ["start_turn", "end_turn"]
+    assert talk.names() == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
     assert talk.dialogue.respond() == 2
 
 
@@ -254,43 +259,54 @@ async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
     await talk.silence(224)
     await talk.tell(Transcript(heard) if heard else TextDelta("So."))
     waited = 224
-    while "TurnTaken" not in [type(event).__name__ for event in talk.told]:
+    while "UserTurnCommitted" not in [type(event).__name__ for event in talk.told]:
         await talk.silence(32)
         waited += 32
     assert waited == wait
-    assert talk.names()[1:] == ["SpeechStopped", "TurnTaken", "ReplyStarted", "Transcript" if heard else "TextDelta"]
-    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
+    assert talk.names()[1:] == [
+        "SpeechStopped",
+        "UserTurnCommitted",
+        "ReplyStarted",
+        "Transcript" if heard else "TextDelta",
+    ]
+    assert talk.session.calls == ["start_turn", "end_turn", "respond"]
 
 
 @run
 async def test_by_hand_everything_is_heard_until_it_is_committed():
     talk = Talk(HAND)
     with pytest.raises(UserError, match="nothing"):
-        talk.dialogue.commit()
+        talk.dialogue.commit_audio()
     said = [await talk.silence(480), await talk.voice(480)]
-    talk.dialogue.commit()
+    talk.dialogue.commit_audio()
     assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
     talk.dialogue.respond()
     await talk.settle()
-    assert talk.news() == [TurnTaken(1, 0, 960 * 24), ReplyStarted(2)]
+    assert talk.news() == [UserTurnCommitted(1, 0, 960 * 24), ReplyStarted(2)]
     more = [await talk.voice(320)]  # while the reply is given
-    assert talk.session.calls == ["begin_speech", "end_speech", "respond"]
-    await talk.tell(TurnDone("stop"))
+    assert talk.session.calls == ["start_turn", "end_turn", "respond"]
+    await talk.tell(ReplyDone("stop"))
     more += [await talk.voice(320)]
-    talk.dialogue.commit()
+    talk.dialogue.commit_audio()
     assert np.array_equal(talk.session.sound_of(3), np.concatenate(more))
     await talk.settle()
-    assert talk.news() == [TurnDone("stop"), TurnTaken(3, 960 * 24, 1600 * 24)]
+    assert talk.news() == [ReplyDone("stop"), UserTurnCommitted(3, 960 * 24, 1600 * 24)]
 
 
 @run
 async def test_by_hand_a_typed_turn_does_not_take_what_is_not_committed():
     talk = Talk(HAND)
     said = [await talk.voice(320)]
-    talk.dialogue.write("Hello")
+    talk.dialogue.add_turn(Turn.user("Hello"))
     said += [await talk.voice(320)]
-    talk.dialogue.commit()
-    assert talk.session.calls == ["begin_speech", "drop_speech", ("write", "Hello"), "begin_speech", "end_speech"]
+    talk.dialogue.commit_audio()
+    assert talk.session.calls == [
+        "start_turn",
+        "discard_turn",
+        ("add_turn", Turn.user("Hello")),
+        "start_turn",
+        "end_turn",
+    ]
     assert np.array_equal(talk.session.sound_of(3), np.concatenate(said))
 
 
@@ -298,10 +314,10 @@ async def test_by_hand_a_typed_turn_does_not_take_what_is_not_committed():
 async def test_a_typed_turn_comes_after_the_one_that_is_being_spoken():
     talk = Talk()
     await talk.voice(320)
-    talk.dialogue.write("Hello")
+    talk.dialogue.add_turn(Turn.user("Hello"))
     await talk.settle()
-    assert talk.session.calls == ["begin_speech", "end_speech", ("write", "Hello")]
-    assert talk.names() == ["SpeechStarted", "SpeechStopped", "TurnTaken"]
+    assert talk.session.calls == ["start_turn", "end_turn", ("add_turn", Turn.user("Hello"))]
+    assert talk.names() == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
 
 
 @run
@@ -310,8 +326,8 @@ async def test_a_cleared_turn_was_never_said():
         talk = Talk()
         await talk.voice(320)
         await talk.silence(pause)
-        talk.dialogue.clear()
-        assert talk.session.calls[-1] == "drop_speech" and not talk.session.replying
+        talk.dialogue.clear_audio()
+        assert talk.session.calls[-1] == "discard_turn" and not talk.session.replying
         await talk.silence(960)
         assert talk.names() == ["SpeechStarted"]
 
@@ -322,9 +338,9 @@ async def test_a_correction_during_a_pause_keeps_the_turn_open_and_begins_the_an
     await talk.voice(320)
     await talk.silence(320)
     talk.dialogue.truncate(7, 100)
-    assert talk.session.calls[2:] == ["respond", "take_back", ("truncate", 7, 100), "end_speech", "respond"]
+    assert talk.session.calls[2:] == ["respond", "rollback", ("truncate", 7, 100), "end_turn", "respond"]
     await talk.voice(320)
-    assert talk.session.calls[-1] == "take_back"
+    assert talk.session.calls[-1] == "rollback"
 
 
 @run
@@ -336,14 +352,14 @@ async def test_a_correction_while_the_user_speaks_leaves_the_turn_alone():
     await talk.voice(480)
     talk.dialogue.truncate(1, 5000)
     await talk.voice(320)
-    assert talk.session.calls[2:] == ["begin_speech", ("truncate", 1, 5000)] and talk.session.hearing
+    assert talk.session.calls[2:] == ["start_turn", ("truncate", 1, 5000)] and talk.session.hearing
 
 
 @run
 async def test_silence_after_a_reply_is_told_and_answered():
     talk = Talk(DialogueSettings(ServerVad(idle_timeout_ms=960)))
     talk.dialogue.respond()
-    await talk.tell(audio(0.5), TurnDone("stop"))
+    await talk.tell(audio(0.5), ReplyDone("stop"))
     talk.news()
     await talk.silence(2048)
     timeout, started = talk.news()
@@ -356,7 +372,7 @@ async def test_detection_can_be_changed_while_talking():
     talk = Talk(HAND)
     await talk.voice(320)
     talk.dialogue.configure(VAD)
-    assert talk.session.calls[-1] == "drop_speech"
+    assert talk.session.calls[-1] == "discard_turn"
     await talk.silence(320)
     await talk.voice(320)
     await talk.silence(640)
@@ -378,7 +394,7 @@ async def test_sound_that_is_none_is_refused_and_a_closed_dialogue_ends():
     talk = Talk()
     for wrong in (np.zeros((2, 2)), np.array([np.nan])):
         with pytest.raises(UserError, match="sound"):
-            talk.dialogue.hear(wrong)
+            talk.dialogue.append_audio(wrong)
     talk.dialogue.close()
     talk.dialogue.close()
     await asyncio.wait_for(talk.reader, 5)

@@ -7,7 +7,7 @@ import torch
 
 from speechgpt2.duplex.dialogue import Dialogue
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyStarted, ServerVad, SessionSettings
-from speechgpt2.types import AudioDelta, Interrupted, SpeechStarted, TurnDone
+from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, SpeechStarted
 from tests.duplex.session import LevelEar
 from tests.engine.tiny import PATCH, models, noise, say, talk, tiny_engine, told
 
@@ -31,7 +31,7 @@ class Talk:
     async def play(self, pcm):
         for start in range(0, len(pcm), BLOCK):
             piece = pcm[start : start + BLOCK]
-            self.dialogue.hear(piece)
+            self.dialogue.append_audio(piece)
             for _ in range(self.steps):
                 self.engine.step()
                 await asyncio.sleep(0)
@@ -77,7 +77,7 @@ def test_a_turn_by_voice_is_the_turn_that_was_spoken():
         said = [silence(20), voice(20), silence(90)]
         for piece in said:
             await talk.play(piece)
-        assert kinds(talk.told)[:3] == ["SpeechStarted", "SpeechStopped", "TurnTaken"]
+        assert kinds(talk.told)[:3] == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
         assert talk.told[-1].reason in ("stop", "length")
         remembered, reply = heard_directly(np.concatenate(said)[10 * BLOCK : 46 * BLOCK])
         assert the_same(told(talk.session), remembered)
@@ -94,7 +94,7 @@ def test_an_answer_taken_back_leaves_no_trace():
         said = [silence(20), voice(20), silence(10), voice(20, seed=1), silence(90)]
         for piece in said:
             await talk.play(piece)
-        assert kinds(talk.told).count("ReplyStarted") == kinds(talk.told).count("TurnDone") == 1
+        assert kinds(talk.told).count("ReplyStarted") == kinds(talk.told).count("ReplyDone") == 1
         remembered, _ = heard_directly(np.concatenate(said)[10 * BLOCK : 76 * BLOCK])
         assert the_same(told(talk.session), remembered)
         await talk.close()
@@ -113,7 +113,7 @@ def test_after_an_interruption_the_model_remembers_only_what_was_played():
         await talk.play(0.5 / 0.2 * voice(12))  # louder than the reply can be
         interrupted = next(event for event in talk.told if isinstance(event, Interrupted))
         place = talk.told.index(interrupted)
-        assert talk.told[place + 1] == TurnDone("interrupted")
+        assert talk.told[place + 1] == ReplyDone("interrupted")
         assert isinstance(talk.told[place + 2], SpeechStarted)
         assert not any(isinstance(event, AudioDelta) for event in talk.told[place:])
         made = sum(len(event.pcm) for event in talk.told if isinstance(event, AudioDelta))

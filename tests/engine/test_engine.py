@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from speechgpt2.chat import SpeechGPT
-from speechgpt2.duplex.protocol import Full, ReplyOptions, SessionSettings
+from speechgpt2.duplex.protocol import EngineFull, ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError
 from speechgpt2.lm.sampling import Sampling
 from speechgpt2.streaming import tree_map
-from speechgpt2.types import AudioDelta, Error, Speech, TextDelta, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import Clock, events, models, noise, reason, run, say, sound, talk, tiny_engine, tiny_lm, told
 
 SHORT = SessionSettings(max_patches=25, seed=5)
@@ -78,7 +78,7 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(lookahead):
     others += [crowd.open(replace(settings, seed=100 + i, speak=i % 2 == 0)) for i in range(9)]
     assert crowd.stats().used == 16 and again.mailbox is not me.mailbox
     for i, other in enumerate(others[6:]):
-        other.write("Hello there " * i)
+        other.add_turn(Turn.user("Hello there " * i))
         other.respond()
     say(again, noise(0.8, 1), chunk=1111)
     others[2].close()
@@ -96,7 +96,7 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     engine, fresh = tiny_engine(slots=1), tiny_engine(slots=1)
     first = engine.open(replace(SHORT, seed=9))
     answer(engine, first, noise(1.0, 7))
-    first.write("weather")
+    first.add_turn(Turn.user("weather"))
     first.respond()
     for _ in range(6):
         engine.step()
@@ -115,14 +115,14 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
 def test_a_full_engine_refuses_at_once():
     engine = tiny_engine(slots=2)
     sessions = [engine.open(SHORT), engine.open(SHORT)]
-    with pytest.raises(Full, match="2 slots"):
+    with pytest.raises(EngineFull, match="2 slots"):
         engine.open(SHORT)
     sessions[0].close()
     engine.step()
     engine.open(SHORT)
     engine.close()
     assert engine.stats().used == 0
-    with pytest.raises(Full, match="closing"):
+    with pytest.raises(EngineFull, match="closing"):
         engine.open(SHORT)
 
 
@@ -141,7 +141,7 @@ def test_a_slot_is_free_as_soon_as_it_is_given_back():
         leaves.close()  # again, when the slot may be another's
     session = engine.open(SHORT)
     leaves.close()
-    with pytest.raises(Full):
+    with pytest.raises(EngineFull):
         engine.open(SHORT)
     wanted = sound(answer(fresh, fresh.open(SHORT), noise(0.6)))
     assert np.array_equal(sound(answer(engine, session, noise(0.6))), wanted)
@@ -151,7 +151,7 @@ def test_a_slot_is_free_as_soon_as_it_is_given_back():
 def test_a_slot_whose_session_failed_is_free_too(monkeypatch):
     engine = tiny_engine(slots=1)
     broken = engine.open(SHORT)
-    broken.write("Hello")
+    broken.add_turn(Turn.user("Hello"))
     broken.respond()
     engine.step()
     monkeypatch.setattr(broken.slot, "drawn", lambda *_: 1 / 0)
@@ -165,7 +165,7 @@ def test_typed_turns_and_written_answers():
     _, lm = models()
     engine = tiny_engine()
     session = engine.open(replace(SHORT, speak=False))
-    session.write("Hello there")
+    session.add_turn(Turn.user("Hello there"))
     session.respond()
     found = talk(engine, [session])[session]
     assert not any(isinstance(event, AudioDelta) for event in found)
@@ -195,21 +195,21 @@ def test_history_is_remembered_as_in_a_dialogue_alone():
              Turn.assistant("what"), Turn.user("is")]  # fmt: skip
     session = engine.open(replace(SHORT, speak=True))
     for turn in turns:
-        session.remember(turn)
+        session.add_turn(turn)
     session.respond()
     ours = talk(engine, [session])[session]
     theirs = talked.chat(turns, mode="t2s", sampling=Sampling.of(1, seed=5), max_patches=25)
     assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
     with pytest.raises(UserError):
-        session.remember(Turn("system", Turn.user("x").segments))
+        session.add_turn(Turn("system", Turn.user("x").segments))
 
 
 def test_what_is_asked_during_a_reply_happens_after_it():
     engine = tiny_engine()
     session = engine.open(SHORT)
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     first = session.respond()
-    later = session.write("there")
+    later = session.add_turn(Turn.user("there"))
     with pytest.raises(UserError, match="under way"):
         session.respond()
     talk(engine, [session])
@@ -239,7 +239,7 @@ def test_a_reply_may_have_instructions_of_its_own():
 def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
     engine = tiny_engine()
     session = engine.open(SHORT)
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     session.respond(ReplyOptions(instructions="weather " * 300))
     found = talk(engine, [session])[session]
     assert len(found) == 1 and isinstance(found[0], Error) and "shorter" in found[0].message
@@ -249,14 +249,14 @@ def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
 def test_who_asks_too_much_is_told_to_wait_until_it_is_done():
     engine = tiny_engine()
     session, other = engine.open(SHORT), engine.open(SHORT)
-    assert not session.behind
+    assert not session.backlogged
     session.configure(replace(SHORT, instructions="a" * 4_000))
-    assert not session.behind  # one long text is no flood
+    assert not session.backlogged  # one long text is no flood
     for number in range(70):
         session.configure(replace(SHORT, instructions=f"Be brief {number}."))
-    assert session.behind and not other.behind
+    assert session.backlogged and not other.backlogged
     engine.step()
-    assert not session.behind
+    assert not session.backlogged
 
 
 def test_the_same_instructions_are_read_once(monkeypatch):
@@ -277,8 +277,8 @@ def test_a_text_that_no_memory_holds_is_refused_unread(monkeypatch):
     engine.step()
     monkeypatch.setattr(session.slot.prompt, "encode", lambda text: pytest.fail("it was read"))
     for ask in (
-        lambda: session.write(long),
-        lambda: session.remember(Turn.assistant(long)),
+        lambda: session.add_turn(Turn.user(long)),
+        lambda: session.add_turn(Turn.assistant(long)),
         lambda: session.respond(ReplyOptions(instructions=long)),
         lambda: session.configure(replace(SHORT, instructions=long)),
     ):
@@ -301,7 +301,7 @@ def test_a_model_that_cannot_says_so_and_the_session_lives_on():
     engine = tiny_engine()
     session, other = engine.open(SHORT), engine.open(SHORT)
     session.respond(ReplyOptions(text="Hello"))
-    other.write("Hello")
+    other.add_turn(Turn.user("Hello"))
     other.respond()
     found = talk(engine, [session, other])
     assert [type(event) for event in found[session]] == [Error] and reason(found[other])
@@ -321,14 +321,14 @@ def test_an_error_in_one_session_touches_no_other(monkeypatch):
     assert [type(event) for event in events(broken)] == [Error]
     assert both.stats().used == 1 and not broken.replying
     with pytest.raises(UserError, match="closed"):
-        broken.write("Hello")
+        broken.add_turn(Turn.user("Hello"))
 
 
 def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
     engine = tiny_engine()
     session, idle = engine.open(SHORT), engine.open(SHORT)
     run(engine)
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     monkeypatch.setattr(engine.runner, "read", lambda *_: 1 / 0)
     engine.step()
     monkeypatch.undo()
@@ -340,7 +340,7 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
     """Or it would speak into a row that is wiped meanwhile."""
     engine = tiny_engine()
     session = engine.open(SHORT)
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     session.respond()
     run(engine, until=lambda: session.mailbox.made)
     runner, done = engine.runner, []
@@ -364,15 +364,22 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
 def test_calls_that_do_not_fit_change_nothing():
     engine = tiny_engine()
     session = engine.open(SHORT)
-    for call in (lambda: session.hear(noise(0.1)), session.end_speech, session.take_back, session.drop_speech,
-                 lambda: session.interrupt(5), lambda: session.hear(np.array([np.inf], np.float32))):  # fmt: skip
+    infinite = np.array([np.inf], np.float32)
+    for call in (
+        lambda: session.append_audio(noise(0.1)),
+        session.end_turn,
+        session.rollback,
+        session.discard_turn,
+        lambda: session.interrupt(5),
+        lambda: session.append_audio(infinite),
+    ):
         with pytest.raises(UserError):
             call()
-    session.begin_speech()
-    for call in (session.begin_speech, session.respond, lambda: session.write("Hello")):
+    session.start_turn()
+    for call in (session.start_turn, session.respond, lambda: session.add_turn(Turn.user("Hello"))):
         with pytest.raises(UserError):
             call()
-    session.drop_speech()
+    session.discard_turn()
     run(engine)
     assert session.slot.context.spans == [] and not events(session)
 
@@ -435,7 +442,7 @@ def test_in_a_thread_of_its_own_from_asyncio():
     codec, lm = models()
     engine = Engine(codec, lm, EngineConfig(slots=3, context=256))
     steps = []
-    engine.watch(steps.append)
+    engine.add_step_observer(steps.append)
     engine.start()
 
     async def one(seed):
@@ -444,7 +451,7 @@ def test_in_a_thread_of_its_own_from_asyncio():
         session.respond()
         async for event in session.events():
             found.append(event)
-            if isinstance(event, TurnDone):
+            if isinstance(event, ReplyDone):
                 session.close()
         return found
 
@@ -467,10 +474,10 @@ def test_it_tells_whether_it_works(monkeypatch):
     session = engine.open(SHORT)
     assert engine.alive
     monkeypatch.setattr("speechgpt2.engine.engine.schedule", lambda *_: 1 / 0)
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     engine._thread.join(10)
     assert not engine.alive and [type(event) for event in events(session)] == [Error]
-    with pytest.raises(Full):
+    with pytest.raises(EngineFull):
         engine.open(SHORT)
 
 
@@ -481,7 +488,7 @@ def test_closing_lets_replies_end():
 
     async def drained():
         session = engine.open(replace(SHORT, max_patches=8))
-        session.write("Hello")
+        session.add_turn(Turn.user("Hello"))
         session.respond()
         closing = asyncio.create_task(asyncio.to_thread(engine.close, 20.0))
         return [event async for event in session.events()], await closing

@@ -9,7 +9,7 @@ from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.sampling import Sampling
-from speechgpt2.types import Interrupted, TextDelta, Transcript, Turn, TurnDone
+from speechgpt2.types import Interrupted, ReplyDone, TextDelta, Transcript, Turn
 from tests.engine.tiny import PATCH, Clock, events, run, say, sound, talk
 
 pytestmark = pytest.mark.slow
@@ -44,12 +44,12 @@ def test_words_that_were_not_played_are_gone(gpt):
     """The draft names them all; after the interruption the memory names only those that began to sound."""
     engine = Engine(gpt.codec, gpt.lm, EngineConfig(slots=1), Clock())
     session = engine.open(SessionSettings())
-    session.write("Count from one to nine.")
+    session.add_turn(Turn.user("Count from one to nine."))
     number = session.respond()
     run(engine, until=lambda: session.mailbox.made >= 5 * PATCH)
     written = text(events(session))
     session.interrupt(3 * PATCH)
-    assert events(session) == [Interrupted(3 * PATCH), TurnDone("interrupted")]
+    assert events(session) == [Interrupted(3 * PATCH), ReplyDone("interrupted")]
     run(engine)
     span = session.slot.context.find(number)
     memory = session.slot.context.slice(span.body, span.stop)

@@ -9,7 +9,7 @@ import torch
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.engine.sounds import CodecRows, Process, Sound
-from speechgpt2.types import Error
+from speechgpt2.types import Error, Turn
 from tests.engine.test_engine import SHORT
 from tests.engine.tiny import PATCH, Clock, events, models, noise, say, sound, talk
 
@@ -82,7 +82,7 @@ def test_an_engine_with_a_process_and_its_end():
     far.runner.sounds._process.kill()
     far.runner.sounds._process.join()
     assert not far.alive
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     session.respond()
     found, end = [], time.monotonic() + 10
     while not found and time.monotonic() < end:

@@ -9,7 +9,7 @@ from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import join
 from speechgpt2.lm.tools import written
-from speechgpt2.types import AudioDelta, Interrupted, Text, TextDelta, Tool, ToolCall, Transcript, Turn, TurnDone
+from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.engine.tiny import PATCH, ScriptedLM, events, noise, run, say, talk, tiny_engine, tiny_lm, told
 
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {}})
@@ -49,17 +49,17 @@ def rest(found):
 def test_a_written_call_its_result_and_the_answer():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
-    session.write("weather?")
+    session.add_turn(Turn.user("weather?"))
     session.respond()
     script += text(prompt, f"Hello.\n{WRITTEN}") + end(prompt)
     found = talk(engine, [session])[session]
-    assert words(found) == "Hello." and rest(found) == [CALL, TurnDone("stop")]
+    assert words(found) == "Hello." and rest(found) == [CALL, ReplyDone("stop")]
 
-    session.remember(RESULT)
+    session.add_turn(RESULT)
     session.respond()
     script += text(prompt, "It's 25.") + end(prompt)
     found = talk(engine, [session])[session]
-    assert words(found) == "It's 25." and rest(found) == [TurnDone("stop")]
+    assert words(found) == "It's 25." and rest(found) == [ReplyDone("stop")]
     assert same(
         session,
         prompt.opening("t2t", tools=[WEATHER]),
@@ -80,37 +80,37 @@ def test_a_spoken_turn_is_answered_by_a_call_without_speech(draft):
     heard = [*text(prompt, "weather"), (prompt.ids.heard, None)] if draft else []
     script += heard + text(prompt, WRITTEN) + end(prompt)
     found = talk(engine, [session])[session]
-    assert found == [*([Transcript("weather")] if draft else []), CALL, TurnDone("stop")]
-    session.remember(RESULT)
+    assert found == [*([Transcript("weather")] if draft else []), CALL, ReplyDone("stop")]
+    session.add_turn(RESULT)
     session.respond()
     script += end(prompt)
-    assert talk(engine, [session])[session] == [TurnDone("stop")] and session.slot.told.mode == "s2s"
+    assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.told.mode == "s2s"
 
 
 def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(tools=(WEATHER,)))
-    session.write("weather?")
+    session.add_turn(Turn.user("weather?"))
     session.respond()
     row = prompt.encode(f"Hello. {WRITTEN}")
     codes = torch.randint(0, 1024, (len(row), 3, 3), generator=torch.Generator().manual_seed(0))
     script += [(prompt.ids.speech_start, None), *zip(row, codes, strict=True), *end(prompt, speaking=True)]
     found = talk(engine, [session])[session]
-    assert words(found) == "Hello." and rest(found) == [CALL, TurnDone("stop")] == found[-2:]
+    assert words(found) == "Hello." and rest(found) == [CALL, ReplyDone("stop")] == found[-2:]
     assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == len(row) * PATCH
 
 
 def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
     engine, prompt, script = make(draft=True)
     session = engine.open(SessionSettings(tools=(WEATHER,)))
-    session.write("weather?")
+    session.add_turn(Turn.user("weather?"))
     session.respond()
     codes = torch.zeros(30, 3, 3, dtype=torch.int64)
     script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.ids.speech_start, None)]
     script += [(prompt.ids.filler, code) for code in codes]
     run(engine, until=lambda: session.mailbox.made >= 2 * PATCH)
     session.interrupt(0)
-    assert events(session) == [Interrupted(0), TurnDone("interrupted")]
+    assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
     engine.step()
     assert same(session, prompt.opening("t2s", tools=[WEATHER]), prompt.user_text("weather?"))
 
@@ -118,16 +118,16 @@ def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
 def test_tools_of_one_reply_and_of_settings():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
-    session.write("weather?")
+    session.add_turn(Turn.user("weather?"))
     for options, tools, found in (
-        (ReplyOptions(tools=()), (), [TurnDone("stop")]),
-        (None, [WEATHER], [CALL, TurnDone("stop")]),
-        (ReplyOptions("Hello"), [WEATHER], [CALL, TurnDone("stop")]),
+        (ReplyOptions(tools=()), (), [ReplyDone("stop")]),
+        (None, [WEATHER], [CALL, ReplyDone("stop")]),
+        (ReplyOptions("Hello"), [WEATHER], [CALL, ReplyDone("stop")]),
     ):
         number = session.respond(options)
         script += text(prompt, WRITTEN) + end(prompt)
         assert rest(talk(engine, [session])[session]) == found
-        session.forget(number)
+        session.delete_turn(number)
         run(engine)
         system = options and options.instructions
         assert same(session, prompt.opening("t2t", None, system, tools), prompt.user_text("weather?"))
@@ -139,11 +139,11 @@ def test_tools_of_one_reply_and_of_settings():
 def test_a_model_that_was_not_taught_is_told_of_no_tools():
     engine, prompt, script = make(tools=False)
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
-    session.write("weather?")
+    session.add_turn(Turn.user("weather?"))
     session.respond()
     script += text(prompt, WRITTEN) + end(prompt)
     found = talk(engine, [session])[session]
-    assert words(found) == WRITTEN and rest(found) == [TurnDone("stop")]
+    assert words(found) == WRITTEN and rest(found) == [ReplyDone("stop")]
     assert same(session, prompt.opening("t2t"), prompt.user_text("weather?"), prompt.reply(WRITTEN))
 
 
@@ -151,16 +151,16 @@ def test_history_with_calls_and_results():
     engine, prompt, _ = make()
     session = engine.open(SessionSettings(speak=False))
     for turn in (Turn.user("Hello"), Turn("assistant", (Text("Hello."), CALL)), Turn("tool", (Text("25"), Text("2")))):
-        number = session.remember(turn)
-    session.remember(RESULT)
+        number = session.add_turn(turn)
+    session.add_turn(RESULT)
     run(engine)
     results = "<tool_response>\n25\n</tool_response>\n<tool_response>\n2\n</tool_response>"
     one = prompt.user_text("<tool_response>\n25\n</tool_response>")
     before = [prompt.opening("t2t"), prompt.user_text("Hello"), prompt.reply(f"Hello.\n{WRITTEN}")]
     assert same(session, *before, prompt.user_text(results), prompt.closing(speaking=False), one)
-    session.forget(number)
+    session.delete_turn(number)
     run(engine)
     assert same(session, *before, one)
     for turn in (Turn("user", (CALL,)), Turn("assistant", ()), Turn("assistant", (Text("a"), Text("b")))):
         with pytest.raises(UserError, match="a turn to remember"):
-            session.remember(turn)
+            session.add_turn(turn)

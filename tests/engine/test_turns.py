@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speechgpt2.duplex.protocol import SessionSettings
-from speechgpt2.types import Interrupted, Speech, TextDelta, Turn, TurnDone
+from speechgpt2.types import Interrupted, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import (
     PATCH,
     ScriptedLM,
@@ -56,16 +56,16 @@ def test_a_turn_that_was_not_over(seconds, steps):
     plain.respond()
     wanted = talk(whole, [plain])[plain]
 
-    session.begin_speech()
-    session.hear(pcm[:cut])
-    session.end_speech()
+    session.start_turn()
+    session.append_audio(pcm[:cut])
+    session.end_turn()
     session.respond()
     for _ in range(steps):
         engine.clock.pass_by(engine.step() or 0.0)
-    session.take_back()
-    session.hear(pcm[cut:])
+    session.rollback()
+    session.append_audio(pcm[cut:])
     assert not session.replying and events(session) == []
-    session.end_speech()
+    session.end_turn()
     session.respond()
     found = talk(engine, [session])[session]
     assert same(plain, session) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
@@ -74,14 +74,14 @@ def test_a_turn_that_was_not_over(seconds, steps):
 def test_a_short_answer_in_advance_that_was_complete_is_taken_back_too():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(replace(SHORT, max_patches=3)), other.open(replace(SHORT, max_patches=3))
-    session.begin_speech()
-    session.hear(noise(0.5))
-    session.end_speech()
+    session.start_turn()
+    session.append_audio(noise(0.5))
+    session.end_turn()
     session.respond()
     talk(engine, [session])
-    session.take_back()
-    session.hear(noise(0.3, 1))
-    session.end_speech()
+    session.rollback()
+    session.append_audio(noise(0.3, 1))
+    session.end_turn()
     say(plain, np.concatenate([noise(0.5), noise(0.3, 1)]))
     run(engine)
     run(other)
@@ -91,11 +91,11 @@ def test_a_short_answer_in_advance_that_was_complete_is_taken_back_too():
 def test_speech_that_is_dropped_was_never_heard():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
-    session.begin_speech()
-    session.hear(noise(0.7))
+    session.start_turn()
+    session.append_audio(noise(0.7))
     for _ in range(3):
         engine.step()
-    session.drop_speech()
+    session.discard_turn()
     for e, s in ((engine, session), (other, plain)):
         say(s, noise(0.4, 2))
         run(e)
@@ -124,7 +124,7 @@ def busy_engine():
     engine = tiny_engine()
     engine.runner.sounds = SlowSounds(engine.runner.sounds)
     other = engine.open(replace(SHORT, max_patches=200))
-    other.write("Hello")
+    other.add_turn(Turn.user("Hello"))
     other.respond()
     return engine, other
 
@@ -134,15 +134,15 @@ def busy_engine():
 def test_a_turn_that_was_not_over_while_its_end_was_being_heard(seconds, steps):
     (engine, other), whole, cut = busy_engine(), tiny_engine(), int(seconds * 24_000)
     session, plain, pcm = engine.open(SHORT), whole.open(SHORT), noise(1.1)
-    session.begin_speech()
-    session.hear(pcm[:cut])
-    session.end_speech()
+    session.start_turn()
+    session.append_audio(pcm[:cut])
+    session.end_turn()
     session.respond()
     for _ in range(steps):
         engine.step()
-    session.take_back()
-    session.hear(pcm[cut:])
-    session.end_speech()
+    session.rollback()
+    session.append_audio(pcm[cut:])
+    session.end_turn()
     session.respond()
     say(plain, pcm)
     plain.respond()
@@ -155,12 +155,12 @@ def test_a_turn_that_was_not_over_while_its_end_was_being_heard(seconds, steps):
 def test_a_turn_is_forgotten_while_its_end_is_being_heard(steps):
     (engine, busy), other = busy_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
-    number = session.begin_speech()
-    session.hear(noise(0.4))
-    session.end_speech()
+    number = session.start_turn()
+    session.append_audio(noise(0.4))
+    session.end_turn()
     for _ in range(steps):
         engine.step()
-    session.forget(number)
+    session.delete_turn(number)
     for e, s in ((engine, session), (other, plain)):
         say(s, noise(0.5, 3))
         s.respond()
@@ -217,7 +217,7 @@ def test_after_an_interruption_only_what_was_played_is_known(draft, played):
     heard = played * PATCH + 700  # within a patch: what was not played to its end was not heard
     session.interrupt(heard)
     found = events(session)
-    assert found == [Interrupted(heard if played < 5 else 5 * PATCH), TurnDone("interrupted")]
+    assert found == [Interrupted(heard if played < 5 else 5 * PATCH), ReplyDone("interrupted")]
     engine.step()
     memory, c = told(session), engine.runner.lm.config
     speech = memory.codes[0, before:][memory.codes[0, before:, 0, 0] != c.no_speech]
@@ -262,11 +262,11 @@ def test_it_may_be_told_later_how_much_was_heard():
         number = session.respond()
         run(engine, until=lambda s=session: s.mailbox.made >= 5 * PATCH)
         session.interrupt(guess * PATCH)
-        session.begin_speech()
-        session.hear(noise(0.5, 3))
+        session.start_turn()
+        session.append_audio(noise(0.5, 3))
         engine.step()
         session.truncate(number, 2 * PATCH)
-        session.end_speech()
+        session.end_turn()
         run(engine)
         sessions.append(session)
     assert same(*sessions) and agrees(later, sessions[1])
@@ -293,7 +293,7 @@ def test_an_answer_that_was_complete_can_still_be_cut():
 def test_a_written_answer_keeps_what_was_read():
     engine = tiny_engine()
     session = engine.open(replace(SHORT, speak=False, temperature=0.0))
-    session.write("Hello")
+    session.add_turn(Turn.user("Hello"))
     session.respond()
     run(engine, until=lambda: session.slot.reply is not None and session.slot.reply.patches == 0)
     engine.step()
@@ -307,27 +307,27 @@ def test_a_written_answer_keeps_what_was_read():
 def test_an_answer_that_had_not_begun_is_gone():
     engine = tiny_engine()
     session = engine.open(SHORT)
-    session.begin_speech()
-    session.hear(noise(0.4))
-    session.end_speech()
+    session.start_turn()
+    session.append_audio(noise(0.4))
+    session.end_turn()
     session.respond()
     session.interrupt(0)
     run(engine)
     assert [span.role for span in session.slot.context.spans] == ["user"] and session.slot.reply is None
-    assert events(session) == [Interrupted(0), TurnDone("interrupted")]
+    assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
 
 
 def test_turns_can_be_forgotten():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
-    secret = session.remember(Turn.user("25 degrees"))
-    answer = session.remember(Turn("assistant", (Speech(pcm=noise(0.4), text="weather"),)))
+    secret = session.add_turn(Turn.user("25 degrees"))
+    answer = session.add_turn(Turn("assistant", (Speech(pcm=noise(0.4), text="weather"),)))
     run(engine)
     for s in (session, plain):
-        s.write("Hello")
-    session.forget(answer)
-    session.forget(secret)
-    session.forget(99)
+        s.add_turn(Turn.user("Hello"))
+    session.delete_turn(answer)
+    session.delete_turn(secret)
+    session.delete_turn(99)
     run(engine)
     run(other)
     assert same(session, plain) and agrees(engine, session)

@@ -16,7 +16,7 @@ from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.model import FREE, SpeechLM
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, TurnDone
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PATCH = 2880  # samples
@@ -141,10 +141,10 @@ def talk(engine: Engine, sessions, most: int = 20_000) -> dict:
 
 def say(session, pcm: np.ndarray, chunk: int = 700) -> None:
     """A spoken turn in chunks."""
-    session.begin_speech()
+    session.start_turn()
     for start in range(0, len(pcm), chunk):
-        session.hear(pcm[start : start + chunk])
-    session.end_speech()
+        session.append_audio(pcm[start : start + chunk])
+    session.end_turn()
 
 
 def sound(found) -> np.ndarray:
@@ -152,7 +152,7 @@ def sound(found) -> np.ndarray:
 
 
 def reason(found) -> str | None:
-    return next((event.reason for event in found if isinstance(event, TurnDone)), None)
+    return next((event.reason for event in found if isinstance(event, ReplyDone)), None)
 
 
 def told(session) -> Patches:

@@ -14,7 +14,7 @@ from speechgpt2.eval import dialogue
 from speechgpt2.tts import voices
 from speechgpt2.tts.utterance import SynthesisUnavailable
 from speechgpt2.tts.voices import ASSISTANT_VOICES
-from speechgpt2.types import UNFINISHED, AudioDelta, Speech, TextDelta, Transcript, TurnDone
+from speechgpt2.types import UNFINISHED, AudioDelta, ReplyDone, Speech, TextDelta, Transcript
 
 TRIALS = 4
 speak = functools.cache(voices.speak)  # an engine may say the same twice in different ways
@@ -58,7 +58,7 @@ class Oracle:
             self.said[pcm.tobytes()] = reply
             yield AudioDelta(pcm[:2880])
             yield AudioDelta(pcm[2880:])
-        yield TurnDone("stop")
+        yield ReplyDone("stop")
 
     def transcribe(self, pcm):
         if pcm.tobytes() in self.said:
@@ -76,7 +76,7 @@ class Mute:
         raise UserError("this model does not tell what it heard")
 
     def chat(self, turns, mode, stream):
-        yield TurnDone("length")
+        yield ReplyDone("length")
 
 
 @pytest.fixture

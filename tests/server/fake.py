@@ -8,20 +8,20 @@ import itertools
 
 import numpy as np
 
-from speechgpt2.duplex.protocol import EngineStats, Full, ReplyOptions, ReplyStarted, TurnTaken
+from speechgpt2.duplex.protocol import EngineFull, EngineStats, ReplyOptions, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
     SAMPLE_RATE,
     AudioDelta,
     Error,
     Interrupted,
+    ReplyDone,
     SpeechStarted,
     SpeechStopped,
     Text,
     TextDelta,
     ToolCall,
     Transcript,
-    TurnDone,
 )
 
 PATCH = SAMPLE_RATE * 120 // 1000
@@ -41,7 +41,7 @@ class FakeEngine:
 
     def open(self, settings):
         if len(self.open_sessions) >= self.slots:
-            raise Full
+            raise EngineFull
         self.sessions.append(FakeSession(settings))
         return self.sessions[-1]
 
@@ -51,7 +51,7 @@ class FakeEngine:
     def stats(self):
         return EngineStats(self.slots, len(self.open_sessions), 0, 1, 0.02)
 
-    def watch(self, observer):
+    def add_step_observer(self, observer):
         observer(0.02)
 
     def start(self):
@@ -67,7 +67,7 @@ class FakeSession:
     def __init__(self, settings):
         self.settings = settings
         self.memory = {}  # number -> what was said; a reply's words are those that were heard
-        self.closed = self.behind = False
+        self.closed = self.backlogged = False
         self.started = lambda number: None  # a dialogue tells of replies, a session does not
         self._numbers, self._queue = itertools.count(1), asyncio.Queue()
         self._reply, self._number = None, 0
@@ -87,12 +87,7 @@ class FakeSession:
         self.memory[number] = f"user: {samples / SAMPLE_RATE:.1f} s of speech"
         return number
 
-    def write(self, text):
-        number = next(self._numbers)
-        self.memory[number] = f"user: {text}"
-        return number
-
-    def remember(self, turn):
+    def add_turn(self, turn):
         number, segment = next(self._numbers), turn.segments[0]
         if isinstance(segment, ToolCall):
             said = f"{segment.name} {segment.arguments}"
@@ -116,7 +111,7 @@ class FakeSession:
         self._reply.cancel()
         self._reply = None
         self.truncate(self._number, heard)
-        self.say(Interrupted(heard), TurnDone("interrupted"))
+        self.say(Interrupted(heard), ReplyDone("interrupted"))
 
     def played(self):
         return int(min(self._sent, (self._now() - self._began) * SAMPLE_RATE))
@@ -125,7 +120,7 @@ class FakeSession:
         words = self.memory.get(number, "assistant:").split(" ")
         self.memory[number] = " ".join(words[: 1 + heard // PATCH])
 
-    def forget(self, number):
+    def delete_turn(self, number):
         del self.memory[number]
 
     async def events(self):
@@ -158,7 +153,7 @@ class FakeSession:
         if "fail" in asked:
             self.say(Error("the model stumbled"))
         elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
-            self.say(ToolCall("weather", '{"city": "Paris"}'), TurnDone("stop"))
+            self.say(ToolCall("weather", '{"city": "Paris"}'), ReplyDone("stop"))
         else:
             most = options.max_patches or self.settings.max_patches
             for place, word in enumerate(words[:most]):
@@ -166,7 +161,7 @@ class FakeSession:
                 self.memory[number] += f" {word}"
                 if speak:
                     await self._speak(place, self.settings.paced or "slow" in asked)
-            self.say(TurnDone("stop" if len(words) <= most else "length"))
+            self.say(ReplyDone("stop" if len(words) <= most else "length"))
         self._reply = None
 
     async def _speak(self, place, paced):
@@ -183,10 +178,10 @@ class FakeDialogue:
     def __init__(self, session, settings):
         self.session, self.settings = session, settings
         session.started = lambda number: session.say(ReplyStarted(number))
-        self.write, self.remember, self.respond = session.write, session.remember, session.respond
-        self.truncate, self.forget, self.events, self.close = (
+        self.add_turn, self.respond = session.add_turn, session.respond
+        self.truncate, self.delete_turn, self.events, self.close = (
             session.truncate,
-            session.forget,
+            session.delete_turn,
             session.events,
             session.close,
         )
@@ -194,8 +189,8 @@ class FakeDialogue:
         self._talking = False
 
     @property
-    def behind(self):
-        return self.session.behind
+    def backlogged(self):
+        return self.session.backlogged
 
     def configure(self, settings, session_settings):
         if session_settings is not None:
@@ -206,15 +201,15 @@ class FakeDialogue:
         if self.session.replying:
             self.session.interrupt(self.session.played() if heard is None else heard)
 
-    def commit(self):
+    def commit_audio(self):
         if self._heard == self._turn_start:
             raise UserError("nothing was heard")
         self._take(self._turn_start)
 
-    def clear(self):
+    def clear_audio(self):
         self._talking, self._turn_start = False, self._heard
 
-    def hear(self, pcm):
+    def append_audio(self, pcm):
         for start in range(0, len(pcm), 480):
             self._hear(pcm[start : start + 480])
 
@@ -241,5 +236,5 @@ class FakeDialogue:
 
     def _take(self, start):
         number = self.session.heard(self._heard - start)
-        self.session.say(TurnTaken(number, start, self._heard))
+        self.session.say(UserTurnCommitted(number, start, self._heard))
         self._turn_start = self._heard

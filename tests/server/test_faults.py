@@ -171,13 +171,13 @@ def test_a_reader_that_stalls_is_let_go():
 def test_messages_wait_while_the_engine_is_behind(served):
     with line(served) as client, line(served) as other:
         session = served.engine.open_sessions[0]
-        session.behind = True
+        session.backlogged = True
         client.update(instructions="Be brief.")  # it is done, and then it shows that too much was asked
         client.send("session.update", session={"type": "realtime", "instructions": "Be loud."})
         other.update(instructions="Be kind.")
         time.sleep(0.2)
         assert session.settings.instructions == "Be brief."
-        session.behind = False
+        session.backlogged = False
         served.wait(lambda: session.settings.instructions == "Be loud.")
 
 
