@@ -1,22 +1,22 @@
-"""Fixtures of the data tests: they use the real engines and skip where one is not installed."""
+"""Skips tests that need what this machine lacks: see tests/needs.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from speechgpt2.tts.utterance import SynthesisUnavailable, Voice
-from speechgpt2.tts.voices import speak
+from tests import needs
 
 
-@pytest.fixture(scope="session")
-def need_voice():
-    """A function that skips the test unless a voice can speak here."""
+def pytest_configure(config: pytest.Config) -> None:
+    for line in needs.MARKS.values():
+        config.addinivalue_line("markers", line)
 
-    def check(voice: Voice) -> Voice:
-        try:
-            speak("你好" if voice.lang == "zh" else "hello", voice)
-        except SynthesisUnavailable as reason:
-            pytest.skip(str(reason))
-        return voice
 
-    return check
+def pytest_itemcollected(item: pytest.Item) -> None:
+    needs.expand(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if reason := needs.missing(item):
+        pytest.skip(reason)

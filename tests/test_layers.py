@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "bell": set(),
     "streaming": {"errors"},
     "hub": {"errors"},
+    "extras": {"errors"},
+    "asr": WORDS | {"audio", "hub", "extras"},
     "audio": {"errors", "types", "hub"},
     "vad": {"errors", "hub"},
     "nn": WORDS | {"streaming"},
@@ -40,7 +42,7 @@ MAY_IMPORT = {
     "curriculum": WORDS | {"tts"},
     "data": FLOOR | {"vad", "dsp", "tts", "curriculum", "corpus"},
     "corpus": FLOOR | {"codec", "lm", "training", "data", "dsp", "tts", "curriculum"},
-    "eval": FLOOR | {"codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
+    "eval": FLOOR | {"asr", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FLOOR | {"codec", "lm", "engine", "chat", "data", "eval", "client", "tts", "curriculum"},
     "cli": None,  # all of them; the two tests below keep it lazy, and unknown to the others
 }
@@ -52,6 +54,7 @@ MAY_IMPORT_LATE = {
     "lm": {"compat"},
     "data": {"chat"},  # the voice of synthetic speech may be one of our models
     "tts": {"chat", "lm"},
+    "asr": {"chat"},  # one of our models may be a recogniser
 }
 
 # Where a corpus becomes a trainer's batches: the only part of `data` that knows torch and a trainer's types.

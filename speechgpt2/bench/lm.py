@@ -10,6 +10,7 @@ spoken step reads the backbone and the text head once and the patch decoder once
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import torch
 from rich.console import Console
 
 from speechgpt2.bench.machine import DTYPES, Memory, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
-from speechgpt2.eval.answers import ask, load
+from speechgpt2.eval.answers import TimeRow, answer_turn, load, time_rows
 from speechgpt2.eval.report import column
 from speechgpt2.nn.linear import pack
-from speechgpt2.types import FRAME_RATE
+from speechgpt2.types import FRAME_RATE, Turn
 
 RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
 BETWEEN = 5  # steps after which the bandwidth is measured again
@@ -116,11 +118,13 @@ def main(
     threads: int = 2,
     steps: int = 40,
     turns: int = 10,
+    questions: Path | None = None,
     out: str | Path | None = None,
 ) -> dict[str, list[Any]]:
     """Time a model's steps in each of `dtypes`; of a real one (a name, a folder, a `SpeechGPT`) also `turns` turns.
 
-    Prints the tables and returns their rows. `out`: a JSON file. Errors: `UserError`.
+    Prints the tables and returns their rows. `questions`: a folder of recordings to ask with, else the shipped ones.
+    `out`: a JSON file. Errors: `UserError`.
     """
     if not set(dtypes) <= set(DTYPES):
         raise UserError(f"dtypes are of {', '.join(DTYPES)}")
@@ -130,7 +134,7 @@ def main(
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
     if model != RANDOM:
-        tables["Whole turns"] = bench_turns(load(model), turns)
+        tables["Whole turns"] = bench_turns(load(model), turns, load_questions(questions))
     name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
         lm = _language_model(model).to(DTYPES[dtype])
@@ -152,10 +156,13 @@ def _language_model(model: Any) -> Any:
     return SpeechLM.from_pretrained(model) if isinstance(model, (str, Path)) else model.lm
 
 
-def bench_turns(model: Any, turns: int) -> list[Any]:
-    """Whole spoken turns of a `SpeechGPT`: first audio after the question's end, and the turn over its speech."""
-    from speechgpt2.curriculum import dialogues
-    from speechgpt2.eval.dialogue import time_rows
+def bench_turns(model: Any, turns: int, questions: Sequence[np.ndarray]) -> list[TimeRow]:
+    """Time whole spoken turns of a `SpeechGPT`: first audio after the question's end, and the turn over its speech.
 
-    trials = dialogues.evaluation_set(turns + 1)
-    return time_rows([ask(model, trial, "s2s") for trial in trials][1:])  # the first one warms up
+    Args:
+        model: The model, as its users load it.
+        turns: How many turns are timed, after one that is not.
+        questions: Recordings [N] at 24 kHz, asked in turn.
+    """
+    spoken = [Turn.user(speech=questions[i % len(questions)]) for i in range(turns + 1)]
+    return time_rows([answer_turn(model, turn, "s2s") for turn in spoken][1:])

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from speechgpt2 import audio
 from speechgpt2.bench import process
 from speechgpt2.bench.machine import warn_if_busy
+from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.client import Listener, Talk, connect, sound
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
@@ -226,19 +226,6 @@ def steps_of(url: str) -> dict[str, float]:
     return {"count": float(found.get("count", 0)), "sum": float(found.get("sum", 0)), "in_time": float(in_time)}
 
 
-def spoken_questions(folder: Path | None, count: int = 12) -> list[np.ndarray]:
-    """Recordings to ask with, `[N]` each: those in `folder`, or held-out questions in synthetic voices."""
-    if folder is not None:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".wav", ".flac"))
-        if not paths:
-            raise UserError(f"{folder}: holds no .wav or .flac")
-        return [audio.load(path) for path in paths]
-    from speechgpt2.curriculum import dialogues
-    from speechgpt2.eval.testsets import say
-
-    return [say(trial.exchange.question, trial.voice).pcm for trial in dialogues.evaluation_set(count)]
-
-
 def main(
     url: str | None = None,
     key: str | None = None,
@@ -251,7 +238,7 @@ def main(
     """Measure each number of `sessions` until real time breaks; `out`: a JSON file, beside which a plot is put."""
     console = Console()
     warn_if_busy(console)
-    recordings, rows = spoken_questions(questions), []
+    recordings, rows = load_questions(questions), []
     with _served(model, max(sessions)) if url is None else _nothing(url) as address:
         asyncio.run(call(address, key, 1, 1, recordings))  # warms up
         for count in sessions:

@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from speechgpt2.bench import process
 from speechgpt2.bench.guests import FAULTY, HEALTHY, PATIENCE, Book, House, Wrong, closed, ended, line, until, visit
 from speechgpt2.bench.machine import warn_if_busy
-from speechgpt2.bench.realtime import spoken_questions
+from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
@@ -199,7 +199,7 @@ def main(
     console = Console()
     warn_if_busy(console)
     book = Book()
-    recordings = spoken_questions(questions)
+    recordings = load_questions(questions)
     options = ["--model", model, "--slots", str(slots), "--api-key", KEY]
     with process.served(options, {**os.environ, "SG2_LIMITS_DRAIN_SECONDS": "60"}) as server:
         house = House(server.url, KEY, recordings, random.Random(seed), book)

@@ -66,13 +66,20 @@ def bench_lm(
     dtype: DTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
     threads: Threads = 2,
     turns: Annotated[int, typer.Option(min=1, help="Whole turns to time.")] = 10,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of recorded questions (.wav, .flac); else two shipped ones.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     out: ReportFile = None,
 ) -> None:
     """Time the language model's steps, and whole turns."""
     from speechgpt2.bench import lm
 
     check_file(out)
-    lm.main(model, tuple(dtype), threads, turns=turns, out=out)
+    lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out)
 
 
 def bench_data(

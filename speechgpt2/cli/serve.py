@@ -121,7 +121,10 @@ def bench_realtime(
     ] = 6,
     questions: Annotated[
         Path | None,
-        typer.Option(help="A folder of recorded questions; else held-out synthetic ones.", metavar="FOLDER"),
+        typer.Option(
+            help="A folder of recorded questions (.wav, .flac); else two shipped ones.",
+            metavar="FOLDER",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file; a plot is put beside it.")] = None,
 ) -> None:
@@ -139,7 +142,10 @@ def bench_soak(
     model: Annotated[str, typer.Option(help="What to serve.", metavar="NAME")] = "mini",
     questions: Annotated[
         Path | None,
-        typer.Option(help="A folder of recorded questions; else held-out synthetic ones.", metavar="FOLDER"),
+        typer.Option(
+            help="A folder of recorded questions (.wav, .flac); else two shipped ones.",
+            metavar="FOLDER",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other guests.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file.", metavar="FILE")] = None,

@@ -1,8 +1,9 @@
-"""One held-out question put to a model, and what came of it."""
+"""One held-out question put to a model, and the answer: its text, its speech, its times."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,43 @@ from numpy.typing import NDArray
 
 from speechgpt2.curriculum import dialogues
 from speechgpt2.curriculum.dialogues import Trial
+from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
 
+MODES: dict[Mode, str] = {"s2s": "spoken → spoken", "t2s": "typed → spoken", "t2t": "typed → typed"}
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model made of one trial, `pcm [N]` at 24 kHz. Times are wall seconds since it had the whole question."""
+class TimedReply:
+    """A model's reply to one turn.
 
-    trial: Trial
+    Attributes:
+        text: What it writes.
+        transcript: What it understood of a spoken turn; None for a model that does not tell.
+        pcm: What it says, [N] at 24 kHz.
+        first_audio: Wall seconds from the whole question to the first audio; nan without any.
+        done: Wall seconds from the whole question to the end of the reply.
+    """
+
     mode: Mode
     text: str
     transcript: str | None
     pcm: NDArray[np.float32] = field(repr=False)
-    first_audio: float = float("nan")
-    done: float = float("nan")
+    first_audio: float
+    done: float
+
+    @property
+    def seconds(self) -> float:
+        """Length of the speech."""
+        return len(self.pcm) / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Answer(TimedReply):
+    """A reply to a held-out question."""
+
+    trial: Trial
 
     @property
     def lang(self) -> str:
@@ -40,11 +63,6 @@ class Answer:
     def right(self) -> bool:
         return dialogues.right(self.trial.exchange, self.text)
 
-    @property
-    def seconds(self) -> float:
-        """Length of the spoken answer."""
-        return len(self.pcm) / SAMPLE_RATE
-
     def record(self) -> dict[str, Any]:
         """For a JSON file: enough to read what went wrong."""
         question, voice = self.trial.exchange.question, self.trial.voice.id
@@ -54,7 +72,7 @@ class Answer:
 
 
 def load(model: Any) -> Any:
-    """The `SpeechGPT` of that name or folder; a loaded one as it is. Errors: `UserError`."""
+    """Load the `SpeechGPT` of a name or folder; return a loaded one as it is. Errors: `UserError`."""
     if isinstance(model, (str, Path)):
         from speechgpt2.chat import SpeechGPT
 
@@ -62,13 +80,8 @@ def load(model: Any) -> Any:
     return model
 
 
-def ask(model: Any, trial: Trial, mode: Mode, **options: Any) -> Answer:
-    """Put one question to `model` (a `SpeechGPT`), spoken by the trial's voice or typed, and collect its events.
-
-    `options` are those of `SpeechGPT.conversation`. Errors: `UserError` where the voice cannot speak.
-    """
-    question = trial.exchange.question
-    turn = Turn.user(speech=say(question, trial.voice).pcm) if mode.startswith("s2") else Turn.user(question)
+def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedReply:
+    """Put one turn to `model` (a `SpeechGPT`) and collect its events; `options` are those of `conversation`."""
     text, transcript, audio, first = "", None, [np.zeros(0, np.float32)], float("nan")
     start = time.perf_counter()
     for event in model.chat([turn], mode=mode, stream=True, **options):
@@ -79,5 +92,43 @@ def ask(model: Any, trial: Trial, mode: Mode, **options: Any) -> Answer:
         elif isinstance(event, AudioDelta):
             first = time.perf_counter() - start if len(audio) == 1 else first
             audio.append(np.asarray(event.pcm, dtype=np.float32))
-    done = time.perf_counter() - start
-    return Answer(trial, mode, text.strip(), transcript, np.concatenate(audio), first, done)
+    return TimedReply(mode, text.strip(), transcript, np.concatenate(audio), first, time.perf_counter() - start)
+
+
+def ask(model: Any, trial: Trial, mode: Mode, **options: Any) -> Answer:
+    """Put one held-out question to `model`, spoken by the trial's voice or typed.
+
+    Raises:
+        UserError: The voice's engine is not installed.
+    """
+    question = trial.exchange.question
+    turn = Turn.user(speech=say(question, trial.voice).pcm) if mode.startswith("s2") else Turn.user(question)
+    return Answer(**vars(answer_turn(model, turn, mode, **options)), trial=trial)
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """Wall times of turns, one at a time.
+
+    `first_audio` counts from the end of the question and includes the encoding of the whole question, which a live
+    session does while the user speaks: it is an upper bound. `rtf` is the whole turn over the length of its speech.
+    """
+
+    mode: str = column("mode")
+    n: int = column("n", "d")
+    first_audio: float = column("first audio s, median", ".2f")
+    first_audio_p95: float = column("95 %", ".2f")
+    rtf: float = column("RTF of a turn, median", ".2f")
+    rtf_p95: float = column("95 %", ".2f")
+
+
+def time_rows(replies: Sequence[TimedReply]) -> list[TimeRow]:
+    """One row per mode with speech; replies without audio are left out."""
+    rows = []
+    for mode, name in MODES.items():
+        spoken = [r for r in replies if r.mode == mode and mode.endswith("s") and len(r.pcm)]
+        if spoken:
+            first = np.percentile([reply.first_audio for reply in spoken], [50, 95])
+            rtf = np.percentile([reply.done / reply.seconds for reply in spoken], [50, 95])
+            rows.append(TimeRow(name, len(spoken), *map(float, (*first, *rtf))))
+    return rows

@@ -20,17 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from speechgpt2.asr.error_rate import edit_distance
 from speechgpt2.curriculum import dialogues
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.eval import report
-from speechgpt2.eval.answers import Answer, ask, load
+from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
 from speechgpt2.eval.endings import ending_rows
-from speechgpt2.eval.recognise import errors
 from speechgpt2.eval.report import column
 from speechgpt2.eval.spoken import speech_rows
 from speechgpt2.types import Mode
-
-MODES: dict[Mode, str] = {"s2s": "spoken → spoken", "t2s": "typed → spoken", "t2t": "typed → typed"}
 
 
 @dataclass(frozen=True)
@@ -43,22 +41,6 @@ class AnswerRow:
     n: int = column("n", "d")
     right: float = column("right ↑", ".2f")
     transcript_accuracy: float = column("transcript words ↑", ".3f")
-
-
-@dataclass(frozen=True)
-class TimeRow:
-    """Wall times of turns, one at a time.
-
-    `first_audio` counts from the end of the question and holds the encoding of the whole question, which a live session
-    does while the user speaks: it is an upper bound. `rtf` is the whole turn over the length of its speech.
-    """
-
-    mode: str = column("mode")
-    n: int = column("n", "d")
-    first_audio: float = column("first audio s, median", ".2f")
-    first_audio_p95: float = column("95 %", ".2f")
-    rtf: float = column("RTF of a turn, median", ".2f")
-    rtf_p95: float = column("95 %", ".2f")
 
 
 def answer_rows(answers: Iterable[Answer]) -> list[AnswerRow]:
@@ -87,21 +69,9 @@ def transcript_accuracy(answers: Sequence[Answer]) -> float:
     wrong = total = 0
     for answer in spoken:
         said = tokens(answer.trial.exchange.question, answer.lang)
-        wrong += errors(said, tokens(answer.transcript or "", answer.lang))
+        wrong += edit_distance(said, tokens(answer.transcript or "", answer.lang))
         total += len(said)
     return 1 - wrong / total
-
-
-def time_rows(answers: Sequence[Answer]) -> list[TimeRow]:
-    """One row per mode with speech; answers without sound are left out."""
-    rows = []
-    for mode, name in MODES.items():
-        spoken = [a for a in answers if a.mode == mode and mode.endswith("s") and len(a.pcm)]
-        if spoken:
-            first = np.percentile([answer.first_audio for answer in spoken], [50, 95])
-            rtf = np.percentile([answer.done / answer.seconds for answer in spoken], [50, 95])
-            rows.append(TimeRow(name, len(spoken), *map(float, (*first, *rtf))))
-    return rows
 
 
 def main(

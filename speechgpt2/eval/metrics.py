@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from speechgpt2.eval.extras import need
+from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
 Wave = NDArray[np.floating]
@@ -30,7 +30,7 @@ def stoi(reference: Wave, degraded: Wave) -> float:
     if min(len(reference), len(degraded)) < STOI_FRAMES or not np.any(reference):
         return float("nan")
     reference, degraded = _same_length(reference, degraded)
-    return float(need("pystoi").stoi(reference, degraded, SAMPLE_RATE))
+    return float(require("pystoi", "eval").stoi(reference, degraded, SAMPLE_RATE))
 
 
 def pesq(reference: Wave, degraded: Wave, band: Literal["wb", "nb"]) -> float:
@@ -38,7 +38,7 @@ def pesq(reference: Wave, degraded: Wave, band: Literal["wb", "nb"]) -> float:
 
     nan where the standard finds no utterance.
     """
-    judge, rate = need("pesq"), 16_000 if band == "wb" else 8_000
+    judge, rate = require("pesq", "eval"), 16_000 if band == "wb" else 8_000
     reference, degraded = _same_length(reference, degraded)
     try:
         return float(judge.pesq(rate, resample(reference, rate), resample(degraded, rate), band))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechgpt2.eval import metrics
-from speechgpt2.eval.extras import need
 from speechgpt2.eval.peers import Peer
+from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
 CEILING = 8000  # Hz shown
@@ -21,8 +21,8 @@ CEILING = 8000  # Hz shown
 
 def save_spectrograms(path: Path, pcm: NDArray[np.float32], peers: Sequence[Peer]) -> None:
     """Write a PNG: `pcm [N]` at 24 kHz, then its copy by each peer, aligned."""
-    need("matplotlib").use("Agg")
-    plots = need("matplotlib.pyplot")
+    require("matplotlib", "eval").use("Agg")
+    plots = require("matplotlib.pyplot", "eval")
     waves = {"original": pcm}
     for peer in peers:
         waves[peer.name] = metrics.align(pcm, peer.copy(pcm).pcm, peer.delay)[1]

@@ -1,7 +1,7 @@
 """Does the model's speech say what its text says? Two judges, each with the teacher voice on the same texts beside it.
 
-English is heard by pocketsphinx with a word-pair grammar of the skill's replies (`eval.recognise`). For Mandarin there
-is no recogniser at hand that is not the project's own, so the model transcribes speech by itself; that judge is
+English is heard by PocketSphinx with a word-pair grammar of the skill's replies (`asr.pocketsphinx`). For Mandarin
+there is no recogniser at hand that is not the project's own, so the model transcribes speech by itself; that judge is
 circular (what it garbles it may understand) and is named so. It hears English too, which tells how far it can be
 trusted.
 """
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechgpt2.asr.error_rate import edit_distance
+from speechgpt2.asr.pocketsphinx import PocketSphinx
 from speechgpt2.curriculum import dialogues
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.errors import UserError
 from speechgpt2.eval.answers import Answer
 from speechgpt2.eval.peers import Ours
-from speechgpt2.eval.recognise import Recogniser, errors
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
 from speechgpt2.tts import voices
@@ -75,15 +76,15 @@ def teacher(answer: Answer) -> Wave:
 
 def sphinx(answers: Sequence[Answer]) -> Listener:
     """pocketsphinx with one grammar per skill of the English `answers`; None where its dictionary lacks a word."""
-    recognisers: dict[str, Recogniser] = {}
+    recognisers: dict[str, PocketSphinx] = {}
     for skill in dict.fromkeys(a.skill for a in answers):
         rng = random.Random(f"domain/{skill}")
         domain = [tokens(dialogues.draw(rng, "en", skill).reply, "en") for _ in range(DOMAIN_DRAWS)]
-        recognisers[skill] = Recogniser([*domain, *(tokens(a.text, "en") for a in answers if a.skill == skill)])
+        recognisers[skill] = PocketSphinx([*domain, *(tokens(a.text, "en") for a in answers if a.skill == skill)])
 
     def listen(answer: Answer, pcm: Wave) -> Words | None:
         recogniser = recognisers[answer.skill]
-        return recogniser.hear(pcm) if recogniser.knows(tokens(answer.text, "en")) else None
+        return recogniser.transcribe(pcm, "en").text.split() if recogniser.knows(tokens(answer.text, "en")) else None
 
     return listen
 
@@ -111,7 +112,7 @@ def _rows(
 def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, Words]]) -> SpeechRow:
     lang = heard[0][0].lang
     pairs = [(tokens(answer.text, lang), words) for answer, words in heard]
-    wrong, total = sum(errors(text, words) for text, words in pairs), sum(len(text) for text, _ in pairs)
+    wrong, total = sum(edit_distance(text, words) for text, words in pairs), sum(len(text) for text, _ in pairs)
     joint = "" if lang == "zh" else " "
     return SpeechRow(
         lang,

@@ -12,6 +12,7 @@ from speechgpt2.corpus import synthesize
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, pairs
 from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.tts.voices import ASSISTANT_VOICES
+from tests import needs
 
 RECORD = Record(
     "a", "你好", "zh", speaker="s", voice="s/1", role="user", words=(Word("你", 0.0, 0.1), Word("好", 0.1, 0.2)),
@@ -68,10 +69,8 @@ def test_a_part_that_fails_half_way_is_not_there(tmp_path):
     assert not writer.done(0)
 
 
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, need_voice):
-    for voice in ASSISTANT_VOICES.values():
-        need_voice(voice)
-
+@needs.voice(*ASSISTANT_VOICES.values())
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
     def build(name: str) -> Corpus:
         return synthesize.build_dialogue_corpus(tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1)
 
@@ -93,10 +92,9 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
     assert not parts.exists()
 
 
-def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path, need_voice):
-    pytest.importorskip("pyworld")
-    for voice in ASSISTANT_VOICES.values():
-        need_voice(voice)
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*ASSISTANT_VOICES.values())
+def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path):
     corpus = synthesize.build_codec_corpus(tmp_path, hours=10 / 3600, workers=1)
     voiced = np.concatenate([corpus.f0(r) for r in corpus.records])
     assert 0.2 < (voiced > 0).mean() < 0.95 and voiced[voiced > 0].min() >= 50

@@ -5,15 +5,17 @@ import math
 
 import pytest
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
-pytest.importorskip("lhotse", reason="shards need lhotse")
+from tests import needs
+
+needs.module("pyarrow", "data")
+needs.module("lhotse", "data")
 
 from speechgpt2.bench import data
 from speechgpt2.tts.voices import Voice
 
 
-def test_every_kind_of_work_is_measured(need_voice, tmp_path):
-    need_voice(Voice("espeak", "m3", "en", "en-us"))
+@needs.voice(Voice("espeak", "m3", "en", "en-us"))
+def test_every_kind_of_work_is_measured(tmp_path):
     tables = data.main(cores=1, sentences=4, conversations=1, recordings=4, records=20, out=tmp_path / "speed.json")
     made = {row.work: row for row in tables["Making and cleaning speech"]}
     assert set(made) == {"synthesis (espeak)", "conversations, checked", "cleaning", "annotation", "both"}

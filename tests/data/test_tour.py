@@ -14,9 +14,10 @@ import pytest
 
 from speechgpt2.data.pipeline import shar
 from speechgpt2.tts.voices import training_voices
+from tests import needs
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
-pytest.importorskip("aiohttp", reason="crawling needs aiohttp")
+needs.module("pyarrow", "data")
+needs.module("aiohttp", "crawl")
 SG2 = [sys.executable, "-c", "from speechgpt2.cli import main; main()", "data"]
 
 
@@ -37,9 +38,8 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_the_whole_data_system_in_one_command(tmp_path, need_voice):
-    for lang in ("en", "zh"):
-        need_voice(training_voices(lang)[0])
+@needs.voice(training_voices("en")[0], training_voices("zh")[0])
+def test_the_whole_data_system_in_one_command(tmp_path):
     out = tmp_path / "demo"
     begun = subprocess.Popen([*SG2, "demo", "-o", str(out), "--workers", "1"], stdout=subprocess.PIPE, text=True)
     audio = out / "crawl" / "audio"

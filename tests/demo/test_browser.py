@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from speechgpt2 import audio
+from tests import needs
 from tests.demo.test_command import free_port
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
 
-pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+needs.module("gradio", "demo")
 
 from speechgpt2.demo import app
 from speechgpt2.demo.greetings import Greeting
@@ -23,6 +24,9 @@ ANSWER = "and I answer that in some words more than you may want to hear"
 SPEAK, WRITE = 0, 2  # the modes by their place: it speaks in both
 TALK = """[...document.querySelectorAll('[data-testid=user], [data-testid=bot]')]
     .map((line) => [line.dataset.testid, line.innerText.trim()])"""
+
+
+pytestmark = needs.tool("chromium", "ffmpeg")
 
 
 @pytest.fixture(scope="module")

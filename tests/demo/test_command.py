@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from speechgpt2.cli import app
 from speechgpt2.demo.greetings import read
 from speechgpt2.errors import UserError
+from tests import needs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GOOD = {"text": "Hello!", "audio": [1, 2, 3] * 9}
@@ -71,15 +72,24 @@ def fails(*arguments):
     return lines[0]
 
 
-def test_what_is_missing_is_one_line(monkeypatch):
+@pytest.fixture
+def with_ffmpeg(tmp_path, monkeypatch):
+    """A program of that name. The command looks for it first; these tests never run it."""
+    program = tmp_path / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+
+
+def test_what_is_missing_is_one_line(monkeypatch, with_ffmpeg):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'speechgpt2[demo]'" in fails()
     monkeypatch.setenv("PATH", "")
     assert "ffmpeg" in fails()
 
 
-def test_wrong_paths_are_one_line(tmp_path):
-    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+@needs.extra("demo", "gradio")
+def test_wrong_paths_are_one_line(tmp_path, with_ffmpeg):
     port = ["--port", free_port()]
     assert "absent.jsonl: no such file" in fails("--greetings", "absent.jsonl", *port)
     assert "absent.pkl: no such file" in fails("--codec_ckpt_path", "absent.pkl", *port)
@@ -99,10 +109,11 @@ RELEASED += ["--codec_config_path", GOLDEN / "codec" / "config.yaml"]
 
 
 @pytest.mark.slow
+@needs.extra("demo", "gradio")
+@needs.tool("ffmpeg")
 @pytest.mark.parametrize("options", [[], RELEASED], ids=["mini", "the released layout"])
 def test_a_process_of_its_own_answers(tmp_path, options):
     """Model, server and page; a visitor; SIGTERM."""
-    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
     from gradio_client import Client
 
     options = [*options, "--port", free_port(), "--greetings", write(tmp_path / "g.jsonl", GOOD)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from speechgpt2 import audio
+from tests import needs
 from tests.demo.test_command import free_port
 from tests.server.conftest import serving, voice
 
-pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+needs.module("gradio", "demo")
 
 from gradio_client import Client, handle_file  # comes with gradio
 

@@ -8,8 +8,9 @@ import pytest
 from speechgpt2.audio import load
 from speechgpt2.duplex.vad import STEP, VoiceActivity
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
-pytest.importorskip("onnxruntime", reason="hearing turns needs the extra `server`")
+needs.module("onnxruntime", "server")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SILENCE = np.zeros(SAMPLE_RATE, np.float32)

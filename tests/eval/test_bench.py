@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from speechgpt2.bench import codec as codec_bench
 from speechgpt2.bench import lm as lm_bench
-from speechgpt2.bench import machine
+from speechgpt2.bench import machine, questions
 from speechgpt2.codec.config import mini
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
+from speechgpt2.types import AudioDelta, ReplyDone
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,26 @@ def test_unknown_names_are_errors():
         codec_bench.main("huge")
     with pytest.raises(UserError, match="float32"):
         lm_bench.main(dtypes=("int3",))
+
+
+def test_questions_are_shipped_or_those_of_a_folder(tmp_path):
+    english, mandarin = questions.load()
+    assert 24_000 < len(english) < 120_000 and 24_000 < len(mandarin) < 120_000
+    with pytest.raises(UserError, match=r"holds no \.wav or \.flac"):
+        questions.load(tmp_path)
+    with pytest.raises(UserError, match="absent: no such folder"):
+        questions.load(tmp_path / "absent")
+
+
+def test_turns_are_timed_with_shipped_questions_and_without_any_voice():
+    class Talker:
+        asked: list = []  # noqa: RUF012 (one object)
+
+        def chat(self, turns, mode, stream):
+            self.asked.append(turns[0])
+            yield AudioDelta(np.zeros(24_000, np.float32))
+            yield ReplyDone("stop")
+
+    [row] = lm_bench.bench_turns(Talker(), 3, questions.load())
+    assert row.n == 3 and row.mode == "spoken → spoken" and 0 <= row.first_audio <= row.first_audio_p95
+    assert len(Talker.asked) == 4  # the first one warms up

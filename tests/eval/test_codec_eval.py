@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from speechgpt2 import extras
 from speechgpt2.errors import UserError
 from speechgpt2.eval import codec as judge
-from speechgpt2.eval import extras, metrics, report
-from speechgpt2.eval.peers import Codec2, Copy, has_codec2
+from speechgpt2.eval import metrics, report
+from speechgpt2.eval.peers import Codec2, Copy
 from speechgpt2.eval.testsets import Clip, recorded
+from tests import needs
 from tests.eval.test_metrics import noise, voice
 
 CLIP = Clip(voice(170.0), "ah", "en", "nobody")
@@ -29,13 +31,8 @@ class Late:
         return Copy(np.concatenate([np.zeros(self.delay, np.float32), pcm]), codes)
 
 
-@pytest.fixture
-def need_judges():
-    for package in ("pystoi", "pesq"):
-        pytest.importorskip(package)
-
-
-def test_a_perfect_copy_scores_perfectly(need_judges):
+@needs.extra("eval", "pystoi", "pesq")
+def test_a_perfect_copy_scores_perfectly():
     row = judge.judge(Late(), "tones", [CLIP, CLIP])
     assert row.stoi > 0.999 and row.pesq_wb > 4.5
     assert row.gross_pitch_error == row.voicing_error == row.hop_lock == 0
@@ -43,7 +40,8 @@ def test_a_perfect_copy_scores_perfectly(need_judges):
     assert (row.clips, row.seconds) == (2, 4.0)
 
 
-def test_report(need_judges, tmp_path):
+@needs.extra("eval", "pystoi", "pesq")
+def test_report(tmp_path):
     rows = judge.run([Late()], {"tones": [CLIP]})
     wide = Console(width=200, record=True, file=StringIO())
     report.show("Codec", rows, wide)
@@ -64,14 +62,14 @@ def test_what_was_not_measured_is_null(tmp_path):
 
 
 def test_spectrograms(tmp_path):
-    pytest.importorskip("matplotlib")
+    needs.module("matplotlib", "eval")
     from speechgpt2.eval.spectrogram import save_spectrograms
 
     save_spectrograms(tmp_path / "x.png", CLIP.pcm, [Late()])
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not has_codec2(), reason="c2enc and c2dec are not installed (Debian: codec2)")
+@needs.tool("codec2")
 @pytest.mark.parametrize("mode", ["700C", "1300"])
 def test_codec2_round_trip(mode):
     peer = Codec2(mode)
@@ -84,7 +82,7 @@ def test_codec2_round_trip(mode):
 
 def test_a_missing_package_is_named():
     with pytest.raises(UserError, match=r"no_such_judge is not installed.*speechgpt2\[eval\]"):
-        extras.need("no_such_judge")
+        extras.require("no_such_judge", "eval")
 
 
 def test_a_folder_without_recordings_is_named(tmp_path):

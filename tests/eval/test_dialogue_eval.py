@@ -12,9 +12,9 @@ from speechgpt2.curriculum import dialogues
 from speechgpt2.errors import UserError
 from speechgpt2.eval import dialogue
 from speechgpt2.tts import voices
-from speechgpt2.tts.utterance import SynthesisUnavailable
 from speechgpt2.tts.voices import ASSISTANT_VOICES
 from speechgpt2.types import UNFINISHED, AudioDelta, ReplyDone, Speech, TextDelta, Transcript
+from tests import needs
 
 TRIALS = 4
 speak = functools.cache(voices.speak)  # an engine may say the same twice in different ways
@@ -82,17 +82,15 @@ class Mute:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setattr(voices, "speak", speak)
-    found = dialogues.evaluation_set(TRIALS)
-    try:
-        for trial in found:
-            speak(trial.exchange.question, trial.voice)
-    except SynthesisUnavailable as reason:
-        pytest.skip(str(reason))
-    return found
+    return dialogues.evaluation_set(TRIALS)
 
 
+VOICES = needs.voice(*(trial.voice for trial in dialogues.evaluation_set(TRIALS)), *ASSISTANT_VOICES.values())
+
+
+@VOICES
+@needs.extra("eval", "pocketsphinx")
 def test_an_oracle_is_right(trials, tmp_path):
-    pytest.importorskip("pocketsphinx")
     tables = dialogue.main(Oracle(trials), n=TRIALS, out=tmp_path)
     everything = {(row.mode, row.lang): row for row in tables["Answers"] if row.skill == "all"}
     assert everything["spoken → spoken", "en"].right == 1
@@ -118,6 +116,7 @@ def test_an_oracle_is_right(trials, tmp_path):
     assert "| spoken → spoken | en | all | 2 | 1.00 | 1.000 |" in (tmp_path / "dialogue.md").read_text()
 
 
+@VOICES
 def test_a_mute_model_is_wrong_and_not_an_error(trials):
     tables = dialogue.main(Mute(), n=TRIALS, typed=False)
     assert all(row.right == 0 and np.isnan(row.transcript_accuracy) for row in tables["Answers"])

@@ -8,6 +8,7 @@ import pytest
 from speechgpt2.eval import metrics
 from speechgpt2.eval.pitch import track
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 SECONDS = 2.0
 TIMES = np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
@@ -85,7 +86,7 @@ def test_perplexity_counts_the_codes_in_use():
 
 
 def test_stoi():
-    pytest.importorskip("pystoi")
+    needs.module("pystoi", "eval")
     clean = voice(140.0) + 0.3 * noise()
     assert metrics.stoi(clean, clean) == pytest.approx(1.0, abs=1e-6)
     assert metrics.stoi(clean, noise()) < 0.5
@@ -93,7 +94,7 @@ def test_stoi():
 
 
 def test_pesq():
-    pytest.importorskip("pesq")
+    needs.module("pesq", "eval")
     clean = voice(140.0)
     assert metrics.pesq(clean, clean, "wb") > 4.5
     assert metrics.pesq(clean, clean + noise(), "nb") < metrics.pesq(clean, clean + 0.05 * noise(), "nb")

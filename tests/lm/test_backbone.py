@@ -10,6 +10,7 @@ from speechgpt2.lm import backbone
 from speechgpt2.lm.backbone import CausalStack, StackState, rotary
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.streaming import select_rows
+from tests import needs
 from tests.contract import verify_contract
 
 CONFIG = BackboneConfig(vocab=50, width=32, layers=2, heads=4, kv_heads=2, ffn=48)
@@ -151,7 +152,7 @@ def test_sizes_that_do_not_divide(shape):
 
 
 def test_it_is_qwen2():
-    transformers = pytest.importorskip("transformers")
+    transformers = needs.module("transformers", "dev")
     config = PatchDecoderConfig(width=32, layers=2, heads=4, ffn=48)
     for ours in (CONFIG, config):
         stack = random_stack(ours)

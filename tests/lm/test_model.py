@@ -14,6 +14,7 @@ from speechgpt2.lm.sampling import Sampling
 from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.streaming import overwrite_rows, select_rows
 from speechgpt2.types import Patches
+from tests import needs
 from tests.lm.tiny import random_patches, tiny_lm
 
 
@@ -52,7 +53,7 @@ def test_prefill_in_any_chunks_is_the_whole(lm):
         assert state.position.tolist() == [20, 20]
 
 
-@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no FBGEMM")
+@needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 @pytest.mark.parametrize("options", [{"chained": True, "tied_head": True}, {}], ids=str)
 def test_packed_it_says_the_same(options):
     lm = tiny_lm(**options).half().float()
@@ -69,7 +70,7 @@ def test_packed_it_says_the_same(options):
         torch.testing.assert_close(lm.text_logits(hidden), logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this processor has no FBGEMM")
+@needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
     exact = tiny_lm(chained=True, tied_head=True).bfloat16().float()
     patches, sampling = random_patches(exact, 1, 20), Sampling.of(1)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from speechgpt2.nn import linear as module
 from speechgpt2.nn.linear import MANY_ROWS, Linear, linear, pack, packed
+from tests import needs
 
 TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 0.05, "rtol": 0.02}}
 
@@ -39,7 +40,7 @@ def test_gradients(rows):
 
 
 HAS_KERNELS = "fbgemm" in torch.backends.quantized.supported_engines
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="this processor has no FBGEMM")
+needs_kernels = needs.condition(HAS_KERNELS, "the processor has no FBGEMM kernels")
 
 
 @needs_kernels
@@ -97,7 +98,7 @@ def test_bfloat16_is_left_to_bfloat16_kernels_for_more_rows(monkeypatch):
     assert not isinstance(packed(torch.randn(35, 48).bfloat16(), rows=4), module.HalfKernel)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this torch has no such kernels")
+@needs.condition(hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), "this torch has no oneDNN kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, *([] if module.HALF_IS_SLOW else [torch.bfloat16])], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_large_matrix_is_laid_out_anew_and_not_kept_twice(dtype, bias):

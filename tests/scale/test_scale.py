@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -15,10 +14,10 @@ import urllib.request
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests import needs
 from tests.server.conftest import line
 
-if importlib.util.find_spec("ray") is None:
-    pytest.skip("the extra 'ray' is not installed", allow_module_level=True)
+needs.module("ray", "ray")
 
 from speechgpt2.scale import deployment
 from speechgpt2.server.config import LimitsConfig, ScaleConfig, ServerConfig

@@ -7,8 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--mute-audio", "--hide-scrollbars"),
@@ -22,8 +20,7 @@ class Browser:
 
     def __init__(self, folder: Path, microphone: Path | None = None):
         program = shutil.which("chromium") or shutil.which("google-chrome")
-        if program is None:
-            pytest.skip("chromium is not installed")
+        assert program is not None, 'mark tests of a browser with needs.tool("chromium")'
         self.folder = folder
         flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}"]
         if microphone is not None:

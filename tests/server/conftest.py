@@ -11,10 +11,11 @@ import pytest
 
 from speechgpt2 import audio
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 from tests.server.events import checked
 
-pytest.importorskip("fastapi", reason="the extra 'server' is not installed")
-pytest.importorskip("websockets", reason="the extra 'server' is not installed")
+needs.module("fastapi", "server")
+needs.module("websockets", "server")
 
 
 class Served:

@@ -2,12 +2,12 @@
 
 from functools import cache
 
-import pytest
+from tests import needs
 
 
 @cache
 def adapter():
-    pytest.importorskip("openai")
+    needs.module("openai", "dev")
     from openai.types.realtime import RealtimeServerEvent
     from pydantic import TypeAdapter
 

@@ -4,14 +4,14 @@ import json
 import re
 
 import numpy as np
-import pytest
 
 from speechgpt2 import audio
 from speechgpt2.bench import realtime
 from speechgpt2.bench.realtime import Load, split_at_end
+from tests import needs
 from tests.server.conftest import silence, voice
 
-pytest.importorskip("matplotlib", reason="the extra 'eval' is not installed")
+needs.module("matplotlib", "eval")
 
 
 def test_callers_measure_what_they_hear(tmp_path, served, capsys):

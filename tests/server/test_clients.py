@@ -4,12 +4,11 @@ import asyncio
 import base64
 import time
 
-import pytest
-
 from speechgpt2 import audio
+from tests import needs
 from tests.server.conftest import silence, voice
 
-openai = pytest.importorskip("openai")
+openai = needs.module("openai", "dev")
 INSTANT = {"type": "server_vad", "silence_duration_ms": 100}
 
 
@@ -89,7 +88,7 @@ def test_openai_python_with_a_client_secret(served):
 
 
 def test_openai_agents(served, monkeypatch):
-    agents = pytest.importorskip("agents.realtime", reason="openai-agents is not installed")
+    agents = needs.module("agents.realtime", "dev")
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
     called = []
 

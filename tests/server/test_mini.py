@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from speechgpt2 import audio
+from tests import needs
 from tests.server.conftest import line, serving, silence
 from tests.server.test_realtime import BY_HAND
 
-pytest.importorskip("onnxruntime", reason="the extra 'server' is not installed")
+needs.module("onnxruntime", "server")
 QUESTION = Path(__file__).parents[2] / "examples" / "question-1.wav"
 PATIENCE = 120.0  # seconds: other programs may be running
 
@@ -74,7 +75,7 @@ def test_turns_by_hand_and_written_answers(mini):
 
 @pytest.mark.slow
 def test_a_call(mini):
-    pytest.importorskip("aiortc", reason="the extra 'webrtc' is not installed")
+    needs.module("aiortc", "webrtc")
     from tests.server.test_webrtc import calling, one, types
 
     question = audio.load(QUESTION)

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from speechgpt2 import audio
+from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
 
 LOOKS = os.environ.get("SG2_SCREENSHOTS")  # a folder for pictures, to look at
+
+
+pytestmark = needs.tool("chromium")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import soundfile
 
 from speechgpt2 import audio
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 from tests.server.conftest import serving, silence, voice
 
-openai = pytest.importorskip("openai")
+openai = needs.module("openai", "dev")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import torch
 
 from speechgpt2.lm.tools import written
 from speechgpt2.types import Text, ToolCall, Turn
+from tests import needs
 from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm, told
 from tests.server.conftest import line, serving
 from tests.server.test_clients import Events, until, until_true
 
-openai = pytest.importorskip("openai")
-pytest.importorskip("onnxruntime", reason="the extra 'server' is not installed")
+openai = needs.module("openai", "dev")
+needs.module("onnxruntime", "server")
 
 CALL = ToolCall("weather", '{"city": "Paris"}')
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -112,7 +113,7 @@ def test_openai_python_runs_a_tool(model):
 
 
 def test_openai_agents_run_a_tool(model, monkeypatch):
-    agents = pytest.importorskip("agents.realtime", reason="openai-agents is not installed")
+    agents = needs.module("agents.realtime", "dev")
     from agents import function_tool
 
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")

@@ -16,11 +16,12 @@ from speechgpt2 import audio
 from speechgpt2.server.config import LimitsConfig
 from speechgpt2.server.response import Response
 from speechgpt2.server.speaker import FRAME, Speaker
+from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
 from tests.server.events import checked
 
-aiortc = pytest.importorskip("aiortc", reason="the extra 'webrtc' is not installed")
+aiortc = needs.module("aiortc", "webrtc")
 KEY = {"Authorization": "Bearer a-good-key"}
 QUICK = {"audio": {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 100}}}}
 LOUD = 0.05  # of an answer's tone, whose peak is 0.2
@@ -258,7 +259,7 @@ def test_a_client_clears(served):
 
 
 def test_both_forms_of_asking():
-    openai = pytest.importorskip("openai")
+    openai = needs.module("openai", "dev")
 
     async def story(served):
         secrets = f"{served.http}/v1/realtime/client_secrets"
@@ -448,6 +449,7 @@ ENERGY = """(async () => {
 })()"""
 
 
+@needs.tool("chromium")
 def test_a_page_written_for_the_protocol(tmp_path, served, monkeypatch):
     monkeypatch.undo()  # a browser has no loopback addresses
     talk = [silence(1.5), voice(0.6), silence(2.5), voice(0.7), silence(20.0)]

@@ -19,6 +19,7 @@ from speechgpt2.lm.prompt import Exchange
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, train
 from speechgpt2.training import distributed
+from tests import needs
 
 WORDS = ("one", "two", "three", "four", "five")
 
@@ -91,7 +92,7 @@ def with_gradient() -> torch.Tensor:
     return parameter
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
+@needs.condition(hasattr(signal, "SIGKILL"), "the system has no SIGKILL")
 def test_nobody_stays_behind_when_the_first_process_is_killed(tmp_path):
     code = (
         "from functools import partial; from pathlib import Path; from speechgpt2.training import distributed;"

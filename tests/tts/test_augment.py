@@ -10,6 +10,7 @@ from speechgpt2.dsp.world_pitch import track
 from speechgpt2.tts.augment import coloured, delayed, disturbed, in_room, revoiced, stretched, with_noise
 from speechgpt2.tts.utterance import Phone, Utterance, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 
 def tone(hz, seconds=1.0):
@@ -46,7 +47,7 @@ def vowel(f0, formant, seconds=1.0):
 
 
 def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utterance):
-    pytest.importorskip("pyworld")
+    needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
     other = revoiced(spoken, formants=1.25, pitch=200.0, liveliness=1.0, tempo=1.1, breath=0.0)
     f0 = track(other.pcm)
@@ -59,7 +60,7 @@ def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utte
 
 
 def test_a_breathy_speaker_has_noise_in_the_voice(utterance):
-    pytest.importorskip("pyworld")
+    needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
     clear, breathy = (revoiced(spoken, 1.0, 120.0, 1.0, 1.0, breath).pcm for breath in (0.0, 0.5))
     assert between_harmonics(breathy, 120) > 2 * between_harmonics(clear, 120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import http.server
 import io
-import shutil
 import threading
 from dataclasses import replace
 
@@ -18,9 +17,10 @@ import torch
 from speechgpt2.errors import UserError
 from speechgpt2.tts import model, prompts, recordings, server
 from speechgpt2.tts.engines import EXACT
-from speechgpt2.tts.utterance import SynthesisUnavailable, Voice
+from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak, training_voices
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 
 def tone(hertz: float, seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -110,8 +110,8 @@ class Cosy(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def cosy(need_voice):
-    said = speak(TEXT, need_voice(training_voices("en")[12]))
+def cosy():
+    said = speak(TEXT, training_voices("en")[12])
     Cosy.asked, Cosy.headers_to_send = [], {}
     Cosy.pcm = soxr.resample(said.pcm, SAMPLE_RATE, 22_050)
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cosy)
@@ -121,6 +121,7 @@ def cosy(need_voice):
     running.server_close()
 
 
+@needs.voice(training_voices("en")[12])
 def test_a_server_speaks_with_times_from_the_aligner(cosy):
     url, truth = cosy
     said = speak(TEXT, Voice("server", f"{url}?rate=22050", "en", "中文女"))
@@ -131,6 +132,7 @@ def test_a_server_speaks_with_times_from_the_aligner(cosy):
     assert np.median(errors) < 0.05
 
 
+@needs.voice(training_voices("en")[12])
 def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_path):
     url, truth = cosy
     Cosy.headers_to_send = {server.RATE_HEADER: "22050"}
@@ -155,6 +157,7 @@ def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_pat
         ("{url}?rate=x", "no sample rate"),
     ],
 )  # fmt: skip
+@needs.voice(training_voices("en")[12])
 def test_servers_that_cannot_be_used(cosy, name, complaint):
     with pytest.raises(UserError, match=complaint):
         speak("hello", Voice("server", name.format(url=cosy[0]), "en", "anna"))
@@ -213,8 +216,8 @@ def test_a_reading_without_end_is_no_reading(speaking_model, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mini_reads_aloud(need_voice):
-    need_voice(training_voices("en")[12])
+@needs.voice(training_voices("en")[12])
+def test_mini_reads_aloud():
     said = speak("The soup is hot.", Voice("model", "mini", "en"))
     assert [w.text for w in said.words] == ["The", "soup", "is", "hot"] and 0.6 < said.duration < 4
 
@@ -222,14 +225,10 @@ def test_mini_reads_aloud(need_voice):
 # festival
 
 
+@needs.tool("festival")
 def test_festival_knows_its_words():
-    if shutil.which("festival") is None:
-        pytest.skip("festival is not installed")
     voice = Voice("festival", "slt_hts", "en")
-    try:
-        said = speak('Hello there, "it\'s" twenty-one degrees.', voice)
-    except SynthesisUnavailable as reason:
-        pytest.skip(str(reason))
+    said = speak('Hello there, "it\'s" twenty-one degrees.', voice)
     assert [w.text for w in said.words] == ["Hello", "there", "it's", "twenty-one", "degrees"]
     assert all(a.end <= b.start + 1e-3 for a, b in zip(said.words, said.words[1:]))
     assert said.words[-1].end == pytest.approx(said.duration, abs=0.15)

@@ -7,13 +7,14 @@ from speechgpt2.dsp.world_pitch import track
 from speechgpt2.tts import variants
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak
+from tests import needs
 
 TEXT = "How much is seven plus five?"
+M3 = Voice("espeak", "m3", "en", "en-us")
 
 
 @pytest.fixture
-def said(need_voice):
-    need_voice(Voice("espeak", "m3", "en", "en-us"))
+def said():
     return lambda name: speak(TEXT, Voice("espeak", name, "en", "en-us"))
 
 
@@ -32,8 +33,9 @@ def test_formants_and_pitch_lie_where_people_have_them():
         assert 55 <= first <= 175
 
 
+@needs.extra("synthesis", "pyworld")
+@needs.voice(M3)
 def test_a_drawn_speaker_speaks_with_its_own_pitch(said):
-    pytest.importorskip("pyworld")
     pitches = []
     for number in range(8):
         utterance = said(variants.name_of(number))
@@ -43,6 +45,7 @@ def test_a_drawn_speaker_speaks_with_its_own_pitch(said):
     assert max(pitches) > 1.3 * min(pitches)
 
 
+@needs.voice(M3)
 def test_shipped_voices_stay_what_they_were(said):
     """Drawing makes the library start anew on a data folder of its own."""
     before = said("m3")

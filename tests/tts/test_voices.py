@@ -11,15 +11,16 @@ from speechgpt2.tts.pinyin import syllables
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, training_voices, vary
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 ENGLISH = "Of the three, one is twenty-one. I don't know it."
 MANDARIN = "银行行长，看见熊猫了吗？"
 VOICES = [Voice("espeak", "m3", "en", "en-us"), ASSISTANT_VOICES["en"], ASSISTANT_VOICES["zh"]]
 
 
-@pytest.fixture(params=VOICES, ids=lambda v: v.speaker)
-def utterance(request, need_voice) -> Utterance:
-    voice = need_voice(request.param)
+@pytest.fixture(params=[pytest.param(voice, marks=needs.voice(voice), id=voice.speaker) for voice in VOICES])
+def utterance(request) -> Utterance:
+    voice = request.param
     return speak(MANDARIN if voice.lang == "zh" else ENGLISH, voice)
 
 
@@ -55,17 +56,17 @@ def test_audio_is_trimmed_levelled_and_24_khz(utterance):
     assert utterance.words[0].start < 0.15 and utterance.duration - utterance.words[-1].end < 0.15
 
 
+@needs.extra("synthesis", "pypinyin")
 def test_polyphones_and_syllables_unknown_to_espeak():
-    pytest.importorskip("pypinyin")
     assert [s.pinyin for s in syllables("银行，行走")] == ["yin2", "hang2", "xing2", "zou3"]
     assert syllables("熊。")[0].token == "[[S;'yu35N]]."
     with pytest.raises(ValueError, match="W"):
         syllables("用WiFi")
 
 
-@pytest.mark.parametrize("lang", ["en", "zh"])
-def test_vary_changes_the_audio_but_not_the_speaker(lang, need_voice):
-    voice = need_voice(ASSISTANT_VOICES[lang])
+@pytest.mark.parametrize("lang", [pytest.param(lang, marks=needs.voice(v)) for lang, v in ASSISTANT_VOICES.items()])
+def test_vary_changes_the_audio_but_not_the_speaker(lang):
+    voice = ASSISTANT_VOICES[lang]
     rng = random.Random(0)
     other = vary(voice, rng)
     text = "三加五" if lang == "zh" else "Three plus five."

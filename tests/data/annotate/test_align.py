@@ -18,6 +18,7 @@ from speechgpt2.tts.espeak import MANDARIN
 from speechgpt2.tts.utterance import Phone, Voice, Word
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 ENGLISH = "I bought seven green apples at the market yesterday, and then I went home."
 MANDARIN_TEXT = "今天我去学校看朋友，他送给我一本书。"
@@ -47,17 +48,17 @@ def test_times_and_agreement_follow_from_the_path():
     assert less == pytest.approx((1 / 8 + 1 + 1) / 3) and len(worse.words) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "voice"),
-    [
-        (ENGLISH, Voice("flite", "rms", "en")),
-        (ENGLISH, Voice("espeak", "f2", "en", "en", rate=150)),
-        (MANDARIN_TEXT, Voice("espeak", "f2", "zh", MANDARIN, rate=220)),
-    ],
-)
-def test_words_are_found_where_a_synthesiser_put_them(text, voice, need_voice, hear):
-    need_voice(READERS[voice.lang])
-    spoken = speak(text, need_voice(voice))
+VOICES = [
+    Voice("flite", "rms", "en"),
+    Voice("espeak", "f2", "en", "en", rate=150),
+    Voice("espeak", "f2", "zh", MANDARIN, rate=220),
+]
+
+
+@pytest.mark.parametrize("voice", [pytest.param(v, marks=needs.voice(v, READERS[v.lang])) for v in VOICES])
+def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
+    text = MANDARIN_TEXT if voice.lang == "zh" else ENGLISH
+    spoken = speak(text, voice)
     info, sound = hear(spoken.pcm)
     clip = Clip("x", audio=info, text=Wording(raw=text), lang=Language(voice.lang))
     found = Align(AlignConfig())(clip, sound)
@@ -72,10 +73,9 @@ def test_words_are_found_where_a_synthesiser_put_them(text, voice, need_voice, h
     assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
 
 
-def test_a_pause_belongs_to_no_word(need_voice, hear):
-    first, second = (
-        speak(text, need_voice(READERS["en"])) for text in ("I bought seven books", "and then I went home")
-    )
+@needs.voice(READERS["en"])
+def test_a_pause_belongs_to_no_word(hear):
+    first, second = (speak(text, READERS["en"]) for text in ("I bought seven books", "and then I went home"))
     pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
     info, sound = hear(pcm)
     clip = Clip("x", audio=info, text=Wording(raw=f"{first.text} {second.text}"), lang=Language("en"))
@@ -84,8 +84,8 @@ def test_a_pause_belongs_to_no_word(need_voice, hear):
     assert words[4].start == pytest.approx(first.duration + 1 + second.words[0].start, abs=0.06)
 
 
-def test_what_cannot_be_aligned_scores_nothing(need_voice, hear):
-    need_voice(READERS["en"])
+@needs.voice(READERS["en"])
+def test_what_cannot_be_aligned_scores_nothing(hear):
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
     info, sound = hear(noise)
     clip = Clip("x", audio=info, text=Wording(raw=ENGLISH), lang=Language("en"))
@@ -117,8 +117,8 @@ def test_the_truth_and_clips_without_text_are_left_alone():
     assert stage.key(truth) != Align(AlignConfig()).key(truth)  # another model, another result
 
 
-def test_a_reading_does_not_depend_on_what_was_read_before(need_voice):
-    need_voice(READERS["en"])
+@needs.voice(READERS["en"])
+def test_a_reading_does_not_depend_on_what_was_read_before():
     first = reading.read("hello", READERS["en"])
     for text in ("a", "something longer that leaves a trace"):
         reading.read(text, READERS["en"])

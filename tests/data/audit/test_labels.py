@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from speechgpt2.data.annotate.truth import labelled
 from speechgpt2.data.audit import labels as audit
 from speechgpt2.data.record import Clip, Label
 from speechgpt2.tts.alignment.synthesis_aligner import READERS
 from speechgpt2.tts.voices import speak
+from tests import needs
 
 
 def rows(lines, start):
@@ -25,10 +24,9 @@ def rows(lines, start):
     return table
 
 
-def test_labels_are_near_the_truth(need_voice):
-    pytest.importorskip("pyworld")
-    for voice in (*READERS.values(), *audit.FLITE):
-        need_voice(voice)
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*READERS.values(), *audit.FLITE)
+def test_labels_are_near_the_truth():
     lines = list(audit.audit(sentences=1, seed=5))
     times = rows(lines, "words' boundaries of")
     voices = ("en, espeak", "en, flite", "zh, espeak")
@@ -43,8 +41,9 @@ def test_labels_are_near_the_truth(need_voice):
     assert [line.split(":")[0] for line in speeds] == ["`align`", "`prosody`"]
 
 
-def test_what_a_synthesiser_said_is_the_truth(need_voice):
-    spoken = speak("你好吗？", need_voice(READERS["zh"]))
+@needs.voice(READERS["zh"])
+def test_what_a_synthesiser_said_is_the_truth():
+    spoken = speak("你好吗？", READERS["zh"])
     clip = labelled(Clip("x"), spoken)
     assert [word.text for word in clip.align.words] == ["你", "好", "吗"]
     assert "".join(tone.label for tone in clip.align.tones)[-1] in "015"

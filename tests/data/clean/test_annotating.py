@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import soundfile
 from typer.testing import CliRunner
 
@@ -15,11 +14,15 @@ from speechgpt2.data.pipeline.results import Results
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
+
+VOICE = Voice("espeak", "m3", "en", "en-us")
 
 
-def test_labels_are_added_to_a_run(need_voice, tmp_path):
-    pytest.importorskip("pyarrow")
-    voice, rng = need_voice(Voice("espeak", "m3", "en", "en-us")), random.Random(1)
+@needs.extra("data", "pyarrow")
+@needs.voice(VOICE)
+def test_labels_are_added_to_a_run(tmp_path):
+    voice, rng = VOICE, random.Random(1)
     (tmp_path / "in").mkdir()
     for number in range(3):
         text = " ".join(sentence(rng, "en") for _ in range(3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Voice, Word
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 from tests.data.clean.test_measures import voice
 
 
@@ -62,7 +62,7 @@ def test_what_libsndfile_reads(workspace, name, rate):
     assert np.abs(pcm).max() == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@needs.tool("ffmpeg")
 @pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.aac"])
 def test_what_ffmpeg_reads(workspace, name):
     soundfile.write(workspace.sources / "a.wav", 0.5 * np.sin(np.arange(48_000) * 0.05), 48_000)
@@ -123,9 +123,10 @@ def test_where_speech_is(workspace):
     assert np.allclose(found, [(2.0, 5.0), (7.0, 9.0)], atol=0.25)
 
 
-def test_silero_hears_speech_and_not_a_siren(need_voice):
-    pytest.importorskip("onnxruntime")
-    said = speak("Good morning, how are you today?", need_voice(Voice("espeak", "m3", "en", "en-us"))).pcm
+@needs.extra("server", "onnxruntime")
+@needs.voice(Voice("espeak", "m3", "en", "en-us"))
+def test_silero_hears_speech_and_not_a_siren():
+    said = speak("Good morning, how are you today?", Voice("espeak", "m3", "en", "en-us")).pcm
     siren = 0.3 * np.sin(2 * np.pi * np.cumsum(600 + 300 * np.sin(np.arange(2 * SAMPLE_RATE) / 9000)) / SAMPLE_RATE)
     pcm = np.concatenate([siren, np.zeros(SAMPLE_RATE), said, np.zeros(SAMPLE_RATE)]).astype(np.float32)
     activity = silero(iter(np.array_split(pcm, 7)))
@@ -228,7 +229,7 @@ def test_presets_that_make_no_sense(tmp_path):
 
 
 def test_from_the_command_line(tmp_path):
-    pytest.importorskip("pyarrow")
+    needs.module("pyarrow", "data")
     folder, out = tmp_path / "in", str(tmp_path / "out")
     folder.mkdir()
     bad = bad_files(folder)

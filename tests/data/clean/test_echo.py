@@ -12,6 +12,7 @@ from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 
 def plain_cost(a: np.ndarray, b: np.ndarray) -> float:
@@ -36,6 +37,10 @@ def test_the_cost_is_that_of_the_best_path():
     assert warping_cost(a, a) == pytest.approx(0, abs=1e-4)
 
 
+VOICES = {"en": Voice("espeak", "linda", "en", "en"), "zh": Voice("espeak", "linda", "zh", "cmn-latn-pinyin")}
+
+
+@needs.voice(*VOICES.values())
 @pytest.mark.parametrize(
     ("lang", "right", "wrong"),
     [
@@ -43,8 +48,8 @@ def test_the_cost_is_that_of_the_best_path():
         ("zh", "今天下午我们一起去公园散步。", "昨天晚上他在家里看了一本书。"),
     ],
 )
-def test_right_and_wrong_texts(lang, right, wrong, need_voice, tmp_path):
-    voice = need_voice(Voice("espeak", "linda", lang, "cmn-latn-pinyin" if lang == "zh" else "en"))
+def test_right_and_wrong_texts(lang, right, wrong, tmp_path):
+    voice = VOICES[lang]
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([speak(right, voice).pcm])
     audio = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
@@ -61,8 +66,7 @@ def test_other_languages_are_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_audit_finds_what_it_plants(need_voice):
-    need_voice(Voice("flite", "kal16", "en"))
-    need_voice(Voice("espeak", "f2", "zh", "cmn-latn-pinyin"))
+@needs.voice(Voice("flite", "kal16", "en"), Voice("espeak", "f2", "zh", "cmn-latn-pinyin"))
+def test_the_audit_finds_what_it_plants():
     for line in audit.audit(clips=20, seed=7):
         assert line.recall >= 0.85 and line.precision >= 0.85, line

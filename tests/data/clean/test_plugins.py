@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from speechgpt2.data.clean import plugins
 from speechgpt2.data.pipeline.sound import Sound, Workspace
@@ -74,7 +75,6 @@ def test_dnsmos(heard, monkeypatch):
 
 
 def test_utmos(heard, monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.hub, "load", lambda repo, name, trust_repo: lambda wave, rate: torch.tensor([4.2]))
     assert plugins.Opinion(plugins.OpinionConfig("tarepan/SpeechMOS", "utmos"))(*heard).quality.mos == {"utmos": 4.2}
 

@@ -17,8 +17,10 @@ from speechgpt2.data.conversations.script import MANNERS, Style
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import speak, training_voices
+from tests import needs
 
 TEXT, OTHER = "I would like the soup and a glass of water.", "The train to Vienna leaves at eleven tonight."
+SPEAKER = training_voices("en")[12]
 
 
 def utterance(number: int) -> Utterance:
@@ -43,9 +45,10 @@ def test_the_best_is_taken_and_a_good_one_ends_the_search():
         best_of(1, lambda number: reading(1), lambda spoken: {})
 
 
-def test_a_manner_is_chosen_among_readings(need_voice):
-    pytest.importorskip("pyworld", reason="measuring pitch needs pyworld")
-    voice = need_voice(training_voices("en")[12])
+@needs.extra("synthesis", "pyworld")
+@needs.voice(SPEAKER)
+def test_a_manner_is_chosen_among_readings():
+    voice = SPEAKER
     neutral = speak(TEXT, voice)
     styles = [Style(rate=0.7), Style(rate=1.0), Style(rate=1.38)]
     said, faults = best_of(
@@ -55,9 +58,9 @@ def test_a_manner_is_chosen_among_readings(need_voice):
     assert said.voice.rate == round(voice.rate * 1.38) and faults["fast"] < 1
 
 
-def test_the_aligner_tells_another_text(need_voice):
-    voice = need_voice(training_voices("en")[12])
-    right, wrong = speak(TEXT, voice), speak(OTHER, voice)
+@needs.voice(SPEAKER)
+def test_the_aligner_tells_another_text():
+    right, wrong = speak(TEXT, SPEAKER), speak(OTHER, SPEAKER)
     config = ChecksConfig(alignment=alignment(right) * 0.9)
     assert Checks(config)(right)["alignment"] < 1 < Checks(config)(replace(wrong, text=TEXT))["alignment"]
 
@@ -73,8 +76,9 @@ def test_a_recogniser_counts_its_errors(monkeypatch):
     checks._recogniser.cache_clear()
 
 
-def test_another_voice_than_before_is_found(need_voice):
-    anna, bert = (replace(need_voice(Voice("espeak", name, "en", "en-us"))) for name in ("f3", "m5"))
+@needs.voice(SPEAKER)
+def test_another_voice_than_before_is_found():
+    anna, bert = (Voice("espeak", name, "en", "en-us") for name in ("f3", "m5"))
     check = Checks(ChecksConfig(voice=1.0))
     for voice in (anna, bert):
         first = speak(TEXT, voice)
@@ -88,9 +92,9 @@ def recipe(**changes) -> Recipe:
     return from_dict(Recipe, {"conversations": 4, "languages": ["en"], "scenes": ["travel"], "oral": {}, **changes})
 
 
-def test_a_speaker_that_says_something_else_is_read_again_and_rejected(need_voice, monkeypatch):
+@needs.voice(SPEAKER)
+def test_a_speaker_that_says_something_else_is_read_again_and_rejected(monkeypatch):
     """A stuttering engine: each line's first reading is of another text."""
-    need_voice(training_voices("en")[12])
     tries: dict[str, int] = {}
 
     def stutter(text, voice):
@@ -109,8 +113,8 @@ def test_a_speaker_that_says_something_else_is_read_again_and_rejected(need_voic
     assert max(tries.values()) >= 2
 
 
-def test_speakers_are_those_of_the_recipe(need_voice):
-    need_voice(training_voices("en")[12])
+@needs.voice(SPEAKER)
+def test_speakers_are_those_of_the_recipe():
     voices = [{"engine": "espeak", "name": name, "lang": "en", "accent": "en-us"} for name in ("f3", "m5", "m7")]
     assistant = [{"engine": "espeak", "name": "f2", "lang": "en", "accent": "en-us"}]
     asked = recipe(voices=voices, assistant=assistant, scenes=["weather"])

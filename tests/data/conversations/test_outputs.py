@@ -30,6 +30,7 @@ from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import SAMPLE_RATE, Patches
+from tests import needs
 from tests.data.conversations.test_performance import LONG, beeps, timing
 
 SCRIPTS = (
@@ -99,7 +100,7 @@ def test_every_line_is_a_record_with_its_sound(folder):
 
 
 def test_lhotse_reads_both_channels(folder, monkeypatch):
-    lhotse = pytest.importorskip("lhotse")
+    lhotse = needs.module("lhotse", "data")
     monkeypatch.chdir(folder)
     cuts = list(lhotse.CutSet.from_file(folder / clips.CUTS))
     assert [cut.id for cut in cuts] == ["000000", "000001"]
@@ -113,7 +114,7 @@ def test_lhotse_reads_both_channels(folder, monkeypatch):
 
 
 def test_cleaning_and_annotation_take_them_like_recordings(folder, tmp_path):
-    pytest.importorskip("pyarrow")
+    needs.module("pyarrow", "data")
     from speechgpt2.data.pipeline import shar
 
     run, out = CliRunner(), tmp_path / "run"

@@ -19,6 +19,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice, Word
 from speechgpt2.tts.voices import speak, training_voices
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 WORD = 0.2  # seconds of each word of `beeps`
 
@@ -113,6 +114,7 @@ def test_places_keep_length_and_time():
 
 
 TOLERANCE = Tolerance()
+SPEAKERS = [training_voices(lang)[12] for lang in ("en", "zh")]
 
 
 def test_errors_are_in_tolerances():
@@ -125,12 +127,12 @@ def test_errors_are_in_tolerances():
     assert error(MANNERS["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
 
 
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*SPEAKERS)
 @pytest.mark.parametrize(
-    "lang, text", [("en", "I would like the soup and some water."), ("zh", "我要一碗面条，再来一杯茶。")]
+    "voice, text", zip(SPEAKERS, ("I would like the soup and some water.", "我要一碗面条，再来一杯茶。"))
 )
-def test_an_engine_speaks_in_the_manner_asked_for(need_voice, lang, text):
-    pytest.importorskip("pyworld", reason="measuring pitch needs pyworld")
-    voice = need_voice(training_voices(lang)[12])
+def test_an_engine_speaks_in_the_manner_asked_for(voice, text):
     neutral = speak(text, voice)
     for name, style in ((name, MANNERS[name]) for name in ("fast", "soft", "sad", "whisper")):
         said = speak(text, drive(voice, style))
@@ -143,14 +145,9 @@ def recipe(**changes) -> building.Recipe:
     return from_dict(building.Recipe, {"conversations": 4, "scenes": ["travel", "story"], **changes})
 
 
-@pytest.fixture
-def speaking(need_voice):
-    pytest.importorskip("pyworld", reason="measuring pitch needs pyworld")
-    for lang in ("en", "zh"):
-        need_voice(training_voices(lang)[12])
-
-
-def test_a_build_resumes_to_the_same_bytes(speaking, tmp_path, monkeypatch):
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*SPEAKERS)
+def test_a_build_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "PART", 2)  # known to this process: it counts the parts
     asked = recipe()
     out = tmp_path / "a"
@@ -173,7 +170,9 @@ def test_a_build_resumes_to_the_same_bytes(speaking, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_neither_kills_nor_workers_change_a_build(speaking, tmp_path):
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*SPEAKERS)
+def test_neither_kills_nor_workers_change_a_build(tmp_path):
     asked = recipe(conversations=building.PART + 3)
     building.build(asked, tmp_path / "a", workers=1)
     building.build(asked, tmp_path / "b", workers=2)

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 import yaml
 from warcio.archiveiterator import ArchiveIterator

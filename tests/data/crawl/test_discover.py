@@ -4,7 +4,9 @@ import gzip
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.discover import Source, decode, links_of
 from speechgpt2.data.crawl.licence import CHANNEL, ITEM, SEED, Statement

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from aiohttp import web
 

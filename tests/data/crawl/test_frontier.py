@@ -6,7 +6,9 @@ from itertools import permutations
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.database import Database
 from speechgpt2.data.crawl.frontier import Frontier, Link, Lost

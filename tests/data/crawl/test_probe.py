@@ -3,7 +3,6 @@
 import asyncio
 import io
 import os
-import shutil
 import signal
 import subprocess
 
@@ -11,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.decoder import Decoder
 from speechgpt2.data.crawl.demo import encode
@@ -40,7 +41,7 @@ def test_the_fingerprint_is_of_the_sound_not_of_its_wrapping(tmp_path, tone):
         assert look(tmp_path, other).fingerprint not in same
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@needs.tool("ffmpeg")
 @pytest.mark.parametrize("ending", ["m4a", "aac", "webm"])
 def test_what_only_ffmpeg_reads(tmp_path, wav, ending):
     (tmp_path / "a.wav").write_bytes(wav(1))

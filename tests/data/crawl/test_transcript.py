@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl import demo
 from speechgpt2.data.crawl.discover import Source, links_of

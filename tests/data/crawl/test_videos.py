@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="needs the extra crawl")
+from tests import needs
+
+needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.data.crawl.videos import YtDlp

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from speechgpt2.bench.records import bench
+from tests import needs
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
+needs.module("pyarrow", "data")
 
 
 @pytest.mark.parametrize(

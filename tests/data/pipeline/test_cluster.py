@@ -13,10 +13,11 @@ from speechgpt2.data.pipeline import cluster, output
 from speechgpt2.data.pipeline.cluster import RayWorkers
 from speechgpt2.data.pipeline.runner import Run
 from speechgpt2.errors import UserError
+from tests import needs
 from tests.data.pipeline.stages import steps
 from tests.data.pipeline.test_runner import process, tree
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
+needs.module("pyarrow", "data")
 
 
 def test_without_ray_it_is_said_what_to_install(recordings, tmp_path, monkeypatch):
@@ -28,7 +29,7 @@ def test_without_ray_it_is_said_what_to_install(recordings, tmp_path, monkeypatc
 @pytest.fixture(scope="module")
 def ray():
     """Ray on this machine with two workers, for all tests of this file."""
-    found = pytest.importorskip("ray", reason="ray is not installed: pip install 'speechgpt2[ray]'")
+    found = needs.module("ray", "ray")
     module, ours = cluster._connected(2)
     assert ours
     yield module
@@ -80,7 +81,7 @@ print(told, ray.nodes()[0]["NodeManagerAddress"])
 
 def test_nothing_is_shown_and_nothing_is_told():
     """In a process of its own, for Ray goes by what it finds when it is loaded, here by whichever test came first."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'speechgpt2[ray]'")
+    needs.module("ray", "ray")
     result = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, timeout=120)
     assert result.stdout.split() == ["False", "127.0.0.1"], result.stderr  # nobody else can reach it
 

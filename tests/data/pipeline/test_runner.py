@@ -20,10 +20,11 @@ from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.workers import Task, Workers
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
+from tests import needs
 from tests.data.pipeline import dying
 from tests.data.pipeline.stages import Cut, CutConfig, Level, LevelConfig, Take, steps
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
+needs.module("pyarrow", "data")
 
 SCRIPT = """
 import sys

@@ -27,6 +27,7 @@ from speechgpt2.data.record import (
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 
 def test_labels_change_without_the_sound_being_written_again(clips, workspace, tmp_path):
@@ -79,7 +80,7 @@ def test_there_and_back(clips, workspace, tmp_path):
 
 
 def test_lhotse_reads_it(clips, workspace, tmp_path):
-    lhotse = pytest.importorskip("lhotse")
+    lhotse = needs.module("lhotse", "data")
     shar.write(clips, workspace, tmp_path / "shar", tmp_path / "scratch", size=2)
     cuts = list(lhotse.CutSet.from_shar(in_dir=str(tmp_path / "shar")))
     assert [cut.id for cut in cuts] == [clip.id for clip in clips]
@@ -93,7 +94,7 @@ def test_lhotse_reads_it(clips, workspace, tmp_path):
 
 def test_lhotse_writes_it_again(clips, workspace, tmp_path):
     """Through Lhotse's own writer and reader, with our fields."""
-    lhotse = pytest.importorskip("lhotse")
+    lhotse = needs.module("lhotse", "data")
     shar.write(clips, workspace, tmp_path / "shar", tmp_path / "scratch")
     (tmp_path / "again").mkdir()
     cuts = list(lhotse.CutSet.from_shar(in_dir=str(tmp_path / "shar")))
@@ -117,7 +118,7 @@ def test_shards_that_are_right_are_left_alone(clips, workspace, tmp_path):
 
 
 def test_scores_of_all(clips, tmp_path):
-    pytest.importorskip("pyarrow")
+    needs.module("pyarrow", "data")
     refused = replace(clips[2], decisions=(Decision("rules", 1, False, "", "noisy", 3.0, 10.0, "why"),))
     assert scores.write([*clips[:2], refused], tmp_path / "scores.parquet", tmp_path) == 3
     rows = list(scores.read(tmp_path / "scores.parquet"))

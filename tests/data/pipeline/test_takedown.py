@@ -21,9 +21,10 @@ from speechgpt2.data.pipeline import scores, shar
 from speechgpt2.data.pipeline.results import Results
 from speechgpt2.data.pipeline.takedown import runs_of, taken_down
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 from tests.data.clean.test_measures import voice
 
-pytest.importorskip("pyarrow", reason="scores need pyarrow")
+needs.module("pyarrow", "data")
 
 
 def sg2(*words: str | Path, code: int = 0) -> str:

@@ -10,9 +10,10 @@ import pytest
 
 from speechgpt2.data.pipeline import wire
 from speechgpt2.data.record import Clip, Decision, Label
+from tests import needs
 from tests.data.pipeline.test_record import FULL
 
-pytest.importorskip("msgspec", reason="runs need msgspec")
+needs.module("msgspec", "data")
 
 
 def test_clips_come_back(tmp_path):

@@ -15,6 +15,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment.ctc import Ctc, spell
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 from tests.onnx_writer import hearing
 
 VOCABULARY = {"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "学": 5}
@@ -23,7 +24,7 @@ TONES = {number: 400.0 * number for number in range(1, 6)}
 
 @pytest.fixture
 def folder(tmp_path):
-    pytest.importorskip("onnxruntime")
+    needs.module("onnxruntime", "server")
     made = tmp_path / "model"
     made.mkdir()
     (made / "model.onnx").write_bytes(hearing(TONES, len(VOCABULARY), blank=0))
