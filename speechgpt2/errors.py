@@ -8,3 +8,7 @@ into the protocol's error. Every other exception is a bug in the project.
 
 class UserError(ValueError):
     """What was asked cannot be done; the message is one clear line for the person who asked."""
+
+
+class MissingDependency(UserError):
+    """An optional package, library or program is not installed; the message says how to install it."""

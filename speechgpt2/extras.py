@@ -6,14 +6,14 @@ import importlib
 import warnings
 from types import ModuleType
 
-from speechgpt2.errors import UserError
+from speechgpt2.errors import MissingDependency
 
 
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which the extra `extra` of this package installs.
 
     Raises:
-        UserError: The module, or something that it imports, is not installed. The message says what to install.
+        MissingDependency: The module, or something that it imports, is not installed. The message says what to install.
     """
     try:
         with warnings.catch_warnings():
@@ -21,4 +21,4 @@ def require(module: str, extra: str) -> ModuleType:
             return importlib.import_module(module)
     except ImportError as error:
         missing = f" (it lacks {error.name})" if error.name not in (None, module) else ""
-        raise UserError(f"{module} is not installed{missing}; run: pip install 'speechgpt2[{extra}]'") from None
+        raise MissingDependency(f"{module} is not installed{missing}; run: pip install 'speechgpt2[{extra}]'") from None

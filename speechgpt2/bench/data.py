@@ -29,9 +29,9 @@ from speechgpt2.data import steps as presets
 from speechgpt2.data.conversations.build import Missed, Recipe, converse
 from speechgpt2.data.pipeline import output
 from speechgpt2.data.pipeline.runner import Run
-from speechgpt2.data.processes import single_threaded
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
+from speechgpt2.processes import single_threaded
 from speechgpt2.tts.voices import Voice, draw_voice, speak
 from speechgpt2.types import SAMPLE_RATE
 

@@ -7,7 +7,8 @@ import torch
 
 from speechgpt2.codec.train import Crops
 from speechgpt2.corpus.phones import PhoneSet
-from speechgpt2.corpus.store import F0_HOP, PAD_TO, Corpus
+from speechgpt2.corpus.store import PAD_TO, Corpus
+from speechgpt2.dsp.world_pitch import F0_HOP
 from speechgpt2.tts.augment import elsewhere
 from speechgpt2.tts.voices import ASSISTANT_VOICES
 

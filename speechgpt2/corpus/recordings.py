@@ -18,9 +18,9 @@ import soxr
 
 from speechgpt2.corpus.store import Item, Record
 from speechgpt2.curriculum.lexicon import ONES
+from speechgpt2.dsp.levels import active_span, normalise_level
 from speechgpt2.dsp.world_pitch import track
 from speechgpt2.tts.utterance import Word
-from speechgpt2.tts.voices import active_span, level
 from speechgpt2.types import SAMPLE_RATE
 
 _LJ_FIRST_TEST = "LJ001-0080"
@@ -60,7 +60,7 @@ def load(recording: Recording) -> Item | None:
     span = active_span(mono, floor_db=-40.0)
     if span is None:
         return None
-    mono = level(mono[span[0] : span[1]])
+    mono = normalise_level(mono[span[0] : span[1]])
     record = Record(
         f"{recording.source}-{recording.path.stem}", recording.text, recording.lang,
         speaker=recording.speaker, voice=recording.speaker, split=recording.split,

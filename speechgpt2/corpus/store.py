@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from speechgpt2 import hub
+from speechgpt2.dsp.world_pitch import F0_HOP
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Utterance, Word
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 FORMAT = 1
-F0_HOP = 240  # samples per pitch value
 PAD_TO = FRAME_SIZE
 
 _PCM, _F0, _INDEX, _META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"

@@ -21,11 +21,12 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from speechgpt2.corpus import recordings
+from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
-from speechgpt2.curriculum.dialogues import Exchange, draw, evaluation_set, typed_variants
+from speechgpt2.curriculum.dialogues import Exchange, draw, typed_variants
 from speechgpt2.curriculum.sentences import sentence, word_list
-from speechgpt2.data.processes import single_threaded
 from speechgpt2.dsp.world_pitch import track
+from speechgpt2.processes import single_threaded
 from speechgpt2.tts.augment import disturbed
 from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
 
@@ -106,7 +107,7 @@ def build_dialogue_corpus(
     A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
     "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
     exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed variants. The test
-    split is `evaluation_set` (``test`` trials) in held-out voices, undisturbed. ``says`` is half of ``exchanges`` where
+    split is `held_out_questions` (``test`` of them), undisturbed. ``says`` is half of ``exchanges`` where
     not given. Resumes a killed build.
     """
     says = exchanges // 2 if says is None else says
@@ -127,7 +128,7 @@ def build_dialogue_corpus(
 
 def _test_part(count: int) -> Iterator[Item]:
     rng = random.Random("replies of the test split")
-    for number, trial in enumerate(evaluation_set(count, EVALUATION_SEED)):
+    for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED)):
         yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, rng, "test")
 
 

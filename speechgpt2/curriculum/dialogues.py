@@ -15,7 +15,6 @@ from functools import cache
 from speechgpt2.curriculum import lexicon
 from speechgpt2.curriculum.facts import FACTS
 from speechgpt2.curriculum.numbers import spoken, tokens, values
-from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice, vary
 
 ASSISTANT_NAMES = {"en": "Mini", "zh": "小迷"}
 
@@ -97,14 +96,6 @@ class Exchange:
     answer_key: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """An exchange of the evaluation set and the held-out voice that asks."""
-
-    exchange: Exchange
-    voice: Voice
-
-
 def draw(rng: random.Random, lang: str, skill: str | None = None) -> Exchange:
     """A random exchange in ``lang`` ("en", "zh"), of ``skill`` or of any in the shares of `SKILLS`."""
     if lang not in ("en", "zh"):
@@ -146,17 +137,6 @@ def right(exchange: Exchange, text: str) -> bool:
         return [t for t in tokens(text, lang) if t in _number_tokens(lang)] == wanted
     heard = tokens(text, lang)
     return all(_last(text, k, lang) if values(k, lang) else _within(tokens(k, lang), heard) for k in key)
-
-
-def evaluation_set(n: int = 200, seed: int = 0) -> tuple[Trial, ...]:
-    """``n`` trials, every second in Mandarin, the skills in turn; the same for the same arguments."""
-    rng = random.Random(f"evaluation/{seed}")
-    trials = []
-    for index in range(n):
-        lang = ("en", "zh")[index % 2]
-        exchange = draw(rng, lang, list(SKILLS)[index // 2 % len(SKILLS)])
-        trials.append(Trial(exchange, vary(rng.choice(HELD_OUT_VOICES[lang]), rng)))
-    return tuple(trials)
 
 
 def _ask(rng: random.Random, kind: str, lang: str, **slots: str) -> str:

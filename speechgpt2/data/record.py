@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from speechgpt2.errors import UserError
-from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.tts.utterance import Alignment, Word
 
 R = TypeVar("R")
 
@@ -91,15 +91,6 @@ class Speaker:
     embedding: tuple[float, ...] = ()
     gender: str = ""
     age: str = ""
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Words or characters, phones, and tones (the digit of a syllable) with their times."""
-
-    words: tuple[Word, ...] = ()
-    phones: tuple[Phone, ...] = ()
-    tones: tuple[Phone, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +187,7 @@ class Clip:
     lang: Language = Language()
     text: Wording = Wording()
     speakers: tuple[Speaker, ...] = ()
-    align: Alignment = Alignment()
+    align: Alignment = field(default_factory=Alignment)
     prosody: Prosody = Prosody()
     quality: Quality = field(default_factory=Quality)
     style: Style = Style()

@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2 import audio, vad
-from speechgpt2.data.pipeline.sound import Sound
-from speechgpt2.dsp.spectrum import FRAMES, HERTZ, HOP, decibels, power, power_of
+from speechgpt2.dsp.spectrum import FRAMES, HERTZ, HOP, decibels, power
 from speechgpt2.types import SAMPLE_RATE
 
 Activity = Callable[[Iterator[np.ndarray]], np.ndarray]  # blocks [N] of one recording -> [T]
@@ -33,9 +32,9 @@ def energy(blocks: Iterator[np.ndarray]) -> np.ndarray:
     return _above(np.concatenate(parts)) if parts else np.zeros(0)
 
 
-def energy_of(sound: Sound) -> np.ndarray:
-    """`energy` of a clip."""
-    return _above(_levels(power_of(sound), len(sound.raw)))
+def energy_from_power(spectrum: np.ndarray, samples: int) -> np.ndarray:
+    """`energy` of one block of `samples` samples, from its power `[T, BINS]`."""
+    return _above(_levels(spectrum, samples))
 
 
 def _levels(spectrum: np.ndarray, samples: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from functools import cache
 
 import numpy as np
 
-from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
@@ -35,11 +34,6 @@ def power(pcm: np.ndarray, size: int = SIZE, hop: int = HOP, bins: slice = slice
     frames = np.lib.stride_tricks.sliding_window_view(pcm, size)[::hop]
     window = np.hanning(size + 1)[:size].astype(np.float32)
     return squared(fft.rfft(frames * window, axis=1)[:, bins]) / np.square(window.sum())
-
-
-def power_of(sound: Sound) -> np.ndarray:
-    """`power` of a clip, once for all stages."""
-    return sound.once("power", power, degree=2)
 
 
 def squared(spectrum: np.ndarray) -> np.ndarray:

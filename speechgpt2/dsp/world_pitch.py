@@ -1,15 +1,15 @@
-"""Fundamental frequency of speech, at the rate of `corpus.F0_HOP`, and the tools that find it."""
+"""Fundamental frequency of speech, one value every `F0_HOP` samples, and the tools that find it."""
 
 from __future__ import annotations
 
-import warnings
 from types import ModuleType
 
 import numpy as np
 
-from speechgpt2.tts.utterance import SynthesisUnavailable
+from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
+F0_HOP = SAMPLE_RATE // 100  # samples between two values: 10 ms
 _FLOOR, _CEILING = 60.0, 500.0  # Hz; covers low male and high female voices
 
 
@@ -25,11 +25,5 @@ def track(pcm: np.ndarray) -> np.ndarray:
 
 
 def world() -> ModuleType:
-    """pyworld, the bindings of WORLD. Errors: `SynthesisUnavailable` where it is missing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pyworld imports the deprecated pkg_resources
-            import pyworld
-    except ImportError as error:
-        raise SynthesisUnavailable("WORLD is missing: pip install 'speechgpt2[synthesis]'") from error
-    return pyworld
+    """Return pyworld, the bindings of WORLD. Raises `MissingDependency` if it is not installed."""
+    return require("pyworld", "synthesis")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechgpt2.corpus.held_out import HeldOutQuestion
 from speechgpt2.curriculum import dialogues
-from speechgpt2.curriculum.dialogues import Trial
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
@@ -49,7 +49,7 @@ class TimedReply:
 class Answer(TimedReply):
     """A reply to a held-out question."""
 
-    trial: Trial
+    trial: HeldOutQuestion
 
     @property
     def lang(self) -> str:
@@ -95,7 +95,7 @@ def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedRepl
     return TimedReply(mode, text.strip(), transcript, np.concatenate(audio), first, time.perf_counter() - start)
 
 
-def ask(model: Any, trial: Trial, mode: Mode, **options: Any) -> Answer:
+def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> Answer:
     """Put one held-out question to `model`, spoken by the trial's voice or typed.
 
     Raises:

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from speechgpt2.asr.error_rate import edit_distance
-from speechgpt2.curriculum import dialogues
+from speechgpt2.corpus.held_out import held_out_questions
+from speechgpt2.curriculum.dialogues import SKILLS
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
@@ -49,7 +50,7 @@ def answer_rows(answers: Iterable[Answer]) -> list[AnswerRow]:
     for answer in answers:
         for skill in (answer.skill, "all"):
             groups.setdefault((answer.mode, answer.lang, skill), []).append(answer)
-    modes, skills = list(MODES), [*dialogues.SKILLS, "all"]
+    modes, skills = list(MODES), [*SKILLS, "all"]
     rows = []
     for mode, lang, skill in sorted(groups, key=lambda key: (modes.index(key[0]), key[1], skills.index(key[2]))):
         group = groups[mode, lang, skill]
@@ -117,6 +118,6 @@ def _ask_all(model: Any, n: int, seed: int, modes: Sequence[Mode], greedy: bool,
         from speechgpt2.lm.sampling import Sampling
 
         options["sampling"] = Sampling.greedy()
-    trials = dialogues.evaluation_set(n, seed)
+    trials = held_out_questions(n, seed)
     steps = progress.track([(mode, trial) for mode in modes for trial in trials], description="answering")
     return [ask(model, trial, mode, **options) for mode, trial in steps]

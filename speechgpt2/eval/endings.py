@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt2.curriculum.dialogues import Trial
+from speechgpt2.corpus.held_out import HeldOutQuestion
 from speechgpt2.errors import UserError
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
@@ -29,7 +29,9 @@ class EndingRow:
     whole: float = column("taken for whole", ".2f")
 
 
-def ending_rows(model: Any, trials: Iterable[Trial], done: Callable[[], Any] = lambda: None) -> list[EndingRow]:
+def ending_rows(
+    model: Any, trials: Iterable[HeldOutQuestion], done: Callable[[], Any] = lambda: None
+) -> list[EndingRow]:
     """Each question of three words or more, once as it is and once up to one of its words, at random.
 
     None for a model that does not tell what it heard.

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from speechgpt2.corpus import recordings
 from speechgpt2.curriculum import sentences
-from speechgpt2.errors import UserError
+from speechgpt2.errors import MissingDependency, UserError
 from speechgpt2.tts import voices
-from speechgpt2.tts.utterance import SynthesisUnavailable
 from speechgpt2.types import SAMPLE_RATE
 
 MAX_SECONDS = 5.0  # longer recordings are cut: more clips tell more than longer ones
@@ -40,7 +39,7 @@ def say(text: str, voice: voices.Voice) -> voices.Utterance:
     """`voices.speak`. Errors: `UserError` where its engine is not installed, ValueError for a text without sound."""
     try:
         return voices.speak(text, voice)
-    except SynthesisUnavailable as error:
+    except MissingDependency as error:
         raise UserError(str(error)) from None
 
 

@@ -70,7 +70,7 @@ def revoiced(
     `liveliness`, `tempo` times as long, `breath` (0..1) of the voice turned to noise.
 
     Taken apart and put together by WORLD (Morise et al. 2016), about 13 times faster than real time.
-    Errors: `SynthesisUnavailable` where pyworld is missing.
+    Errors: `MissingDependency` where pyworld is missing.
     """
     tools = world()
     pcm = utterance.pcm.astype(np.float64)

@@ -1,30 +1,48 @@
-"""Speech synthesis engines: each module has one ``render(text, voice) -> Rendering``.
+"""The registry of synthesis engines.
 
-espeak      English and Mandarin, about a hundred speakers, times from its callback
-flite       English, times from its utterance structure
-festival    English, statistical voices; slow
-recordings  a folder of recorded words, spliced
-model       a language model of this project reads aloud, in its own or a given voice
-server      a CosyVoice-like server over HTTP
+An engine is a module with one function ``render(text, voice) -> Rendering``, and an entry in `ENGINES`:
 
-The last two do not tell when they say what: there the forced aligner does (aligned.py).
+    espeak      English and Mandarin, about a hundred speakers
+    flite       English
+    festival    English, statistical voices; slow
+    recordings  a folder of recorded words, joined
+    model       a language model of this project, in its own or a given voice
+    server      a server with CosyVoice's HTTP interface
+
+To add one: write the module, raise `MissingDependency` where a library or program is not installed, and add a line
+below. An engine that does not know the times of its words returns none; `voices.speak` then finds them by forced
+alignment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from speechgpt2.tts import espeak, festival, flite, model, recordings, server
 from speechgpt2.tts.utterance import Rendering, Voice
 
-ENGINES: dict[str, Callable[[str, Voice], Rendering]] = {
-    "espeak": espeak.render,
-    "flite": flite.render,
-    "festival": festival.render,
-    "recordings": recordings.render,
-    "model": model.render,
-    "server": server.render,
-}
 
-EXACT = frozenset({"espeak", "flite", "festival"})  # those that know when they say each word
-DRIVEN = frozenset({"espeak", "flite"})  # those whose rate and pitch can be set
+@dataclass(frozen=True)
+class Engine:
+    """A synthesis engine.
+
+    Attributes:
+        render: makes audio of a text in a voice.
+        exact_times: whether it knows the times of words, so that they count as the truth.
+        adjustable: whether rate and pitch of a voice have an effect.
+    """
+
+    render: Callable[[str, Voice], Rendering]
+    exact_times: bool = False
+    adjustable: bool = False
+
+
+ENGINES: dict[str, Engine] = {
+    "espeak": Engine(espeak.render, exact_times=True, adjustable=True),
+    "flite": Engine(flite.render, exact_times=True, adjustable=True),
+    "festival": Engine(festival.render, exact_times=True),
+    "recordings": Engine(recordings.render),
+    "model": Engine(model.render),
+    "server": Engine(server.render),
+}

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from speechgpt2.errors import MissingDependency
 from speechgpt2.tts import variants
 from speechgpt2.tts.pinyin import Syllable, syllables
-from speechgpt2.tts.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
+from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 MANDARIN = "cmn-latn-pinyin"
 
@@ -94,7 +95,7 @@ class _Library:
         flags = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
         self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
         if self.sample_rate <= 0:
-            raise SynthesisUnavailable("espeak-ng's library was found, but not its espeak-ng-data folder")
+            raise MissingDependency("espeak-ng's library was found, but not its espeak-ng-data folder")
         self._lib.espeak_SetSynthCallback(self._callback)
 
     @cached_property
@@ -134,7 +135,7 @@ def _load() -> tuple[ctypes.CDLL, bytes | None]:
     try:
         return ctypes.CDLL("libespeak-ng.so.1"), None
     except OSError as error:
-        raise SynthesisUnavailable("espeak-ng is missing: pip install 'speechgpt2[synthesis]'") from error
+        raise MissingDependency("espeak-ng is missing: pip install 'speechgpt2[synthesis]'") from error
 
 
 @cache

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechgpt2.errors import MissingDependency
 from speechgpt2.tts.flite import ipa
-from speechgpt2.tts.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
+from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 VOICES = {"slt_hts": "cmu_us_slt_arctic_hts", "kal": "kal_diphone", "ked": "ked_diphone", "rab": "rab_diphone"}
 LONGEST = 60.0  # seconds that one utterance may take to make
@@ -39,9 +40,9 @@ _SCRIPT = """
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Speak English text. Errors: `SynthesisUnavailable`; ValueError where Festival makes no sound of it."""
+    """Speak English text. Errors: `MissingDependency`; ValueError where Festival makes no sound of it."""
     if shutil.which("festival") is None:
-        raise SynthesisUnavailable("festival is missing: install the system package festival")
+        raise MissingDependency("festival is missing: install the system package festival")
     if voice.name not in VOICES:
         raise ValueError(f"festival has no voice {voice.name!r}; there are {', '.join(VOICES)}")
     plain = re.sub(r'["\\]', " ", text.encode("ascii", "ignore").decode())  # it stands in a string of the script
@@ -52,7 +53,7 @@ def render(text: str, voice: Voice) -> Rendering:
         command = ["festival", "-b", str(Path(folder) / "say.scm")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
         if f"voice_{VOICES[voice.name]}" in done.stderr:
-            raise SynthesisUnavailable(f"festival's voice {voice.name} is missing: install its festvox package")
+            raise MissingDependency(f"festival's voice {voice.name} is missing: install its festvox package")
         if not path.is_file():
             raise ValueError(f"festival said nothing for {text!r}: {done.stderr.strip()[:200]}")
         pcm, rate = soundfile.read(path, dtype="float32")

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt2.tts.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
+from speechgpt2.errors import MissingDependency
+from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 VOICES = {
     "slt": "cmu_us_slt",
@@ -69,7 +70,7 @@ class _Library:
             for name in ("usenglish", "cmulex"):
                 ctypes.CDLL(f"libflite_{name}.so.1", mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            raise SynthesisUnavailable("flite is missing: install the system package flite") from error
+            raise MissingDependency("flite is missing: install the system package flite") from error
         pointer, string, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float
         self.synthesize = self._function("flite_synth_text", pointer, string, pointer)
         self.wave = self._function("utt_wave", ctypes.POINTER(_Wave), pointer)
@@ -110,7 +111,7 @@ def _voice(name: str) -> int:
     try:
         library = ctypes.CDLL(f"libflite_{VOICES[name]}.so.1")
     except OSError as error:
-        raise SynthesisUnavailable(f"flite's voice {name} is missing: install the system package flite") from error
+        raise MissingDependency(f"flite's voice {name} is missing: install the system package flite") from error
     register = getattr(library, f"register_{VOICES[name]}")
     register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     return register(None)

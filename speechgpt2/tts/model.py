@@ -1,7 +1,7 @@
 """A language model of this project reads aloud: in its own voice, or in that of a clip, which it takes as its greeting.
 
 The voice's name is a model, "mini" or a folder; `accent` is the path of a clip with its text beside (prompts.py).
-`take` is the seed of the reading. Times come from the aligner.
+`take` is the seed of the reading. It knows no times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from speechgpt2.tts import prompts
-from speechgpt2.tts.aligned import aligned
 from speechgpt2.tts.utterance import Rendering, Voice
 from speechgpt2.types import SAMPLE_RATE
 
@@ -26,7 +25,7 @@ def render(text: str, voice: Voice) -> Rendering:
     reply = read_aloud(_model(voice.name), text, voice)
     if reply.reason != "stop" or not len(reply.pcm):
         raise ValueError(f"{voice.speaker} did not end {text!r}")
-    return aligned(reply.pcm, SAMPLE_RATE, text, voice.lang)
+    return Rendering(reply.pcm, SAMPLE_RATE)
 
 
 def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from speechgpt2.tts.utterance import SynthesisUnavailable
+from speechgpt2.errors import MissingDependency
 
 _PAUSES = {"，": ",", "、": ",", "；": ",", "：": ",", "。": ".", "！": "!", "？": "?"}
 _PAUSES.update({mark: mark for mark in ",.!?;:"})
@@ -42,7 +42,7 @@ def syllables(text: str) -> list[Syllable]:
     try:
         from pypinyin import Style, lazy_pinyin
     except ImportError as error:
-        raise SynthesisUnavailable("Mandarin needs pypinyin: pip install 'speechgpt2[synthesis]'") from error
+        raise MissingDependency("Mandarin needs pypinyin: pip install 'speechgpt2[synthesis]'") from error
     chars = [c for c in text if not c.isspace()]
     # Third-tone sandhi is left to espeak, which knows the prosodic phrase; pypinyin does 一 and 不.
     readings = lazy_pinyin(

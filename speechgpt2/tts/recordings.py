@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt2 import audio
+from speechgpt2.dsp.levels import active_span
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Rendering, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
@@ -70,8 +71,6 @@ def _bank(folder: str) -> dict[str, list[Path]]:
 @cache
 def _piece(path: Path) -> np.ndarray:
     """A recording at 24 kHz, without the silence around it, at the common level."""
-    from speechgpt2.tts.voices import active_span
-
     pcm = audio.load(path)
     span = active_span(pcm, floor_db=-35.0)
     if span is None:

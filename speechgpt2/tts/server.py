@@ -3,7 +3,7 @@
 The voice's name is the server's address, `http://127.0.0.1:50000`. `accent` is a speaker that the server knows, or the
 path of a clip to speak like, with its text beside (prompts.py). `manner` is told to servers in words. An answer is raw
 16-bit samples at 24 kHz, or at the rate that its header or `?rate=22050` in the address says; or a sound file.
-`take` is not told: such a server speaks anew each time. Times come from the aligner.
+`take` is not told: such a server speaks anew each time. It knows no times.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import soundfile
 
 from speechgpt2.errors import UserError
 from speechgpt2.tts import prompts
-from speechgpt2.tts.aligned import aligned
 from speechgpt2.tts.utterance import Rendering, Voice
 from speechgpt2.types import SAMPLE_RATE
 
@@ -49,7 +48,7 @@ def render(text: str, voice: Voice) -> Rendering:
     pcm, rate = _sound(*_post(url, fields, files), told)
     if not len(pcm):
         raise ValueError(f"{voice.speaker} said nothing for {text!r}")
-    return aligned(pcm, rate, text, voice.lang)
+    return Rendering(pcm, rate)
 
 
 def _post(url: str, fields: dict[str, str], files: dict[str, bytes]) -> tuple[bytes, str]:

@@ -5,12 +5,12 @@ Times are seconds from the first sample of the utterance; audio is mono float32 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -31,6 +31,20 @@ class Phone(NamedTuple):
     label: str
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Words or characters, phones, and tones (the digit of a syllable) with their times."""
+
+    words: tuple[Word, ...] = ()
+    phones: tuple[Phone, ...] = ()
+    tones: tuple[Phone, ...] = ()
+
+
+def tones_of(phones: Sequence[Phone]) -> tuple[Phone, ...]:
+    """The tones of Mandarin vowels, which carry them as a digit."""
+    return tuple(phone._replace(label=phone.label[-1]) for phone in phones if phone.label[-1:].isdigit())
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,12 @@ class Voice:
 
 @dataclass(frozen=True)
 class Rendering:
-    """What an engine returns: ``pcm`` float32 [N] at its own ``sample_rate``, nothing trimmed."""
+    """What an engine returns: ``pcm`` float32 [N] at its own ``sample_rate``, untrimmed; times if it knows them."""
 
     pcm: np.ndarray
     sample_rate: int
-    words: tuple[Word, ...]
-    phones: tuple[Phone, ...]
+    words: tuple[Word, ...] = ()
+    phones: tuple[Phone, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,3 @@ class Utterance:
     def duration(self) -> float:
         """Seconds."""
         return len(self.pcm) / SAMPLE_RATE
-
-
-class SynthesisUnavailable(UserError):
-    """An engine, its library or a Python package it needs is not installed."""

@@ -15,7 +15,10 @@ from dataclasses import replace
 import numpy as np
 import soxr
 
+from speechgpt2.dsp.levels import active_span, normalise_level
 from speechgpt2.tts import variants
+from speechgpt2.tts.alignment.align import align_speech
+from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.espeak import MANDARIN
 from speechgpt2.tts.utterance import Phone, Rendering, Utterance, Voice, Word
@@ -25,9 +28,6 @@ __all__ = [
     "ASSISTANT_VOICES", "HELD_OUT_VOICES", "Phone", "Utterance", "Voice", "Word",
     "draw_voice", "speak", "training_voices", "vary",
 ]  # fmt: skip
-
-LEVEL_DBFS = -23.0  # RMS of the speaking part at gain 0
-MARGIN = 0.05  # seconds of silence kept on both sides
 
 # espeak's variants that sound like somebody; near-duplicates and robots are left out.
 _MALE = (
@@ -118,41 +118,30 @@ def speak(text: str, voice: Voice) -> Utterance:
     """Synthesise ``text``; 24 kHz, silence trimmed to 50 ms, at the voice's level.
 
     Mandarin takes hanzi with punctuation. Raises ValueError for a text that gives no sound,
-    SynthesisUnavailable where the engine is not installed.
+    MissingDependency where the engine is not installed.
     """
-    rendering = ENGINES[voice.engine](text, voice)
+    engine = ENGINES[voice.engine]
+    rendering = engine.render(text, voice)
     pcm = rendering.pcm
     if rendering.sample_rate != SAMPLE_RATE and len(pcm):
         pcm = soxr.resample(pcm, rendering.sample_rate, SAMPLE_RATE, quality="HQ")
     span = active_span(pcm)
     if span is None:
         raise ValueError(f"{voice.speaker} said nothing for {text!r}")
-    pcm = level(pcm[span[0] : span[1]], voice.gain)
+    if not rendering.words and not engine.exact_times:
+        rendering = _aligned(rendering, pcm, text, voice)
+    pcm = normalise_level(pcm[span[0] : span[1]], voice.gain)
     words, phones = _shift(rendering, span[0] / SAMPLE_RATE, len(pcm) / SAMPLE_RATE)
     return Utterance(pcm, text, voice.lang, voice, words, phones)
 
 
-def active_span(pcm: np.ndarray, floor_db: float = -45.0) -> tuple[int, int] | None:
-    """First and last sample of the sounding part with `MARGIN` around it; None for silence.
-
-    ``pcm`` [N] at 24 kHz; sounding is a 10 ms window within ``floor_db`` of the loudest one.
-    """
-    hop = SAMPLE_RATE // 100
-    power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
-    if not len(power) or power.max() < 1e-8:
-        return None
-    loud = np.flatnonzero(power > power.max() * 10 ** (floor_db / 10))
-    margin = int(MARGIN * SAMPLE_RATE)
-    return max(0, int(loud[0]) * hop - margin), min(len(pcm), int(loud[-1] + 1) * hop + margin)
-
-
-def level(pcm: np.ndarray, gain: float = 0.0) -> np.ndarray:
-    """Scale to `LEVEL_DBFS` + ``gain`` dB over the sounding windows, peaks held under 0.95."""
-    hop = SAMPLE_RATE // 100
-    power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
-    speech = power[power > power.max() * 1e-3].mean()
-    scale = 10 ** ((LEVEL_DBFS + gain) / 20) / np.sqrt(speech)
-    return (pcm * min(scale, 0.95 / np.abs(pcm).max())).astype(np.float32)
+def _aligned(rendering: Rendering, pcm: np.ndarray, text: str, voice: Voice) -> Rendering:
+    """The rendering with times by forced alignment of its audio, `pcm [N]` at 24 kHz."""
+    try:
+        found, _ = align_speech(pcm.astype(np.float32), text, voice.lang)
+    except Unalignable as error:
+        raise ValueError(f"{voice.speaker}: {text!r} is not in the audio ({error})") from None
+    return replace(rendering, words=found.words, phones=found.phones)
 
 
 def _shift(rendering: Rendering, offset: float, duration: float) -> tuple[tuple[Word, ...], tuple[Phone, ...]]:

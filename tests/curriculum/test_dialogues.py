@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from speechgpt2.curriculum.dialogues import SKILLS, Exchange, draw, evaluation_set, right, typed_variants
+from speechgpt2.corpus.held_out import held_out_questions
+from speechgpt2.curriculum.dialogues import SKILLS, Exchange, draw, right, typed_variants
 from speechgpt2.curriculum.facts import FACTS
 from speechgpt2.curriculum.numbers import spoken, values
 from speechgpt2.tts.voices import HELD_OUT_VOICES
@@ -78,9 +79,9 @@ def test_typed_variants():
     assert "帮我算一下，1加2" in typed_variants(asked, random.Random(0))
 
 
-def test_evaluation_set_is_fixed_balanced_and_held_out():
-    trials = evaluation_set(36, seed=1)
-    assert trials == evaluation_set(36, seed=1) != evaluation_set(36, seed=2)
+def test_held_out_questions_are_fixed_balanced_and_held_out():
+    trials = held_out_questions(36, seed=1)
+    assert trials == held_out_questions(36, seed=1) != held_out_questions(36, seed=2)
     held_out = {v.speaker for voices in HELD_OUT_VOICES.values() for v in voices}
     assert {t.voice.speaker for t in trials} <= held_out
     for skill in SKILLS:

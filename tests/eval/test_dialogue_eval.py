@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from speechgpt2.curriculum import dialogues
+from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import dialogue
 from speechgpt2.tts import voices
@@ -82,10 +82,10 @@ class Mute:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setattr(voices, "speak", speak)
-    return dialogues.evaluation_set(TRIALS)
+    return held_out_questions(TRIALS)
 
 
-VOICES = needs.voice(*(trial.voice for trial in dialogues.evaluation_set(TRIALS)), *ASSISTANT_VOICES.values())
+VOICES = needs.voice(*(trial.voice for trial in held_out_questions(TRIALS)), *ASSISTANT_VOICES.values())
 
 
 @VOICES

@@ -8,20 +8,18 @@ Times that are labelled as the truth, as those of synthetic speech, are never re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.record import Alignment, Clip, Label
+from speechgpt2.data.record import Clip, Label
+from speechgpt2.tts.alignment.align import align_emissions
 from speechgpt2.tts.alignment.ctc import Ctc
-from speechgpt2.tts.alignment.emissions import Emissions, Emitter, Part
-from speechgpt2.tts.alignment.synthesis_aligner import Rehearsal
-from speechgpt2.tts.alignment.viterbi import Stretch, Unalignable, best_path
-from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.tts.alignment.emissions import Emitter
+from speechgpt2.tts.alignment.synthesis_aligner import SynthesisAligner
+from speechgpt2.tts.alignment.viterbi import Unalignable
+from speechgpt2.tts.utterance import Alignment
 
 AGREEMENT = "alignment"  # in `quality.extra`: how well sound and text agree
 
@@ -45,7 +43,7 @@ class Align(Stage[AlignConfig]):
 
     def __init__(self, config: AlignConfig, emitter: Emitter | None = None):
         super().__init__(config)
-        self._emitter: Emitter = emitter or (Ctc(config.model) if config.model else Rehearsal())
+        self._emitter: Emitter = emitter or (Ctc(config.model) if config.model else SynthesisAligner())
 
     @property
     def model(self) -> str:
@@ -56,7 +54,7 @@ class Align(Stage[AlignConfig]):
         if not text or is_true(clip, "align"):
             return clip
         try:
-            found, agreement = locate(self._emitter(sound.pcm, text, clip.lang.code))
+            found, agreement = align_emissions(self._emitter(sound.pcm, text, clip.lang.code))
         except Unalignable:
             found, agreement = Alignment(), 0.0
         agreement = round(agreement, 4)
@@ -71,37 +69,3 @@ def is_true(clip: Clip, field: str) -> bool:
     """Whether what the clip says of a field is known, not measured."""
     label = clip.labels_from.get(field)
     return label is not None and label.kind == "truth"
-
-
-def locate(emissions: Emissions) -> tuple[Alignment, float]:
-    """Where everything is said, and how probable that is: the tokens' mean probability per step, 0…1.
-
-    Errors: `Unalignable`.
-    """
-    within = (
-        [place for word in emissions.words for place in range(word.first + 1, word.last)] if emissions.joined else ()
-    )
-    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, within)
-
-    def span(part: Part) -> tuple[float, float]:
-        edges = (path[part.first].first, path[part.last - 1].last)
-        start, end = (round(emissions.start + edge * emissions.seconds, 4) for edge in edges)
-        return start, end
-
-    words = tuple(Word(part.text, *span(part)) for part in emissions.words)
-    phones = tuple(Phone(part.text, *span(part)) for part in emissions.phones)
-    return Alignment(words, phones, tones_of(phones)), _agreement(path, emissions)
-
-
-def _agreement(path: Sequence[Stretch], emissions: Emissions) -> float:
-    """Mean probability, over the steps of all tokens, of the token against the step's most probable one."""
-    ratios = [
-        emissions.log_probs[a:b, token] - emissions.log_probs[a:b].max(axis=1)
-        for (a, b, _), token in zip(path, emissions.tokens)
-    ]
-    return float(np.exp(np.concatenate(ratios)).mean()) if ratios else 0.0
-
-
-def tones_of(phones: Sequence[Phone]) -> tuple[Phone, ...]:
-    """The tones of Mandarin vowels, which carry them as a digit."""
-    return tuple(phone._replace(label=phone.label[-1]) for phone in phones if phone.label[-1:].isdigit())

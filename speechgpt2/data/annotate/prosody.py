@@ -15,11 +15,13 @@ import numpy as np
 
 from speechgpt2.data.annotate.align import is_true
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.spectra import activity_of, power_of
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.record import Alignment, Clip, Label, Prosody
+from speechgpt2.data.record import Clip, Label, Prosody
 from speechgpt2.dsp import pitch
-from speechgpt2.dsp.activity import SPEECH, energy_of, spans
-from speechgpt2.dsp.spectrum import FRAMES, HERTZ, decibels, power_of
+from speechgpt2.dsp.activity import SPEECH, spans
+from speechgpt2.dsp.spectrum import FRAMES, HERTZ, decibels
+from speechgpt2.tts.utterance import Alignment
 from speechgpt2.types import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // FRAMES
@@ -50,7 +52,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
         if is_true(clip, "prosody"):
             return clip
         pcm = sound.pcm
-        activity = energy_of(sound)
+        activity = activity_of(sound)
         speech = spans(activity, self.config.shortest_pause, 0.05)
         if clip.align.words:
             speech = spoken(clip.align, self.config.shortest_pause)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from speechgpt2.data.annotate.align import tones_of
-from speechgpt2.data.record import Alignment, Clip, Label, Language, Speaker, Wording
-from speechgpt2.tts.utterance import Utterance
+from speechgpt2.data.record import Clip, Label, Language, Speaker, Wording
+from speechgpt2.tts.utterance import Alignment, Utterance, tones_of
 
 DIGITS = 4  # of a time in seconds: a tenth of a millisecond
 

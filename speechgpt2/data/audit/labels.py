@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt2.corpus.store import F0_HOP
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data.annotate.align import AGREEMENT, Align, AlignConfig
 from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
@@ -27,12 +26,13 @@ from speechgpt2.data.annotate.truth import labelled
 from speechgpt2.data.conversations.manner import drive
 from speechgpt2.data.conversations.script import MANNERS, Style
 from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Speaker
+from speechgpt2.data.record import AudioInfo, Clip, Speaker
 from speechgpt2.dsp import pitch
 from speechgpt2.dsp import world_pitch as other_pitch
+from speechgpt2.dsp.world_pitch import F0_HOP
 from speechgpt2.tts import augment as disturb
 from speechgpt2.tts.espeak import MANDARIN
-from speechgpt2.tts.utterance import Utterance, Voice
+from speechgpt2.tts.utterance import Alignment, Utterance, Voice
 from speechgpt2.tts.voices import HELD_OUT_VOICES, speak
 from speechgpt2.types import SAMPLE_RATE
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from speechgpt2.data.record import Alignment, Clip, Moment, Wording
-from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.data.record import Clip, Moment, Wording
+from speechgpt2.tts.utterance import Alignment, Phone, Word
 
 DIGITS = 3  # of the seconds at which a part begins and ends
 SPILL = 0.3  # seconds that a line may reach out of a clip: subtitles are not exact

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Decision
-from speechgpt2.dsp.spectrum import QUIETEST, decibels, mel_bands, power_of
+from speechgpt2.dsp.spectrum import QUIETEST, decibels, mel_bands
 
 SLOTS, BANDS = 24, 17  # 23 differences in time of 16 between bands: 368 bits
 _BITS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)

@@ -14,9 +14,10 @@ import numpy as np
 
 from speechgpt2.data.clean.ears import features
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
-from speechgpt2.dsp.spectrum import power, power_of
+from speechgpt2.dsp.spectrum import power
 from speechgpt2.tts.espeak import MANDARIN
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak

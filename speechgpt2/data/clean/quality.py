@@ -14,9 +14,10 @@ import numpy as np
 
 from speechgpt2.audio import resample
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
-from speechgpt2.dsp.spectrum import HERTZ, decibels, fft, power, power_of, squared
+from speechgpt2.dsp.spectrum import HERTZ, decibels, fft, power, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BEST_SNR, WORST_SNR = 60.0, -10.0  # dB that a 16-bit recording can tell apart

@@ -16,10 +16,11 @@ import numpy as np
 
 from speechgpt2.data.clean.cutting import part
 from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Label, Speaker
-from speechgpt2.dsp.spectrum import FRAMES, cepstra, decibels, power_of
+from speechgpt2.dsp.spectrum import FRAMES, cepstra, decibels
 
 COEFFICIENTS = 12
 SIDE = 150  # frames on each side of a change that are compared

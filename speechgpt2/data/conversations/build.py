@@ -37,10 +37,10 @@ from speechgpt2.data.conversations.place import PlaceConfig, put_in_place
 from speechgpt2.data.conversations.scenes import scenes
 from speechgpt2.data.conversations.script import Line, Script
 from speechgpt2.data.conversations.timing import TimingConfig
-from speechgpt2.data.processes import single_threaded
 from speechgpt2.errors import UserError
 from speechgpt2.hub import write_atomically
-from speechgpt2.tts.engines import DRIVEN, ENGINES
+from speechgpt2.processes import single_threaded
+from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import draw_voice, speak, vary
 from speechgpt2.types import SAMPLE_RATE
@@ -156,7 +156,7 @@ def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voi
         known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
         while not known or known[0].speaker in {voice.speaker for voice in found}:
             known = [_some_voice(recipe, script.lang, rng)]
-        found.append(vary(known[0], rng) if recipe.voices and known[0].engine in DRIVEN else known[0])
+        found.append(vary(known[0], rng) if recipe.voices and ENGINES[known[0].engine].adjustable else known[0])
     return found[0], found[1]
 
 

@@ -18,12 +18,11 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.audio import resample
-from speechgpt2.data.annotate.align import locate
 from speechgpt2.data.clean import plugins
 from speechgpt2.data.clean.wording import error_rate
 from speechgpt2.dsp.spectrum import cepstra, decibels, power
 from speechgpt2.errors import UserError
-from speechgpt2.tts.alignment.synthesis_aligner import Rehearsal
+from speechgpt2.tts.alignment.align import align_speech
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE
@@ -133,7 +132,7 @@ class Checks:
 def alignment(spoken: Utterance) -> float:
     """How well the aligner finds the text in the sound, 0…1; 0 where it cannot be found."""
     try:
-        return locate(Rehearsal()(spoken.pcm, spoken.text, spoken.lang))[1]
+        return align_speech(spoken.pcm, spoken.text, spoken.lang)[1]
     except Unalignable:
         return 0.0
 

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.annotate.align import tones_of
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Language, Moment, Source, Speaker, Style, Wording
-from speechgpt2.tts.engines import EXACT
-from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.data.record import AudioInfo, Clip, Label, Language, Moment, Source, Speaker, Style, Wording
+from speechgpt2.tts.engines import ENGINES
+from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.types import SAMPLE_RATE
 
 CLIPS, CUTS, TURNS = "clips.jsonl", "cuts.jsonl.gz", "turns"
@@ -106,7 +105,7 @@ def _moments(row: Row, line: Row) -> Iterator[Moment]:
 def _labels(voice: Voice) -> dict[str, Label]:
     label = Label(voice.engine, confidence=1.0, kind="truth")
     known = dict.fromkeys(KNOWN, label)
-    if voice.engine not in EXACT:
+    if not ENGINES[voice.engine].exact_times:
         known["align"] = Label(voice.engine)
     return known
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechgpt2.corpus.store import F0_HOP
 from speechgpt2.data.conversations.script import MANNERS, Style
-from speechgpt2.dsp.world_pitch import track
+from speechgpt2.dsp.world_pitch import F0_HOP, track
 from speechgpt2.tts.utterance import Utterance, Voice
 
 WHISPERER = "whisper"  # espeak's unvoiced variant
@@ -79,7 +78,7 @@ def in_words(style: Style, lang: str) -> str:
 
 
 def measure(spoken: Utterance, neutral: Utterance) -> Measured:
-    """How `spoken` differs from `neutral`, the same words by the same voice. Errors: `SynthesisUnavailable`."""
+    """How `spoken` differs from `neutral`, the same words by the same voice. Errors: `MissingDependency`."""
     got, plain = _melody(spoken.pcm), _melody(neutral.pcm)
     both = len(got.semitones) and len(plain.semitones)
     return Measured(

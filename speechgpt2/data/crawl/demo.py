@@ -209,7 +209,7 @@ class Episode(NamedTuple):
 
 
 def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> Episode:
-    """The sentences, by two of the training voices in turn. Errors: `SynthesisUnavailable`."""
+    """The sentences, by two of the training voices in turn. Errors: `MissingDependency`."""
     from speechgpt2.tts.voices import speak, training_voices
 
     voices = training_voices(language)
@@ -224,12 +224,12 @@ def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5
 
 
 def speak_site() -> dict[str, np.ndarray]:
-    """The sound of all episodes by name. Errors: `SynthesisUnavailable`."""
+    """The sound of all episodes by name. Errors: `MissingDependency`."""
     return {name: speak_episode(*episode).pcm for name, episode in _EPISODES.items()}
 
 
 def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
-    """By language, `count` talks of about a minute each. Errors: `SynthesisUnavailable`."""
+    """By language, `count` talks of about a minute each. Errors: `MissingDependency`."""
     from speechgpt2.curriculum.sentences import sentence
 
     talks: dict[str, list[Episode]] = {}

@@ -25,8 +25,8 @@ import numpy as np
 import soundfile
 
 from speechgpt2.data.pipeline.sound import Sound, Workspace, to_int16
-from speechgpt2.data.record import Alignment, Clip
-from speechgpt2.tts.utterance import Word
+from speechgpt2.data.record import Clip
+from speechgpt2.tts.utterance import Alignment, Word
 from speechgpt2.types import SAMPLE_RATE
 
 SHARD = 500  # clips

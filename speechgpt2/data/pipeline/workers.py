@@ -25,9 +25,9 @@ from speechgpt2.data.pipeline.results import Result
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.pipeline.wire import Change, difference
-from speechgpt2.data.processes import single_threaded
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
+from speechgpt2.processes import single_threaded
 
 PATIENCE = 1800.0  # seconds for one task; at 60 times real time that is 30 hours of sound
 DETAIL = 300  # characters of an error that are kept

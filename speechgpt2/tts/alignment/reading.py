@@ -21,13 +21,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from speechgpt2.data.processes import THREADS
-from speechgpt2.errors import UserError
-from speechgpt2.tts.utterance import Phone, Rendering, SynthesisUnavailable, Voice, Word
+from speechgpt2.errors import MissingDependency, UserError
+from speechgpt2.processes import THREADS
+from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 
 def read(text: str, voice: Voice) -> Rendering:
-    """Errors: `UserError` if the text cannot be read in this language; `SynthesisUnavailable` without espeak."""
+    """Errors: `UserError` if the text cannot be read in this language; `MissingDependency` without espeak."""
     if _helper().ended:  # somebody killed it
         _helper.cache_clear()
     return _helper().ask({"text": text, "voice": asdict(voice)})
@@ -56,7 +56,7 @@ class _Helper:
             answer = json.loads(heard.readline() or '{"error": "the reading process has died", "missing": false}')
             pcm = heard.read(4 * answer.get("samples", 0))
         if "error" in answer:
-            raise (SynthesisUnavailable if answer["missing"] else UserError)(answer["error"])
+            raise (MissingDependency if answer["missing"] else UserError)(answer["error"])
         words, phones = (Word(*row) for row in answer["words"]), (Phone(*row) for row in answer["phones"])
         return Rendering(np.frombuffer(pcm, np.float32), answer["rate"], tuple(words), tuple(phones))
 
@@ -76,7 +76,7 @@ def _serve(requests: BinaryIO, answers: int) -> None:
     for line in requests:
         request = json.loads(line)
         if request["voice"]["accent"] == MANDARIN:
-            with suppress(SynthesisUnavailable):
+            with suppress(MissingDependency):
                 syllables("好")  # reads the dictionaries, which takes seconds, once
         child = os.fork()
         if child:
@@ -94,7 +94,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
         made = espeak.render(request["text"], Voice(**request["voice"]))
     except ValueError as error:  # a UserError is one
-        return {"error": str(error), "missing": isinstance(error, SynthesisUnavailable)}, b""
+        return {"error": str(error), "missing": isinstance(error, MissingDependency)}, b""
     head = {"samples": len(made.pcm), "rate": made.sample_rate, "words": made.words, "phones": made.phones}
     return head, made.pcm.astype(np.float32).tobytes()
 

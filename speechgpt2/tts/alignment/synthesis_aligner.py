@@ -16,12 +16,12 @@ import soxr
 
 from speechgpt2.dsp.activity import SPEECH, energy
 from speechgpt2.dsp.spectrum import BINS, FRAMES, HERTZ, decibels, mel, power
-from speechgpt2.errors import UserError
+from speechgpt2.errors import MissingDependency, UserError
 from speechgpt2.tts.alignment.emissions import Emissions, Part
 from speechgpt2.tts.alignment.reading import read
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.espeak import MANDARIN
-from speechgpt2.tts.utterance import Rendering, SynthesisUnavailable, Voice, Word
+from speechgpt2.tts.utterance import Rendering, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 
 READERS = {
@@ -38,7 +38,7 @@ FAINT = 0.03  # of the loudest step's power: not counted in means
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class SynthesisAligner:
     """An `Emitter` for English and Mandarin, by espeak."""
 
     id: str = "rehearsal-2"
@@ -48,7 +48,7 @@ class Rehearsal:
             raise Unalignable(f"there is no reader for the language '{lang}'")
         try:
             reading = read(text, READERS[lang])
-        except SynthesisUnavailable:
+        except MissingDependency:
             raise
         except UserError as error:
             raise Unalignable(str(error)) from None

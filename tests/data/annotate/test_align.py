@@ -7,15 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speechgpt2.data.annotate.align import Align, AlignConfig, locate, tones_of
+from speechgpt2.data.annotate.align import Align, AlignConfig
 from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Language, Wording
+from speechgpt2.data.record import AudioInfo, Clip, Label, Language, Wording
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment import reading
+from speechgpt2.tts.alignment.align import align_emissions
 from speechgpt2.tts.alignment.emissions import Emissions, Part
 from speechgpt2.tts.alignment.synthesis_aligner import READERS
 from speechgpt2.tts.espeak import MANDARIN
-from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
@@ -40,11 +41,11 @@ def hear(tmp_path):
 def test_times_and_agreement_follow_from_the_path():
     log_probs = np.log(np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [8, 1, 1], [1, 4, 5]]) / 10)
     words, phones = (Part("a", 0, 1), Part("b", 1, 2)), (Part("a1", 0, 1), Part("t", 1, 2))
-    found, agreement = locate(Emissions(log_probs, 0.02, [1, 2], words, phones, start=0.1))
+    found, agreement = align_emissions(Emissions(log_probs, 0.02, [1, 2], words, phones, start=0.1))
     assert found.words == (Word("a", 0.12, 0.16), Word("b", 0.18, 0.2))
     assert found.tones == (Phone("1", 0.12, 0.16),)
     assert agreement == 1.0
-    worse, less = locate(Emissions(log_probs, 0.02, [2, 1], words, phones))
+    worse, less = align_emissions(Emissions(log_probs, 0.02, [2, 1], words, phones))
     assert less == pytest.approx((1 / 8 + 1 + 1) / 3) and len(worse.words) == 2
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, melody, nuclei, syllables
 from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Prosody
+from speechgpt2.data.record import AudioInfo, Clip, Label, Prosody
 from speechgpt2.dsp.spectrum import power
-from speechgpt2.tts.utterance import Word
+from speechgpt2.tts.utterance import Alignment, Word
 from speechgpt2.types import SAMPLE_RATE
 
 

@@ -21,10 +21,10 @@ from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, Turn
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
-from speechgpt2.data.record import Alignment, AudioInfo, Clip, Label, Moment, Wording
+from speechgpt2.data.record import AudioInfo, Clip, Label, Moment, Wording
 from speechgpt2.dsp.activity import energy, silero, spans
 from speechgpt2.errors import UserError
-from speechgpt2.tts.utterance import Phone, Voice, Word
+from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs

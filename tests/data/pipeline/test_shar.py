@@ -11,21 +11,9 @@ import pytest
 
 from speechgpt2.data.pipeline import scores, shar
 from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import (
-    Alignment,
-    AudioInfo,
-    Clip,
-    Decision,
-    Label,
-    Language,
-    Moment,
-    Quality,
-    Speaker,
-    Style,
-    Wording,
-)
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Moment, Quality, Speaker, Style, Wording
 from speechgpt2.errors import UserError
-from speechgpt2.tts.utterance import Phone, Word
+from speechgpt2.tts.utterance import Alignment, Phone, Word
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 

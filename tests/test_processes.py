@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from speechgpt2.data.processes import THREADS, single_threaded
+from speechgpt2.processes import THREADS, single_threaded
 
 
 def threads(_):

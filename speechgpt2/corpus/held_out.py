@@ -1,0 +1,34 @@
+"""The held-out question set: questions of the curriculum, asked by voices that no training material contains."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from speechgpt2.curriculum.dialogues import SKILLS, Exchange, draw
+from speechgpt2.tts.utterance import Voice
+from speechgpt2.tts.voices import HELD_OUT_VOICES, vary
+
+
+@dataclass(frozen=True)
+class HeldOutQuestion:
+    """An exchange of the evaluation set, and the held-out voice that asks its question."""
+
+    exchange: Exchange
+    voice: Voice
+
+
+def held_out_questions(n: int = 200, seed: int = 0) -> tuple[HeldOutQuestion, ...]:
+    """Draw the evaluation set: the same questions for the same arguments.
+
+    Args:
+        n: how many; languages alternate, skills follow in turn.
+        seed: of the generator.
+    """
+    rng = random.Random(f"evaluation/{seed}")
+    questions = []
+    for index in range(n):
+        lang = ("en", "zh")[index % 2]
+        exchange = draw(rng, lang, list(SKILLS)[index // 2 % len(SKILLS)])
+        questions.append(HeldOutQuestion(exchange, vary(rng.choice(HELD_OUT_VOICES[lang]), rng)))
+    return tuple(questions)

@@ -1,0 +1,59 @@
+"""Forced alignment: the times at which the words and phones of a known text are spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from speechgpt2.tts.alignment.emissions import Emissions, Part
+from speechgpt2.tts.alignment.synthesis_aligner import SynthesisAligner
+from speechgpt2.tts.alignment.viterbi import Stretch, best_path
+from speechgpt2.tts.utterance import Alignment, Phone, Word, tones_of
+
+
+def align_speech(pcm: np.ndarray, text: str, lang: str) -> tuple[Alignment, float]:
+    """Align a text with audio, `pcm [N]` at 24 kHz, by the aligner that needs no model.
+
+    Returns:
+        The times, and the agreement of audio and text in 0…1 (`align_emissions`).
+
+    Raises:
+        Unalignable: the text cannot be read in this language, or it does not fit the audio.
+        MissingDependency: espeak-ng is not installed.
+    """
+    return align_emissions(SynthesisAligner()(pcm, text, lang))
+
+
+def align_emissions(emissions: Emissions) -> tuple[Alignment, float]:
+    """Find the times of words and phones in emissions.
+
+    Returns:
+        The times, and the agreement of audio and text: the mean, over the steps of all tokens, of the token's
+        probability divided by the step's highest one, in 0…1.
+
+    Raises:
+        Unalignable: the text does not fit the emissions.
+    """
+    within = (
+        [place for word in emissions.words for place in range(word.first + 1, word.last)] if emissions.joined else ()
+    )
+    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, within)
+
+    def span(part: Part) -> tuple[float, float]:
+        edges = (path[part.first].first, path[part.last - 1].last)
+        start, end = (round(emissions.start + edge * emissions.seconds, 4) for edge in edges)
+        return start, end
+
+    words = tuple(Word(part.text, *span(part)) for part in emissions.words)
+    phones = tuple(Phone(part.text, *span(part)) for part in emissions.phones)
+    return Alignment(words, phones, tones_of(phones)), _agreement(path, emissions)
+
+
+def _agreement(path: Sequence[Stretch], emissions: Emissions) -> float:
+    """Mean probability, over the steps of all tokens, of the token against the step's most probable one."""
+    ratios = [
+        emissions.log_probs[a:b, token] - emissions.log_probs[a:b].max(axis=1)
+        for (a, b, _), token in zip(path, emissions.tokens)
+    ]
+    return float(np.exp(np.concatenate(ratios)).mean()) if ratios else 0.0
