@@ -1,4 +1,4 @@
-"""The command line on a tiny random model: what it writes, and what becomes of everything that can go wrong."""
+"""The command line on a tiny random model: its output, its help and its errors."""
 
 import contextlib
 import re
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from speechgpt2 import audio
 from speechgpt2.chat import Conversation, SpeechGPT
-from speechgpt2.cli import app, microphone
+from speechgpt2.cli import COMMANDS, GROUPS, app, audio_devices
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
@@ -30,13 +31,13 @@ from tests.lm.tiny import tiny_lm
 
 ROOT = Path(__file__).parent.parent
 MODEL = ["--model", "tiny", "--device", "cpu"]
-SHORT = ["--max-patches", "12"]  # noise has no reason to stop
+SHORT = ["--max-patches", "12"]  # random weights rarely end an answer
 CODEC = ["--codec", "tiny", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with a codec and a language model that fit each other; the weights are noise."""
+    """A folder with a codec and a language model of random weights."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
     transformer = TransformerConfig(16, 2, 1, 32, context=9)
@@ -57,8 +58,8 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def desk(tiny, tmp_path, monkeypatch):
-    """Every test works in a folder of its own, which holds the model as `tiny` and a second of sound as `in.wav`."""
+def workdir(tiny, tmp_path, monkeypatch):
+    """Every test runs in its own folder, with the model as `tiny` and one second of audio as `in.wav`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").symlink_to(tiny)
     tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
@@ -73,7 +74,7 @@ def sg2(*arguments, code=0):
 
 
 def fails(*arguments):
-    """Run a command that must fail as a person's mistake, and leave nothing behind; returns its one line."""
+    """Run a command that must exit with 2, one line of error and no new file; return the line."""
     before = set(Path().rglob("*"))
     result = sg2(*arguments, code=2)
     lines = result.stderr.splitlines()
@@ -82,7 +83,7 @@ def fails(*arguments):
     return lines[0]
 
 
-# what works
+# successful commands
 
 
 def test_encode_and_decode():
@@ -98,20 +99,21 @@ def test_encode_and_decode():
     assert np.abs(audio.load("out.flac") - decoded.clip(-1, 1)).max() < 1e-4
 
 
-def test_decoded_speech_stands_where_it_was():
-    """Although the codec's sound comes later than its codes."""
+def test_decode_compensates_the_delay():
     question = Path(__file__).resolve().parents[1] / "examples" / "question-1.wav"
     sg2("encode", question, "-o", "codes.npy")
     sg2("decode", "codes.npy", "-o", "out.wav")
-    was, stands = audio.load(question), audio.load("out.wav")
-    assert 0 <= len(stands) - len(was) < 960
-    was, stands = (np.abs(pcm[: len(was) // 240 * 240]).reshape(-1, 240).mean(axis=1) for pcm in (was, stands))
-    fit = [np.corrcoef(was[10:-10], stands[10 + lag : len(stands) - 10 + lag])[0, 1] for lag in range(-8, 9)]
+    original, decoded = audio.load(question), audio.load("out.wav")
+    assert 0 <= len(decoded) - len(original) < 960
+    original, decoded = (
+        np.abs(pcm[: len(original) // 240 * 240]).reshape(-1, 240).mean(axis=1) for pcm in (original, decoded)
+    )
+    fit = [np.corrcoef(original[10:-10], decoded[10 + lag : len(decoded) - 10 + lag])[0, 1] for lag in range(-8, 9)]
     assert abs(int(np.argmax(fit)) - 8) <= 1 and max(fit) > 0.7
 
 
-def test_a_long_recording_is_encoded_as_a_whole():
-    """Longer than the pieces it is cut into, and not whole frames."""
+def test_encode_in_chunks_equals_encode_at_once():
+    """The recording spans several chunks and ends within a frame."""
     noise = np.random.default_rng(0).normal(size=21 * SAMPLE_RATE + 700).astype(np.float32) * 0.1
     audio.save("long.wav", noise)
     sg2("encode", "long.wav", "-o", "codes.npy", *CODEC)
@@ -119,7 +121,7 @@ def test_a_long_recording_is_encoded_as_a_whole():
     assert np.array_equal(np.load("codes.npy"), whole.numpy())
 
 
-def test_chat_prints_what_is_heard_and_said_and_saves_the_answers(monkeypatch):
+def test_chat_prints_transcripts_and_saves_answers(monkeypatch):
     def answer(self, spoken):
         if spoken:
             yield Transcript("what I heard")
@@ -138,8 +140,8 @@ def test_chat_prints_what_is_heard_and_said_and_saves_the_answers(monkeypatch):
     assert np.array_equal(audio.load("answer.wav"), np.concatenate([said, pause, said]))
 
 
-class FakeSound(types.ModuleType):
-    """A sound device that hears 0.1 s at a time and remembers what it played."""
+class FakeSoundDevice(types.ModuleType):
+    """Records 0.1 s at a time and keeps what it played."""
 
     def __init__(self):
         super().__init__("sounddevice")
@@ -149,7 +151,7 @@ class FakeSound(types.ModuleType):
         return []
 
     def InputStream(self, callback, **settings):
-        self.hear = lambda: callback(np.full((2400, 1), 0.1, np.float32), 2400, None, None)
+        self.record = lambda: callback(np.full((2400, 1), 0.1, np.float32), 2400, None, None)
         return contextlib.nullcontext()
 
     def OutputStream(self, **settings):
@@ -158,24 +160,24 @@ class FakeSound(types.ModuleType):
         return types.SimpleNamespace(start=nothing, stop=nothing, close=nothing, write=self.played.append)
 
 
-def test_chat_by_microphone_and_loudspeaker(monkeypatch):
-    """Two questions: Enter begins and ends each, the end of input ends the talk."""
-    sound, heard, enters = FakeSound(), [], iter([True] * 4 + [False])
+def test_chat_with_microphone_and_playback(monkeypatch):
+    """Two questions: Enter starts and stops each, the end of input ends the conversation."""
+    device, recorded, enters = FakeSoundDevice(), [], iter([True] * 4 + [False])
 
     def prompt(text):
-        sound.hear()
+        device.record()
         return next(enters)
 
     def ask(self, turn, stream):
-        heard.append(turn.segments[0].pcm)
+        recorded.append(turn.segments[0].pcm)
         return iter([AudioDelta(np.full(960, 0.5, np.float32)), ReplyDone("stop")])
 
-    monkeypatch.setitem(sys.modules, "sounddevice", sound)
-    monkeypatch.setattr(microphone, "_prompt", prompt)
+    monkeypatch.setitem(sys.modules, "sounddevice", device)
+    monkeypatch.setattr(audio_devices, "_wait_for_enter", prompt)
     monkeypatch.setattr(Conversation, "ask", ask)
     sg2("chat", "--mic", "--play", *MODEL)
-    assert [len(pcm) for pcm in heard] == [2400, 2400]
-    assert [block.shape for block in sound.played] == [(960, 1), (960, 1)]
+    assert [len(pcm) for pcm in recorded] == [2400, 2400]
+    assert [block.shape for block in device.played] == [(960, 1), (960, 1)]
 
 
 def test_microphone_without_its_package(monkeypatch):
@@ -183,12 +185,12 @@ def test_microphone_without_its_package(monkeypatch):
     assert "pip install 'speechgpt2[mic]'" in fails("chat", "--mic", *MODEL)
 
 
-def test_chat_says_if_the_model_did_not_speak(monkeypatch):
+def test_chat_reports_a_missing_answer(monkeypatch):
     monkeypatch.setattr(Conversation, "answer", lambda self, spoken: iter([ReplyDone("stop")]))
-    assert "did not speak" in fails("chat", "in.wav", "-o", "answer.wav", *MODEL)
+    assert "gave no audio" in fails("chat", "in.wav", "-o", "answer.wav", *MODEL)
 
 
-def test_a_seed_decides_how_it_sounds_and_a_draft_is_written_the_same():
+def test_seed_changes_the_audio_but_not_the_text():
     first, other = (sg2("chat", "--text", "Hello", *MODEL, *SHORT, "--seed", seed).stdout for seed in (3, 4))
     assert first == other
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -202,11 +204,11 @@ def test_say():
     assert soundfile.info("said.wav").frames == 12 * 3 * FRAME_SIZE
 
 
-def test_transcribe_prints_a_line_for_each_file(monkeypatch):
-    heard = []
-    monkeypatch.setattr(SpeechGPT, "transcribe", lambda self, pcm: heard.append(len(pcm)) or f"number {len(heard)}")
+def test_transcribe_prints_one_line_per_file(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(SpeechGPT, "transcribe", lambda self, pcm: lengths.append(len(pcm)) or f"number {len(lengths)}")
     assert sg2("transcribe", "in.wav", "in.wav", *MODEL).stdout == "number 1\nnumber 2\n"
-    assert heard == [SAMPLE_RATE, SAMPLE_RATE]
+    assert lengths == [SAMPLE_RATE, SAMPLE_RATE]
 
 
 def test_info():
@@ -223,12 +225,12 @@ def test_info_reads_the_licence_from_the_model_card(tiny):
     assert re.search(r"licence +apache-2.0", sg2("info", "card").stdout)
 
 
-def test_convert_stores_another_precision():
+def test_convert_changes_the_precision():
     sg2("convert", "tiny", "half", "--dtype", "bfloat16")
     assert {t.dtype for t in load_file("half/codec.safetensors").values() if t.is_floating_point()} == {torch.bfloat16}
 
 
-# what does not
+# errors
 
 
 def header(rate: int, samples: int) -> bytes:
@@ -238,8 +240,8 @@ def header(rate: int, samples: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 32 + len(data)) + b"WAVEfmt " + fields + b"data" + data
 
 
-def bad_sounds():
-    Path("text.wav").write_text("this is no sound\n" * 100)
+def write_bad_audio():
+    Path("text.wav").write_text("this is no audio\n" * 100)
     Path("nothing.wav").write_bytes(b"")
     Path("empty.wav").write_bytes(header(SAMPLE_RATE, 0))
     Path("zero.wav").write_bytes(header(0, 100))
@@ -258,12 +260,12 @@ def bad_sounds():
     ],
     ids=["encode", "chat", "transcribe", "greeting"],
 )
-def test_sounds_that_cannot_be_used(command, name):
-    bad_sounds()
+def test_bad_audio_files(command, name):
+    write_bad_audio()
     assert f"{name}.wav: " in fails(*command, f"{name}.wav")
 
 
-def test_a_sound_too_short_to_encode():
+def test_audio_too_short_to_encode():
     audio.save("short.wav", np.zeros(100, np.float32))
     assert "too short" in fails("encode", "short.wav", "-o", "codes.npy", *CODEC)
 
@@ -285,7 +287,7 @@ def test_a_sound_too_short_to_encode():
     }.items(),
     ids=lambda item: item[0],
 )
-def test_codes_that_cannot_be_decoded(make):
+def test_bad_code_files(make):
     make[1](Path("codes.npy"))
     fails("decode", "codes.npy", "-o", "out.wav", *CODEC)
 
@@ -337,7 +339,7 @@ def damaged(kind):
         "impossible size",
     ],
 )
-def test_checkpoints_that_do_not_fit(kind):
+def test_damaged_checkpoints(kind):
     folder = damaged(kind)
     line = fails("encode", "in.wav", "-o", "codes.npy", "--codec", folder, "--device", "cpu")
     assert "damaged" in line or "codec.json" in line
@@ -346,7 +348,7 @@ def test_checkpoints_that_do_not_fit(kind):
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "in.wav", "/absent/absent"])
-def test_what_is_no_checkpoint(name):
+def test_not_a_checkpoint(name):
     Path("empty").mkdir()
     for command in (
         ["chat", "in.wav", "-o", "answer.wav", "--model"],
@@ -358,7 +360,7 @@ def test_what_is_no_checkpoint(name):
         assert name in fails(*command, name)
 
 
-def test_a_codec_that_does_not_fit_the_language_model():
+def test_codec_and_model_do_not_match():
     folder = copy("tiny", "other")
     config = folder / "lm.json"
     config.write_text(config.read_text().replace('"codebook_size": 1024', '"codebook_size": 512'))
@@ -366,19 +368,19 @@ def test_a_codec_that_does_not_fit_the_language_model():
 
 
 @pytest.mark.parametrize("out", ["absent/out", ".", "out.txt", "folder"])
-def test_where_nothing_can_be_written(out):
+def test_unwritable_outputs(out):
     Path("folder.wav").mkdir()
     Path("folder.npy").mkdir()
     np.save("codes.npy", np.zeros((5, 3), np.int16))
-    sound, codes = (out, out) if out in (".", "out.txt") else (f"{out}.wav", f"{out}.npy")
+    audio_out, codes = (out, out) if out in (".", "out.txt") else (f"{out}.wav", f"{out}.npy")
     assert "cannot write" in fails("encode", "in.wav", "-o", codes, *CODEC)
-    assert "cannot write" in fails("decode", "codes.npy", "-o", sound, *CODEC)
-    assert "cannot write" in fails("chat", "in.wav", "-o", sound, *MODEL)
-    assert "cannot write" in fails("say", "Hello", "-o", sound, *MODEL)
+    assert "cannot write" in fails("decode", "codes.npy", "-o", audio_out, *CODEC)
+    assert "cannot write" in fails("chat", "in.wav", "-o", audio_out, *MODEL)
+    assert "cannot write" in fails("say", "Hello", "-o", audio_out, *MODEL)
 
 
 @needs.condition(Path("/dev/full").exists(), "the system has no /dev/full")
-def test_an_output_that_fills_the_disk():
+def test_disk_full():
     Path("out.npy").symlink_to("/dev/full")
     assert "cannot write" in fails("encode", "in.wav", "-o", "out.npy", *CODEC)
 
@@ -386,24 +388,24 @@ def test_an_output_that_fills_the_disk():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chat"], "nothing to answer"),
+        (["chat"], "no question"),
         (["chat", "--text", " "], "--text is empty"),
         (["say", " ", "-o", "out.wav"], "nothing to say"),
-        (["chat", "in.wav", "--mode", "s2t", "-o", "out.wav"], "in mode s2t the model writes"),
+        (["chat", "in.wav", "--mode", "s2t", "-o", "out.wav"], "mode s2t gives no audio"),
         (["chat", "in.wav", "--greeting-text", "Hello"], "needs --greeting"),
         (["chat", "in.wav", "--model", "tiny", "--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["chat", "in.wav", "--model", "tiny", "--device", "abacus"], "device abacus cannot be used"),
         (["convert", "absent", "new"], "no such file or folder"),
-        (["convert", "tiny", "tiny"], "exists already"),
+        (["convert", "tiny", "tiny"], "already exists"),
         (["convert", "in.wav", "new"], "in.wav"),
     ],
 )
-def test_what_makes_no_sense(arguments, message):
+def test_bad_arguments(arguments, message):
     assert message in fails(*arguments)
 
 
 @pytest.mark.parametrize("kind", ["codec", "lm"])
-def test_configurations_of_a_run(kind):
+def test_bad_training_configurations(kind):
     Path("run.yaml").write_text("stepss: 3\n")
     more = ["--codec", "tiny"] if kind == "lm" else []
     line = fails("train", kind, "run.yaml", "--corpus", "absent", "--out", "run", *more)
@@ -412,11 +414,11 @@ def test_configurations_of_a_run(kind):
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["chat", "--mode", "x2y"], ["encode", "in.wav"], ["nonsense"]])
-def test_what_typer_refuses(arguments):
+def test_usage_errors(arguments):
     assert "Traceback" not in sg2(*arguments, code=2).output
 
 
-def test_ctrl_c_is_one_line(monkeypatch):
+def test_ctrl_c_prints_one_line(monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
@@ -430,9 +432,41 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_help_comes_before_the_models():
-    """What takes long to import must not be imported to show the help."""
+def test_help_imports_nothing_heavy():
     program = "import sys; from speechgpt2.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT).stdout.split()
-    assert "speechgpt2.cli.speech" in modules
+    assert "speechgpt2.cli.chat" in modules
     assert not {"torch", "numpy", "soundfile", "tokenizers", "huggingface_hub"} & set(modules)
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag):
+    assert re.fullmatch(r"speechgpt2 \d+\.\d+\.\d+\S*\n", sg2(flag).stdout)
+
+
+def commands():
+    """The words of every command of `sg2`."""
+    yield from ([name] for name in COMMANDS)
+    yield from ([group, name] for group, (_, names) in GROUPS.items() for name in names)
+
+
+def plain(text):
+    """The text without the tables' borders and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_of_each_command(words):
+    """Each option has a description, and `-h` works like `--help`."""
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    shown = plain(sg2(*words, "-h").stdout)
+    assert shown == plain(sg2(*words, "--help").stdout)
+    for parameter in command.params:
+        assert parameter.help, f"{' '.join(words)}: {parameter.name} has no help"
+
+
+def test_help_keeps_square_brackets():
+    assert "int16 [frames, codebooks]" in plain(sg2("encode", "-h").stdout)
+    assert "[default: mini]" in plain(sg2("serve", "-h").stdout)

@@ -1,74 +1,77 @@
 """`sg2`: everything the package does, from a shell.
 
-This file holds the list of commands and what becomes of errors; the other files hold a few commands each. What a
-command needs is imported when it runs, so that `sg2 --help` answers at once.
+This file lists the commands and turns errors into messages; each other file holds the commands of its name. A command
+imports what it needs when it runs, so that `sg2 --help` answers at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import (
-    codes,
-    conversations,
-    corpora,
-    crawl,
-    demo,
-    judge,
-    models,
-    pipeline,
-    serve,
-    speech,
-    talk,
-    tour,
-    train,
-)
-from speechgpt2.cli.common import say_error
+from speechgpt2.cli import bench, chat, checkpoint, codec, demo, serve, talk, train
+from speechgpt2.cli import eval as evaluation
+from speechgpt2.cli.common import print_error
+from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
+from speechgpt2.cli.data import demo as data_demo
 from speechgpt2.errors import UserError
 
 
-class Commands(TyperGroup):
-    """What a person caused is one line on stderr: exit code 2, or 130 for Ctrl-C. Bugs keep their traceback."""
+class CommandGroup(TyperGroup):
+    """Prints a user's mistake as one line on stderr and exits with 2, or 130 for Ctrl-C. Bugs keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except UserError as error:
-            say_error(str(error))
+            print_error(str(error))
         except KeyboardInterrupt:
-            say_error("interrupted")
+            print_error("interrupted")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            raise  # typer ends in silence: the reader of our output has gone
+            raise  # the reader of our output has gone; typer exits without a message
         except OSError as error:
-            say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         raise typer.Exit(2)
 
 
-SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+# Markdown keeps square brackets in help texts, which rich's own markup drops, and wraps paragraphs as a whole.
+SETTINGS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "markdown",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "chat": chat.chat,
+    "say": chat.say,
+    "transcribe": chat.transcribe,
+    "serve": serve.serve,
+    "talk": talk.talk,
+    "demo": demo.demo,
+    "encode": codec.encode,
+    "decode": codec.decode,
+    "info": checkpoint.info,
+    "convert": checkpoint.convert,
+}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
     "bench": (
         "Measure speed on this machine.",
-        {
-            "codec": judge.bench_codec,
-            "lm": judge.bench_lm,
-            "realtime": serve.bench_realtime,
-            "soak": serve.bench_soak,
-            "data": judge.bench_data,
-        },
+        {"codec": bench.codec, "lm": bench.lm, "realtime": bench.realtime, "soak": bench.soak, "data": bench.data},
     ),
-    "eval": ("Judge what a model makes.", {"codec": judge.eval_codec, "mini": judge.eval_mini}),
+    "eval": ("Evaluate a codec or a model on held-out data.", {"codec": evaluation.codec, "mini": evaluation.mini}),
     "data": (
-        "Collect, make and keep speech to learn from.",
+        "Collect, synthesize, clean and label speech.",
         {
-            "codec-corpus": corpora.codec_corpus,
-            "dialogue-corpus": corpora.dialogue_corpus,
+            "codec-corpus": corpus.codec_corpus,
+            "dialogue-corpus": corpus.dialogue_corpus,
             "crawl": crawl.crawl,
             "takedown": crawl.takedown,
             "clean": pipeline.clean,
@@ -76,24 +79,34 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "rethreshold": pipeline.rethreshold,
             "report": pipeline.report,
             "audit": pipeline.audit,
-            "synthesize": conversations.synthesize,
-            "demo": tour.demo,
+            "synthesize": synthesize.synthesize,
+            "demo": data_demo.demo,
         },
     ),
 }
 
-app = typer.Typer(cls=Commands, help="Spoken dialogue in one model: talk, encode, train, judge.", **SETTINGS)
-app.command()(speech.chat)
-app.command()(speech.say)
-app.command()(speech.transcribe)
-app.command()(serve.serve)
-app.command()(talk.talk)
-app.command()(demo.demo)
-app.command()(codes.encode)
-app.command()(codes.decode)
-app.command()(models.info)
-app.command()(models.convert)
+app = typer.Typer(cls=CommandGroup, **SETTINGS)
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"speechgpt2 {version('speechgpt2')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Open real-time spoken dialogue: talk, serve, encode, train, evaluate."""
+
+
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 for name, (help_text, commands) in GROUPS.items():
     group = typer.Typer(help=help_text, **SETTINGS)
     for command_name, command in commands.items():
@@ -102,5 +115,5 @@ for name, (help_text, commands) in GROUPS.items():
 
 
 def main() -> None:
-    """The console script."""
+    """Run `sg2`."""
     app()

@@ -1,4 +1,4 @@
-"""What the commands share: options, devices, progress, and one way to speak of errors."""
+"""What the commands share: options, devices, progress display and error output."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ if TYPE_CHECKING:
 
     from speechgpt2.engine.config import EngineConfig
 
-ModelName = Annotated[str, typer.Option(help="Built-in name, folder, or Hugging Face id.", metavar="NAME")]
-CodecName = Annotated[
-    str | None, typer.Option(help="Another codec: name, folder, id, or a released .pkl.", metavar="NAME")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …", metavar="DEVICE")]
+MODEL_HELP = "Built-in name, folder or Hugging Face id."
+CODEC_HELP = "Another codec: built-in name, folder, Hugging Face id or a released .pkl file. [default: the model's own]"
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps, …"
+
+ModelName = Annotated[str, typer.Option(help=MODEL_HELP, metavar="NAME")]
+CodecName = Annotated[str | None, typer.Option(help=CODEC_HELP, metavar="NAME")]
+Device = Annotated[str, typer.Option(help=DEVICE_HELP, metavar="DEVICE")]
 DType = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Precision of the weights; as stored if not given."),
+    typer.Option(help="Precision of the weights. [default: as stored]"),
 ]
 
 
-def say_error(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
+def print_error(message: str) -> None:
+    """Print one line on stderr, with newlines in the message replaced by spaces."""
     print("error:", " ".join(message.split()), file=sys.stderr)
 
 
 def torch_device(name: str) -> torch.device:
-    """The device `name`; "auto" is the accelerator if there is one, else the CPU. Errors: `UserError` if not usable."""
+    """Return the device of that name.
+
+    Args:
+        name: a torch device; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: the device cannot be used on this machine.
+    """
     import torch
 
     if name == "auto":
@@ -45,49 +54,52 @@ def torch_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device {name} cannot be used here ({reason})") from None
+        raise UserError(f"device {name} cannot be used on this machine ({reason}); try --device auto") from None
     return device
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
-    """The precision `name`, or None."""
+    """Return the torch dtype of that name; None stays None."""
     import torch
 
     return None if name is None else getattr(torch, name)
 
 
 def load_codec(name: str, device: str) -> Any:
-    """The codec `name` on `device`, behind a spinner."""
-    with working(f"loading {name}"):
+    """Load the codec `name` on `device` while a spinner shows."""
+    with spinner(f"loading {name}"):
         from speechgpt2.codec.model import Codec
 
         return Codec.from_pretrained(name, device=torch_device(device))
 
 
 def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> Any:
-    """The whole model `name` on `device`, behind a spinner."""
-    with working(f"loading {name}"):
+    """Load the codec and language model `name` on `device` while a spinner shows."""
+    with spinner(f"loading {name}"):
         from speechgpt2.chat import SpeechGPT
 
         return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec)
 
 
 def engine_config(device: torch.device, **options: Any) -> EngineConfig:
-    """An engine on `device`. On a CPU the codec gets a process of its own, and one of the threads for it."""
+    """Configure an engine for `device`.
+
+    On a CPU with several threads the codec runs in its own process and takes one of the threads.
+    """
     import torch
 
     from speechgpt2.engine.config import EngineConfig
 
     threads = torch.get_num_threads()
-    apart = device.type == "cpu" and threads > 1
-    if apart:
+    codec_process = device.type == "cpu" and threads > 1
+    if codec_process:
         torch.set_num_threads(threads - 1)
-    return EngineConfig(codec_process=apart, **options)
+    return EngineConfig(codec_process=codec_process, **options)
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner on stderr while the block runs, if that is a terminal."""
+def spinner(what: str) -> Iterator[None]:
+    """Show a spinner on stderr while the block runs, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -98,16 +110,33 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def track(items: list[Any], what: str) -> Iterator[Any]:
-    """The items behind a progress bar on stderr, if that is a terminal."""
+def with_progress(items: list[Any], what: str) -> Iterator[Any]:
+    """Iterate over `items` with a progress bar on stderr, if stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import track as rich_track
+    from rich.progress import track
 
     console = Console(stderr=True)
-    return iter(rich_track(items, what, console=console, transient=True, disable=not console.is_terminal))
+    return iter(track(items, what, console=console, transient=True, disable=not console.is_terminal))
 
 
-def check_ending(path: Path, *endings: str) -> None:
-    """Errors: `UserError` unless the file is named as what it will hold, asked before any work is done."""
-    if path.suffix.lower() not in endings:
-        raise UserError(f"cannot write {path}: the ending must be {' or '.join(endings)}")
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """Check an output file's suffix before any work is done.
+
+    Raises:
+        UserError: the suffix is none of `suffixes`.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {path}: the file name must end in {' or '.join(suffixes)}")
+
+
+def check_report_file(out: Path | None) -> None:
+    """Check before the measurement that its JSON report can be written.
+
+    Raises:
+        UserError: the file cannot be written, or is not named *.json.
+    """
+    from speechgpt2 import hub
+
+    if out is not None:
+        hub.check_writable(out)
+        check_suffix(out, ".json")

@@ -1,4 +1,4 @@
-"""`sg2 train`: a run is a configuration, a corpus, and a folder that it can be resumed from."""
+"""`sg2 train`: a run is a configuration, a corpus, and a folder from which it resumes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import typer
 
 from speechgpt2.cli.common import Device, torch_device
 
-Config = Annotated[Path, typer.Argument(help="A YAML file; see recipes/.", metavar="CONFIG.yaml")]
-Corpus = Annotated[Path, typer.Option(help="A folder that `sg2 data` built.", metavar="FOLDER")]
-RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Checkpoints, logs and the model go here.", metavar="RUN")]
-CodecName = Annotated[str, typer.Option(help="A codec folder or a built-in name.", metavar="CODEC")]
-Init = Annotated[str | None, typer.Option(help="A model folder to go on from.")]
-Favour = Annotated[float, typer.Option(min=0.1, help="Draw the assistant's voices so many times more often.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")]
-Processes = Annotated[int, typer.Option(min=1, help="Train in so many processes, each with a batch of its own.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file; recipes/ has examples.", metavar="CONFIG.yaml")]
+Corpus = Annotated[Path, typer.Option(help="A corpus folder built by `sg2 data`.", metavar="FOLDER")]
+RunFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and the trained model.", metavar="RUN")
+]
+CodecName = Annotated[
+    str, typer.Option(help="Codec of the model: built-in name, folder or Hugging Face id.", metavar="CODEC")
+]
+Init = Annotated[str | None, typer.Option(help="Model folder to initialise the weights from.", metavar="NAME")]
+Favour = Annotated[float, typer.Option(min=0.1, help="Sample the assistant's voices this many times as often.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from RUN's last checkpoint.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of data-parallel processes, each with its own batch.")]
 
 
 def codec(
@@ -31,7 +35,7 @@ def codec(
     processes: Processes = 1,
     device: Device = "auto",
 ) -> None:
-    """Train a codec; the result is a codec folder in RUN."""
+    """Train a codec. The result is a codec folder in RUN."""
     from speechgpt2.training import distributed
 
     distributed.run(processes, partial(_codec, config, corpus, out, resume, init, favour, device))
@@ -47,10 +51,10 @@ def lm(
     processes: Processes = 1,
     device: Device = "auto",
 ) -> None:
-    """Train a language model on dialogues, heard through a codec; the result is a model folder in RUN.
+    """Train a language model on dialogues encoded by a codec. The result is a model folder in RUN.
 
-    The corpus: what `sg2 data dialogue-corpus` or `sg2 data synthesize` built.
-    The corpus' codes are kept in RUN/codes.npy: they belong to this corpus and this codec.
+    The corpus comes from `sg2 data dialogue-corpus` or `sg2 data synthesize`. Its codes are cached in RUN/codes.npy,
+    which belongs to this corpus and this codec.
     """
     from speechgpt2.training import distributed
 
@@ -81,12 +85,12 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
     from speechgpt2.lm.train import LMTrainConfig, train
 
     settings, dialogues = configs.load(LMTrainConfig, config), turns.open_corpus(corpus)
-    ears = Codec.from_pretrained(codec)
+    speech_codec = Codec.from_pretrained(codec)
     codes = out / "codes.npy"
-    encode_corpus(dialogues, ears, codes)
+    encode_corpus(dialogues, speech_codec, codes)
     if init is None:
-        model = new_model(settings, dialogues, ears)
+        model = new_model(settings, dialogues, speech_codec)
     else:
-        model = going_on(SpeechLM.from_pretrained(init, torch.float32), settings, ears)
+        model = going_on(SpeechLM.from_pretrained(init, torch.float32), settings, speech_codec)
     Source = ConversationSource if turns.is_of_conversations(dialogues) else ExchangeSource
     train(settings, model, Source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

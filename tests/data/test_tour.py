@@ -47,7 +47,7 @@ def test_the_whole_data_system_in_one_command(tmp_path):
         time.sleep(0.05)
     begun.send_signal(signal.SIGINT)
     said, _ = begun.communicate(timeout=120)
-    assert begun.returncode == 130 and "to go on" in said
+    assert begun.returncode == 130 and "to resume" in said
 
     said = sg2("demo", "-o", out, "--workers", "1")
     assert "Fetched 27 recordings, refused 12 addresses" in said and "private-address  1" in said

@@ -261,9 +261,9 @@ def test_from_the_command_line(tmp_path):
     ("words", "complaint"),
     [
         (["clean", "absent", "-o", "out"], "no such folder or manifest"),
-        (["clean", ".", "-o", "out"], "lies inside"),
-        (["rethreshold", ".", "--set", "noisy=1"], "no run of sg2 data clean"),
-        (["report", "."], "no run of sg2 data clean"),
+        (["clean", ".", "-o", "out"], "is inside"),
+        (["rethreshold", ".", "--set", "noisy=1"], "not a run of sg2 data clean"),
+        (["report", "."], "not a run of sg2 data clean"),
     ],
 )
 def test_what_cannot_be_done(tmp_path, monkeypatch, words, complaint):

@@ -286,7 +286,7 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(serve, wav, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    assert f"to go on: sg2 data crawl {seeds} -o {tmp_path / 'crawl'}" in out
+    assert f"to resume: sg2 data crawl {seeds} -o {tmp_path / 'crawl'}" in out
     totals = run(load(seeds), tmp_path / "crawl")  # at once: the leases were given back
     assert totals.open == 0 and totals.recordings == 12
 
@@ -525,7 +525,7 @@ def test_videos_by_their_own_licence(serve, wav, tmp_path):
 
 
 def test_dry_run_keeps_nothing(serve, sounds, tmp_path, capsys):
-    from speechgpt2.cli.crawl import crawl
+    from speechgpt2.cli.data.crawl import crawl
 
     site = serve(demo.routes_of(sounds, away="http://10.0.0.1/"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo.seeds_of(site.server)))

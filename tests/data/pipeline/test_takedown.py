@@ -145,7 +145,7 @@ def test_a_run_that_was_away_does_it_later(crawled, later):
     gone = source_of(crawled, "gone")
     (crawled / "run").rename(crawled / "moved")
     said = sg2("takedown", crawled / "voices" / "gone.wav", crawled / "crawl", code=2)
-    assert "not removed everywhere" in said and "run is not there" in said
+    assert "not removed everywhere" in said and "run does not exist" in said
     assert where(crawled / "moved", gone["standard"].encode())
     if later == "by itself":
         assert "kept 2 clips" in sg2("annotate", crawled / "moved", "--workers", "1")

@@ -1,4 +1,4 @@
-"""`sg2 data crawl` and `sg2 data takedown`: recordings from the web and from folders, and taking them back."""
+"""`sg2 data crawl` and `sg2 data takedown`: collect recordings from the web and from folders, and remove them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import working
+from speechgpt2.cli.common import spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,48 +19,56 @@ if TYPE_CHECKING:
     from speechgpt2.data.crawl.frontier import Totals
     from speechgpt2.data.crawl.seeds import CrawlConfig
 
-SHOWN = 20  # of the items that a dry run lists
+SHOWN = 20  # items that a dry run lists
 
-Seeds = Annotated[Path, typer.Argument(help="What to crawl and how: see docs/crawl.md.", metavar="SEEDS.YAML")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The crawl's folder, new or begun.", metavar="FOLDER")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Read feeds and pages, list what would be fetched, keep nothing.")
+Seeds = Annotated[Path, typer.Argument(help="Sources and settings: see docs/crawl.md.", metavar="SEEDS.YAML")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of the crawl; a stopped crawl resumes.", metavar="FOLDER")
 ]
-Refresh = Annotated[bool, typer.Option(help="Ask feeds, sitemaps and pages that were read before for what is new.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read feeds and pages and list what would be fetched; store nothing.")
+]
+Refresh = Annotated[bool, typer.Option(help="Read known feeds, sitemaps and pages again.")]
 AllowNetwork = Annotated[
     list[str] | None,
-    typer.Option(help="A network that may be reached though it is not public, e.g. 127.0.0.0/8.", metavar="CIDR"),
+    typer.Option(help="A private network to allow, e.g. 127.0.0.0/8 (repeatable).", metavar="CIDR"),
 ]
-Source = Annotated[str, typer.Argument(help="A URL (all below it, if it ends in /), or a folder that was crawled.")]
-Folder = Annotated[Path, typer.Argument(help="The crawl's folder.", metavar="FOLDER")]
+Source = Annotated[
+    str, typer.Argument(help="A URL, or a crawled folder. A URL that ends in / includes all URLs below it.")
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of the crawl.", metavar="FOLDER")]
 Runs = Annotated[
     list[Path] | None,
-    typer.Option(help="A run made from it that was moved; may be given several times.", metavar="RUN"),
+    typer.Option(help="A run made from this crawl that was moved since (repeatable).", metavar="RUN"),
 ]
 
 
 def crawl(
     seeds: Seeds, out: Out, dry_run: DryRun = False, refresh: Refresh = False, allow_network: AllowNetwork = None
 ) -> None:
-    """Fetch recordings from feeds, sitemaps, pages, links and folders. Run it again to go on; it never starts over."""
+    """Fetch recordings from feeds, sitemaps, pages, links and folders.
+
+    Run the same command again to resume; finished work is never repeated.
+    """
     config = _load(seeds, allow_network or [])
     if dry_run:
         _plan(config, out)
         return
-    with opened(config, out) as crawl:
-        with working("looking at the folder"):
+    with open_crawl(config, out) as crawl:
+        with spinner("checking the folder"):
             crawl.prepare(refresh)
         totals, stopped = asyncio.run(_run(crawl))
     print(f"{out}: {_summary(totals)}")
     if stopped:
-        print(f"stopped; to go on: sg2 data crawl {seeds} -o {out}")
+        print(f"stopped; to resume: sg2 data crawl {seeds} -o {out}")
         raise typer.Exit(130)
 
 
 def takedown(source: Source, folder: Folder, run: Runs = None) -> None:
-    """Remove a source with everything derived from it, and never fetch it again, wherever its content turns up.
+    """Remove a source and everything derived from it, and never fetch it again.
 
-    Reaches the crawl, and the folders of `sg2 data clean` and `annotate` that were made from it.
+    This covers the crawl and every run of `sg2 data clean` and `annotate` that was made from it. Copies of the same
+    content under other URLs are removed, too.
     """
     with needs_extra():
         from speechgpt2.data.crawl.takedown import take_down
@@ -71,18 +79,18 @@ def takedown(source: Source, folder: Folder, run: Runs = None) -> None:
     hours = sum(item.seconds or 0.0 for item in kept) / 3600
     print(f"{source}: removed {len(kept)} recordings ({hours:.2f} h); it will not be fetched again")
     named = [path.resolve() for path in run or ()]
-    missed = [said for path in dict.fromkeys([*runs_of(folder), *named]) if (said := _forget(path, folder))]
+    missed = [reason for path in dict.fromkeys([*runs_of(folder), *named]) if (reason := _forget(path, folder))]
     if missed:
-        raise UserError(f"not removed everywhere: {'; '.join(missed)}; give the same command again after that")
+        raise UserError(f"not removed everywhere: {'; '.join(missed)}; fix this and run the same command again")
 
 
 def _forget(run: Path, crawl: Path) -> str:
-    """Remove from a run what was taken down; says why it could not be done."""
-    from speechgpt2.cli import pipeline
+    """Remove taken-down content from a run; return the reason if that is impossible, else an empty string."""
+    from speechgpt2.cli.data import pipeline
     from speechgpt2.data.crawl.manifest import KEPT
 
-    if not (run / pipeline.REMEMBERED).is_file():
-        return f"{run} is not there (where it was moved to is said by --run)"
+    if not (run / pipeline.RUN_SETTINGS).is_file():
+        return f"{run} does not exist (if it was moved, give its new path with --run)"
     try:
         pipeline.forget(run, crawl / KEPT)
     except UserError as error:
@@ -102,6 +110,7 @@ def _load(seeds: Path, networks: list[str]) -> CrawlConfig:
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
+    """Turn a missing package inside the block into a message that names the extra."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -109,7 +118,8 @@ def needs_extra() -> Iterator[None]:
 
 
 @contextmanager
-def opened(config: CrawlConfig, folder: Path, plan_only: bool = False) -> Iterator[Crawl]:
+def open_crawl(config: CrawlConfig, folder: Path, plan_only: bool = False) -> Iterator[Crawl]:
+    """Open the crawl in `folder` and close it after the block."""
     from speechgpt2.data.crawl.crawler import Crawl
 
     crawl = Crawl(config, folder, plan_only=plan_only)
@@ -120,7 +130,7 @@ def opened(config: CrawlConfig, folder: Path, plan_only: bool = False) -> Iterat
 
 
 async def _run(crawl: Crawl) -> tuple[Totals, bool]:
-    """Run with progress on a terminal; the first Ctrl-C or SIGTERM stops in order, a second one at once."""
+    """Run with progress on a terminal. The first signal finishes open requests, a second one stops at once."""
     loop, stopped = asyncio.get_running_loop(), False
 
     def stop(number: int, frame: Any) -> None:
@@ -140,7 +150,7 @@ async def _run(crawl: Crawl) -> tuple[Totals, bool]:
 
 
 async def _show(crawl: Crawl) -> None:
-    """A line on stderr that says where the crawl stands, if that is a terminal."""
+    """Show a status line on stderr, if that is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -161,7 +171,7 @@ def _summary(totals: Totals) -> str:
 
 
 def _plan(config: CrawlConfig, out: Path) -> None:
-    """Crawl the documents into a copy of the frontier that is thrown away, and list what is left to fetch."""
+    """Read the documents into a temporary copy of the frontier and list the recordings to fetch."""
     import tempfile
 
     from speechgpt2.data.crawl.database import Database
@@ -173,7 +183,7 @@ def _plan(config: CrawlConfig, out: Path) -> None:
             known = Database(out / FRONTIER)
             known.copy_to(Path(scratch) / FRONTIER)
             known.close()
-        with opened(config, Path(scratch), plan_only=True) as crawl:
+        with open_crawl(config, Path(scratch), plan_only=True) as crawl:
             crawl.prepare()
             totals, _ = asyncio.run(_run(crawl))
             planned = list(crawl.frontier.items("state = 'rejected' AND reason = ?", PLANNED))
@@ -182,4 +192,4 @@ def _plan(config: CrawlConfig, out: Path) -> None:
     if len(planned) > SHOWN:
         print(f"… and {len(planned) - SHOWN} more")
     refused = {reason: count for reason, count in totals.rejected.items() if reason != PLANNED}
-    print(f"would fetch {len(planned)} recordings; rejected before fetching: {refused or 'none'}; nothing was kept")
+    print(f"would fetch {len(planned)} recordings; rejected before fetching: {refused or 'none'}; nothing was stored")

@@ -1,4 +1,4 @@
-"""`sg2 data demo`: the data system from a web site to labelled shards, on this machine, in a minute or two."""
+"""`sg2 data demo`: the data pipeline from a web site to labelled shards, offline, in a minute or two."""
 
 from __future__ import annotations
 
@@ -11,53 +11,60 @@ from urllib.parse import urlsplit
 
 import typer
 
-from speechgpt2.cli import crawl as crawling
-from speechgpt2.cli import pipeline
-from speechgpt2.cli.common import working
+from speechgpt2.cli.common import spinner
+from speechgpt2.cli.data import crawl as crawling
+from speechgpt2.cli.data import pipeline
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     from speechgpt2.data.crawl.seeds import CrawlConfig
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Everything goes here.", metavar="FOLDER")]
-Count = Annotated[int | None, typer.Option(help="Processes; as many as there are cores if not given.", min=1)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the demo; a stopped demo resumes.", metavar="FOLDER")]
+Count = Annotated[int | None, typer.Option(help="Number of processes. [default: number of cores]", min=1)]
 
 
 def demo(out: Out = Path("runs/demo-data"), workers: Count = None) -> None:
-    """See all of it at work: a small web site with traps is served on this machine, crawled, cleaned, labelled,
-    written as shards, and reported on. The voices are synthetic, no network is needed. Run it again to go on."""
+    """Run the whole data pipeline on a small local web site: crawl, clean, annotate, shards, report.
+
+    The site holds synthetic speech and common crawler traps. No network is needed.
+    Run the same command again to resume.
+    """
     seeds, crawl, run = out / "seeds.yaml", out / "crawl", out / "run"
     _check_tools()
     if _is_crawled(seeds, crawl):
         print(f"{crawl}: nothing left to fetch")
     else:
         with _site(seeds):
-            _say("crawl", seeds, "-o", crawl)
+            _print_command("crawl", seeds, "-o", crawl)
             try:
                 crawling.crawl(seeds, crawl)
             except typer.Exit:
-                print(f"(the site is gone with this command; sg2 data demo -o {out} brings it back and goes on)")
+                print(f"(the site stops with this command; to resume: sg2 data demo -o {out})")
                 raise
     manifest = crawl / "manifest.jsonl"
     if not pipeline.is_annotated(run):  # else labelling begins with what cleaning does
-        _say("clean", manifest, "-o", run)
+        _print_command("clean", manifest, "-o", run)
         pipeline.clean(manifest, run, workers=workers)
-    _say("annotate", run)
+    _print_command("annotate", run)
     pipeline.annotate(run, workers)
     page = run / "report.html"
     if not page.exists():
-        _say("report", run)
+        _print_command("report", run)
         pipeline.report(run)
     print(_summary(crawl, run, page))
 
 
-def _say(*words: str | Path) -> None:
-    """The command as a person would type it."""
+def _print_command(*words: str | Path) -> None:
+    """Print the command that the next step stands for."""
     print("\n$ sg2 data", *words, flush=True)
 
 
 def _check_tools() -> None:
-    """Errors: `UserError` that says what to install, before any work is done."""
+    """Check before any work that all packages are installed.
+
+    Raises:
+        UserError: one is missing; the message says what to install.
+    """
     with crawling.needs_extra():
         from speechgpt2.data.crawl import demo as site
     from speechgpt2.data.pipeline import scores
@@ -70,8 +77,8 @@ def _check_tools() -> None:
 def _is_crawled(seeds: Path, crawl: Path) -> bool:
     if not (seeds.is_file() and (crawl / "manifest.jsonl").is_file()):
         return False
-    with crawling.opened(_config(seeds), crawl) as begun:
-        return begun.frontier.totals().open == 0
+    with crawling.open_crawl(_config(seeds), crawl) as known:
+        return known.frontier.totals().open == 0
 
 
 def _config(seeds: Path) -> CrawlConfig:
@@ -82,13 +89,16 @@ def _config(seeds: Path) -> CrawlConfig:
 
 @contextmanager
 def _site(seeds: Path) -> Iterator[None]:
-    """The site at the address that the seeds name, or, at first, at one that is then written into them."""
+    """Serve the site while the block runs.
+
+    The first run chooses a free port and writes the seeds; later runs use the port that the seeds name.
+    """
     import yaml
 
     from speechgpt2.data.crawl import demo as site
     from speechgpt2.hub import write_atomically
 
-    with working("speaking the episodes"):
+    with spinner("synthesizing the episodes"):
         talks = site.talk_routes(site.speak_talks())
         routes = {**site.routes_of(site.speak_site(), site.AWAY), **talks}
     port = urlsplit(_config(seeds).seeds[0].url).port or 0 if seeds.is_file() else 0
@@ -100,11 +110,11 @@ def _site(seeds: Path) -> Iterator[None]:
                 plan = yaml.safe_dump(site.seeds_of(server, *feeds), sort_keys=False)
                 seeds.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(seeds, lambda scratch: scratch.write_text(plan, encoding="utf-8"))
-            print(f"a site with {len(routes)} addresses is up at {server.url('/')}")
+            print(f"serving a site with {len(routes)} addresses at {server.url('/')}")
             yield
     except OSError as error:
         if port:
-            raise UserError(f"the site of {seeds} was on port {port}, which cannot be had now ({error})") from None
+            raise UserError(f"the site of {seeds} needs port {port}, which is not free ({error})") from None
         raise
 
 
@@ -115,7 +125,7 @@ def _summary(crawl: Path, run: Path, page: Path) -> str:
     kept, refused = manifest.kept_urls(crawl), manifest.refused_urls(crawl)
     lines = [f"\nFetched {len(kept)} recordings, refused {len(refused)} addresses:"]
     for reason, count in sorted(Counter(refused.values()).items()):
-        paths = [urlsplit(url).path for url, said in refused.items() if said == reason]
+        paths = [urlsplit(url).path for url, why in refused.items() if why == reason]
         lines.append(f"  {reason:16s} {count}   {', '.join(paths)}")
     rows = list(scores.read(run / output.SCORES))
     good = [row for row in rows if row["kept"]]

@@ -1,4 +1,4 @@
-"""`sg2 info` and `sg2 convert`: what a checkpoint holds, and released checkpoints in our format."""
+"""`sg2 info` and `sg2 convert`: the contents of a checkpoint, and conversion between formats and precisions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from typing import Annotated
 
 import typer
 
-from speechgpt2.cli.common import DType, torch_dtype, working
+from speechgpt2.cli.common import MODEL_HELP, DType, spinner, torch_dtype
 from speechgpt2.errors import UserError
 
-PARTS = ("codec", "lm")  # a checkpoint holds one or both, each as NAME.json and NAME.safetensors
+# A checkpoint holds one or both parts, each as NAME.json and NAME.safetensors.
+PARTS = ("codec", "lm")
 PICKLES = (".pkl", ".pt", ".pth", ".ckpt")
 
-Checkpoint = Annotated[str, typer.Argument(help="Built-in name, folder, or Hugging Face id.", metavar="NAME")]
-Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")]
-Source = Annotated[Path, typer.Argument(help="A released codec's .pkl, or a language model's folder.", metavar="SRC")]
-Target = Annotated[Path, typer.Argument(help="A new folder.", metavar="DST")]
-Yaml = Annotated[Path | None, typer.Option("--config", help="The released codec's YAML, if not beside it.")]
+Checkpoint = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="NAME")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="Also list every tensor with its precision and shape.")]
+Source = Annotated[Path, typer.Argument(help="A released codec's .pkl file, or a model folder.", metavar="SRC")]
+Target = Annotated[Path, typer.Argument(help="The folder to write.", metavar="DST")]
+Yaml = Annotated[
+    Path | None, typer.Option("--config", help="The released codec's YAML file. [default: next to the .pkl file]")
+]
 
 
 def info(name: Checkpoint, tensors: Tensors = False) -> None:
-    """Show what a checkpoint is made of: parameters, sizes, shapes, licence."""
+    """Show a checkpoint's parameters, sizes, configuration and licence."""
     from speechgpt2 import hub
 
     folder = hub.resolve(name, *(f"{part}.json" for part in PARTS)).parent
@@ -38,14 +41,14 @@ def info(name: Checkpoint, tensors: Tensors = False) -> None:
 
 
 def show(rows: dict[str, str]) -> None:
-    """Two columns, as plain text: it is read by people and by grep."""
+    """Print two columns as plain text, for people and for grep."""
     width = max(map(len, rows))
     for key, value in rows.items():
         print(f"  {key:{width}}  {value}")
 
 
 def describe(folder: Path, part: str, tensors: bool) -> dict[str, str]:
-    """One part of the checkpoint: totals, configuration, and each tensor if asked for."""
+    """Describe one part of a checkpoint: totals, configuration, and each tensor if asked for."""
     from speechgpt2 import config, hub
 
     weights = folder / f"{part}.safetensors"
@@ -62,14 +65,14 @@ def describe(folder: Path, part: str, tensors: bool) -> dict[str, str]:
 
 
 def _inline(value: object) -> str:
-    """A configuration's value on one line: `a=1 b=2` for a section."""
+    """Format a configuration value on one line: `a=1 b=2` for a section."""
     if isinstance(value, dict):
         return " ".join(f"{key}={_inline(inner)}" for key, inner in value.items())
     return repr(value) if isinstance(value, str) else str(value).replace(" ", "")
 
 
 def licence(folder: Path) -> str | None:
-    """What the model card (the front matter of README.md) states, or None."""
+    """Read the licence from the model card (the front matter of README.md); None if it states none."""
     import yaml
 
     try:
@@ -81,7 +84,7 @@ def licence(folder: Path) -> str | None:
 
 
 def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) -> None:
-    """Convert a released codec or language model into a folder of ours, or change what one of ours is stored in.
+    """Convert a released codec or language model to this project's format, or store a model in another precision.
 
     A codec and a language model may share a folder: DST may exist if it lacks this part.
     """
@@ -89,8 +92,8 @@ def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) 
         raise UserError(f"{src}: no such file or folder")
     is_codec = src.suffix in PICKLES or (src / "codec.json").is_file()
     if dst.exists() and (not dst.is_dir() or (dst / f"{PARTS[not is_codec]}.json").exists()):
-        raise UserError(f"cannot write {dst}: it exists already")
-    with working(f"converting {src}"):
+        raise UserError(f"cannot write {dst}: it already exists")
+    with spinner(f"converting {src}"):
         if is_codec:
             from speechgpt2.codec.model import Codec
 
@@ -104,7 +107,7 @@ def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) 
 
 
 def write_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder, then move its files to `target`; on any failure nothing is left."""
+    """Let `write` fill a temporary folder, then move its files to `target`. A failure leaves nothing behind."""
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         write(scratch)

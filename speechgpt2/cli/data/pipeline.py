@@ -1,4 +1,4 @@
-"""`sg2 data clean`, `annotate`, `rethreshold`, `report`, `audit`: recordings to clean clips, and how well it works."""
+"""`sg2 data clean`, `annotate`, `rethreshold`, `report` and `audit`: from recordings to clean, labelled clips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import working
+from speechgpt2.cli.common import spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,81 +17,93 @@ if TYPE_CHECKING:
     from speechgpt2.data.pipeline.runner import Report
     from speechgpt2.data.steps import PipelineConfig
 
-PAGE, REMEMBERED = "report.html", Path("work", "run.yaml")
+PAGE, RUN_SETTINGS = "report.html", Path("work", "run.yaml")
 
 Source = Annotated[Path, typer.Argument(help="A folder of recordings, or a manifest of records.", metavar="SOURCE")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder, new or begun.", metavar="FOLDER")]
-Preset = Annotated[str, typer.Option(help="emilia, tts-strict, asr, dialogue, or a YAML file.", metavar="NAME")]
-Count = Annotated[int | None, typer.Option(help="Processes; as many as there are cores if not given.", min=1)]
-OnRay = Annotated[bool, typer.Option("--ray", help="Work on Ray Data: on this machine, or where RAY_ADDRESS says.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="FOLDER")]
-Thresholds = Annotated[
-    list[str], typer.Option("--set", help="A reason and its new threshold, e.g. noisy=12.", metavar="REASON=NUMBER")
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a stopped run resumes.", metavar="FOLDER")]
+Preset = Annotated[str, typer.Option(help="emilia, tts-strict, asr, dialogue or a YAML file.", metavar="NAME")]
+Count = Annotated[int | None, typer.Option(help="Number of processes. [default: number of cores]", min=1)]
+OnRay = Annotated[
+    bool, typer.Option("--ray", help="Run on Ray Data: on this machine, or on the cluster named by RAY_ADDRESS.")
 ]
-Page = Annotated[Path | None, typer.Option("--out", "-o", help="The page; report.html in the folder if not given.")]
-Voices = Annotated[Path | None, typer.Option(help="Also plant into these recordings.", metavar="FOLDER")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="FOLDER")]
+Thresholds = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="A rejection reason and its new threshold, e.g. noisy=12 (repeatable).", metavar="REASON=NUMBER"
+    ),
+]
+Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file. [default: report.html in the folder]")]
+Voices = Annotated[Path | None, typer.Option(help="Also plant faults into these recordings.", metavar="FOLDER")]
 Clips = Annotated[int, typer.Option(help="Synthetic clips per fault.", min=8)]
-Seed = Annotated[int, typer.Option(help="Another seed is another audit.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 
 def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = None, ray: OnRay = False) -> None:
-    """Decode, cut, measure and judge recordings. Run it again to go on; what is done is not done again."""
+    """Decode, segment, measure and filter recordings.
+
+    Run the same command again to resume; finished work is never repeated.
+    """
     from speechgpt2.data import steps as presets
 
     config = presets.load(preset)
-    _check_kept_apart(source, out)
+    _check_separate_folders(source, out)
     _process(source, out, config, workers, compute=True, ray=ray)
 
 
 def annotate(folder: RunFolder, workers: Count = None, ray: OnRay = False) -> None:
-    """Label the kept clips of a run: words, phones and tones with their times, prosody, captions of the style."""
-    source, config = _remembered(folder)
+    """Label the kept clips of a run: words, phones and tones with their times, prosody, style captions."""
+    source, config = _load_settings(folder)
     _process(source, folder, config.annotated(), workers, compute=True, ray=ray)
 
 
 def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
-    """Judge a run again by other thresholds, from the scores on file. Nothing is measured again."""
-    source, config = _remembered(folder)
+    """Filter a run again with other thresholds, from the stored scores. Nothing is measured again."""
+    source, config = _load_settings(folder)
     config = config.moved(dict(_change(change) for change in changes))
     summary = _process(source, folder, config, 1, compute=False)
     pending = summary.reasons.get("pending", (0, 0.0))[0]
     if pending:
-        print(f"{pending} clips were never measured by all steps: sg2 data clean {source} -o {folder} goes on")
+        print(f"{pending} clips lack the scores of some steps; to measure them: sg2 data clean {source} -o {folder}")
 
 
 def report(folder: RunFolder, out: Page = None) -> None:
-    """Write a page about a run: what was kept and rejected and why, with sound and spectrograms.
+    """Write an HTML report: kept and rejected clips with reasons, audio and spectrograms.
 
-    report.html in the folder is from then on kept up to date by the other commands.
+    From then on the other commands keep report.html in the folder up to date.
     """
     from speechgpt2.data.clean.report import write
     from speechgpt2.data.pipeline.runner import Run
 
-    source, config = _remembered(folder)
+    source, config = _load_settings(folder)
     target = out or folder / PAGE
-    with working("drawing"), Run(source, folder, config.build()) as run:
+    with spinner("drawing"), Run(source, folder, config.build()) as run:
         write(run, target)
     print(f"{target}: written")
 
 
 def audit(clips: Clips = 40, recordings: Voices = None, seed: Seed = 0) -> None:
-    """Plant known faults into clean speech, and print how many of them each filter finds (recall), and how many of
-    those that it rejects have the fault (precision)."""
+    """Measure the filters: plant known faults into clean speech and print each filter's precision and recall."""
     from speechgpt2.data.audit import filters as auditing
 
-    with working("planting and measuring"):
+    with spinner("planting faults and measuring"):
         found = auditing.audit(clips, recordings, seed)
     print(auditing.table(found))
 
 
 def is_annotated(folder: Path) -> bool:
-    """Whether `annotate` was begun on the run in `folder`."""
-    return (folder / REMEMBERED).is_file() and (config := _remembered(folder)[1]) == config.annotated()
+    """Return whether `annotate` was started on the run in `folder`."""
+    return (folder / RUN_SETTINGS).is_file() and (config := _load_settings(folder)[1]) == config.annotated()
 
 
 def forget(folder: Path, manifest: Path) -> None:
-    """Take out of a run what its crawl took down, from the results on file; `manifest` if the crawl's was moved."""
-    source, config = _remembered(folder)
+    """Remove taken-down content from a run.
+
+    Args:
+        folder: the run.
+        manifest: the crawl's manifest, used if the one that the run names was moved.
+    """
+    source, config = _load_settings(folder)
     _process(source if source.exists() else manifest, folder, config, 1, compute=False)
 
 
@@ -107,14 +119,14 @@ def _process(
     if not source.exists():
         raise UserError(f"{source}: no such folder or manifest")
     with Run(source, out, config.build()) as run:
-        _remember(out, source, config)
+        _save_settings(out, source, config)
         takedown.note_run(source, out)
         with _progress() as progress:
             fresh = run.process(workers, progress, compute, RayWorkers if ray else Workers)
         if not fresh:
             print(f"{out}: nothing to do")
             return output.summarise(run)
-        with working("writing"):
+        with spinner("writing"):
             if (out / PAGE).is_file():
                 page.write(run, out / PAGE)
             summary = output.write(run)
@@ -126,51 +138,53 @@ def _process(
 
 @contextmanager
 def _progress() -> Iterator[Report | None]:
-    """A line on stderr with hours of sound per hour, if that is a terminal."""
+    """Show a status line with hours of audio per hour on stderr, if that is a terminal."""
     import time
 
     from rich.console import Console
 
-    console, begun = Console(stderr=True), time.monotonic()
+    console, started = Console(stderr=True), time.monotonic()
     if not console.is_terminal:
         yield None
         return
     with console.status("reading …") as status:
 
         def show(at: Any) -> None:
-            speed = at.seconds / max(time.monotonic() - begun, 1e-3)
+            speed = at.seconds / max(time.monotonic() - started, 1e-3)
             status.update(f"{at.stages}: {at.clips} clips, {at.seconds / 3600:.2f} h, {speed:.0f} hours per hour")
 
         yield show
 
 
-def _check_kept_apart(source: Path, out: Path) -> None:
+def _check_separate_folders(source: Path, out: Path) -> None:
     inside = out.resolve().is_relative_to(source.resolve()) if source.is_dir() else False
     if inside:
-        raise UserError(f"{out} lies inside {source}: its own clips would be taken for recordings")
+        raise UserError(
+            f"{out} is inside {source}: its clips would become recordings of the next run; choose another folder"
+        )
 
 
-def _remember(out: Path, source: Path, config: PipelineConfig) -> None:
-    """The source and the steps, for the commands that look at a run later."""
+def _save_settings(out: Path, source: Path, config: PipelineConfig) -> None:
+    """Store the source and the steps, for later commands on this run."""
     import yaml
 
     from speechgpt2 import config as configs
     from speechgpt2.hub import write_atomically
 
-    said = {"source": str(source.resolve()), **configs.to_dict(config)}
-    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
-    write_atomically(out / REMEMBERED, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    stored = {"source": str(source.resolve()), **configs.to_dict(config)}
+    text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
+    write_atomically(out / RUN_SETTINGS, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
-def _remembered(folder: Path) -> tuple[Path, PipelineConfig]:
+def _load_settings(folder: Path) -> tuple[Path, PipelineConfig]:
     from speechgpt2 import config as configs
     from speechgpt2.data.steps import PipelineConfig
 
-    path = folder / REMEMBERED
+    path = folder / RUN_SETTINGS
     if not path.is_file():
-        raise UserError(f"{folder}: no run of sg2 data clean")
-    said = configs.read(path)
-    return Path(said.pop("source")), configs.from_dict(PipelineConfig, said, path.name)
+        raise UserError(f"{folder}: not a run of sg2 data clean")
+    stored = configs.read(path)
+    return Path(stored.pop("source")), configs.from_dict(PipelineConfig, stored, path.name)
 
 
 def _change(text: str) -> tuple[str, float]:

@@ -1,0 +1,110 @@
+"""`sg2 bench`: speed on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speechgpt2.cli.common import ModelName, check_report_file
+
+DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
+Threads = Annotated[int, typer.Option(min=1, help="Number of CPU threads.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also write the rows to this JSON file.", metavar="FILE")
+]
+ServedModel = Annotated[str, typer.Option(help="The model to serve.", metavar="NAME")]
+Questions = Annotated[
+    Path | None,
+    typer.Option(help="A folder of recorded questions (.wav, .flac). [default: two shipped ones]", metavar="FOLDER"),
+]
+
+
+def codec(
+    size: Annotated[str, typer.Option(help="Configuration: mini or released. The weights are random.")] = "mini",
+    dtype: DTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
+    threads: Threads = 2,
+    out: ReportFile = None,
+) -> None:
+    """Time the codec's streaming steps."""
+    from speechgpt2.bench import codec
+
+    check_report_file(out)
+    codec.main(size=size, dtypes=tuple(dtype), threads=threads, out=out)
+
+
+def lm(
+    model: ModelName = "mini",
+    dtype: DTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
+    threads: Threads = 2,
+    turns: Annotated[int, typer.Option(min=1, help="Number of whole turns to time.")] = 10,
+    questions: Questions = None,
+    out: ReportFile = None,
+) -> None:
+    """Time the language model's steps, and whole turns."""
+    from speechgpt2.bench import lm
+
+    check_report_file(out)
+    lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out)
+
+
+def realtime(
+    url: Annotated[
+        str | None, typer.Option(help="A running server. [default: start one on this machine]", metavar="URL")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="API key of the server.", envvar="SG2_API_KEY", metavar="KEY")] = None,
+    model: ServedModel = "mini",
+    sessions: Annotated[
+        list[int], typer.Option("--sessions", "-n", min=1, help="Number of concurrent sessions (repeatable).")
+    ] = [1, 2, 4, 8, 16, 32],  # noqa: B006 (typer reads it only)
+    turns: Annotated[int, typer.Option(min=1, help="Questions per session; every second answer is interrupted.")] = 6,
+    questions: Questions = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Also write the rows to this JSON file, and a plot next to it.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """Time a server under concurrent sessions that speak in real time: latency, interruptions, steps, gaps."""
+    from speechgpt2.bench import realtime
+
+    check_report_file(out)
+    realtime.main(url, key, model, sessions, turns, questions, out)
+
+
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Duration of the test.")] = 30.0,
+    slots: Annotated[int, typer.Option(min=1, help="Concurrent sessions of the server; one client more tries.")] = 4,
+    model: ServedModel = "mini",
+    questions: Questions = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the clients.")] = 0,
+    out: ReportFile = None,
+) -> None:
+    """Run a long load test in which half of the clients misbehave; then stop the server.
+
+    Exit code 1 if a slot leaked, memory grew, a well-behaved client saw an error, or the server did not drain.
+    """
+    from speechgpt2.bench import soak
+
+    check_report_file(out)
+    if soak.main(minutes, slots, model, questions, seed, out).wrong:
+        raise typer.Exit(1)
+
+
+def data(
+    cores: Annotated[int, typer.Option(min=1, help="Processes for speech synthesis.")] = 2,
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences to synthesize per process.")] = 60,
+    conversations: Annotated[int, typer.Option(min=1, help="Conversations to synthesize per process.")] = 16,
+    recordings: Annotated[int, typer.Option(min=1, help="Recordings to clean and annotate.")] = 12,
+    records: Annotated[
+        int, typer.Option(min=0, help="Records without audio for a bookkeeping test: speed and memory.")
+    ] = 0,
+    out: ReportFile = None,
+) -> None:
+    """Time synthesis, cleaning and annotation, in hours of audio per hour."""
+    from speechgpt2.bench import data
+
+    check_report_file(out)
+    data.main(cores, sentences, conversations, recordings, records, out)

@@ -1,0 +1,271 @@
+"""`sg2 chat`, `sg2 say` and `sg2 transcribe`: a codec and a language model, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
+from speechgpt2.cli.common import CodecName, Device, DType, ModelName, load_model, spinner
+from speechgpt2.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.types import Mode, Speech, Turn
+
+PAUSE = 0.5  # seconds between two answers in one file
+
+AudioFiles = Annotated[
+    list[Path] | None, typer.Argument(help="Spoken questions, one turn per file.", metavar="AUDIO...")
+]
+Texts = Annotated[list[str] | None, typer.Option("--text", "-t", help="A typed question (repeatable).", metavar="TEXT")]
+AnswersOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="A .wav or .flac file for the answers, in their order.", metavar="FILE"),
+]
+AudioOut = Annotated[Path, typer.Option("--out", "-o", help="A .wav or .flac file.", metavar="FILE")]
+ModeName = Annotated[
+    Literal["s2s", "s2t", "t2s", "t2t"] | None,
+    typer.Option(
+        help="Speech (s) or text (t): the questions', then the answers'. [default: follows from the other options]"
+    ),
+]
+Greeting = Annotated[
+    Path | None, typer.Option(help="A recording with which the assistant opens the conversation.", metavar="AUDIO")
+]
+GreetingText = Annotated[str | None, typer.Option(help="The transcript of the greeting.", metavar="TEXT")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")]
+TopP = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+MaxPatches = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in patches of 120 ms.")]
+Play = Annotated[bool, typer.Option("--play", help="Play the answers while they are generated.")]
+Mic = Annotated[bool, typer.Option("--mic", help="Record questions from the microphone.")]
+
+
+def chat(
+    audio_files: AudioFiles = None,
+    texts: Texts = None,
+    out: AnswersOut = None,
+    mode: ModeName = None,
+    model: ModelName = "mini",
+    codec: CodecName = None,
+    greeting: Greeting = None,
+    greeting_text: GreetingText = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.9,
+    seed: Seed = 0,
+    max_patches: MaxPatches = 1024,
+    device: Device = "auto",
+    dtype: DType = None,
+    play: Play = False,
+    mic: Mic = False,
+) -> None:
+    """Answer spoken or typed questions in speech and text.
+
+    Several questions are the turns of one conversation: audio files first, then typed questions, then the
+    microphone's.
+    """
+    questions = read_questions(audio_files or [], texts or [])
+    if not questions and not mic:
+        raise UserError("no question: give an audio file, --text or --mic")
+    mode = mode or default_mode(spoken=bool(audio_files) or mic, aloud=play or out is not None)
+    check_output(out, mode, play)
+    if play or mic:
+        sounddevice()
+    opening = read_greeting(greeting, greeting_text)
+    speechgpt = load_model(model, codec, device, dtype)
+    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
+    conversation = speechgpt.conversation(mode, greeting=opening, sampling=sampling, max_patches=max_patches)
+    answers = [pcm for pcm in answer_all(conversation, questions, mic, play) if len(pcm)]
+    if out is not None:
+        save(out, answers)
+
+
+def say(
+    text: Annotated[str, typer.Argument(help="The text to speak.", metavar="TEXT")],
+    out: AudioOut,
+    model: ModelName = "mini",
+    codec: CodecName = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.9,
+    seed: Seed = 0,
+    max_patches: MaxPatches = 1024,
+    device: Device = "auto",
+    dtype: DType = None,
+) -> None:
+    """Speak a text (text to speech)."""
+    check_output(out, "t2s", play=False)
+    if not text.strip():
+        raise UserError("nothing to say: the text is empty")
+    speechgpt = load_model(model, codec, device, dtype)
+    with spinner("speaking"):
+        sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
+        reply = speechgpt.say(text, sampling=sampling, max_patches=max_patches)
+    save(out, [reply.pcm] if len(reply.pcm) else [])
+
+
+def transcribe(
+    audio_files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="AUDIO...")],
+    model: ModelName = "mini",
+    codec: CodecName = None,
+    device: Device = "auto",
+    dtype: DType = None,
+) -> None:
+    """Transcribe audio files (speech to text), one line per file."""
+    from speechgpt2 import audio
+
+    recordings = [audio.load(path) for path in audio_files]
+    speechgpt = load_model(model, codec, device, dtype)
+    for pcm in recordings:
+        with spinner("transcribing"):
+            text = speechgpt.transcribe(pcm)
+        print(text, flush=True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A user turn; `shown` is the text to print for it, None where the model transcribes it."""
+
+    turn: Turn
+    shown: str | None
+
+
+def read_questions(audio_files: list[Path], texts: list[str]) -> list[Question]:
+    """Read the questions in the order of the conversation.
+
+    Raises:
+        UserError: a file cannot be read, or a text is empty.
+    """
+    from speechgpt2 import audio
+    from speechgpt2.types import Turn
+
+    if not all(text.strip() for text in texts):
+        raise UserError("--text is empty")
+    spoken = [Question(Turn.user(speech=audio.load(path)), None) for path in audio_files]
+    return spoken + [Question(Turn.user(text), text) for text in texts]
+
+
+def read_greeting(path: Path | None, text: str | None) -> Speech | None:
+    """Read the assistant's greeting, or return None if there is none."""
+    from speechgpt2 import audio
+    from speechgpt2.types import Speech
+
+    if path is None and text is not None:
+        raise UserError("--greeting-text needs --greeting")
+    return None if path is None else Speech(pcm=audio.load(path), text=text)
+
+
+def default_mode(spoken: bool, aloud: bool) -> Mode:
+    """Choose the mode.
+
+    Args:
+        spoken: the questions are audio.
+        aloud: the answers' audio is saved or played.
+    """
+    if spoken:
+        return "s2s"
+    return "t2s" if aloud else "t2t"
+
+
+def check_output(out: Path | None, mode: Mode, play: bool) -> None:
+    """Check before the model is loaded that the answers can be saved as asked.
+
+    Raises:
+        UserError: the mode gives no audio, or the file cannot be written.
+    """
+    from speechgpt2 import audio, hub
+
+    if mode.endswith("t") and (out is not None or play):
+        raise UserError(f"mode {mode} gives no audio: leave out --out and --play, or choose s2s or t2s")
+    if out is not None:
+        audio.check_format(out)
+        hub.check_writable(out)
+
+
+def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
+    """Build the sampling parameters of one conversation, on the model's device."""
+    from speechgpt2.lm.sampling import Sampling
+
+    return Sampling.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
+
+
+def answer_all(conversation: Any, questions: list[Question], mic: bool, play: bool) -> Iterator[np.ndarray]:
+    """Ask one question after the other and print transcripts and answers as they come.
+
+    Yields:
+        `pcm [N]` of each answer.
+    """
+    with ExitStack() as stack:
+        player = stack.enter_context(BlockingPlayer()) if play else None
+        for question in with_microphone(questions) if mic else questions:
+            yield answer(conversation, question, player)
+
+
+def with_microphone(questions: list[Question]) -> Iterator[Question]:
+    """Iterate over the given questions, then over those from the microphone."""
+    from speechgpt2.types import Turn
+
+    yield from questions
+    yield from (Question(Turn.user(speech=pcm), None) for pcm in record_questions())
+
+
+def answer(conversation: Any, question: Question, player: BlockingPlayer | None) -> np.ndarray:
+    """Ask one question, print the text and play the audio of the answer.
+
+    Returns:
+        The answer's `pcm [N]`.
+    """
+    import numpy as np
+
+    from speechgpt2.types import AudioDelta, TextDelta, Transcript
+
+    if question.shown is not None:
+        print(f"you: {question.shown}", flush=True)
+    chunks, printed = [np.zeros(0, np.float32)], ""
+    for event in conversation.ask(question.turn, stream=True):
+        if isinstance(event, Transcript):
+            print(f"you: {event.text}", flush=True)
+        elif isinstance(event, TextDelta):
+            new = event.text if printed else event.text.lstrip()
+            print(new if printed or not new else f"sg2: {new}", end="", flush=True)
+            printed += new
+        elif isinstance(event, AudioDelta):
+            chunks.append(event.pcm)
+            if player is not None:
+                player.play(event.pcm)
+    if printed:
+        print(flush=True)
+    return np.concatenate(chunks)
+
+
+def save(out: Path, answers: Iterable[np.ndarray]) -> None:
+    """Write the answers with a pause between them.
+
+    Raises:
+        UserError: the model gave no audio.
+    """
+    import numpy as np
+
+    from speechgpt2 import audio
+    from speechgpt2.types import SAMPLE_RATE
+
+    pause = np.zeros(int(PAUSE * SAMPLE_RATE), np.float32)
+    pieces = [piece for pcm in answers for piece in (pause, pcm)][1:]
+    if not pieces:
+        raise UserError(f"the model gave no audio; {out} was not written")
+    pcm = np.concatenate(pieces)
+    audio.save(out, pcm)
+    print(f"{out}: {len(pcm) / SAMPLE_RATE:.2f} s")

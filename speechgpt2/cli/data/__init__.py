@@ -1,0 +1,1 @@
+"""The commands of `sg2 data`."""

@@ -1,0 +1,48 @@
+"""`sg2 data codec-corpus` and `dialogue-corpus`: training corpora of synthetic speech. A stopped build resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+OutFolder = Annotated[Path, typer.Argument(help="Folder of the corpus; a stopped build resumes.", metavar="FOLDER")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
+Hours = Annotated[float, typer.Option(min=0.0, help="Hours of synthetic speech.")]
+RealSpeech = Annotated[
+    Path | None, typer.Option(help="Real recordings to add: a folder with ljspeech/, fsdd/ and cmn/.", metavar="FOLDER")
+]
+Exchanges = Annotated[int, typer.Option(min=1, help="Number of questions with replies.")]
+Says = Annotated[
+    int | None, typer.Option(min=0, help="Number of texts to speak (text to speech). [default: half of the exchanges]")
+]
+Dictations = Annotated[int, typer.Option(min=0, help="Number of utterances to transcribe (speech to text).")]
+
+
+def codec_corpus(
+    out: OutFolder, hours: Hours = 6.0, real_speech: RealSpeech = None, seed: Seed = 0, workers: Workers = 2
+) -> None:
+    """Synthesize speech of many voices with pitch and phone labels, to train a codec."""
+    from speechgpt2.corpus.synthesize import build_codec_corpus
+
+    _report(build_codec_corpus(out, hours, seed, workers, real_speech))
+
+
+def dialogue_corpus(
+    out: OutFolder,
+    exchanges: Exchanges = 24_000,
+    says: Says = None,
+    dictations: Dictations = 0,
+    seed: Seed = 0,
+    workers: Workers = 2,
+) -> None:
+    """Synthesize spoken questions and replies, to train a language model."""
+    from speechgpt2.corpus.synthesize import build_dialogue_corpus
+
+    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations))
+
+
+def _report(corpus: Any) -> None:
+    print(f"{corpus.path}: {len(corpus)} records, {corpus.hours:.2f} hours")
