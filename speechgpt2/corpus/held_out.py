@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from speechgpt2.curriculum.dialogues import SKILLS, Exchange, draw
+from speechgpt2.curriculum.skills import SKILLS, SkillExchange, draw_exchange
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import HELD_OUT_VOICES, vary
 
@@ -14,7 +14,7 @@ from speechgpt2.tts.voices import HELD_OUT_VOICES, vary
 class HeldOutQuestion:
     """An exchange of the evaluation set, and the held-out voice that asks its question."""
 
-    exchange: Exchange
+    exchange: SkillExchange
     voice: Voice
 
 
@@ -29,6 +29,6 @@ def held_out_questions(n: int = 200, seed: int = 0) -> tuple[HeldOutQuestion, ..
     questions = []
     for index in range(n):
         lang = ("en", "zh")[index % 2]
-        exchange = draw(rng, lang, list(SKILLS)[index // 2 % len(SKILLS)])
+        exchange = draw_exchange(rng, lang, list(SKILLS)[index // 2 % len(SKILLS)])
         questions.append(HeldOutQuestion(exchange, vary(rng.choice(HELD_OUT_VOICES[lang]), rng)))
     return tuple(questions)

@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 
 from speechgpt2.corpus.store import Item, Record
-from speechgpt2.curriculum.lexicon import ONES
+from speechgpt2.curriculum.numbers import ONES
 from speechgpt2.dsp.levels import active_span, normalise_level
 from speechgpt2.dsp.world_pitch import track
 from speechgpt2.tts.utterance import Word

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from speechgpt2.corpus import recordings
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
-from speechgpt2.curriculum.dialogues import Exchange, draw, typed_variants
 from speechgpt2.curriculum.sentences import sentence, word_list
+from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
 from speechgpt2.dsp.world_pitch import track
 from speechgpt2.processes import single_threaded
 from speechgpt2.tts.augment import disturbed
@@ -136,7 +136,7 @@ def _exchange_part(seed: int, index: int, count: int) -> Iterator[Item]:
     rng = random.Random(f"exchanges/{seed}/{index}")
     for number in range(count):
         lang = ("en", "zh")[number % 2]
-        exchange = draw(rng, lang)
+        exchange = draw_exchange(rng, lang)
         name = f"ex-{index:04d}-{number:04d}"
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
@@ -163,7 +163,7 @@ def _dictation_part(seed: int, index: int, count: int) -> Iterator[Item]:
         yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
 
 
-def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:
+def _spoken(name: str, exchange: SkillExchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:
     """Question in ``voice``, reply in the assistant's."""
     asked, told = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
@@ -174,7 +174,7 @@ def _spoken(name: str, exchange: Exchange, voice: Voice, rng: random.Random, spl
     yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
 
 
-def _typed(name: str, exchange: Exchange, rng: random.Random) -> Iterator[Item]:
+def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[Item]:
     """Question as a user would type it, and the reply, without sound."""
     asked, told = _extras(name, exchange, rng)
     text = rng.choice(asked["typed"])
@@ -182,7 +182,7 @@ def _typed(name: str, exchange: Exchange, rng: random.Random) -> Iterator[Item]:
     yield Item(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
 
 
-def _extras(name: str, exchange: Exchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+def _extras(name: str, exchange: SkillExchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     """``extra`` of the question's record and of the reply's."""
     told = {"exchange": name, "skill": exchange.skill}
     typed = list(typed_variants(exchange, rng))

@@ -1,11 +1,13 @@
-"""Whole numbers 0..100 as they are said, in English words and in hanzi, and text compared across both."""
+"""Whole numbers from 0 to 100 in English words and in hanzi, and the spoken units of a text."""
 
 from __future__ import annotations
 
 import re
 
-from speechgpt2.curriculum.lexicon import ONES, TENS, ZH_DIGITS
+from speechgpt2.curriculum.texts import words
 
+ONES, TENS = words("en", "ones"), words("en", "tens")
+_ZH_DIGITS = words("zh", "digits")
 _ZH_NUMBER = re.compile(r"一百|[二三四五六七八九]?十[一二三四五六七八九]?|[零一二三四五六七八九两]")
 
 
@@ -29,19 +31,19 @@ def mandarin(n: int) -> str:
         return "一百"
     tens, ones = divmod(n, 10)
     if not tens:
-        return ZH_DIGITS[ones]
-    return ("" if tens == 1 else ZH_DIGITS[tens]) + "十" + (ZH_DIGITS[ones] if ones else "")
+        return _ZH_DIGITS[ones]
+    return ("" if tens == 1 else _ZH_DIGITS[tens]) + "十" + (_ZH_DIGITS[ones] if ones else "")
 
 
-def spoken(n: int, lang: str) -> str:
-    """The number in the words of ``lang`` ("en", "zh")."""
+def number_to_words(n: int, lang: str) -> str:
+    """Spell a number from 0 to 100 in the words of `lang` ("en", "zh")."""
     return mandarin(n) if lang == "zh" else english(n)
 
 
 def tokens(text: str, lang: str) -> list[str]:
-    """What is said, without how it is written: lower-case words (English) or characters (Mandarin).
+    """Split a text into what is spoken: lower-case words (English) or characters (Mandarin), without punctuation.
 
-    Numbers come out spelled, so "8", "eight" and "Eight." are one. Numbers beyond 100 stay digits.
+    Numbers up to 100 are spelled, so that "8", "eight" and "Eight." are equal. Larger numbers stay digits.
     """
     spelled = re.sub(r"\d+", lambda m: f" {_spell(m[0], lang)} ", text.lower().replace("’", "'"))
     if lang == "zh":
@@ -50,13 +52,13 @@ def tokens(text: str, lang: str) -> list[str]:
 
 
 def _spell(digits: str, lang: str) -> str:
-    return spoken(int(digits), lang) if int(digits) <= 100 else digits
+    return number_to_words(int(digits), lang) if int(digits) <= 100 else digits
 
 
-def values(text: str, lang: str) -> list[int]:
-    """The numbers in a text in order, however written: "Three plus 20 is twenty-three" -> [3, 20, 23]."""
+def numbers_in(text: str, lang: str) -> list[int]:
+    """Return the numbers in a text, written as digits or words: "Three plus 20 is twenty-three" -> [3, 20, 23]."""
     if lang == "zh":
-        # Punctuation parts numbers: 九，十 is nine and ten, 九十 is ninety.
+        # Punctuation separates numbers: 九，十 is nine and ten, 九十 is ninety.
         spelled = re.sub(r"\d+", lambda m: f" {_spell(m[0], lang)} ", text)
         return [int(m) if m.isdigit() else _ZH_VALUES[m] for m in re.findall(rf"\d+|{_ZH_NUMBER.pattern}", spelled)]
     found: list[int] = []

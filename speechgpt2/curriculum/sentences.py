@@ -1,37 +1,53 @@
-"""Endless plain text from a seeded generator: grammatical, varied, free of digits and abbreviations.
+"""Plain text without end: grammatical, varied sentences without digits and abbreviations.
 
-It is what the codec learns to carry and what the model learns to read aloud; sense is no aim.
+The codec learns from it, and the language model learns to read aloud and to write down what it hears. Its sentences
+need no meaning. The grammar is in texts/sentences.yaml.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Callable
 
-from speechgpt2.curriculum import lexicon as words
-from speechgpt2.curriculum.numbers import english, mandarin
+from speechgpt2.curriculum.numbers import number_to_words
+from speechgpt2.curriculum.texts import LANGUAGES, read, words
+
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
 def sentence(rng: random.Random, lang: str) -> str:
-    """One sentence, 1 to about 6 seconds when spoken: "en" with sentence case, "zh" in hanzi."""
-    if lang == "zh":
-        return _mandarin_sentence(rng)
-    if lang == "en":
-        text = _english_sentence(rng)
-        return text[0].upper() + text[1:]
-    raise ValueError(f"no sentences for language {lang!r}; there are 'en' and 'zh'")
+    """Draw one sentence of 1 to about 6 seconds: English ("en") in sentence case, Mandarin ("zh") in hanzi."""
+    if lang not in LANGUAGES:
+        raise ValueError(f"no sentences for language {lang!r}; there are 'en' and 'zh'")
+    grammar = read("sentences")[lang]
+    fixed = {slot: rng.choice(words(lang, kind)) for slot, kind in grammar["drawn_once"].items()}
+    template = rng.choice(grammar["templates"])
+    slots = _ENGLISH if lang == "en" else _MANDARIN
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in fixed:
+            return fixed[name]
+        if name == "number":
+            return number_to_words(rng.randint(*grammar["numbers"]), lang)
+        return slots[name](rng)
+
+    text = _SLOT.sub(fill, template)
+    return text[0].upper() + text[1:]
 
 
 def word_list(rng: random.Random, lang: str, most: int = 6) -> str:
-    """1 to ``most`` unrelated words or numbers, in no grammar: nothing to guess the next word from."""
+    """Draw 1 to `most` unrelated words or numbers without grammar, so that no word can be guessed from the others."""
     count = rng.randint(1, most)
-    if lang == "zh":
-        groups = (words.ZH_NOUNS, words.ZH_ADJECTIVES, words.ZH_VERBS, words.ZH_PLACES, words.ZH_TIMES)
-        number = mandarin
-    else:
-        groups = (words.NOUNS, words.NOUNS, words.ADJECTIVES, words.VERBS, words.ADVERBS)
-        number = english
+    kinds = ("nouns", "adjectives", "verbs", "places", "times")
+    if lang == "en":
+        kinds = ("nouns", "nouns", "adjectives", "verbs", "adverbs")
     items = [
-        number(rng.randint(0, 100)) if rng.random() < 0.2 else rng.choice(rng.choice(groups)) for _ in range(count)
+        number_to_words(rng.randint(0, 100), lang)
+        if rng.random() < 0.2
+        else rng.choice(rng.choice([words(lang, kind) for kind in kinds]))
+        for _ in range(count)
     ]
     if lang == "zh":
         return rng.choice(("", "，")).join(items) + "。"
@@ -39,88 +55,46 @@ def word_list(rng: random.Random, lang: str, most: int = 6) -> str:
     return text[0].upper() + text[1:]
 
 
-def _thing(rng: random.Random) -> str:
+def _word(lang: str, kind: str) -> Callable[[random.Random], str]:
+    return lambda rng: rng.choice(words(lang, kind))
+
+
+def _english_thing(rng: random.Random) -> str:
     """A noun phrase: "the old boat", "Clara's hat"."""
-    noun = rng.choice(words.NOUNS)
+    noun = rng.choice(words("en", "nouns"))
     if rng.random() < 0.5:
-        noun = f"{rng.choice(words.ADJECTIVES)} {noun}"
-    owner = rng.choice(("the", "the", "this", "that", "my", "your", "our", "her", "every", "a"))
+        noun = f"{rng.choice(words('en', 'adjectives'))} {noun}"
+    owner = rng.choice(words("en", "determiners"))
     if owner == "a" and noun[0] in "aeiou":
         owner = "an"
     if rng.random() < 0.1:
-        owner = f"{rng.choice(words.NAMES)}'s"
+        owner = f"{rng.choice(words('en', 'names'))}'s"
     return f"{owner} {noun}"
 
 
-def _english_sentence(rng: random.Random) -> str:
-    def name() -> str:
-        return rng.choice(words.NAMES)
-
-    def adverb() -> str:
-        return rng.choice(words.ADVERBS)
-
-    def place() -> str:
-        return f"{rng.choice(words.PREPOSITIONS)} {_thing(rng)}"
-
-    def number() -> str:
-        return english(rng.randint(2, 100))
-
-    past, verb, adjective = rng.choice(words.VERBS_PAST), rng.choice(words.VERBS), rng.choice(words.ADJECTIVES)
-    return rng.choice((
-        lambda: f"{name()} {past} {_thing(rng)} {place()}.",
-        lambda: f"{_thing(rng)} is {adjective}.",
-        lambda: f"{_thing(rng)} was {place()}, but {_thing(rng)} was not.",
-        lambda: f"did {name()} {verb} {_thing(rng)}?",
-        lambda: f"{adverb()}, {name()} and {name()} {past} {_thing(rng)}.",
-        lambda: f"I think {_thing(rng)} is too {adjective} for {name()}.",
-        lambda: f"please {verb} {_thing(rng)} {adverb()}.",
-        lambda: f"where is {_thing(rng)}?",
-        lambda: f"we need {number()} of them {place()}.",
-        lambda: f"can you {verb} {_thing(rng)}?",
-        lambda: f"there are {number()} steps to {_thing(rng)}.",
-        lambda: f"{name()} said, {_thing(rng)} looks {adjective}!",
-        lambda: f"if you {verb} {_thing(rng)}, I will {rng.choice(words.VERBS)} {_thing(rng)}.",
-        lambda: f"{number()}, {number()}, {number()} and {number()}.",
-        lambda: f"why is {_thing(rng)} so {adjective}?",
-        lambda: f"it was {adjective} and {rng.choice(words.ADJECTIVES)} {place()}.",
-        lambda: f"they {past} {_thing(rng)} because it was {adjective}.",
-        lambda: word_list(rng, "en"),
-    ))()  # fmt: skip
+def _english_place(rng: random.Random) -> str:
+    return f"{rng.choice(words('en', 'prepositions'))} {_english_thing(rng)}"
 
 
-def _mandarin_sentence(rng: random.Random) -> str:
-    def who() -> str:
-        return rng.choice(words.ZH_PEOPLE)
+def _mandarin_thing(rng: random.Random) -> str:
+    noun = rng.choice(words("zh", "nouns"))
+    return f"{rng.choice(words('zh', 'adjectives'))}的{noun}" if rng.random() < 0.3 else noun
 
-    def thing() -> str:
-        noun = rng.choice(words.ZH_NOUNS)
-        return f"{rng.choice(words.ZH_ADJECTIVES)}的{noun}" if rng.random() < 0.3 else noun
 
-    def where() -> str:
-        return rng.choice(words.ZH_PLACES)
-
-    def when() -> str:
-        return rng.choice(words.ZH_TIMES)
-
-    def number() -> str:
-        return mandarin(rng.randint(3, 100))
-
-    verb, adjective = rng.choice(words.ZH_VERBS), rng.choice(words.ZH_ADJECTIVES)
-    return rng.choice((
-        lambda: f"{who()}{when()}在{where()}{verb}了{thing()}。",
-        lambda: f"{when()}{who()}想去{where()}。",
-        lambda: f"这个{thing()}很{adjective}。",
-        lambda: f"你{verb}{thing()}吗？",
-        lambda: f"{who()}和{who()}都{verb}{thing()}。",
-        lambda: f"{where()}有{number()}个{thing()}。",
-        lambda: f"请你{when()}{verb}{thing()}，好吗？",
-        lambda: f"{thing()}在哪儿？{thing()}在{where()}。",
-        lambda: f"虽然{thing()}很{adjective}，但是{who()}不{verb}它。",
-        lambda: f"{who()}说，{when()}的{thing()}太{adjective}了！",
-        lambda: f"{number()}，{number()}，{number()}，{number()}。",
-        lambda: f"因为{thing()}{adjective}，所以{who()}{verb}{thing()}。",
-        lambda: f"从{where()}到{where()}要走{number()}分钟。",
-        lambda: f"为什么{who()}不{verb}{thing()}？",
-        lambda: f"{thing()}比{thing()}{adjective}得多。",
-        lambda: word_list(rng, "zh"),
-    ))()  # fmt: skip
+# Slot -> what it draws.
+_ENGLISH: dict[str, Callable[[random.Random], str]] = {
+    "name": _word("en", "names"),
+    "adverb": _word("en", "adverbs"),
+    "another_verb": _word("en", "verbs"),
+    "another_adjective": _word("en", "adjectives"),
+    "thing": _english_thing,
+    "place": _english_place,
+    "word_list": lambda rng: word_list(rng, "en"),
+}
+_MANDARIN: dict[str, Callable[[random.Random], str]] = {
+    "person": _word("zh", "people"),
+    "place": _word("zh", "places"),
+    "time": _word("zh", "times"),
+    "thing": _mandarin_thing,
+    "word_list": lambda rng: word_list(rng, "zh"),
+}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechgpt2.corpus.held_out import HeldOutQuestion
-from speechgpt2.curriculum import dialogues
+from speechgpt2.curriculum import skills
 from speechgpt2.eval.report import column
 from speechgpt2.eval.testsets import say
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
@@ -61,7 +61,7 @@ class Answer(TimedReply):
 
     @property
     def right(self) -> bool:
-        return dialogues.right(self.trial.exchange, self.text)
+        return skills.is_correct(self.trial.exchange, self.text)
 
     def record(self) -> dict[str, Any]:
         """For a JSON file: enough to read what went wrong."""

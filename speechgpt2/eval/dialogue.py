@@ -22,8 +22,8 @@ from rich.progress import Progress
 
 from speechgpt2.asr.error_rate import edit_distance
 from speechgpt2.corpus.held_out import held_out_questions
-from speechgpt2.curriculum.dialogues import SKILLS
 from speechgpt2.curriculum.numbers import tokens
+from speechgpt2.curriculum.skills import SKILLS
 from speechgpt2.eval import report
 from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
 from speechgpt2.eval.endings import ending_rows

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from speechgpt2.asr.error_rate import edit_distance
 from speechgpt2.asr.pocketsphinx import PocketSphinx
-from speechgpt2.curriculum import dialogues
+from speechgpt2.curriculum import skills
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.errors import UserError
 from speechgpt2.eval.answers import Answer
@@ -79,7 +79,7 @@ def sphinx(answers: Sequence[Answer]) -> Listener:
     recognisers: dict[str, PocketSphinx] = {}
     for skill in dict.fromkeys(a.skill for a in answers):
         rng = random.Random(f"domain/{skill}")
-        domain = [tokens(dialogues.draw(rng, "en", skill).reply, "en") for _ in range(DOMAIN_DRAWS)]
+        domain = [tokens(skills.draw_exchange(rng, "en", skill).reply, "en") for _ in range(DOMAIN_DRAWS)]
         recognisers[skill] = PocketSphinx([*domain, *(tokens(a.text, "en") for a in answers if a.skill == skill)])
 
     def listen(answer: Answer, pcm: Wave) -> Words | None:
@@ -121,7 +121,7 @@ def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, Words]]) -> Speec
         n=len(heard),
         exact=float(np.mean([text == words for text, words in pairs])),
         accuracy=1 - wrong / total,
-        right=float(np.mean([dialogues.right(a.trial.exchange, joint.join(words)) for a, words in heard])),
+        right=float(np.mean([skills.is_correct(a.trial.exchange, joint.join(words)) for a, words in heard])),
     )
 
 

@@ -8,7 +8,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from speechgpt2.curriculum import lexicon
+from speechgpt2.curriculum.texts import words as lexicon_words
 from speechgpt2.data.conversations.script import Line, Mark, MarkKind, Script, words_of
 
 FILLERS = {"en": ("um", "uh", "well", "you know"), "zh": ("嗯", "那个", "就是", "呃")}
@@ -44,7 +44,7 @@ def _loosen(line: Line, lang: str, config: OralConfig, rng: random.Random) -> Li
     if drawn < config.filler:
         return _insert(line, lang, "filler", rng.choice(_phrases(line.text)), rng.choice(FILLERS[lang]))
     if drawn < config.filler + config.repair and nouns:
-        wrong = rng.choice(lexicon.ZH_NOUNS if lang == "zh" else lexicon.NOUNS)
+        wrong = rng.choice(lexicon_words(lang, "nouns"))
         return _insert(line, lang, "repair", rng.choice(nouns), f"{wrong}{_COMMA[lang]}{rng.choice(SORRY[lang])}")
     return _insert(line, lang, "repetition", 0, words_of(line.text, lang)[0])
 
@@ -68,7 +68,9 @@ def _phrases(text: str) -> list[int]:
 
 def _nouns(text: str, lang: str) -> list[int]:
     """Where nouns of the lexicon begin."""
-    nouns = sorted((n for n in lexicon.ZH_NOUNS if len(n) > 1), key=len) if lang == "zh" else lexicon.NOUNS
+    nouns = lexicon_words(lang, "nouns")
+    if lang == "zh":
+        nouns = tuple(sorted((noun for noun in nouns if len(noun) > 1), key=len))
     edge = "" if lang == "zh" else r"\b"
     return [match.start() for match in re.finditer(rf"{edge}(?:{'|'.join(map(re.escape, nouns))}){edge}", text)]
 
