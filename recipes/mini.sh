@@ -1,39 +1,74 @@
 #!/usr/bin/env bash
-# From nothing to the shipped small model: synthetic speech, codec, dialogues, language model, evaluation.
+# Trains the built-in model `mini` from nothing: synthetic speech, codec, dialogues, language model, evaluation.
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH]
 #
-# OUT (runs/mini) takes some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/ recordings, which the
-# codec then also learns from. Every step resumes where it was stopped; a finished step is not repeated. The voices that
-# are held out of all training are `HELD_OUT_VOICES` in speechgpt2/tts/voices.py. Needs the Debian package flite and
-# `pip install -e '.[train,synthesis,eval]'`.
+# OUT (default runs/mini) needs some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/; the codec
+# then also learns from these recordings. Each step resumes where it stopped, and a finished step is not repeated.
+# Needs the Debian package flite and `pip install -e '.[train,synthesis,eval]'`.
 #
-# The shipped weights came about by these steps, but parts of the code are younger than the steps before: pauses around
-# the questions (tts/augment.py) came with lm-more, questions that break off at its step 500; speakers drawn at random
-# and phones to learn hearing by came with lm-voices; the corpus that the decoder,
-# and then the whole codec, last learnt from had speakers drawn at random, too (seed 3). codec-further, lm-further and
-# lm-hearing began with what was shipped before them, in half precision.
+# No step trains on the voices listed as HELD_OUT_VOICES in speechgpt2/tts/voices.py. The model card
+# (speechgpt2/assets/mini/README.md) says how the shipped weights differ from this recipe.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
 real=${2:-}
+run=(--resume --processes 2)
 
+stage() { printf '\n== %s\n' "$1"; }
+
+stage "1. Speech for the codec"
+# Six hours of many synthetic voices, with pitch and phones as labels, and the real recordings if given.
 sg2 data codec-corpus "$out/speech" --hours 6 ${real:+--real-speech "$real"}
-sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --favour 1.5 --out "$out/codec" --resume --processes 2
-sg2 convert "$out/codec" "$out/codec-half" --dtype float16  # codes must not change after the language model has learnt them
+
+stage "2. Codec, first run"
+# Encoder, codebooks and decoder learn together. The result is stored in float16 at once: the language model learns the
+# codes of exactly these weights.
+sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --favour 1.5 --out "$out/codec" "${run[@]}"
+sg2 convert "$out/codec" "$out/codec-half" --dtype float16
+
+stage "3. Language model, first run"
+# Questions with answers, and texts to speak, teach the format, the skills and the assistant's two voices.
 sg2 data dialogue-corpus "$out/dialogues" --exchanges 30000 --says 12000
-sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" --resume --processes 2
+sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" "${run[@]}"
+
+stage "4. Language model, more recognition"
+# Utterances to transcribe (dictations) have unrelated words, so the model cannot guess them from the context.
 sg2 data dialogue-corpus "$out/more" --exchanges 9000 --says 1500 --dictations 9000 --seed 1
-sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-half" --init "$out/lm" --out "$out/lm-more" --resume --processes 2
+sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-half" \
+    --init "$out/lm" --out "$out/lm-more" "${run[@]}"
+
+stage "5. Language model, more voices"
+# Each utterance has a new random speaker, and phone labels supervise recognition 25 times per second.
 sg2 data dialogue-corpus "$out/voices" --exchanges 9000 --says 1000 --dictations 12000 --seed 2
-sg2 train lm recipes/mini/lm-voices.yaml --corpus "$out/voices" --codec "$out/codec-half" --init "$out/lm-more" --out "$out/lm-voices" --resume --processes 2
-sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 --out "$out/decoder" --resume --processes 2
-sg2 train codec recipes/mini/codec-further.yaml --corpus "$out/speech" --init "$out/decoder" --favour 3 --out "$out/codec-further" --resume --processes 2
+sg2 train lm recipes/mini/lm-voices.yaml --corpus "$out/voices" --codec "$out/codec-half" \
+    --init "$out/lm-more" --out "$out/lm-voices" "${run[@]}"
+
+stage "6. Codec, second run: decoder only"
+# The codes stay as they are. The decoder sees 60 ms ahead, and a phone recogniser in the loss keeps speech intelligible.
+sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 \
+    --out "$out/decoder" "${run[@]}"
+
+stage "7. Codec, third run: all parts"
+# The encoder also learns to ignore room acoustics and noise. The codes change, so the language model follows.
+sg2 train codec recipes/mini/codec-further.yaml --corpus "$out/speech" --init "$out/decoder" --favour 3 \
+    --out "$out/codec-further" "${run[@]}"
 sg2 convert "$out/codec-further" "$out/codec-further-half" --dtype float16
+
+stage "8. Language model on the new codes"
+# It also learns to draft several text tokens per step.
 sg2 data dialogue-corpus "$out/further" --exchanges 9000 --says 2500 --dictations 14000 --seed 4
-sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/codec-further-half" --init "$out/lm-voices" --out "$out/lm-further" --resume --processes 2
+sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/codec-further-half" \
+    --init "$out/lm-voices" --out "$out/lm-further" "${run[@]}"
+
+stage "9. Language model, still more recognition"
+# Nearly all remaining errors are recognition errors, so this corpus is mostly dictations.
 sg2 data dialogue-corpus "$out/hearing" --exchanges 10000 --says 1500 --dictations 22000 --seed 5
-sg2 train lm recipes/mini/lm-hearing.yaml --corpus "$out/hearing" --codec "$out/codec-further-half" --init "$out/lm-further" --out "$out/lm-hearing" --resume --processes 2
+sg2 train lm recipes/mini/lm-hearing.yaml --corpus "$out/hearing" --codec "$out/codec-further-half" \
+    --init "$out/lm-further" --out "$out/lm-hearing" "${run[@]}"
+
+stage "10. Export and evaluation"
+# Both parts in float16 in one folder, as shipped; then the tables of docs/results.md.
 sg2 convert "$out/lm-hearing" "$out/model" --dtype float16
 sg2 convert "$out/codec-further" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
