@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from speechgpt2.chat import SpeechGPT as SpeechGPT
     from speechgpt2.codec.model import Codec as Codec
     from speechgpt2.lm.model import SpeechLM as SpeechLM
-    from speechgpt2.lm.sampling import Sampling as Sampling
+    from speechgpt2.lm.sampling import SamplingParams as SamplingParams
     from speechgpt2.types import Turn as Turn
 
 _HOMES = {
     "Codec": "codec.model",
     "SpeechLM": "lm.model",
-    "Sampling": "lm.sampling",
+    "SamplingParams": "lm.sampling",
     "SpeechGPT": "chat",
     "Conversation": "chat",
     "Reply": "chat",
     "Turn": "types",
 }
-__all__ = ["Codec", "Conversation", "Reply", "Sampling", "SpeechGPT", "SpeechLM", "Turn"]
+__all__ = ["Codec", "Conversation", "Reply", "SamplingParams", "SpeechGPT", "SpeechLM", "Turn"]
 
 
 def __getattr__(name: str) -> Any:

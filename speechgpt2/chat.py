@@ -29,10 +29,10 @@ from torch import Tensor
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tools as calling
-from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, truncate, with_capacity
-from speechgpt2.lm.prompt import Spoken, join
-from speechgpt2.lm.reply import ReplyReader
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, extend_capacity, rewind
+from speechgpt2.lm.prompt import AlignedSpeech, concat
+from speechgpt2.lm.reply import ReplyParser
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import (
     AudioDelta,
@@ -101,8 +101,8 @@ class SpeechGPT:
     def conversation(
         self,
         mode: Mode,
-        greeting: Spoken | Speech | None = None,
-        sampling: Sampling | None = None,
+        greeting: AlignedSpeech | Speech | None = None,
+        sampling: SamplingParams | None = None,
         system: str | None = None,
         max_patches: int = MAX_PATCHES,
         tools: Sequence[Tool] = (),
@@ -111,8 +111,8 @@ class SpeechGPT:
         line; `max_patches` bounds one reply; `tools` are told to a model that knows how to call them.
         """
         if isinstance(greeting, Speech):
-            greeting = self.lm.prompt.spoken(self.codes(greeting), text=greeting.text)
-        opening = self.lm.prompt.opening(mode, greeting, system, tools)
+            greeting = self.lm.prompt.align_speech(self.codes(greeting), text=greeting.text)
+        opening = self.lm.prompt.system_prompt(mode, greeting, system, tools)
         return Conversation(self, opening, sampling, max_patches, speaks=mode[2] == "s", calls=bool(tools))
 
     @overload
@@ -140,15 +140,15 @@ class SpeechGPT:
             talk.add(turn)
         return talk.ask(turns[-1], stream=stream)
 
-    def say(self, text: str, sampling: Sampling | None = None, max_patches: int = MAX_PATCHES) -> Reply:
+    def say(self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES) -> Reply:
         """Read `text` aloud. Errors: `UserError` for a model that was not trained to."""
-        talk = Conversation(self, self.lm.prompt.recital(text), sampling, max_patches)
+        talk = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches)
         return replace(talk.collect(talk.answer(spoken=False)), text=text)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
         """What is said in `pcm [N]`, float32 at 24 kHz. Errors: `UserError` for a model not trained to tell."""
-        self.lm.prompt.require_draft("tell what it heard")
-        talk = self.conversation("s2t", sampling=Sampling.greedy(device=self.lm.device), max_patches=max_patches)
+        self.lm.prompt.require_chain_of_modality("tell what it heard")
+        talk = self.conversation("s2t", sampling=SamplingParams.greedy(device=self.lm.device), max_patches=max_patches)
         talk.add(Turn.user(speech=pcm))
         heard = (event.text for event in talk.answer(spoken=True) if isinstance(event, Transcript))
         return next(heard, "")
@@ -174,13 +174,13 @@ class Conversation:
         self,
         model: SpeechGPT,
         opening: Patches,
-        sampling: Sampling | None,
+        sampling: SamplingParams | None,
         max_patches: int,
         speaks: bool = False,
         calls: bool = False,
     ):
         self.model, self.max_patches, self.speaks, self.calls = model, max_patches, speaks, calls
-        self.sampling = sampling or Sampling.of(1, device=model.lm.device)
+        self.sampling = sampling or SamplingParams.of(1, device=model.lm.device)
         self.state = model.lm.init_state(1, ROOM)
         self._new = [opening]  # not yet taken in
         self._codes: list[Tensor] = []  # of the latest answer, [G, K] each
@@ -195,7 +195,7 @@ class Conversation:
         segment = _segment(turn)
         if turn.role != "assistant":
             if self._answer_is_due:
-                self._new.append(prompt.closing(speaking=False))
+                self._new.append(prompt.turn_end(speaking=False))
             self._heard = segment.text if isinstance(segment, Speech) else None
             self._new.append(self._as_turn(segment))
         else:
@@ -222,7 +222,7 @@ class Conversation:
     def answer(self, spoken: bool) -> Iterator[Event]:
         """What the model says to all that was added; `spoken`: the user spoke last."""
         lm, codec = self.model.lm, self.model.codec
-        reader = ReplyReader(lm.prompt, spoken, self.calls)
+        reader = ReplyParser(lm.prompt, spoken, self.calls)
         voice = codec.init_decoder_state(1)
         self._answer_is_due, self._codes = False, []
         try:
@@ -238,17 +238,17 @@ class Conversation:
             yield ReplyDone("stop" if reader.ended else "length")
         finally:
             if not reader.ended:
-                self._new.append(lm.prompt.closing(speaking=bool(self.state.balance[0])))
+                self._new.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
-    def _draw(self, reader: ReplyReader) -> Iterator[Patches]:
+    def _draw(self, reader: ReplyParser) -> Iterator[Patches]:
         """The answer's patches, `[1, 1]` each. One that would end without its speech goes on where that would begin."""
         lm, hidden, left = self.model.lm, self._take_in(), self.max_patches
         begin = int(self.state.position[0])
         for patches in self._generate(hidden, left):
             left -= 1
-            ends_mute = self.speaks and not self._codes and int(patches.text) == lm.prompt.ids.eos
-            if ends_mute and left and (written := reader.unspoken()) is not None:
-                hidden, self.state = lm.prefill(written, truncate(self.state, 0, begin))
+            ends_mute = self.speaks and not self._codes and int(patches.text) == lm.prompt.special_ids.eos
+            if ends_mute and left and (written := reader.speech_continuation_prompt()) is not None:
+                hidden, self.state = lm.prefill(written, rewind(self.state, 0, begin))
                 yield from self._generate(hidden, left)
                 return
             yield patches
@@ -278,10 +278,10 @@ class Conversation:
         return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))
 
     def _take_in(self) -> Tensor:
-        new = join(*self._new)
+        new = concat(*self._new)
         needed = int(self.state.position[0]) + new.text.shape[1] + self.max_patches
         if needed > self.state.stack.capacity:
-            self.state = with_capacity(self.state, needed + ROOM)
+            self.state = extend_capacity(self.state, needed + ROOM)
         hidden, self.state = self.model.lm.prefill(new, self.state)
         self._new = []
         return hidden
@@ -297,12 +297,14 @@ class Conversation:
         heard = self._heard if self._answer_is_due else None
         if isinstance(segment, Text):
             return prompt.reply(segment.text, transcript=heard)
-        return prompt.reply(segment.text or "", prompt.spoken(self.model.codes(segment), text=segment.text), heard)
+        return prompt.reply(
+            segment.text or "", prompt.align_speech(self.model.codes(segment), text=segment.text), heard
+        )
 
 
 def _segment(turn: Turn) -> Text | Speech:
     """What the turn holds. Errors: `UserError` if that is more than one segment, but for calls and results of tools."""
-    if (written := calling.written(turn)) is not None:
+    if (written := calling.render_tool_turn(turn)) is not None:
         return Text(written)
     segment = turn.segments[0] if len(turn.segments) == 1 else None
     if segment is None or isinstance(segment, ToolCall):

@@ -64,7 +64,7 @@ def overwrite_rows(state: S, rows: Tensor, source: S) -> None:
     tree_map(lambda leaf, new: leaf.index_copy_(0, rows, new), state, source)
 
 
-def keep_idle(active: Tensor, new: Any, old: Any) -> Any:
+def where_active(active: Tensor, new: Any, old: Any) -> Any:
     """After a call on the whole batch: the new state where `active [B]` is true, the old one where a row sat idle.
 
     Cache leaves are shared and stay as they are: what an idle row's turn wrote there lies past its position.
@@ -73,5 +73,5 @@ def keep_idle(active: Tensor, new: Any, old: Any) -> Any:
         return new
     if isinstance(new, Tensor):
         return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
-    children = [keep_idle(active, n, o) for n, o in zip(new, old, strict=True)]
+    children = [where_active(active, n, o) for n, o in zip(new, old, strict=True)]
     return type(new)(*children) if hasattr(new, "_fields") else tuple(children)

@@ -132,9 +132,9 @@ class AudioDelta:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The answer was cut off; the listener had heard `heard` samples of it."""
+    """The answer was cut off; playback had reached sample `played` of its audio."""
 
-    heard: int
+    played: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechgpt2.streaming import join_rows, keep_idle, overwrite_rows, select_rows, tree_map
+from speechgpt2.streaming import join_rows, overwrite_rows, select_rows, tree_map, where_active
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
@@ -63,7 +63,7 @@ def verify_contract(
 
     before = tree_map(torch.clone, middle)
     _, moved = step(rest, middle)
-    idle = keep_idle(torch.tensor([False] * len(x)), moved, middle)
+    idle = where_active(torch.tensor([False] * len(x)), moved, middle)
     close(step(rest, idle)[0], wanted, "an idle row is unchanged")
     close(step(rest, before)[0], wanted, "a state is a value: it can be kept and used again")
 

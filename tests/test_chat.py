@@ -12,9 +12,9 @@ import torch
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
-from speechgpt2.lm.model import SpeechLM, at
-from speechgpt2.lm.prompt import join
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.model import SpeechLM, at_position
+from speechgpt2.lm.prompt import concat
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm
 
@@ -44,8 +44,8 @@ class ScriptedLM:
     What it was shown is in `seen`, in order.
     """
 
-    lookahead = None
-    _draw_step = SpeechLM._draw_step
+    draft_head = None
+    _sample_step = SpeechLM._sample_step
 
     def __init__(self, lm: SpeechLM, *replies: Patches):
         self.lm, self.replies = lm, list(replies)
@@ -58,12 +58,12 @@ class ScriptedLM:
 
     def generate(self, hidden, state, sampling, max_patches):
         reply = iter(zip(*(leaf.split(1, dim=1) for leaf in self.replies.pop(0)), strict=True))
-        self.draw = lambda *_: Patches(*next(reply))
+        self.sample = lambda *_: Patches(*next(reply))
         return SpeechLM.generate(self, hidden, state, sampling, max_patches)
 
     @property
     def heard(self) -> Patches:
-        return join(*self.seen)
+        return concat(*self.seen)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def released():
 
 @pytest.fixture(scope="module")
 def drafting():
-    return tiny_lm(draft=True)
+    return tiny_lm(chain_of_modality=True)
 
 
 def speech(frames: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def speech(frames: int) -> np.ndarray:
 
 
 def spoken(prompt, text: str, frames: int = 4):
-    return prompt.spoken(torch.arange(frames * 3).view(frames, 3), text=text)
+    return prompt.align_speech(torch.arange(frames * 3).view(frames, 3), text=text)
 
 
 def same(a: Patches, b: Patches) -> bool:
@@ -99,7 +99,7 @@ def test_a_spoken_answer_with_a_draft(drafting):
     frames = len(said.codes)
     np.testing.assert_array_equal(answer.pcm, np.repeat(np.arange(frames, dtype=np.float32), FRAME))
     user = prompt.user_speech(torch.full((5, 3), 250))
-    assert same(lm.heard, join(prompt.opening("s2s"), user, reply))
+    assert same(lm.heard, concat(prompt.system_prompt("s2s"), user, reply))
 
 
 def test_events_come_in_order_and_as_they_happen(drafting):
@@ -119,7 +119,7 @@ def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all(draftin
     said = spoken(prompt, "Hello there")
     mute = prompt.reply("Hello there", transcript=transcript)
     whole = prompt.reply("Hello there", said, transcript)
-    written = mute.text.shape[1] - prompt.closing(speaking=False).text.shape[1]
+    written = mute.text.shape[1] - prompt.turn_end(speaking=False).text.shape[1]
     rest = Patches(*(part[:, written + 1 :] for part in whole))
     lm = ScriptedLM(drafting, mute, rest)
     talk = SpeechGPT(CountingCodec(), lm).conversation("s2s")
@@ -128,11 +128,12 @@ def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all(draftin
     )
     assert (answer.text, answer.transcript, answer.reason) == ("Hello there", transcript, "stop")
     assert answer.codes.tolist() == said.codes.tolist()
-    others, _ = drafting.prefill(join(lm.seen[0], whole), drafting.init_state(1, 400))
+    others, _ = drafting.prefill(concat(lm.seen[0], whole), drafting.init_state(1, 400))
     assert (
-        talk.state.position.item() == lm.seen[0].text.shape[1] + whole.text.shape[1] and talk.state.balance.item() == 0
+        talk.state.position.item() == lm.seen[0].text.shape[1] + whole.text.shape[1]
+        and talk.state.speech_depth.item() == 0
     )
-    state = at(talk.state, talk.state.position - 1)  # what it has in memory is the whole answer, and no other
+    state = at_position(talk.state, talk.state.position - 1)  # what it has in memory is the whole answer, and no other
     mine, _ = drafting.prefill(Patches(*(part[:, -1:] for part in whole)), state)
     torch.testing.assert_close(mine, others, atol=1e-5, rtol=1e-4)
 
@@ -150,7 +151,7 @@ def test_a_written_answer_of_the_released_kind(released):
     answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user("Hello")])
     assert (answer.text, answer.transcript) == ("Hello there", None)
     assert answer.pcm.shape == (0,) and answer.pcm.dtype == np.float32 and answer.codes.shape == (0, 3)
-    assert same(lm.seen[0], join(prompt.opening("t2t"), prompt.user_text("Hello")))
+    assert same(lm.seen[0], concat(prompt.system_prompt("t2t"), prompt.user_text("Hello")))
 
 
 def test_words_of_released_speech_are_its_text(released):
@@ -172,12 +173,12 @@ def test_history_and_greeting_and_system_are_told(released):
         Turn.user(speech=speech(2)),
     ]
     SpeechGPT(CountingCodec(), lm).chat(turns, mode="s2t", greeting=greeting)
-    wanted = join(
-        prompt.opening("s2t", prompt.spoken(torch.ones(4, 3, dtype=torch.int64), text="你好"), "Be brief."),
+    wanted = concat(
+        prompt.system_prompt("s2t", prompt.align_speech(torch.ones(4, 3, dtype=torch.int64), text="你好"), "Be brief."),
         prompt.user_text("what"),
         prompt.reply("Hello there"),
         prompt.user_text("is"),
-        prompt.reply("it", prompt.spoken(torch.zeros(3, 3, dtype=torch.int64), text="it")),
+        prompt.reply("it", prompt.align_speech(torch.zeros(3, 3, dtype=torch.int64), text="it")),
         prompt.user_speech(torch.full((2, 3), 250)),
     )
     assert same(lm.seen[0], wanted)
@@ -189,7 +190,9 @@ def test_a_draft_s_history_keeps_what_the_user_said(drafting):
     said = Turn("user", (Speech(pcm=speech(2), text="what is it"),))
     SpeechGPT(CountingCodec(), lm).chat([said, Turn.assistant("Hello"), Turn.user("is")])
     user = prompt.user_speech(torch.full((2, 3), 250))
-    wanted = join(prompt.opening("t2t"), user, prompt.reply("Hello", transcript="what is it"), prompt.user_text("is"))
+    wanted = concat(
+        prompt.system_prompt("t2t"), user, prompt.reply("Hello", transcript="what is it"), prompt.user_text("is")
+    )
     assert same(lm.seen[0], wanted)
 
 
@@ -200,7 +203,7 @@ def test_a_conversation_takes_in_only_what_is_new(released):
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
     assert [talk.ask(Turn.user(text)).text for text in ("what", "is")] == ["Hello", "there"]
     turns = [prompt.user_text("what"), replies[0], prompt.user_text("is"), replies[1]]
-    assert same(lm.heard, join(prompt.opening("t2t"), *turns))
+    assert same(lm.heard, concat(prompt.system_prompt("t2t"), *turns))
     assert talk.state.position.item() == lm.heard.text.shape[1]
 
 
@@ -218,19 +221,19 @@ def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
     said = lm.heard.text.shape[1]
     assert talk.ask(Turn.user("is")).text == "it"
     speaking = stop_at is AudioDelta
-    rest = join(prompt.closing(speaking), prompt.user_text("is"), answer)
+    rest = concat(prompt.turn_end(speaking), prompt.user_text("is"), answer)
     heard = lm.heard
     assert same(Patches(heard.text[:, said:], heard.codes[:, said:]), rest)
-    assert talk.state.balance.item() == 0
+    assert talk.state.speech_depth.item() == 0
 
 
 def test_a_turn_that_runs_out_of_patches_is_closed(released):
     prompt = released.prompt
-    lm = ScriptedLM(released, prompt.text([50] * 20), prompt.reply("it"))
+    lm = ScriptedLM(released, prompt.text_patches([50] * 20), prompt.reply("it"))
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=6)
     assert talk.ask(Turn.user("what")).reason == "length"
     assert talk.ask(Turn.user("is")).reason == "stop"
-    assert same(lm.seen[7], join(prompt.closing(speaking=False), prompt.user_text("is")))
+    assert same(lm.seen[7], concat(prompt.turn_end(speaking=False), prompt.user_text("is")))
 
 
 def test_a_question_that_was_never_answered_is_closed(released):
@@ -239,8 +242,8 @@ def test_a_question_that_was_never_answered_is_closed(released):
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
     talk.ask(Turn.user("what"), stream=True)  # nobody ever looks
     talk.ask(Turn.user("is"))
-    turns = [prompt.user_text("what"), prompt.closing(speaking=False), prompt.user_text("is")]
-    assert same(lm.seen[0], join(prompt.opening("t2t"), *turns))
+    turns = [prompt.user_text("what"), prompt.turn_end(speaking=False), prompt.user_text("is")]
+    assert same(lm.seen[0], concat(prompt.system_prompt("t2t"), *turns))
 
 
 def test_a_tool_is_called_and_its_result_answered():
@@ -255,11 +258,11 @@ def test_a_tool_is_called_and_its_result_answered():
     assert (reply.text, reply.calls, reply.reason) == ("", (call,), "stop")
     assert talk.ask(result).text == "It's 25."
     told = prompt.user_text("<tool_response>\n25\n</tool_response>")
-    whole = [prompt.opening("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), told]
-    assert same(lm.heard, join(*whole, prompt.reply("It's 25.")))
+    whole = [prompt.system_prompt("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), told]
+    assert same(lm.heard, concat(*whole, prompt.reply("It's 25.")))
     lm.seen.clear()
     assert model.chat([Turn.user("what"), Turn("assistant", (call,)), result], tools=[tool]).calls == ()
-    assert same(lm.seen[0], join(*whole))
+    assert same(lm.seen[0], concat(*whole))
     with pytest.raises(UserError, match="one segment"):
         talk.add(Turn("user", (call,)))
 
@@ -267,11 +270,11 @@ def test_a_tool_is_called_and_its_result_answered():
 def test_reading_aloud(drafting):
     prompt = drafting.prompt
     said = spoken(prompt, "Hello there")
-    speech_only = join(prompt.speech(*said), prompt.closing(speaking=True))
+    speech_only = concat(prompt.speech_patches(*said), prompt.turn_end(speaking=True))
     lm = ScriptedLM(drafting, speech_only)
     reply = SpeechGPT(CountingCodec(), lm).say("Hello there")
     assert reply.text == "Hello there" and reply.codes.tolist() == said.codes.tolist()
-    assert same(lm.seen[0], prompt.recital("Hello there"))
+    assert same(lm.seen[0], prompt.tts_prompt("Hello there"))
 
 
 def test_transcribing_stops_when_all_is_heard(drafting):
@@ -279,7 +282,7 @@ def test_transcribing_stops_when_all_is_heard(drafting):
     lm = ScriptedLM(drafting, prompt.reply("never read", transcript="what is it"))
     assert SpeechGPT(CountingCodec(), lm).transcribe(speech(3)) == "what is it"
     assert len(lm.seen) == 1 + len(prompt.encode("what is it")) + 1
-    assert same(lm.seen[0], join(prompt.opening("s2t"), prompt.user_speech(torch.full((3, 3), 250))))
+    assert same(lm.seen[0], concat(prompt.system_prompt("s2t"), prompt.user_speech(torch.full((3, 3), 250))))
 
 
 def test_released_models_neither_read_aloud_nor_transcribe(released):
@@ -293,7 +296,8 @@ def test_released_models_neither_read_aloud_nor_transcribe(released):
 def test_a_draft_is_written_not_improvised(drafting):
     model = SpeechGPT(CountingCodec(), drafting)
     texts = {
-        model.chat([Turn.user("what is it")], sampling=Sampling.of(1, seed=s), max_patches=9).text for s in range(4)
+        model.chat([Turn.user("what is it")], sampling=SamplingParams.of(1, seed=s), max_patches=9).text
+        for s in range(4)
     }
     assert len(texts) == 1
 
@@ -301,7 +305,7 @@ def test_a_draft_is_written_not_improvised(drafting):
 def test_a_real_model_answers_reproducibly(released):
     model = SpeechGPT(CountingCodec(), released)
     turns = [Turn.user("what is it")]
-    runs = [model.chat(turns, sampling=Sampling.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
+    runs = [model.chat(turns, sampling=SamplingParams.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
     assert runs[0].text == runs[1].text and np.array_equal(runs[0].codes, runs[1].codes)
     assert runs[0].text != runs[2].text
 
@@ -345,10 +349,10 @@ def test_the_released_layouts_together():
     golden = Path(__file__).parent / "golden"
     codec = Codec.from_pretrained(golden / "codec" / "codec.pkl", config=golden / "codec" / "config.yaml")
     model = SpeechGPT(codec, SpeechLM.from_pretrained(golden / "lm", patch_heads=4))
-    start = [model.lm.prompt.ids.speech_start, 50]  # this model says little of itself
-    talk = model.conversation("s2s", max_patches=25, sampling=Sampling.greedy())
+    start = [model.lm.prompt.special_ids.speech_start, 50]  # this model says little of itself
+    talk = model.conversation("s2s", max_patches=25, sampling=SamplingParams.greedy())
     talk.add(Turn.user(speech=np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)))
-    talk._new.append(model.lm.prompt.text(start))
+    talk._new.append(model.lm.prompt.text_patches(start))
     reply = talk.collect(talk.answer(spoken=True))
     assert len(reply.codes) >= 3 and len(reply.pcm) == len(reply.codes) * FRAME
     whole = codec.decode(torch.from_numpy(reply.codes)[None])[0].numpy()

@@ -53,7 +53,7 @@ def tiny(tmp_path_factory):
         HarmonicConfig(),
     )
     Codec(config).save_pretrained(folder)
-    tiny_lm(draft=True).save_pretrained(folder)
+    tiny_lm(chain_of_modality=True).save_pretrained(folder)
     return folder
 
 

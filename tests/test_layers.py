@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "config": {"errors"},
-    "bell": set(),
+    "notifier": set(),
     "processes": set(),
     "streaming": {"errors"},
     "hub": {"errors"},
@@ -37,8 +37,8 @@ MAY_IMPORT = {
     "lm": FOUNDATION | {"training"},
     "compat": FOUNDATION | {"codec", "lm"},
     "chat": FOUNDATION | {"codec", "lm"},
-    "engine": FOUNDATION | {"bell", "codec", "lm", "duplex"},  # of duplex only its protocol, see below
-    "duplex": BASE | {"audio", "bell", "vad"},
+    "engine": FOUNDATION | {"notifier", "codec", "lm", "duplex"},  # of duplex only its protocol, see below
+    "duplex": BASE | {"audio", "notifier", "vad"},
     "server": BASE | {"audio", "hub", "engine", "duplex"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server

@@ -50,7 +50,7 @@ class StepSpeed:
 def bench_steps(lm: Any, name: str, steps: int, history: int = 64) -> list[StepSpeed]:
     """Time `steps` written and `steps` spoken steps of `lm` (a `SpeechLM`) behind `history` patches."""
     dtype = next(key for key, value in DTYPES.items() if value == lm.text_embedding.weight.dtype)
-    filler, start = lm.prompt.ids.filler, lm.prompt.ids.speech_start
+    filler, start = lm.prompt.special_ids.filler, lm.prompt.special_ids.speech_start
     patch_ms = 1000 * lm.config.patch_frames / FRAME_RATE
     rows = []
     for step, first in (("written", filler), ("spoken", start)):
@@ -69,17 +69,17 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
 
     And the median bandwidth between them: on a shared machine it comes and goes.
     """
-    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.lm.sampling import SamplingParams
 
-    warmup, sampling, force = 3, Sampling.of(1), torch.tensor([token])
+    warmup, sampling, force = 3, SamplingParams.of(1), torch.tensor([token])
     state = lm.init_state(1, len(history) + warmup + steps)
-    hidden, state = lm.prefill(lm.prompt.text(history), state)
+    hidden, state = lm.prefill(lm.prompt.text_patches(history), state)
     memory, seconds, bandwidths = Memory(), [], []
     for i in range(warmup + steps):
         if i % BETWEEN == 0:
             bandwidths.append(memory.bandwidth())
         begin = time.perf_counter()
-        hidden, state = lm.prefill(lm.draw(hidden, state, sampling, force), state)
+        hidden, state = lm.prefill(lm.sample(hidden, state, sampling, force), state)
         seconds.append(time.perf_counter() - begin)
     return seconds[warmup:], float(np.median(bandwidths))
 
@@ -106,7 +106,7 @@ def with_random_weights(config: Any) -> Any:
     from speechgpt2.lm.model import SpeechLM
 
     words = config.prompt
-    special = [words.eos, words.speech_start, words.speech_end, words.filler, words.last_filler, words.heard]
+    special = [words.eos, words.speech_start, words.speech_end, words.filler, words.last_filler, words.transcript_end]
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.add_special_tokens(special)
     return SpeechLM(config, tokenizer).eval()

@@ -17,7 +17,7 @@ from speechgpt2.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.types import Mode, Speech, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
@@ -195,11 +195,11 @@ def check_output(out: Path | None, mode: Mode, play: bool) -> None:
         hub.check_writable(out)
 
 
-def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
+def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, seed: int) -> SamplingParams:
     """Build the sampling parameters of one conversation, on the model's device."""
-    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.lm.sampling import SamplingParams
 
-    return Sampling.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
+    return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
 
 
 def answer_all(conversation: Any, questions: list[Question], mic: bool, play: bool) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 from speechgpt2.corpus.lm_dataset import CodedSource
 from speechgpt2.corpus.store import Corpus, Record
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Example, Exchange, Prompt
+from speechgpt2.lm.prompt import Prompt, TrainingExample, TurnPair
 from speechgpt2.types import MODES, Mode
 
 
@@ -43,7 +43,7 @@ class ConversationSource(CodedSource):
         if not self.talks:
             raise UserError(f"{corpus.path}: nobody is answered in these conversations")
 
-    def example(self, random: np.random.Generator) -> Example:
+    def example(self, random: np.random.Generator) -> TrainingExample:
         """A conversation from one side, in a random mode."""
         talk = self.talks[int(random.integers(len(self.talks)))]
         own = [side for side in _sides(talk) if _pairs(talk, side)]
@@ -51,7 +51,7 @@ class ConversationSource(CodedSource):
         mode = MODES[int(random.choice(len(MODES), p=weights / weights.sum()))]
         return self.seen_from(talk, own[int(random.integers(len(own)))], mode, random)
 
-    def seen_from(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> Example:
+    def seen_from(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> TrainingExample:
         """The conversation `talk` as the speaker on channel `own` has it."""
         begins = talk[0].extra["channel"] == own and mode[2] == "s"
         greeting = self._spoken(talk[0]) if begins else None
@@ -60,29 +60,29 @@ class ConversationSource(CodedSource):
         example = self.prompt.example(mode, exchanges, greeting)
         return self._without_cuts(example, [told.extra["cut"] for _, told in pairs])
 
-    def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> Exchange:
+    def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> TurnPair:
         spoken = self._spoken(told) if mode[2] == "s" else None
         if mode[0] == "t":
-            return Exchange(asked.text, told.text, spoken)
+            return TurnPair(asked.text, told.text, spoken)
         heard = self._listened(asked, random)
-        return Exchange(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
+        return TurnPair(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
 
-    def _without_cuts(self, example: Example, cut: Sequence[bool]) -> Example:
+    def _without_cuts(self, example: TrainingExample, cut: Sequence[bool]) -> TrainingExample:
         """Nobody learns to break off: what follows the last word of a reply that was cut short is not learnt."""
-        ids, text = self.prompt.ids, example.patches.text[0]
+        ids, text = self.prompt.special_ids, example.patches.text[0]
         speaking = example.patches.codes[0, :, 0, 0] != self.prompt.config.no_speech
         ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
-        learn_text, learn_codes = example.learn_text.clone(), example.learn_codes.clone()
+        text_loss_mask, code_loss_mask = example.text_loss_mask.clone(), example.code_loss_mask.clone()
         for end in (end for end, was_cut in zip(ends, cut) if was_cut):
-            closing = end - len(self.prompt.encode(self.prompt.words.turn_end))
-            begun = [at for at in range(closing) if text[at] == ids.speech_start and example.learn_text[0, at]]
+            closing = end - len(self.prompt.encode(self.prompt.template.turn_end))
+            begun = [at for at in range(closing) if text[at] == ids.speech_start and example.text_loss_mask[0, at]]
             spoken = [at for at in range(begun[-1] + 1, closing) if speaking[at]] if begun else []
             if spoken:
-                learn_text[0, begun[-1]] = learn_codes[0, spoken[-1]] = False
+                text_loss_mask[0, begun[-1]] = code_loss_mask[0, spoken[-1]] = False
                 named = [at for at in spoken if text[at] not in (ids.filler, ids.last_filler)]
                 closing = max(named, default=begun[-1]) + 1
-            learn_text[0, closing : end + 1] = False
-        return example._replace(learn_text=learn_text, learn_codes=learn_codes)
+            text_loss_mask[0, closing : end + 1] = False
+        return example._replace(text_loss_mask=text_loss_mask, code_loss_mask=code_loss_mask)
 
 
 def _sides(talk: Sequence[Record]) -> list[int]:

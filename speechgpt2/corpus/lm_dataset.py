@@ -19,10 +19,10 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.corpus.phones import SILENCE, PhoneSet
 from speechgpt2.corpus.store import PAD_TO, Corpus, Record
 from speechgpt2.errors import UserError
-from speechgpt2.lm.alignment import Timed, spaced
+from speechgpt2.lm.alignment import TimedWord, restore_spacing
 from speechgpt2.lm.config import LMConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Example, Exchange, Prompt, Spoken
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt, TrainingExample, TurnPair
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.training import distributed
@@ -35,7 +35,7 @@ PAUSED = 13  # fewer are put after a question that breaks off
 LANGS = ("en", "zh")
 GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
 BATCH = 16  # utterances that are encoded together
-SYSTEM = "{heard} to {spoken}\n"  # short: a small model pays for every token of its prompt
+SYSTEM = "{input} to {output}\n"  # short: a small model pays for every token of its prompt
 PROMPT_TEXTS = [
     "speech to text\n",
     "text to speech\n",
@@ -87,15 +87,15 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
     tokenizer = train_tokenizer([*texts, *PROMPT_TEXTS], config.backbone.vocab)
     backbone = replace(config.backbone, vocab=tokenizer.get_vocab_size())
     q = codec.config.quantizer
-    prompt = PromptConfig(draft=True, system=SYSTEM, silence=silence_frame(codec))
-    shape = LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size, config.lookahead)
+    prompt = PromptConfig(chain_of_modality=True, system=SYSTEM, silence=silence_frame(codec))
+    shape = LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size, config.draft_tokens)
     return SpeechLM(shape, tokenizer)
 
 
 def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
     """`model` to be taught further, maybe on another codec, whose silence it then knows, or to look further ahead."""
-    shape = replace(model.config, lookahead=config.lookahead or model.config.lookahead)
-    if shape.prompt.draft:  # it learnt its silence from a codec
+    shape = replace(model.config, draft_tokens=config.draft_tokens or model.config.draft_tokens)
+    if shape.prompt.chain_of_modality:  # it learnt its silence from a codec
         shape = replace(shape, prompt=replace(shape.prompt, silence=silence_frame(codec)))
     torch.manual_seed(config.seed)
     taught = SpeechLM(shape, model.prompt.tokenizer)
@@ -121,7 +121,7 @@ class Listened(NamedTuple):
     """What the other one said: `codes [T, K]`, its words with times, and the phone of every frame, `[T]`."""
 
     codes: torch.Tensor
-    words: list[Timed]
+    words: list[TimedWord]
     phones: torch.Tensor
 
 
@@ -149,9 +149,9 @@ class CodedSource:
         words = [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
         return Listened(codes, words, torch.cat([silence, labels]))
 
-    def _spoken(self, record: Record) -> Spoken:
+    def _spoken(self, record: Record) -> AlignedSpeech:
         words = [(w.text, w.start, w.end) for w in record.words]
-        return self.prompt.spoken(self._codes(record), words, record.text)
+        return self.prompt.align_speech(self._codes(record), words, record.text)
 
     def _codes(self, record: Record) -> torch.Tensor:
         first = record.start // PAD_TO
@@ -176,7 +176,7 @@ class ExchangeSource(CodedSource):
             records = corpus.select(split=split, lang=lang)
             self.alone[skill, lang] = [r for r in records if r.extra.get("skill") == skill]
 
-    def example(self, random: np.random.Generator) -> Example:
+    def example(self, random: np.random.Generator) -> TrainingExample:
         """One dialogue of one or more exchanges in a random mode and language, a text to read aloud, speech to write
         down, or a question that breaks off.
         """
@@ -196,33 +196,35 @@ class ExchangeSource(CodedSource):
             exchanges.append(self._exchange(mode, lang, random))
         return self.prompt.example(mode, exchanges)
 
-    def _exchange(self, mode: Mode, lang: str, random: np.random.Generator) -> Exchange:
+    def _exchange(self, mode: Mode, lang: str, random: np.random.Generator) -> TurnPair:
         both_sound = "s" in mode
         question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
             heard = self._listened(question, random)
-            return Exchange(heard.codes, reply.text, spoken, question.text, heard.words, heard.phones)
+            return TurnPair(heard.codes, reply.text, spoken, question.text, heard.words, heard.phones)
         typed = [question.text, *question.extra["typed"]]
-        return Exchange(typed[int(random.integers(len(typed)))], reply.text, spoken)
+        return TurnPair(typed[int(random.integers(len(typed)))], reply.text, spoken)
 
-    def _recital(self, record: Record) -> Example:
+    def _recital(self, record: Record) -> TrainingExample:
         """Only the speech is learnt: the text is given."""
-        example = self.prompt.example("t2s", [Exchange(None, record.text, self._spoken(record))])
-        begun = (example.patches.text == self.prompt.ids.speech_start).cumsum(1) > 0
+        example = self.prompt.example("t2s", [TurnPair(None, record.text, self._spoken(record))])
+        begun = (example.patches.text == self.prompt.special_ids.speech_start).cumsum(1) > 0
         return example._replace(
-            learn_text=example.learn_text & begun & (example.patches.text != self.prompt.ids.speech_start)
+            text_loss_mask=example.text_loss_mask
+            & begun
+            & (example.patches.text != self.prompt.special_ids.speech_start)
         )
 
-    def _dictation(self, record: Record, random: np.random.Generator) -> Example:
+    def _dictation(self, record: Record, random: np.random.Generator) -> TrainingExample:
         """Only what was heard is learnt: nothing is answered."""
         heard = self._listened(record, random)
-        turn = Exchange(heard.codes, "", None, record.text, heard.words, heard.phones)
+        turn = TurnPair(heard.codes, "", None, record.text, heard.words, heard.phones)
         example = self.prompt.example("s2t", [turn])
-        ended = (example.patches.text == self.prompt.ids.heard).cumsum(1)
-        return example._replace(learn_text=example.learn_text & (ended.cumsum(1) <= 1))
+        ended = (example.patches.text == self.prompt.special_ids.transcript_end).cumsum(1)
+        return example._replace(text_loss_mask=example.text_loss_mask & (ended.cumsum(1) <= 1))
 
-    def _unfinished(self, question: Record, random: np.random.Generator) -> Example:
+    def _unfinished(self, question: Record, random: np.random.Generator) -> TrainingExample:
         """A question that breaks off before one of its words, which is not the time to answer it.
 
         The codec does not look ahead: what it makes of a beginning is the beginning of what it makes of the whole.
@@ -232,12 +234,12 @@ class ExchangeSource(CodedSource):
         codes, heard, phones = self._listened(question, random)
         frames = int(heard[left][1] * FRAME_RATE)
         codes = torch.cat([codes[:frames], self.prompt.silence.expand(int(random.integers(PAUSED)), -1)])
-        said = "".join(spaced(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
+        said = "".join(restore_spacing(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
         mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
-        turn = Exchange(codes, GO_ON[question.lang], None, said, heard[:left], phones[:frames])
+        turn = TurnPair(codes, GO_ON[question.lang], None, said, heard[:left], phones[:frames])
         example = self.prompt.example(mode, [turn])
         if mode == "s2s":
-            example.learn_text[:, -len(self.prompt.encode(self.prompt.words.turn_end)) - 1 :] = False
+            example.text_loss_mask[:, -len(self.prompt.encode(self.prompt.template.turn_end)) - 1 :] = False
         return example
 
 

@@ -55,15 +55,15 @@ def _above(levels: np.ndarray) -> np.ndarray:
 
 def silero(blocks: Iterator[np.ndarray]) -> np.ndarray:
     """By the network of `speechgpt2.vad`. Errors: `UserError` if onnxruntime is not installed."""
-    hearing, said, samples = vad.Hearing(), [], 0
-    cutter, resampler = audio.Blocks(vad.BLOCK), audio.Resampler(SAMPLE_RATE, vad.RATE)
+    network, said, samples = vad.SileroVad(), [], 0
+    cutter, resampler = audio.Blocks(vad.VAD_BLOCK), audio.Resampler(SAMPLE_RATE, vad.VAD_SAMPLE_RATE)
     for block in blocks:
         samples += len(block)
-        said += [hearing.judge(piece) for piece in cutter.push(resampler.push(block))]
+        said += [network.probability(piece) for piece in cutter.push(resampler.push(block))]
     last = np.concatenate([cutter.rest(), resampler.push(np.zeros(0, np.float32), final=True)])
-    said.append(hearing.judge(np.pad(last, (0, max(0, vad.BLOCK - len(last))))[: vad.BLOCK]))
+    said.append(network.probability(np.pad(last, (0, max(0, vad.VAD_BLOCK - len(last))))[: vad.VAD_BLOCK]))
     times = (np.arange(samples // HOP) + 0.5) / FRAMES  # from blocks of 32 ms to frames of 10 ms
-    return np.array(said)[np.minimum((times * vad.RATE / vad.BLOCK).astype(int), len(said) - 1)]
+    return np.array(said)[np.minimum((times * vad.VAD_SAMPLE_RATE / vad.VAD_BLOCK).astype(int), len(said) - 1)]
 
 
 def spans(activity: np.ndarray, gap: float, shortest: float) -> list[tuple[float, float]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from speechgpt2.audio import Blocks, Resampler
 from speechgpt2.types import SAMPLE_RATE
-from speechgpt2.vad import BLOCK, RATE
+from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE
 
 DELAY = 16  # blocks (512 ms) within which a sound has come back: way to the listener, room, way back
 REVERBERATION = 4  # blocks for which it is heard at most
@@ -41,8 +41,8 @@ class EchoGuard:
     def __init__(self, margin: float = 3.0):
         self.margin, self.coupling = margin, 0.0
         self._coming: deque[np.ndarray] = deque()  # blocks that are still to be played
-        self._played = np.zeros((DELAY + WINDOW) * BLOCK, np.float32)
-        self._heard = np.zeros(WINDOW * BLOCK, np.float32)
+        self._played = np.zeros((DELAY + WINDOW) * VAD_BLOCK, np.float32)
+        self._heard = np.zeros(WINDOW * VAD_BLOCK, np.float32)
         self.stop()
 
     def play(self, pcm: np.ndarray) -> None:
@@ -52,15 +52,15 @@ class EchoGuard:
     def stop(self) -> None:
         """What was not played yet never will be."""
         self._coming.clear()
-        self._resampler, self._blocks = Resampler(SAMPLE_RATE, RATE), Blocks(BLOCK)
+        self._resampler, self._blocks = Resampler(SAMPLE_RATE, VAD_SAMPLE_RATE), Blocks(VAD_BLOCK)
 
     def admits(self, block: np.ndarray, probability: float = 1.0) -> bool:
-        """The microphone's next `block [BLOCK]` at 16 kHz passes, and as much of playback: may it be the user's, who
-        speaks with this probability?
+        """The microphone's next `block [VAD_BLOCK]` at 16 kHz passes, and as much of playback: may it be the user's,
+        who speaks with this probability?
         """
-        playing = self._coming.popleft() if self._coming else np.zeros(BLOCK, np.float32)
-        self._played = np.concatenate([self._played[BLOCK:], playing])
-        self._heard = np.concatenate([self._heard[BLOCK:], block])
+        playing = self._coming.popleft() if self._coming else np.zeros(VAD_BLOCK, np.float32)
+        self._played = np.concatenate([self._played[VAD_BLOCK:], playing])
+        self._heard = np.concatenate([self._heard[VAD_BLOCK:], block])
         played = _levels(self._played)
         echo = float(played[-DELAY - REVERBERATION :].max())  # of what may be coming back now
         if echo <= QUIET:
@@ -78,7 +78,9 @@ class EchoGuard:
         size = 1 << (len(self._played) - 1).bit_length()
         cross = np.conj(np.fft.rfft(self._heard, size)) * np.fft.rfft(self._played, size)
         magnitude = np.abs(cross)
-        likeness = np.abs(np.fft.irfft(cross / (magnitude + EQUALISED * magnitude.mean()), size)[: DELAY * BLOCK + 1])
+        likeness = np.abs(
+            np.fft.irfft(cross / (magnitude + EQUALISED * magnitude.mean()), size)[: DELAY * VAD_BLOCK + 1]
+        )
         at = int(likeness.argmax())
         cause = self._played[at : at + len(self._heard)]
         common, power = abs(float(self._heard @ cause)), float(cause @ cause)
@@ -89,4 +91,4 @@ class EchoGuard:
 
 def _levels(sound: np.ndarray) -> np.ndarray:
     """RMS of each block."""
-    return np.sqrt(np.mean(np.square(sound.reshape(-1, BLOCK)), axis=1))
+    return np.sqrt(np.mean(np.square(sound.reshape(-1, VAD_BLOCK)), axis=1))

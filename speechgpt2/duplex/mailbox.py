@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
-from speechgpt2.bell import Bell
+from speechgpt2.notifier import AsyncNotifier
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -22,14 +22,14 @@ class Mailbox(Generic[E]):
         self._lock = threading.Lock()
         self._queue: deque[E] = deque()
         self._closed = False
-        self._bell = Bell()
+        self._notifier = AsyncNotifier()
 
     def put(self, event: E) -> None:
         """An event for the reader; none are taken when closed."""
         with self._lock:
             if not self._closed:
                 self._queue.append(event)
-                self._bell.ring()
+                self._notifier.notify()
 
     def retract(self, begins: type[E], kinds: tuple[type[E], ...]) -> list[E]:
         """Take out what was not yet read of `kinds`, after the last event that `begins` something; returns it."""
@@ -46,20 +46,20 @@ class Mailbox(Generic[E]):
         """Nothing more comes."""
         with self._lock:
             self._closed = True
-            self._bell.ring()
+            self._notifier.notify()
 
     async def read(self, source: AsyncIterator[T], tell: Callable[[T], None]) -> AsyncIterator[E]:
         """All events, while those of `source` are handed to `tell`, which may put in some more."""
-        rung = self._bell.take()
+        notified = self._notifier.attach()
         pump = asyncio.create_task(self._pump(source, tell))
         try:
             while True:
-                rung.clear()
+                notified.clear()
                 while (event := self._next()) is not None:
                     yield event
                 if self._closed:
                     break
-                await rung.wait()
+                await notified.wait()
             if pump.done():
                 pump.result()
         finally:

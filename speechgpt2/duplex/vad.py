@@ -13,9 +13,9 @@ import numpy as np
 
 from speechgpt2.audio import Blocks, Resampler
 from speechgpt2.types import SAMPLE_RATE
-from speechgpt2.vad import BLOCK, RATE, Hearing
+from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE, SileroVad
 
-STEP = BLOCK * SAMPLE_RATE // RATE  # samples of ours in a block (32 ms)
+STEP = VAD_BLOCK * SAMPLE_RATE // VAD_SAMPLE_RATE  # samples of ours in a block (32 ms)
 
 
 class Heard(NamedTuple):
@@ -30,12 +30,12 @@ class VoiceActivity:
     """One microphone. Errors: `UserError` if onnxruntime is not installed."""
 
     def __init__(self) -> None:
-        self._hearing = Hearing()
-        self._resampler, self._blocks = Resampler(SAMPLE_RATE, RATE), Blocks(BLOCK)
+        self._vad = SileroVad()
+        self._resampler, self._blocks = Resampler(SAMPLE_RATE, VAD_SAMPLE_RATE), Blocks(VAD_BLOCK)
         self._at = 0
 
     def push(self, pcm: np.ndarray) -> Iterator[Heard]:
         """Take in `pcm [N]` float32 at 24 kHz; what is known by now, in order."""
         for block in self._blocks.push(self._resampler.push(pcm)):
             self._at += STEP
-            yield Heard(self._at, self._hearing.judge(block), block)
+            yield Heard(self._at, self._vad.probability(block), block)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Prompt, join
+from speechgpt2.lm.prompt import Prompt, concat
 from speechgpt2.types import Patches, Role
 
 RESERVE = 4  # a fourth of the capacity is kept for what comes next
@@ -108,7 +108,7 @@ class Context:
         """A turn after all others. Errors: `UserError` if it is too long to be remembered."""
         self._make_room(patches.text.shape[1])
         joint = self._joint(self.spans[-1].role if self.spans else None, role)
-        whole = join(joint, patches)
+        whole = concat(joint, patches)
         span = Span(number, role, self.length, self.length, joint.text.shape[1], spoken, head)
         self.spans.append(span)
         self.extend(whole)
@@ -123,7 +123,7 @@ class Context:
 
     def cut_end(self, span: Span, count: int) -> None:
         """Take back the last `count` patches of the last turn."""
-        self._splice(span.stop - count, span.stop, self.prompt.text([]))
+        self._splice(span.stop - count, span.stop, self.prompt.text_patches([]))
         span.stop -= count
 
     def replace(self, span: Span, patches: Patches) -> None:
@@ -137,7 +137,7 @@ class Context:
         index = self.spans.index(span)
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
-        new = self.prompt.text([]) if after is None else self._joint(before, after.role)
+        new = self.prompt.text_patches([]) if after is None else self._joint(before, after.role)
         change = self._splice(span.start, span.stop if after is None else after.body, new)
         del self.spans[index]
         if after is not None:
@@ -161,7 +161,7 @@ class Context:
         too_much = self.length - self.capacity // KEEP
         if self.length > self.capacity - self.capacity // RESERVE and last.role == "user" and last.spoken:
             begin = last.body + last.head
-            change = self._splice(begin, begin + too_much, self.prompt.text([]))
+            change = self._splice(begin, begin + too_much, self.prompt.text_patches([]))
             last.stop += change
 
     def _make_room(self, count: int) -> None:
@@ -172,7 +172,7 @@ class Context:
         if count > self.room:
             self._drop_oldest(self.capacity - count)
         if count > self.room:  # not even one exchange beside it
-            self._splice(self.opening, self.length, self.prompt.text([]))
+            self._splice(self.opening, self.length, self.prompt.text_patches([]))
             self.spans.clear()
 
     def _drop_oldest(self, length: int) -> None:
@@ -195,8 +195,8 @@ class Context:
         """What stands between two turns: a question, or a tool's result, without an answer gets an empty one."""
         unanswered = before in ("user", "tool")
         if role == "assistant":
-            return self.prompt.text([]) if unanswered else self.prompt.reply_start()
-        return self.prompt.closing(speaking=False) if unanswered else self.prompt.text([])
+            return self.prompt.text_patches([]) if unanswered else self.prompt.reply_start()
+        return self.prompt.turn_end(speaking=False) if unanswered else self.prompt.text_patches([])
 
     def _shift(self, index: int, change: int) -> None:
         for span in self.spans[index:]:

@@ -168,7 +168,7 @@ class Engine:
 
     def as_history(self, turn: Turn) -> History:
         """A turn with its speech encoded. Errors: `UserError`."""
-        if (written := tools.written(turn)) is not None:
+        if (written := tools.render_tool_turn(turn)) is not None:
             return History(turn.role, written, None)
         segment = turn.segments[0] if len(turn.segments) == 1 else None
         if turn.role == "system" or segment is None or isinstance(segment, ToolCall):

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from speechgpt2.bell import Bell
+from speechgpt2.notifier import AsyncNotifier
 from speechgpt2.types import AudioDelta, Error, Event, ReplyDone
 
 
@@ -25,7 +25,7 @@ class Mailbox:
         self.unread = 0  # samples in the queue
         self._wake = wake
         self._queue: deque[tuple[int | None, Event]] = deque()
-        self._bell = Bell()
+        self._notifier = AsyncNotifier()
 
     def begin(self, reply: int) -> None:
         """From now on the events of `reply` are passed on."""
@@ -40,7 +40,7 @@ class Mailbox:
                 self.made += len(event.pcm)
                 self.unread += len(event.pcm)
             self._queue.append((reply, event))
-            self._bell.ring()
+            self._notifier.notify()
 
     def silence(self) -> bool:
         """Nothing more of the reply; returns whether there was one whose end was not read."""
@@ -68,15 +68,15 @@ class Mailbox:
         """No more comes than is here."""
         with self.lock:
             self.open = False
-            self._bell.ring()
+            self._notifier.notify()
 
     async def read(self) -> AsyncIterator[Event]:
         """All events to come, one by one."""
-        rung = self._bell.take()
+        notified = self._notifier.attach()
         while True:
-            rung.clear()
+            notified.clear()
             while (event := self.take()) is not None:
                 yield event
             if not self.open:
                 return
-            await rung.wait()
+            await notified.wait()

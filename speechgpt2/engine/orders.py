@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.config import LMConfig
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Patches
 
 POSITION, READS, DRAWS, TOP_K, SEED, TEMPERATURE, TOP_P, TEXT, CODES = range(9)  # columns; codes to the end
@@ -36,14 +36,14 @@ class Orders(NamedTuple):
     reads: Tensor
     draws: Tensor
     given: Patches
-    sampling: Sampling
+    sampling: SamplingParams
 
     @classmethod
     def of(cls, table: Tensor, config: LMConfig) -> Orders:
         """Read what `write_table` wrote."""
         codes = table[:, None, CODES:].unflatten(-1, (config.patch_frames, config.codebooks))
         temperature, top_p = (_real(table[:, column]) for column in (TEMPERATURE, TOP_P))
-        sampling = Sampling(temperature, table[:, TOP_K], top_p, table[:, SEED])
+        sampling = SamplingParams(temperature, table[:, TOP_K], top_p, table[:, SEED])
         given = Patches(table[:, TEXT, None], codes)
         return cls(table[:, POSITION], table[:, READS] != 0, table[:, DRAWS] != 0, given, sampling)
 

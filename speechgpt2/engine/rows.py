@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.engine.graphs import Recording
-from speechgpt2.streaming import keep_idle, overwrite_rows, select_rows, tree_map
+from speechgpt2.streaming import overwrite_rows, select_rows, tree_map, where_active
 
 FEW = 4  # rows that a CPU computes at a time: of no multiple of four, products treat the last rows differently
 
@@ -78,7 +78,7 @@ class Rows:
     def keep(self, state: S, rows: Tensor, active: Tensor, after: S, before: S) -> None:
         """The rows `rows [R]` of `state` become `after` where `active [R]`, else they stay as they were, `before`."""
         if self.fixed:
-            self.overwrite(state, rows, keep_idle(active, after, before))
+            self.overwrite(state, rows, where_active(active, after, before))
         else:
             moved = active.nonzero()[:, 0]
             overwrite_rows(state, rows[moved], select_rows(after, moved))

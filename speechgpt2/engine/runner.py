@@ -24,9 +24,9 @@ from speechgpt2.engine.orders import TEXT, Draw, Orders, write_table
 from speechgpt2.engine.rows import FEW, Rows
 from speechgpt2.engine.sounds import Answer, Process, Sound, Sounds, Thread
 from speechgpt2.lm.backbone import StackState
-from speechgpt2.lm.model import FREE, LMState, SpeechLM
+from speechgpt2.lm.model import UNFORCED, LMState, SpeechLM
 from speechgpt2.nn.linear import pack
-from speechgpt2.streaming import Cache, keep_idle, tree_map
+from speechgpt2.streaming import Cache, tree_map, where_active
 from speechgpt2.types import FRAME_SIZE, Patches
 
 CELLS = 16  # of a cache that are looked at together
@@ -74,7 +74,7 @@ class Runner:
         nothing, everyone, filled = self._table({}, {}), self.groups[0], self.capacity + 1
         self.draw = self.rows.record(self._draw, nothing, torch.arange(self.rows.count))
         self.take_in = self.rows.record(self._take_in, nothing, everyone, filled)
-        self.write = self.rows.record(self._write, nothing, everyone, filled) if lm.lookahead else self._write
+        self.write = self.rows.record(self._write, nothing, everyone, filled) if lm.draft_head else self._write
 
     def set_position(self, slot: int, position: int) -> None:
         """A slot's row holds so many patches; what lies past them is void."""
@@ -91,7 +91,7 @@ class Runner:
         one = slice(slot, slot + 1)
         state = self._memory(one, self.rows.put(self.positions[one]))
         self.positions[slot] += patches.text.shape[1]
-        self.hidden[one], _ = self.lm.prefill(patches, state, filled=int(self.positions[slot]))
+        self.hidden[one], _ = self.lm.prefill(patches, state, kv_length=int(self.positions[slot]))
 
     @torch.inference_mode()
     def step(self, reads: Mapping[int, Patches], draws: Mapping[int, Draw]) -> Iterator[dict[int, list[Drawn]]]:
@@ -99,7 +99,7 @@ class Runner:
         where text is written by a model that looks ahead, it may be several. Yields what is drawn as it comes.
         """
         self.fresh.update(n for n in draws if draws[n].fresh)
-        looking = self.lm.lookahead is not None
+        looking = self.lm.draft_head is not None
         writing = {n: draw for n, draw in draws.items() if draw.writing and looking}
         others = {n: draw for n, draw in draws.items() if n not in writing}
         if reads or others:
@@ -147,7 +147,7 @@ class Runner:
         """
         table, told = self._table({}, draws), dict[int, list[Drawn]]()
         for part in self.groups if self.rows.fixed else [slice(slot, slot + 1) for slot in draws]:
-            lines = self.write(table[part], part, self._filled(part, 1 + self.lm.config.lookahead)).tolist()
+            lines = self.write(table[part], part, self._filled(part, 1 + self.lm.config.draft_tokens)).tolist()
             for slot in draws:
                 count, *tokens = lines[slot - part.start]
                 told[slot] = [Drawn(token, self.silent, None) for token in tokens[:count]]
@@ -177,23 +177,25 @@ class Runner:
     def _draw(self, table: Tensor, rows: Tensor) -> Patches:
         """The patches `[R, 1]` of `rows`: drawn by those who draw."""
         orders = Orders.of(table, self.lm.config)
-        balances = self.rows.select(torch.cat([memory.balances for memory in self.memories]), rows)
+        balances = self.rows.select(torch.cat([memory.speech_depths for memory in self.memories]), rows)
         state = LMState(StackState(orders.position, ()), balances)  # drawing looks at no keys
-        silent = torch.where(orders.draws, FREE, self.lm.prompt.ids.speech_end)  # who does not draw does not speak
-        written = self.lm.draw(self.rows.select(self.hidden, rows), state, orders.sampling, silent)
-        return keep_idle(orders.draws, written, orders.given)
+        silent = torch.where(
+            orders.draws, UNFORCED, self.lm.prompt.special_ids.speech_end
+        )  # who does not draw does not speak
+        written = self.lm.sample(self.rows.select(self.hidden, rows), state, orders.sampling, silent)
+        return where_active(orders.draws, written, orders.given)
 
     def _take_in(self, table: Tensor, part: slice, filled: int) -> None:
         """The slots `part` take in their patches, those that read or have drawn."""
         orders = Orders.of(table, self.lm.config)
         memory, active = self._memory(part, orders.position), orders.reads | orders.draws
         after, _ = self.lm.prefill(orders.given, memory, active.long(), filled)
-        self.hidden[part] = keep_idle(active, after, self.hidden[part])
+        self.hidden[part] = where_active(active, after, self.hidden[part])
 
     def _write(self, table: Tensor, part: slice, filled: int) -> Tensor:
         """How many tokens each of the slots `part` has written and taken in, and the tokens, `[R, 1 + A]`."""
         orders, hidden = Orders.of(table, self.lm.config), self.hidden[part]
-        written = self.lm.write(hidden, self._memory(part, orders.position), orders.draws, filled)
+        written = self.lm.draft_and_verify(hidden, self._memory(part, orders.position), orders.draws, filled)
         self.hidden[part] = written.last(hidden)
         return torch.cat([written.counts[:, None], written.patches.text], dim=1)
 
@@ -202,4 +204,4 @@ class Runner:
         group, first = divmod(slots.start, self.rows.together)
         state, rows = self.memories[group], slice(first, first + slots.stop - slots.start)
         layers = tuple(Cache(cache.keys[rows], cache.values[rows]) for cache in state.stack.layers)
-        return LMState(StackState(positions, layers), state.balances[rows])
+        return LMState(StackState(positions, layers), state.speech_depths[rows])

@@ -26,7 +26,7 @@ from speechgpt2.engine.scheduler import Need
 from speechgpt2.engine.sounds import Sound
 from speechgpt2.lm import tools as calling
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.reply import Known, ReplyReader
+from speechgpt2.lm.reply import ReplyEvent, ReplyParser
 from speechgpt2.types import (
     FRAME_SIZE,
     SAMPLE_RATE,
@@ -76,7 +76,7 @@ class Reply:
     never run dry; `ending`: why nothing more is written, while sound is still to come.
     """
 
-    def __init__(self, number: int, most: int, speak: bool, reader: ReplyReader):
+    def __init__(self, number: int, most: int, speak: bool, reader: ReplyParser):
         self.number, self.most, self.speak, self.reader = number, most, speak, reader
         self.patches = self.sounding = self.coming = 0  # written so far; of them heard, and on their way to sound
         self.ending: Literal["stop", "length"] | None = None
@@ -114,7 +114,7 @@ class Slot:
 
     def start_turn(self, number: int) -> None:
         def begin() -> None:
-            start = self.prompt.speech_start()
+            start = self.prompt.user_speech_start()
             self.context.add(number, "user", start, spoken=True, head=start.text.shape[1])
             self.ear, self.heard_text = Ear(self.samples), None
             self._set_mode(self.settings.speak)
@@ -165,7 +165,7 @@ class Slot:
         if self.reply.speak:
             self._cut(span, count)
         else:
-            self.context.extend(self.prompt.closing(speaking=False))
+            self.context.extend(self.prompt.turn_end(speaking=False))
         self._end_reply()
 
     def delete_turn(self, number: int) -> None:
@@ -221,7 +221,7 @@ class Slot:
         if ear is None or ear.away is not sound:
             return
         ear.away, codes = None, torch.from_numpy(heard)
-        patches = self.prompt.speech_end(codes) if sound.final else self.prompt.speech(codes)
+        patches = self.prompt.user_speech_end(codes) if sound.final else self.prompt.speech_patches(codes)
         self.context.extend(patches)
         self.context.tidy()
         if sound.final:
@@ -253,7 +253,7 @@ class Slot:
                 self._drawn(reply, patch)
 
     def _drawn(self, reply: Reply, patch: Drawn) -> None:
-        ids = self.prompt.ids
+        ids = self.prompt.special_ids
         reply.patches += 1
         if patch.token == ids.eos and self._speaks_after_all(reply):
             return
@@ -270,7 +270,7 @@ class Slot:
         """Whether a reply that would end without speech goes on where it would begin."""
         if not reply.speak or reply.sounding or reply.coming or reply.patches >= reply.most:
             return False
-        written = reply.reader.unspoken()
+        written = reply.reader.speech_continuation_prompt()
         if written is None:
             return False
         self.context.replace(self.context.spans[-1], written)
@@ -326,11 +326,11 @@ class Slot:
             last = self.context.spans[-1] if self.context.spans else None
             answers_speech = last is not None and last.role == "user" and last.spoken
             heard = self.heard_text if answers_speech else None
-            spoken = None if turn.codes is None else self.prompt.spoken(turn.codes, text=turn.text)
+            spoken = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", spoken, heard)
             self.context.add(number, "assistant", patches, spoken=heard is not None)
         elif turn.codes is not None:
-            head = self.prompt.speech_start().text.shape[1]
+            head = self.prompt.user_speech_start().text.shape[1]
             self.context.add(number, "user", self.prompt.user_speech(turn.codes), spoken=True, head=head)
             self.heard_text = turn.text
         else:
@@ -356,26 +356,26 @@ class Slot:
     def _opening(self, told: Told) -> Patches:
         speech, greeting = told.greeting, None
         if speech is not None and speech.codes is not None:
-            greeting = self.prompt.spoken(torch.as_tensor(speech.codes), text=speech.text)
-        return self.prompt.opening(told.mode, greeting, told.instructions, told.tools)
+            greeting = self.prompt.align_speech(torch.as_tensor(speech.codes), text=speech.text)
+        return self.prompt.system_prompt(told.mode, greeting, told.instructions, told.tools)
 
     def _begin_reply(self, number: int, options: ReplyOptions) -> None:
         s, text = self.settings, options.text
         speak = s.speak if options.speak is None else options.speak
         last = self.context.spans[-1] if self.context.spans else None
         transcribing = last is not None and last.role == "user" and last.spoken and text is None
-        given, begun = self.prompt.text([]), ""
+        given, begun = self.prompt.text_patches([]), ""
         if text is not None:
-            self.prompt.require_draft("read a given text aloud")
-            given = self.prompt.aloud(text)
+            self.prompt.require_chain_of_modality("read a given text aloud")
+            given = self.prompt.tts_prefix(text)
         self._set_mode(speak or text is not None, recital=text is not None, own=options)
-        if text is None and not (transcribing and self.prompt.words.draft):
+        if text is None and not (transcribing and self.prompt.template.chain_of_modality):
             begun = self._call_begun(options)
-            given = self.prompt.text(self.prompt.encode(begun))
+            given = self.prompt.text_patches(self.prompt.encode(begun))
         self.context.tidy()
         self.context.add(number, "assistant", given, spoken=transcribing)
         most = min(options.max_patches or s.max_patches, s.max_patches)
-        reader = ReplyReader(self.prompt, transcribing, tools=bool(self.told.tools) and text is None, begun=begun)
+        reader = ReplyParser(self.prompt, transcribing, tools=bool(self.told.tools) and text is None, prefix=begun)
         self.reply = Reply(number, most, speak or text is not None, reader)
         if text is not None:
             self.reply.open = 1
@@ -384,9 +384,9 @@ class Slot:
     def _call_begun(self, options: ReplyOptions) -> str:
         """What a reply that must call a tool is given to begin with."""
         must = self.settings.require_tool if options.require_tool is None else options.require_tool
-        if not must or not self.told.tools or not self.prompt.words.tools:
+        if not must or not self.told.tools or not self.prompt.template.tools:
             return ""
-        return calling.begun(must if isinstance(must, str) else None)
+        return calling.tool_call_prefix(must if isinstance(must, str) else None)
 
     def _lead(self, now: float) -> float:
         """Seconds of sound that the listener has in hand, or is about to get."""
@@ -409,14 +409,14 @@ class Slot:
             return
         if not reply.reader.ended:
             self._tell(reply, reply.reader.finish())
-            self.context.extend(self.prompt.closing(speaking=reply.open != 0))
+            self.context.extend(self.prompt.turn_end(speaking=reply.open != 0))
         for call in reply.calls:
             self.mailbox.put(reply.number, call)
         self.mailbox.put(reply.number, ReplyDone(reason))
         self._end_reply()
         self.context.tidy()
 
-    def _tell(self, reply: Reply, known: Sequence[Known]) -> None:
+    def _tell(self, reply: Reply, known: Sequence[ReplyEvent]) -> None:
         for event in known:
             if isinstance(event, Transcript):
                 self.heard_text = event.text

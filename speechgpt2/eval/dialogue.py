@@ -115,9 +115,9 @@ def main(
 def _ask_all(model: Any, n: int, seed: int, modes: Sequence[Mode], greedy: bool, progress: Progress) -> list[Answer]:
     options = {}
     if greedy:
-        from speechgpt2.lm.sampling import Sampling
+        from speechgpt2.lm.sampling import SamplingParams
 
-        options["sampling"] = Sampling.greedy()
+        options["sampling"] = SamplingParams.greedy()
     trials = held_out_questions(n, seed)
     steps = progress.track([(mode, trial) for mode in modes for trial in trials], description="answering")
     return [ask(model, trial, mode, **options) for mode, trial in steps]

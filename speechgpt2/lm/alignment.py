@@ -13,18 +13,18 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-Timed = tuple[str, float, float]  # a word, and where it begins and ends, in seconds
+TimedWord = tuple[str, float, float]  # a word, and where it begins and ends, in seconds
 
 IDEOGRAPH = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese characters and their punctuation
 PIECES = re.compile(f"[{IDEOGRAPH}]|[^{IDEOGRAPH}]+")
 
 
-def pieces(text: str) -> list[str]:
+def split_for_tokenizer(text: str) -> list[str]:
     """The parts of a word that are tokenised on their own: each Chinese character, and what stands between them."""
     return PIECES.findall(text)
 
 
-def align(words: Iterable[tuple[int, Sequence[int]]], patches: int, filler: int, last_filler: int) -> list[int]:
+def align_tokens(words: Iterable[tuple[int, Sequence[int]]], patches: int, filler: int, last_filler: int) -> list[int]:
     """One token per patch. `words`: the patch at which each word begins and its tokens, in order.
 
     The row has at least `patches` tokens; more, if the words do not fit.
@@ -41,7 +41,7 @@ def align(words: Iterable[tuple[int, Sequence[int]]], patches: int, filler: int,
     return row
 
 
-def spaced(words: Sequence[Timed], text: str | None = None) -> list[str]:
+def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list[str]:
     """The words as they are written: joined they give `text`, with its blanks and punctuation.
 
     Without `text`, or if it does not hold these words (numbers are written otherwise than spoken), a blank parts two

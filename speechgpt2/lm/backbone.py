@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
-from speechgpt2.nn.waiting import may_look
+from speechgpt2.nn.sync import can_sync
 from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
@@ -78,23 +78,23 @@ class CausalStack(nn.Module):
         state: StackState | None = None,
         lengths: Tensor | None = None,
         segments: Tensor | None = None,
-        filled: int | None = None,
+        kv_length: int | None = None,
     ) -> tuple[Tensor, StackState | None]:
         """One chunk `x [B, P, D]` -> hidden states after the final norm, and the state after the chunk.
 
         Without a state this is plain causal attention that can be learnt from; `segments [B, P]` (ids) then keeps
         packed sequences apart, positions start anew in each. With a state no gradient passes through the cache.
         `lengths [B]`: the positions that count in each row, 0 leaves it idle; outputs past them mean nothing.
-        `filled`: a bound on every position after the chunk that is known on the host, so that no more of the cache is
-        read; found out by itself on a CPU. Errors: ValueError past the capacity, where that can be seen without
+        `kv_length`: a bound, known on the host, on every position after the chunk, so that no more of the cache is
+        read; found by itself on a CPU. Errors: ValueError past the capacity, where that can be seen without
         waiting for a device.
         """
         if state is None:
             view = training_view(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
-            by_row = x.shape[1] == 1 and may_look(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
-            view = row_view(state, lengths, self.config) if by_row else cached_view(x, state, filled, self.config)
+            by_row = x.shape[1] == 1 and can_sync(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
+            view = row_view(state, lengths, self.config) if by_row else cached_view(x, state, kv_length, self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, view)
         x = self.norm(x)
@@ -190,18 +190,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 def check_capacity(state: StackState, lengths: Tensor | int) -> None:
     """Errors: ValueError if a row would outgrow the state. A device is not asked; there the spare cell takes it."""
-    if may_look(state.position) and int((state.position + lengths).max()) > state.capacity:
+    if can_sync(state.position) and int((state.position + lengths).max()) > state.capacity:
         raise ValueError(f"a row would pass the state's capacity of {state.capacity} positions")
 
 
-def cached_view(x: Tensor, state: StackState, filled: int | None, config: BackboneConfig | PatchDecoderConfig) -> View:
+def cached_view(
+    x: Tensor, state: StackState, kv_length: int | None, config: BackboneConfig | PatchDecoderConfig
+) -> View:
     """Each row goes on at its own position. Void cells are masked; what passes the capacity goes to the spare cell."""
     batch, steps, _ = x.shape
     position = state.position[:, None] + torch.arange(steps, device=x.device)
-    exact = filled is None and may_look(x)
+    exact = kv_length is None and can_sync(x)
     if exact:
-        filled = int(state.position.max()) + steps
-    bound = state.capacity + steps if filled is None else filled
+        kv_length = int(state.position.max()) + steps
+    bound = state.capacity + steps if kv_length is None else kv_length
     blocks = []
     for start in range(0, steps, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, steps)

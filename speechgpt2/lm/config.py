@@ -63,14 +63,14 @@ class PatchDecoderConfig:
 class PromptConfig:
     """The words and special tokens that turn a dialogue into patches.
 
-    `draft`: the reply is written out as text, after a transcript of what the user said, before it is spoken (see
-    lm/prompt.py). In `system`, {heard} and {spoken} become "speech" or "text", the user's side and the model's.
-    `tools`: the model knows how to call tools (see lm/tools.py); others are not told of any.
+    `chain_of_modality`: a reply is a transcript of the user's speech, then the answer as text, then as speech
+    (Zhang et al., SpeechGPT, 2023; see lm/prompt.py). In `system`, {input} and {output} become "speech" or "text".
+    `tools`: the model can call tools (see lm/tools.py); the prompt of another model never lists any.
     """
 
-    draft: bool = False
+    chain_of_modality: bool = False
     tools: bool = False
-    system: str = "You are an helpful assistant. You should answer the user's {heard} questions in {spoken}.\n\n\n"
+    system: str = "You are an helpful assistant. You should answer the user's {input} questions in {output}.\n\n\n"
     user: str = "[|Human|]: "
     assistant: str = "[|SpeechGPT|]: "
     turn_end: str = " ###\n"
@@ -79,7 +79,7 @@ class PromptConfig:
     speech_end: str = "<|eosp|>"
     filler: str = "<|empty|>"
     last_filler: str = "<|end_empty|>"
-    heard: str = "<|heard|>"
+    transcript_end: str = "<|heard|>"
     silence: tuple[int, ...] = (688, 131, 226)  # the frame of silence, one code per codebook
     silence_frames: int = 8  # after the user's speech, before the patch is filled
 
@@ -87,7 +87,7 @@ class PromptConfig:
 @dataclass(frozen=True)
 class LMConfig:
     """The whole model. A position is a text token and `patch_frames` G frames of `codebooks` K codes below
-    `codebook_size` V. `lookahead`: tokens after the next that are guessed at while text is written (lm/lookahead.py).
+    `codebook_size` V. `draft_tokens`: text tokens that the draft head proposes per step (lm/draft_head.py).
     """
 
     backbone: BackboneConfig
@@ -96,11 +96,11 @@ class LMConfig:
     patch_frames: int = 3
     codebooks: int = 3
     codebook_size: int = 1024
-    lookahead: int = 0
+    draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.lookahead < 0 or (self.lookahead and not self.prompt.draft):
-            raise UserError("lookahead is for models that draft, whose text is not drawn at random")
+        if self.draft_tokens < 0 or (self.draft_tokens and not self.prompt.chain_of_modality):
+            raise UserError("draft_tokens needs a model with chain_of_modality, whose text is greedy")
         silence = self.prompt.silence
         if len(silence) != self.codebooks or not all(0 <= code < self.codebook_size for code in silence):
             raise UserError(f"silence {silence} must be {self.codebooks} codes in 0…{self.codebook_size - 1}")

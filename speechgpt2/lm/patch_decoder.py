@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from speechgpt2.lm.backbone import CausalStack
 from speechgpt2.lm.config import LMConfig
-from speechgpt2.lm.sampling import Sampler, Sampling
+from speechgpt2.lm.sampling import Sampler, SamplingParams
 from speechgpt2.nn.linear import Kernel, Linear, linear, packed
 
 
@@ -90,13 +90,13 @@ class PatchDecoder(nn.Module):
             logits.append(self.codes.logits_of(k, self.chain(k, y, self.codes.embed(codes[..., :k]))))
         return torch.stack(logits, dim=-2)
 
-    def sample(self, hidden: Tensor, sampling: Sampling, position: Tensor) -> Tensor:
+    def sample(self, hidden: Tensor, sampling: SamplingParams, position: Tensor) -> Tensor:
         """Draw a patch: `hidden [B, D]` -> codes `[B, G, K]`; `position [B]` is the patch's, it seeds the draw."""
         state = self.stack.init_state(hidden.shape[0], self.frames)
         x, patch = self.enter(hidden), []
         sampler = Sampler(sampling, position, range(1, 1 + self.frames * self.codebooks), self.codes.size)
         for t in range(self.frames):
-            y, state = self.stack(x[:, None], state, filled=t + 1)
+            y, state = self.stack(x[:, None], state, kv_length=t + 1)
             patch.append(self._sample_frame(t, y[:, 0], sampler))
             x = self.codes.embed(patch[-1]).to(hidden.dtype)
         return torch.stack(patch, dim=1)
@@ -104,9 +104,9 @@ class PatchDecoder(nn.Module):
     def _sample_frame(self, frame: int, y: Tensor, sampler: Sampler) -> Tensor:
         first = 1 + frame * self.codebooks  # number of this frame's first draw at the position; 0 is the text token's
         if self.chain is None:
-            return sampler.draw(self.codes.logits(y), first)
-        codes = sampler.draw(self.codes.logits_of(0, y)[:, None], first)
+            return sampler.sample(self.codes.logits(y), first)
+        codes = sampler.sample(self.codes.logits_of(0, y)[:, None], first)
         for k in range(1, self.codebooks):
             logits = self.codes.logits_of(k, self.chain(k, y, self.codes.embed(codes)))
-            codes = torch.cat([codes, sampler.draw(logits[:, None], first + k)], dim=1)
+            codes = torch.cat([codes, sampler.sample(logits[:, None], first + k)], dim=1)
         return codes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from speechgpt2.nn.waiting import may_look
+from speechgpt2.nn.sync import can_sync
 
 MOST = 1024  # of the likeliest tokens, that a draw looks at: all codes, and all that matters of a vocabulary
 LOW = 2**32 - 1
@@ -20,7 +20,7 @@ LOW = 2**32 - 1
 SEED_STEP, HIGH_STEP, POSITION_STEP, DRAW_STEP, TOKEN_STEP = 0x5851F42D, 0x41C64E6D, 0x3C6EF35F, 0x2545F491, 0x1B873593
 
 
-class Sampling(NamedTuple):
+class SamplingParams(NamedTuple):
     """Settings of each row: `temperature [B]` float32 (0: the likeliest token), `top_k [B]` int64 (0: all), `top_p [B]`
     float32 (1: all), `seed [B]` int64. Rows are picked and replaced as those of any state (streaming.py).
     """
@@ -39,7 +39,7 @@ class Sampling(NamedTuple):
         top_p: float = 0.9,
         seed: int = 0,
         device: str | torch.device = "cpu",
-    ) -> Sampling:
+    ) -> SamplingParams:
         """The same settings for all rows (the defaults are the released ones), with seeds counting up from `seed`."""
         return cls(
             torch.full((batch,), temperature, dtype=torch.float32, device=device),
@@ -49,7 +49,7 @@ class Sampling(NamedTuple):
         )
 
     @classmethod
-    def greedy(cls, batch: int = 1, device: str | torch.device = "cpu") -> Sampling:
+    def greedy(cls, batch: int = 1, device: str | torch.device = "cpu") -> SamplingParams:
         """Always the likeliest token."""
         return cls.of(batch, temperature=0.0, device=device)
 
@@ -60,8 +60,8 @@ class Sampler:
     `ahead`: the numbers of draws among `tokens` tokens that are sure to come, whose noise is then made at once.
     """
 
-    def __init__(self, sampling: Sampling, position: Tensor, ahead: range = range(0), tokens: int = 0):
-        warm, looks = sampling.temperature > 0, may_look(position)
+    def __init__(self, sampling: SamplingParams, position: Tensor, ahead: range = range(0), tokens: int = 0):
+        warm, looks = sampling.temperature > 0, can_sync(position)
         self.some_warm, self.all_warm = not looks or bool(warm.any()), looks and bool(warm.all())
         self.seed, self.position, self.warm = sampling.seed, position, warm[:, None, None]
         self.temperature = torch.where(warm, sampling.temperature, 1.0)[:, None, None]
@@ -73,8 +73,8 @@ class Sampler:
             every = torch.arange(tokens, device=position.device).expand(len(position), len(ahead), tokens)
             self.noise = gumbel(self.seed, position, ahead.start, every)
 
-    def draw(self, logits: Tensor, first: int) -> Tensor:
-        """From `logits [B, N, V]` -> `[B, N]`: N draws in each row, numbered from `first` on.
+    def sample(self, logits: Tensor, first_draw: int) -> Tensor:
+        """From `logits [B, N, V]` -> `[B, N]`: N draws in each row, numbered from `first_draw` on.
 
         The filters apply in the order temperature, top-k, top-p; each sees what the one before left. A logit of −inf
         is never drawn.
@@ -87,7 +87,7 @@ class Sampler:
         probability = scores.softmax(-1)
         before = probability.cumsum(-1) - probability
         scores = scores.masked_fill((before >= self.top_p) & (rank > 0), -torch.inf)
-        best = (scores + self._noise(tokens, first)).argmax(-1, keepdim=True)
+        best = (scores + self._noise(tokens, first_draw)).argmax(-1, keepdim=True)
         drawn = tokens.gather(-1, best)[..., 0]
         return drawn if self.all_warm else torch.where(self.warm[..., 0], drawn, logits.argmax(-1))
 

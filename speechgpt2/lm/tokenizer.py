@@ -44,4 +44,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def special_tokens() -> list[str]:
     """What a tokenizer of ours must know besides words."""
     p = PromptConfig()
-    return ["<|endoftext|>", p.eos, p.speech_start, p.speech_end, p.filler, p.last_filler, p.heard]
+    return ["<|endoftext|>", p.eos, p.speech_start, p.speech_end, p.filler, p.last_filler, p.transcript_end]

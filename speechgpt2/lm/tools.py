@@ -1,9 +1,9 @@
 """Tools in the form that Qwen2.5's chat models speak, known as hermes; nothing else knows it.
 
-told(tools)      what the system line says of them, a JSON schema each, between <tools> and </tools>
-begun(name)      how a call begins, of the tool of this name or of any
-split(text)      a reply's text and the calls in it: <tool_call>{"name": …, "arguments": {…}}</tool_call>
-written(turn)    the other way round, for a turn of before; or what tools gave, to stand in a user's turn:
+tools_system_prompt(tools)      what the system line says of them, a JSON schema each, between <tools> and </tools>
+tool_call_prefix(name)      how a call begins, of the tool of this name or of any
+parse_tool_calls(text)      a reply's text and the calls in it: <tool_call>{"name": …, "arguments": {…}}</tool_call>
+render_tool_turn(turn)    the other way round, for a turn of before; or what tools gave, to stand in a user's turn:
                  <tool_response>…</tool_response> each
 """
 
@@ -31,19 +31,19 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def told(tools: Sequence[Tool]) -> str:
+def tools_system_prompt(tools: Sequence[Tool]) -> str:
     """What a system line says of `tools`."""
     functions = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
     return TOLD.format(tools="\n".join(_json({"type": "function", "function": function}) for function in functions))
 
 
-def begun(name: str | None = None) -> str:
+def tool_call_prefix(name: str | None = None) -> str:
     """The beginning of a call, up to where its tool's name, or its arguments, are to be written."""
     call = '{"name": "' if name is None else f'{{"name": {_json(name)}, "arguments":'
     return f"{BEGIN}\n{call}"
 
 
-def split(text: str) -> list[str | ToolCall]:
+def parse_tool_calls(text: str) -> list[str | ToolCall]:
     """The text before, between and after the calls in `text`, and the calls: text comes first and last, even if empty.
 
     What stands between the tags and is no call (broken JSON, no name) stays text.
@@ -62,7 +62,7 @@ def split(text: str) -> list[str | ToolCall]:
     return [*parts, shown + text]
 
 
-def beginning(text: str) -> int:
+def partial_call_length(text: str) -> int:
     """How many characters at the end of `text` may be the beginning of a call."""
     start = text.rfind(BEGIN)
     if start >= 0 and END not in text[start:]:
@@ -70,7 +70,7 @@ def beginning(text: str) -> int:
     return next(n for n in range(len(BEGIN) - 1, -1, -1) if text.endswith(BEGIN[:n]))
 
 
-def written(turn: Turn) -> str | None:
+def render_tool_turn(turn: Turn) -> str | None:
     """The text of a turn that calls tools, or of what they gave; None for any other turn."""
     if turn.role == "tool":
         given = [segment.text for segment in turn.segments if isinstance(segment, Text)]

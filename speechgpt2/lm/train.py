@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Example
+from speechgpt2.lm.prompt import TrainingExample
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import UNKNOWN, cross_entropy
 from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
@@ -34,17 +34,19 @@ class ExampleSource(Protocol):
 
     phones: tuple[str, ...]
 
-    def example(self, random: np.random.Generator) -> Example: ...
+    def example(self, random: np.random.Generator) -> TrainingExample: ...
 
 
 class Batch(NamedTuple):
-    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1: padding); the rest as in `Example`."""
+    """Packed rows: `patches` [B, P]; `segments [B, P]` tells examples apart (−1: padding); the rest as in
+    `TrainingExample`.
+    """
 
     patches: Patches
     segments: Tensor
     targets: Tensor
-    learn_text: Tensor
-    learn_codes: Tensor
+    text_loss_mask: Tensor
+    code_loss_mask: Tensor
     phones: Tensor
 
 
@@ -67,8 +69,8 @@ class LMTrainConfig:
     codes_weight: float = 0.5  # of all codes against all text
     phones_weight: float = 0.5  # of the phones heard
     filler_weight: float = 0.3
-    lookahead: int = 0  # tokens after the next that the model is to guess at
-    lookahead_weight: float = 0.2  # of those guesses
+    draft_tokens: int = 0  # tokens after the next that the model is to guess at
+    draft_weight: float = 0.2  # of those guesses
     corrupt: float = 0.1  # share of the model's own frames that are replaced on the input side
     seed: int = 0
     report_every: int = 50
@@ -106,20 +108,20 @@ class LMTrainer:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
         prompt = model.prompt
         self.token_weight = torch.ones(model.config.backbone.vocab, device=device)
-        self.token_weight[[prompt.ids.filler, prompt.ids.last_filler]] = config.filler_weight
+        self.token_weight[[prompt.special_ids.filler, prompt.special_ids.last_filler]] = config.filler_weight
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step; returns losses and accuracies."""
         config = self.config
         random, generator = generators(config.seed, step)
-        batch = pack(self.source, random, config.rows, config.row_patches, self.model.prompt.ids.eos)
+        batch = pack(self.source, random, config.rows, config.row_patches, self.model.prompt.special_ids.eos)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.peak_lr, config.warmup)
         terms, values = self.losses(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss = terms["text"] + config.codes_weight * terms["codes"] + config.phones_weight * terms["phones"]
         if "ahead" in terms:
-            loss = loss + config.lookahead_weight * terms["ahead"]
+            loss = loss + config.draft_weight * terms["ahead"]
         loss.backward()
         distributed.average_gradients(self.modules.parameters())
         values["grad_norm"] = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
@@ -129,20 +131,20 @@ class LMTrainer:
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropies at the learnt positions, and how often the likeliest text token and phone are right."""
-        patches, segments, named, learn_text, learn_codes, sounds = batch
-        heard = Patches(patches.text, corrupt(patches.codes, learn_codes, self.config.corrupt, generator))
+        patches, segments, named, text_loss_mask, code_loss_mask, sounds = batch
+        heard = Patches(patches.text, corrupt(patches.codes, code_loss_mask, self.config.corrupt, generator))
         heard, patches = _to(heard, self.device), _to(patches, self.device)
-        learn_text, learn_codes = learn_text[:, 1:].to(self.device), learn_codes[:, 1:].to(self.device)
+        text_loss_mask, code_loss_mask = text_loss_mask[:, 1:].to(self.device), code_loss_mask[:, 1:].to(self.device)
         with self.autocast:
             hidden = self.model(heard, segments.to(self.device))
             phones, phones_right = self._hearing(hidden, sounds.to(self.device))
             hidden = hidden[:, :-1]
-            ahead, guessed = self._guesses(hidden, patches, learn_text, segments.to(self.device))
-            logits = self.model.text_logits(hidden[learn_text]).float()
-            targets = named[:, 1:].to(self.device)[learn_text]
+            ahead, guessed = self._guesses(hidden, patches, text_loss_mask, segments.to(self.device))
+            logits = self.model.text_logits(hidden[text_loss_mask]).float()
+            targets = named[:, 1:].to(self.device)[text_loss_mask]
             text = F.cross_entropy(logits, targets, weight=self.token_weight)
-            wanted = patches.codes[:, 1:][learn_codes]  # [N, G, K]
-            code_logits = self.model.code_logits(hidden[learn_codes], wanted).float()
+            wanted = patches.codes[:, 1:][code_loss_mask]  # [N, G, K]
+            code_logits = self.model.code_logits(hidden[code_loss_mask], wanted).float()
         each = F.cross_entropy(code_logits.flatten(0, 2), wanted.flatten(), reduction="none").view(-1, wanted.shape[-1])
         each = each.sum(0) / max(len(each), 1)  # a batch may hold no speech to learn
         codes = (each * torch.tensor(self.config.code_weights, device=self.device)).sum()
@@ -168,21 +170,21 @@ class LMTrainer:
         return cross_entropy(logits, wanted), right
 
     def _guesses(
-        self, hidden: Tensor, patches: Patches, learn_text: Tensor, segments: Tensor
+        self, hidden: Tensor, patches: Patches, text_loss_mask: Tensor, segments: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cross-entropy of the tokens that follow the next one where text is written, and how often the guess after so
-        many is right, if all before it were. `hidden [B, P − 1, D]`, `learn_text [B, P − 1]` of the targets.
+        many is right, if all before it were. `hidden [B, P − 1, D]`, `text_loss_mask [B, P − 1]` of the targets.
         """
-        lookahead = self.model.lookahead
-        if lookahead is None:
+        draft_head = self.model.draft_head
+        if draft_head is None:
             return {}, {}
-        writes = learn_text & (patches.codes[:, 1:, 0, 0] == self.model.config.no_speech)
+        writes = text_loss_mask & (patches.codes[:, 1:, 0, 0] == self.model.config.no_speech)
         tokens, same = patches.text[:, 1:], segments[:, 2:] == segments[:, 1:-1]
         x, follows, losses, values = hidden, writes, [], {}
         before = torch.ones_like(writes)
-        for i in range(self.model.config.lookahead):
+        for i in range(self.model.config.draft_tokens):
             # x[:, p] foretells tokens[:, p + i]; now it is to foretell the one after it
-            x = lookahead(x[:, :-1], self.model.text_embedding(tokens[:, i : tokens.shape[1] - 1]))
+            x = draft_head(x[:, :-1], self.model.text_embedding(tokens[:, i : tokens.shape[1] - 1]))
             follows = follows[:, :-1] & writes[:, i + 1 :] & same[:, i:]
             logits = self.model.text_logits(x[follows]).float()
             wanted = tokens[:, i + 1 :][follows]
@@ -230,14 +232,14 @@ def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches:
             [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
         ),
         torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
-        torch.stack([_padded([_targets(e.learn_text) for e in row], patches, False) for row in packed]),
-        torch.stack([_padded([_targets(e.learn_codes) for e in row], patches, False) for row in packed]),
+        torch.stack([_padded([_targets(e.text_loss_mask) for e in row], patches, False) for row in packed]),
+        torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in packed]),
         torch.stack([_padded([e.phones for e in row], patches, -1) for row in packed]),
     )
 
 
-def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[Example]:
-    row: list[Example] = []
+def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[TrainingExample]:
+    row: list[TrainingExample] = []
     filled = 0
     while True:
         example = source.example(random)

@@ -31,19 +31,21 @@ def render(text: str, voice: Voice) -> Rendering:
 def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     """`SpeechGPT.say` with a seed, and a greeting in the voice that is wished for."""
     from speechgpt2.chat import Conversation
-    from speechgpt2.lm.prompt import join
-    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.lm.prompt import concat
+    from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.types import Speech
 
     prompt, greeting = model.lm.prompt, None
-    prompt.require_draft("read a given text aloud")
+    prompt.require_chain_of_modality("read a given text aloud")
     if voice.accent:
         clip = prompts.read(voice.accent)
-        greeting = prompt.spoken(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
-    given = prompt.text([*prompt.encode(text), prompt.ids.speech_start])
+        greeting = prompt.align_speech(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
+    given = prompt.text_patches([*prompt.encode(text), prompt.special_ids.speech_start])
     seed = zlib.crc32(f"{voice.take} {text}".encode())
-    sampling = Sampling.of(1, seed=seed, device=model.lm.device)
-    talk = Conversation(model, join(prompt.opening("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST)
+    sampling = SamplingParams.of(1, seed=seed, device=model.lm.device)
+    talk = Conversation(
+        model, concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST
+    )
     return talk.collect(talk.answer(spoken=False))
 
 

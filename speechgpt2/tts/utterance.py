@@ -97,7 +97,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Spoken text: ``pcm`` float32 [N] at 24 kHz, with exact word and phone times where known."""
+    """AlignedSpeech text: ``pcm`` float32 [N] at 24 kHz, with exact word and phone times where known."""
 
     pcm: np.ndarray = field(repr=False)
     text: str

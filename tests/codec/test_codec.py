@@ -12,7 +12,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.codec.quantizer import Codebook
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
-from speechgpt2.streaming import join_rows, keep_idle
+from speechgpt2.streaming import join_rows, where_active
 from tests.contract import verify_contract
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "codec"
@@ -131,7 +131,7 @@ def test_rows_that_start_at_different_times(released, golden):
             [p[a * 960 : a * 960 + 960] if on else torch.ones(960) for a, p, on in zip(at, pcm, active)]
         )
         out, moved = released.encode(chunk, state)
-        state = keep_idle(active, moved, state)
+        state = where_active(active, moved, state)
         for row in active.nonzero()[:, 0]:
             codes[row].append(out[row])
     for row in range(3):

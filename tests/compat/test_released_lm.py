@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from speechgpt2.compat.released_lm import load_released_lm
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Spoken, join
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.prompt import AlignedSpeech, concat
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import MODES, Mode, Patches
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
@@ -45,17 +45,17 @@ def unflat(array: np.ndarray) -> Patches:
 
 
 def prompt(lm: SpeechLM, golden: dict[str, np.ndarray], mode: Mode) -> Patches:
-    greeting = Spoken(torch.from_numpy(golden["greeting_codes"]).view(-1, 3), golden["greeting_text"].tolist())
+    greeting = AlignedSpeech(torch.from_numpy(golden["greeting_codes"]).view(-1, 3), golden["greeting_text"].tolist())
     typed = json.loads((GOLDEN / "golden.json").read_text())["text"]
     spoken = torch.from_numpy(golden[f"{mode}_user_codes"].T.copy())
     user = lm.prompt.user_speech(spoken) if mode[0] == "s" else lm.prompt.user_text(typed)
-    return join(lm.prompt.opening(mode, greeting), user)
+    return concat(lm.prompt.system_prompt(mode, greeting), user)
 
 
 def greedy(lm: SpeechLM, patches: Patches) -> Patches:
     hidden, state = lm.prefill(patches, lm.init_state(1, patches.text.shape[1] + 40))
-    drawn = [step.patches for step in lm.generate(hidden, state, Sampling.greedy(), max_patches=40)]
-    return join(patches, *drawn)
+    drawn = [step.patches for step in lm.generate(hidden, state, SamplingParams.greedy(), max_patches=40)]
+    return concat(patches, *drawn)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -67,13 +67,13 @@ def test_prompt_is_the_released_one(lm, golden, mode):
 def test_greedy_patches_are_the_reference_s(lm, golden, mode):
     start = prompt(lm, golden, mode)
     np.testing.assert_array_equal(flat(greedy(lm, start)), golden[f"{mode}_greedy"])
-    speaking = join(start, lm.prompt.text([lm.prompt.ids.speech_start]))
+    speaking = concat(start, lm.prompt.text_patches([lm.prompt.special_ids.speech_start]))
     np.testing.assert_array_equal(flat(greedy(lm, speaking)), golden[f"{mode}_speech_greedy"])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_are_the_reference_s(lm, golden, mode):
-    patches = join(prompt(lm, golden, mode), lm.prompt.text([lm.prompt.ids.speech_start]))
+    patches = concat(prompt(lm, golden, mode), lm.prompt.text_patches([lm.prompt.special_ids.speech_start]))
     with torch.no_grad():
         hidden = lm(patches)
         text = lm.text_logits(hidden)[0]
@@ -90,7 +90,7 @@ def test_later_turns_go_on_with_three_segments(lm, golden):
     second = lm.prompt.user_text("and tomorrow")
     _, state = lm.prefill(first, lm.init_state(1, 256))
     one_by_one, state = lm.prefill(second, state)
-    together, _ = lm.prefill(join(first, second), lm.init_state(1, 256))
+    together, _ = lm.prefill(concat(first, second), lm.init_state(1, 256))
     torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=0)
 
 

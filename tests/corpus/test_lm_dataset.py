@@ -121,7 +121,7 @@ def test_half_precision_gives_mostly_the_same_codes(corpus, codec, source, tmp_p
 
 
 def test_silence_is_what_silence_encodes_to(source, codec):
-    assert tuple(source.prompt.words.silence) == silence_frame(codec)
+    assert tuple(source.prompt.template.silence) == silence_frame(codec)
     assert all(type(code) is int for code in silence_frame(codec))
 
 
@@ -139,40 +139,40 @@ def only(source, kind):
 @pytest.mark.parametrize("mode", KINDS[:5])
 def test_every_kind_of_example(source, mode):
     drawn = only(source, mode)
-    ids, no_speech = source.prompt.ids, source.prompt.config.no_speech
+    ids, no_speech = source.prompt.special_ids, source.prompt.config.no_speech
     for seed in range(8):
         example = drawn.example(np.random.default_rng(seed))
         text = example.patches.text[0]
-        learnt = text[example.learn_text[0]].tolist()
+        learnt = text[example.text_loss_mask[0]].tolist()
         assert text[-1] == ids.eos and learnt[-1] == ids.eos
-        assert (ids.heard in learnt) == mode.startswith("s2")
+        assert (ids.transcript_end in learnt) == mode.startswith("s2")
         assert (ids.speech_start in text[text != ids.eos].tolist()) == (mode != "t2t")
-        assert bool(example.learn_codes.any()) == (mode in ("s2s", "t2s", "say"))
-        assert (example.patches.codes[example.learn_codes] != no_speech).all()
+        assert bool(example.code_loss_mask.any()) == (mode in ("s2s", "t2s", "say"))
+        assert (example.patches.codes[example.code_loss_mask] != no_speech).all()
         if mode == "say":  # the text is given; only its sound is to be learnt
             assert source.prompt.tokenizer.decode(learnt).strip().startswith("say") or ids.filler in learnt
-            assert not example.learn_text[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
+            assert not example.text_loss_mask[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
 
 
 def test_a_dictation_is_written_down_and_not_answered(source):
-    ids = source.prompt.ids
+    ids = source.prompt.special_ids
     for seed in range(8):
         example = only(source, "dictation").example(np.random.default_rng(seed))
-        learnt = example.targets[example.learn_text].tolist()
+        learnt = example.targets[example.text_loss_mask].tolist()
         text = source.prompt.tokenizer.decode(learnt)
-        assert learnt[-1] == ids.heard and ids.eos not in learnt and not example.learn_codes.any()
+        assert learnt[-1] == ids.transcript_end and ids.eos not in learnt and not example.code_loss_mask.any()
         assert "hear" in text or "听" in text
 
 
 def test_a_question_that_breaks_off_is_heard_so_far_and_not_answered(source):
-    decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.ids, set()
+    decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.special_ids, set()
     for seed in range(12):
         example = only(source, "unfinished").example(np.random.default_rng(seed))
-        learnt = example.targets[example.learn_text].tolist()
-        written = learnt[: learnt.index(ids.heard)]
-        question, reply = decode(written), decode(learnt[learnt.index(ids.heard) + 1 :])
+        learnt = example.targets[example.text_loss_mask].tolist()
+        written = learnt[: learnt.index(ids.transcript_end)]
+        question, reply = decode(written), decode(learnt[learnt.index(ids.transcript_end) + 1 :])
         assert question.endswith(UNFINISHED) and "question 0" not in question and "问0" not in question
-        assert reply.startswith(tuple(GO_ON.values())) and not example.learn_codes.any()
+        assert reply.startswith(tuple(GO_ON.values())) and not example.code_loss_mask.any()
         ends.add(learnt[-1] == ids.eos)
         heard = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
         assert heard * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
@@ -191,7 +191,8 @@ def test_dialogues_go_on(source):
     long = ExchangeSource.__new__(ExchangeSource)
     long.__dict__.update(source.__dict__ | {"shares": Shares(say=0.0, next_turn=0.8)})
     ends = [
-        int((long.example(np.random.default_rng(s)).patches.text == source.prompt.ids.eos).sum()) for s in range(10)
+        int((long.example(np.random.default_rng(s)).patches.text == source.prompt.special_ids.eos).sum())
+        for s in range(10)
     ]
     assert max(ends) > 2
 

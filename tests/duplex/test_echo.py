@@ -8,10 +8,10 @@ import pytest
 from speechgpt2.audio import load, resample
 from speechgpt2.duplex.echo import EchoGuard
 from speechgpt2.types import SAMPLE_RATE
-from speechgpt2.vad import BLOCK, RATE
+from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PER_BLOCK = BLOCK / RATE  # seconds
+PER_BLOCK = VAD_BLOCK / VAD_SAMPLE_RATE  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def voice():
 
 
 def blocks(pcm):
-    heard = resample(pcm, SAMPLE_RATE, RATE)
-    return heard[: len(heard) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    heard = resample(pcm, SAMPLE_RATE, VAD_SAMPLE_RATE)
+    return heard[: len(heard) // VAD_BLOCK * VAD_BLOCK].reshape(-1, VAD_BLOCK)
 
 
 def levels(pcm):
@@ -64,7 +64,7 @@ def test_a_voice_above_the_echo_is_heard(answer, voice):
     microphone[start : start + len(voice)] += voice
     passed = admitted(EchoGuard(), answer, microphone)
     spoken = np.arange(len(passed)) * PER_BLOCK * SAMPLE_RATE
-    loud = (levels(microphone) > 0.08) & (spoken >= start) & (spoken < start + len(voice) - BLOCK)
+    loud = (levels(microphone) > 0.08) & (spoken >= start) & (spoken < start + len(voice) - VAD_BLOCK)
     assert loud.sum() > 10 and passed[loud].mean() > 0.9
 
 

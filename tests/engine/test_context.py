@@ -6,11 +6,11 @@ import torch
 
 from speechgpt2.engine.context import Context
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Prompt, join
+from speechgpt2.lm.prompt import Prompt, concat
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PROMPT = Prompt(tiny_config(), tiny_tokenizer())
-OPENING = PROMPT.opening("s2s")
+OPENING = PROMPT.system_prompt("s2s")
 PIECE = 8
 
 
@@ -19,7 +19,7 @@ def new(capacity=256, opening=OPENING):
 
 
 def speech(patches, seed=0):
-    return PROMPT.speech(torch.randint(1024, (3 * patches, 3), generator=torch.Generator().manual_seed(seed)))
+    return PROMPT.speech_patches(torch.randint(1024, (3 * patches, 3), generator=torch.Generator().manual_seed(seed)))
 
 
 def reply(words="Hello there"):
@@ -27,7 +27,7 @@ def reply(words="Hello there"):
 
 
 def same(context, *parts):
-    whole, ours = join(*parts), context.slice(0, context.length)
+    whole, ours = concat(*parts), context.slice(0, context.length)
     return torch.equal(whole.text, ours.text) and torch.equal(whole.codes, ours.codes)
 
 
@@ -59,7 +59,7 @@ def test_turns_are_joined_as_a_prompt_joins_them():
     context.add(2, "user", PROMPT.user_text("Hello"))
     context.add(3, "user", PROMPT.user_text("there"))
     context.add(4, "assistant", reply("what"))
-    unanswered = PROMPT.closing(speaking=False)
+    unanswered = PROMPT.turn_end(speaking=False)
     turns = [PROMPT.reply_start(), reply(), PROMPT.user_text("Hello"), unanswered, PROMPT.user_text("there")]
     assert same(context, OPENING, *turns, reply("what"))
 
@@ -84,9 +84,9 @@ def test_only_what_changed_is_read_again():
     context = new()
     row = Row(context)
     context.add(1, "user", PROMPT.user_text("Hello there"))
-    span = context.add(2, "assistant", PROMPT.text(PROMPT.encode("what is the weather like")))
+    span = context.add(2, "assistant", PROMPT.text_patches(PROMPT.encode("what is the weather like")))
     row.follow()
-    row.read, kept = 0, PROMPT.text(PROMPT.encode("what is"))
+    row.read, kept = 0, PROMPT.text_patches(PROMPT.encode("what is"))
     context.replace(span, kept)
     assert context.taken == context.length - 1  # the last once more: the next patch is drawn from there
     row.follow()
@@ -101,12 +101,12 @@ def test_pieces_follow_from_what_was_said_and_not_from_when_it_was_read():
             while context.waiting:
                 sizes.append(context.take().text.shape[1])
 
-        context.add(1, "user", PROMPT.speech_start(), spoken=True, head=5)
+        context.add(1, "user", PROMPT.user_speech_start(), spoken=True, head=5)
         for i in range(20):
             context.extend(speech(1, i))
             if eager:
                 read()
-        context.extend(PROMPT.speech_end(torch.zeros(0, 3, dtype=torch.int64)))
+        context.extend(PROMPT.user_speech_end(torch.zeros(0, 3, dtype=torch.int64)))
         read()
         return sizes
 
@@ -116,7 +116,7 @@ def test_pieces_follow_from_what_was_said_and_not_from_when_it_was_read():
 def test_a_row_follows_whatever_is_done():
     """Random edits with reading in between: the row always holds the beginning of the context."""
     generator = np.random.default_rng(0)
-    lines = [PROMPT.opening("s2s", system=line) for line in ("Hello there", "what is the weather", "")]
+    lines = [PROMPT.system_prompt("s2s", system=line) for line in ("Hello there", "what is the weather", "")]
     context = new(128, lines[0])
     row, number = Row(context), 0
     for _ in range(400):
@@ -134,7 +134,7 @@ def test_a_row_follows_whatever_is_done():
         elif kind == 3:
             context.remove(spans[generator.integers(len(spans))])
         elif kind == 4:
-            context.replace(spans[generator.integers(len(spans))], PROMPT.text([1]))
+            context.replace(spans[generator.integers(len(spans))], PROMPT.text_patches([1]))
         else:
             context.open_with(lines[generator.integers(3)])
         context.tidy()
@@ -158,13 +158,13 @@ def test_the_oldest_exchanges_are_forgotten_and_the_opening_never():
 
 def test_a_speech_without_end_loses_its_beginning():
     context = new()
-    head = PROMPT.speech_start()
+    head = PROMPT.user_speech_start()
     context.add(1, "user", head, spoken=True, head=head.text.shape[1])
     for i in range(600):
         context.extend(speech(1, i))
         context.tidy()
         assert context.length <= 256 - 64
-    latest = join(*(speech(1, i) for i in range(580, 600)))
+    latest = concat(*(speech(1, i) for i in range(580, 600)))
     assert torch.equal(context.slice(context.length - 20, context.length).codes, latest.codes)
     assert same(context, OPENING, head, context.slice(len(OPENING.text[0]) + len(head.text[0]), context.length))
 
@@ -176,5 +176,5 @@ def test_what_is_too_long_is_refused_and_changes_nothing():
     with pytest.raises(UserError, match="too long"):
         context.add(2, "user", PROMPT.user_text("weather " * 300))
     with pytest.raises(UserError, match="shorter"):
-        context.open_with(PROMPT.text([1] * 100))
+        context.open_with(PROMPT.text_patches([1] * 100))
     assert same(context, before)

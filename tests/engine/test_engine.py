@@ -14,7 +14,7 @@ from speechgpt2.duplex.protocol import EngineFull, ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import Clock, events, models, noise, reason, run, say, sound, talk, tiny_engine, tiny_lm, told
@@ -39,7 +39,7 @@ def test_a_turn_is_what_it_is_in_a_dialogue_alone(seconds):
     engine, pcm = tiny_engine(), noise(1.2)[: int(seconds * 24_000)] if seconds < 1.2 else noise(seconds)
     session = engine.open(SHORT)
     ours = answer(engine, session, pcm)
-    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
     if not len(pcm):  # a dialogue knows no empty recording
         assert sound(ours).any()
         return
@@ -53,16 +53,16 @@ def test_many_turns_are_what_they_are_in_a_dialogue_alone():
     codec, lm = models()
     engine = tiny_engine()
     session = engine.open(SHORT)
-    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
     for turn in range(3):
         theirs = alone.ask(Turn.user(speech=noise(0.7, turn)))
         assert np.allclose(sound(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
 
 
-@pytest.mark.parametrize("lookahead", [0, 3])
-def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(lookahead):
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(draft_tokens):
     """Another place in another batch, others with other settings who come, talk and leave at other times."""
-    lm = tiny_lm(draft=True, lookahead=lookahead) if lookahead else None
+    lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else None
     alone, crowd = tiny_engine(lm, slots=16), tiny_engine(lm, slots=16)
     settings = SessionSettings(seed=3, max_patches=20)
     me = alone.open(settings)
@@ -169,7 +169,7 @@ def test_typed_turns_and_written_answers():
     session.respond()
     found = talk(engine, [session])[session]
     assert not any(isinstance(event, AudioDelta) for event in found)
-    begin = lm.prompt.opening("t2t").text
+    begin = lm.prompt.system_prompt("t2t").text
     assert torch.equal(told(session).text[:, : begin.shape[1]], begin)  # its system line follows how it is used
 
 
@@ -179,8 +179,8 @@ def test_a_greeting_and_instructions_stand_at_the_beginning():
     greeting = Speech(codes=engine.encode(noise(0.5)), text="Hello")
     session = engine.open(replace(SHORT, instructions="weather", greeting=greeting))
     run(engine)
-    spoken = lm.prompt.spoken(torch.from_numpy(greeting.codes), text="Hello")
-    wanted = lm.prompt.opening("s2s", spoken, "weather")
+    spoken = lm.prompt.align_speech(torch.from_numpy(greeting.codes), text="Hello")
+    wanted = lm.prompt.system_prompt("s2s", spoken, "weather")
     assert all(torch.equal(a, b) for a, b in zip(told(session), wanted, strict=True))
     with pytest.raises(UserError, match="codebooks"):
         engine.open(replace(SHORT, greeting=Speech(codes=np.zeros((3, 2), np.int64))))
@@ -198,7 +198,7 @@ def test_history_is_remembered_as_in_a_dialogue_alone():
         session.add_turn(turn)
     session.respond()
     ours = talk(engine, [session])[session]
-    theirs = talked.chat(turns, mode="t2s", sampling=Sampling.of(1, seed=5), max_patches=25)
+    theirs = talked.chat(turns, mode="t2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
     assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
     with pytest.raises(UserError):
         session.add_turn(Turn("system", Turn.user("x").segments))
@@ -232,7 +232,7 @@ def test_a_reply_may_have_instructions_of_its_own():
     ours, theirs = talk(engine, [session])[session], answer(other, wanted, noise(0.6))
     assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
     assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
-    usual = engine.runner.lm.prompt.opening("s2s").text
+    usual = engine.runner.lm.prompt.system_prompt("s2s").text
     assert torch.equal(told(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
 
 
@@ -263,8 +263,8 @@ def test_the_same_instructions_are_read_once(monkeypatch):
     engine, read = tiny_engine(), []
     session = engine.open(SHORT)
     engine.step()
-    opening = session.slot.prompt.opening
-    monkeypatch.setattr(session.slot.prompt, "opening", lambda *told: read.append(told) or opening(*told))
+    opening = session.slot.prompt.system_prompt
+    monkeypatch.setattr(session.slot.prompt, "system_prompt", lambda *told: read.append(told) or opening(*told))
     for speed in (0.8, 0.8, 0.7):
         session.configure(replace(SHORT, instructions="Be brief.", temperature=speed))
         engine.step()
@@ -288,12 +288,12 @@ def test_a_text_that_no_memory_holds_is_refused_unread(monkeypatch):
 
 
 def test_reading_aloud():
-    engine = tiny_engine(tiny_lm(draft=True))
+    engine = tiny_engine(tiny_lm(chain_of_modality=True))
     session = engine.open(SHORT)
     session.respond(ReplyOptions(text="Hello there", max_patches=9))
     found = talk(engine, [session])[session]
     assert found[0] == TextDelta("Hello there") and len(sound(found))
-    recital = engine.runner.lm.prompt.recital("Hello there")
+    recital = engine.runner.lm.prompt.tts_prompt("Hello there")
     assert torch.equal(told(session).text[:, : recital.text.shape[1]], recital.text)
 
 

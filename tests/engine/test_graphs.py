@@ -65,7 +65,7 @@ def as_on_a_device(monkeypatch):
     monkeypatch.setattr("speechgpt2.engine.runner.Rows", AllRows)
     monkeypatch.setattr("speechgpt2.engine.sounds.Rows", AllRows)
     for module in (backbone, model, sampling):
-        monkeypatch.setattr(module, "may_look", lambda x: False)
+        monkeypatch.setattr(module, "can_sync", lambda x: False)
 
 
 def a_talk(monkeypatch, recording, lm):
@@ -90,12 +90,12 @@ def a_talk(monkeypatch, recording, lm):
     return [(sound(heard[s]), told(s), reason(heard[s])) for s in (first, third)]
 
 
-@pytest.mark.parametrize("lookahead", [0, 3])
-def test_a_step_is_recorded_and_replayed(as_on_a_device, monkeypatch, lookahead):
-    lm = tiny_lm(draft=True, lookahead=lookahead) if lookahead else models()[1]
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_a_step_is_recorded_and_replayed(as_on_a_device, monkeypatch, draft_tokens):
+    lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else models()[1]
     Traced.made = 0
     ours, theirs = (a_talk(monkeypatch, recording, lm) for recording in (Traced, Direct))
-    assert Traced.made == (5 if lookahead else 4)
+    assert Traced.made == (5 if draft_tokens else 4)
     for (pcm, patches, why), (pcm_, patches_, why_) in zip(ours, theirs, strict=True):
         assert why == why_ and len(pcm) and np.array_equal(pcm, pcm_)
         assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)

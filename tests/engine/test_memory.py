@@ -4,23 +4,26 @@ import pytest
 import torch
 
 from speechgpt2.engine.memory import as_heard, speech_patches
-from speechgpt2.lm.prompt import Prompt, Spoken, join
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 WORDS = ["Hello", " there", ", what", " is"]
 
 
 def prompts():
-    return [Prompt(tiny_config(draft=draft), tiny_tokenizer()) for draft in (False, True)]
+    return [
+        Prompt(tiny_config(chain_of_modality=chain_of_modality), tiny_tokenizer())
+        for chain_of_modality in (False, True)
+    ]
 
 
 def spoken(prompt):
     """Four words, each at its patch and its sound in the patch after it, over seven patches; codes tell the patch."""
     codes = torch.arange(7).repeat_interleave(3)[:, None].expand(-1, 3).contiguous()
-    row = [prompt.ids.filler] * 7
+    row = [prompt.special_ids.filler] * 7
     for place, word in zip((0, 2, 3, 5), WORDS, strict=True):
         row[place] = prompt.encode(word)[0]
-    return Spoken(codes, row)
+    return AlignedSpeech(codes, row)
 
 
 def a_reply(prompt, transcript=None):
@@ -48,22 +51,22 @@ def test_no_word_and_no_code_that_was_not_played(prompt, heard):
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
 def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
     kept = as_heard(prompt, a_reply(prompt), False, 4)
-    ids, tokens = prompt.ids, kept.text[0].tolist()
+    ids, tokens = prompt.special_ids, kept.text[0].tolist()
     assert tokens.count(ids.speech_start) == tokens.count(ids.speech_end) == 1
-    end = prompt.closing(speaking=True).text[0].tolist()
+    end = prompt.turn_end(speaking=True).text[0].tolist()
     assert tokens[-len(end) :] == end
 
 
 def test_nothing_heard_is_nothing_said():
     for prompt in prompts():
         assert as_heard(prompt, a_reply(prompt), False, 0) is None
-        assert as_heard(prompt, prompt.text(prompt.encode("Hello")), False, 5) is None
+        assert as_heard(prompt, prompt.text_patches(prompt.encode("Hello")), False, 5) is None
 
 
 def test_a_draft_keeps_its_transcript_and_loses_the_words_to_come():
     prompt = prompts()[1]
     kept = as_heard(prompt, a_reply(prompt, "weather"), True, 4)
-    expected = Spoken(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.ids.last_filler])
+    expected = AlignedSpeech(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.special_ids.last_filler])
     wanted = prompt.reply("Hello there", expected, "weather")
     assert torch.equal(kept.text, wanted.text) and torch.equal(kept.codes, wanted.codes)
 
@@ -72,7 +75,7 @@ def test_a_reply_that_was_not_finished():
     """Cut while it is being made: there is no end to find."""
     prompt = prompts()[1]
     whole = a_reply(prompt)
-    start = whole.text[0].tolist().index(prompt.ids.speech_start)
-    unfinished = join(type(whole)(whole.text[:, : start + 4], whole.codes[:, : start + 4]))
+    start = whole.text[0].tolist().index(prompt.special_ids.speech_start)
+    unfinished = concat(type(whole)(whole.text[:, : start + 4], whole.codes[:, : start + 4]))
     kept = as_heard(prompt, unfinished, False, 9)
     assert speech_patches(prompt, kept) == 3 and words_of(prompt, kept).startswith("Hello")

@@ -8,7 +8,7 @@ from speechgpt2 import SpeechGPT, audio
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Interrupted, ReplyDone, TextDelta, Transcript, Turn
 from tests.engine.tiny import PATCH, Clock, events, run, say, sound, talk
 
@@ -34,7 +34,7 @@ def test_two_people_are_answered_as_if_each_were_alone(gpt):
         session.respond()
     found = talk(engine, sessions)
     for session, path in zip(sessions, paths, strict=True):
-        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=Sampling.of(1))
+        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=SamplingParams.of(1))
         heard = next(event.text for event in found[session] if isinstance(event, Transcript))
         assert (heard, text(found[session])) == (alone.transcript, alone.text)
         assert len(sound(found[session])) == len(alone.pcm) > PATCH
@@ -53,6 +53,6 @@ def test_words_that_were_not_played_are_gone(gpt):
     run(engine)
     span = session.slot.context.find(number)
     memory = session.slot.context.slice(span.body, span.stop)
-    draft = memory.text[0, : memory.text[0].tolist().index(gpt.lm.prompt.ids.speech_start)].tolist()
+    draft = memory.text[0, : memory.text[0].tolist().index(gpt.lm.prompt.special_ids.speech_start)].tolist()
     kept = gpt.lm.prompt.tokenizer.decode(draft).strip()
     assert len(kept) < len(written) and written.startswith(kept.rstrip(".,"))

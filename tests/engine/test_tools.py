@@ -7,20 +7,20 @@ import torch
 
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import join
-from speechgpt2.lm.tools import written
+from speechgpt2.lm.prompt import concat
+from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.engine.tiny import PATCH, ScriptedLM, events, noise, run, say, talk, tiny_engine, tiny_lm, told
 
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {}})
 CALL = ToolCall("weather", '{"city": "Paris"}')
-WRITTEN = written(Turn("assistant", (CALL,)))
+WRITTEN = render_tool_turn(Turn("assistant", (CALL,)))
 RESULT = Turn("tool", (Text("25"),))
 
 
-def make(draft=False, tools=True):
+def make(chain_of_modality=False, tools=True):
     """An engine with room for a system line with tools, its model's prompt and its script."""
-    lm = tiny_lm(ScriptedLM, draft=draft, tools=tools)
+    lm = tiny_lm(ScriptedLM, chain_of_modality=chain_of_modality, tools=tools)
     lm.script = []
     return tiny_engine(lm, context=4096), lm.prompt, lm.script
 
@@ -30,11 +30,11 @@ def text(prompt, words):
 
 
 def end(prompt, speaking=False):
-    return [(token, None) for token in prompt.closing(speaking).text[0].tolist()]
+    return [(token, None) for token in prompt.turn_end(speaking).text[0].tolist()]
 
 
 def same(session, *parts):
-    found, wanted = told(session), join(*parts)
+    found, wanted = told(session), concat(*parts)
     return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -62,25 +62,25 @@ def test_a_written_call_its_result_and_the_answer():
     assert words(found) == "It's 25." and rest(found) == [ReplyDone("stop")]
     assert same(
         session,
-        prompt.opening("t2t", tools=[WEATHER]),
+        prompt.system_prompt("t2t", tools=[WEATHER]),
         prompt.user_text("weather?"),
-        join(prompt.text(prompt.encode(f"Hello.\n{WRITTEN}")), prompt.closing(speaking=False)),
+        concat(prompt.text_patches(prompt.encode(f"Hello.\n{WRITTEN}")), prompt.turn_end(speaking=False)),
         prompt.user_text("<tool_response>\n25\n</tool_response>"),
         prompt.reply("It's 25."),
     )
 
 
-@pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft"])
-def test_a_spoken_turn_is_answered_by_a_call_without_speech(draft):
+@pytest.mark.parametrize("chain_of_modality", [False, True], ids=["plain", "draft"])
+def test_a_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     """And the dialogue goes on as a spoken one, though a result is written."""
-    engine, prompt, script = make(draft)
+    engine, prompt, script = make(chain_of_modality)
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     say(session, noise(0.4))
     session.respond()
-    heard = [*text(prompt, "weather"), (prompt.ids.heard, None)] if draft else []
+    heard = [*text(prompt, "weather"), (prompt.special_ids.transcript_end, None)] if chain_of_modality else []
     script += heard + text(prompt, WRITTEN) + end(prompt)
     found = talk(engine, [session])[session]
-    assert found == [*([Transcript("weather")] if draft else []), CALL, ReplyDone("stop")]
+    assert found == [*([Transcript("weather")] if chain_of_modality else []), CALL, ReplyDone("stop")]
     session.add_turn(RESULT)
     session.respond()
     script += end(prompt)
@@ -94,25 +94,25 @@ def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
     session.respond()
     row = prompt.encode(f"Hello. {WRITTEN}")
     codes = torch.randint(0, 1024, (len(row), 3, 3), generator=torch.Generator().manual_seed(0))
-    script += [(prompt.ids.speech_start, None), *zip(row, codes, strict=True), *end(prompt, speaking=True)]
+    script += [(prompt.special_ids.speech_start, None), *zip(row, codes, strict=True), *end(prompt, speaking=True)]
     found = talk(engine, [session])[session]
     assert words(found) == "Hello." and rest(found) == [CALL, ReplyDone("stop")] == found[-2:]
     assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == len(row) * PATCH
 
 
 def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
-    engine, prompt, script = make(draft=True)
+    engine, prompt, script = make(chain_of_modality=True)
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
     session.respond()
     codes = torch.zeros(30, 3, 3, dtype=torch.int64)
-    script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.ids.speech_start, None)]
-    script += [(prompt.ids.filler, code) for code in codes]
+    script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.special_ids.speech_start, None)]
+    script += [(prompt.special_ids.filler, code) for code in codes]
     run(engine, until=lambda: session.mailbox.made >= 2 * PATCH)
     session.interrupt(0)
     assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
     engine.step()
-    assert same(session, prompt.opening("t2s", tools=[WEATHER]), prompt.user_text("weather?"))
+    assert same(session, prompt.system_prompt("t2s", tools=[WEATHER]), prompt.user_text("weather?"))
 
 
 def test_tools_of_one_reply_and_of_settings():
@@ -130,10 +130,10 @@ def test_tools_of_one_reply_and_of_settings():
         session.delete_turn(number)
         run(engine)
         system = options and options.instructions
-        assert same(session, prompt.opening("t2t", None, system, tools), prompt.user_text("weather?"))
+        assert same(session, prompt.system_prompt("t2t", None, system, tools), prompt.user_text("weather?"))
     session.configure(SessionSettings(speak=False))
     run(engine)
-    assert same(session, prompt.opening("t2t"), prompt.user_text("weather?"))
+    assert same(session, prompt.system_prompt("t2t"), prompt.user_text("weather?"))
 
 
 def test_a_model_that_was_not_taught_is_told_of_no_tools():
@@ -144,7 +144,7 @@ def test_a_model_that_was_not_taught_is_told_of_no_tools():
     script += text(prompt, WRITTEN) + end(prompt)
     found = talk(engine, [session])[session]
     assert words(found) == WRITTEN and rest(found) == [ReplyDone("stop")]
-    assert same(session, prompt.opening("t2t"), prompt.user_text("weather?"), prompt.reply(WRITTEN))
+    assert same(session, prompt.system_prompt("t2t"), prompt.user_text("weather?"), prompt.reply(WRITTEN))
 
 
 def test_history_with_calls_and_results():
@@ -156,8 +156,8 @@ def test_history_with_calls_and_results():
     run(engine)
     results = "<tool_response>\n25\n</tool_response>\n<tool_response>\n2\n</tool_response>"
     one = prompt.user_text("<tool_response>\n25\n</tool_response>")
-    before = [prompt.opening("t2t"), prompt.user_text("Hello"), prompt.reply(f"Hello.\n{WRITTEN}")]
-    assert same(session, *before, prompt.user_text(results), prompt.closing(speaking=False), one)
+    before = [prompt.system_prompt("t2t"), prompt.user_text("Hello"), prompt.reply(f"Hello.\n{WRITTEN}")]
+    assert same(session, *before, prompt.user_text(results), prompt.turn_end(speaking=False), one)
     session.delete_turn(number)
     run(engine)
     assert same(session, *before, one)

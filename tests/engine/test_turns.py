@@ -190,25 +190,25 @@ def random_codes(patches, seed=0):
     return torch.randint(1024, (patches, 3, 3), generator=torch.Generator().manual_seed(seed))
 
 
-def scripted(words, codes, draft=True):
+def scripted(words, codes, chain_of_modality=True):
     """An engine whose model says `words`, one every patch, with the sound `codes [P, 3, 3]`; and their tokens."""
-    lm = tiny_lm(ScriptedLM, draft=draft)
-    ids, encode = lm.prompt.ids, lm.prompt.encode
-    written = [*encode("weather"), ids.heard, *encode("".join(words))] if draft else []
+    lm = tiny_lm(ScriptedLM, chain_of_modality=chain_of_modality)
+    ids, encode = lm.prompt.special_ids, lm.prompt.encode
+    written = [*encode("weather"), ids.transcript_end, *encode("".join(words))] if chain_of_modality else []
     named = [encode(word)[0] for word in words]
     row = [*named, *[ids.filler] * (len(codes) - len(named))]
-    end = [ids.speech_end, *encode(lm.prompt.words.turn_end), ids.eos]
+    end = [ids.speech_end, *encode(lm.prompt.template.turn_end), ids.eos]
     lm.script = [(token, None) for token in [*written, ids.speech_start]]
     lm.script += list(zip(row, codes, strict=True)) + [(token, None) for token in end]
     return tiny_engine(lm), named
 
 
-@pytest.mark.parametrize("draft", [False, True], ids=["plain", "draft"])
+@pytest.mark.parametrize("chain_of_modality", [False, True], ids=["plain", "draft"])
 @pytest.mark.parametrize("played", [0, 1, 3, 5])
-def test_after_an_interruption_only_what_was_played_is_known(draft, played):
+def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, played):
     """By token positions and codes, in the context and in the row."""
     codes = random_codes(8)
-    engine, named = scripted(WORDS, codes, draft)
+    engine, named = scripted(WORDS, codes, chain_of_modality)
     session = engine.open(SHORT)
     say(session, noise(0.4))
     session.respond()
@@ -224,7 +224,7 @@ def test_after_an_interruption_only_what_was_played_is_known(draft, played):
     assert torch.equal(speech, codes[:played])
     tokens = memory.text[0, before:].tolist()
     for place, token in enumerate(named):
-        times = (2 if draft else 1) if place + 1 < played else 0  # in the draft and at its patch
+        times = (2 if chain_of_modality else 1) if place + 1 < played else 0  # in the draft and at its patch
         assert tokens.count(token) == times, (place, tokens)
     if not played:
         assert memory.text.shape[1] == before  # as if there had been no answer
@@ -300,7 +300,7 @@ def test_a_written_answer_keeps_what_was_read():
     session.interrupt(0)
     run(engine)
     prompt, tokens = engine.runner.lm.prompt, told(session).text[0].tolist()
-    end = prompt.closing(speaking=False).text[0].tolist()
+    end = prompt.turn_end(speaking=False).text[0].tolist()
     assert tokens[-len(end) :] == end and agrees(engine, session)
 
 
@@ -338,10 +338,10 @@ def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all():
     codes = random_codes(8)
     engine, _ = scripted(WORDS, codes)
     other, _ = scripted(WORDS, codes)
-    ids, encode = engine.runner.lm.prompt.ids, engine.runner.lm.prompt.encode
+    ids, encode = engine.runner.lm.prompt.special_ids, engine.runner.lm.prompt.encode
     script = engine.runner.lm.script
     start = [token for token, _ in script].index(ids.speech_start)
-    end = [(token, None) for token in [*encode(engine.runner.lm.prompt.words.turn_end), ids.eos]]
+    end = [(token, None) for token in [*encode(engine.runner.lm.prompt.template.turn_end), ids.eos]]
     engine.runner.lm.script = script[:start] + end + script[start + 1 :]
     session, plain = engine.open(SHORT), other.open(SHORT)
     heard = []

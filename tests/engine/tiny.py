@@ -13,7 +13,7 @@ from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
-from speechgpt2.lm.model import FREE, SpeechLM
+from speechgpt2.lm.model import UNFORCED, SpeechLM
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone
@@ -39,7 +39,7 @@ class BabblingLM(SpeechLM):
     """Writes little but speech: of all tokens only a few are likely, and those that begin speech more than others."""
 
     def text_logits(self, hidden):
-        ids, logits = self.prompt.ids, super().text_logits(hidden)
+        ids, logits = self.prompt.special_ids, super().text_logits(hidden)
         likely = torch.full_like(logits, -torch.inf)
         words = self.prompt.encode(" hello weather 25")
         for token, boost in [(ids.speech_start, 2.0), (ids.filler, 3.0), (ids.speech_end, 0.0), (ids.eos, -1.0)]:
@@ -53,9 +53,9 @@ class ScriptedLM(SpeechLM):
 
     script: list
 
-    def draw(self, hidden, state, sampling, force=None):
-        written = super().draw(hidden, state, sampling, force)
-        for row in torch.nonzero(force == FREE).flatten().tolist():
+    def sample(self, hidden, state, sampling, force=None):
+        written = super().sample(hidden, state, sampling, force)
+        for row in torch.nonzero(force == UNFORCED).flatten().tolist():
             token, codes = self.script.pop(0)
             written.text[row] = token
             written.codes[row] = self.config.no_speech if codes is None else codes
@@ -107,7 +107,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def run(engine: Engine, until=None, most: int = 5000) -> None:
-    """Step until there is nothing to do (time passes as the engine asks for), or `until()`."""
+    """GenerationStep until there is nothing to do (time passes as the engine asks for), or `until()`."""
     for _ in range(most):
         wait = engine.step()
         if until is not None and until():
@@ -127,7 +127,7 @@ def events(session) -> list:
 
 
 def talk(engine: Engine, sessions, most: int = 20_000) -> dict:
-    """Step, with readers who read at once, until all replies are over: the events of each session."""
+    """GenerationStep, with readers who read at once, until all replies are over: the events of each session."""
     heard = defaultdict(list)
     for _ in range(most):
         wait = engine.step()

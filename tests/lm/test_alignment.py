@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speechgpt2.lm.alignment import align, pieces, spaced
+from speechgpt2.lm.alignment import align_tokens, restore_spacing, split_for_tokenizer
 
 GREETINGS = Path(__file__).parent.parent / "golden" / "lm" / "greetings.jsonl"
 EMPTY, END = 151650, 151651
@@ -16,7 +16,7 @@ EMPTY, END = 151650, 151651
 
 def picture(words: list[tuple[int, str]], patches: int) -> str:
     """`_` filler, `|` the last filler; one character per token."""
-    row = align([(at, [ord(c) for c in word]) for at, word in words], patches, 0, 1)
+    row = align_tokens([(at, [ord(c) for c in word]) for at, word in words], patches, 0, 1)
     return "".join("_|"[token] if token < 2 else chr(token) for token in row)
 
 
@@ -46,16 +46,16 @@ def test_the_released_greetings_follow_the_rules(line):
     assert len(row) * 9 == len(greeting["audio"])
     assert greeting["audio"][:9] == [688, 131, 226] * 3
     words = [(at, [token]) for at, token in enumerate(row) if token not in (EMPTY, END)]
-    assert align(words, len(row), EMPTY, END) == row
+    assert align_tokens(words, len(row), EMPTY, END) == row
     ends = [at for at, token in enumerate(row) if token == END]
     assert all(row[at + 1] not in (EMPTY, END) for at in ends if at + 1 < len(row))
     assert all(b - a > 1 for a, b in pairwise(ends))
 
 
 def test_pieces_are_characters_or_what_is_between():
-    assert pieces("嘿！OK, 好") == ["嘿", "！", "OK, ", "好"]
-    assert pieces(" don't") == [" don't"]
-    assert pieces("") == []
+    assert split_for_tokenizer("嘿！OK, 好") == ["嘿", "！", "OK, ", "好"]
+    assert split_for_tokenizer(" don't") == [" don't"]
+    assert split_for_tokenizer("") == []
 
 
 def timed(*words: str) -> list[tuple[str, float, float]]:
@@ -63,17 +63,17 @@ def timed(*words: str) -> list[tuple[str, float, float]]:
 
 
 def test_spaced_takes_blanks_and_punctuation_from_the_text():
-    assert spaced(timed("hello", "there"), "Hello, there!") == ["Hello,", " there!"]
-    assert spaced(timed("嘿", "终", "于"), "嘿！终于……") == ["嘿！", "终", "于……"]
-    assert spaced(timed("he", "said", "yes"), 'He said: "Yes."\n') == ["He", " said:", ' "Yes."']
+    assert restore_spacing(timed("hello", "there"), "Hello, there!") == ["Hello,", " there!"]
+    assert restore_spacing(timed("嘿", "终", "于"), "嘿！终于……") == ["嘿！", "终", "于……"]
+    assert restore_spacing(timed("he", "said", "yes"), 'He said: "Yes."\n') == ["He", " said:", ' "Yes."']
     joined = "I don't know, 也许 so."
     words = timed("I", "don't", "know", "也", "许", "so")
-    assert "".join(spaced(words, joined)) == joined
+    assert "".join(restore_spacing(words, joined)) == joined
 
 
 def test_spaced_without_a_text_that_fits():
-    assert spaced(timed("two", "plus")) == ["two", " plus"]
-    assert spaced(timed("你", "好", "Bob", "Lee")) == ["你", "好", "Bob", " Lee"]
-    assert spaced(timed("twenty", "five"), "It's 25.") == ["twenty", " five"]
-    assert spaced(timed("five"), "five 25") == ["five"]
-    assert spaced([]) == []
+    assert restore_spacing(timed("two", "plus")) == ["two", " plus"]
+    assert restore_spacing(timed("你", "好", "Bob", "Lee")) == ["你", "好", "Bob", " Lee"]
+    assert restore_spacing(timed("twenty", "five"), "It's 25.") == ["twenty", " five"]
+    assert restore_spacing(timed("five"), "five 25") == ["five"]
+    assert restore_spacing([]) == []

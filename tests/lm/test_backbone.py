@@ -110,7 +110,7 @@ def test_a_full_row_may_sit_idle(stack):
 def test_a_bound_from_the_host_changes_nothing(stack):
     x, state = rows(1, 2, steps=10), stack.init_state(2, 30)
     for filled in (10, 17, 30):
-        torch.testing.assert_close(stack(x, state, filled=filled)[0], stack(x)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(stack(x, state, kv_length=filled)[0], stack(x)[0], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

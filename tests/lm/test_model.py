@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from speechgpt2.errors import UserError
-from speechgpt2.lm.model import FREE, LMState, SpeechLM, truncate, with_capacity
-from speechgpt2.lm.prompt import join
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.model import UNFORCED, LMState, SpeechLM, extend_capacity, rewind
+from speechgpt2.lm.prompt import concat
+from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.streaming import overwrite_rows, select_rows
 from speechgpt2.types import Patches
@@ -27,13 +27,15 @@ def cut(patches: Patches, *which) -> Patches:
     return Patches(patches.text[which], patches.codes[which])
 
 
-def continuation(lm: SpeechLM, hidden: torch.Tensor, state: LMState, sampling: Sampling, steps: int = 6) -> Patches:
+def continuation(
+    lm: SpeechLM, hidden: torch.Tensor, state: LMState, sampling: SamplingParams, steps: int = 6
+) -> Patches:
     """What is drawn from here on, stopping for nothing."""
     drawn = []
     for _ in range(steps):
-        drawn.append(lm.draw(hidden, state, sampling))
+        drawn.append(lm.sample(hidden, state, sampling))
         hidden, state = lm.prefill(drawn[-1], state)
-    return join(*drawn)
+    return concat(*drawn)
 
 
 def assert_equal(a: Patches, b: Patches) -> None:
@@ -57,7 +59,7 @@ def test_prefill_in_any_chunks_is_the_whole(lm):
 @pytest.mark.parametrize("options", [{"chained": True, "tied_head": True}, {}], ids=str)
 def test_packed_it_says_the_same(options):
     lm = tiny_lm(**options).half().float()
-    patches, sampling = random_patches(lm, 2, 20), Sampling.of(2)
+    patches, sampling = random_patches(lm, 2, 20), SamplingParams.of(2)
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
     wanted, logits = continuation(lm, hidden, state, sampling), lm.text_logits(hidden)
     pack(lm)
@@ -73,7 +75,7 @@ def test_packed_it_says_the_same(options):
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
     exact = tiny_lm(chained=True, tied_head=True).bfloat16().float()
-    patches, sampling = random_patches(exact, 1, 20), Sampling.of(1)
+    patches, sampling = random_patches(exact, 1, 20), SamplingParams.of(1)
     hidden, state = exact.prefill(patches, exact.init_state(1, 40))
     wanted = continuation(exact, hidden, state, sampling)
     lm = tiny_lm(chained=True, tied_head=True).bfloat16()
@@ -87,115 +89,115 @@ def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
 
 def test_a_row_among_others_draws_what_it_draws_alone(lm):
     patches, lengths = random_patches(lm, 3, 9), torch.tensor([9, 4, 0])
-    patches.text[0, 2] = patches.text[1, 3] = lm.prompt.ids.speech_start
-    sampling = Sampling.of(3, temperature=1.0, seed=5)
+    patches.text[0, 2] = patches.text[1, 3] = lm.prompt.special_ids.speech_start
+    sampling = SamplingParams.of(3, temperature=1.0, seed=5)
     hidden, state = lm.prefill(patches, lm.init_state(3, 40), lengths)
     late = random_patches(lm, 3, 2, seed=9)
     hidden, state = lm.prefill(late, state)
     together = continuation(lm, hidden, state, sampling)
     for row, length in enumerate(lengths.tolist()):
-        own = join(cut(patches, slice(row, row + 1), slice(length)), cut(late, slice(row, row + 1)))
+        own = concat(cut(patches, slice(row, row + 1), slice(length)), cut(late, slice(row, row + 1)))
         hidden, state = lm.prefill(own, lm.init_state(1, 40))
-        alone = continuation(lm, hidden, state, Sampling(*(leaf[row : row + 1] for leaf in sampling)))
+        alone = continuation(lm, hidden, state, SamplingParams(*(leaf[row : row + 1] for leaf in sampling)))
         assert_equal(alone, cut(together, slice(row, row + 1)))
 
 
 def test_an_idle_row_is_unchanged(lm):
     patches = random_patches(lm, 2, 9)
-    patches.text[:, 3] = lm.prompt.ids.speech_start
+    patches.text[:, 3] = lm.prompt.special_ids.speech_start
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
-    wanted = continuation(lm, hidden, select_rows(state, torch.arange(2)), Sampling.greedy(2))
-    opening = torch.full((2, 3), lm.prompt.ids.speech_start)
+    wanted = continuation(lm, hidden, select_rows(state, torch.arange(2)), SamplingParams.greedy(2))
+    opening = torch.full((2, 3), lm.prompt.special_ids.speech_start)
     for active in ([1, 0], [3, 0]):
         _, state = lm.prefill(Patches(opening, random_patches(lm, 2, 3).codes), state, torch.tensor(active))
-    assert state.position.tolist() == [13, 9] and state.balance.tolist() == [5, 1]
-    drawn = continuation(lm, hidden, state, Sampling.greedy(2))
+    assert state.position.tolist() == [13, 9] and state.speech_depth.tolist() == [5, 1]
+    drawn = continuation(lm, hidden, state, SamplingParams.greedy(2))
     assert_equal(cut(drawn, slice(1, 2)), cut(wanted, slice(1, 2)))
 
 
 def test_rewound_is_never_gone_on(lm):
-    ids = lm.prompt.ids
+    ids = lm.prompt.special_ids
     patches = random_patches(lm, 2, 9)
     patches.text[:, 4] = ids.speech_start
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
-    wrong = join(lm.prompt.text([ids.speech_end]), random_patches(lm, 1, 4, seed=3))
+    wrong = concat(lm.prompt.text_patches([ids.speech_end]), random_patches(lm, 1, 4, seed=3))
     wrong = Patches(wrong.text.expand(2, -1), wrong.codes.expand(2, -1, -1, -1))
     _, further = lm.prefill(wrong, select_rows(state, torch.arange(2)))
-    assert further.balance.tolist() == [0, 0]
-    back = truncate(further, 1, 8)
-    assert back.position.tolist() == [14, 8] and back.balance.tolist() == [0, 1]
+    assert further.speech_depth.tolist() == [0, 0]
+    back = rewind(further, 1, 8)
+    assert back.position.tolist() == [14, 8] and back.speech_depth.tolist() == [0, 1]
     after, back = lm.prefill(cut(patches, slice(None), slice(8, 9)), back, torch.tensor([0, 1]))
     torch.testing.assert_close(after[1], hidden[1], atol=1e-5, rtol=1e-4)
-    again, never = (continuation(lm, hidden, s, Sampling.of(2, seed=2)) for s in (back, state))
+    again, never = (continuation(lm, hidden, s, SamplingParams.of(2, seed=2)) for s in (back, state))
     assert_equal(cut(again, slice(1, 2)), cut(never, slice(1, 2)))
-    assert truncate(state, 0, 99).position.tolist() == [9, 9]
+    assert rewind(state, 0, 99).position.tolist() == [9, 9]
 
 
 def test_forks_and_resets(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 40))
-    wanted = continuation(lm, hidden, select_rows(state, torch.tensor([0])), Sampling.of(1, seed=3))
+    wanted = continuation(lm, hidden, select_rows(state, torch.tensor([0])), SamplingParams.of(1, seed=3))
     fork = select_rows(state, torch.tensor([0, 0, 0]))
-    drawn = continuation(lm, hidden.expand(3, -1), fork, Sampling.of(3, temperature=1.0, seed=3))
+    drawn = continuation(lm, hidden.expand(3, -1), fork, SamplingParams.of(3, temperature=1.0, seed=3))
     assert len({tuple(row) for row in drawn.text.tolist()}) == 3, "each fork has its own seed"
-    assert_equal(continuation(lm, hidden, state, Sampling.of(1, seed=3)), wanted)
+    assert_equal(continuation(lm, hidden, state, SamplingParams.of(1, seed=3)), wanted)
     overwrite_rows(fork, torch.tensor([1]), lm.init_state(1, 40))
-    assert fork.position.tolist() == [9, 0, 9] and fork.balance[1] == 0
+    assert fork.position.tolist() == [9, 0, 9] and fork.speech_depth[1] == 0
 
 
 def test_more_room_changes_nothing(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 9))
     with pytest.raises(ValueError, match="capacity of 9"):
         lm.prefill(random_patches(lm, 2, 1), state)
-    larger = with_capacity(state, 30)
+    larger = extend_capacity(state, 30)
     assert larger.stack.capacity == 30
     with torch.no_grad():
-        wanted = lm(join(random_patches(lm, 2, 9), random_patches(lm, 2, 5, seed=1)))
+        wanted = lm(concat(random_patches(lm, 2, 9), random_patches(lm, 2, 5, seed=1)))
     hidden, _ = lm.prefill(random_patches(lm, 2, 5, seed=1), larger)
     torch.testing.assert_close(hidden, wanted[:, -1], atol=1e-5, rtol=1e-4)
 
 
 def test_speech_is_written_between_start_and_end_only(lm):
     """The patch that opens or closes speech has no codes; more ends than starts count as speech, too."""
-    ids = lm.prompt.ids
+    ids = lm.prompt.special_ids
     tokens = [ids.speech_start, 50, ids.speech_end, 50, ids.speech_end, 50, ids.speech_start, 50]
-    hidden, state = lm.prefill(lm.prompt.text([60]), lm.init_state(1, 40))
+    hidden, state = lm.prefill(lm.prompt.text_patches([60]), lm.init_state(1, 40))
     speaking = []
     for token in tokens:
-        patch = lm.draw(hidden, state, Sampling.greedy(), force=torch.tensor([token]))
+        patch = lm.sample(hidden, state, SamplingParams.greedy(), force=torch.tensor([token]))
         assert patch.text.item() == token
         spoken = patch.codes != lm.config.no_speech
         assert spoken.all() or not spoken.any()
         speaking.append(bool(spoken.all()))
         hidden, state = lm.prefill(patch, state)
     assert speaking == [False, True, False, False, False, True, True, False]
-    assert state.balance.item() == 0
+    assert state.speech_depth.item() == 0
 
 
 def test_force_leaves_free_rows_alone(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
-    drawn = lm.draw(hidden, state, Sampling.greedy(2))
-    forced = lm.draw(hidden, state, Sampling.greedy(2), force=torch.tensor([FREE, 77]))
+    drawn = lm.sample(hidden, state, SamplingParams.greedy(2))
+    forced = lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor([UNFORCED, 77]))
     assert forced.text.tolist() == [[drawn.text[0, 0].item()], [77]]
 
 
 def test_generate_stops_at_eos_row_by_row(lm):
-    eos = lm.prompt.ids.eos
+    eos = lm.prompt.special_ids.eos
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     script = iter([[50, eos], [51, 99], [eos, 99]])
     stubborn = copy.copy(lm)
-    stubborn.draw = lambda *_: lm.draw(hidden, state, Sampling.greedy(2), force=torch.tensor(next(script)))
-    steps = list(stubborn.generate(hidden, state, Sampling.greedy(2)))
+    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor(next(script)))
+    steps = list(stubborn.generate(hidden, state, SamplingParams.greedy(2)))
     assert [step.active.tolist() for step in steps] == [[True, True], [True, False], [True, False]]
     assert steps[-1].state.position.tolist() == [12, 10], "eos stays in history"
     assert torch.equal(steps[-1].hidden[1], steps[0].hidden[1])
-    stubborn.draw = lambda *_: lm.draw(hidden, state, Sampling.greedy(2), force=torch.tensor([50, 50]))
-    assert len(list(stubborn.generate(hidden, state, Sampling.greedy(2), max_patches=4))) == 4
+    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor([50, 50]))
+    assert len(list(stubborn.generate(hidden, state, SamplingParams.greedy(2), max_patches=4))) == 4
 
 
 def test_generation_is_reproducible(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 60))
     runs = [
-        [int(step.patches.text) for step in lm.generate(hidden, state, Sampling.of(1, seed=seed), 20)]
+        [int(step.patches.text) for step in lm.generate(hidden, state, SamplingParams.of(1, seed=seed), 20)]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -203,10 +205,10 @@ def test_generation_is_reproducible(lm):
 
 def test_training_sees_what_generation_sees(lm):
     """Teacher-forced text and codes at p + 1 from the hidden state at p are the ones drawn greedily."""
-    ids = lm.prompt.ids
-    start = join(random_patches(lm, 1, 5), lm.prompt.text([ids.speech_start]))
+    ids = lm.prompt.special_ids
+    start = concat(random_patches(lm, 1, 5), lm.prompt.text_patches([ids.speech_start]))
     hidden, state = lm.prefill(start, lm.init_state(1, 40))
-    whole = join(start, continuation(lm, hidden, state, Sampling.greedy()))
+    whole = concat(start, continuation(lm, hidden, state, SamplingParams.greedy()))
     with torch.no_grad():
         hidden = lm(whole)[0]
         text = lm.text_logits(hidden[5:-1]).argmax(-1)
@@ -228,7 +230,7 @@ def test_everything_is_learnt():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_saved_and_loaded(tmp_path, tied):
-    lm = tiny_lm(draft=True, chained=True, tied_head=tied)
+    lm = tiny_lm(chain_of_modality=True, chained=True, tied_head=tied)
     lm.save_pretrained(tmp_path / "model")
     loaded = SpeechLM.from_pretrained(tmp_path / "model")
     assert loaded.config == lm.config and not loaded.training
@@ -244,9 +246,9 @@ def test_saved_and_loaded(tmp_path, tied):
 
 def test_half_precision_generates(tmp_path):
     lm = tiny_lm().bfloat16()
-    hidden, state = lm.prefill(join(random_patches(lm, 1, 9), lm.prompt.text([2])), lm.init_state(1, 40))
+    hidden, state = lm.prefill(concat(random_patches(lm, 1, 9), lm.prompt.text_patches([2])), lm.init_state(1, 40))
     assert hidden.dtype == torch.bfloat16
-    assert len(list(lm.generate(hidden, state, Sampling.of(1), 5))) > 0
+    assert len(list(lm.generate(hidden, state, SamplingParams.of(1), 5))) > 0
 
 
 def test_a_tokenizer_of_another_model():

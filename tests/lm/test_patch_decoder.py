@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.sampling import SamplingParams
 from tests.lm.tiny import tiny_lm
 
 NO_SPEECH = 1024
@@ -16,7 +16,7 @@ NO_SPEECH = 1024
 def test_drawn_greedily_is_the_likeliest_by_the_taught_scores(chained):
     decoder = tiny_lm(chained=chained).patch_decoder
     hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
-    codes = decoder.sample(hidden, Sampling.greedy(5), torch.arange(5))
+    codes = decoder.sample(hidden, SamplingParams.greedy(5), torch.arange(5))
     assert codes.shape == (5, 3, 3) and int(codes.max()) < NO_SPEECH
     scores = decoder(hidden, codes)  # each code given the ones before it
     assert scores.shape == (5, 3, 3, 1024)
@@ -27,10 +27,10 @@ def test_drawn_greedily_is_the_likeliest_by_the_taught_scores(chained):
 def test_a_row_draws_the_same_alone():
     decoder = tiny_lm(chained=True).patch_decoder
     hidden, position = torch.randn(4, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([7, 0, 3, 99])
-    sampling = Sampling.of(4, temperature=1.0)
+    sampling = SamplingParams.of(4, temperature=1.0)
     together = decoder.sample(hidden, sampling, position)
     for row in range(4):
-        alone = Sampling(*(leaf[row : row + 1] for leaf in sampling))
+        alone = SamplingParams(*(leaf[row : row + 1] for leaf in sampling))
         drawn = decoder.sample(hidden[row : row + 1], alone, position[row : row + 1])
         assert torch.equal(drawn, together[row : row + 1])
 

@@ -8,15 +8,15 @@ from tokenizers import Tokenizer, models
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
-from speechgpt2.lm.prompt import Exchange, Prompt, join
+from speechgpt2.lm.prompt import Prompt, TurnPair, concat
 from speechgpt2.types import MODES, Patches
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 SILENCE = [688, 131, 226]
 
 
-def make(draft: bool = False) -> Prompt:
-    return Prompt(tiny_config(draft=draft), tiny_tokenizer())
+def make(chain_of_modality: bool = False) -> Prompt:
+    return Prompt(tiny_config(chain_of_modality=chain_of_modality), tiny_tokenizer())
 
 
 def codes(frames: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def codes(frames: int) -> torch.Tensor:
 
 def written(prompt: Prompt, patches: Patches) -> str:
     """The text row as text: filler `_` and `|`, speech in angle brackets, eos `$`, heard `?`."""
-    ids = prompt.ids
+    ids = prompt.special_ids
     marks = dict(zip(ids, "<>_|$?", strict=True))
     out, words = "", []
     for token in [*patches.text[0].tolist(), None]:
@@ -47,16 +47,16 @@ def test_opening(mode):
     task = f"You should answer the user's {side[mode[0]]} questions in {side[mode[2]]}."
     wanted = f"You are an helpful assistant. {task}\n\n\n"
     prompt = make()
-    assert written(prompt, prompt.opening(mode)) == wanted
-    assert is_silent(prompt.opening(mode)).all()
-    greeting = prompt.spoken(codes(4), text="你好")
-    assert written(prompt, prompt.opening(mode, greeting)) == wanted + "[|SpeechGPT|]: <你好|> ###\n$"
-    assert written(prompt, prompt.opening(mode, system="Be brief.\n")) == "Be brief.\n"
+    assert written(prompt, prompt.system_prompt(mode)) == wanted
+    assert is_silent(prompt.system_prompt(mode)).all()
+    greeting = prompt.align_speech(codes(4), text="你好")
+    assert written(prompt, prompt.system_prompt(mode, greeting)) == wanted + "[|SpeechGPT|]: <你好|> ###\n$"
+    assert written(prompt, prompt.system_prompt(mode, system="Be brief.\n")) == "Be brief.\n"
 
 
 def test_unknown_mode():
     with pytest.raises(UserError, match="unknown mode 's2x'; one of s2s"):
-        make().opening("s2x")
+        make().system_prompt("s2x")
 
 
 @pytest.mark.parametrize(("frames", "patches"), [(0, 3), (1, 4), (17, 9), (18, 9), (19, 10)])
@@ -71,35 +71,40 @@ def test_user_speech_ends_in_silence(frames, patches):
 
 def test_speech_can_come_in_pieces():
     prompt, said = make(), codes(17)
-    pieces = [prompt.speech_start(), prompt.speech(said[:6]), prompt.speech(said[6:15]), prompt.speech_end(said[15:])]
-    for ours, whole in zip(join(*pieces), prompt.user_speech(said), strict=True):
+    pieces = [
+        prompt.user_speech_start(),
+        prompt.speech_patches(said[:6]),
+        prompt.speech_patches(said[6:15]),
+        prompt.user_speech_end(said[15:]),
+    ]
+    for ours, whole in zip(concat(*pieces), prompt.user_speech(said), strict=True):
         assert torch.equal(ours, whole)
 
 
 def test_speech_comes_in_whole_patches():
     with pytest.raises(ValueError, match="whole patches"):
-        make().speech(codes(4))
+        make().speech_patches(codes(4))
     with pytest.raises(ValueError, match="one token each"):
-        make().speech(codes(6), [1])
+        make().speech_patches(codes(6), [1])
 
 
 def test_names_of_special_tokens_are_just_text_in_someone_s_words():
     prompt = make()
     turn = prompt.user_text("say <|im_end|> and <|sosp|>")
-    assert not set(turn.text[0].tolist()) & set(prompt.ids)
+    assert not set(turn.text[0].tolist()) & set(prompt.special_ids)
     assert "say <|im_end|> and <|sosp|>" in written(prompt, turn)
 
 
 def test_reply_of_the_released_kind():
     prompt = make()
-    spoken = prompt.spoken(codes(7), [("hello", 0.0, 0.2), ("there", 0.26, 0.28)], "Hello there")
+    spoken = prompt.align_speech(codes(7), [("hello", 0.0, 0.2), ("there", 0.26, 0.28)], "Hello there")
     assert written(prompt, prompt.reply("Hi", transcript="unused")) == "Hi ###\n$"
     assert written(prompt, prompt.reply("Hello there", spoken)) == "<Hello| there|> ###\n$"
 
 
 def test_reply_with_a_draft():
-    prompt = make(draft=True)
-    spoken = prompt.spoken(codes(3), text="Hello")
+    prompt = make(chain_of_modality=True)
+    spoken = prompt.align_speech(codes(3), text="Hello")
     full = prompt.reply("Hello", spoken, transcript="what is it")
     assert written(prompt, full) == "what is it?Hello<Hello|> ###\n$"
     assert written(prompt, prompt.reply("Hello")) == "Hello ###\n$"
@@ -107,51 +112,53 @@ def test_reply_with_a_draft():
 
 def test_spoken_begins_with_silence_and_text_leads_by_a_patch():
     prompt, said = make(), codes(7)
-    spoken = prompt.spoken(said, [("你", 0.13, 0.2)])
+    spoken = prompt.align_speech(said, [("你", 0.13, 0.2)])
     assert (
-        written(prompt, prompt.speech(*spoken)) == "_你_|"
+        written(prompt, prompt.speech_patches(*spoken)) == "_你_|"
     )  # the word begins in the recording's patch 1, the speech's 2
     assert spoken.codes.tolist() == [SILENCE] * 3 + said.tolist() + [SILENCE] * 2
-    crowded = prompt.spoken(codes(3), [("今天天气", 0.0, 0.1)])
-    assert written(prompt, prompt.speech(*crowded)) == "今天天气"
+    crowded = prompt.align_speech(codes(3), [("今天天气", 0.0, 0.1)])
+    assert written(prompt, prompt.speech_patches(*crowded)) == "今天天气"
     assert crowded.codes[6:].tolist() == [SILENCE] * 6
 
 
 def test_recital_and_transcripts_need_drafts():
-    prompt = make(draft=True)
-    assert written(prompt, prompt.recital("Hello")).endswith(" in speech.\n\n\n[|SpeechGPT|]: Hello<")
+    prompt = make(chain_of_modality=True)
+    assert written(prompt, prompt.tts_prompt("Hello")).endswith(" in speech.\n\n\n[|SpeechGPT|]: Hello<")
     with pytest.raises(UserError, match="cannot read a given text aloud"):
-        make().recital("Hello")
+        make().tts_prompt("Hello")
 
 
 def test_closing():
     prompt = make()
-    assert written(prompt, prompt.closing(speaking=True)) == "> ###\n$"
-    assert written(prompt, prompt.closing(speaking=False)) == " ###\n$"
+    assert written(prompt, prompt.turn_end(speaking=True)) == "> ###\n$"
+    assert written(prompt, prompt.turn_end(speaking=False)) == " ###\n$"
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("draft", [False, True])
-def test_an_example_is_the_dialogue_with_the_replies_marked(mode, draft):
-    prompt = make(draft)
-    spoken = prompt.spoken(codes(5), text="你好")
+@pytest.mark.parametrize("chain_of_modality", [False, True])
+def test_an_example_is_the_dialogue_with_the_replies_marked(mode, chain_of_modality):
+    prompt = make(chain_of_modality)
+    spoken = prompt.align_speech(codes(5), text="你好")
     user = [codes(10), codes(4)] if mode[0] == "s" else ["Hello", "what"]
-    exchanges = [Exchange(u, "你好", spoken, transcript="Hello there") for u in user]
+    exchanges = [TurnPair(u, "你好", spoken, transcript="Hello there") for u in user]
     example = prompt.example(mode, exchanges)
     reply = prompt.reply("你好", spoken if mode[2] == "s" else None, "Hello there" if mode[0] == "s" else None)
     turns = [prompt.user_speech(u) if mode[0] == "s" else prompt.user_text(u) for u in user]
-    whole = join(prompt.opening(mode), turns[0], reply, turns[1], reply)
+    whole = concat(prompt.system_prompt(mode), turns[0], reply, turns[1], reply)
     assert torch.equal(example.patches.text, whole.text) and torch.equal(example.patches.codes, whole.codes)
-    learnt = Patches(example.patches.text[example.learn_text][None], example.patches.codes[example.learn_text][None])
+    learnt = Patches(
+        example.patches.text[example.text_loss_mask][None], example.patches.codes[example.text_loss_mask][None]
+    )
     assert written(prompt, learnt) == written(prompt, reply) * 2
-    marked = example.patches.codes[example.learn_codes]
+    marked = example.patches.codes[example.code_loss_mask]
     assert len(marked) == (2 * len(spoken.row) if mode[2] == "s" else 0) and not (marked == 1024).any()
 
 
 def test_phones_stand_at_the_frames_that_they_label():
     prompt = make()
     labels = torch.arange(10)
-    example = prompt.example("s2t", [Exchange(codes(10), "你好", phones=labels)])
+    example = prompt.example("s2t", [TurnPair(codes(10), "你好", phones=labels)])
     turn = example.patches.codes[0, :, 0, 0] != 1024
     heard = example.phones[0, turn].flatten()
     assert heard[:10].tolist() == labels.tolist() and (heard[10:] == -1).all()
@@ -159,9 +166,9 @@ def test_phones_stand_at_the_frames_that_they_label():
 
 
 def test_an_example_without_a_user_is_a_recital():
-    prompt = make(draft=True)
-    example = prompt.example("t2s", [Exchange(None, "Hello", prompt.spoken(codes(3), text="Hello"))])
-    recital = prompt.recital("Hello")
+    prompt = make(chain_of_modality=True)
+    example = prompt.example("t2s", [TurnPair(None, "Hello", prompt.align_speech(codes(3), text="Hello"))])
+    recital = prompt.tts_prompt("Hello")
     assert torch.equal(example.patches.text[:, : recital.text.shape[1]], recital.text)
 
 

@@ -5,41 +5,41 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechgpt2.lm.prompt import Prompt, join
-from speechgpt2.lm.reply import ReplyReader, parse
+from speechgpt2.lm.prompt import Prompt, concat
+from speechgpt2.lm.reply import ReplyParser, parse_reply
 from speechgpt2.types import TextDelta, Transcript
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 
-def make(draft: bool) -> Prompt:
-    return Prompt(tiny_config(draft=draft), tiny_tokenizer())
+def make(chain_of_modality: bool) -> Prompt:
+    return Prompt(tiny_config(chain_of_modality=chain_of_modality), tiny_tokenizer())
 
 
 def speech(prompt: Prompt, text: str):
-    return prompt.spoken(torch.arange(15).view(5, 3), text=text)
+    return prompt.align_speech(torch.arange(15).view(5, 3), text=text)
 
 
 @pytest.mark.parametrize("text", ["Hello there.", "你好，hello", "🙂 unseen ñ 𠀀", "a ### b", "ends ##"])
-@pytest.mark.parametrize("draft", [False, True])
-def test_a_reply_is_read_back(text, draft):
-    prompt = make(draft)
+@pytest.mark.parametrize("chain_of_modality", [False, True])
+def test_a_reply_is_read_back(text, chain_of_modality):
+    prompt = make(chain_of_modality)
     for spoken in (None, speech(prompt, text)):
-        found = parse(prompt, prompt.reply(text, spoken, transcript="what is it"), spoken=True)
+        found = parse_reply(prompt, prompt.reply(text, spoken, transcript="what is it"), user_spoke=True)
         assert found.text == text and found.ended
-        assert found.transcript == ("what is it" if draft else None)
+        assert found.transcript == ("what is it" if chain_of_modality else None)
         assert torch.equal(found.codes, spoken.codes if spoken else torch.zeros(0, 3, dtype=torch.int64))
 
 
 def test_without_a_spoken_turn_there_is_no_transcript():
-    prompt = make(draft=True)
-    found = parse(prompt, prompt.reply("Hello"), spoken=False)
+    prompt = make(chain_of_modality=True)
+    found = parse_reply(prompt, prompt.reply("Hello"), user_spoke=False)
     assert found.text == "Hello" and found.transcript is None
 
 
 def test_what_is_known_is_told_at_once_and_no_broken_characters():
-    prompt, deltas = make(draft=True), []
+    prompt, deltas = make(chain_of_modality=True), []
     patches = prompt.reply("Hi 🙂 ok", transcript="你 好")
-    reader = ReplyReader(prompt, spoken=True)
+    reader = ReplyParser(prompt, user_spoke=True)
     for token in patches.text[0].tolist():
         deltas += reader.read(token, speaking=False)
     assert deltas[0] == Transcript("你 好")
@@ -49,16 +49,16 @@ def test_what_is_known_is_told_at_once_and_no_broken_characters():
 
 
 def test_a_reply_cut_short():
-    prompt = make(draft=False)
-    patches = join(prompt.text(prompt.encode("Hello there #")))
-    found = parse(prompt, patches, spoken=False)
+    prompt = make(chain_of_modality=False)
+    patches = concat(prompt.text_patches(prompt.encode("Hello there #")))
+    found = parse_reply(prompt, patches, user_spoke=False)
     assert found.text == "Hello there #" and not found.ended
-    cut = parse(make(draft=True), prompt.text(prompt.encode("what is")), spoken=True)
+    cut = parse_reply(make(chain_of_modality=True), prompt.text_patches(prompt.encode("what is")), user_spoke=True)
     assert cut.text == "" and cut.transcript == "what is"
 
 
 def test_bytes_that_form_no_character_do_not_hold_back_the_rest():
-    prompt = make(draft=False)
+    prompt = make(chain_of_modality=False)
     broken = prompt.encode("🙂")[:1] * 12
-    reader = ReplyReader(prompt, spoken=False)
+    reader = ReplyParser(prompt, user_spoke=False)
     assert any(reader.read(token, speaking=False) for token in broken)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from speechgpt2.lm.sampling import Sampler, Sampling, gumbel, scramble
+from speechgpt2.lm.sampling import Sampler, SamplingParams, gumbel, scramble
 
 PROBABILITIES = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.05])
 
 
 def frequencies(draws: int = 4000, **settings) -> torch.Tensor:
     """One row per draw, all with one seed, each at its own position."""
-    sampling = Sampling.of(1, seed=7, **settings)
-    sampling = Sampling(*(leaf.expand(draws) for leaf in sampling))
+    sampling = SamplingParams.of(1, seed=7, **settings)
+    sampling = SamplingParams(*(leaf.expand(draws) for leaf in sampling))
     logits = PROBABILITIES.log().expand(draws, 1, -1)
-    drawn = Sampler(sampling, torch.arange(draws)).draw(logits, 0)[:, 0]
+    drawn = Sampler(sampling, torch.arange(draws)).sample(logits, 0)[:, 0]
     return torch.bincount(drawn, minlength=5) / draws
 
 
@@ -47,31 +47,31 @@ def test_top_p_counts_what_top_k_left():
 
 def test_temperature_zero_takes_the_likeliest():
     logits = torch.randn(6, 3, 50)
-    drawn = Sampler(Sampling.greedy(6), torch.arange(6)).draw(logits, 0)
+    drawn = Sampler(SamplingParams.greedy(6), torch.arange(6)).sample(logits, 0)
     assert torch.equal(drawn, logits.argmax(-1))
 
 
 def test_impossible_tokens_are_never_drawn():
     logits = torch.full((200, 1, 30), -torch.inf)
     logits[..., [4, 9]] = 0.0
-    drawn = Sampler(Sampling.of(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64)).draw(logits, 0)
+    drawn = Sampler(SamplingParams.of(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64)).sample(logits, 0)
     assert set(drawn.flatten().tolist()) == {4, 9}
 
 
 def test_a_row_draws_the_same_among_any_neighbours():
     logits, position = torch.randn(5, 2, 300), torch.tensor([3, 900, 0, 17, 5])
-    sampling = Sampling(
+    sampling = SamplingParams(
         torch.tensor([0.8, 1.0, 0.0, 1.3, 0.8]),
         torch.tensor([50, 0, 1, 7, 50]),
         torch.tensor([0.9, 1.0, 1.0, 0.8, 0.9]),
         torch.tensor([1, 2, 3, 4, -5]),
     )
-    together = Sampler(sampling, position).draw(logits, 1)
-    assert torch.equal(together, Sampler(sampling, position).draw(logits, 1))
+    together = Sampler(sampling, position).sample(logits, 1)
+    assert torch.equal(together, Sampler(sampling, position).sample(logits, 1))
     for row in range(5):
-        alone = Sampling(*(leaf[row : row + 1] for leaf in sampling))
+        alone = SamplingParams(*(leaf[row : row + 1] for leaf in sampling))
         assert torch.equal(
-            Sampler(alone, position[row : row + 1]).draw(logits[row : row + 1], 1), together[row : row + 1]
+            Sampler(alone, position[row : row + 1]).sample(logits[row : row + 1], 1), together[row : row + 1]
         )
 
 
@@ -90,28 +90,28 @@ def test_seed_position_and_number_all_count():
 
 def test_no_more_candidates_than_needed_are_looked_at():
     position = torch.zeros(2, dtype=torch.int64)
-    assert Sampler(Sampling.of(2, top_k=50), position).widest == 50
-    assert Sampler(Sampling.greedy(2), position).widest == 1
-    assert Sampler(Sampling.of(2, top_k=0), position).widest == 1024
-    assert Sampler(Sampling.of(2, top_k=50), position).draw(torch.zeros(2, 1, 20), 0).max() < 20
+    assert Sampler(SamplingParams.of(2, top_k=50), position).widest == 50
+    assert Sampler(SamplingParams.greedy(2), position).widest == 1
+    assert Sampler(SamplingParams.of(2, top_k=0), position).widest == 1024
+    assert Sampler(SamplingParams.of(2, top_k=50), position).sample(torch.zeros(2, 1, 20), 0).max() < 20
 
 
 def test_noise_that_was_made_ahead_is_the_same():
-    logits, position, sampling = torch.randn(3, 4, 70), torch.tensor([5, 0, 31]), Sampling.of(3, temperature=1.5)
+    logits, position, sampling = torch.randn(3, 4, 70), torch.tensor([5, 0, 31]), SamplingParams.of(3, temperature=1.5)
     ahead = Sampler(sampling, position, ahead=range(1, 5), tokens=70)
     assert ahead.noise is not None and ahead.noise.shape == (3, 4, 70)
-    assert torch.equal(ahead.draw(logits, 1), Sampler(sampling, position).draw(logits, 1))
-    assert torch.equal(ahead.draw(logits[:, 2:], 3), ahead.draw(logits, 1)[:, 2:])
+    assert torch.equal(ahead.sample(logits, 1), Sampler(sampling, position).sample(logits, 1))
+    assert torch.equal(ahead.sample(logits[:, 2:], 3), ahead.sample(logits, 1)[:, 2:])
 
 
 def test_equals_are_told_apart_in_the_same_way_among_any_neighbours():
     """In bfloat16 many logits are equal: which of them is the likeliest must not follow from others' top-k."""
     logits = torch.randint(0, 3, (2, 1, 400)).float()
-    cold = Sampling.greedy(1)
-    warm = Sampling.of(1, top_k=40)
-    both = Sampling(*(torch.cat(leaves) for leaves in zip(cold, warm)))
-    alone = Sampler(cold, torch.zeros(1, dtype=torch.int64)).draw(logits[:1], 0)
-    assert torch.equal(Sampler(both, torch.zeros(2, dtype=torch.int64)).draw(logits, 0)[:1], alone)
+    cold = SamplingParams.greedy(1)
+    warm = SamplingParams.of(1, top_k=40)
+    both = SamplingParams(*(torch.cat(leaves) for leaves in zip(cold, warm)))
+    alone = Sampler(cold, torch.zeros(1, dtype=torch.int64)).sample(logits[:1], 0)
+    assert torch.equal(Sampler(both, torch.zeros(2, dtype=torch.int64)).sample(logits, 0)[:1], alone)
 
 
 def test_scramble_is_a_bijection_without_order():

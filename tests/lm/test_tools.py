@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.reply import ReplyReader
-from speechgpt2.lm.tools import beginning, split, told, written
+from speechgpt2.lm.reply import ReplyParser
+from speechgpt2.lm.tools import parse_tool_calls, partial_call_length, render_tool_turn, tools_system_prompt
 from speechgpt2.types import Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
@@ -19,7 +19,7 @@ WRITTEN = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</
 
 
 def test_the_system_line_names_the_tools():
-    text = told([WEATHER, Tool("bell", "", {})])
+    text = tools_system_prompt([WEATHER, Tool("bell", "", {})])
     lines = text.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
     first = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER.parameters}
     assert [json.loads(line)["function"]["name"] for line in lines] == ["weather", "bell"]
@@ -29,8 +29,8 @@ def test_the_system_line_names_the_tools():
 
 def test_the_system_line_carries_the_tools():
     prompt = make()
-    opened = prompt.tokenizer.decode(prompt.opening("t2t", None, "Be kind.", [WEATHER]).text[0].tolist())
-    assert opened == f"Be kind.\n\n{told([WEATHER])}\n\n\n"
+    opened = prompt.tokenizer.decode(prompt.system_prompt("t2t", None, "Be kind.", [WEATHER]).text[0].tolist())
+    assert opened == f"Be kind.\n\n{tools_system_prompt([WEATHER])}\n\n\n"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_system_line_carries_the_tools():
     ],
 )
 def test_calls_are_found(text, parts):
-    assert split(text) == parts
+    assert parse_tool_calls(text) == parts
 
 
 @pytest.mark.parametrize(
@@ -57,41 +57,51 @@ def test_calls_are_found(text, parts):
 )
 def test_what_is_no_call_stays_text(inside):
     text = f"a <tool_call>{inside}</tool_call> b"
-    assert split(text) == [text] and split(text + WRITTEN) == [text, CALL, ""]
+    assert parse_tool_calls(text) == [text] and parse_tool_calls(text + WRITTEN) == [text, CALL, ""]
 
 
 def test_where_a_call_may_begin():
-    assert [beginning(text) for text in ("", "a", "a<", "a<tool_cal", "a<tool_call>", WRITTEN[:-1])] == [
+    assert [partial_call_length(text) for text in ("", "a", "a<", "a<tool_cal", "a<tool_call>", WRITTEN[:-1])] == [
         *(0, 0, 1, 9, 11, len(WRITTEN) - 1)
     ]
-    assert beginning(WRITTEN) == beginning(WRITTEN + " ") == 0 and beginning(WRITTEN + "<") == 1
+    assert (
+        partial_call_length(WRITTEN) == partial_call_length(WRITTEN + " ") == 0
+        and partial_call_length(WRITTEN + "<") == 1
+    )
 
 
 def test_turns_of_before():
-    assert written(Turn("assistant", (CALL,))) == WRITTEN
-    assert written(Turn("assistant", (Text("Let me see."), CALL, CALL))) == f"Let me see.\n{WRITTEN}\n{WRITTEN}"
-    assert written(Turn("assistant", (ToolCall("bell", "loud {"),))) == (
+    assert render_tool_turn(Turn("assistant", (CALL,))) == WRITTEN
+    assert (
+        render_tool_turn(Turn("assistant", (Text("Let me see."), CALL, CALL))) == f"Let me see.\n{WRITTEN}\n{WRITTEN}"
+    )
+    assert render_tool_turn(Turn("assistant", (ToolCall("bell", "loud {"),))) == (
         '<tool_call>\n{"name": "bell", "arguments": "loud {"}\n</tool_call>'
     )
-    results = written(Turn("tool", (Text("sunny"), Text("25"))))
+    results = render_tool_turn(Turn("tool", (Text("sunny"), Text("25"))))
     assert results == "<tool_response>\nsunny\n</tool_response>\n<tool_response>\n25\n</tool_response>"
-    assert written(Turn.user("Hello")) is written(Turn.assistant("Hello")) is written(Turn("assistant", ())) is None
-    assert written(Turn("user", (CALL,))) is written(Turn("assistant", (Speech(text="Hi"),))) is None
+    assert (
+        render_tool_turn(Turn.user("Hello"))
+        is render_tool_turn(Turn.assistant("Hello"))
+        is render_tool_turn(Turn("assistant", ()))
+        is None
+    )
+    assert render_tool_turn(Turn("user", (CALL,))) is render_tool_turn(Turn("assistant", (Speech(text="Hi"),))) is None
 
 
 # reading a reply
 
 
-def make(draft: bool = False, tools: bool = True) -> Prompt:
-    return Prompt(tiny_config(draft=draft, tools=tools), tiny_tokenizer())
+def make(chain_of_modality: bool = False, tools: bool = True) -> Prompt:
+    return Prompt(tiny_config(chain_of_modality=chain_of_modality, tools=tools), tiny_tokenizer())
 
 
 def read(prompt: Prompt, text: str, tools: bool = True, spoken: bool = False, speaking: bool = False, end: bool = True):
     """The events, one list a token, and the reader; `text` in the tokens of single characters, then the turn's end."""
-    reader = ReplyReader(prompt, spoken, tools)
+    reader = ReplyParser(prompt, spoken, tools)
     tokens = [token for character in text for token in prompt.encode(character)]
     if end:
-        tokens += prompt.closing(speaking=False).text[0].tolist()
+        tokens += prompt.turn_end(speaking=False).text[0].tolist()
     events = [reader.read(token, speaking) for token in tokens]
     return [*events, [] if end else reader.finish()], reader
 
@@ -133,9 +143,9 @@ def test_without_tools_nothing_changes():
     for prompt, tools in ((make(), False), (make(tools=False), True)):
         assert flat(read(prompt, text, tools=tools)[0]) == [text]
     taught, other = make(), make(tools=False)
-    assert torch.equal(other.opening("s2s", tools=[WEATHER]).text, other.opening("s2s").text)
-    assert torch.equal(taught.opening("s2s", tools=[]).text, other.opening("s2s").text)
-    assert "weather" in taught.tokenizer.decode(taught.opening("s2s", tools=[WEATHER]).text[0].tolist())
+    assert torch.equal(other.system_prompt("s2s", tools=[WEATHER]).text, other.system_prompt("s2s").text)
+    assert torch.equal(taught.system_prompt("s2s", tools=[]).text, other.system_prompt("s2s").text)
+    assert "weather" in taught.tokenizer.decode(taught.system_prompt("s2s", tools=[WEATHER]).text[0].tolist())
 
 
 def test_tags_may_be_tokens_of_their_own():
@@ -144,14 +154,19 @@ def test_tags_may_be_tokens_of_their_own():
     tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
     config = tiny_config(tools=True, vocab=tokenizer.get_vocab_size())
     prompt = Prompt(config, tokenizer)
-    reader, tokens = ReplyReader(prompt, spoken=False, tools=True), prompt.encode(WRITTEN)
+    reader, tokens = ReplyParser(prompt, user_spoke=False, tools=True), prompt.encode(WRITTEN)
     assert tokens[0] == tokenizer.token_to_id("<tool_call>") and tokens[-1] == tokenizer.token_to_id("</tool_call>")
-    assert flat([reader.read(token, False) for token in [*tokens, prompt.ids.eos]]) == [CALL]
+    assert flat([reader.read(token, False) for token in [*tokens, prompt.special_ids.eos]]) == [CALL]
 
 
 def test_a_transcript_calls_nothing():
-    prompt = make(draft=True)
-    reader = ReplyReader(prompt, spoken=True, tools=True)
-    tokens = [*prompt.encode(WRITTEN), prompt.ids.heard, *prompt.encode(f"Yes {WRITTEN}"), prompt.ids.speech_start]
+    prompt = make(chain_of_modality=True)
+    reader = ReplyParser(prompt, user_spoke=True, tools=True)
+    tokens = [
+        *prompt.encode(WRITTEN),
+        prompt.special_ids.transcript_end,
+        *prompt.encode(f"Yes {WRITTEN}"),
+        prompt.special_ids.speech_start,
+    ]
     events = [reader.read(token, False) for token in tokens] + [reader.read(prompt.encode("Yes")[0], True)]
-    assert flat([*events, reader.read(prompt.ids.eos, False)]) == [Transcript(WRITTEN), "Yes", CALL]
+    assert flat([*events, reader.read(prompt.special_ids.eos, False)]) == [Transcript(WRITTEN), "Yes", CALL]

@@ -30,14 +30,14 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_config(
-    draft: bool = False, chained: bool = False, lookahead: int = 0, tools: bool = False, **backbone
+    chain_of_modality: bool = False, chained: bool = False, draft_tokens: int = 0, tools: bool = False, **backbone
 ) -> LMConfig:
     sizes = {"vocab": tiny_tokenizer().get_vocab_size(), "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
     return LMConfig(
         BackboneConfig(**{**sizes, **backbone}),
         PatchDecoderConfig(width=16, layers=2, heads=2, ffn=32, chained=chained),
-        PromptConfig(draft=draft, tools=tools),
-        lookahead=lookahead,
+        PromptConfig(chain_of_modality=chain_of_modality, tools=tools),
+        draft_tokens=draft_tokens,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from speechgpt2.lm.tools import written
+from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import Text, ToolCall, Turn
 from tests import needs
 from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm, told
@@ -34,13 +34,13 @@ class Model:
         """Say this next: calls, or words; in `speech` they stand in its text row."""
         prompt = self.lm.prompt
         for reply in replies:
-            text = reply if isinstance(reply, str) else written(Turn("assistant", (reply,)))
+            text = reply if isinstance(reply, str) else render_tool_turn(Turn("assistant", (reply,)))
             tokens = prompt.encode(text)
             spoken = speech and isinstance(reply, str)
             codes = torch.zeros(len(tokens), 3, 3, dtype=torch.int64) if spoken else [None] * len(tokens)
-            self.lm.script += [(prompt.ids.speech_start, None)] if spoken else []
+            self.lm.script += [(prompt.special_ids.speech_start, None)] if spoken else []
             self.lm.script += zip(tokens, codes, strict=True)
-            self.lm.script += [(token, None) for token in prompt.closing(spoken).text[0].tolist()]
+            self.lm.script += [(token, None) for token in prompt.turn_end(spoken).text[0].tolist()]
 
     def knows(self):
         """What the latest session's model was told, as text."""
@@ -153,7 +153,7 @@ def test_chat_completions_run_a_tool(model):
         spoken = create(model="mini", messages=messages, tools=[CHAT], modalities=["text", "audio"]).choices[0]
         assert spoken.finish_reason == "tool_calls" and spoken.message.audio is None
 
-        model.will(f"Hello.\n{written(Turn('assistant', (CALL, CALL)))}")
+        model.will(f"Hello.\n{render_tool_turn(Turn('assistant', (CALL, CALL)))}")
         with client.chat.completions.stream(model="mini", messages=messages, tools=[CHAT]) as stream:
             final = stream.get_final_completion().choices[0]
         assert final.finish_reason == "tool_calls" and final.message.content == "Hello."
@@ -166,7 +166,7 @@ def test_no_tools_are_told_if_none_is_to_be_called(model):
         model.will(CALL)
         messages = [{"role": "user", "content": ASKED}]
         answer = client.chat.completions.create(model="mini", messages=messages, tools=[CHAT], tool_choice="none")
-        assert answer.choices[0].message.content == written(Turn("assistant", (CALL,)))
+        assert answer.choices[0].message.content == render_tool_turn(Turn("assistant", (CALL,)))
     with line(model.served) as client:
         client.update(output_modalities=["text"], tools=[REALTIME])
         model.will("Hello.")
@@ -177,7 +177,7 @@ def test_no_tools_are_told_if_none_is_to_be_called(model):
 
 def test_a_call_can_be_required(model):
     """The model is given its beginning, and writes the rest."""
-    whole = written(Turn("assistant", (CALL,)))
+    whole = render_tool_turn(Turn("assistant", (CALL,)))
     with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as client:
         messages, named = [{"role": "user", "content": ASKED}], {"type": "function", "function": {"name": "weather"}}
         for choice, begun in (("required", whole[: whole.index("weather")]), (named, whole[: whole.index(' {"city')])):
@@ -218,6 +218,6 @@ def test_calls_and_results_of_before(model):
         model.will("It's 25.")
         client.send("response.create")
         client.until("response.done")
-        call, result = written(Turn("assistant", (CALL,))), written(Turn("tool", (Text("25"),)))
+        call, result = render_tool_turn(Turn("assistant", (CALL,))), render_tool_turn(Turn("tool", (Text("25"),)))
         told = f"[|SpeechGPT|]: {call} ###\n[|Human|]: {result} ###\n[|SpeechGPT|]: It's 25. ###\n"
         assert model.knows().endswith(told)

@@ -15,7 +15,7 @@ import torch
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Exchange
+from speechgpt2.lm.prompt import TurnPair
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, train
 from speechgpt2.training import distributed
@@ -36,8 +36,8 @@ class Counting:
         i = int(random.integers(4))
         self.drawn.append(i)
         codes = torch.full((6, 3), i)
-        spoken = self.prompt.spoken(codes + 1, [(WORDS[i + 1], 0.0, 0.2)])
-        return self.prompt.example("s2s", [Exchange(codes, WORDS[i + 1], spoken, WORDS[i], phones=codes[:, 0] % 3)])
+        spoken = self.prompt.align_speech(codes + 1, [(WORDS[i + 1], 0.0, 0.2)])
+        return self.prompt.example("s2s", [TurnPair(codes, WORDS[i + 1], spoken, WORDS[i], phones=codes[:, 0] % 3)])
 
 
 def exchange_messages(folder: Path) -> None:
@@ -57,7 +57,7 @@ def train_tiny(folder: Path, steps: int) -> None:
     backbone = BackboneConfig(tokenizer.get_vocab_size(), 32, 2, 2, 2, 48)
     decoder = PatchDecoderConfig(16, 1, 2, 32)
     torch.manual_seed(distributed.rank())  # they begin with different weights unless the run sees to it
-    model = SpeechLM(LMConfig(backbone, decoder, PromptConfig(draft=True, system="{heard}")), tokenizer)
+    model = SpeechLM(LMConfig(backbone, decoder, PromptConfig(chain_of_modality=True, system="{input}")), tokenizer)
     source = Counting(model.prompt)
     config = LMTrainConfig(backbone, decoder, steps=steps, rows=1, row_patches=64, save_every=2, report_every=2)
     train(config, model, source, str(folder / "run"), resume=True)

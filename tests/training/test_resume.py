@@ -16,7 +16,7 @@ from speechgpt2.codec.train import train as train_codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Exchange
+from speechgpt2.lm.prompt import TurnPair
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, LMTrainer, corrupt, pack
 from speechgpt2.lm.train import train as train_lm
@@ -59,8 +59,8 @@ def tiny_codec(monkeypatch):
 def tiny_lm():
     tokenizer = train_tokenizer(["one two three four five"] * 50, 300)
     backbone = BackboneConfig(tokenizer.get_vocab_size(), 32, 2, 2, 2, 48)
-    prompt = PromptConfig(draft=True, system="{heard}")
-    config = LMConfig(backbone, PatchDecoderConfig(16, 1, 2, 32, chained=True), prompt, lookahead=2)
+    prompt = PromptConfig(chain_of_modality=True, system="{input}")
+    config = LMConfig(backbone, PatchDecoderConfig(16, 1, 2, 32, chained=True), prompt, draft_tokens=2)
 
     def build():
         torch.manual_seed(0)
@@ -85,9 +85,9 @@ class Counting:
     def example(self, random):
         i = int(random.integers(4))
         codes = torch.full((6, 3), i)
-        spoken = self.prompt.spoken(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
+        spoken = self.prompt.align_speech(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
         return self.prompt.example(
-            self.mode, [Exchange(codes, self.words[i + 1], spoken, self.words[i], phones=codes[:, 0] % 3)]
+            self.mode, [TurnPair(codes, self.words[i + 1], spoken, self.words[i], phones=codes[:, 0] % 3)]
         )
 
 
@@ -178,19 +178,24 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
         values = trainer.step(step)
     assert values["phones_right"] > 0.95 and values["ahead_1_right"] > 0.95 and values["ahead_2_right"] > 0.95
     model.eval()
-    from speechgpt2.lm.reply import parse
-    from speechgpt2.lm.sampling import Sampling
+    from speechgpt2.lm.reply import parse_reply
+    from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.types import Patches
 
     prompt = model.prompt
     state = model.init_state(1, 128)
-    _, state = model.prefill(prompt.opening("s2s"), state)
+    _, state = model.prefill(prompt.system_prompt("s2s"), state)
     hidden, state = model.prefill(prompt.user_speech(torch.full((6, 3), 2)), state)
-    written = model.write(hidden, state, torch.tensor([True]))
+    written = model.draft_and_verify(hidden, state, torch.tensor([True]))
     assert written.counts.tolist() == [3]  # all that was foretold: what was heard, its end, the answer's beginning
-    assert written.patches.text[0].tolist() == [*prompt.encode("three"), prompt.ids.heard, *prompt.encode("four")][:3]
-    steps = [s.patches for s in model.generate(hidden, state, Sampling.greedy(1), 40)]
-    reply = parse(prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True)
+    assert (
+        written.patches.text[0].tolist()
+        == [*prompt.encode("three"), prompt.special_ids.transcript_end, *prompt.encode("four")][:3]
+    )
+    steps = [s.patches for s in model.generate(hidden, state, SamplingParams.greedy(1), 40)]
+    reply = parse_reply(
+        prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True
+    )
     assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)
     assert (reply.codes[3:9] == 3).all()
 
@@ -221,7 +226,7 @@ def test_packing_keeps_examples_apart(tiny_lm):
     build, _ = tiny_lm
     model = build().eval()
     source = Counting(model.prompt)
-    batch = pack(source, np.random.default_rng(0), 1, 200, model.prompt.ids.eos)
+    batch = pack(source, np.random.default_rng(0), 1, 200, model.prompt.special_ids.eos)
     first = source.example(np.random.default_rng(0)).patches
     count = int((batch.segments[0] == 0).sum())
     start = int((batch.segments[0] == 1).nonzero()[0])
@@ -231,7 +236,7 @@ def test_packing_keeps_examples_apart(tiny_lm):
         packed = model(batch.patches, batch.segments)
         assert torch.allclose(packed[:, :count], model(first), atol=1e-5)
         assert torch.allclose(packed[:, start : start + length], model(second), atol=1e-5)
-    assert not batch.learn_text[0, start] and not batch.learn_text[batch.segments == -1].any()
+    assert not batch.text_loss_mask[0, start] and not batch.text_loss_mask[batch.segments == -1].any()
 
 
 def test_corruption_touches_own_speech_only():

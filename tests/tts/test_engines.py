@@ -180,7 +180,7 @@ def speaking_model():
     narrow, wide = TransformerConfig(16, 2, 1, 32, context=9), TransformerConfig(16, 2, 1, 32, context=5)
     convnext, head = ConvNeXtConfig((1,), (16,)), HarmonicConfig(harmonic_bands=20, noise_bands=10)
     codec = Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head))
-    return SpeechGPT(codec.eval(), tiny_lm(draft=True, chained=True))
+    return SpeechGPT(codec.eval(), tiny_lm(chain_of_modality=True, chained=True))
 
 
 def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
     assert not np.array_equal(made[0], made[2]) and not np.array_equal(made[0], made[3])
     prompt = speaking_model.lm.prompt
     taken = [patches for patches in taken if patches.text.shape[1] > 1]  # the others are its own
-    assert torch.equal(taken[0].text, prompt.recital("hello").text)
+    assert torch.equal(taken[0].text, prompt.tts_prompt("hello").text)
     clip = prompts.read(cloned.accent)
     frames = speaking_model.codec.encode(torch.from_numpy(clip.pcm)[None])[0]
     codes = taken[2].codes[0][taken[2].codes[0, :, 0, 0] != prompt.config.no_speech].flatten(0, 1)

@@ -178,7 +178,7 @@ def test_turns_are_what_is_said_until_the_other_one_speaks(folder):
 
 
 def written(source, example, mask) -> str:
-    unnamed = (source.prompt.ids.filler, source.prompt.ids.last_filler)
+    unnamed = (source.prompt.special_ids.filler, source.prompt.special_ids.last_filler)
     tokens = [t for t in example.targets[mask].tolist() if t not in unnamed]
     return source.prompt.tokenizer.decode(tokens, skip_special_tokens=False)
 
@@ -187,35 +187,35 @@ def test_the_assistant_learns_its_own_side(source):
     story = source.talks[0]
     assert learning._sides(story) == [1]
     example = source.seen_from(story, 1, "s2s", np.random.default_rng(0))
-    learnt = written(source, example, example.learn_text)
+    learnt = written(source, example, example.text_loss_mask)
     assert "of course" in learnt and "seven eight" in learnt
     assert learnt.count("wait please") == 2 and "mhm" not in learnt  # named while heard, and written down
-    assert example.learn_codes.any()
+    assert example.code_loss_mask.any()
 
 
 def test_nobody_learns_to_break_off(source):
-    ids = source.prompt.ids
+    ids = source.prompt.special_ids
     for mode in ("s2s", "s2t", "t2s", "t2t"):
         example = source.seen_from(source.talks[0], 1, mode, np.random.default_rng(0))
-        text, learnt = example.patches.text[0], example.learn_text[0]
+        text, learnt = example.patches.text[0], example.text_loss_mask[0]
         first, second = (text == ids.eos).nonzero()[:, 0].tolist()
         assert not learnt[first] and learnt[second]
         spoken = [at for at in (text == ids.speech_start).nonzero()[:, 0].tolist() if at < first]
         if mode[2] == "s":
             assert not learnt[spoken[-1]]
             ends = (text[: first + 1] == ids.speech_end).nonzero()[-1]
-            assert not learnt[ends] and not example.learn_codes[0, ends - 1]
-            assert example.learn_codes[0, spoken[-1] : first].any()
+            assert not learnt[ends] and not example.code_loss_mask[0, ends - 1]
+            assert example.code_loss_mask[0, spoken[-1] : first].any()
 
 
 def test_people_are_learnt_from_both_sides(source):
-    shop, ids = source.talks[1], source.prompt.ids
+    shop, ids = source.talks[1], source.prompt.special_ids
     asked = source.seen_from(shop, 1, "s2s", np.random.default_rng(0))
     assert int((asked.patches.text == ids.eos).sum()) == 1
     greeted = source.seen_from(shop, 0, "s2s", np.random.default_rng(0))
     ends = (greeted.patches.text[0] == ids.eos).nonzero()[:, 0]
-    assert len(ends) == 2 and not greeted.learn_text[0, : ends[0] + 1].any()  # its greeting tells only the voice
-    assert "thank you" in written(source, greeted, greeted.learn_text)
+    assert len(ends) == 2 and not greeted.text_loss_mask[0, : ends[0] + 1].any()  # its greeting tells only the voice
+    assert "thank you" in written(source, greeted, greeted.text_loss_mask)
     drawn = {source.example(np.random.default_rng(seed)).patches.text.shape[1] for seed in range(20)}
     assert len(drawn) > 4
 
@@ -225,7 +225,7 @@ def test_words_are_named_once_they_were_heard(source):
     story, prompt = source.talks[0], source.prompt
     example = source.seen_from(story, 1, "s2s", np.random.default_rng(3))
     later = int(np.random.default_rng(3).integers(LATER))
-    start = int((example.patches.text[0] == prompt.ids.speech_start).nonzero()[0]) + 1
+    start = int((example.patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1
     word = story[0].words[1]
     token = prompt.encode(" " + word.text)[0]
     named = int((example.targets[0, start:] == token).nonzero()[0])
@@ -268,7 +268,7 @@ def test_a_model_trains_on_the_folder(folder, codec, tmp_path):
     assert result.exit_code == 0, result.output
     losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert losses[-1]["step"] == 6 and losses[-1]["text"] > 0 and losses[-1]["codes"] > 0
-    assert SpeechLM.from_pretrained(tmp_path / "run").config.prompt.draft
+    assert SpeechLM.from_pretrained(tmp_path / "run").config.prompt.chain_of_modality
 
 
 def test_codes_of_another_corpus_are_refused(folder, source, tmp_path):

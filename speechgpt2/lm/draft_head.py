@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from speechgpt2.nn.linear import Linear
 
 
-class Lookahead(nn.Module):
+class DraftHead(nn.Module):
     """x + W_out silu(W_state x + W_token e): `x, e [..., D] -> [..., D]`, e the normalised embedding of x's token.
 
     W_out starts at zero: a new cell expects the same token again.

@@ -9,7 +9,7 @@ import torch
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.sampling import Sampling
+from speechgpt2.lm.sampling import SamplingParams
 from tests.engine.tiny import BabblingLM
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
 
@@ -20,10 +20,10 @@ LOOKAHEAD = 3
 def lm() -> SpeechLM:
     """Its guess is always that the token before is said again, which is sometimes right."""
     torch.manual_seed(2)
-    lm = BabblingLM(tiny_config(draft=True, lookahead=LOOKAHEAD), tiny_tokenizer()).eval()
+    lm = BabblingLM(tiny_config(chain_of_modality=True, draft_tokens=LOOKAHEAD), tiny_tokenizer()).eval()
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
-            if "norm" not in name and "lookahead" not in name:
+            if "norm" not in name and "draft_head" not in name:
                 parameter.normal_(std=0.25)
     return lm
 
@@ -34,22 +34,22 @@ def begun(lm: SpeechLM, batch: int = 3, capacity: int = 96):
     patches = random_patches(lm, batch, int(lengths.max()))
     patches.text.clamp_(max=250)  # no special tokens
     hidden, state = lm.prefill(patches, lm.init_state(batch, capacity), lengths)
-    assert not state.balance.any()
+    assert not state.speech_depth.any()
     return hidden, state
 
 
 def without(lm: SpeechLM) -> SpeechLM:
     plain = copy.deepcopy(lm)
-    plain.lookahead = None
+    plain.draft_head = None
     return plain
 
 
 def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
     """What each row writes and speaks, with its state's position and balance after it."""
     rows: list[list] = [[] for _ in range(batch)]
-    for step in lm.generate(*begun(lm, batch), Sampling.of(batch), most):
+    for step in lm.generate(*begun(lm, batch), SamplingParams.of(batch), most):
         for row in step.active.nonzero()[:, 0].tolist():
-            now = int(step.state.position[row]), int(step.state.balance[row])
+            now = int(step.state.position[row]), int(step.state.speech_depth[row])
             rows[row].append((int(step.patches.text[row]), step.patches.codes[row].tolist(), *now))
     return rows
 
@@ -72,7 +72,7 @@ def test_right_guesses_save_steps(lm):
     everyone = torch.ones(3, dtype=torch.bool)
     counts = []
     for _ in range(6):
-        written = lm.write(hidden, state, everyone)
+        written = lm.draft_and_verify(hidden, state, everyone)
         kept, hidden, state = written.counts, written.last(hidden), written.state
         assert (kept >= 1).all() and (kept <= 1 + LOOKAHEAD).all()
         counts += kept.tolist()
@@ -81,17 +81,17 @@ def test_right_guesses_save_steps(lm):
 
 def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
     hidden, state = begun(lm)
-    written = lm.write(hidden, state, torch.ones(3, dtype=torch.bool))
+    written = lm.draft_and_verify(hidden, state, torch.ones(3, dtype=torch.bool))
     after = written.last(hidden)
     again_hidden, again = begun(lm)
-    patches = lm.prompt.text([0])
+    patches = lm.prompt.text_patches([0])
     for row, count in enumerate(written.counts.tolist()):
         assert int(written.state.position[row]) == int(state.position[row]) + count
     width = int(written.counts.max())
     codes = patches.codes.expand(3, width, -1, -1)
     again_hidden, again = lm.prefill(type(patches)(written.patches.text[:, :width], codes), again, written.counts)
     torch.testing.assert_close(after, again_hidden, atol=1e-5, rtol=1e-4)
-    assert torch.equal(written.state.balance, again.balance)
+    assert torch.equal(written.state.speech_depth, again.speech_depth)
 
 
 def test_nothing_is_kept_after_a_token_that_begins_speech_or_ends_the_reply(lm):
@@ -105,38 +105,38 @@ def test_nothing_is_kept_after_a_token_that_begins_speech_or_ends_the_reply(lm):
 
     oracle = copy.deepcopy(lm)
     oracle.__class__ = Oracle
-    ids = lm.prompt.ids
+    ids = lm.prompt.special_ids
     for token, kept in ((ids.speech_start, 1), (ids.eos, 1), (ids.filler, 1 + LOOKAHEAD)):
         oracle.token = token
-        written = oracle.write(*begun(lm), torch.ones(3, dtype=torch.bool))
+        written = oracle.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool))
         assert written.counts.tolist() == [kept] * 3
 
 
 def test_idle_rows_stay_as_they_were(lm):
     hidden, state = begun(lm)
-    written = lm.write(hidden, state, torch.tensor([True, False, True]))
+    written = lm.draft_and_verify(hidden, state, torch.tensor([True, False, True]))
     assert written.counts[1] == 0 and written.state.position[1] == state.position[1]
     assert torch.equal(written.last(hidden)[1], hidden[1])
-    alone = lm.write(*begun(lm), torch.ones(3, dtype=torch.bool))
+    alone = lm.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool))
     assert written.patches.text[0].tolist() == alone.patches.text[0].tolist() and written.counts[0] == alone.counts[0]
 
 
 def test_no_more_than_wanted(lm):
-    assert lm.write(*begun(lm), torch.ones(3, dtype=torch.bool), most=2).patches.text.shape == (3, 2)
-    assert len(list(lm.generate(*begun(lm, 1), Sampling.of(1), 5))) == 5
+    assert lm.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool), max_tokens=2).patches.text.shape == (3, 2)
+    assert len(list(lm.generate(*begun(lm, 1), SamplingParams.of(1), 5))) == 5
     full = begun(lm, 1, capacity=8)
-    assert len(list(lm.generate(*full, Sampling.of(1), 3))) == 3  # there is room for no more
+    assert len(list(lm.generate(*full, SamplingParams.of(1), 3))) == 3  # there is room for no more
 
 
 def test_saved_and_loaded(lm, tmp_path):
     lm.save_pretrained(tmp_path)
     loaded = SpeechLM.from_pretrained(tmp_path)
-    assert loaded.config.lookahead == LOOKAHEAD and loaded.lookahead is not None
+    assert loaded.config.draft_tokens == LOOKAHEAD and loaded.draft_head is not None
 
 
 def test_who_does_not_draft_does_not_look_ahead():
-    with pytest.raises(UserError, match="draft"):
-        tiny_config(lookahead=2)
-    with pytest.raises(UserError, match="look ahead"):
-        plain = tiny_lm(draft=True)
-        plain.write(*begun(plain), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(UserError, match="chain_of_modality"):
+        tiny_config(draft_tokens=2)
+    with pytest.raises(UserError, match="draft head"):
+        plain = tiny_lm(chain_of_modality=True)
+        plain.draft_and_verify(*begun(plain), torch.ones(3, dtype=torch.bool))
