@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from speechgpt2.errors import UserError
+from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class LMConfig:
     def no_speech(self) -> int:
         """The code that says "no speech here", one past the codebook: the last row of every code embedding table."""
         return self.codebook_size
+
+    @property
+    def patch_samples(self) -> int:
+        """Audio samples in a patch."""
+        return self.patch_frames * FRAME_SIZE
+
+    @property
+    def patch_seconds(self) -> float:
+        """Duration of a patch in seconds."""
+        return self.patch_samples / SAMPLE_RATE
 
 
 def _check_heads(name: str, width: int, heads: int, kv_heads: int) -> None:

@@ -186,3 +186,10 @@ def test_silence_must_be_codes():
 def test_half_a_surrogate_pair_is_a_question_mark():
     prompt = make()
     assert prompt.encode("Hello \ud800") == prompt.encode("Hello ?")
+
+
+def test_duration_of_a_patch_follows_from_its_frames():
+    backbone, decoder = BackboneConfig(10, 8, 1, 1, 1, 8), PatchDecoderConfig(8, 1, 1, 8)
+    config = LMConfig(backbone, decoder, patch_frames=5)
+    assert (config.patch_samples, config.patch_seconds) == (4800, 0.2)
+    assert LMConfig(backbone, decoder).patch_seconds == 0.12
