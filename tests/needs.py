@@ -62,6 +62,7 @@ VOICES: dict[str, Callable[[str], pytest.MarkDecorator]] = {
     "espeak": lambda lang: extra("synthesis", "espeakng_loader", *(["pypinyin"] if lang == "zh" else [])),
     "festival": lambda lang: tool("festival"),
     "flite": lambda lang: tool("flite"),
+    "kokoro": lambda lang: model("SG2_KOKORO"),
 }
 
 

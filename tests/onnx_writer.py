@@ -36,9 +36,10 @@ def node(kind: str, inputs: list[str], output: str, **lists: list[int]) -> bytes
     return names + field(4, kind) + attributes
 
 
-def value(name: str, *sizes: int | str) -> bytes:
+def value(name: str, *sizes: int | str, kind: int = 1) -> bytes:
+    """An input or output; `kind` is 1 for float32, 7 for int64."""
     dims = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in sizes)
-    return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
+    return field(1, name) + field(2, field(1, field(1, kind) + field(2, dims)))
 
 
 def hearing(tones: dict[int, float], vocabulary: int, blank: int, size: int = 400, stride: int = 320) -> bytes:

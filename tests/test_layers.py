@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "streaming": {"errors"},
     "hub": {"errors"},
     "extras": {"errors"},
+    "download": {"errors"},
     "asr": BASE | {"audio", "hub", "extras"},
     "audio": {"errors", "types", "hub"},
     "vad": {"errors", "hub"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
     "demo": BASE | {"audio", "client"},
     "dsp": BASE | {"audio", "extras", "vad"},  # arrays in, arrays out
-    "tts": FOUNDATION | {"extras", "dsp", "processes"},
+    "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only
     "corpus": FOUNDATION | {"extras", "codec", "lm", "training", "processes", "dsp", "tts", "curriculum"},
     "data": FOUNDATION | {"extras", "asr", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
@@ -75,13 +76,17 @@ UNITS_MAY_IMPORT = {
     "tts.flite": {"tts.utterance"},
     "tts.festival": {"tts.utterance", "tts.flite"},
     "tts.recordings": {"tts.utterance"},
+    "tts.kokoro_text": {"tts.utterance", "tts.espeak"},
+    "tts.kokoro": {"tts.utterance", "tts.kokoro_text"},
     "tts.model": {"tts.utterance", "tts.prompts"},
     "tts.server": {"tts.utterance", "tts.prompts"},
     "tts.alignment": {"tts.utterance", "tts.espeak", "tts.pinyin"},
     "tts.engines": {
         "tts.utterance", "tts.espeak", "tts.flite", "tts.festival", "tts.recordings", "tts.model", "tts.server",
+        "tts.kokoro",
     },
     "tts.voices": {"tts.utterance", "tts.variants", "tts.espeak", "tts.alignment", "tts.engines"},
+    "tts.voice_sets": {"tts.utterance", "tts.kokoro", "tts.voices"},
     "tts.augment": {"tts.utterance"},
     "data.record": set(),
     "data.decoding": set(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from speechgpt2.corpus.phones import PhoneSet
 from speechgpt2.corpus.store import PAD_TO, Corpus
 from speechgpt2.dsp.world_pitch import F0_HOP
 from speechgpt2.tts.augment import elsewhere
-from speechgpt2.tts.voices import ASSISTANT_VOICES
+from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
 
@@ -18,16 +20,23 @@ GAIN_DB = (-10.0, 4.0)
 class CorpusCrops:
     """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it.
 
-    `favour`: how many times more often than by its length an utterance of the assistant's voices is drawn.
+    Args:
+        favour: How many times more often than by its length an utterance of an assistant's voice is drawn.
+        phones: The labels to tell apart, where another corpus has fixed them; else those that occur often enough.
     """
 
-    def __init__(self, corpus: Corpus, favour: float = 1.0):
+    def __init__(self, corpus: Corpus, favour: float = 1.0, phones: Sequence[str] | None = None):
         self.corpus = corpus
         self.records = [r for r in corpus.records if r.split == "train" and r.length]
-        favoured = {(lang, voice.speaker) for lang, voice in ASSISTANT_VOICES.items()}
+        favoured = {
+            (lang, voice.speaker)
+            for voices in VOICE_SETS.values()
+            for lang, own in voices.assistant.items()
+            for voice in own
+        }
         weights = [r.length * (favour if (r.lang, r.speaker) in favoured else 1.0) for r in self.records]
         self.cumulative = np.cumsum(weights) / sum(weights)
-        self.phone_set = PhoneSet(record.phones for record in self.records)
+        self.phone_set = PhoneSet((record.phones for record in self.records), phones)
         self.phones = self.phone_set.names
 
     def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:

@@ -15,11 +15,13 @@ SILENCE, UNKNOWN = 0, -1
 
 
 class PhoneSet:
-    """The labels that some utterances have often enough; `names[0]` is silence."""
+    """The labels that some utterances have often enough, or `names` where they are given; `names[0]` is silence."""
 
-    def __init__(self, utterances: Iterable[Sequence[Phone]]):
-        counts = Counter(phone.label for phones in utterances for phone in phones)
-        self.names = ("", *sorted(label for label, n in counts.items() if n >= RARE))
+    def __init__(self, utterances: Iterable[Sequence[Phone]], names: Sequence[str] | None = None):
+        if names is None:
+            counts = Counter(phone.label for phones in utterances for phone in phones)
+            names = ("", *sorted(label for label, n in counts.items() if n >= RARE))
+        self.names = tuple(names)
         self.index = {label: i for i, label in enumerate(self.names)}
 
     def labels(self, phones: Sequence[Phone], frames: int) -> np.ndarray:

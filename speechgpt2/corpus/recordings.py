@@ -2,6 +2,7 @@
 
     ljspeech/*.flac + transcripts.csv    fsdd/{digit}_{speaker}_{take}.wav
     cmn/words/cmn-{hanzi}.mp3            cmn/syllables/cmn-{pinyin}.mp3
+    orders/*.ogg                         people ordering coffee, without transcripts
 
 Any of the folders may be absent. The test split is fixed by the files' names, never by chance.
 """
@@ -25,12 +26,12 @@ from speechgpt2.types import SAMPLE_RATE
 
 _LJ_FIRST_TEST = "LJ001-0080"
 _FSDD_TEST_SPEAKER = "yweweler"
-_TEST_PERCENT = 5  # of the Mandarin words and syllables
+_TEST_PERCENT = 5  # of the Mandarin words and syllables, and of the orders
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A file with what is said in it; ``text`` of a syllable is its pinyin."""
+    """A file with what is said in it, or "" where nobody wrote it down; ``text`` of a syllable is its pinyin."""
 
     path: Path
     text: str
@@ -42,9 +43,11 @@ class Recording:
 
 def find(root: Path) -> list[Recording]:
     """All recordings below ``root``, in a stable order. Raises FileNotFoundError if there are none."""
-    found = [*_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn")]
+    found = [
+        *_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn"), *_orders(root / "orders"),
+    ]  # fmt: skip
     if not found:
-        raise FileNotFoundError(f"{root} has none of ljspeech/, fsdd/, cmn/")
+        raise FileNotFoundError(f"{root} has none of ljspeech/, fsdd/, cmn/, orders/")
     return found
 
 
@@ -104,3 +107,9 @@ def _mandarin(folder: Path) -> Iterator[Recording]:
                 continue
             split = "test" if zlib.crc32(text.encode()) % 100 < _TEST_PERCENT else "train"
             yield Recording(path, text, "zh", f"cmn-{kind}", f"real/cmn-{kind}", split)
+
+
+def _orders(folder: Path) -> Iterator[Recording]:
+    for path in sorted(folder.rglob("*.ogg")):
+        split = "test" if zlib.crc32(path.stem.encode()) % 100 < _TEST_PERCENT else "train"
+        yield Recording(path, "", "en", "orders", "real/orders", split)

@@ -1,6 +1,6 @@
 """Builds the two synthetic corpora: speech of many voices for the codec, dialogues for the model.
 
-    sg2 data codec-corpus OUT --hours 6 --real-speech DIR
+    sg2 data codec-corpus OUT --hours 6 --real-speech DIR --voices natural
     sg2 data dialogue-corpus OUT --exchanges 24000
 
 Every part is drawn from a generator seeded by (seed, part), so a killed build goes on where it
@@ -28,7 +28,8 @@ from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_var
 from speechgpt2.dsp.world_pitch import track
 from speechgpt2.processes import single_threaded
 from speechgpt2.tts.augment import disturbed
-from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, vary
+from speechgpt2.tts.voice_sets import VoiceSet, voice_set
+from speechgpt2.tts.voices import Voice, speak, vary
 
 PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
@@ -37,25 +38,32 @@ TYPED_SHARE = 0.1  # exchanges in text only
 WORD_LISTS = 0.65  # of the dictations; the rest are sentences
 OWN_VOICE = 0.15  # dictations in the assistant's voice
 EVALUATION_SEED = 0  # of the dialogues' test split
+CLASSIC = "classic"  # the voices that the shipped `mini` learnt from
 
 Part = Callable[[], Iterator[Item]]
 
 
 def build_codec_corpus(
-    out: str | Path, hours: float, seed: int = 0, workers: int = 2, real_speech: str | Path | None = None
+    out: str | Path,
+    hours: float,
+    seed: int = 0,
+    workers: int = 2,
+    real_speech: str | Path | None = None,
+    voices: str = CLASSIC,
 ) -> Corpus:
     """``hours`` of synthetic speech, and all recordings below ``real_speech``, with pitch.
 
-    40 % English and 40 % Mandarin of random training voices, 15 % the assistant's two, 5 % held-out
-    voices as the test split. Resumes a killed build.
+    40 % English and 40 % Mandarin of random training voices, 15 % the assistant's, 5 % held-out voices as the test
+    split; `voices` names the set they come from (`tts.voice_sets`). Resumes a killed build.
     """
+    voice_set(voices)  # a wrong name is told before work begins
     count = max(2, round(hours * 3600 / PART_SECONDS))
     held_out = max(1, round(count * 0.05))
     parts: list[Part] = [
-        partial(_codec_part, seed, index, hours * 3600 / count, "test" if index >= count - held_out else "train")
+        partial(_codec_part, voices, seed, index, hours * 3600 / count, "train" if index < count - held_out else "test")
         for index in range(count)
     ]
-    recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0}
+    recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0, "voices": voices}
     if real_speech is not None:
         found = recordings.find(Path(real_speech))
         recipe["real_speech"] = len(found)
@@ -64,26 +72,32 @@ def build_codec_corpus(
     return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
 
 
-def _codec_part(seed: int, index: int, least: float, split: str) -> Iterator[Item]:
+def _codec_part(voices: str, seed: int, index: int, least: float, split: str) -> Iterator[Item]:
     """Utterances until ``least`` seconds are full."""
+    bank = voice_set(voices)
     rng = random.Random(f"codec/{seed}/{index}")
     seconds, number = 0.0, 0
     while seconds < least:
         lang = rng.choice(("en", "zh"))
         text = sentence(rng, lang)
-        voice = _codec_voice(rng, lang, split)
+        voice = _codec_voice(bank, rng, lang, split)
         utterance = speak(text, voice)
         yield item_of(utterance, f"syn-{index:04d}-{number:04d}", f0=track(utterance.pcm), split=split)
         seconds += utterance.duration
         number += 1
 
 
-def _codec_voice(rng: random.Random, lang: str, split: str) -> Voice:
+def _codec_voice(bank: VoiceSet, rng: random.Random, lang: str, split: str) -> Voice:
     if split == "test":
-        return vary(rng.choice(HELD_OUT_VOICES[lang]), rng)
+        return vary(rng.choice(bank.held_out[lang]), rng)
     if rng.random() < 0.16:
-        return vary(ASSISTANT_VOICES[lang], rng)
-    return draw_voice(lang, rng)
+        return vary(_one_of(bank.assistant[lang], rng), rng)
+    return bank.draw(lang, rng)
+
+
+def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
+    """A random one; draws no number where there is no choice."""
+    return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
 def _recorded_part(chunk: list[recordings.Recording]) -> Iterator[Item]:
@@ -101,6 +115,7 @@ def build_dialogue_corpus(
     says: int | None = None,
     dictations: int = 0,
     test: int = 400,
+    voices: str = CLASSIC,
 ) -> Corpus:
     """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
 
@@ -108,8 +123,10 @@ def build_dialogue_corpus(
     "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
     exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed variants. The test
     split is `held_out_questions` (``test`` of them), undisturbed. ``says`` is half of ``exchanges`` where
-    not given. Resumes a killed build.
+    not given. ``voices`` names the set that all but the questions of the test split come from (`tts.voice_sets`).
+    Resumes a killed build.
     """
+    voice_set(voices)  # a wrong name is told before work begins
     says = exchanges // 2 if says is None else says
     recipe = {
         "kind": "dialogues",
@@ -118,22 +135,23 @@ def build_dialogue_corpus(
         "dictations": dictations,
         "test": test,
         "seed": seed,
+        "voices": voices,
     }
-    parts: list[Part] = [partial(_test_part, test)]
+    parts: list[Part] = [partial(_test_part, voices, test)]
     for kind, total in ((_exchange_part, exchanges), (_say_part, says), (_dictation_part, dictations)):
         for index, first in enumerate(range(0, total, PART_EXCHANGES)):
-            parts.append(partial(kind, seed, index, min(PART_EXCHANGES, total - first)))
+            parts.append(partial(kind, voices, seed, index, min(PART_EXCHANGES, total - first)))
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 
-def _test_part(count: int) -> Iterator[Item]:
-    rng = random.Random("replies of the test split")
+def _test_part(voices: str, count: int) -> Iterator[Item]:
+    rng, bank = random.Random("replies of the test split"), voice_set(voices)
     for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED)):
-        yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, rng, "test")
+        yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, bank, rng, "test")
 
 
-def _exchange_part(seed: int, index: int, count: int) -> Iterator[Item]:
-    rng = random.Random(f"exchanges/{seed}/{index}")
+def _exchange_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+    rng, bank = random.Random(f"exchanges/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         exchange = draw_exchange(rng, lang)
@@ -141,36 +159,39 @@ def _exchange_part(seed: int, index: int, count: int) -> Iterator[Item]:
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
         else:
-            yield from _spoken(name, exchange, draw_voice(lang, rng), rng, "train")
+            yield from _spoken(name, exchange, bank.draw(lang, rng), bank, rng, "train")
 
 
-def _say_part(seed: int, index: int, count: int) -> Iterator[Item]:
-    rng = random.Random(f"says/{seed}/{index}")
+def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+    rng, bank = random.Random(f"says/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = rng.choice((sentence, word_list))(rng, lang)
-        utterance = speak(text, vary(ASSISTANT_VOICES[lang], rng))
+        utterance = speak(text, vary(_one_of(bank.assistant[lang], rng), rng))
         yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
 
 
-def _dictation_part(seed: int, index: int, count: int) -> Iterator[Item]:
-    rng = random.Random(f"dictations/{seed}/{index}")
+def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+    rng, bank = random.Random(f"dictations/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
-        voice = vary(ASSISTANT_VOICES[lang], rng) if rng.random() < OWN_VOICE else draw_voice(lang, rng)
+        own = rng.random() < OWN_VOICE
+        voice = vary(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng)
         utterance = disturbed(speak(text, voice), rng)
         yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
 
 
-def _spoken(name: str, exchange: SkillExchange, voice: Voice, rng: random.Random, split: str) -> Iterator[Item]:
-    """Question in ``voice``, reply in the assistant's."""
+def _spoken(
+    name: str, exchange: SkillExchange, voice: Voice, bank: VoiceSet, rng: random.Random, split: str
+) -> Iterator[Item]:
+    """Question in ``voice``, reply in one of the assistant's."""
     asked, told = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
     if split == "train":
         question = disturbed(question, rng)
     yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
-    reply = speak(exchange.reply, vary(ASSISTANT_VOICES[exchange.lang], rng))
+    reply = speak(exchange.reply, vary(_one_of(bank.assistant[exchange.lang], rng), rng))
     yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
 
 

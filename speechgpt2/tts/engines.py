@@ -2,6 +2,7 @@
 
 An engine is a module with one function ``render(text, voice) -> Rendering``, and an entry in `ENGINES`:
 
+    kokoro      English and Mandarin, 54 natural voices and mixtures of them
     espeak      English and Mandarin, about a hundred speakers
     flite       English
     festival    English, statistical voices; slow
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from speechgpt2.tts import espeak, festival, flite, model, recordings, server
+from speechgpt2.tts import espeak, festival, flite, kokoro, model, recordings, server
 from speechgpt2.tts.utterance import Rendering, Voice
 
 
@@ -30,7 +31,7 @@ class Engine:
     Attributes:
         render: makes audio of a text in a voice.
         exact_times: whether it knows the times of words, so that they count as the truth.
-        adjustable: whether rate and pitch of a voice have an effect.
+        adjustable: whether the rate of a voice has an effect, and mostly its pitch.
     """
 
     render: Callable[[str, Voice], Rendering]
@@ -39,6 +40,7 @@ class Engine:
 
 
 ENGINES: dict[str, Engine] = {
+    "kokoro": Engine(kokoro.render, exact_times=True, adjustable=True),
     "espeak": Engine(espeak.render, exact_times=True, adjustable=True),
     "flite": Engine(flite.render, exact_times=True, adjustable=True),
     "festival": Engine(festival.render, exact_times=True),

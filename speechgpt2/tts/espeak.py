@@ -30,6 +30,8 @@ _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 0x1, 0x2, 0x8000  # options of espea
 _CHARS_UTF8, _INLINE_PHONEMES = 0x1, 0x100  # flags of espeak_Synth
 _RATE, _PITCH, _RANGE, _GAP = 1, 3, 4, 7  # espeak_PARAMETER
 _STRESS = str.maketrans("", "", "ˈˌ")
+_IPA_WITH_TIES = 0x2 | 0x80 | ord("^") << 8  # phoneme mode of espeak_TextToPhonemes: IPA, parts of a phoneme tied by ^
+_TIED = re.compile(r"([ˈˌ]?)([^\Wˈˌ][ːʲ\u0303\u0329]*(?:\^[^\Wˈˌ][ːʲ\u0303\u0329]*)*)")
 _VOWELS = frozenset("aeiouyɑɐɒæɔəɚɛɜɝɤɨɪøœɯʊʌɵ")
 
 
@@ -53,6 +55,13 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
+class Phoneme(NamedTuple):
+    """A phoneme of `transcribe`: ``ˈ``, ``ˌ`` or nothing before it, and its parts in IPA: ("a", "ɪ")."""
+
+    stress: str
+    parts: tuple[str, ...]
+
+
 class _Mark(NamedTuple):
     """An event of the library: ``label`` is None for a word, the IPA ("" for silence) for a phone."""
 
@@ -68,6 +77,8 @@ class _Library:
         self._lib, data = _load()
         self._chunks: list[bytes] = []
         self._marks: list[_Mark] = []
+        self._to_phonemes = self._lib.espeak_TextToPhonemes
+        self._to_phonemes.restype = ctypes.c_char_p
         self._reseed = getattr(self._lib, "espeak_ng_SetRandSeed", None)  # since 1.52
         self._callback = _Callback(self._receive)  # kept: the library holds only a pointer
         self._start(data)
@@ -90,6 +101,16 @@ class _Library:
             flags |= _INLINE_PHONEMES
         self._lib.espeak_Synth(ctypes.c_char_p(raw), len(raw) + 1, 0, 1, 0, flags, None, None)
         return np.frombuffer(b"".join(self._chunks), np.int16), self._marks
+
+    def phonemes(self, text: str, accent: str) -> list[str]:
+        """IPA of the text's words, with stress; parts of one phoneme are tied by ``^``."""
+        if self._lib.espeak_SetVoiceByName(accent.encode()):
+            raise ValueError(f"espeak-ng has no voice {accent}")
+        buffer = ctypes.create_string_buffer(text.encode())
+        rest, words = ctypes.c_void_p(ctypes.addressof(buffer)), list[str]()
+        while rest.value:  # one clause a call
+            words += self._to_phonemes(ctypes.byref(rest), _CHARS_UTF8, _IPA_WITH_TIES).decode().split()
+        return words
 
     def _start(self, data: bytes | None) -> None:
         flags = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
@@ -161,6 +182,28 @@ def render(text: str, voice: Voice) -> Rendering:
     if said:
         phones = _with_tones(phones, owners, said)
     return Rendering(pcm.astype(np.float32) / 32768, library.sample_rate, words, tuple(phones))
+
+
+def transcribe(text: str, accent: str) -> list[tuple[str, list[Phoneme]]]:
+    """The written words of English text, each with its phonemes.
+
+    espeak-ng runs some words together ("of the"); a bar between words prevents that and keeps its reading of a word in
+    context. A number may be spoken as several words: the counts of words spoken alone then tell which belong together.
+    """
+    library = _library()
+    written = [word for word in text.split() if re.search(r"\w", word)]
+    spoken, counts = library.phonemes(" | ".join(written), accent), [1] * len(written)
+    if len(spoken) != len(written):
+        alone = [library.phonemes(word, accent) for word in written]
+        counts = [len(words) for words in alone]
+        if sum(counts) != len(spoken):
+            spoken = [word for words in alone for word in words]
+    remaining = iter(spoken)
+    return [(word, _tied("".join(next(remaining) for _ in range(n)))) for word, n in zip(written, counts)]
+
+
+def _tied(ipa: str) -> list[Phoneme]:
+    return [Phoneme(stress, tuple(parts.split("^"))) for stress, parts in _TIED.findall(ipa)]
 
 
 def _phones(marks: list[_Mark], spans: list[tuple[int, int]], samples: int, rate: int) -> tuple[list[Phone], list[int]]:

@@ -104,6 +104,9 @@ def vary(voice: Voice, rng: random.Random) -> Voice:
     A synthesiser is deterministic, and a model learns to recognise the one rendering of a sentence
     instead of listening; so nothing should be rendered twice the same way.
     """
+    if voice.engine == "kokoro":  # it has no other settings
+        rate, gain = voice.rate * rng.uniform(0.88, 1.12), voice.gain + rng.uniform(-3, 3)
+        return replace(voice, rate=round(rate), gain=round(gain, 1))
     return replace(
         voice,
         rate=round(voice.rate * rng.uniform(0.88, 1.12)),

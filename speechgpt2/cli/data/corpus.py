@@ -12,8 +12,10 @@ Seed = Annotated[int, typer.Option(help="Random seed.")]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
 Hours = Annotated[float, typer.Option(min=0.0, help="Hours of synthetic speech.")]
 RealSpeech = Annotated[
-    Path | None, typer.Option(help="Real recordings to add: a folder with ljspeech/, fsdd/ and cmn/.", metavar="FOLDER")
+    Path | None,
+    typer.Option(help="Real recordings to add: a folder with ljspeech/, fsdd/, cmn/ and orders/.", metavar="FOLDER"),
 ]
+Voices = Annotated[str, typer.Option(help="Voices: classic (espeak-ng and flite) or natural (Kokoro).", metavar="SET")]
 Exchanges = Annotated[int, typer.Option(min=1, help="Number of questions with replies.")]
 Says = Annotated[
     int | None, typer.Option(min=0, help="Number of texts to speak (text to speech). [default: half of the exchanges]")
@@ -22,12 +24,17 @@ Dictations = Annotated[int, typer.Option(min=0, help="Number of utterances to tr
 
 
 def codec_corpus(
-    out: OutFolder, hours: Hours = 6.0, real_speech: RealSpeech = None, seed: Seed = 0, workers: Workers = 2
+    out: OutFolder,
+    hours: Hours = 6.0,
+    real_speech: RealSpeech = None,
+    voices: Voices = "classic",
+    seed: Seed = 0,
+    workers: Workers = 2,
 ) -> None:
     """Synthesize speech of many voices with pitch and phone labels, to train a codec."""
     from speechgpt2.corpus.synthesize import build_codec_corpus
 
-    _report(build_codec_corpus(out, hours, seed, workers, real_speech))
+    _report(build_codec_corpus(out, hours, seed, workers, real_speech, voices))
 
 
 def dialogue_corpus(
@@ -35,13 +42,14 @@ def dialogue_corpus(
     exchanges: Exchanges = 24_000,
     says: Says = None,
     dictations: Dictations = 0,
+    voices: Voices = "classic",
     seed: Seed = 0,
     workers: Workers = 2,
 ) -> None:
     """Synthesize spoken questions and replies, to train a language model."""
     from speechgpt2.corpus.synthesize import build_dialogue_corpus
 
-    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations))
+    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations, voices=voices))
 
 
 def _report(corpus: Any) -> None:

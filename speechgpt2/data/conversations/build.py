@@ -42,6 +42,7 @@ from speechgpt2.hub import write_atomically
 from speechgpt2.processes import single_threaded
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Utterance, Voice
+from speechgpt2.tts.voice_sets import voice_set
 from speechgpt2.tts.voices import draw_voice, speak, vary
 from speechgpt2.types import SAMPLE_RATE
 
@@ -56,6 +57,7 @@ class Recipe:
 
     scenes     names of scenes, all if none is given; not used where a language model writes
     voices     whom the speakers are drawn from, two of a language at least; the training voices of espeak if not given
+    voice_set  the set that speakers are drawn from where no voices are given: "classic" or "natural"
     assistant  who speaks for the assistant, one voice of a language; drawn like the others if not given
     tries      readings of a line until it counts as missed, and the conversation as rejected
     """
@@ -66,6 +68,7 @@ class Recipe:
     seed: int = 0
     tries: int = 3
     voices: tuple[Voice, ...] = ()
+    voice_set: str = "classic"
     assistant: tuple[Voice, ...] = ()
     oral: OralConfig = field(default_factory=OralConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
@@ -79,6 +82,7 @@ class Recipe:
             raise UserError("conversations and tries must be positive")
         if not self.languages or set(self.languages) - set(LANGUAGES):
             raise UserError(f"languages: there are {' and '.join(LANGUAGES)}")
+        voice_set(self.voice_set)
         for name in self.scenes:
             if not any(name in scenes(lang) for lang in self.languages):
                 raise UserError(f"no scene {name!r}; there are {', '.join(sorted(scenes(self.languages[0])))}")
@@ -163,6 +167,8 @@ def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voi
 def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
     if recipe.voices:
         return rng.choice([voice for voice in recipe.voices if voice.lang == lang])
+    if recipe.voice_set != "classic":
+        return voice_set(recipe.voice_set).draw(lang, rng)
     while True:
         voice = draw_voice(lang, rng)
         if voice.engine == "espeak" and "whisper" not in voice.name:

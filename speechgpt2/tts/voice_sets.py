@@ -1,0 +1,89 @@
+"""Sets of voices that a corpus is spoken with: who asks, who answers, who is held out.
+
+classic   espeak-ng and flite: what the shipped `mini` learnt from
+natural   Kokoro's voices, single and mixed; some espeak-ng and flite speakers ask in English, too
+"""
+
+# ruff: noqa: SIM905 (lists of names read better as text)
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from speechgpt2.errors import UserError
+from speechgpt2.tts import kokoro
+from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice
+
+KOKORO_HELD_OUT = {"en": "af_kore am_michael bf_emma bm_lewis".split(), "zh": "zf_xiaoyi zm_yunyang".split()}
+NATIVE = {"en": "ab", "zh": "z"}  # first letters of the names of voices that speak the language without an accent
+_RATES = (140, 220)  # speeds .8 to 1.25
+_FORMANT_SHARE = {"en": 0.1, "zh": 0.0}  # draws of the natural set that are espeak-ng's or flite's
+_MIXED = 0.4  # natural draws that are mixtures of two or three voices
+_FOREIGN = 0.1  # single natural voices that are those of another language
+
+
+@dataclass(frozen=True)
+class VoiceSet:
+    """The voices of a corpus, by language ("en", "zh").
+
+    Attributes:
+        assistant: The voices that answer; the first is the default.
+        held_out: The voices of the test split. `draw` gives none of them, alone or in a mixture.
+        draw: A random training voice under random settings.
+    """
+
+    assistant: Mapping[str, tuple[Voice, ...]]
+    held_out: Mapping[str, tuple[Voice, ...]]
+    draw: Callable[[str, random.Random], Voice]
+
+
+def voice_set(name: str) -> VoiceSet:
+    """The set of this name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in VOICE_SETS:
+        raise UserError(f"no set of voices {name!r}; there are {', '.join(VOICE_SETS)}")
+    return VOICE_SETS[name]
+
+
+def draw_natural(lang: str, rng: random.Random) -> Voice:
+    """A voice of Kokoro: half of them single native ones, the others mixed or with an accent.
+
+    In a Mandarin mixture a native voice has the largest weight, since accents reach the tones.
+    """
+    known = [name for name in kokoro.VOICES if not any(name in held_out for held_out in KOKORO_HELD_OUT.values())]
+    native = [name for name in known if name[0] in NATIVE[lang]]
+    if rng.random() < _MIXED:
+        names = rng.sample(known, rng.choice((1, 1, 2)))
+        if lang == "en" and rng.random() < 0.5:
+            names = rng.sample(native, len(names))
+        names = [rng.choice([name for name in native if name not in names]), *names]
+        weights = sorted((rng.randint(20, 80) for _ in names), reverse=True)
+        name = kokoro.mixture(dict(zip(names, weights, strict=True)))
+    elif rng.random() < _FOREIGN / (1 - _MIXED):
+        name = rng.choice([name for name in known if name not in native])
+    else:
+        name = rng.choice(native)
+    return Voice("kokoro", name, lang, rate=rng.randint(*_RATES), gain=round(rng.uniform(-8, 4), 1))
+
+
+def _draw_mostly_natural(lang: str, rng: random.Random) -> Voice:
+    return (draw_voice if rng.random() < _FORMANT_SHARE[lang] else draw_natural)(lang, rng)
+
+
+def _kokoro(lang: str, names: str) -> tuple[Voice, ...]:
+    return tuple(Voice("kokoro", name, lang) for name in names.split())
+
+
+VOICE_SETS = {
+    "classic": VoiceSet({lang: (voice,) for lang, voice in ASSISTANT_VOICES.items()}, HELD_OUT_VOICES, draw_voice),
+    "natural": VoiceSet(
+        {"en": _kokoro("en", "af_heart am_puck"), "zh": _kokoro("zh", "zf_xiaoxiao zm_yunxi")},
+        {lang: _kokoro(lang, " ".join(names)) for lang, names in KOKORO_HELD_OUT.items()},
+        _draw_mostly_natural,
+    ),
+}
