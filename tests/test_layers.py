@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "extras": {"errors"},
     "download": {"errors"},
     "asr": BASE | {"audio", "hub", "extras"},
+    "dnsmos": BASE | {"extras"},
     "audio": {"errors", "types", "hub"},
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
@@ -48,8 +49,8 @@ MAY_IMPORT = {
     "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only
     "corpus": FOUNDATION | {"extras", "codec", "lm", "training", "processes", "dsp", "tts", "curriculum"},
-    "data": FOUNDATION | {"extras", "asr", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
-    "eval": FOUNDATION | {"asr", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
+    "data": FOUNDATION | {"extras", "asr", "dnsmos", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
+    "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FOUNDATION
     | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"},
     "cli": None,  # all of them; the tests below keep it lazy, and unknown to the others

@@ -66,7 +66,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "Measure speed on this machine.",
         {"codec": bench.codec, "lm": bench.lm, "realtime": bench.realtime, "soak": bench.soak, "data": bench.data},
     ),
-    "eval": ("Evaluate a codec or a model on held-out data.", {"codec": evaluation.codec, "mini": evaluation.mini}),
+    "eval": (
+        "Evaluate a codec, a model's speech, or a whole model on held-out data.",
+        {"codec": evaluation.codec, "speech": evaluation.speech, "mini": evaluation.mini},
+    ),
     "data": (
         "Collect, synthesize, clean and label speech.",
         {

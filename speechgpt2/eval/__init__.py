@@ -1,4 +1,5 @@
-"""Judges: what a codec keeps of speech (`codec`), what a whole model hears, answers and says (`dialogue`).
+"""Evaluation: what a codec keeps (`codec`), what a model says (`speech`), what it hears and answers (`spoken_qa`).
 
-They need no download: the judges come in their packages (`speechgpt2[eval]`), held-out speech is made on the spot.
+Speech is evaluated by judges that share no weights with the models (`judges`): an ASR model, DNSMOS, a speaker encoder.
+Held-out speech is synthesised when it is needed, or read from a folder of recordings. Nothing is sent to a service.
 """

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from speechgpt2.corpus.held_out import HeldOutQuestion
 from speechgpt2.curriculum import skills
 from speechgpt2.eval.report import column
-from speechgpt2.eval.testsets import say
+from speechgpt2.tts import voices
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
 
 MODES: dict[Mode, str] = {"s2s": "spoken → spoken", "t2s": "typed → spoken", "t2t": "typed → typed"}
@@ -102,7 +102,7 @@ def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> Answe
         UserError: The voice's engine is not installed.
     """
     question = trial.exchange.question
-    turn = Turn.user(speech=say(question, trial.voice).pcm) if mode.startswith("s2") else Turn.user(question)
+    turn = Turn.user(speech=voices.speak(question, trial.voice).pcm) if mode.startswith("s2") else Turn.user(question)
     return Answer(**vars(answer_turn(model, turn, mode, **options)), trial=trial)
 
 

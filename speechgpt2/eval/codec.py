@@ -1,15 +1,16 @@
-"""How good is the codec? Held-out speech through it and through Codec2, judged by the same measures.
+"""How good is the codec? Held-out speech through it and through Codec2, by the same measures and judges.
 
-    sg2 eval codec mini --real-speech FOLDER --out results/
+    sg2 eval codec mini --asr FOLDER --real-speech FOLDER --out results/
 
-Prints one row per codec and test set; `--out` also receives codec.json, codec.md (the README's table) and
-spectrograms. The output of every codec is moved by its declared delay and then by what fits best within ± 5 ms
-(`metrics.align`).
+Two tables, a row for each codec and set of speech. *Signal*: each reconstruction against its original, moved by the
+codec's declared delay and then by what fits best within ± 5 ms (`metrics.align`). *Judges*: what an ASR model
+understands, DNSMOS and speaker similarity; its first row of each set is the original, the control. `--out` also
+receives codec.json, codec.md (the README's tables) and spectrograms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,27 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from speechgpt2.asr import count_errors
+from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
 from speechgpt2.errors import UserError
-from speechgpt2.eval import metrics, report
-from speechgpt2.eval.peers import CODEC2_MODES, Codec2, Ours, Peer, has_codec2
-from speechgpt2.eval.pitch import track
+from speechgpt2.eval import judges, metrics, report, speech_sets
+from speechgpt2.eval.boersma_pitch import track
+from speechgpt2.eval.codec_systems import CODEC2_MODES, Codec2, CodecSystem, OwnCodec, Reconstruction, has_codec2
+from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
+from speechgpt2.eval.speaker_similarity import Embedding, baselines, similarity
 from speechgpt2.eval.spectrogram import save_spectrograms
-from speechgpt2.eval.testsets import Clip, recorded, synthetic
+from speechgpt2.eval.speech_sets import Clip
+from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice
 from speechgpt2.types import SAMPLE_RATE
+
+ORIGINAL = "original"
+SPEAKERS = {"synthetic": HELD_OUT_VOICES}  # sets of held-out voices, by the name that tables give them
 
 
 @dataclass(frozen=True)
 class CodecRow:
-    """One codec on one test set: means over its clips; nan where nothing could be measured."""
+    """One codec on one set of speech: means over its clips; nan where nothing could be measured."""
 
     test_set: str = column("speech")
     codec: str = column("codec")
@@ -60,6 +69,29 @@ class ClipScore:
     mel_cepstral_distortion: float
 
 
+@dataclass(frozen=True)
+class JudgedRow:
+    """What judges make of one codec on one set of speech, or of the originals.
+
+    Attributes:
+        error_rate: ASR errors against the transcript; where there is none, against what the judge understands of the
+            original (nan for the original itself).
+        similarity: Of a clip's voice to that of its original.
+        same_speaker: Similarity of different originals of one speaker.
+        other_speaker: Similarity of originals of different speakers.
+    """
+
+    test_set: str = column("speech")
+    codec: str = column("codec")
+    clips: int = column("n", "d")
+    error_name: str = column("ASR")
+    error_rate: float = column("errors ↓", ".3f")
+    mos: float = column("DNSMOS ↑", ".2f")
+    similarity: float = column("similarity ↑", ".2f")
+    same_speaker: float = column("same speaker", ".2f")
+    other_speaker: float = column("other speaker", ".2f")
+
+
 def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
     """All measures of an aligned pair `[N]`, `[N]` at 24 kHz."""
     f0, f0_degraded = track(reference), track(degraded)
@@ -74,19 +106,15 @@ def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
     )
 
 
-def judge(peer: Peer, name: str, clips: Sequence[Clip], done: Callable[[], Any] = lambda: None) -> CodecRow:
-    """One row: `peer` on the test set `name`. `done` is called after each clip."""
-    scores, codes = [], []
-    for clip in clips:
-        copy = peer.copy(clip.pcm)
-        scores.append(score(*metrics.align(clip.pcm, copy.pcm, peer.delay)))
-        codes.extend([] if copy.codes is None else [copy.codes])
-        done()
+def codec_row(system: CodecSystem, name: str, clips: Sequence[Clip], copies: Sequence[Reconstruction]) -> CodecRow:
+    """The signal measures of `system` on the set `name`, from its reconstructions of `clips`."""
+    scores = [score(*metrics.align(c.pcm, copy.pcm, system.delay)) for c, copy in zip(clips, copies, strict=True)]
+    codes = [copy.codes for copy in copies if copy.codes is not None]
     means = {key: _mean([getattr(s, key) for s in scores]) for key in ClipScore.__dataclass_fields__}
     return CodecRow(
         test_set=name,
-        codec=peer.name,
-        bitrate=peer.bitrate,
+        codec=system.name,
+        bitrate=system.bitrate,
         perplexity=metrics.perplexity(np.concatenate(codes)) if codes else None,
         clips=len(clips),
         seconds=round(sum(len(clip.pcm) for clip in clips) / SAMPLE_RATE, 1),
@@ -99,22 +127,88 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def test_sets(real_speech: str | Path | None, clips: int) -> dict[str, list[Clip]]:
-    """The held-out speech: synthetic voices in both languages, and the real recordings where a folder is given."""
-    names = {"ljspeech": "LJ Speech", "fsdd": "English digits", "cmn-words": "Mandarin words"}
-    sets = {"synthetic English": synthetic("en", clips), "synthetic Mandarin": synthetic("zh", clips)}
-    if real_speech is not None:
-        sets |= {names.get(key, key): value for key, value in recorded(real_speech, clips).items()}
-    return sets
+class SpeechJudgement:
+    """The judges' rows of one set of speech: first that of the originals, then one for each codec.
+
+    Args:
+        name: The set's name.
+        clips: The originals.
+        panel: The judges.
+        embeddings: Of the originals' voices.
+    """
+
+    def __init__(self, name: str, clips: Sequence[Clip], panel: Judges, embeddings: Sequence[Embedding | None]) -> None:
+        self.name, self.clips, self.panel, self.embeddings = name, clips, panel, embeddings
+        self.speakers = [clip.speaker for clip in clips]
+        self.same, self.other = baselines(embeddings, self.speakers)
+        self.lang = clips[0].lang
+        self.has_text = all(clip.text for clip in clips)
+        self.heard: list[str] = []
+        if panel.knows(self.lang):
+            self.heard = panel.transcribe([clip.pcm for clip in clips], self.lang)
+
+    def original(self) -> JudgedRow:
+        waves = [clip.pcm for clip in self.clips]
+        rate = self._errors([clip.text for clip in self.clips], self.heard) if self.has_text else float("nan")
+        return self._row(ORIGINAL, rate, waves, float("nan"))
+
+    def row(self, codec: str, waves: Sequence[Wave]) -> JudgedRow:
+        """The row of `codec`, whose reconstructions of the clips are `waves`."""
+        references = [clip.text for clip in self.clips] if self.has_text else self.heard
+        rate = self._errors(references, self.panel.transcribe(waves, self.lang) if self.heard else [])
+        pairs = list(zip(self.embeddings, self.panel.embed(waves), strict=True))
+        return self._row(codec, rate, waves, similarity(pairs))
+
+    def _errors(self, references: Sequence[str], heard: Sequence[str]) -> float:
+        return count_errors(references, heard, self.lang or "en").rate if heard else float("nan")
+
+    def _row(self, codec: str, rate: float, waves: Sequence[Wave], close: float) -> JudgedRow:
+        error = ERROR_NAMES.get(self.lang, "errors") if self.heard else "–"
+        mos = self.panel.opinion(waves)
+        return JudgedRow(self.name, codec, len(waves), error, rate, mos, close, self.same, self.other)
 
 
-def run(peers: Sequence[Peer], sets: dict[str, list[Clip]], console: Console | None = None) -> list[CodecRow]:
-    """Every peer on every test set, under a progress bar; sets outside, so that rivals stand next to each other."""
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("judging", total=len(peers) * sum(map(len, sets.values())))
-        return [
-            judge(peer, name, clips, lambda: progress.advance(task)) for name, clips in sets.items() for peer in peers
-        ]
+def build_sets(
+    clips: int, real_speech: str | Path | None, speakers: Mapping[str, Mapping[str, Sequence[Voice]]]
+) -> dict[str, list[Clip]]:
+    """The held-out speech by name: each set of voices in both languages, then the recordings of people."""
+    sets = {
+        f"{name} {language}": speech_sets.synthetic(lang, clips, voices[lang])
+        for name, voices in speakers.items()
+        for lang, language in speech_sets.LANGUAGES.items()
+    }
+    return sets if real_speech is None else sets | speech_sets.recorded(real_speech, clips)
+
+
+def evaluate(
+    systems: Sequence[CodecSystem],
+    sets: Mapping[str, Sequence[Clip]],
+    panel: Judges,
+    done: Callable[[], Any] = lambda: None,
+) -> tuple[list[CodecRow], list[JudgedRow]]:
+    """Every codec on every set of speech; codecs that are compared stand next to each other.
+
+    Args:
+        systems: The codecs.
+        sets: Clips by the name of their set.
+        panel: The judges of the second table; without any it is empty.
+        done: Called after each codec and set, and after the originals of a set.
+    """
+    rows: list[CodecRow] = []
+    judged: list[JudgedRow] = []
+    for name, clips in sets.items():
+        judging = None
+        if panel.asr or panel.mos or panel.speaker:
+            judging = SpeechJudgement(name, clips, panel, panel.embed([clip.pcm for clip in clips]))
+            judged.append(judging.original())
+        done()
+        for system in systems:
+            copies = [system.reconstruct(clip.pcm) for clip in clips]
+            rows.append(codec_row(system, name, clips, copies))
+            if judging is not None:
+                judged.append(judging.row(system.name, [copy.pcm[system.delay :] for copy in copies]))
+            done()
+    return rows, judged
 
 
 def main(
@@ -123,35 +217,52 @@ def main(
     out: str | Path | None = None,
     clips: int = 36,
     peers: bool = True,
-) -> list[CodecRow]:
-    """Judge a codec (a name, a folder, or a `Codec`; None for the peers alone) and print the table.
+    asr: str | Path | None = None,
+    threads: int = 1,
+    speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
+) -> tuple[list[CodecRow], list[JudgedRow]]:
+    """Evaluate a codec, print the tables and return their rows.
 
-    `real_speech`: a folder with ljspeech/, fsdd/, cmn/. `clips`: how many per test set. `peers`: Codec2 beside it.
-    `out`: a folder for codec.json, codec.md and a spectrogram per test set. Errors: `UserError`.
+    Args:
+        model: A name, a folder, or a `Codec`; None for Codec2 alone.
+        real_speech: A folder of recordings, as `speech_sets.recorded` takes it.
+        out: A folder for codec.json, codec.md and a spectrogram of each set.
+        clips: The number of clips of each set.
+        peers: Whether Codec2 is evaluated, too.
+        asr: The ASR judge, as `asr.load` takes it.
+        threads: CPU threads of the judges.
+        speakers: Sets of held-out voices, by name and language.
+
+    Raises:
+        UserError: A model, a judge, a voice or the folder cannot be used.
     """
-    console, target = Console(), report.folder(out)
-    judged: list[Peer] = [] if model is None else [_ours(model)]
+    console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
+    systems: list[CodecSystem] = [] if model is None else [_own(model)]
     if peers and has_codec2():
-        judged += [Codec2(mode) for mode in CODEC2_MODES]
+        systems += [Codec2(mode) for mode in CODEC2_MODES]
     elif peers:
-        console.print("Codec2 is not installed (Debian: apt install codec2): no peers in this table")
-    sets = test_sets(real_speech, clips)
-    rows = run(judged, sets, console)
-    report.show("Codec: held-out speech, means over clips", rows, console)
+        console.print("Codec2 is not installed (Debian: apt install codec2): it is in no row of these tables")
+    sets = build_sets(clips, real_speech, speakers)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(sets) * (len(systems) + 1))
+        rows, judged = evaluate(systems, sets, panel, lambda: progress.advance(task))
+    tables: dict[str, list[Any]] = {"Codec: signal, means over clips": rows, "Codec: judges": judged}
+    report.show_all(tables, panel.notes, console)
     if target is not None:
-        report.save_json(target / "codec.json", rows=rows)
-        (target / "codec.md").write_text(report.markdown(rows), encoding="utf-8")
+        judge = panel.asr.name if panel.asr else None
+        report.save_json(target / "codec.json", rows=rows, judged=judged, asr=judge, notes=panel.notes)
+        (target / "codec.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
         try:
             for name, content in sets.items():
-                save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, judged)
-        except UserError as error:  # the numbers are worth having without the pictures
+                save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, systems)
+        except UserError as error:  # the numbers are useful without the pictures
             console.print(f"no spectrograms: {error}", markup=False)
-    return rows
+    return rows, judged
 
 
-def _ours(model: Any) -> Ours:
+def _own(model: Any) -> OwnCodec:
     if isinstance(model, (str, Path)):
         from speechgpt2.codec.model import Codec
 
-        return Ours(Path(model).name, Codec.from_pretrained(model))
-    return Ours("codec", model)
+        return OwnCodec(Path(model).name, Codec.from_pretrained(model))
+    return OwnCodec("codec", model)

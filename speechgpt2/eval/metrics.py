@@ -1,7 +1,7 @@
 """Signals in, numbers out: what a codec did to a waveform.
 
-Waveforms are `[N]` float at 24 kHz, pitch tracks `[F]` in Hz with 0 where unvoiced (`eval.pitch`). A metric that
-cannot be told from what it is given (no speech, no voiced frame) is nan, so that a mean over clips leaves it out.
+Waveforms are `[N]` float at 24 kHz, pitch tracks `[F]` in Hz with 0 where unvoiced (`eval.boersma_pitch`). A metric
+that cannot be told from what it is given (no speech, no voiced frame) is nan, so that a mean over clips leaves it out.
 
 STOI and PESQ alone mislead for a codec with a 100 Hz frame grid: they *reward* a buzz at that rate over its cure. The
 pitch measures and `hop_lock` stand beside them for that reason.

@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,20 @@ def markdown(rows: Sequence[Any]) -> str:
         return ""
     lines = [_titles(rows[0]), ["---"] + ["---:"] * (len(_titles(rows[0])) - 1), *map(_cells, rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def show_all(tables: Mapping[str, Sequence[Any]], notes: Sequence[str], console: Console) -> None:
+    """Print tables by their titles, and below them what is missing."""
+    for title, rows in tables.items():
+        show(title, rows, console)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def document(tables: Mapping[str, Sequence[Any]], notes: Sequence[str]) -> str:
+    """The same tables and notes as Markdown."""
+    parts = [f"**{title}**\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
+    return "\n".join([*parts, *(f"{note}\n" for note in notes)])
 
 
 def save_json(path: Path, **content: Any) -> None:

@@ -1,4 +1,4 @@
-"""The look of a codec: spectrograms of the original and its copies, one under the other.
+"""Spectrograms of an original and its reconstructions, one under the other.
 
 A buzz at the frame grid, lost harmonics and smeared onsets show here first, before any number tells them apart.
 """
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechgpt2.eval import metrics
-from speechgpt2.eval.peers import Peer
+from speechgpt2.eval.codec_systems import CodecSystem
 from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
 CEILING = 8000  # Hz shown
 
 
-def save_spectrograms(path: Path, pcm: NDArray[np.float32], peers: Sequence[Peer]) -> None:
-    """Write a PNG: `pcm [N]` at 24 kHz, then its copy by each peer, aligned."""
+def save_spectrograms(path: Path, pcm: NDArray[np.float32], systems: Sequence[CodecSystem]) -> None:
+    """Write a PNG: `pcm [N]` at 24 kHz, then its reconstruction by each codec, aligned."""
     require("matplotlib", "eval").use("Agg")
     plots = require("matplotlib.pyplot", "eval")
     waves = {"original": pcm}
-    for peer in peers:
-        waves[peer.name] = metrics.align(pcm, peer.copy(pcm).pcm, peer.delay)[1]
+    for system in systems:
+        waves[system.name] = metrics.align(pcm, system.reconstruct(pcm).pcm, system.delay)[1]
     figure, axes = plots.subplots(len(waves), 1, figsize=(10, 2.2 * len(waves)), sharex=True, squeeze=False)
     for axis, (name, wave) in zip(axes[:, 0], waves.items(), strict=True):
         image = _decibels(wave)

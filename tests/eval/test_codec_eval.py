@@ -1,4 +1,4 @@
-"""The codec's judgement from clips to report, with a codec that copies, and Codec2 where it is installed."""
+"""The codec's evaluation from clips to report, with a codec that copies, and Codec2 where it is installed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from speechgpt2 import extras
+from speechgpt2 import audio, extras
+from speechgpt2.asr import Transcription
+from speechgpt2.dnsmos import Opinion
 from speechgpt2.errors import UserError
-from speechgpt2.eval import codec as judge
+from speechgpt2.eval import codec as evaluation
 from speechgpt2.eval import metrics, report
-from speechgpt2.eval.peers import Codec2, Copy
-from speechgpt2.eval.testsets import Clip, recorded
+from speechgpt2.eval.codec_systems import Codec2, Reconstruction
+from speechgpt2.eval.judges import NO_ASR, Judges
+from speechgpt2.eval.speech_sets import Clip, recorded
 from tests import needs
 from tests.eval.test_metrics import noise, voice
 
@@ -26,14 +29,15 @@ class Late:
 
     name, bitrate, delay = "late", 384_000, 480
 
-    def copy(self, pcm: np.ndarray) -> Copy:
+    def reconstruct(self, pcm: np.ndarray) -> Reconstruction:
         codes = np.stack([np.arange(50) % 10] * 3, axis=1)
-        return Copy(np.concatenate([np.zeros(self.delay, np.float32), pcm]), codes)
+        return Reconstruction(np.concatenate([np.zeros(self.delay, np.float32), pcm]), codes)
 
 
 @needs.extra("eval", "pystoi", "pesq")
 def test_a_perfect_copy_scores_perfectly():
-    row = judge.judge(Late(), "tones", [CLIP, CLIP])
+    late, clips = Late(), [CLIP, CLIP]
+    row = evaluation.codec_row(late, "tones", clips, [late.reconstruct(clip.pcm) for clip in clips])
     assert row.stoi > 0.999 and row.pesq_wb > 4.5
     assert row.gross_pitch_error == row.voicing_error == row.hop_lock == 0
     assert row.perplexity == pytest.approx((10.0, 10.0, 10.0))
@@ -42,7 +46,8 @@ def test_a_perfect_copy_scores_perfectly():
 
 @needs.extra("eval", "pystoi", "pesq")
 def test_report(tmp_path):
-    rows = judge.run([Late()], {"tones": [CLIP]})
+    rows, judged = evaluation.evaluate([Late()], {"tones": [CLIP]}, Judges())
+    assert judged == []
     wide = Console(width=200, record=True, file=StringIO())
     report.show("Codec", rows, wide)
     assert "tones" in wide.export_text()
@@ -55,7 +60,7 @@ def test_report(tmp_path):
 
 
 def test_what_was_not_measured_is_null(tmp_path):
-    row = judge.CodecRow("set", "codec", 1, *[float("nan")] * 7, perplexity=None)
+    row = evaluation.CodecRow("set", "codec", 1, *[float("nan")] * 7, perplexity=None)
     report.save_json(tmp_path / "x.json", rows=[row])
     assert json.loads((tmp_path / "x.json").read_text())["rows"][0]["stoi"] is None
     assert report.markdown([row]).splitlines()[2].count("–") == 8
@@ -72,8 +77,8 @@ def test_spectrograms(tmp_path):
 @needs.tool("codec2")
 @pytest.mark.parametrize("mode", ["700C", "1300"])
 def test_codec2_round_trip(mode):
-    peer = Codec2(mode)
-    original, copy = metrics.align(CLIP.pcm, peer.copy(CLIP.pcm).pcm, peer.delay)
+    system = Codec2(mode)
+    original, copy = metrics.align(CLIP.pcm, system.reconstruct(CLIP.pcm).pcm, system.delay)
     assert len(copy) == len(CLIP.pcm)
     assert 0.01 < np.abs(copy).max() <= 1.0
     lost = metrics.mel_cepstral_distortion(original, copy)
@@ -81,10 +86,81 @@ def test_codec2_round_trip(mode):
 
 
 def test_a_missing_package_is_named():
-    with pytest.raises(UserError, match=r"no_such_judge is not installed.*speechgpt2\[eval\]"):
-        extras.require("no_such_judge", "eval")
+    with pytest.raises(UserError, match=r"no_such_package is not installed.*speechgpt2\[eval\]"):
+        extras.require("no_such_package", "eval")
 
 
 def test_a_folder_without_recordings_is_named(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         recorded(tmp_path, 3)
+
+
+class FakeAsr:
+    """Understands the sign of the first sample that is not silent."""
+
+    name, languages, independent = "fake", frozenset({"en"}), True
+
+    def transcribe(self, pcm, language):
+        first = pcm[np.flatnonzero(pcm)[0]]
+        return Transcription("one two" if first > 0 else "one", language or "en")
+
+
+class FakeMos:
+    def score(self, pcm):
+        return Opinion(1.0, 2.0, 3.0)
+
+
+class FakeEncoder:
+    def embed(self, pcm):
+        return np.array([1.0, 0.0]) if len(pcm) % 2 else np.array([0.6, 0.8])
+
+
+class Flips:
+    """A codec that turns the wave over."""
+
+    name, bitrate, delay = "flips", 1, 0
+
+    def reconstruct(self, pcm):
+        return Reconstruction(-pcm, None)
+
+
+def test_judges_have_a_row_for_the_original_and_one_for_each_codec(monkeypatch):
+    monkeypatch.setattr(evaluation, "codec_row", lambda *_: None)
+    wave = np.linspace(0.1, 0.2, 24_001, dtype=np.float32)
+    texts = [
+        Clip(wave, "One, two!", "en", "a"),
+        Clip(wave[1:], "1 2", "en", "a"),
+        Clip(wave, "one two three", "en", "b"),
+    ]
+    panel = Judges(FakeAsr(), FakeMos(), FakeEncoder(), ())
+    _, (original, flipped) = evaluation.evaluate([Flips()], {"texts": texts}, panel)
+    assert (original.codec, original.error_name, original.mos) == ("original", "WER", 3.0)
+    assert original.error_rate == pytest.approx(1 / 7) and flipped.error_rate == pytest.approx(4 / 7)
+    assert np.isnan(original.similarity) and flipped.similarity == 1.0
+    assert (original.same_speaker, original.other_speaker) == (pytest.approx(0.6), pytest.approx(0.8))
+    # recordings without transcripts are compared with what is understood of the original
+    _, (original, flipped) = evaluation.evaluate([Flips()], {"people": [Clip(wave, "", "", "")]}, panel)
+    assert np.isnan(original.error_rate) and flipped.error_rate == 0.5 and np.isnan(original.same_speaker)
+    # a judge that does not know the language has no numbers, the others have
+    _, (original, _) = evaluation.evaluate([Flips()], {"texts": [Clip(wave, "一", "zh", "a")]}, panel)
+    assert np.isnan(original.error_rate) and original.error_name == "–" and original.mos == 3.0
+
+
+@needs.extra("eval", "pystoi", "pesq")
+def test_tables_say_that_no_independent_judge_was_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "build_sets", lambda *_: {"tones": [CLIP]})
+    monkeypatch.setattr(evaluation.judges, "load", lambda *_: Judges())
+    rows, judged = evaluation.main(None, out=tmp_path, peers=False)
+    assert rows == judged == []
+    assert NO_ASR[:30] in capsys.readouterr().out and NO_ASR in (tmp_path / "codec.md").read_text()
+    assert json.loads((tmp_path / "codec.json").read_text())["asr"] is None
+
+
+def test_any_folder_of_recordings_is_a_set(tmp_path):
+    (tmp_path / "orders").mkdir()
+    audio.save(tmp_path / "orders" / "a.wav", CLIP.pcm)
+    audio.save(tmp_path / "b.flac", CLIP.pcm)
+    found = recorded(tmp_path, 3)
+    assert set(found) == {tmp_path.name, "orders"}
+    [clip] = found["orders"]
+    assert (clip.text, clip.lang, clip.speaker) == ("", "", "") and len(clip.pcm) == len(CLIP.pcm)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.eval import metrics
-from speechgpt2.eval.pitch import track
+from speechgpt2.eval.boersma_pitch import track
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 

@@ -1,4 +1,4 @@
-"""Pitch by autocorrelation (Boersma 1993), the judge of pitch errors.
+"""Pitch by autocorrelation (Boersma 1993), which pitch errors are measured with.
 
 WORLD's DIO, which labels the training data, looks for the fundamental itself and jumps an octave where a codec has
 weakened it, although the voice sounds right; Harvest does so less, at 20 times the cost. A period is there with or

@@ -1,4 +1,4 @@
-"""Does the model know a whole question from one that breaks off? What `semantic_vad` goes by."""
+"""Does the model tell a whole question from one that breaks off? `semantic_vad` relies on it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from speechgpt2.corpus.held_out import HeldOutQuestion
 from speechgpt2.errors import UserError
 from speechgpt2.eval.report import column
-from speechgpt2.eval.testsets import say
+from speechgpt2.tts import voices
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE, UNFINISHED
 
-PAUSE = 0.2  # seconds of silence upon which a live talk asks
+PAUSE = 0.2  # seconds of silence after which a live session asks
 
 
 @dataclass(frozen=True)
-class EndingRow:
+class EndOfTurnRow:
     """How often questions were taken for whole ones."""
 
     lang: str = column("language")
@@ -29,27 +29,27 @@ class EndingRow:
     whole: float = column("taken for whole", ".2f")
 
 
-def ending_rows(
+def end_of_turn_rows(
     model: Any, trials: Iterable[HeldOutQuestion], done: Callable[[], Any] = lambda: None
-) -> list[EndingRow]:
+) -> list[EndOfTurnRow]:
     """Each question of three words or more, once as it is and once up to one of its words, at random.
 
-    None for a model that does not tell what it heard.
+    No rows for a model that writes no transcripts.
     """
     found: dict[tuple[str, str], list[bool]] = {}
     rng = random.Random("endings")
     try:
         for trial in trials:
-            for kind, pcm in _askings(say(trial.exchange.question, trial.voice), rng):
+            for kind, pcm in _variants(voices.speak(trial.exchange.question, trial.voice), rng):
                 whole = not model.transcribe(pcm).endswith(UNFINISHED)
                 found.setdefault((trial.exchange.lang, kind), []).append(whole)
             done()
     except UserError:
         return []
-    return [EndingRow(*key, len(group), float(np.mean(group))) for key, group in sorted(found.items(), reverse=True)]
+    return [EndOfTurnRow(*key, len(group), float(np.mean(group))) for key, group in sorted(found.items(), reverse=True)]
 
 
-def _askings(question: Utterance, rng: random.Random) -> Iterator[tuple[str, np.ndarray]]:
+def _variants(question: Utterance, rng: random.Random) -> Iterator[tuple[str, np.ndarray]]:
     if len(question.words) < 3:
         return
     pause = np.zeros(int(PAUSE * SAMPLE_RATE), np.float32)

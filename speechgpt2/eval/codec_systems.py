@@ -1,7 +1,7 @@
-"""Codecs to compare with, all seen as one thing: a name, a bit rate, and a way from a waveform to its copy.
+"""Codecs that are evaluated, behind one interface: a name, a bit rate, and the reconstruction of a waveform.
 
 Codec2 (700C at 700 bit/s, 1300 at 1,300 bit/s) runs through the `c2enc` and `c2dec` programs of the Debian package
-`codec2`; it is a telephone-band (8 kHz) parametric codec, the open peer at these rates that needs no weights.
+`codec2`; it is a telephone-band (8 kHz) parametric codec, the open one at these rates that needs no weights.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ CODEC2_MODES = {"700C": 700, "1300": 1300}  # mode: bit/s
 CODEC2_DELAY = {"700C": 720, "1300": 480}  # mode: samples at 24 kHz (30 and 20 ms), where STOI on speech peaks
 
 
-class Copy(NamedTuple):
-    """What came back: `pcm [N]` at 24 kHz, and the codes `[T, K]` where the codec has codebooks."""
+class Reconstruction(NamedTuple):
+    """What a codec gives back: `pcm [N]` at 24 kHz, and the codes `[T, K]` where the codec has codebooks."""
 
     pcm: NDArray[np.float32]
     codes: NDArray[np.int64] | None
 
 
-class Peer(Protocol):
+class CodecSystem(Protocol):
     """A codec under test. `delay` is the number of samples (24 kHz) by which its output trails its input."""
 
     name: str
     bitrate: int
     delay: int
 
-    def copy(self, pcm: NDArray[np.float32]) -> Copy:
+    def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
         """Encode and decode `pcm [N]` at 24 kHz."""
         ...
 
 
-class Ours:
-    """The project's codec (a `speechgpt2.Codec`) as a peer."""
+class OwnCodec:
+    """The project's codec (a `speechgpt2.Codec`) as a system."""
 
     def __init__(self, name: str, codec: Any) -> None:
         self.name, self.codec = name, codec
         self.delay = int(getattr(codec.config, "delay", 0))
-        self.bitrate = 0  # known after the first copy
+        self.bitrate = 0  # known after the first reconstruction
 
     @torch.inference_mode()
-    def copy(self, pcm: NDArray[np.float32]) -> Copy:
+    def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
         # Silence behind the clip, so that a decoder that trails its input has something to trail with.
         padded = np.pad(pcm, (0, self.delay + SAMPLE_RATE // 10)).astype(np.float32)
         codes = self.codec.encode(torch.from_numpy(padded)[None])
         wave = self.codec.decode(codes)[0].float().numpy()
         self.bitrate = FRAME_RATE * codes.shape[-1] * 10
-        return Copy(wave, codes[0].numpy())
+        return Reconstruction(wave, codes[0].numpy())
 
 
 class Codec2:
@@ -71,7 +71,7 @@ class Codec2:
         self.mode, self.name, self.bitrate = mode, f"Codec2 {mode}", CODEC2_MODES[mode]
         self.delay = CODEC2_DELAY[mode]
 
-    def copy(self, pcm: NDArray[np.float32]) -> Copy:
+    def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
         padded = np.pad(np.asarray(pcm, dtype=np.float32), (0, self.delay + SAMPLE_RATE // 10))
         narrow = soxr.resample(padded, SAMPLE_RATE, CODEC2_RATE)
         words = np.round(np.clip(narrow, -1, 1) * 32767).astype("<i2")
@@ -81,7 +81,7 @@ class Codec2:
             for program, source, target in (("c2enc", speech, bits), ("c2dec", bits, copy)):
                 subprocess.run([program, self.mode, source, target], check=True, capture_output=True)
             narrow = np.frombuffer(copy.read_bytes(), dtype="<i2").astype(np.float32) / 32768
-        return Copy(soxr.resample(narrow, CODEC2_RATE, SAMPLE_RATE), None)
+        return Reconstruction(soxr.resample(narrow, CODEC2_RATE, SAMPLE_RATE), None)
 
 
 def has_codec2() -> bool:

@@ -1,0 +1,84 @@
+"""The judges of speech: an ASR model, DNSMOS and a speaker encoder, loaded once for all tables of a command.
+
+A judge is independent when it shares no weights with what it judges. An ASR model is named by the user (`--asr`); the
+others are there when the extra `eval` is installed. What is missing is said below the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechgpt2 import asr
+from speechgpt2.dnsmos import DnsMos
+from speechgpt2.errors import UserError
+from speechgpt2.eval.speaker_similarity import Embedding, SpeakerEncoder
+
+Wave = NDArray[np.float32]
+NO_ASR = "No independent ASR judge: give one by --asr, for example the folder of a faster-whisper model."
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges that are at hand; None for one that is not.
+
+    Attributes:
+        asr: Transcribes speech; its errors are counted against the text.
+        mos: Predicts opinion scores.
+        speaker: Embeds voices.
+        notes: A line for each judge that is missing.
+    """
+
+    asr: asr.Recogniser | None = None
+    mos: DnsMos | None = None
+    speaker: SpeakerEncoder | None = None
+    notes: tuple[str, ...] = (NO_ASR,)
+
+    def knows(self, language: str) -> bool:
+        """Whether the ASR judge recognises a language; "" is one that it must detect."""
+        return self.asr is not None and (not language or language in self.asr.languages)
+
+    def transcribe(self, waves: Sequence[Wave], language: str) -> list[str]:
+        """What the ASR judge understands of each wave [N] at 24 kHz."""
+        assert self.asr is not None
+        return [self.asr.transcribe(wave, language).text for wave in waves]
+
+    def opinion(self, waves: Sequence[Wave]) -> float:
+        """The mean overall DNSMOS; nan without the network or without speech."""
+        scores = [self.mos.score(wave).overall for wave in waves if len(wave)] if self.mos else []
+        return float(np.mean(scores)) if scores else float("nan")
+
+    def embed(self, waves: Sequence[Wave]) -> list[Embedding | None]:
+        """The speaker embedding of each wave; None for each without the encoder."""
+        return [self.speaker.embed(wave) if self.speaker else None for wave in waves]
+
+
+def load(model: str | Path | None = None, threads: int = 1) -> Judges:
+    """Load the judges.
+
+    Args:
+        model: The ASR judge as `asr.load` takes it; None for no ASR judge.
+        threads: CPU threads of each.
+
+    Raises:
+        UserError: The ASR model is missing or not usable, or a model of this project, which is no independent judge.
+    """
+    notes, mos, speaker = [], None, None
+    recogniser = asr.load(model, threads=threads) if model is not None else None
+    if recogniser is None:
+        notes.append(NO_ASR)
+    elif not recogniser.independent:
+        raise UserError(f"{model}: a model of this project is no independent judge; give Whisper or pocketsphinx")
+    try:
+        mos = DnsMos(threads=threads)
+    except UserError as error:
+        notes.append(f"No DNSMOS: {error}")
+    try:
+        speaker = SpeakerEncoder()
+    except UserError as error:
+        notes.append(f"No speaker similarity: {error}")
+    return Judges(recogniser, mos, speaker, tuple(notes))

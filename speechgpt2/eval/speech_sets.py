@@ -1,0 +1,124 @@
+"""Speech that no model of the project was trained on: synthesised by held-out voices, or recordings of people.
+
+`synthetic` speaks on the fly; `recorded` reads the held-out part of real recordings (the split is that of
+`corpus.recordings`) and any other folder of audio files. Words and digits are joined to clips of some three seconds
+where phrases are wanted: STOI and PESQ evaluate phrases.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechgpt2 import audio
+from speechgpt2.corpus import recordings
+from speechgpt2.curriculum import sentences
+from speechgpt2.errors import UserError
+from speechgpt2.tts import voices
+from speechgpt2.types import SAMPLE_RATE
+
+MAX_SECONDS = 12.0  # longer recordings with a transcript are left out, others are cut
+MOST = int(MAX_SECONDS * SAMPLE_RATE)  # samples
+JOINED_SECONDS = 3.0
+GAP_SECONDS = 0.1  # between joined words, besides the margins that the recordings keep
+NAMES = {"ljspeech": "LJ Speech", "fsdd": "English digits", "cmn-words": "Mandarin words"}
+KNOWN = ("ljspeech", "fsdd", "cmn")  # folders that `corpus.recordings` reads
+LANGUAGES = {"en": "English", "zh": "Mandarin"}
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of speech.
+
+    Attributes:
+        pcm: Samples [N] at 24 kHz.
+        text: What is said; "" where nobody wrote it down.
+        lang: "en" or "zh"; "" where it is not known.
+        speaker: Who says it; "" where it is not known.
+    """
+
+    pcm: NDArray[np.float32] = field(repr=False)
+    text: str
+    lang: str
+    speaker: str
+
+
+def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = None, seed: int = 0) -> list[Clip]:
+    """Speak `clips` random sentences of "en" or "zh" with held-out voices, each voice as often as the others."""
+    speakers = voices.HELD_OUT_VOICES[lang] if speakers is None else speakers
+    rng, result = random.Random(f"eval/{lang}/{seed}"), []
+    for i in range(clips):
+        voice = speakers[i % len(speakers)]
+        spoken = voices.speak(sentences.sentence(rng, lang), voice)
+        result.append(Clip(_float32(spoken.pcm), spoken.text, lang, voice.speaker))
+    return result
+
+
+def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True) -> dict[str, list[Clip]]:
+    """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
+
+    Args:
+        folder: A folder with ljspeech/, fsdd/, cmn/, or with other folders of audio files without transcripts, or with
+            such files.
+        clips: The most of each set.
+        seed: Of the choice.
+        joined: Whether words and digits are joined to phrases.
+
+    Raises:
+        UserError: The folder holds no recordings.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    result: dict[str, list[Clip]] = {}
+    if any((root / name).is_dir() for name in KNOWN):
+        found = [r for r in recordings.find(root) if r.split == "test" and r.source in NAMES]
+        for source in dict.fromkeys(r.source for r in found):
+            chosen = [r for r in found if r.source == source]
+            random.Random(seed).shuffle(chosen)
+            singles = (_clip(r) for r in chosen)
+            phrases = (clip for clip in singles if clip is not None)
+            stream = _joined(phrases) if joined and source != "ljspeech" else phrases
+            result[NAMES[source]] = [clip for clip, _ in zip(stream, range(clips), strict=False)]
+    for place in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN)):
+        if plain := _plain(place, clips, seed):
+            result[place.name] = plain
+    if not result:
+        raise UserError(f"{folder}: holds none of ljspeech/, fsdd/, cmn/, and no audio files")
+    return result
+
+
+def _plain(folder: Path, clips: int, seed: int) -> list[Clip]:
+    """Clips without transcripts, in a random order."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    random.Random(seed).shuffle(paths)
+    return [Clip(_float32(audio.load(path)[:MOST]), "", "", "") for path in paths[:clips]]
+
+
+def _clip(recording: recordings.Recording) -> Clip | None:
+    item = recordings.load(recording)
+    if item is None or item.pcm is None or len(item.pcm) > MOST:
+        return None
+    return Clip(_float32(item.pcm), item.record.text, item.record.lang, item.record.speaker)
+
+
+def _joined(clips: Iterator[Clip]) -> Iterator[Clip]:
+    """Phrases of `JOINED_SECONDS` from single words."""
+    gap = np.zeros(int(GAP_SECONDS * SAMPLE_RATE), np.float32)
+    words: list[Clip] = []
+    for clip in clips:
+        words.append(clip)
+        if sum(len(word.pcm) for word in words) >= JOINED_SECONDS * SAMPLE_RATE:
+            pcm = np.concatenate([part for word in words for part in (word.pcm, gap)])
+            yield Clip(_float32(pcm), " ".join(word.text for word in words), clip.lang, clip.speaker)
+            words = []
+
+
+def _float32(pcm: np.ndarray) -> NDArray[np.float32]:
+    return np.asarray(pcm, dtype=np.float32)

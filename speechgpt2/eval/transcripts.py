@@ -1,0 +1,58 @@
+"""What a model understands of people: its transcripts of held-out recordings, the ASR judge's beside them.
+
+A set without transcripts is compared with what the judge understands; without a judge it has no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speechgpt2.asr import count_errors
+from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
+from speechgpt2.asr.own_model import OwnModel
+from speechgpt2.errors import UserError
+from speechgpt2.eval.judges import Judges
+from speechgpt2.eval.report import column
+from speechgpt2.eval.speech_sets import Clip
+
+
+@dataclass(frozen=True)
+class TranscriptRow:
+    """Errors of one recogniser on one set of recordings."""
+
+    test_set: str = column("recordings")
+    recogniser: str = column("recogniser")
+    n: int = column("n", "d")
+    error_name: str = column("errors")
+    error_rate: float = column("rate ↓", ".3f")
+    exact: float = column("exactly right ↑", ".2f")
+
+
+def transcript_rows(
+    model: Any, sets: Mapping[str, Sequence[Clip]], panel: Judges, done: Callable[[], Any] = lambda: None
+) -> list[TranscriptRow]:
+    """The model's row and the judge's row of each set; none for a model that writes no transcripts."""
+    rows = []
+    itself = OwnModel(model, "the model")
+    for name, clips in sets.items():
+        lang = clips[0].lang
+        judged = panel.transcribe([clip.pcm for clip in clips], lang) if panel.knows(lang) else []
+        texts = [clip.text for clip in clips] if all(clip.text for clip in clips) else judged
+        if not texts:
+            continue
+        try:
+            heard = [itself.transcribe(clip.pcm, lang).text for clip in clips]
+        except UserError:
+            return []
+        rows.append(_row(name, itself.name, texts, heard, lang))
+        if judged and texts is not judged:
+            rows.append(_row(name, panel.asr.name if panel.asr else "", texts, judged, lang))
+        done()
+    return rows
+
+
+def _row(name: str, recogniser: str, texts: Sequence[str], heard: Sequence[str], lang: str) -> TranscriptRow:
+    found = count_errors(texts, heard, lang or "en")
+    return TranscriptRow(name, recogniser, len(texts), ERROR_NAMES.get(lang, "errors"), found.rate, found.exact_rate)
