@@ -1,6 +1,6 @@
-"""speechgpt2: spoken dialogue in one model. See the README.
+"""speechgpt2: open real-time spoken dialogue. See the README.
 
-The public names are imported when they are first used, so that `import speechgpt2` and `sg2 --help` cost nothing.
+The public names are imported on first use, so that `import speechgpt2` and `sg2 --help` are fast.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from speechgpt2.lm.sampling import SamplingParams as SamplingParams
     from speechgpt2.types import Turn as Turn
 
-_HOMES = {
+_MODULES = {
     "Codec": "codec.model",
     "SpeechLM": "lm.model",
     "SamplingParams": "lm.sampling",
@@ -28,6 +28,6 @@ __all__ = ["Codec", "Conversation", "Reply", "SamplingParams", "SpeechGPT", "Spe
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'speechgpt2' has no attribute '{name}'")
-    return getattr(import_module(f"speechgpt2.{_HOMES[name]}"), name)
+    return getattr(import_module(f"speechgpt2.{_MODULES[name]}"), name)

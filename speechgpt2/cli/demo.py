@@ -134,7 +134,9 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
     """Load the codec.
 
     Args:
+        name: built-in name, folder, Hugging Face id or a released .pkl file.
         config: the YAML file of a released codec.
+        device: the device's name.
 
     Raises:
         UserError: it cannot be loaded.

@@ -92,5 +92,5 @@ def _lm(config: Path, corpus: Path, codec: str, out: Path, resume: bool, init: s
         model = new_model(settings, dialogues, speech_codec)
     else:
         model = going_on(SpeechLM.from_pretrained(init, torch.float32), settings, speech_codec)
-    Source = ConversationSource if turns.is_of_conversations(dialogues) else ExchangeSource
-    train(settings, model, Source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))
+    source = ConversationSource if turns.is_of_conversations(dialogues) else ExchangeSource
+    train(settings, model, source(dialogues, codes, model.prompt), str(out), resume, str(torch_device(device)))

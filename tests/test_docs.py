@@ -1,0 +1,83 @@
+"""Documents against the code: links lead to files, and the commands that they show exist with their options."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from speechgpt2.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "speechgpt2/assets/mini/README.md"])
+SCRIPTS = [*PAGES, *sorted((ROOT / "recipes").glob("*.sh"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:^|`|\(|\s)sg2 ([a-z][^`\n#|]*)")
+
+
+def relative_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative_name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{link} does not exist"
+        assert not anchor or anchor in anchors(path), f"{link}: no such heading"
+
+
+@cache
+def sg2() -> Any:
+    """The command line as a click command."""
+    return typer.main.get_command(app)
+
+
+def find_command(shown: str) -> Any:
+    """The command or group of commands that `shown` begins with; None if there is none."""
+    command = sg2()
+    for word in takewhile(re.compile(r"[a-z][a-z0-9-]*$").match, shown.rstrip(".,;:) ").split()):
+        if not hasattr(command, "commands"):
+            return command
+        if word not in command.commands:
+            return None
+        command = command.commands[word]
+    return command
+
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command, as they are typed."""
+    named = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    return named | {"--help", "-h"}
+
+
+@pytest.mark.parametrize("page", SCRIPTS, ids=relative_name)
+def test_commands_exist(page):
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for shown in COMMAND.findall(text):
+        command = find_command(shown)
+        assert command is not None, f"sg2 {shown}: no such command"
+        unknown = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", shown.split("  sg2 ")[0])) - options_of(command)
+        assert not unknown, f"sg2 {shown}: no option {unknown}"
+
+
+def test_commands_are_found():
+    """The pattern finds commands in code blocks and in running text."""
+    text = "Run `sg2 eval mini --limit 3`.\n    sg2 data clean in -o out   # a comment\n"
+    assert [found.strip() for found in COMMAND.findall(text)] == ["eval mini --limit 3", "data clean in -o out"]
+    assert find_command("data clean in -o out").name == "clean" and find_command("nonsense") is None
+    assert {"-o", "--preset", "--help"} <= options_of(find_command("data clean"))
