@@ -11,7 +11,7 @@ from speechgpt2.codec.train import Crops
 from speechgpt2.corpus.phones import PhoneSet
 from speechgpt2.corpus.store import PAD_TO, Corpus
 from speechgpt2.dsp.world_pitch import F0_HOP
-from speechgpt2.tts.augment import elsewhere
+from speechgpt2.tts.augment import augment_microphone
 from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
@@ -46,7 +46,7 @@ class CorpusCrops:
         pcm, f0, phones = (np.stack(part) for part in zip(*rows))
         peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
         pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
-        heard = np.stack([elsewhere(row, random) for row in pcm]).astype(np.float32)
+        heard = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
         return Crops(*(torch.from_numpy(part) for part in (pcm, heard, f0, phones)))
 
     def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

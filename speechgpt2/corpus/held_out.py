@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from speechgpt2.curriculum.skills import SKILLS, SkillExchange, draw_exchange
 from speechgpt2.tts.utterance import Voice
-from speechgpt2.tts.voices import HELD_OUT_VOICES, vary
+from speechgpt2.tts.voices import HELD_OUT_VOICES, vary_voice
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ def held_out_questions(n: int = 200, seed: int = 0) -> tuple[HeldOutQuestion, ..
     for index in range(n):
         lang = ("en", "zh")[index % 2]
         exchange = draw_exchange(rng, lang, list(SKILLS)[index // 2 % len(SKILLS)])
-        questions.append(HeldOutQuestion(exchange, vary(rng.choice(HELD_OUT_VOICES[lang]), rng)))
+        questions.append(HeldOutQuestion(exchange, vary_voice(rng.choice(HELD_OUT_VOICES[lang]), rng)))
     return tuple(questions)

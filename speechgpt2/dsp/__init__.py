@@ -1,1 +1,1 @@
-"""Signal processing on arrays: spectra, pitch, voice activity."""
+"""Signal processing on arrays: spectra, pitch, levels, voice activity."""

@@ -1,8 +1,7 @@
-"""Short-time spectra, mel bands, cepstra: what the measures stand on.
+"""Short-time spectra, mel bands and cepstra.
 
-Transforms are scipy's, which takes several frames in one instruction: some five times as fast as numpy's.
-
-A frame is 512 samples (21 ms) under a Hann window, one every 10 ms.
+A frame is 512 samples (21 ms) under a Hann window, one every 10 ms. The transforms are scipy's: they are some five
+times as fast as numpy's.
 """
 
 from __future__ import annotations
@@ -17,18 +16,26 @@ from speechgpt2.types import SAMPLE_RATE
 try:
     from scipy import fft
 except ModuleNotFoundError:
-    raise UserError("measuring sound needs scipy: pip install 'speechgpt2[data]'") from None
+    raise UserError("measuring audio needs scipy: pip install 'speechgpt2[data]'") from None
 
 SIZE, HOP = 512, 240
-FRAMES = SAMPLE_RATE // HOP  # per second
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 BINS = SIZE // 2 + 1
-HERTZ = SAMPLE_RATE / SIZE  # between two bins
-QUIETEST = 1e-10  # power below which nothing is told apart: −100 dBFS
+BIN_HERTZ = SAMPLE_RATE / SIZE  # between two bins
+QUIETEST = 1e-10  # power: −100 dBFS, the lowest level that is measured
 
 
 def power(pcm: np.ndarray, size: int = SIZE, hop: int = HOP, bins: slice = slice(None)) -> np.ndarray:
-    """`pcm [N]` -> power per frame and bin `[T, size / 2 + 1]` float32, or of some `bins` only; a full-scale sine has
-    about 1/4 in its bin."""
+    """Return the power per frame and bin of `pcm [N]`, `[T, size / 2 + 1]` float32.
+
+    A full-scale sine has about 1/4 in its bin.
+
+    Args:
+        pcm: samples at 24 kHz.
+        size: samples of a frame.
+        hop: samples between two frames.
+        bins: return these bins only.
+    """
     if len(pcm) < size:
         pcm = np.pad(pcm, (0, size - len(pcm)))
     frames = np.lib.stride_tricks.sliding_window_view(pcm, size)[::hop]
@@ -37,24 +44,25 @@ def power(pcm: np.ndarray, size: int = SIZE, hop: int = HOP, bins: slice = slice
 
 
 def squared(spectrum: np.ndarray) -> np.ndarray:
-    """|z|² of complex numbers, without the root that `abs` takes."""
+    """Return |z|² of complex numbers, without the square root that `abs` takes."""
     return np.square(spectrum.real) + np.square(spectrum.imag)
 
 
 def decibels(values: np.ndarray) -> np.ndarray:
-    """Power -> dB, from −100 dB up."""
+    """Convert power to dB, with −100 dB as the lowest value."""
     return 10 * np.log10(np.maximum(values, QUIETEST))
 
 
 def mel(hertz: np.ndarray | float) -> np.ndarray:
+    """Convert Hz to mel."""
     return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
 
 @cache
 def mel_bands(count: int, low: float, high: float) -> np.ndarray:
-    """Triangles `[BINS, count]` whose corners are equally spaced on the mel scale."""
+    """Triangular filters `[BINS, count]` whose corners are equally spaced on the mel scale."""
     corners = 700 * (10 ** (np.linspace(mel(low), mel(high), count + 2) / 2595) - 1)
-    bins = np.arange(BINS)[:, None] * HERTZ
+    bins = np.arange(BINS)[:, None] * BIN_HERTZ
     rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     return np.maximum(0, np.minimum(rise, fall)).astype(np.float32)
@@ -67,5 +75,5 @@ def _cosines(count: int, coefficients: int) -> np.ndarray:
 
 
 def cepstra(spectrum: np.ndarray, coefficients: int = 13, bands: int = 26, high: float = 7600.0) -> np.ndarray:
-    """Mel cepstra `[T, coefficients]` of power `[T, BINS]`, without the one that is the level."""
+    """Mel cepstra `[T, coefficients]` of power `[T, BINS]`, without the coefficient of the level."""
     return decibels(spectrum @ mel_bands(bands, 80.0, high)) @ _cosines(bands, coefficients)

@@ -1,4 +1,4 @@
-"""Fundamental frequency of speech, one value every `F0_HOP` samples, and the tools that find it."""
+"""Fundamental frequency by WORLD, one value every `F0_HOP` samples."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
 F0_HOP = SAMPLE_RATE // 100  # samples between two values: 10 ms
-_FLOOR, _CEILING = 60.0, 500.0  # Hz; covers low male and high female voices
+_FLOOR, _CEILING = 60.0, 500.0  # Hz: from low male to high female voices
 
 
-def track(pcm: np.ndarray) -> np.ndarray:
-    """F0 in Hz at 10 ms of ``pcm`` [N] at 24 kHz: value i is centred at sample 240·i, 0 is unvoiced.
+def track_pitch(pcm: np.ndarray) -> np.ndarray:
+    """Return F0 in Hz, `[T]` float32 every 10 ms of `pcm [N]` at 24 kHz.
 
-    WORLD's DIO refined by StoneMask (Morise et al. 2009, 2016), about 100 times faster than real time.
+    Value i is centred at sample 240·i; 0 means unvoiced. WORLD's DIO refined by StoneMask (Morise et al. 2009, 2016),
+    about 100 times faster than real time.
+
+    Raises:
+        MissingDependency: pyworld is not installed.
     """
     tools = world()
     signal = pcm.astype(np.float64)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechgpt2 import audio
-from speechgpt2.corpus import recordings
+from speechgpt2.corpus import real_speech
 from speechgpt2.curriculum import sentences
 from speechgpt2.errors import UserError
 from speechgpt2.tts import voices
@@ -78,7 +78,7 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
         raise UserError(f"{folder}: no such folder")
     result: dict[str, list[Clip]] = {}
     if any((root / name).is_dir() for name in KNOWN):
-        found = [r for r in recordings.find(root) if r.split == "test" and r.source in NAMES]
+        found = [r for r in real_speech.find_recordings(root) if r.split == "test" and r.source in NAMES]
         for source in dict.fromkeys(r.source for r in found):
             chosen = [r for r in found if r.source == source]
             random.Random(seed).shuffle(chosen)
@@ -101,8 +101,8 @@ def _plain(folder: Path, clips: int, seed: int) -> list[Clip]:
     return [Clip(_float32(audio.load(path)[:MOST]), "", "", "") for path in paths[:clips]]
 
 
-def _clip(recording: recordings.Recording) -> Clip | None:
-    item = recordings.load(recording)
+def _clip(recording: real_speech.Recording) -> Clip | None:
+    item = real_speech.load_recording(recording)
     if item is None or item.pcm is None or len(item.pcm) > MOST:
         return None
     return Clip(_float32(item.pcm), item.record.text, item.record.lang, item.record.speaker)

@@ -29,7 +29,7 @@ from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
 from speechgpt2.eval.report import column
 from speechgpt2.eval.transcripts import transcript_rows
-from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, vary
+from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, vary_voice
 from speechgpt2.types import Mode
 
 SPEAKERS = {"synthetic": HELD_OUT_VOICES}  # sets of voices that ask, by the name that tables give them
@@ -91,7 +91,7 @@ def trials_by(
     if speakers is HELD_OUT_VOICES:
         return list(trials)
     rng = random.Random(f"speakers/{seed}")
-    return [replace(t, voice=vary(rng.choice(speakers[t.exchange.lang]), rng)) for t in trials]
+    return [replace(t, voice=vary_voice(rng.choice(speakers[t.exchange.lang]), rng)) for t in trials]
 
 
 def main(

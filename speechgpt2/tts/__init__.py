@@ -1,1 +1,1 @@
-"""Text to speech: synthesis engines, the voices they offer, forced alignment and augmentation."""
+"""Text to speech: synthesis engines, their voices, forced alignment, and augmentation."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from speechgpt2.tts import espeak, festival, flite, kokoro, model, recordings, server
+from speechgpt2.tts import cosyvoice_server, espeak, festival, flite, kokoro, own_model, word_bank
 from speechgpt2.tts.utterance import Rendering, Voice
 
 
@@ -44,7 +44,7 @@ ENGINES: dict[str, Engine] = {
     "espeak": Engine(espeak.render, exact_times=True, adjustable=True),
     "flite": Engine(flite.render, exact_times=True, adjustable=True),
     "festival": Engine(festival.render, exact_times=True),
-    "recordings": Engine(recordings.render),
-    "model": Engine(model.render),
-    "server": Engine(server.render),
+    "recordings": Engine(word_bank.render),
+    "model": Engine(own_model.render),
+    "server": Engine(cosyvoice_server.render),
 }

@@ -1,9 +1,9 @@
 """espeak-ng through its library, in process: audio, and the sample at which every word and phone starts.
 
-The library is the one in the ``espeakng-loader`` wheel or else the system's. It keeps global state,
-so one process speaks one utterance at a time; run more processes to go faster. The state also makes
-an utterance depend, by a sample or so, on what was said before; a fresh process repeats itself exactly.
-espeak-ng is GPL-3: it is an optional tool that is talked to, never a part of this package.
+The library is the one in the `espeakng-loader` wheel, else the system's. It keeps global state, so one process speaks
+one utterance at a time; run more processes to go faster. Because of that state an utterance depends, by a sample or so,
+on the utterances before. A new process always gives the same result (alignment/isolated_espeak.py).
+espeak-ng is GPL-3: it is an optional tool that is loaded at run time, never a part of this package.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Phoneme(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """An event of the library: ``label`` is None for a word, the IPA ("" for silence) for a phone."""
+    """An event of the library. `label` is None for a word, and the IPA for a phone ("" for silence)."""
 
     position: int  # 0-based character in the text
     sample: int
@@ -71,7 +71,7 @@ class _Mark(NamedTuple):
 
 
 class _Library:
-    """The loaded library with its callback; create it once per process."""
+    """The loaded library with its callback. Create it once per process."""
 
     def __init__(self) -> None:
         self._lib, data = _load()
@@ -83,18 +83,18 @@ class _Library:
         self._callback = _Callback(self._receive)  # kept: the library holds only a pointer
         self._start(data)
 
-    def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[_Mark]]:
-        """int16 samples [N] at ``sample_rate`` and the marks in order of time."""
-        number = variants.number_of(voice.name)
+    def synthesize(self, text: str, voice: Voice) -> tuple[np.ndarray, list[_Mark]]:
+        """Return int16 samples `[N]` at `sample_rate`, and the events in the order of time."""
+        number = variants.variant_number(voice.name)
         if number is not None:
-            variants.write(number, self._data)
+            variants.write_variant(number, self._data)
         if self._lib.espeak_SetVoiceByName(f"{voice.accent}+{voice.name}".encode()):
             raise ValueError(f"espeak-ng has no voice {voice.accent}+{voice.name}")
         settings = ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range), (_GAP, voice.gap))
         for parameter, value in settings:
             self._lib.espeak_SetParameter(parameter, value, 0)
         self._chunks, self._marks = [], []
-        if self._reseed is not None:  # else the noise of fricatives is seeded by the clock
+        if self._reseed is not None:  # without it the clock seeds the noise of fricatives
             self._reseed(ctypes.c_long(1))
         raw, flags = text.encode(), _CHARS_UTF8
         if voice.accent == MANDARIN:  # `Syllable.token` spells some syllables as phonemes
@@ -116,16 +116,16 @@ class _Library:
         flags = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
         self.sample_rate = self._lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, flags)
         if self.sample_rate <= 0:
-            raise MissingDependency("espeak-ng's library was found, but not its espeak-ng-data folder")
+            raise MissingDependency("the library of espeak-ng was found, but not its folder espeak-ng-data")
         self._lib.espeak_SetSynthCallback(self._callback)
 
     @cached_property
     def _data(self) -> Path:
-        """The library's data folder, to add variants to: from the first use on it is a copy of our own."""
+        """The library's data folder, to add variants to. From the first use on it is a temporary copy."""
         original = ctypes.c_char_p()
         self._lib.espeak_Info(ctypes.byref(original))
-        self._folder = tempfile.TemporaryDirectory(prefix="espeak-")  # kept: it goes with its object
-        data = variants.mirrored(Path((original.value or b"").decode()), Path(self._folder.name))
+        self._folder = tempfile.TemporaryDirectory(prefix="espeak-")  # kept: the folder is deleted with its object
+        data = variants.copy_data(Path((original.value or b"").decode()), Path(self._folder.name))
         self._lib.espeak_Terminate()
         self._start(str(data).encode())
         return data
@@ -146,7 +146,7 @@ class _Library:
 
 
 def _load() -> tuple[ctypes.CDLL, bytes | None]:
-    """The shared library and its data folder (None: the library's own default)."""
+    """Return the shared library and its data folder (None: the library's own default)."""
     try:
         import espeakng_loader
 
@@ -165,22 +165,27 @@ def _library() -> _Library:
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Speak English text, or Mandarin hanzi where ``voice.accent`` is the Mandarin voice."""
+    """Speak English text, or Mandarin hanzi where `voice.accent` is `MANDARIN`.
+
+    Raises:
+        MissingDependency: espeak-ng, or pypinyin for Mandarin, is not installed.
+        ValueError: there is no such voice, or a character has no reading.
+    """
     library = _library()
     if voice.accent == MANDARIN:
-        said = syllables(text)
-        source = " ".join(s.token for s in said)
-        texts = [s.char for s in said]
+        spoken = syllables(text)
+        source = " ".join(s.token for s in spoken)
+        texts = [s.char for s in spoken]
     else:
-        said = []
+        spoken = []
         source = text
         texts = source.split()
-    pcm, marks = library.say(source, voice)
+    pcm, marks = library.synthesize(source, voice)
     spans = [match.span() for match in re.finditer(r"\S+", source)]
     phones, owners = _phones(marks, spans, len(pcm), library.sample_rate)
     words = _words(texts, phones, owners)
-    if said:
-        phones = _with_tones(phones, owners, said)
+    if spoken:
+        phones = _with_tones(phones, owners, spoken)
     return Rendering(pcm.astype(np.float32) / 32768, library.sample_rate, words, tuple(phones))
 
 
@@ -207,15 +212,15 @@ def _tied(ipa: str) -> list[Phoneme]:
 
 
 def _phones(marks: list[_Mark], spans: list[tuple[int, int]], samples: int, rate: int) -> tuple[list[Phone], list[int]]:
-    """Audible phones, and for each the index of the token in ``spans`` that it belongs to."""
+    """Return the audible phones, and for each the index of its token in `spans`."""
     phones: list[Phone] = []
     owners: list[int] = []
     token = 0
-    heard = [m for m in marks if m.label is not None]
-    ends = iter([m.sample for m in heard[1:]] + [samples])
+    phone_marks = [m for m in marks if m.label is not None]
+    ends = iter([m.sample for m in phone_marks[1:]] + [samples])
     for mark in marks:
         if mark.label is None:
-            # A position outside every token is an artefact of a sentence's end.
+            # At the end of a sentence the library sends a position outside every token.
             token = next((i for i, (a, b) in enumerate(spans) if a <= mark.position < b), token)
             continue
         end = next(ends)
@@ -226,9 +231,9 @@ def _phones(marks: list[_Mark], spans: list[tuple[int, int]], samples: int, rate
 
 
 def _words(texts: list[str], phones: list[Phone], owners: list[int]) -> tuple[Word, ...]:
-    """Word times from their phones.
+    """Return words with the times of their phones.
 
-    espeak reads some pairs ("of the") as one word: the pair's time is then shared by letter count.
+    espeak reads some pairs ("of the") as one word. The time of a pair is divided by the number of letters.
     """
     times: dict[int, tuple[float, float]] = {}
     for phone, owner in zip(phones, owners, strict=True):
@@ -252,9 +257,9 @@ def _words(texts: list[str], phones: list[Phone], owners: list[int]) -> tuple[Wo
     return tuple(words)
 
 
-def _with_tones(phones: list[Phone], owners: list[int], said: list[Syllable]) -> list[Phone]:
-    """Vowels labelled with their syllable's tone, which espeak's phones leave out."""
+def _with_tones(phones: list[Phone], owners: list[int], syllable_list: list[Syllable]) -> list[Phone]:
+    """Add the tone of its syllable to every vowel; espeak's phones lack it."""
     return [
-        phone._replace(label=phone.label + said[owner].pinyin[-1]) if _VOWELS & set(phone.label) else phone
+        phone._replace(label=phone.label + syllable_list[owner].pinyin[-1]) if _VOWELS & set(phone.label) else phone
         for phone, owner in zip(phones, owners, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""Festival 2.5 (English) by its command: audio at up to 32 kHz, and the ends of words and segments.
+"""Festival 2.5 (English) by its command line: audio at up to 32 kHz, and the ends of words and segments.
 
-The voices are those of the system's festvox packages, such as festvox-us-slt-hts. A process for each utterance, since
-the interpreter keeps what was set before. Rate can be set for the HTS voices; pitch and range do nothing.
+The voices are those of the system's festvox packages, such as festvox-us-slt-hts. Every utterance gets a new process,
+since the interpreter keeps earlier settings. The rate has an effect on HTS voices only; pitch and range have none.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from speechgpt2.tts.flite import ipa
 from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 VOICES = {"slt_hts": "cmu_us_slt_arctic_hts", "kal": "kal_diphone", "ked": "ked_diphone", "rab": "rab_diphone"}
-LONGEST = 60.0  # seconds that one utterance may take to make
+LONGEST = 60.0  # seconds that the synthesis of one utterance may take
 
-# Words of a token that have no segments, such as its comma, end at 0.
+# Words without segments, such as a comma, end at 0.
 _SCRIPT = """
 (voice_{voice})
 (set! hts_engine_params (append hts_engine_params (list (list "-r" {rate:.4f}))))
@@ -40,12 +40,17 @@ _SCRIPT = """
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Speak English text. Errors: `MissingDependency`; ValueError where Festival makes no sound of it."""
+    """Speak English text.
+
+    Raises:
+        MissingDependency: Festival or the voice is not installed.
+        ValueError: Festival has no such voice, or makes no audio of the text.
+    """
     if shutil.which("festival") is None:
         raise MissingDependency("festival is missing: install the system package festival")
     if voice.name not in VOICES:
         raise ValueError(f"festival has no voice {voice.name!r}; there are {', '.join(VOICES)}")
-    plain = re.sub(r'["\\]', " ", text.encode("ascii", "ignore").decode())  # it stands in a string of the script
+    plain = re.sub(r'["\\]', " ", text.encode("ascii", "ignore").decode())  # the text becomes a string of the script
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "said.wav"
         script = _SCRIPT.format(voice=VOICES[voice.name], rate=voice.rate / 175, text=plain, path=path)
@@ -55,14 +60,14 @@ def render(text: str, voice: Voice) -> Rendering:
         if f"voice_{VOICES[voice.name]}" in done.stderr:
             raise MissingDependency(f"festival's voice {voice.name} is missing: install its festvox package")
         if not path.is_file():
-            raise ValueError(f"festival said nothing for {text!r}: {done.stderr.strip()[:200]}")
+            raise ValueError(f"festival returned no audio for {text!r}: {done.stderr.strip()[:200]}")
         pcm, rate = soundfile.read(path, dtype="float32")
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     return Rendering(np.ascontiguousarray(pcm), rate, tuple(_words(rows)), tuple(_phones(rows)))
 
 
 def _words(rows: list[list[str]]) -> list[Word]:
-    """One word per written token; a token such as "twenty-one" spans several spoken words."""
+    """Return one word per written token; a token such as "twenty-one" has several spoken words."""
     words: list[Word] = []
     name = ""
     for kind, *values in rows:

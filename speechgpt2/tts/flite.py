@@ -1,7 +1,7 @@
-"""flite 2.2 (English) through its libraries, in process: audio with word and segment times.
+"""flite 2.2 (English) through its libraries, in process: audio with the times of words and segments.
 
-The command line prints segment times only; the library's utterance also knows which words they make.
-The libraries are those of the system package ``flite``.
+The command line prints the times of segments only; the library also knows to which word they belong. The libraries are
+those of the system package `flite`.
 """
 
 # ruff: noqa: SIM905 (a list of phones reads better as text)
@@ -27,7 +27,7 @@ VOICES = {
     "kal16": "cmu_us_kal16",
 }
 
-# ARPAbet to the IPA that espeak's en-us prints, so that both engines share one set of labels.
+# ARPAbet to the IPA of espeak's en-us, so that both engines have the same labels.
 _IPA = dict(
     pair.split(":", 1)
     for pair in (
@@ -39,11 +39,11 @@ _IPA = dict(
 
 
 def ipa(arpabet: str) -> str:
-    """A phone of the CMU voices in IPA."""
+    """Convert a phone of the CMU voices to IPA."""
     return _IPA.get(arpabet, arpabet)
 
 
-# Feature names: the library keeps the pointers, so they live as long as the module.
+# Names of features. The library keeps the pointers, so the strings must not be freed.
 _STRETCH, _SHIFT = b"duration_stretch", b"f0_shift"
 
 
@@ -62,7 +62,7 @@ class _Voice(ctypes.Structure):
 
 
 class _Library:
-    """The functions of libflite that are used, with their types."""
+    """The functions of libflite that this module uses, with their types."""
 
     def __init__(self) -> None:
         try:
@@ -91,7 +91,7 @@ class _Library:
         return function
 
     def items(self, utterance: int, relation: bytes) -> Iterator[int]:
-        """The items of a relation ("Token", "Segment") in order."""
+        """Yield the items of a relation ("Token", "Segment") in order."""
         item = self._head(self._relation(utterance, relation))
         while item:
             yield item
@@ -105,7 +105,7 @@ def _library() -> _Library:
 
 @cache
 def _voice(name: str) -> int:
-    """Pointer to a registered voice."""
+    """Return the pointer to a registered voice."""
     if name not in VOICES:
         raise ValueError(f"flite has no voice {name!r}; it has {', '.join(VOICES)}")
     try:
@@ -118,7 +118,12 @@ def _voice(name: str) -> int:
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Speak English text. ``pitch`` moves F0 by up to ±half an octave; range and gap do nothing."""
+    """Speak English text. `pitch` moves F0 by up to half an octave; range and gap have no effect.
+
+    Raises:
+        MissingDependency: flite is not installed.
+        ValueError: flite has no such voice.
+    """
     library, pointer = _library(), _voice(voice.name)
     features = ctypes.cast(pointer, ctypes.POINTER(_Voice)).contents.features
     library.set_feature(features, _STRETCH, 175 / voice.rate)
@@ -134,7 +139,7 @@ def render(text: str, voice: Voice) -> Rendering:
 
 
 def _words(library: _Library, utterance: int, text: str) -> tuple[Word, ...]:
-    """One word per written token; a token such as "twenty-one" spans several spoken words."""
+    """Return one word per written token; a token such as "twenty-one" has several spoken words."""
     words = []
     for token in library.items(utterance, b"Token"):
         first, last = library.first_daughter(token), library.last_daughter(token)

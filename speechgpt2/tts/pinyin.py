@@ -1,6 +1,7 @@
-"""Hanzi to what espeak's ``cmn-latn-pinyin`` voice reads: toned pinyin, one token per character.
+"""Hanzi to toned pinyin, one token per character, as espeak's voice `cmn-latn-pinyin` reads it.
 
-espeak misreads hanzi (polyphones, neutral tones); pypinyin's phrase dictionary knows 银行 from 行走.
+espeak misreads hanzi (polyphones, neutral tones). The phrase dictionary of pypinyin tells the 行 of 银行 from that of
+行走.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from speechgpt2.errors import MissingDependency
 _PAUSES = {"，": ",", "、": ",", "；": ",", "：": ",", "。": ".", "！": "!", "？": "?"}
 _PAUSES.update({mark: mark for mark in ",.!?;:"})
 
-# espeak's dictionary lacks jiong, qiong and xiong and reads them as English: spelled as its phonemes.
+# espeak's dictionary lacks jiong, qiong and xiong and reads them as English. So they are written as phonemes.
 _INITIALS = {"jiong": "tS;", "qiong": "tS;h", "xiong": "S;"}
 _CONTOURS = {"1": "55", "2": "35", "3": "214", "4": "51", "5": "11"}
 
@@ -26,7 +27,7 @@ class Syllable(NamedTuple):
 
     @property
     def token(self) -> str:
-        """What espeak is given, without spaces; needs its inline phonemes switched on."""
+        """The token for espeak, without spaces; it needs inline phonemes."""
         base, tone = self.pinyin[:-1], self.pinyin[-1]
         if base in _INITIALS:
             return f"[[{_INITIALS[base]}'yu{_CONTOURS[tone]}N]]{self.pause}"
@@ -36,15 +37,16 @@ class Syllable(NamedTuple):
 def syllables(text: str) -> list[Syllable]:
     """Split Mandarin text into characters with their readings, in order.
 
-    Raises ValueError on a character that is neither hanzi nor punctuation: Latin words and digits
-    have no reading here, write them out first.
+    Raises:
+        ValueError: a character is neither hanzi nor punctuation. Write Latin words and digits out in hanzi first.
+        MissingDependency: pypinyin is not installed.
     """
     try:
         from pypinyin import Style, lazy_pinyin
     except ImportError as error:
         raise MissingDependency("Mandarin needs pypinyin: pip install 'speechgpt2[synthesis]'") from error
     chars = [c for c in text if not c.isspace()]
-    # Third-tone sandhi is left to espeak, which knows the prosodic phrase; pypinyin does 一 and 不.
+    # espeak applies third-tone sandhi, since it knows the prosodic phrase; pypinyin changes 一 and 不.
     readings = lazy_pinyin(
         "".join(chars),
         style=Style.TONE3,

@@ -1,6 +1,6 @@
-"""The values of the synthesis layer: a voice, and what it said with the time of every word and phone.
+"""The data types of synthesis: a voice, and an utterance with the time of every word and phone.
 
-Times are seconds from the first sample of the utterance; audio is mono float32 at 24 kHz.
+Times are seconds from the first sample of the utterance. Audio is mono float32 at 24 kHz.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 class Word(NamedTuple):
-    """A written word (English, without punctuation) or one character (Mandarin), in seconds."""
+    """A written word (English, without punctuation) or one character (Mandarin); times in seconds."""
 
     text: str
     start: float
@@ -23,9 +23,9 @@ class Word(NamedTuple):
 
 
 class Phone(NamedTuple):
-    """A phone in IPA as espeak prints it, without stress, in seconds; Mandarin vowels carry their tone: ``a3``.
+    """A phone in IPA as espeak prints it, without stress; times in seconds. Mandarin vowels have their tone: `a3`.
 
-    Silence has no phone: it is the gap between two of them.
+    Silence is no phone: it is the gap between two phones.
     """
 
     label: str
@@ -35,7 +35,7 @@ class Phone(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """Words or characters, phones, and tones (the digit of a syllable) with their times."""
+    """Words or characters, phones, and tones (the digit of a syllable), with their times."""
 
     words: tuple[Word, ...] = ()
     phones: tuple[Phone, ...] = ()
@@ -43,21 +43,26 @@ class Alignment:
 
 
 def tones_of(phones: Sequence[Phone]) -> tuple[Phone, ...]:
-    """The tones of Mandarin vowels, which carry them as a digit."""
+    """Return the tones of Mandarin vowels, which have them as a digit."""
     return tuple(phone._replace(label=phone.label[-1]) for phone in phones if phone.label[-1:].isdigit())
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One way of speaking: an engine's speaker and how it is driven.
+    """A speaker of an engine, with settings.
 
-    rate         words per minute of running English speech, nominally 175
-    pitch        0..100, 50 is the speaker's own
-    pitch_range  0..100, 50 is the speaker's own (espeak only)
-    gap          extra silence between words, in units of 10 ms (espeak only)
-    gain         dB relative to the common speech level
-    take         which of its readings, for engines that do not always speak alike
-    manner       how to speak, in words, for engines that can be told
+    Attributes:
+        engine: a key of `engines.ENGINES`.
+        name: the speaker's name; what it means depends on the engine.
+        lang: "en" or "zh".
+        accent: a variety of the language, or what the engine makes of it.
+        rate: words per minute of running English speech, nominally 175.
+        pitch: 0…100; 50 is the speaker's own.
+        pitch_range: 0…100; 50 is the speaker's own (espeak only).
+        gap: extra silence between words, in units of 10 ms (espeak only).
+        gain: dB relative to the common speech level.
+        seed: chooses among variations, for engines that have them.
+        style: an instruction how to speak, for engines that take one.
     """
 
     engine: str
@@ -69,25 +74,27 @@ class Voice:
     pitch_range: int = 50
     gap: int = 0
     gain: float = 0.0
-    take: int = 0
-    manner: str = ""
+    seed: int = 0
+    style: str = ""
 
     @property
     def speaker(self) -> str:
-        """Who speaks, however driven: ``espeak/en-us+f3``, ``flite/slt``. Stable across runs."""
+        """The speaker without settings: `espeak/en-us+f3`, `flite/slt`. Stable across runs."""
         return f"{self.engine}/{self.accent}+{self.name}" if self.accent else f"{self.engine}/{self.name}"
 
     @property
     def id(self) -> str:
-        """Speaker and settings, stable across runs: equal ids sound the same."""
+        """Speaker and settings, stable across runs: voices with equal ids sound the same."""
         settings = f"r{self.rate}p{self.pitch}x{self.pitch_range}g{self.gap}v{self.gain:+.1f}"
-        told = (f"t{self.take}" if self.take else "") + (f"/{self.manner}" if self.manner else "")
-        return f"{self.speaker}/{settings}{told}"
+        variation = (f"t{self.seed}" if self.seed else "") + (f"/{self.style}" if self.style else "")
+        return f"{self.speaker}/{settings}{variation}"
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What an engine returns: ``pcm`` float32 [N] at its own ``sample_rate``, untrimmed; times if it knows them."""
+    """Audio of an engine: `pcm` float32 `[N]` at its own `sample_rate`, untrimmed, with times if the engine knows
+    them.
+    """
 
     pcm: np.ndarray
     sample_rate: int
@@ -97,7 +104,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Utterance:
-    """AlignedSpeech text: ``pcm`` float32 [N] at 24 kHz, with exact word and phone times where known."""
+    """Spoken text: `pcm` float32 `[N]` at 24 kHz, with the times of words and phones where they are known."""
 
     pcm: np.ndarray = field(repr=False)
     text: str

@@ -1,8 +1,8 @@
-"""Speakers that espeak-ng does not come with: drawn by number, as many as one likes.
+"""Random speakers for espeak-ng, as many as needed, each given by a number.
 
-espeak-ng makes a speaker of a language's voice and a *variant*, a text file of factors: formants, pitch, breath, and
-others (its docs/voices.md). The few dozen that it ships are soon learnt by heart; random ones in the same ranges teach
-a listener what speakers have in common.
+espeak-ng combines the voice of a language with a *variant*, a text file of factors for formants, pitch, breath and more
+(docs/voices.md of espeak-ng). A model soon memorises the few dozen that it ships. Random ones within the same ranges
+teach a recogniser what speakers have in common.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 _NAME = re.compile(r"drawn(\d+)")
 _VARIANTS = Path("voices") / "!v"
 
-# How often a speaker has a line, and the line, drawn by `between(least, most)`.
+# The probability of a line in a variant's file, and the line, drawn by `between(least, most)`.
 _TRAITS: tuple[tuple[float, Callable[[Callable[[int, int], int]], str]], ...] = (
     (0.5, lambda between: f"voicing {between(35, 150)}"),
     (0.4, lambda between: f"consonants {between(60, 130)} {between(20, 130)}"),
@@ -30,25 +30,25 @@ _TRAITS: tuple[tuple[float, Callable[[Callable[[int, int], int]], str]], ...] = 
 )
 
 
-def name_of(number: int) -> str:
-    """The variant's name, by which a `Voice` asks for it."""
+def variant_name(number: int) -> str:
+    """Return the variant's name, which a `Voice` uses."""
     return f"drawn{number}"
 
 
-def number_of(name: str) -> int | None:
-    """The number in a name of `name_of`; None for any other name."""
+def variant_number(name: str) -> int | None:
+    """Return the number in a name of `variant_name`; None for any other name."""
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else None
 
 
-def text_of(number: int) -> str:
-    """The variant's file, the same for the same number."""
+def variant_text(number: int) -> str:
+    """Return the text of the variant's file. The same number gives the same text."""
     rng = random.Random(f"variant/{number}")
-    size = _near(rng, 1.05, 1.35)  # of all formants: the shorter the vocal tract, the higher
+    size = _near(rng, 1.05, 1.35)  # factor of all formants: a shorter vocal tract has higher ones
     low = min(215, max(55, 95 * size ** rng.uniform(0, 3) * _near(rng, 1, 1.4)))
     lines = [
         "language variant",
-        f"name {name_of(number)}",
+        f"name {variant_name(number)}",
         f"pitch {low:.0f} {low * rng.uniform(1.15, 1.8):.0f}",
         f"flutter {rng.randint(0, 20)}",
         f"roughness {rng.randint(0, 4)}",
@@ -65,13 +65,16 @@ def text_of(number: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(number: int, data: Path) -> None:
-    """Put the variant into espeak-ng's `data` folder."""
-    (data / _VARIANTS / name_of(number)).write_text(text_of(number), encoding="utf-8")
+def write_variant(number: int, data: Path) -> None:
+    """Write the variant into espeak-ng's `data` folder."""
+    (data / _VARIANTS / variant_name(number)).write_text(variant_text(number), encoding="utf-8")
 
 
-def mirrored(data: Path, folder: Path) -> Path:
-    """A copy of espeak-ng's `data` folder inside `folder`, of links where the system has them, to add variants to."""
+def copy_data(data: Path, folder: Path) -> Path:
+    """Copy espeak-ng's `data` folder into `folder`, so that variants can be added.
+
+    Files become symbolic links if possible.
+    """
     return Path(shutil.copytree(data, folder / data.name, copy_function=_link))
 
 
@@ -83,5 +86,5 @@ def _link(source: str, target: str) -> None:
 
 
 def _near(rng: random.Random, middle: float, factor: float) -> float:
-    """Between middle / factor and middle · factor, evenly in the logarithm."""
+    """Draw between middle / factor and middle · factor, uniformly in the logarithm."""
     return middle * exp(rng.uniform(-log(factor), log(factor)))

@@ -1,7 +1,7 @@
-"""Who speaks: the bank of training voices, the held-out ones, the assistant's two, and ``speak``.
+"""The voices of training, the held-out voices, the voices of the assistant, and `speak`.
 
-A speaker is an engine's voice; a `Voice` is a speaker with settings. Held-out speakers appear in no
-training material, under any setting or accent.
+A speaker is a voice of an engine; a `Voice` is a speaker with settings. Held-out speakers appear in no training
+material, under any setting or accent.
 """
 
 # ruff: noqa: SIM905 (lists of names read better as text)
@@ -26,10 +26,10 @@ from speechgpt2.types import SAMPLE_RATE
 
 __all__ = [
     "ASSISTANT_VOICES", "HELD_OUT_VOICES", "Phone", "Utterance", "Voice", "Word",
-    "draw_voice", "speak", "training_voices", "vary",
+    "draw_voice", "speak", "training_voices", "vary_voice",
 ]  # fmt: skip
 
-# espeak's variants that sound like somebody; near-duplicates and robots are left out.
+# Variants of espeak that sound human. Near-duplicates and robots are left out.
 _MALE = (
     *"Alex Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Mario Michael Mike Nguyen RicishayMax adam antonio".split(),
     *"benjamin boris david ed edward fast grandpa gustave iven2 iven4 john klatt3 klatt5 m1 m2 m3 m5 m6 m7".split(),
@@ -44,13 +44,13 @@ _ASSISTANT_ZH = "f2"
 # Names of espeak voices; "en" is British.
 _ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
 _FLITE_TRAINING = ("kal", "kal16")
-_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # the assistant's speaker may ask, too: `disturb` makes others of it
-_DRAWN = "drawn"  # espeak's variants that nobody has heard before
+_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # the assistant's speaker, too: augmentation makes it another one
+_DRAWN = "drawn"  # random variants of espeak (variants.py)
 _GROUPS: dict[str, Sequence[str]] = {
     "male": _MALE, "female": _FEMALE, "odd": _ODD, _DRAWN: (), "flite": _FLITE_USERS,
 }  # fmt: skip
 _SHARES = {"en": (16, 16, 3, 38, 27), "zh": (22, 22, 4, 52, 0)}  # of the groups, per cent
-_SPEAKERS = 1_000_000  # that are drawn from
+_SPEAKERS = 1_000_000  # numbers that random variants are drawn from
 _RATES = {"en": (130, 210), "zh": (155, 250)}  # words per minute; at 200 Mandarin has 3.8 syllables a second
 
 ASSISTANT_VOICES: dict[str, Voice] = {
@@ -69,7 +69,7 @@ HELD_OUT_VOICES: dict[str, tuple[Voice, ...]] = {
 
 
 def training_voices(lang: str) -> tuple[Voice, ...]:
-    """Every training speaker of a language ("en", "zh") once, at neutral settings, without the assistant."""
+    """Return every training speaker of a language ("en", "zh") once, at neutral settings, without the assistant's."""
     names = [*_MALE, *_FEMALE, *_ODD]
     if lang == "zh":
         return tuple(Voice("espeak", name, "zh", MANDARIN) for name in names if name != _ASSISTANT_ZH)
@@ -80,14 +80,14 @@ def training_voices(lang: str) -> tuple[Voice, ...]:
 
 
 def draw_voice(lang: str, rng: random.Random) -> Voice:
-    """A random speaker for training under random settings; female voices as often as male ones.
+    """Draw a speaker for training, with random settings; female voices are as frequent as male ones.
 
-    About half of the speakers are drawn themselves (engines/variants.py). Settings cover slow to brisk speech and flat
-    to lively intonation.
+    About half of the speakers are random variants (variants.py). Settings cover slow to fast speech, and flat to lively
+    intonation.
     """
     group = rng.choices(list(_GROUPS), weights=_SHARES[lang])[0]
     if group == _DRAWN:
-        name = variants.name_of(rng.randrange(_SPEAKERS))
+        name = variants.variant_name(rng.randrange(_SPEAKERS))
     else:
         name = rng.choice([n for n in _GROUPS[group] if lang == "en" or n != _ASSISTANT_ZH])
     rate, pitch, gain = rng.randint(*_RATES[lang]), rng.randint(30, 70), round(rng.uniform(-8, 4), 1)
@@ -98,11 +98,11 @@ def draw_voice(lang: str, rng: random.Random) -> Voice:
     return Voice("espeak", name, lang, accent, rate, pitch, rng.randint(25, 95), gap, gain)
 
 
-def vary(voice: Voice, rng: random.Random) -> Voice:
-    """The same speaker in a slightly different mood: rate ±12 %, a little pitch, pauses, ±3 dB.
+def vary_voice(voice: Voice, rng: random.Random) -> Voice:
+    """Return the same speaker with slightly different settings: rate ±12 %, a little pitch, pauses, ±3 dB.
 
-    A synthesiser is deterministic, and a model learns to recognise the one rendering of a sentence
-    instead of listening; so nothing should be rendered twice the same way.
+    A synthesiser is deterministic. A model would memorise the one rendering of a sentence instead of listening, so no
+    sentence should be rendered twice in the same way.
     """
     if voice.engine == "kokoro":  # it has no other settings
         rate, gain = voice.rate * rng.uniform(0.88, 1.12), voice.gain + rng.uniform(-3, 3)
@@ -118,10 +118,19 @@ def vary(voice: Voice, rng: random.Random) -> Voice:
 
 
 def speak(text: str, voice: Voice) -> Utterance:
-    """Synthesise ``text``; 24 kHz, silence trimmed to 50 ms, at the voice's level.
+    """Synthesise a text.
 
-    Mandarin takes hanzi with punctuation. Raises ValueError for a text that gives no sound,
-    MissingDependency where the engine is not installed.
+    Args:
+        text: English, or Mandarin in hanzi with punctuation.
+        voice: the speaker and the settings.
+
+    Returns:
+        The utterance at 24 kHz, with silence trimmed to 50 ms, at the voice's level. If the engine knows no times, they
+        come from forced alignment.
+
+    Raises:
+        ValueError: the text gives no audio, or the audio does not contain the text.
+        MissingDependency: the engine is not installed.
     """
     engine = ENGINES[voice.engine]
     rendering = engine.render(text, voice)
@@ -130,7 +139,7 @@ def speak(text: str, voice: Voice) -> Utterance:
         pcm = soxr.resample(pcm, rendering.sample_rate, SAMPLE_RATE, quality="HQ")
     span = active_span(pcm)
     if span is None:
-        raise ValueError(f"{voice.speaker} said nothing for {text!r}")
+        raise ValueError(f"{voice.speaker} returned no audio for {text!r}")
     if not rendering.words and not engine.exact_times:
         rendering = _aligned(rendering, pcm, text, voice)
     pcm = normalise_level(pcm[span[0] : span[1]], voice.gain)
@@ -139,7 +148,7 @@ def speak(text: str, voice: Voice) -> Utterance:
 
 
 def _aligned(rendering: Rendering, pcm: np.ndarray, text: str, voice: Voice) -> Rendering:
-    """The rendering with times by forced alignment of its audio, `pcm [N]` at 24 kHz."""
+    """Add the times of words and phones by forced alignment with the audio, `pcm [N]` at 24 kHz."""
     try:
         found, _ = align_speech(pcm.astype(np.float32), text, voice.lang)
     except Unalignable as error:
@@ -148,7 +157,7 @@ def _aligned(rendering: Rendering, pcm: np.ndarray, text: str, voice: Voice) -> 
 
 
 def _shift(rendering: Rendering, offset: float, duration: float) -> tuple[tuple[Word, ...], tuple[Phone, ...]]:
-    """Times moved ``offset`` seconds earlier and clipped to the trimmed audio."""
+    """Move times `offset` seconds earlier, and clip them to the trimmed audio."""
 
     def at(time: float) -> float:
         moved = time - offset

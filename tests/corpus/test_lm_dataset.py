@@ -217,5 +217,5 @@ def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
     assert (batch.phones > 0).any() and (batch.phones == -1).any() and batch.pcm.abs().max() < 1
     again = crops.crops(np.random.default_rng(0), 6, 32)
     assert torch.equal(batch.pcm, again.pcm) and torch.equal(batch.heard, again.heard)
-    disturbed = (batch.heard != batch.pcm).any(dim=1)
-    assert batch.heard.shape == batch.pcm.shape and disturbed.any() and not disturbed.all()
+    augment_utterance = (batch.heard != batch.pcm).any(dim=1)
+    assert batch.heard.shape == batch.pcm.shape and augment_utterance.any() and not augment_utterance.all()

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from speechgpt2.corpus import synthesize
+from speechgpt2.corpus import build_corpora
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, pairs
 from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.tts.voices import ASSISTANT_VOICES
@@ -72,7 +72,9 @@ def test_a_part_that_fails_half_way_is_not_there(tmp_path):
 @needs.voice(*ASSISTANT_VOICES.values())
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
     def build(name: str) -> Corpus:
-        return synthesize.build_dialogue_corpus(tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1)
+        return build_corpora.build_dialogue_corpus(
+            tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1
+        )
 
     with monkeypatch.context() as patch:  # stopped just before the parts are joined
         patch.setattr(CorpusWriter, "finish", lambda self, parts: None)
@@ -95,7 +97,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
 @needs.extra("synthesis", "pyworld")
 @needs.voice(*ASSISTANT_VOICES.values())
 def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path):
-    corpus = synthesize.build_codec_corpus(tmp_path, hours=10 / 3600, workers=1)
+    corpus = build_corpora.build_codec_corpus(tmp_path, hours=10 / 3600, workers=1)
     voiced = np.concatenate([corpus.f0(r) for r in corpus.records])
     assert 0.2 < (voiced > 0).mean() < 0.95 and voiced[voiced > 0].min() >= 50
     assert all(r.phones and r.length % 960 == 0 for r in corpus.records)
@@ -106,9 +108,9 @@ def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path):
 def test_a_part_that_dies_is_told_and_the_others_are_kept(tmp_path):
     writer = CorpusWriter(tmp_path, {"kind": "test"})
     with pytest.raises(CorpusError, match=r"part 1 failed.*run the build again"):
-        synthesize._build(writer, [good_part, deadly_part], 1, "test")
+        build_corpora._build(writer, [good_part, deadly_part], 1, "test")
     assert writer.done(0) and not writer.done(1)
-    assert len(synthesize._build(writer, [good_part, good_part], 1, "test")) == 2
+    assert len(build_corpora._build(writer, [good_part, good_part], 1, "test")) == 2
 
 
 def good_part():

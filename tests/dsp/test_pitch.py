@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.audit.labels import melody
-from speechgpt2.dsp.pitch import track
-from speechgpt2.tts.augment import with_noise
+from speechgpt2.dsp.autocorrelation_pitch import track_pitch
+from speechgpt2.tts.augment import add_noise
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -15,7 +15,7 @@ from speechgpt2.types import SAMPLE_RATE
 @pytest.mark.parametrize("snr", [40.0, 5.0])
 def test_a_melody_is_followed(low, high, snr):
     pcm, hertz = melody(low, high)
-    found = track(with_noise(pcm, snr, 0.5, np.random.default_rng(3)))
+    found = track_pitch(add_noise(pcm, snr, 0.5, np.random.default_rng(3)))
     assert len(found) == len(pcm) // 240 + 1
     known = hertz[np.minimum(np.arange(len(found)) * 240, len(hertz) - 1)]
     both = (found > 0) & (known > 0)
@@ -27,13 +27,13 @@ def test_a_melody_is_followed(low, high, snr):
 def test_a_pitch_without_its_fundamental_is_heard():
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     pcm = sum(np.sin(2 * np.pi * 120 * k * time) for k in range(3, 12)) / 20
-    found = track(pcm)
+    found = track_pitch(pcm)
     assert np.median(found) == pytest.approx(120, rel=0.005) and (found > 0).mean() > 0.95
 
 
 def test_noise_silence_and_next_to_nothing_have_none():
     noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 0.1
-    assert (track(noise) > 0).mean() < 0.02
-    assert not track(np.zeros(SAMPLE_RATE)).any()
+    assert (track_pitch(noise) > 0).mean() < 0.02
+    assert not track_pitch(np.zeros(SAMPLE_RATE)).any()
     for samples in (0, 1, 100):
-        assert not track(np.ones(samples, np.float32)).any()
+        assert not track_pitch(np.ones(samples, np.float32)).any()

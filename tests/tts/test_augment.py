@@ -6,8 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speechgpt2.dsp.world_pitch import track
-from speechgpt2.tts.augment import coloured, delayed, disturbed, in_room, revoiced, stretched, with_noise
+from speechgpt2.dsp.world_pitch import track_pitch
+from speechgpt2.tts.augment import (
+    add_noise,
+    add_reverb,
+    augment_utterance,
+    change_voice,
+    equalise,
+    pad_silence,
+    stretch,
+)
 from speechgpt2.tts.utterance import Phone, Utterance, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
@@ -30,7 +38,7 @@ def peak_hz(pcm):
 
 
 def test_stretching_moves_pitch_and_times_together(utterance):
-    slower = stretched(utterance, 1.1)
+    slower = stretch(utterance, 1.1)
     assert len(slower.pcm) == pytest.approx(1.1 * SAMPLE_RATE, abs=2)
     assert peak_hz(slower.pcm) == pytest.approx(200 / 1.1, abs=1)
     assert slower.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
@@ -49,8 +57,8 @@ def vowel(f0, formant, seconds=1.0):
 def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utterance):
     needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
-    other = revoiced(spoken, formants=1.25, pitch=200.0, liveliness=1.0, tempo=1.1, breath=0.0)
-    f0 = track(other.pcm)
+    other = change_voice(spoken, formants=1.25, pitch=200.0, liveliness=1.0, tempo=1.1, breath=0.0)
+    f0 = track_pitch(other.pcm)
     assert np.median(f0[f0 > 0]) == pytest.approx(200, rel=0.03)
     spectrum = np.abs(np.fft.rfft(other.pcm[: SAMPLE_RATE // 2] * np.hanning(SAMPLE_RATE // 2)))
     smooth = np.convolve(spectrum, np.ones(120), "same")  # over 240 Hz, a little more than a harmonic
@@ -62,7 +70,7 @@ def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utte
 def test_a_breathy_speaker_has_noise_in_the_voice(utterance):
     needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
-    clear, breathy = (revoiced(spoken, 1.0, 120.0, 1.0, 1.0, breath).pcm for breath in (0.0, 0.5))
+    clear, breathy = (change_voice(spoken, 1.0, 120.0, 1.0, 1.0, breath).pcm for breath in (0.0, 0.5))
     assert between_harmonics(breathy, 120) > 2 * between_harmonics(clear, 120)
 
 
@@ -75,7 +83,7 @@ def between_harmonics(pcm, f0):
 
 
 def test_pauses_move_the_words(utterance):
-    later = delayed(utterance, 0.3, 0.2)
+    later = pad_silence(utterance, 0.3, 0.2)
     assert len(later.pcm) == pytest.approx(1.5 * SAMPLE_RATE, abs=2)
     assert not later.pcm[: int(0.3 * SAMPLE_RATE)].any() and not later.pcm[-int(0.2 * SAMPLE_RATE) :].any()
     assert later.words[1] == ("oh", pytest.approx(0.8), pytest.approx(1.2))
@@ -84,27 +92,27 @@ def test_pauses_move_the_words(utterance):
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_noise_has_the_level_that_was_asked_for(slope):
     pcm = tone(440)
-    noise = with_noise(pcm, 20.0, slope, np.random.default_rng(0)) - pcm
+    noise = add_noise(pcm, 20.0, slope, np.random.default_rng(0)) - pcm
     assert 10 * np.log10(np.square(pcm).mean() / np.square(noise).mean()) == pytest.approx(20.0, abs=1e-3)
 
 
 def test_colour_tilts_and_cuts():
     low, high = tone(500), tone(2000)
-    gains = [np.square(coloured(x, 3.0, 100, 8000)).mean() / np.square(x).mean() for x in (low, high)]
+    gains = [np.square(equalise(x, 3.0, 100, 8000)).mean() / np.square(x).mean() for x in (low, high)]
     assert 10 * np.log10(gains[1] / gains[0]) == pytest.approx(6.0, abs=0.5)  # two octaves of 3 dB
-    assert np.square(coloured(tone(11_000), 0.0, 100, 4000)).mean() < 0.01 * np.square(tone(11_000)).mean()
+    assert np.square(equalise(tone(11_000), 0.0, 100, 4000)).mean() < 0.01 * np.square(tone(11_000)).mean()
 
 
 def test_a_room_rings_on():
     pcm = np.concatenate([tone(300, 0.2), np.zeros(SAMPLE_RATE // 2, np.float32)])
-    wet = in_room(pcm, 0.3, 0.5, np.random.default_rng(0))
+    wet = add_reverb(pcm, 0.3, 0.5, np.random.default_rng(0))
     after = wet[int(0.2 * SAMPLE_RATE) :]
     early, late = (np.square(part).mean() for part in (after[:2400], after[4800:7200]))
     assert len(wet) == len(pcm) and early > 10 * late > 0
 
 
 def test_a_seed_decides_everything_and_nothing_clips(utterance):
-    first, again, other = (disturbed(utterance, random.Random(seed), share=1.0) for seed in (1, 1, 2))
+    first, again, other = (augment_utterance(utterance, random.Random(seed), share=1.0) for seed in (1, 1, 2))
     assert np.array_equal(first.pcm, again.pcm) and first.words == again.words
     assert len(other.pcm) != len(first.pcm)
     assert first.pcm.dtype == np.float32 and np.abs(first.pcm).max() <= 0.95 + 1e-6

@@ -15,7 +15,7 @@ import soxr
 import torch
 
 from speechgpt2.errors import UserError
-from speechgpt2.tts import model, prompts, recordings, server
+from speechgpt2.tts import cosyvoice_server, own_model, voice_prompts, word_bank
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak, training_voices
@@ -39,7 +39,7 @@ def heard(pcm: np.ndarray, start: float, end: float) -> float:
 
 @pytest.fixture
 def bank(tmp_path):
-    recordings._bank.cache_clear()
+    word_bank._bank.cache_clear()
     folder = tmp_path / "bank" / "anna"
     folder.mkdir(parents=True)
     for number, name in enumerate(("one", "two", "two_2", "Good_morning", "你", "名字")):
@@ -55,10 +55,10 @@ def test_words_are_spliced_where_their_times_say(bank):
     assert heard(said.pcm, good.start, morning.end) == pytest.approx(600, abs=5)
     assert heard(said.pcm, two.start + 0.05, two.end - 0.05) in (pytest.approx(400, abs=5), pytest.approx(500, abs=5))
     assert heard(said.pcm, one.start + 0.05, one.end - 0.05) == pytest.approx(300, abs=5)
-    assert two.start - morning.end == pytest.approx(recordings.PAUSE, abs=0.01)  # a comma is a pause
-    assert one.start - two.end == pytest.approx(recordings.JOINT, abs=0.01)
+    assert two.start - morning.end == pytest.approx(word_bank.PAUSE, abs=0.01)  # a comma is a pause
+    assert one.start - two.end == pytest.approx(word_bank.JOINT, abs=0.01)
     assert good.end == pytest.approx(morning.start) and not ENGINES["recordings"].exact_times
-    other = speak("Good morning, two one!", replace(voice, take=1))
+    other = speak("Good morning, two one!", replace(voice, seed=1))
     assert len(other.pcm) != len(said.pcm)  # the other reading of two
     chinese = speak("你名字", Voice("recordings", str(bank), "zh", "anna"))
     assert [w.text for w in chinese.words] == ["你", "名", "字"]
@@ -66,7 +66,7 @@ def test_words_are_spliced_where_their_times_say(bank):
 
 @pytest.mark.parametrize(
     "change, error, complaint",
-    [({}, ValueError, "nobody recorded 'three'"), ({"accent": "bob"}, UserError, "no such folder")],
+    [({}, ValueError, "no recording of 'three'"), ({"accent": "bob"}, UserError, "no such folder")],
 )
 def test_what_a_bank_cannot_say(bank, change, error, complaint):
     with pytest.raises(error, match=complaint):
@@ -135,14 +135,14 @@ def test_a_server_speaks_with_times_from_the_aligner(cosy):
 @needs.voice(training_voices("en")[12])
 def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_path):
     url, truth = cosy
-    Cosy.headers_to_send = {server.RATE_HEADER: "22050"}
+    Cosy.headers_to_send = {cosyvoice_server.RATE_HEADER: "22050"}
     soundfile.write(tmp_path / "anna.wav", truth.pcm, SAMPLE_RATE)
     voice = Voice("server", url, "en", str(tmp_path / "anna.wav"))
     with pytest.raises(UserError, match=r"anna.txt: missing"):
         speak(TEXT, voice)
     (tmp_path / "anna.txt").write_text(TEXT)
     assert speak(TEXT, voice).duration == pytest.approx(truth.duration, abs=0.06)
-    assert speak(TEXT, replace(voice, manner="Whisper.")).words
+    assert speak(TEXT, replace(voice, style="Whisper.")).words
     (zero, cloned), (instruct, told) = Cosy.asked
     assert zero == "/tts/inference_zero_shot" and cloned["prompt_text"].decode() == TEXT
     sent, rate = soundfile.read(io.BytesIO(cloned["prompt_wav"]))
@@ -153,8 +153,8 @@ def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_pat
 @pytest.mark.parametrize(
     "name, complaint",
     [
-        ("ftp://x", "begins with http"), ("{url}/other", "404"), ("http://127.0.0.1:9", "cannot be reached"),
-        ("{url}?rate=x", "no sample rate"),
+        ("ftp://x", "must begin with http"), ("{url}/other", "404"), ("http://127.0.0.1:9", "cannot be reached"),
+        ("{url}?rate=x", "must be between 8000"),
     ],
 )  # fmt: skip
 @needs.voice(training_voices("en")[12])
@@ -185,7 +185,7 @@ def speaking_model():
 
 def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
     """The clip's codes and words stand before the reading, and what is read depends on them and on the take."""
-    monkeypatch.setattr(model, "LONGEST", 12)
+    monkeypatch.setattr(own_model, "LONGEST", 12)
     soundfile.write(tmp_path / "anna.wav", tone(220, 0.4, SAMPLE_RATE), SAMPLE_RATE)
     (tmp_path / "anna.txt").write_text("Hello there")
     taken = []
@@ -195,13 +195,15 @@ def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
     )
     plain = Voice("model", "tiny", "en")
     cloned = replace(plain, accent=str(tmp_path / "anna.wav"))
-    made = [model.read_aloud(speaking_model, "hello", v).codes for v in (plain, plain, cloned, replace(plain, take=5))]
+    made = [
+        own_model.read_aloud(speaking_model, "hello", v).codes for v in (plain, plain, cloned, replace(plain, seed=5))
+    ]
     assert np.array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2]) and not np.array_equal(made[0], made[3])
     prompt = speaking_model.lm.prompt
     taken = [patches for patches in taken if patches.text.shape[1] > 1]  # the others are its own
     assert torch.equal(taken[0].text, prompt.tts_prompt("hello").text)
-    clip = prompts.read(cloned.accent)
+    clip = voice_prompts.read_voice_prompt(cloned.accent)
     frames = speaking_model.codec.encode(torch.from_numpy(clip.pcm)[None])[0]
     codes = taken[2].codes[0][taken[2].codes[0, :, 0, 0] != prompt.config.no_speech].flatten(0, 1)
     assert torch.equal(codes[3 : 3 + len(frames)], frames)
@@ -209,8 +211,8 @@ def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
 
 
 def test_a_reading_without_end_is_no_reading(speaking_model, monkeypatch):
-    monkeypatch.setattr(model, "LONGEST", 2)
-    monkeypatch.setattr(model, "_model", lambda name: speaking_model)
+    monkeypatch.setattr(own_model, "LONGEST", 2)
+    monkeypatch.setattr(own_model, "_model", lambda name: speaking_model)
     with pytest.raises(ValueError, match="did not end"):
         speak("hello", Voice("model", "tiny", "en"))
 

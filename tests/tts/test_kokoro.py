@@ -16,7 +16,7 @@ from speechgpt2.tts import kokoro, kokoro_text
 from speechgpt2.tts.kokoro_text import SYMBOLS
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voice_sets import KOKORO_HELD_OUT, VOICE_SETS, draw_natural, voice_set
-from speechgpt2.tts.voices import speak, vary
+from speechgpt2.tts.voices import speak, vary_voice
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 from tests import onnx_writer as onnx
@@ -196,7 +196,7 @@ def test_each_language_has_two_natural_assistants():
 
 
 def test_vary_changes_rate_and_level_only():
-    other = vary(HEART, random.Random(1))
+    other = vary_voice(HEART, random.Random(1))
     assert other.speaker == HEART.speaker and other.rate != HEART.rate
     assert replace(other, rate=HEART.rate, gain=HEART.gain) == HEART
     assert HEART.id != ADAM.id

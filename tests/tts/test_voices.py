@@ -9,7 +9,15 @@ import pytest
 
 from speechgpt2.tts.pinyin import syllables
 from speechgpt2.tts.utterance import Utterance
-from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, draw_voice, speak, training_voices, vary
+from speechgpt2.tts.voices import (
+    ASSISTANT_VOICES,
+    HELD_OUT_VOICES,
+    Voice,
+    draw_voice,
+    speak,
+    training_voices,
+    vary_voice,
+)
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 
@@ -68,7 +76,7 @@ def test_polyphones_and_syllables_unknown_to_espeak():
 def test_vary_changes_the_audio_but_not_the_speaker(lang):
     voice = ASSISTANT_VOICES[lang]
     rng = random.Random(0)
-    other = vary(voice, rng)
+    other = vary_voice(voice, rng)
     text = "三加五" if lang == "zh" else "Three plus five."
     assert other.speaker == voice.speaker and other.id != voice.id
     assert not np.array_equal(speak(text, voice).pcm, speak(text, other).pcm)

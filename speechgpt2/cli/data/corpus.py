@@ -32,7 +32,7 @@ def codec_corpus(
     workers: Workers = 2,
 ) -> None:
     """Synthesize speech of many voices with pitch and phone labels, to train a codec."""
-    from speechgpt2.corpus.synthesize import build_codec_corpus
+    from speechgpt2.corpus.build_corpora import build_codec_corpus
 
     _report(build_codec_corpus(out, hours, seed, workers, real_speech, voices))
 
@@ -47,7 +47,7 @@ def dialogue_corpus(
     workers: Workers = 2,
 ) -> None:
     """Synthesize spoken questions and replies, to train a language model."""
-    from speechgpt2.corpus.synthesize import build_dialogue_corpus
+    from speechgpt2.corpus.build_corpora import build_dialogue_corpus
 
     _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations, voices=voices))
 

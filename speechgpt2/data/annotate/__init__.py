@@ -3,7 +3,7 @@
 viterbi.py     the best path of a text through any emissions
 emissions.py   what an aligner listens with: an interface
 reading.py     a text read by espeak, the same whatever was read before
-rehearsal.py   emissions without a model: how a synthetic voice would have said it
+synthesis_aligner.py   emissions without a model: how a synthetic voice would have said it
 ctc.py         emissions of a CTC model in ONNX
 align.py       stage: words, phones and tones with their times
 pitch.py       F0 at some hundred times real time

@@ -1,7 +1,7 @@
 """Stage: words, phones and tones with the times at which they are said.
 
     Align(AlignConfig())                       # with what comes along
-    Align(AlignConfig(), emitter=my_model)     # with any other emissions
+    Align(AlignConfig(), emission_model=my_model)     # with any other emissions
 
 Times that are labelled as the truth, as those of synthetic speech, are never replaced.
 """
@@ -15,8 +15,8 @@ from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Label
 from speechgpt2.tts.alignment.align import align_emissions
-from speechgpt2.tts.alignment.ctc import Ctc
-from speechgpt2.tts.alignment.emissions import Emitter
+from speechgpt2.tts.alignment.ctc import CtcModel
+from speechgpt2.tts.alignment.emissions import EmissionModel
 from speechgpt2.tts.alignment.synthesis_aligner import SynthesisAligner
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.utterance import Alignment
@@ -41,27 +41,29 @@ class Align(Stage[AlignConfig]):
 
     version = 1
 
-    def __init__(self, config: AlignConfig, emitter: Emitter | None = None):
+    def __init__(self, config: AlignConfig, emission_model: EmissionModel | None = None):
         super().__init__(config)
-        self._emitter: Emitter = emitter or (Ctc(config.model) if config.model else SynthesisAligner())
+        self._emission_model: EmissionModel = emission_model or (
+            CtcModel(config.model) if config.model else SynthesisAligner()
+        )
 
     @property
     def model(self) -> str:
-        return self._emitter.id
+        return self._emission_model.id
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
         text = clip.text.raw or clip.text.norm  # with its punctuation, at which a reader pauses
         if not text or is_true(clip, "align"):
             return clip
         try:
-            found, agreement = align_emissions(self._emitter(sound.pcm, text, clip.lang.code))
+            found, agreement = align_emissions(self._emission_model(sound.pcm, text, clip.lang.code))
         except Unalignable:
             found, agreement = Alignment(), 0.0
         agreement = round(agreement, 4)
         quality = replace(clip.quality, extra={**clip.quality.extra, AGREEMENT: agreement})
         if not found.words:
             return replace(clip, quality=quality)
-        label = Label(self._emitter.id, str(self.version), agreement)
+        label = Label(self._emission_model.id, str(self.version), agreement)
         return replace(clip, align=found, quality=quality, labels_from={**clip.labels_from, "align": label})
 
 

@@ -18,13 +18,13 @@ from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.spectra import activity_of, power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Label, Prosody
-from speechgpt2.dsp import pitch
-from speechgpt2.dsp.activity import SPEECH, spans
-from speechgpt2.dsp.spectrum import FRAMES, HERTZ, decibels
+from speechgpt2.dsp import autocorrelation_pitch
+from speechgpt2.dsp.activity import SPEECH_THRESHOLD, active_spans
+from speechgpt2.dsp.spectrum import BIN_HERTZ, FRAMES_PER_SECOND, decibels
 from speechgpt2.tts.utterance import Alignment
 from speechgpt2.types import SAMPLE_RATE
 
-HOP = SAMPLE_RATE // FRAMES
+HOP = SAMPLE_RATE // FRAMES_PER_SECOND
 FEWEST = 10  # voiced steps of 10 ms from which a pitch is told
 LEAST = 0.25  # share of the speech that is voiced, unless it is a whisper
 STRAY = 9.0  # semitones from the median: an octave missed rather than a melody
@@ -53,14 +53,14 @@ class MeasureProsody(Stage[ProsodyConfig]):
             return clip
         pcm = sound.pcm
         activity = activity_of(sound)
-        speech = spans(activity, self.config.shortest_pause, 0.05)
+        speech = active_spans(activity, self.config.shortest_pause, 0.05)
         if clip.align.words:
             speech = spoken(clip.align, self.config.shortest_pause)
         if not speech:
             return clip
         rate, label = _rate(clip, sound, speech)
         measured = replace(
-            melody(pitch.track(pcm), int((activity >= SPEECH).sum())),
+            melody(autocorrelation_pitch.track_pitch(pcm), int((activity >= SPEECH_THRESHOLD).sum())),
             energy=round(level(pcm, activity) - clip.audio.gain, 2),
             rate=None if rate is None else round(rate, 3),
             pauses=tuple(round(b[0] - a[1], 3) for a, b in zip(speech, speech[1:])),
@@ -87,7 +87,7 @@ def melody(hertz: np.ndarray, speech: int) -> Prosody:
 def level(pcm: np.ndarray, activity: np.ndarray) -> float:
     """RMS in dBFS of `pcm [N]` where somebody speaks."""
     steps = np.square(pcm[: len(activity) * HOP].reshape(-1, HOP)).mean(axis=1)
-    active = activity[: len(steps)] >= SPEECH
+    active = activity[: len(steps)] >= SPEECH_THRESHOLD
     return 10 * float(np.log10(max(steps[active].mean() if active.any() else 0.0, 1e-10)))
 
 
@@ -131,7 +131,7 @@ def syllables(word: str) -> int:
 
 def nuclei(spectrum: np.ndarray) -> Iterator[int]:
     """Steps of 10 ms at which a syllable is loudest, from power `[T, BINS]`: peaks with a dip on both sides."""
-    first, last = (round(hertz / HERTZ) for hertz in SYLLABLE_BAND)
+    first, last = (round(hertz / BIN_HERTZ) for hertz in SYLLABLE_BAND)
     levels = decibels(spectrum[:, first:last].sum(axis=1))
     window = np.hanning(9) / np.hanning(9).sum()
     levels = np.convolve(np.pad(levels, 4, mode="edge"), window, "valid")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from speechgpt2.tts import augment as disturb
+from speechgpt2.tts import augment
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -34,7 +34,7 @@ def held(pcm: np.ndarray) -> np.ndarray:
 
 def noisy(pcm: np.ndarray, ratio: float, slope: float, random: np.random.Generator) -> np.ndarray:
     """With noise whose spectrum falls with f^−slope, `ratio` dB below the speech."""
-    noise = disturb.with_noise(np.zeros_like(pcm) + 1e-3, -60.0, slope, random)
+    noise = augment.add_noise(np.zeros_like(pcm) + 1e-3, -60.0, slope, random)
     return mixed(pcm, noise, ratio)
 
 

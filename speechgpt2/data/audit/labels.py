@@ -2,8 +2,8 @@
 
     python -m speechgpt2.data.audit.labels
 
-Times and rates: sentences by voices that the reader of rehearsal.py is not, as they are, and in a room with noise.
-Pitch: a buzz through formants along a known melody.
+Times and rates: sentences by voices that the reader of synthesis_aligner.py is not, as they are, and in a room with
+noise. Pitch: a buzz through formants along a known melody.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from speechgpt2.data.conversations.manner import drive
 from speechgpt2.data.conversations.script import MANNERS, Style
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Speaker
-from speechgpt2.dsp import pitch
+from speechgpt2.dsp import autocorrelation_pitch
 from speechgpt2.dsp import world_pitch as other_pitch
 from speechgpt2.dsp.world_pitch import F0_HOP
-from speechgpt2.tts import augment as disturb
+from speechgpt2.tts import augment
 from speechgpt2.tts.espeak import MANDARIN
 from speechgpt2.tts.utterance import Alignment, Utterance, Voice
 from speechgpt2.tts.voices import HELD_OUT_VOICES, speak
@@ -52,7 +52,7 @@ class Case:
 
 
 def cases(sentences: int, seed: int = 0) -> Iterator[Case]:
-    """`sentences` by each of a few voices, clean and disturbed."""
+    """`sentences` by each of a few voices, clean and augment_utterance."""
     rng = random.Random(seed)
     for lang, voices in _voices().items():
         for voice in voices:
@@ -60,8 +60,8 @@ def cases(sentences: int, seed: int = 0) -> Iterator[Case]:
                 clean = speak(sentence(rng, lang), voice)
                 heading = f"{lang}, {voice.engine}"
                 yield Case(heading, clean)
-                pcm = disturb.in_room(clean.pcm, 0.3, 0.3, np.random.default_rng(rng.getrandbits(32)))
-                noisy = disturb.with_noise(pcm, 15.0, 0.5, np.random.default_rng(rng.getrandbits(32)))
+                pcm = augment.add_reverb(clean.pcm, 0.3, 0.3, np.random.default_rng(rng.getrandbits(32)))
+                noisy = augment.add_noise(pcm, 15.0, 0.5, np.random.default_rng(rng.getrandbits(32)))
                 yield Case(heading + NOISY, replace(clean, pcm=noisy.astype(np.float32)))
 
 
@@ -173,9 +173,12 @@ def _table_of_pitch() -> Iterator[str]:
     for low, high in ((80.0, 160.0), (150.0, 300.0), (250.0, 450.0)):
         for snr in (40.0, 10.0):
             pcm, hertz = melody(low, high)
-            noisy = disturb.with_noise(pcm, snr, 0.5, np.random.default_rng(0)).astype(np.float32)
-            for name, track in (("annotate.pitch", pitch.track), ("data.pitch", other_pitch.track)):
-                cells = 100 * np.array(_errors_of_pitch(track(noisy), hertz))
+            noisy = augment.add_noise(pcm, snr, 0.5, np.random.default_rng(0)).astype(np.float32)
+            for name, track_pitch in (
+                ("autocorrelation", autocorrelation_pitch.track_pitch),
+                ("WORLD", other_pitch.track_pitch),
+            ):
+                cells = 100 * np.array(_errors_of_pitch(track_pitch(noisy), hertz))
                 row = " | ".join((f"{low:.0f}…{high:.0f}", f"{snr:.0f}", name, *(f"{cell:.2g}" for cell in cells)))
                 yield f"| {row} |"
     yield ""

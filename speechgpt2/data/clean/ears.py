@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from speechgpt2.curriculum.sentences import sentence
-from speechgpt2.dsp.spectrum import FRAMES, cepstra, decibels, power
+from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels, power
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.voices import draw_voice, speak
 
@@ -82,7 +82,7 @@ def _labelled(utterances: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         phones = np.full(len(seen), "", dtype="<U8")
         for phone in utterance.phones:
             label = re.sub(r"[0-9ː]", "", phone.label)  # neither tone nor length
-            phones[int(phone.start * FRAMES) : int(phone.end * FRAMES)] = label
+            phones[int(phone.start * FRAMES_PER_SECOND) : int(phone.end * FRAMES_PER_SECOND)] = label
         used = loud & (phones != "")
         yield seen[used], phones[used]
 

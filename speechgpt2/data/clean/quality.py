@@ -17,7 +17,7 @@ from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
-from speechgpt2.dsp.spectrum import HERTZ, decibels, fft, power, squared
+from speechgpt2.dsp.spectrum import BIN_HERTZ, decibels, fft, power, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BEST_SNR, WORST_SNR = 60.0, -10.0  # dB that a 16-bit recording can tell apart
@@ -61,7 +61,7 @@ def bandwidth(spectrum: np.ndarray) -> float:
     """Hz up to which there is sound, from power `[T, BINS]`: above it, even the loudest moments hold 60 dB less."""
     loud = decibels(_quantile(spectrum, 0.98))
     heard = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
-    return float((heard[-1] + 0.5) * HERTZ) if len(heard) else 0.0
+    return float((heard[-1] + 0.5) * BIN_HERTZ) if len(heard) else 0.0
 
 
 def clipping(pcm: np.ndarray) -> float:

@@ -12,8 +12,15 @@ from speechgpt2.data.clean.cutting import part, text_of
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, Wording
-from speechgpt2.dsp.activity import SPEECH, Activity, Detector, energy, silero, spans
-from speechgpt2.dsp.spectrum import FRAMES
+from speechgpt2.dsp.activity import (
+    SPEECH_THRESHOLD,
+    ActivityDetector,
+    Detector,
+    active_spans,
+    energy_activity,
+    silero_activity,
+)
+from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND
 
 BLOCK = 300.0  # seconds read at a time
 
@@ -46,10 +53,10 @@ class Segment(Stage[SegmentConfig]):
 
     def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
         config = self.config
-        detect: Activity = silero if config.detector == "silero" else energy
+        detect: ActivityDetector = silero_activity if config.detector == "silero" else energy_activity
         activity = detect(_blocks(clip, sound))
-        active = spans(activity, 0.1, 0.0)
-        found = spans(activity, config.gap, config.shortest)
+        active = active_spans(activity, 0.1, 0.0)
+        found = active_spans(activity, config.gap, config.shortest)
         if not found:
             raise Rejected("no-speech", "nobody speaks in it", 0.0, config.shortest)
         if clip.text.raw and clip.audio.duration <= config.longest:
@@ -60,7 +67,14 @@ class Segment(Stage[SegmentConfig]):
     def _clip(self, clip: Clip, span: tuple[float, float], activity: np.ndarray, count: int) -> Clip:
         start = max(0.0, span[0] - self.config.margin)
         end = min(clip.audio.duration, span[1] + self.config.margin)
-        spoken = activity[round(start * FRAMES) : max(round(end * FRAMES), round(start * FRAMES) + 1)] >= SPEECH
+        spoken = (
+            activity[
+                round(start * FRAMES_PER_SECOND) : max(
+                    round(end * FRAMES_PER_SECOND), round(start * FRAMES_PER_SECOND) + 1
+                )
+            ]
+            >= SPEECH_THRESHOLD
+        )
         quality = replace(clip.quality, silence=round(1 - float(spoken.mean()), 4))
         id = f"{clip.id}-{round(start * 1000):08d}"
         made = replace(part(clip, start, end), id=id, parent_id=clip.id, quality=quality)

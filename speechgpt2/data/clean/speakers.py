@@ -20,7 +20,7 @@ from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Label, Speaker
-from speechgpt2.dsp.spectrum import FRAMES, cepstra, decibels
+from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels
 
 COEFFICIENTS = 12
 SIDE = 150  # frames on each side of a change that are compared
@@ -74,7 +74,7 @@ class Turns(Stage[TurnsConfig]):
         cuts = sorted(int(loud[frame]) for frame in self._changes(cepstra(spectrum[loud], COEFFICIENTS)))
         if not cuts:
             return [clip]
-        edges = [0.0, *(round(cut / FRAMES, 3) for cut in cuts), clip.audio.duration]
+        edges = [0.0, *(round(cut / FRAMES_PER_SECOND, 3) for cut in cuts), clip.audio.duration]
         return [self._piece(clip, start, end) for start, end in zip(edges, edges[1:])]
 
     def _changes(self, mel: np.ndarray, offset: int = 0) -> list[int]:

@@ -43,7 +43,7 @@ from speechgpt2.processes import single_threaded
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voice_sets import voice_set
-from speechgpt2.tts.voices import draw_voice, speak, vary
+from speechgpt2.tts.voices import draw_voice, speak, vary_voice
 from speechgpt2.types import SAMPLE_RATE
 
 PART = 20  # conversations that share a process
@@ -160,7 +160,7 @@ def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voi
         known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
         while not known or known[0].speaker in {voice.speaker for voice in found}:
             known = [_some_voice(recipe, script.lang, rng)]
-        found.append(vary(known[0], rng) if recipe.voices and ENGINES[known[0].engine].adjustable else known[0])
+        found.append(vary_voice(known[0], rng) if recipe.voices and ENGINES[known[0].engine].adjustable else known[0])
     return found[0], found[1]
 
 
@@ -184,7 +184,7 @@ def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, w
         def read(number: int) -> Utterance:
             if neutral is not None:
                 return speak(line.text, drive(voice, line.style, rng if number else None))
-            return speak(line.text, replace(voice, take=rng.getrandbits(16)) if number else voice)
+            return speak(line.text, replace(voice, seed=rng.getrandbits(16)) if number else voice)
 
         def judge(spoken: Utterance) -> Faults:
             style = (

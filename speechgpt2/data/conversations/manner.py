@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechgpt2.data.conversations.script import MANNERS, Style
-from speechgpt2.dsp.world_pitch import F0_HOP, track
+from speechgpt2.dsp.world_pitch import F0_HOP, track_pitch
 from speechgpt2.tts.utterance import Utterance, Voice
 
 WHISPERER = "whisper"  # espeak's unvoiced variant
@@ -67,7 +67,7 @@ def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice
     return replace(
         voice, name=WHISPERER if style.whisper and voice.engine == "espeak" else voice.name, rate=rate,
         pitch=min(100, max(0, pitch)), pitch_range=min(100, max(0, lively)), gain=voice.gain + style.loudness,
-        manner=in_words(style, voice.lang), take=rng.getrandbits(16) if rng else voice.take,
+        style=in_words(style, voice.lang), seed=rng.getrandbits(16) if rng else voice.seed,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ class _Melody(NamedTuple):
 
 
 def _melody(pcm: np.ndarray) -> _Melody:
-    hertz = track(pcm)
+    hertz = track_pitch(pcm)
     power = np.square(pcm[: len(pcm) // F0_HOP * F0_HOP].reshape(-1, F0_HOP)).mean(axis=1)
     loud = np.flatnonzero(power > power.max() * 10 ** (FAINT_DB / 10))
     level = float(10 * np.log10(power[loud].mean()))

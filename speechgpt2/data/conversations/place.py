@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from speechgpt2.tts.augment import NOISE_DB, ROOM_SECONDS, in_room, with_noise
+from speechgpt2.tts.augment import NOISE_DB, ROOM_SECONDS, add_noise, add_reverb
 from speechgpt2.types import SAMPLE_RATE
 
 TELEPHONE_RATE = 8000
@@ -32,10 +32,10 @@ def put_in_place(pcm: np.ndarray, config: PlaceConfig, rng: random.Random) -> tu
     done: list[str] = []
     channels = list(pcm)
     if rng.random() < config.room:
-        channels = [in_room(one, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise) for one in channels]
+        channels = [add_reverb(one, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise) for one in channels]
         done.append("room")
     if rng.random() < config.noise:
-        channels = [with_noise(one, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise) for one in channels]
+        channels = [add_noise(one, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise) for one in channels]
         done.append("noise")
     if rng.random() < config.telephone:
         channels = [telephone(one) for one in channels]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from speechgpt2.data.pipeline.sound import Sound
-from speechgpt2.dsp.activity import energy_from_power
+from speechgpt2.dsp.activity import energy_activity_of_power
 from speechgpt2.dsp.spectrum import power
 
 
@@ -16,4 +16,4 @@ def power_of(sound: Sound) -> np.ndarray:
 
 def activity_of(sound: Sound) -> np.ndarray:
     """Return how likely speech is in every 10 ms of the clip, `[T]` in 0…1 (`dsp.activity.energy`)."""
-    return energy_from_power(power_of(sound), len(sound.raw))
+    return energy_activity_of_power(power_of(sound), len(sound.raw))

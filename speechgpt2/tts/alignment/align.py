@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speechgpt2.tts.alignment.emissions import Emissions, Part
+from speechgpt2.tts.alignment.emissions import Emissions, TokenSpan
 from speechgpt2.tts.alignment.synthesis_aligner import SynthesisAligner
-from speechgpt2.tts.alignment.viterbi import Stretch, best_path
+from speechgpt2.tts.alignment.viterbi import AlignedToken, best_path
 from speechgpt2.tts.utterance import Alignment, Phone, Word, tones_of
 
 
@@ -36,11 +36,13 @@ def align_emissions(emissions: Emissions) -> tuple[Alignment, float]:
         Unalignable: the text does not fit the emissions.
     """
     within = (
-        [place for word in emissions.words for place in range(word.first + 1, word.last)] if emissions.joined else ()
+        [place for word in emissions.words for place in range(word.first + 1, word.last)]
+        if emissions.contiguous
+        else ()
     )
     path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, within)
 
-    def span(part: Part) -> tuple[float, float]:
+    def span(part: TokenSpan) -> tuple[float, float]:
         edges = (path[part.first].first, path[part.last - 1].last)
         start, end = (round(emissions.start + edge * emissions.seconds, 4) for edge in edges)
         return start, end
@@ -50,8 +52,8 @@ def align_emissions(emissions: Emissions) -> tuple[Alignment, float]:
     return Alignment(words, phones, tones_of(phones)), _agreement(path, emissions)
 
 
-def _agreement(path: Sequence[Stretch], emissions: Emissions) -> float:
-    """Mean probability, over the steps of all tokens, of the token against the step's most probable one."""
+def _agreement(path: Sequence[AlignedToken], emissions: Emissions) -> float:
+    """Mean, over the steps of all tokens, of the token's probability relative to the step's highest one."""
     ratios = [
         emissions.log_probs[a:b, token] - emissions.log_probs[a:b].max(axis=1)
         for (a, b, _), token in zip(path, emissions.tokens)

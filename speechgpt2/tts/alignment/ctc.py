@@ -2,7 +2,7 @@
 
     optimum-cli export onnx --model facebook/wav2vec2-base-960h FOLDER
 
-What is read of the folder: model.onnx, vocab.json, config.json, preprocessor_config.json. Needs onnxruntime.
+It reads model.onnx, vocab.json, config.json and preprocessor_config.json of the folder. Needs onnxruntime.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ import numpy as np
 
 from speechgpt2.audio import resample
 from speechgpt2.errors import UserError
-from speechgpt2.tts.alignment.emissions import Emissions, Part
+from speechgpt2.tts.alignment.emissions import Emissions, TokenSpan
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.types import SAMPLE_RATE
 
-RATE = 16_000  # Hz that these models take
-SHORTEST = 0.05  # seconds
-BETWEEN = "|"  # the token between two words, where a vocabulary has one
+RATE = 16_000  # Hz of the models' input
+SHORTEST = 0.05  # seconds of input that a model needs
+WORD_SEPARATOR = "|"  # the token between two words, if a vocabulary has one
 BLANKS = ("<pad>", "[PAD]", "<blank>", "<blk>")
-WORD = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")  # a Chinese character is a word
+WORD = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")  # every Chinese character is a word
 
 
 @dataclass(frozen=True)
-class Ctc:
-    """An `Emitter`; `folder` holds an exported model."""
+class CtcModel:
+    """An `EmissionModel` by an exported CTC model.
+
+    Attributes:
+        folder: holds the model.
+    """
 
     folder: str
 
@@ -46,38 +50,45 @@ class Ctc:
                     while block := file.read(1 << 20):
                         digest.update(block)
             except OSError:
-                raise UserError(f"{self.folder}: holds no {name}; export a CTC model into it") from None
+                raise UserError(f"{self.folder}: has no {name}; export a CTC model into the folder") from None
         return f"ctc-{digest.hexdigest()[:16]}"
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
         model = _loaded(self.folder)
-        tokens, words = spell(text, model.vocabulary)
-        return Emissions(model.listen(pcm), model.seconds, tokens, words, blank=model.blank)
+        tokens, words = tokenize(text, model.vocabulary)
+        return Emissions(model.log_probs(pcm), model.seconds, tokens, words, blank=model.blank)
 
 
-def spell(text: str, vocabulary: dict[str, int]) -> tuple[list[int], tuple[Part, ...]]:
-    """The tokens of a text, and its words as parts of them; punctuation has none. Errors: `Unalignable`."""
+def tokenize(text: str, vocabulary: dict[str, int]) -> tuple[list[int], tuple[TokenSpan, ...]]:
+    """Split a text into tokens; punctuation has none.
+
+    Returns:
+        The tokens, and the words as spans of them.
+
+    Raises:
+        Unalignable: the vocabulary has no token for a letter.
+    """
     upper = "a" not in vocabulary and "A" in vocabulary
     tokens: list[int] = []
-    words: list[Part] = []
+    words: list[TokenSpan] = []
     for match in WORD.finditer(text):
         word = re.sub(r"^\W+|\W+$", "", match.group())
         letters = (word.upper() if upper else word.lower()).replace("’", "'")
         if not word:
             continue
-        if BETWEEN in vocabulary and tokens:
-            tokens.append(vocabulary[BETWEEN])
+        if WORD_SEPARATOR in vocabulary and tokens:
+            tokens.append(vocabulary[WORD_SEPARATOR])
         unknown = [letter for letter in letters if letter.isalnum() and letter not in vocabulary]
         if unknown:
             raise Unalignable(f"the model has no token for {unknown[0]!r}")
         first = len(tokens)
         tokens += [vocabulary[letter] for letter in letters if letter in vocabulary]
-        words.append(Part(word, first, len(tokens)))
+        words.append(TokenSpan(word, first, len(tokens)))
     return tokens, tuple(words)
 
 
 class _Model:
-    """The loaded model: its vocabulary, its blank, the seconds of a step."""
+    """The loaded model, with its vocabulary, its blank, and the seconds of a step."""
 
     def __init__(self, folder: Path):
         try:
@@ -88,7 +99,7 @@ class _Model:
         config = _json(folder / "config.json")
         blank = next((self.vocabulary[name] for name in BLANKS if name in self.vocabulary), config.get("pad_token_id"))
         if blank is None or "conv_stride" not in config:
-            raise UserError(f"{folder}: its vocab.json names no blank, or its config.json no conv_stride")
+            raise UserError(f"{folder}: vocab.json has no blank, or config.json has no conv_stride")
         self.blank = int(blank)
         self.seconds = math.prod(config["conv_stride"]) / RATE
         self._normalize = _json(folder / "preprocessor_config.json").get("do_normalize", True)
@@ -96,18 +107,21 @@ class _Model:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-        except Exception as error:  # onnxruntime's own kinds, of which each version has others
+        except Exception as error:  # the exceptions of onnxruntime differ between versions
             raise UserError(f"{folder / 'model.onnx'}: cannot be loaded ({str(error).splitlines()[0]})") from None
 
-    def listen(self, pcm: np.ndarray) -> np.ndarray:
-        """Log-probabilities `[T, V]` of `pcm [N]` at 24 kHz. Errors: `Unalignable` for a click of sound."""
-        heard = resample(pcm, SAMPLE_RATE, RATE).astype(np.float32)
-        if len(heard) < SHORTEST * RATE:
-            raise Unalignable("it is shorter than what a step is heard in")
+    def log_probs(self, pcm: np.ndarray) -> np.ndarray:
+        """Return log-probabilities `[T, V]` of `pcm [N]` at 24 kHz.
+
+        Raises `Unalignable` for audio below `SHORTEST` seconds.
+        """
+        samples = resample(pcm, SAMPLE_RATE, RATE).astype(np.float32)
+        if len(samples) < SHORTEST * RATE:
+            raise Unalignable(f"the audio is shorter than {SHORTEST} s")
         if self._normalize:
-            heard = (heard - heard.mean()) / np.sqrt(heard.var() + 1e-7)
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         name = self._session.get_inputs()[0].name
-        logits = self._session.run(None, {name: heard[None]})[0][0].astype(np.float64)
+        logits = self._session.run(None, {name: samples[None]})[0][0].astype(np.float64)
         top = logits.max(axis=1, keepdims=True)
         return logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
 

@@ -1,7 +1,7 @@
-"""What an aligner listens with: a function from sound and text to the probability of every token at every step.
+"""The interface of emission models: from audio and text to the probability of every token at every step.
 
-`Emitter` is the interface. It has the text as well as the sound, since some models have a fixed vocabulary to spell it
-in, while others make their vocabulary from it (rehearsal.py).
+An `EmissionModel` gets the text as well as the audio. Some models have a fixed vocabulary, others make a vocabulary of
+the text (synthesis_aligner.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
-class Part(NamedTuple):
+class TokenSpan(NamedTuple):
     """A word, a character or a phone: tokens `first` … `last` − 1 of the text."""
 
     text: str
@@ -23,32 +23,42 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Emissions:
-    """What was heard of a text.
+    """Probabilities of the tokens of a text over time.
 
-    log_probs   [T, V], natural logarithms
-    seconds     of one step; step t covers `start` + t · `seconds` and what follows
-    tokens      [L] of the text, which `words` and `phones` are parts of
-    joined      whether there is no blank within a word; CTC models need it there, between equal tokens at least
+    Attributes:
+        log_probs: `[T, V]`, natural logarithms.
+        seconds: of one step; step t begins at `start` + t · `seconds`.
+        tokens: `[L]` of the text; `words` and `phones` are spans of them.
+        words: spans of tokens.
+        phones: spans of tokens.
+        blank: the token that stands for no token.
+        contiguous: whether no blank may stand within a word. CTC models need a blank there, between equal tokens.
+        start: seconds of the first step.
     """
 
     log_probs: np.ndarray
     seconds: float
     tokens: Sequence[int]
-    words: tuple[Part, ...]
-    phones: tuple[Part, ...] = ()
+    words: tuple[TokenSpan, ...]
+    phones: tuple[TokenSpan, ...] = ()
     blank: int = 0
-    joined: bool = False
+    contiguous: bool = False
     start: float = 0.0
 
 
-class Emitter(Protocol):
-    """Listens to `pcm [N]` (24 kHz) for a text in a language ("en", "zh")."""
+class EmissionModel(Protocol):
+    """Estimates emissions of `pcm [N]` (24 kHz) for a text in a language ("en", "zh")."""
 
     @property
     def id(self) -> str:
-        """Name and version: two emitters with equal ids give equal emissions."""
+        """Name and version: models with equal ids give equal emissions."""
         ...
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
-        """Errors: `Unalignable` for a text that it cannot spell; `UserError` if it cannot work at all."""
+        """Estimate the emissions.
+
+        Raises:
+            Unalignable: the model has no tokens for the text.
+            UserError: the model cannot be used.
+        """
         ...

@@ -1,7 +1,7 @@
-"""The best path of a known text through the emissions of a recogniser: where each of its tokens is said.
+"""The best path of a known text through emissions.
 
 The topology is that of CTC (Graves et al. 2006): every token may last, and a blank may stand before, between and after
-tokens; it must stand between two equal ones. Probabilities may come from anywhere.
+tokens; a blank must stand between two equal tokens. The probabilities may come from any model.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-LARGEST = 1 << 29  # cells of one search, a byte each: ten minutes of fast speech at 50 steps a second
+LARGEST = 1 << 29  # cells of one search, a byte each: ten minutes of fast speech at 50 steps per second
 
 
 class Unalignable(ValueError):
-    """A text does not fit its emissions: it is too long for them, or holds a token that they do not know."""
+    """A text does not fit its emissions: it is too long, or has a token that they lack."""
 
 
-class Stretch(NamedTuple):
-    """Steps `first` … `last` − 1 in which a token is said; `score` is the mean log-probability of the token there."""
+class AlignedToken(NamedTuple):
+    """A token is spoken in steps `first` … `last` − 1; `score` is its mean log-probability there."""
 
     first: int
     last: int
@@ -27,57 +27,63 @@ class Stretch(NamedTuple):
 
 
 def best_path(
-    log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0, joined: Collection[int] = ()
-) -> list[Stretch]:
-    """The stretch of every token, in order.
+    log_probs: np.ndarray, tokens: Sequence[int], blank: int = 0, contiguous: Collection[int] = ()
+) -> list[AlignedToken]:
+    """Find the steps of every token.
 
-    log_probs   [T, V], natural logarithms; −inf is allowed
-    tokens      [L], each in 0…V−1 and none of them `blank`
-    joined      places of tokens before which no blank may stand, though CTC would allow it
+    Args:
+        log_probs: `[T, V]`, natural logarithms; −inf is allowed.
+        tokens: `[L]`, each in 0…V−1, none of them `blank`.
+        blank: the token that stands for no token.
+        contiguous: indices of tokens before which no blank may stand.
 
-    Errors: `Unalignable`.
+    Returns:
+        An entry for every token, in order.
+
+    Raises:
+        Unalignable: no path fits.
     """
     steps, vocabulary = log_probs.shape
     if any(not 0 <= token < vocabulary or token == blank for token in tokens):
-        raise Unalignable("the text holds a token that the emissions do not know")
+        raise Unalignable("the text has a token that the emissions lack")
     if not len(tokens):
         return []
     if steps * (2 * len(tokens) + 1) > LARGEST:
-        raise Unalignable(f"{len(tokens)} tokens and {steps} steps are too many at once; cut the recording")
+        raise Unalignable(f"{len(tokens)} tokens and {steps} steps are too many at once; split the recording")
     states = np.full(2 * len(tokens) + 1, blank)
     states[1::2] = tokens
     scores = np.zeros(len(states))
-    scores[[2 * place for place in joined]] = -np.inf
+    scores[[2 * place for place in contiguous]] = -np.inf
     path = _search(log_probs, states, scores)
     own = log_probs[np.arange(steps), states[path]]
     token = path // 2
     spoken = np.flatnonzero(path % 2)
     firsts = spoken[np.searchsorted(token[spoken], np.arange(len(tokens)), "left")]
     lasts = spoken[np.searchsorted(token[spoken], np.arange(len(tokens)), "right") - 1] + 1
-    return [Stretch(a, b, float(own[a:b].mean())) for a, b in zip(firsts.tolist(), lasts.tolist())]
+    return [AlignedToken(a, b, float(own[a:b].mean())) for a, b in zip(firsts.tolist(), lasts.tolist())]
 
 
 def _search(log_probs: np.ndarray, states: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The state of every step `[T]`, of which the first and last are at either end of `states [S]`.
+    """Return the state of every step `[T]`. The path starts and ends at the ends of `states [S]`.
 
-    `scores [S]` is added for every step in a state.
+    `scores [S]` is added at every step in a state.
     """
     steps, count = len(log_probs), len(states)
-    skips = np.zeros(count, bool)  # into a token over the blank before it
+    skips = np.zeros(count, bool)  # from a token to the next one, without the blank between
     skips[3::2] = states[3::2] != states[1:-2:2]
-    # Room for two states before the first, so that "one back" and "two back" are shifts.
+    # Two cells precede the first state, so that the predecessors of all states are shifted views.
     total = np.full(count + 2, -np.inf)
     total[2:4] = log_probs[0, states[:2]] + scores[:2]
-    came = np.zeros((steps, count), np.int8)
+    previous = np.zeros((steps, count), np.int8)
     for step in range(1, steps):
         stay, one, two = total[2:], total[1:-1], np.where(skips, total[:-2], -np.inf)
         best = np.maximum(stay, one)
-        came[step] = np.where(two > best, 2, one > stay)
+        previous[step] = np.where(two > best, 2, one > stay)
         total[2:] = np.maximum(best, two) + log_probs[step, states] + scores
     path = np.empty(steps, np.intp)
     path[-1] = count - 1 if total[-1] >= total[-2] else count - 2
     if not np.isfinite(total[2 + path[-1]]):
-        raise Unalignable(f"no way to say {count // 2} tokens in {steps} steps of these emissions")
+        raise Unalignable(f"{count // 2} tokens do not fit into {steps} steps of these emissions")
     for step in range(steps - 1, 0, -1):
-        path[step - 1] = path[step] - came[step, path[step]]
+        path[step - 1] = path[step] - previous[step, path[step]]
     return path

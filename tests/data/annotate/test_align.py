@@ -11,10 +11,10 @@ from speechgpt2.data.annotate.align import Align, AlignConfig
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Label, Language, Wording
 from speechgpt2.errors import UserError
-from speechgpt2.tts.alignment import reading
+from speechgpt2.tts.alignment import isolated_espeak
 from speechgpt2.tts.alignment.align import align_emissions
-from speechgpt2.tts.alignment.emissions import Emissions, Part
-from speechgpt2.tts.alignment.synthesis_aligner import READERS
+from speechgpt2.tts.alignment.emissions import Emissions, TokenSpan
+from speechgpt2.tts.alignment.synthesis_aligner import REFERENCE_VOICES
 from speechgpt2.tts.espeak import MANDARIN
 from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.tts.voices import speak
@@ -40,7 +40,7 @@ def hear(tmp_path):
 
 def test_times_and_agreement_follow_from_the_path():
     log_probs = np.log(np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [8, 1, 1], [1, 4, 5]]) / 10)
-    words, phones = (Part("a", 0, 1), Part("b", 1, 2)), (Part("a1", 0, 1), Part("t", 1, 2))
+    words, phones = (TokenSpan("a", 0, 1), TokenSpan("b", 1, 2)), (TokenSpan("a1", 0, 1), TokenSpan("t", 1, 2))
     found, agreement = align_emissions(Emissions(log_probs, 0.02, [1, 2], words, phones, start=0.1))
     assert found.words == (Word("a", 0.12, 0.16), Word("b", 0.18, 0.2))
     assert found.tones == (Phone("1", 0.12, 0.16),)
@@ -56,7 +56,7 @@ VOICES = [
 ]
 
 
-@pytest.mark.parametrize("voice", [pytest.param(v, marks=needs.voice(v, READERS[v.lang])) for v in VOICES])
+@pytest.mark.parametrize("voice", [pytest.param(v, marks=needs.voice(v, REFERENCE_VOICES[v.lang])) for v in VOICES])
 def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
     text = MANDARIN_TEXT if voice.lang == "zh" else ENGLISH
     spoken = speak(text, voice)
@@ -67,16 +67,16 @@ def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
     errors = [abs(a.start - b.start) for a, b in zip(found.align.words, spoken.words)]
     assert np.median(errors) < 0.04 and np.quantile(errors, 0.8) < 0.1
     assert len(found.align.tones) == (len(spoken.words) if voice.lang == "zh" else 0)
-    assert found.labels_from["align"] == Label("rehearsal-2", "1", found.quality.extra["alignment"])
+    assert found.labels_from["align"] == Label("synthesis-aligner-2", "1", found.quality.extra["alignment"])
     assert Clip.from_json(found.to_json()) == found
     other = MANDARIN_TEXT[::-1] if voice.lang == "zh" else "How long does this journey take?"
     wrong = Align(AlignConfig())(replace(clip, text=Wording(raw=other)), sound)
     assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
 
 
-@needs.voice(READERS["en"])
+@needs.voice(REFERENCE_VOICES["en"])
 def test_a_pause_belongs_to_no_word(hear):
-    first, second = (speak(text, READERS["en"]) for text in ("I bought seven books", "and then I went home"))
+    first, second = (speak(text, REFERENCE_VOICES["en"]) for text in ("I bought seven books", "and then I went home"))
     pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
     info, sound = hear(pcm)
     clip = Clip("x", audio=info, text=Wording(raw=f"{first.text} {second.text}"), lang=Language("en"))
@@ -85,7 +85,7 @@ def test_a_pause_belongs_to_no_word(hear):
     assert words[4].start == pytest.approx(first.duration + 1 + second.words[0].start, abs=0.06)
 
 
-@needs.voice(READERS["en"])
+@needs.voice(REFERENCE_VOICES["en"])
 def test_what_cannot_be_aligned_scores_nothing(hear):
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
     info, sound = hear(noise)
@@ -118,19 +118,19 @@ def test_the_truth_and_clips_without_text_are_left_alone():
     assert stage.key(truth) != Align(AlignConfig()).key(truth)  # another model, another result
 
 
-@needs.voice(READERS["en"])
+@needs.voice(REFERENCE_VOICES["en"])
 def test_a_reading_does_not_depend_on_what_was_read_before():
-    first = reading.read("hello", READERS["en"])
+    first = isolated_espeak.synthesize("hello", REFERENCE_VOICES["en"])
     for text in ("a", "something longer that leaves a trace"):
-        reading.read(text, READERS["en"])
-        again = reading.read("hello", READERS["en"])
+        isolated_espeak.synthesize(text, REFERENCE_VOICES["en"])
+        again = isolated_espeak.synthesize("hello", REFERENCE_VOICES["en"])
         assert again.pcm.tobytes() == first.pcm.tobytes() and again.phones == first.phones
     with pytest.raises(UserError, match="no Mandarin reading"):
-        reading.read("ABC", READERS["zh"])
-    assert reading.read("hello", READERS["en"]).phones == first.phones  # the helper goes on
-    reading._helper()._process.kill()
-    reading._helper()._process.wait()
-    assert reading.read("hello", READERS["en"]).phones == first.phones
+        isolated_espeak.synthesize("ABC", REFERENCE_VOICES["zh"])
+    assert isolated_espeak.synthesize("hello", REFERENCE_VOICES["en"]).phones == first.phones  # the helper goes on
+    isolated_espeak._process()._process.kill()
+    isolated_espeak._process()._process.wait()
+    assert isolated_espeak.synthesize("hello", REFERENCE_VOICES["en"]).phones == first.phones
 
 
 def test_tones_are_read_from_vowels():

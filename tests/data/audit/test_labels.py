@@ -7,7 +7,7 @@ import re
 from speechgpt2.data.annotate.truth import labelled
 from speechgpt2.data.audit import labels as audit
 from speechgpt2.data.record import Clip, Label
-from speechgpt2.tts.alignment.synthesis_aligner import READERS
+from speechgpt2.tts.alignment.synthesis_aligner import REFERENCE_VOICES
 from speechgpt2.tts.voices import speak
 from tests import needs
 
@@ -25,7 +25,7 @@ def rows(lines, start):
 
 
 @needs.extra("synthesis", "pyworld")
-@needs.voice(*READERS.values(), *audit.FLITE)
+@needs.voice(*REFERENCE_VOICES.values(), *audit.FLITE)
 def test_labels_are_near_the_truth():
     lines = list(audit.audit(sentences=1, seed=5))
     times = rows(lines, "words' boundaries of")
@@ -41,9 +41,9 @@ def test_labels_are_near_the_truth():
     assert [line.split(":")[0] for line in speeds] == ["`align`", "`prosody`"]
 
 
-@needs.voice(READERS["zh"])
+@needs.voice(REFERENCE_VOICES["zh"])
 def test_what_a_synthesiser_said_is_the_truth():
-    spoken = speak("你好吗？", READERS["zh"])
+    spoken = speak("你好吗？", REFERENCE_VOICES["zh"])
     clip = labelled(Clip("x"), spoken)
     assert [word.text for word in clip.align.words] == ["你", "好", "吗"]
     assert "".join(tone.label for tone in clip.align.tones)[-1] in "015"

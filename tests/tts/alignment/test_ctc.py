@@ -12,7 +12,7 @@ from speechgpt2.data.annotate.align import Align, AlignConfig
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
 from speechgpt2.errors import UserError
-from speechgpt2.tts.alignment.ctc import Ctc, spell
+from speechgpt2.tts.alignment.ctc import CtcModel, tokenize
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
@@ -60,33 +60,33 @@ def test_words_stand_where_they_sound(folder, tmp_path):
 
 def test_a_click_is_no_speech(folder):
     with pytest.raises(Unalignable, match="shorter"):
-        Ctc(str(folder))(tune((2, 0.01)), "a", "en")
+        CtcModel(str(folder))(tune((2, 0.01)), "a", "en")
 
 
 def test_a_model_is_known_by_its_content(folder):
-    before = Ctc(str(folder)).id
-    assert Ctc(str(folder)).id == before
+    before = CtcModel(str(folder)).id
+    assert CtcModel(str(folder)).id == before
     (folder / "model.onnx").write_bytes(hearing({2: 440.0}, len(VOCABULARY), blank=0))
-    assert Ctc(str(folder)).id != before
+    assert CtcModel(str(folder)).id != before
     (folder / "model.onnx").unlink()
-    with pytest.raises(UserError, match=r"holds no model\.onnx"):
-        _ = Ctc(str(folder)).id
+    with pytest.raises(UserError, match=r"has no model\.onnx"):
+        _ = CtcModel(str(folder)).id
 
 
 @pytest.mark.parametrize("damage", ["model.onnx", "vocab.json", "config.json", "preprocessor_config.json"])
 def test_a_damaged_folder_is_a_clear_error(folder, damage):
     (folder / damage).write_bytes(b"{")
     with pytest.raises(UserError, match=damage):
-        Ctc(str(folder))(tune((2, 0.5)), "a", "en")
+        CtcModel(str(folder))(tune((2, 0.5)), "a", "en")
 
 
 def test_spelling():
-    assert spell("Ab, c!", VOCABULARY)[0] == [2, 3, 1, 4]
-    tokens, words = spell("学学 a", VOCABULARY)
+    assert tokenize("Ab, c!", VOCABULARY)[0] == [2, 3, 1, 4]
+    tokens, words = tokenize("学学 a", VOCABULARY)
     assert tokens == [5, 1, 5, 1, 2] and [word.text for word in words] == ["学", "学", "a"]
-    assert spell("… —", VOCABULARY) == ([], ())
+    assert tokenize("… —", VOCABULARY) == ([], ())
     without = {"<pad>": 0, "a": 1, "'": 2}
-    assert spell("a’a A", without)[0] == [1, 2, 1, 1]
+    assert tokenize("a’a A", without)[0] == [1, 2, 1, 1]
     for text in ("a 5", "ax", "校"):
         with pytest.raises(Unalignable, match="no token"):
-            spell(text, VOCABULARY)
+            tokenize(text, VOCABULARY)

@@ -20,7 +20,7 @@ import soxr
 from speechgpt2.corpus.store import Item, Record
 from speechgpt2.curriculum.numbers import ONES
 from speechgpt2.dsp.levels import active_span, normalise_level
-from speechgpt2.dsp.world_pitch import track
+from speechgpt2.dsp.world_pitch import track_pitch
 from speechgpt2.tts.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
@@ -41,7 +41,7 @@ class Recording:
     split: str
 
 
-def find(root: Path) -> list[Recording]:
+def find_recordings(root: Path) -> list[Recording]:
     """All recordings below ``root``, in a stable order. Raises FileNotFoundError if there are none."""
     found = [
         *_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn"), *_orders(root / "orders"),
@@ -51,7 +51,7 @@ def find(root: Path) -> list[Recording]:
     return found
 
 
-def load(recording: Recording) -> Item | None:
+def load_recording(recording: Recording) -> Item | None:
     """Read, resample, trim and level one recording, with its pitch; None if it holds no sound.
 
     A single word or character gets the whole span as its time.
@@ -69,7 +69,7 @@ def load(recording: Recording) -> Item | None:
         speaker=recording.speaker, voice=recording.speaker, split=recording.split,
         words=_whole(recording, mono), extra={"source": recording.source},
     )  # fmt: skip
-    return Item(record, mono, track(mono))
+    return Item(record, mono, track_pitch(mono))
 
 
 def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:

@@ -1,9 +1,11 @@
-"""A text read by espeak, the same to the last bit whatever was read before.
+"""espeak with reproducible results: every text is synthesised by a new process.
 
-espeak's library carries state from one utterance into the next. So one helper process waits with the library not yet
-loaded, and forks for every request: each text is the first that its process ever says.
+espeak's library carries state from one utterance to the next, so results depend on what was said before. A helper
+process waits without the library loaded, and forks for every request.
 
-    python -m speechgpt2.tts.alignment.reading      # the helper: a line of JSON in, a line of JSON and samples out
+    python -m speechgpt2.tts.alignment.isolated_espeak      # the helper
+
+The helper reads a line of JSON, and writes a line of JSON and the samples.
 """
 
 from __future__ import annotations
@@ -26,20 +28,25 @@ from speechgpt2.processes import THREADS
 from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 
-def read(text: str, voice: Voice) -> Rendering:
-    """Errors: `UserError` if the text cannot be read in this language; `MissingDependency` without espeak."""
-    if _helper().ended:  # somebody killed it
-        _helper.cache_clear()
-    return _helper().ask({"text": text, "voice": asdict(voice)})
+def synthesize(text: str, voice: Voice) -> Rendering:
+    """Synthesise a text; equal arguments give equal bits.
+
+    Raises:
+        UserError: espeak cannot read the text in this language.
+        MissingDependency: espeak-ng is not installed.
+    """
+    if _process().ended:  # it was killed
+        _process.cache_clear()
+    return _process().ask({"text": text, "voice": asdict(voice)})
 
 
-class _Helper:
-    """The process, as seen from the one that asks. It ends when this one does."""
+class _SynthesisProcess:
+    """The helper process, on the side of the caller. It ends with the caller."""
 
     def __init__(self) -> None:
-        alone = os.environ | dict.fromkeys(THREADS, "1")  # a process with threads forks badly
+        environment = os.environ | dict.fromkeys(THREADS, "1")  # a process with threads must not fork
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=alone
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
         self._lock = threading.Lock()
 
@@ -48,13 +55,13 @@ class _Helper:
         return self._process.poll() is not None
 
     def ask(self, request: dict[str, Any]) -> Rendering:
-        said, heard = self._process.stdin, self._process.stdout
-        assert said is not None and heard is not None
+        requests, responses = self._process.stdin, self._process.stdout
+        assert requests is not None and responses is not None
         with self._lock:
-            said.write(json.dumps(request).encode() + b"\n")
-            said.flush()
-            answer = json.loads(heard.readline() or '{"error": "the reading process has died", "missing": false}')
-            pcm = heard.read(4 * answer.get("samples", 0))
+            requests.write(json.dumps(request).encode() + b"\n")
+            requests.flush()
+            answer = json.loads(responses.readline() or '{"error": "the espeak process has died", "missing": false}')
+            pcm = responses.read(4 * answer.get("samples", 0))
         if "error" in answer:
             raise (MissingDependency if answer["missing"] else UserError)(answer["error"])
         words, phones = (Word(*row) for row in answer["words"]), (Phone(*row) for row in answer["phones"])
@@ -62,27 +69,27 @@ class _Helper:
 
 
 @cache
-def _helper() -> _Helper:
-    return _Helper()
+def _process() -> _SynthesisProcess:
+    return _SynthesisProcess()
 
 
 def _serve(requests: BinaryIO, answers: int) -> None:
-    """Answer every line of `requests` in a process of its own, which writes to the descriptor `answers`."""
+    """Answer every line of `requests`, each in a forked process, on the file descriptor `answers`."""
     from speechgpt2.tts.espeak import MANDARIN
     from speechgpt2.tts.pinyin import syllables
 
     with suppress(ImportError):
-        import espeakng_loader  # noqa: F401  # only finds the library; read here, it is there in every child
+        import espeakng_loader  # noqa: F401  # it finds the library; imported here, every child has it
     for line in requests:
         request = json.loads(line)
         if request["voice"]["accent"] == MANDARIN:
             with suppress(MissingDependency):
-                syllables("好")  # reads the dictionaries, which takes seconds, once
+                syllables("好")  # loads the dictionaries once, which takes seconds
         child = os.fork()
         if child:
             _, status = os.waitpid(child, 0)
             if status:
-                _write(answers, {"error": f"espeak died of the text (status {status})", "missing": False})
+                _write(answers, {"error": f"espeak crashed on the text (status {status})", "missing": False})
             continue
         _write(answers, *_answer(request))
         os._exit(0)
@@ -105,5 +112,5 @@ def _write(descriptor: int, head: dict[str, Any], body: bytes = b"") -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks, whose end closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C; its end closes the pipe
     _serve(sys.stdin.buffer, sys.stdout.fileno())

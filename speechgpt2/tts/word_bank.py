@@ -1,8 +1,8 @@
-"""A bank of recordings, spliced: whole words and phrases that people said, in the order that a text asks for.
+"""An engine that joins recordings of whole words and phrases, in the order of the text.
 
-The voice's name is a folder whose files are named by what is said in them: `seven.wav`, `good morning.flac`,
-`名字.mp3`, `seven_2.wav` for another reading. Folders may lie in it, a speaker each, whom `accent` names. Nothing is
-done to the recordings but to trim and level them, so rate and pitch do nothing. `take` chooses among the readings.
+The name of the voice is a folder. Its files are named by their text: `seven.wav`, `good morning.flac`, `名字.mp3`,
+`seven_2.wav` for a second recording. It may contain a folder for each speaker; `accent` names one. Recordings are
+trimmed and levelled, nothing else, so rate and pitch have no effect. `seed` chooses among the recordings of a word.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from speechgpt2.types import SAMPLE_RATE
 
 ENDINGS = {".wav", ".flac", ".mp3", ".ogg"}
 JOINT = 0.06  # seconds between two recordings
-PAUSE = 0.35  # at a comma or the end of a sentence
-LEVEL = 0.07  # root mean square of every piece
+PAUSE = 0.35  # seconds at a comma or the end of a sentence
+LEVEL = 0.07  # root mean square of every recording
 _UNIT = re.compile(r"[\u4e00-\u9fff]|[^\s\W\u4e00-\u9fff][^\s\u4e00-\u9fff]*[^\s\W\u4e00-\u9fff]|[^\s\W\u4e00-\u9fff]")
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Splice the text. Errors: ValueError for words that nobody recorded; `UserError` if there is no such bank."""
+    """Join the recordings of a text.
+
+    Raises:
+        ValueError: there is no recording of a word.
+        UserError: there is no such folder.
+    """
     bank = _bank(str(Path(voice.name) / voice.accent))
     units = list(_UNIT.finditer(text))
     pieces: list[np.ndarray] = []
@@ -36,9 +41,9 @@ def render(text: str, voice: Voice) -> Rendering:
     while at < len(units):
         count = next((n for n in range(len(units) - at, 0, -1) if _key(units[at : at + n]) in bank), 0)
         if not count:
-            raise ValueError(f"{voice.speaker}: nobody recorded {units[at][0]!r}")
+            raise ValueError(f"{voice.speaker}: no recording of {units[at][0]!r}")
         readings = bank[_key(units[at : at + count])]
-        pcm = _piece(readings[(voice.take + at) % len(readings)])
+        pcm = _piece(readings[(voice.seed + at) % len(readings)])
         words += _words(units[at : at + count], samples, len(pcm))
         following = text[units[at + count - 1].end() : units[at + count].start() if at + count < len(units) else None]
         pause = PAUSE if re.search(r"[,.;:!?，。；：！？、]", following) else JOINT
@@ -50,19 +55,19 @@ def render(text: str, voice: Voice) -> Rendering:
 
 
 def _key(units: list[re.Match[str]]) -> str:
-    """Of words as their files are named: lower case, a blank between those that are not hanzi."""
+    """Return the name of a file for some words: lower case, a blank between words that are not hanzi."""
     return re.sub(r"(?<=[\u4e00-\u9fff]) | (?=[\u4e00-\u9fff])", "", " ".join(unit[0].lower() for unit in units))
 
 
 @cache
 def _bank(folder: str) -> dict[str, list[Path]]:
-    """What is said -> its recordings, in the order of their names."""
+    """Return the recordings of every text, in the order of their names."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of recordings")
     found: dict[str, list[Path]] = {}
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS):
-        said = re.sub(r"_\d+$", "", path.stem).replace("_", " ")
-        found.setdefault(_key(list(_UNIT.finditer(said))), []).append(path)
+        text = re.sub(r"_\d+$", "", path.stem).replace("_", " ")
+        found.setdefault(_key(list(_UNIT.finditer(text))), []).append(path)
     if not found:
         raise UserError(f"{folder}: holds no recordings ({', '.join(sorted(ENDINGS))})")
     return found
@@ -70,18 +75,18 @@ def _bank(folder: str) -> dict[str, list[Path]]:
 
 @cache
 def _piece(path: Path) -> np.ndarray:
-    """A recording at 24 kHz, without the silence around it, at the common level."""
+    """Read a recording at 24 kHz, trim the silence around it, and set its level."""
     pcm = audio.load(path)
     span = active_span(pcm, floor_db=-35.0)
     if span is None:
-        raise UserError(f"{path}: holds no sound")
+        raise UserError(f"{path}: holds only silence")
     pcm = pcm[slice(*span)]
     scale = LEVEL / max(float(np.sqrt(np.square(pcm).mean())), 1e-6)
     return (pcm * min(scale, 0.95 / float(np.abs(pcm).max()))).astype(np.float32)
 
 
 def _words(units: list[re.Match[str]], first: int, samples: int) -> list[Word]:
-    """The words of one recording share its time by their letters: exact where it holds a single one."""
+    """Return the words of one recording. They divide its time by their letters: exact for a single word."""
     letters = sum(len(unit[0]) for unit in units)
     words, done = [], 0
     for unit in units:

@@ -20,16 +20,16 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from speechgpt2.corpus import recordings
 from speechgpt2.corpus.held_out import held_out_questions
+from speechgpt2.corpus.real_speech import Recording, find_recordings, load_recording
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
-from speechgpt2.dsp.world_pitch import track
+from speechgpt2.dsp.world_pitch import track_pitch
 from speechgpt2.processes import single_threaded
-from speechgpt2.tts.augment import disturbed
+from speechgpt2.tts.augment import augment_utterance
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
-from speechgpt2.tts.voices import Voice, speak, vary
+from speechgpt2.tts.voices import Voice, speak, vary_voice
 
 PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
@@ -65,7 +65,7 @@ def build_codec_corpus(
     ]
     recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0, "voices": voices}
     if real_speech is not None:
-        found = recordings.find(Path(real_speech))
+        found = find_recordings(Path(real_speech))
         recipe["real_speech"] = len(found)
         chunks = [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
         parts += [partial(_recorded_part, chunk) for chunk in chunks]
@@ -82,16 +82,16 @@ def _codec_part(voices: str, seed: int, index: int, least: float, split: str) ->
         text = sentence(rng, lang)
         voice = _codec_voice(bank, rng, lang, split)
         utterance = speak(text, voice)
-        yield item_of(utterance, f"syn-{index:04d}-{number:04d}", f0=track(utterance.pcm), split=split)
+        yield item_of(utterance, f"syn-{index:04d}-{number:04d}", f0=track_pitch(utterance.pcm), split=split)
         seconds += utterance.duration
         number += 1
 
 
 def _codec_voice(bank: VoiceSet, rng: random.Random, lang: str, split: str) -> Voice:
     if split == "test":
-        return vary(rng.choice(bank.held_out[lang]), rng)
+        return vary_voice(rng.choice(bank.held_out[lang]), rng)
     if rng.random() < 0.16:
-        return vary(_one_of(bank.assistant[lang], rng), rng)
+        return vary_voice(_one_of(bank.assistant[lang], rng), rng)
     return bank.draw(lang, rng)
 
 
@@ -100,9 +100,9 @@ def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
     return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
-def _recorded_part(chunk: list[recordings.Recording]) -> Iterator[Item]:
+def _recorded_part(chunk: list[Recording]) -> Iterator[Item]:
     for recording in chunk:
-        item = recordings.load(recording)
+        item = load_recording(recording)
         if item is not None:
             yield item
 
@@ -167,7 +167,7 @@ def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = rng.choice((sentence, word_list))(rng, lang)
-        utterance = speak(text, vary(_one_of(bank.assistant[lang], rng), rng))
+        utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng))
         yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
 
 
@@ -177,8 +177,8 @@ def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[
         lang = ("en", "zh")[number % 2]
         text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
         own = rng.random() < OWN_VOICE
-        voice = vary(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng)
-        utterance = disturbed(speak(text, voice), rng)
+        voice = vary_voice(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng)
+        utterance = augment_utterance(speak(text, voice), rng)
         yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
 
 
@@ -189,9 +189,9 @@ def _spoken(
     asked, told = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
     if split == "train":
-        question = disturbed(question, rng)
+        question = augment_utterance(question, rng)
     yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
-    reply = speak(exchange.reply, vary(_one_of(bank.assistant[exchange.lang], rng), rng))
+    reply = speak(exchange.reply, vary_voice(_one_of(bank.assistant[exchange.lang], rng), rng))
     yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
 
 

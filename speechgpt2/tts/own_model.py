@@ -1,7 +1,8 @@
-"""A language model of this project reads aloud: in its own voice, or in that of a clip, which it takes as its greeting.
+"""An engine that lets a language model of this project read aloud, in its own voice or in that of a clip.
 
-The voice's name is a model, "mini" or a folder; `accent` is the path of a clip with its text beside (prompts.py).
-`take` is the seed of the reading. It knows no times.
+The name of the voice is a model: "mini" or a folder. `accent` is the path of a clip whose voice is copied, with its
+text in a file beside it (voice_prompts.py); the clip becomes the greeting. `seed` seeds the sampling. It knows no
+times.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from speechgpt2.tts import prompts
+from speechgpt2.tts import voice_prompts
 from speechgpt2.tts.utterance import Rendering, Voice
 from speechgpt2.types import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from speechgpt2.chat import Reply, SpeechGPT
 
-LONGEST = 250  # patches of a reading: 30 seconds
+LONGEST = 250  # patches of an utterance: 30 seconds
 
 
 def render(text: str, voice: Voice) -> Rendering:
-    """Errors: ValueError if it did not come to an end, or says something else; `UserError` for no such model."""
+    """Speak the text.
+
+    Raises:
+        ValueError: the model did not end the utterance within `LONGEST` patches.
+        UserError: there is no such model.
+    """
     reply = read_aloud(_model(voice.name), text, voice)
     if reply.reason != "stop" or not len(reply.pcm):
-        raise ValueError(f"{voice.speaker} did not end {text!r}")
+        raise ValueError(f"{voice.speaker} did not end {text!r} within {LONGEST} patches")
     return Rendering(reply.pcm, SAMPLE_RATE)
 
 
 def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
-    """`SpeechGPT.say` with a seed, and a greeting in the voice that is wished for."""
+    """Read a text aloud like `SpeechGPT.say`, with a seed, and with a greeting in the voice to copy."""
     from speechgpt2.chat import Conversation
     from speechgpt2.lm.prompt import concat
     from speechgpt2.lm.sampling import SamplingParams
@@ -38,10 +44,10 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     prompt, greeting = model.lm.prompt, None
     prompt.require_chain_of_modality("read a given text aloud")
     if voice.accent:
-        clip = prompts.read(voice.accent)
+        clip = voice_prompts.read_voice_prompt(voice.accent)
         greeting = prompt.align_speech(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
     given = prompt.text_patches([*prompt.encode(text), prompt.special_ids.speech_start])
-    seed = zlib.crc32(f"{voice.take} {text}".encode())
+    seed = zlib.crc32(f"{voice.seed} {text}".encode())
     sampling = SamplingParams.of(1, seed=seed, device=model.lm.device)
     talk = Conversation(
         model, concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST
