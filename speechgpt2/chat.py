@@ -4,15 +4,15 @@
     reply = model.chat([Turn.user(speech=pcm)])            # reply.text, reply.pcm, reply.transcript
     for event in model.chat([Turn.user("Hello")], stream=True): ...
 
-    talk = model.conversation("s2s")                       # keeps its state: a turn costs only what is new
-    reply = talk.ask(Turn.user(speech=pcm))
-    reply = talk.ask(Turn.user(speech=more))
+    conversation = model.conversation("s2s")               # keeps its state: a turn costs only what is new
+    reply = conversation.ask(Turn.user(speech=pcm))
+    reply = conversation.ask(Turn.user(speech=more))
 
-    talk = model.conversation("t2t", tools=[Tool("weather", "The weather in a city.", schema)])
-    reply = talk.ask(Turn.user("Is it sunny in Paris?"))   # reply.calls
-    reply = talk.ask(Turn("tool", (Text("sunny"),)))       # what the tools gave, a text each
+    conversation = model.conversation("t2t", tools=[Tool("weather", "The weather in a city.", schema)])
+    reply = conversation.ask(Turn.user("Is it sunny in Paris?"))   # reply.calls
+    reply = conversation.ask(Turn("tool", (Text("sunny"),)))       # the tools' results, a text each
 
-This is one dialogue at a time, on the caller's thread; many at once are the engine's work.
+This is one conversation at a time, on the caller's thread. For many at once see `engine`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.codec.model import Codec, check_codes
+from speechgpt2.codec.model import Codec
+from speechgpt2.conversation import HistoryTurn, ReplyState, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
-from speechgpt2.lm import tools as calling
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, extend_capacity, rewind
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
@@ -49,15 +49,20 @@ from speechgpt2.types import (
     Turn,
 )
 
-ROOM = 512  # patches that a conversation's state grows by at least
+GROWTH = 512  # patches that a conversation's state grows by at least
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer.
+    """A reply.
 
-    `pcm [N]` is float32 at 24 kHz, decoded from `codes [T, K]`; both are empty where nothing was spoken. `transcript`
-    is what the model heard, None where it does not say; `reason` tells why the answer ended; `calls` are of tools.
+    Attributes:
+        text: What is answered.
+        pcm: The speech, `[N]` float32 at 24 kHz; empty where nothing was spoken.
+        codes: Its codes, `[T, K]`.
+        transcript: What the model understood of the user's speech; None for a model that does not tell.
+        reason: Why the reply ended.
+        calls: Tools that the model calls.
     """
 
     text: str
@@ -69,16 +74,14 @@ class Reply:
 
 
 class SpeechGPT:
-    """A codec and a language model of the same codes, on the same device."""
+    """A codec and a language model of the same codes, on the same device.
+
+    Raises:
+        UserError: The codec's codes are not those that the language model speaks.
+    """
 
     def __init__(self, codec: Codec, lm: SpeechLM):
-        """Errors: `UserError` if the codec's codes are not those that the language model speaks."""
-        ours, theirs = codec.config.quantizer, lm.config
-        if (ours.codebooks, ours.size) != (theirs.codebooks, theirs.codebook_size):
-            raise UserError(
-                f"the codec has {ours.codebooks} codebooks of {ours.size} codes, the language model speaks "
-                f"{theirs.codebooks} of {theirs.codebook_size}"
-            )
+        check_same_codes(codec, lm)
         self.codec, self.lm = codec, lm
 
     @classmethod
@@ -89,14 +92,22 @@ class SpeechGPT:
         dtype: torch.dtype | None = None,
         codec: str | Path | None = None,
     ) -> SpeechGPT:
-        """Both models from one folder, built-in name or Hugging Face id; the codec from `codec` where they come apart,
-        as the released ones do. They are to talk, not to learn further: see `nn.linear.pack`. Errors: `UserError`.
+        """Load both models for inference (see `nn.linear.pack`).
+
+        Args:
+            name: A folder, built-in name or Hugging Face id.
+            device: Where they compute.
+            dtype: Of the language model; None as stored.
+            codec: Where the codec is, if elsewhere, as with the released models.
+
+        Raises:
+            UserError: A model cannot be found or loaded.
         """
         lm = SpeechLM.from_pretrained(name, dtype=dtype, device=device)
-        ears = Codec.from_pretrained(codec or name, device=device)
+        codec_model = Codec.from_pretrained(codec or name, device=device)
         pack(lm)
-        ears.optimize_for_inference()
-        return cls(ears, lm)
+        codec_model.optimize_for_inference()
+        return cls(codec_model, lm)
 
     def conversation(
         self,
@@ -107,13 +118,20 @@ class SpeechGPT:
         max_patches: int = MAX_PATCHES,
         tools: Sequence[Tool] = (),
     ) -> Conversation:
-        """Begin a dialogue. `mode`: who speaks ("s2t": the user speaks, the model writes); `system` replaces the system
-        line; `max_patches` bounds one reply; `tools` are told to a model that knows how to call them.
+        """Begin a conversation.
+
+        Args:
+            mode: Who speaks ("s2t": the user speaks, the model writes).
+            greeting: What the model has said before all else.
+            sampling: How replies are sampled.
+            system: Replaces the system line.
+            max_patches: Limit of one reply.
+            tools: Told to a model that knows how to call them.
         """
         if isinstance(greeting, Speech):
             greeting = self.lm.prompt.align_speech(self.codes(greeting), text=greeting.text)
-        opening = self.lm.prompt.system_prompt(mode, greeting, system, tools)
-        return Conversation(self, opening, sampling, max_patches, speaks=mode[2] == "s", calls=bool(tools))
+        prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
+        return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=bool(tools))
 
     @overload
     def chat(
@@ -125,84 +143,111 @@ class SpeechGPT:
     ) -> Reply: ...
 
     def chat(self, turns: Sequence[Turn], mode: Mode | None = None, *, stream: bool = False, **options: Any) -> Any:
-        """Answer the last turn, the ones before it being history. With `stream` the events come as they happen.
+        """Answer the last turn.
 
-        `mode` None: the answer comes in the user's own way. A first turn of role "system" replaces the system line.
-        `options`: those of `conversation`. Errors: `UserError`.
+        Args:
+            turns: The conversation so far. A first turn of role "system" replaces the system line.
+            mode: Who speaks; None: the reply comes in the user's own way.
+            stream: Whether to return events as they happen.
+            options: Those of `conversation`.
+
+        Raises:
+            UserError: The last turn is not the user's or a tool's, or a turn cannot be understood.
         """
         turns = list(turns)
         if turns and turns[0].role == "system":
-            options["system"] = _written(turns.pop(0))
+            options["system"] = _text_of(turns.pop(0))
         if not turns or turns[-1].role not in ("user", "tool"):
             raise UserError("there is nothing to answer: the last turn must be the user's")
-        talk = self.conversation(mode or _mode_of(turns[-1]), **options)
+        conversation = self.conversation(mode or _mode_of(turns[-1]), **options)
         for turn in turns[:-1]:
-            talk.add(turn)
-        return talk.ask(turns[-1], stream=stream)
+            conversation.add(turn)
+        return conversation.ask(turns[-1], stream=stream)
 
     def say(self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES) -> Reply:
-        """Read `text` aloud. Errors: `UserError` for a model that was not trained to."""
-        talk = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches)
-        return replace(talk.collect(talk.answer(spoken=False)), text=text)
+        """Read `text` aloud.
+
+        Raises:
+            UserError: The model was not trained to.
+        """
+        conversation = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches)
+        return replace(conversation.collect(conversation.reply(user_spoke=False)), text=text)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
-        """What is said in `pcm [N]`, float32 at 24 kHz. Errors: `UserError` for a model not trained to tell."""
+        """What is said in `pcm [N]`, float32 at 24 kHz.
+
+        Raises:
+            UserError: The model was not trained to tell.
+        """
         self.lm.prompt.require_chain_of_modality("tell what it heard")
-        talk = self.conversation("s2t", sampling=SamplingParams.greedy(device=self.lm.device), max_patches=max_patches)
-        talk.add(Turn.user(speech=pcm))
-        heard = (event.text for event in talk.answer(spoken=True) if isinstance(event, Transcript))
-        return next(heard, "")
+        greedy = SamplingParams.greedy(device=self.lm.device)
+        conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)
+        conversation.add(Turn.user(speech=pcm))
+        transcripts = (e.text for e in conversation.reply(user_spoke=True) if isinstance(e, Transcript))
+        return next(transcripts, "")
 
     def codes(self, speech: Speech) -> Tensor:
-        """The segment's codes `[T, K]`, encoded if need be. Errors: `UserError` if they are none of this codec's."""
-        if speech.codes is not None:
-            codes = torch.as_tensor(speech.codes, dtype=torch.int64)
-            check_codes(codes, self.codec.config)
-            return codes
-        if speech.pcm is None or np.ndim(speech.pcm) != 1 or not len(speech.pcm):
-            raise UserError("speech must be a row of samples (float32 at 24 kHz) or codes")
-        pcm = torch.as_tensor(speech.pcm, dtype=torch.float32, device=self.lm.device)
-        return self.codec.encode(pcm[None])[0]
+        """The segment's codes `[T, K]`, encoded if need be.
+
+        Raises:
+            UserError: It has neither codes of this codec nor samples.
+        """
+        return speech_codes(speech, self.codec.config, self._encode)
+
+    def _encode(self, pcm: np.ndarray) -> Tensor:
+        return self.codec.encode(torch.from_numpy(pcm).to(self.lm.device)[None])[0]
 
 
 class Conversation:
-    """A dialogue with one person. Its state holds all that was said, so that a turn computes only what is new.
-    `speaks`: an answer is to have speech; `calls`: the opening names tools.
+    """A conversation with one user. Its state holds all that was said, so that a turn computes only what is new.
+
+    Args:
+        model: The models.
+        prompt: What comes before all turns, `[1, P]`.
+        sampling: How replies are sampled.
+        max_patches: Limit of one reply.
+        speak: Whether a reply must have speech.
+        tools: Whether the prompt names tools.
     """
 
     def __init__(
         self,
         model: SpeechGPT,
-        opening: Patches,
+        prompt: Patches,
         sampling: SamplingParams | None,
         max_patches: int,
-        speaks: bool = False,
-        calls: bool = False,
+        speak: bool = False,
+        tools: bool = False,
     ):
-        self.model, self.max_patches, self.speaks, self.calls = model, max_patches, speaks, calls
+        self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
         self.sampling = sampling or SamplingParams.of(1, device=model.lm.device)
-        self.state = model.lm.init_state(1, ROOM)
-        self._new = [opening]  # not yet taken in
-        self._codes: list[Tensor] = []  # of the latest answer, [G, K] each
-        self._heard: str | None = None  # what the user said last, where known
-        self._answer_is_due = False
+        self.state = model.lm.init_state(1, GROWTH)
+        self._pending = [prompt]  # patches to prefill
+        self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
+        self._transcript: str | None = None  # what the user said last, where it is known
+        self._unanswered = False
 
     def add(self, turn: Turn) -> None:
-        """Take a turn as said, without an answer. Errors: `UserError`."""
+        """Add a turn without answering it.
+
+        Raises:
+            UserError: It is a system turn, or does not hold one segment.
+        """
         prompt = self.model.lm.prompt
-        if turn.role == "system":
-            raise UserError("a system turn can only be the first")
-        segment = _segment(turn)
-        if turn.role != "assistant":
-            if self._answer_is_due:
-                self._new.append(prompt.turn_end(speaking=False))
-            self._heard = segment.text if isinstance(segment, Speech) else None
-            self._new.append(self._as_turn(segment))
+        content = history_turn(turn, self.model.codes)
+        if content.role == "assistant":
+            if not self._unanswered:
+                self._pending.append(prompt.reply_start())
+            self._pending.append(self._as_reply(content))
         else:
-            if not self._answer_is_due:
-                self._new.append(prompt.reply_start())
-            self._new.append(self._as_reply(segment))
-        self._answer_is_due = turn.role != "assistant"
+            if self._unanswered:
+                self._pending.append(prompt.turn_end(speaking=False))
+            spoken = content.codes is not None
+            self._transcript = content.text if spoken else None
+            self._pending.append(
+                prompt.user_text(content.text or "") if content.codes is None else prompt.user_speech(content.codes)
+            )
+        self._unanswered = content.role != "assistant"
 
     @overload
     def ask(self, turn: Turn, stream: Literal[True]) -> Iterator[Event]: ...
@@ -212,109 +257,98 @@ class Conversation:
     def ask(self, turn: Turn, stream: bool) -> Reply | Iterator[Event]: ...
 
     def ask(self, turn: Turn, stream: bool = False) -> Reply | Iterator[Event]:
-        """Answer a turn of the user's. With `stream` the events come as they happen; a consumer that stops early cuts
-        the answer short, and the dialogue goes on from there. Errors: `UserError`.
+        """Add a turn and answer it.
+
+        Args:
+            turn: The user's, or tool results.
+            stream: Whether to return events as they happen. A consumer that stops early cuts the reply short, and the
+                conversation goes on from there.
+
+        Raises:
+            UserError: The turn cannot be understood.
         """
         self.add(turn)
-        events = self.answer(spoken=isinstance(turn.segments[0], Speech))
+        events = self.reply(user_spoke=isinstance(turn.segments[0], Speech))
         return events if stream else self.collect(events)
 
-    def answer(self, spoken: bool) -> Iterator[Event]:
-        """What the model says to all that was added; `spoken`: the user spoke last."""
+    def reply(self, user_spoke: bool) -> Iterator[Event]:
+        """Generate a reply to all that was added; `user_spoke`: the last turn is speech."""
         lm, codec = self.model.lm, self.model.codec
-        reader = ReplyParser(lm.prompt, spoken, self.calls)
-        voice = codec.init_decoder_state(1)
-        self._answer_is_due, self._codes = False, []
+        parser = ReplyParser(lm.prompt, user_spoke, self.tools)
+        state = ReplyState(lm.prompt, parser, self.max_patches, self.speak)
+        decoder_state = codec.init_decoder_state(1)
+        self._unanswered, self._codes = False, []
         try:
-            for patches in self._draw(reader):
+            for patches in self._generate(state):
                 codes = patches.codes[:, 0]  # [1, G, K]
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
-                yield from reader.read(int(patches.text), speaking)
+                yield from state.read(int(patches.text), speaking)
                 if speaking:
                     self._codes.append(codes[0].cpu())
-                    pcm, voice = codec.decode(codes, voice)
+                    pcm, decoder_state = codec.decode(codes, decoder_state)
                     yield AudioDelta(pcm[0].cpu().numpy())
-            yield from reader.finish()
-            yield ReplyDone("stop" if reader.ended else "length")
+            yield from parser.finish()
+            yield ReplyDone("stop" if parser.ended else "length")
         finally:
-            if not reader.ended:
-                self._new.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
+            if not parser.ended:
+                self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
-    def _draw(self, reader: ReplyParser) -> Iterator[Patches]:
-        """The answer's patches, `[1, 1]` each. One that would end without its speech goes on where that would begin."""
-        lm, hidden, left = self.model.lm, self._take_in(), self.max_patches
+    def _generate(self, reply: ReplyState) -> Iterator[Patches]:
+        """The reply's patches, `[1, 1]` each."""
+        lm, hidden = self.model.lm, self._prefill()
         begin = int(self.state.position[0])
-        for patches in self._generate(hidden, left):
-            left -= 1
-            ends_mute = self.speaks and not self._codes and int(patches.text) == lm.prompt.special_ids.eos
-            if ends_mute and left and (written := reader.speech_continuation_prompt()) is not None:
-                hidden, self.state = lm.prefill(written, rewind(self.state, 0, begin))
-                yield from self._generate(hidden, left)
+        while True:
+            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches - reply.patches):
+                self.state = step.state
+                if (continuation := reply.count(int(step.patches.text))) is not None:
+                    break
+                yield step.patches
+            else:
                 return
-            yield patches
-
-    def _generate(self, hidden: Tensor, most: int) -> Iterator[Patches]:
-        for step in self.model.lm.generate(hidden, self.state, self.sampling, most):
-            self.state = step.state
-            yield step.patches
+            hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
 
     def collect(self, events: Iterable[Event]) -> Reply:
-        """All events of an answer as one reply."""
+        """All events of a reply as one value."""
         pcm, text, transcript = [np.zeros(0, np.float32)], "", None
         reason: Literal["stop", "length", "interrupted"] = "interrupted"
         calls: list[ToolCall] = []
         for event in events:
-            if isinstance(event, AudioDelta):
-                pcm.append(event.pcm)
-            elif isinstance(event, TextDelta):
-                text += event.text
-            elif isinstance(event, Transcript):
-                transcript = event.text
-            elif isinstance(event, ToolCall):
-                calls.append(event)
-            elif isinstance(event, ReplyDone):
-                reason = event.reason
+            match event:
+                case AudioDelta(samples):
+                    pcm.append(samples)
+                case TextDelta(more):
+                    text += more
+                case Transcript():
+                    transcript = event.text
+                case ToolCall():
+                    calls.append(event)
+                case ReplyDone():
+                    reason = event.reason
         codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
         return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))
 
-    def _take_in(self) -> Tensor:
-        new = concat(*self._new)
-        needed = int(self.state.position[0]) + new.text.shape[1] + self.max_patches
+    def _prefill(self) -> Tensor:
+        """Take in what is pending. Returns the hidden state after it, `[1, D]`."""
+        pending = concat(*self._pending)
+        needed = int(self.state.position[0]) + pending.text.shape[1] + self.max_patches
         if needed > self.state.stack.capacity:
-            self.state = extend_capacity(self.state, needed + ROOM)
-        hidden, self.state = self.model.lm.prefill(new, self.state)
-        self._new = []
+            self.state = extend_capacity(self.state, needed + GROWTH)
+        hidden, self.state = self.model.lm.prefill(pending, self.state)
+        self._pending = []
         return hidden
 
-    def _as_turn(self, segment: Text | Speech) -> Patches:
+    def _as_reply(self, content: HistoryTurn) -> Patches:
         prompt = self.model.lm.prompt
-        if isinstance(segment, Text):
-            return prompt.user_text(segment.text)
-        return prompt.user_speech(self.model.codes(segment))
-
-    def _as_reply(self, segment: Text | Speech) -> Patches:
-        prompt = self.model.lm.prompt
-        heard = self._heard if self._answer_is_due else None
-        if isinstance(segment, Text):
-            return prompt.reply(segment.text, transcript=heard)
-        return prompt.reply(
-            segment.text or "", prompt.align_speech(self.model.codes(segment), text=segment.text), heard
-        )
-
-
-def _segment(turn: Turn) -> Text | Speech:
-    """What the turn holds. Errors: `UserError` if that is more than one segment, but for calls and results of tools."""
-    if (written := calling.render_tool_turn(turn)) is not None:
-        return Text(written)
-    segment = turn.segments[0] if len(turn.segments) == 1 else None
-    if segment is None or isinstance(segment, ToolCall):
-        raise UserError(f"a turn holds one segment, speech or text, not {len(turn.segments)}")
-    return segment
+        transcript = self._transcript if self._unanswered else None
+        if content.codes is None:
+            return prompt.reply(content.text or "", transcript=transcript)
+        speech = prompt.align_speech(content.codes, text=content.text)
+        return prompt.reply(content.text or "", speech, transcript)
 
 
 def _mode_of(turn: Turn) -> Mode:
     return "s2s" if any(isinstance(segment, Speech) for segment in turn.segments) else "t2t"
 
 
-def _written(turn: Turn) -> str:
+def _text_of(turn: Turn) -> str:
     return "\n".join(segment.text for segment in turn.segments if isinstance(segment, Text))

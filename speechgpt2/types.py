@@ -132,7 +132,7 @@ class AudioDelta:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The answer was cut off; playback had reached sample `played` of its audio."""
+    """The reply was cut off; its listener had heard `played` samples of it."""
 
     played: int
 

@@ -317,8 +317,8 @@ def test_a_real_model_answers_reproducibly(released):
         ([Turn.user("a"), Turn.assistant("b")], "the last turn must be the user's"),
         ([Turn.user("a"), Turn("system", (Text("b"),)), Turn.user("c")], "can only be the first"),
         ([Turn("user", (Text("a"), Text("b")))], "one segment"),
-        ([Turn.user(speech=np.zeros((2, 960), np.float32))], "a row of samples"),
-        ([Turn.user(speech=np.zeros(0, np.float32))], "a row of samples"),
+        ([Turn.user(speech=np.zeros((2, 960), np.float32))], "a row of finite samples"),
+        ([Turn.user(speech=np.zeros(0, np.float32))], "must hold samples"),
         ([Turn("user", (Speech(codes=np.full((3, 3), 1024)),))], "codes must lie in 0…1023"),
         ([Turn("user", (Speech(codes=np.zeros((3, 2))),))], "must have 3 codebooks"),
     ],
@@ -336,7 +336,7 @@ def test_codec_and_language_model_must_speak_the_same_codes(released):
 
 
 def test_a_conversation_outgrows_its_first_room(released, monkeypatch):
-    monkeypatch.setattr("speechgpt2.chat.ROOM", 16)
+    monkeypatch.setattr("speechgpt2.chat.GROWTH", 16)
     lm = ScriptedLM(released, *[released.prompt.reply("Hello there") for _ in range(3)])
     talk: Conversation = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=20)
     for _ in range(3):
@@ -352,8 +352,8 @@ def test_the_released_layouts_together():
     start = [model.lm.prompt.special_ids.speech_start, 50]  # this model says little of itself
     talk = model.conversation("s2s", max_patches=25, sampling=SamplingParams.greedy())
     talk.add(Turn.user(speech=np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)))
-    talk._new.append(model.lm.prompt.text_patches(start))
-    reply = talk.collect(talk.answer(spoken=True))
+    talk._pending.append(model.lm.prompt.text_patches(start))
+    reply = talk.collect(talk.reply(user_spoke=True))
     assert len(reply.codes) >= 3 and len(reply.pcm) == len(reply.codes) * FRAME
     whole = codec.decode(torch.from_numpy(reply.codes)[None])[0].numpy()
     np.testing.assert_allclose(reply.pcm, whole, atol=1e-5)

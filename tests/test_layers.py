@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "codec": FOUNDATION | {"training"},
     "lm": FOUNDATION | {"training"},
     "compat": FOUNDATION | {"codec", "lm"},
-    "chat": FOUNDATION | {"codec", "lm"},
-    "engine": FOUNDATION | {"notifier", "codec", "lm", "duplex"},  # of duplex only its protocol, see below
+    "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
+    "chat": FOUNDATION | {"codec", "lm", "conversation"},
+    "engine": FOUNDATION | {"notifier", "codec", "lm", "conversation", "duplex"},  # of duplex only the protocol
     "duplex": BASE | {"audio", "notifier", "vad"},
     "server": BASE | {"audio", "hub", "engine", "duplex"},
     "scale": BASE | {"server"},

@@ -1,26 +1,35 @@
-"""A dialogue with one person: a microphone's sound in, turns and replies out. It decides who speaks; a session obeys.
+"""A dialogue with one user: a microphone's audio in, turns and replies out. It decides who speaks; a session obeys.
 
-                       ┌► VoiceActivity ─► EchoGuard ─► TurnTaker ──┐ Begin, Pause, Resume, End, Interrupt, Idle
-    append_audio ─────────┤                                            ▼
-                       └──────────────────────────────────► engine session ──► events, held while a turn is in doubt
+                               ┌► voice activity ─► EchoGuard ─► Endpointer ──┐ TurnStarted … BargeIn, UserIdle
+    append_audio(pcm) ─────────┤                                              ▼
+                               └─► UserTurn ─► engine session ──► events, held while a reply is speculative
 
-The answer is begun at the first silence (`Pause`), its events held back. If the user goes on, it is taken back, and
-what was heard in between becomes part of the turn; if not, what is there already is told at once.
+The reply is begun at the first pause (`TurnPaused`), its events held back. If the user goes on, it is rolled back, and
+the audio in between becomes part of the turn; if not, the events held so far are told at once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 
-from speechgpt2.duplex.detection import turn_settings
 from speechgpt2.duplex.echo import EchoGuard
-from speechgpt2.duplex.mailbox import Mailbox
-from speechgpt2.duplex.playback import Playback
+from speechgpt2.duplex.endpointing import (
+    BargeIn,
+    Endpointer,
+    EndpointerSettings,
+    EndpointEvent,
+    TurnEnded,
+    TurnPaused,
+    TurnResumed,
+    TurnStarted,
+    UserIdle,
+)
+from speechgpt2.duplex.event_queue import EventQueue
+from speechgpt2.duplex.playback import PlaybackClock
 from speechgpt2.duplex.protocol import (
     DialogueEvent,
     DialogueSettings,
@@ -31,11 +40,11 @@ from speechgpt2.duplex.protocol import (
     SessionSettings,
     UserTurnCommitted,
 )
-from speechgpt2.duplex.turns import Action, Begin, End, Idle, Interrupt, Pause, Resume, TurnSettings, TurnTaker
-from speechgpt2.duplex.vad import STEP, Heard, VoiceActivity
+from speechgpt2.duplex.settings import endpointer_settings
+from speechgpt2.duplex.user_turn import UserTurn
+from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VadFrame, VoiceActivityDetector
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
-    SAMPLE_RATE,
     UNFINISHED,
     AudioDelta,
     Event,
@@ -49,300 +58,229 @@ from speechgpt2.types import (
     Turn,
 )
 
-KEPT = 2 * SAMPLE_RATE  # samples kept outside of turns: a turn begins before it is noticed
-WAITING = 60 * SAMPLE_RATE  # samples kept of what may yet become a turn
-NOTHING = np.zeros(0, np.float32)
-OF_A_REPLY = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)
+REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)
 
 
 class Dialogue:
-    """See `speechgpt2.duplex.protocol`. Calls may come from any thread; `events` is for one reader.
+    """See `speechgpt2.duplex.protocol.Dialogue`. Calls may come from any thread; `events` is for one reader.
 
-    `ear` makes what tells voices from noise, `clock` gives seconds. Errors: `UserError`.
+    Args:
+        session: The engine's session.
+        settings: How turns are taken.
+        make_vad: Makes a voice activity detector.
+        clock: Gives seconds.
+
+    Raises:
+        UserError: The settings are out of range.
     """
 
     def __init__(
         self,
         session: Session,
         settings: DialogueSettings,
-        ear: Callable[[], VoiceActivity] = VoiceActivity,
+        make_vad: Callable[[], VoiceActivityDetector] = VoiceActivityDetector,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.session, self.settings = session, settings
         self._lock = threading.RLock()
-        self._mailbox: Mailbox[DialogueEvent] = Mailbox()
-        self._make_ear, self._ear_began = ear, 0
-        self._ear: VoiceActivity | None = None
-        self._guard, self._playback = EchoGuard(), Playback(clock)
-        self._taker: TurnTaker | None = None  # None: turns are taken by hand
-        self._at = 0  # samples heard in all
-        self._aside = NOTHING  # heard since the last turn, or since the pause in this one
-        self._said = NOTHING  # heard in the turn that is to be taken by hand
-        self._hearing = False  # the session hears a turn
-        self._turn, self._began, self._started = 0, 0, False  # its number, where it began, and whether that was told
-        self._reply: int | None = None  # the latest
-        self._held: list[Event] | None = None  # what it tells while it may still be taken back
-        self._take_turns(turn_settings(settings))
+        self._queue: EventQueue[DialogueEvent] = EventQueue()
+        self._echo_guard, self._playback = EchoGuard(), PlaybackClock(clock)
+        self._turn = UserTurn(session, detected=False)
+        self._latest_reply: int | None = None  # that counts
+        self._make_vad, self._vad_start = make_vad, 0
+        self._vad: VoiceActivityDetector | None = None
+        self._endpointer: Endpointer | None = None  # None: the client commits turns
+        self._set_turn_detection(endpointer_settings(settings))
 
     @property
     def backlogged(self) -> bool:
-        """Whether a caller had better wait before it asks for more."""
         return self.session.backlogged
 
     # the microphone
 
     def append_audio(self, pcm: np.ndarray) -> None:
-        """The microphone's next samples, `pcm [N]` float32 at 24 kHz. Errors: `UserError`."""
         pcm = np.asarray(pcm, np.float32)
         if pcm.ndim != 1 or not np.isfinite(pcm).all():
-            raise UserError("sound must be a row of samples, float32 at 24 kHz, all of them numbers")
+            raise UserError("audio must be a row of finite samples, float32 at 24 kHz")
         with self._lock:
-            if self._taker is None:
-                self._hear_by_hand(pcm)
+            if self._endpointer is None:
+                self._turn.append(pcm)
                 return
-            for start in range(0, len(pcm), STEP):  # so that what is decided takes effect where it belongs
-                self._hear_turns(pcm[start : start + STEP])
+            # Block by block, so that what is decided takes effect where it belongs.
+            for start in range(0, len(pcm), BLOCK_SAMPLES):
+                self._append_block(pcm[start : start + BLOCK_SAMPLES])
 
     def commit_audio(self) -> None:
-        """What was heard since the last turn is one, whatever was detected. Errors: `UserError` if that is nothing."""
         with self._lock:
-            self._take_back()
-            if not self._hearing:
-                if not len(self._aside):
-                    raise UserError("nothing was heard since the last turn")
-                self._begin(self._at - len(self._aside), len(self._aside))
-            self._settle(self._at)
+            self._turn.rollback()
+            if not self._turn.active:
+                self._turn.begin_with_all()
+            self._commit_turn(self._turn.position)
 
     def clear_audio(self) -> None:
-        """Forget what was heard since the last turn."""
         with self._lock:
-            self._take_back()
-            if self._hearing:
-                self.session.discard_turn()
-            self._hearing = self._started = False
-            self._aside = self._said = NOTHING
-            if self._taker is not None:
-                self._taker.forget()
+            self._turn.clear()
+            if self._endpointer is not None:
+                self._endpointer.reset()
 
-    # the rest of the talk
+    # turns and replies
 
     def add_turn(self, turn: Turn) -> int:
-        """Add a whole turn: typed by the user, a tool's result, or history. A turn that is being spoken ends before it.
-
-        Returns: the turn's number. Errors: `UserError`.
-        """
         with self._lock:
-            self._conclude()
+            self._conclude_turn()
             return self.session.add_turn(turn)
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        """Answer all that was said; returns the reply's number. Errors: `UserError` if a reply is under way."""
         with self._lock:
-            self._conclude()
-            return self._answer(options)
+            self._conclude_turn()
+            return self._respond(options)
 
-    def interrupt(self, heard: int | None = None) -> None:
-        """Stop the reply, whose listener heard `heard` samples; None: as many as can have been played by now.
-
-        Errors: `UserError` if there is no reply.
-        """
+    def interrupt(self, played: int | None = None) -> None:
         with self._lock:
-            self._interrupt(heard)
+            self._interrupt(played)
 
-    def truncate(self, number: int, heard: int) -> None:
-        """Only the first `heard` samples of the reply `number` were heard; the model forgets the rest."""
+    def truncate(self, number: int, played: int) -> None:
         with self._lock:
-            if number == self._reply and self._held is None and self.session.replying:
-                self._interrupt(heard)
+            if number == self._latest_reply and not self._turn.speculating and self.session.replying:
+                self._interrupt(played)
                 return
-            with self._anew():
-                self.session.truncate(number, heard)
+            with self._turn.respeculate():
+                self.session.truncate(number, played)
 
     def delete_turn(self, number: int) -> None:
-        """The model forgets a turn or reply."""
-        with self._lock, self._anew():
+        with self._lock, self._turn.respeculate():
             self.session.delete_turn(number)
 
     def configure(self, settings: DialogueSettings | None = None, session: SessionSettings | None = None) -> None:
-        """Go on with other settings; None: as they were. Errors: `UserError`, and nothing has changed."""
         with self._lock:
-            turns = turn_settings(settings or self.settings)
+            detection = endpointer_settings(settings or self.settings)
             if session is not None:
-                with self._anew():
+                with self._turn.respeculate():
                     self.session.configure(session)
             if settings is not None and settings != self.settings:
-                self._take_turns(turns)
+                self._set_turn_detection(detection)
                 self.settings = settings
 
     async def events(self) -> AsyncIterator[DialogueEvent]:
-        """What happens, until the dialogue is closed; for one reader, who plays the sound as it comes."""
-        async for event in self._mailbox.read(self.session.events(), self._tell):
+        async for event in self._queue.read(self.session.events(), self._deliver):
             if isinstance(event, AudioDelta):
                 with self._lock:
-                    self._playback.give(len(event.pcm))
-                    self._guard.play(event.pcm)
+                    self._playback.add(len(event.pcm))
+                    self._echo_guard.play(event.pcm)
             yield event
 
     def close(self) -> None:
-        """Give the session's slot back. Any number of times."""
         self.session.close()
-        self._mailbox.close()
+        self._queue.close()
 
-    # turn taking
+    # turn detection
 
-    def _take_turns(self, settings: TurnSettings | None) -> None:
-        """From now on by these rules; whatever is being said goes on only if turns were and are detected."""
-        if settings is not None and self._taker is not None:
-            self._taker.settings = settings
+    def _set_turn_detection(self, settings: EndpointerSettings | None) -> None:
+        """Change how turns are taken. An active turn goes on only if turns were and are detected."""
+        if settings is not None and self._endpointer is not None:
+            self._endpointer.settings = settings
             return
-        if self._hearing or self._held is not None:
+        if self._turn.active or self._turn.speculating:
             self.clear_audio()
+        self._turn.detected = settings is not None
         if settings is None:
-            self._taker = None
+            self._endpointer = None
             return
-        self._ear, self._ear_began = self._make_ear(), self._at
-        self._taker = TurnTaker(settings, self._at)
+        self._vad, self._vad_start = self._make_vad(), self._turn.position
+        self._endpointer = Endpointer(settings, self._turn.position)
 
-    def _hear_by_hand(self, pcm: np.ndarray) -> None:
-        self._at += len(pcm)
-        if not self._hearing and not self.session.replying:
-            self._begin(self._at - len(pcm) - len(self._aside), len(self._aside))
-        if self._hearing:
-            self.session.append_audio(pcm)
-            self._said = np.concatenate([self._said, pcm])[-WAITING:]
-        else:
-            self._aside = np.concatenate([self._aside, pcm])[-WAITING:]
+    def _append_block(self, pcm: np.ndarray) -> None:
+        assert self._endpointer is not None and self._vad is not None
+        self._turn.append(pcm)
+        for frame in self._vad.push(pcm):
+            self._detect(self._endpointer, frame._replace(at=frame.at + self._vad_start))
 
-    def _hear_turns(self, pcm: np.ndarray) -> None:
-        assert self._taker is not None and self._ear is not None
-        self._at += len(pcm)
-        if self._hearing:
-            self.session.append_audio(pcm)
-        else:
-            self._aside = np.concatenate([self._aside, pcm])[-(KEPT if self._held is None else WAITING) :]
-        for heard in self._ear.push(pcm):
-            self._judge(self._taker, heard._replace(at=heard.at + self._ear_began))
-
-    def _judge(self, taker: TurnTaker, heard: Heard) -> None:
-        """A block of the microphone, and what follows from it."""
-        passes = self._guard.admits(heard.block, heard.probability) or not self.settings.echo_guard
+    def _detect(self, endpointer: Endpointer, frame: VadFrame) -> None:
+        """Judge a block of the microphone, and act on it."""
+        is_user = self._echo_guard.admits(frame.block, frame.probability) or not self.settings.echo_guard
         if self._playback.playing:
-            taker.model_is("speaking")
+            endpointer.set_model_state("speaking")
         else:
-            taker.model_is("thinking" if self.session.replying else "quiet")
-        for action in taker.step(heard.at, heard.probability if passes else 0.0):
-            self._do(action, heard.at, taker.settings)
+            endpointer.set_model_state("thinking" if self.session.replying else "quiet")
+        for event in endpointer.step(frame.at, frame.probability if is_user else 0.0):
+            self._act(event, frame.at, endpointer.settings)
 
-    def _do(self, action: Action, now: int, settings: TurnSettings) -> None:
-        if isinstance(action, Interrupt):
-            self._interrupt(None)
-        elif isinstance(action, Begin):
-            self._mailbox.put(SpeechStarted(action.at))
-            self._started = True
-            self._begin(action.at, self._at - now + action.prefix)
-        elif isinstance(action, Pause) and settings.answer:
-            self._answer_in_advance()
-        elif isinstance(action, Resume):
-            self._take_back()
-        elif isinstance(action, End):
-            self._settle(action.at)
-        elif isinstance(action, Idle):
-            self._mailbox.put(IdleTimeout(action.since, self._at))
-            self._answer(None)
+    def _act(self, event: EndpointEvent, now: int, settings: EndpointerSettings) -> None:
+        match event:
+            case BargeIn():
+                self._interrupt(None)
+            case TurnStarted(at, prefix):
+                self._queue.put(SpeechStarted(at))
+                self._turn.announced = True
+                self._turn.begin(at, self._turn.position - now + prefix)
+            case TurnPaused() if settings.answer:
+                self._turn.speculate()
+            case TurnResumed():
+                self._turn.rollback()
+            case TurnEnded(at):
+                self._commit_turn(at)
+            case UserIdle(since):
+                self._queue.put(IdleTimeout(since, self._turn.position))
+                self._respond(None)
 
-    def _begin(self, at: int, prefix: int) -> None:
-        """A turn begins at `at`; its first `prefix` samples are here already."""
-        self._turn, self._began, self._hearing = self.session.start_turn(), at, True
-        self._said = self._aside[len(self._aside) - min(prefix, len(self._aside)) :]
-        self._aside = NOTHING
-        if len(self._said):
-            self.session.append_audio(self._said)
-        if self._taker is not None:
-            self._said = NOTHING
+    def _commit_turn(self, end: int) -> None:
+        """The turn has ended at sample `end` and counts, and so does the speculative reply to it."""
+        announced = self._turn.announced
+        reply = self._turn.commit()
+        if self._endpointer is not None:
+            self._endpointer.reset()
+        if announced:
+            self._queue.put(SpeechStopped(end))
+        self._queue.put(UserTurnCommitted(self._turn.number, self._turn.start, end))
+        if reply is not None:
+            number, events = reply
+            self._start_reply(number)
+            for event in events:
+                self._deliver(event)
 
-    def _answer_in_advance(self) -> None:
-        self.session.end_turn()
-        self._hearing, self._held = False, []
-        self._reply = self.session.respond()
-
-    def _take_back(self) -> None:
-        """If there is an answer in advance, there never was one, and the turn goes on."""
-        if self._held is None:
-            return
-        self.session.rollback()
-        self._hearing, self._held, self._reply = True, None, None
-        if len(self._aside):
-            self.session.append_audio(self._aside)
-        self._aside = NOTHING
-
-    def _settle(self, end: int) -> None:
-        """The turn is over at `end` and counts; so does the answer in advance."""
-        if self._hearing:
-            self.session.end_turn()
-        if self._taker is not None:
-            self._taker.forget()
-        if self._started:
-            self._mailbox.put(SpeechStopped(end))
-        self._mailbox.put(UserTurnCommitted(self._turn, self._began, end))
-        self._hearing = self._started = False
-        self._aside, self._said = self._aside[-KEPT:], NOTHING
-        held, self._held = self._held, None
-        if held is not None and self._reply is not None:
-            self._playback.begin()
-            self._mailbox.put(ReplyStarted(self._reply))
-            for event in held:
-                self._tell(event)
-
-    def _conclude(self) -> None:
-        """Something else is said: a turn that was noticed ends before it; one to be taken by hand waits."""
-        if self._taker is not None:
-            if self._hearing or self._held is not None:
-                self._settle(self._at)
-        elif self._hearing:
-            self.session.discard_turn()
-            self._aside, self._said, self._hearing = self._said, NOTHING, False
-
-    @contextmanager
-    def _anew(self) -> Iterator[None]:
-        """What the model remembers changes: an answer in advance is begun once more after it."""
-        doubtful = self._held is not None
-        self._take_back()
-        yield
-        if doubtful:
-            self._answer_in_advance()
+    def _conclude_turn(self) -> None:
+        """Something else is said: a detected turn ends before it; one that the client has to commit waits."""
+        if self._endpointer is None:
+            self._turn.suspend()
+        elif self._turn.active or self._turn.speculating:
+            self._commit_turn(self._turn.position)
 
     # replies
 
-    def _answer(self, options: ReplyOptions | None) -> int:
-        self._reply = number = self.session.respond(options)
-        self._playback.begin()
-        self._mailbox.put(ReplyStarted(number))
+    def _respond(self, options: ReplyOptions | None) -> int:
+        number = self.session.respond(options)
+        self._start_reply(number)
         return number
 
-    def _interrupt(self, heard: int | None) -> None:
-        unfinished = self.session.replying
-        if self._reply is None or self._held is not None or not (unfinished or self._playback.playing):
-            raise UserError("there is no reply that could be interrupted")
-        heard = self._playback.heard if heard is None else heard
-        if unfinished:
-            self.session.interrupt(heard)
-        else:
-            self.session.truncate(self._reply, heard)
-        self._playback.stop()
-        self._guard.stop()
-        unread = self._mailbox.retract(ReplyStarted, OF_A_REPLY)
-        self._mailbox.put(Interrupted(heard))
-        if unfinished or any(isinstance(event, ReplyDone) for event in unread):
-            self._mailbox.put(ReplyDone("interrupted"))
+    def _start_reply(self, number: int) -> None:
+        self._latest_reply = number
+        self._playback.start_reply()
+        self._queue.put(ReplyStarted(number))
 
-    def _tell(self, event: Event) -> None:
-        """Something happened in the session."""
+    def _interrupt(self, played: int | None) -> None:
+        unfinished = self.session.replying
+        if self._latest_reply is None or self._turn.speculating or not (unfinished or self._playback.playing):
+            raise UserError("no reply can be interrupted")
+        played = self._playback.played if played is None else played
+        if unfinished:
+            self.session.interrupt(played)
+        else:
+            self.session.truncate(self._latest_reply, played)
+        self._playback.stop()
+        self._echo_guard.stop()
+        unread = self._queue.retract(ReplyStarted, REPLY_EVENTS)
+        self._queue.put(Interrupted(played))
+        if unfinished or any(isinstance(event, ReplyDone) for event in unread):
+            self._queue.put(ReplyDone("interrupted"))
+
+    def _deliver(self, event: Event) -> None:
+        """Tell an event of the session, or hold it back."""
         with self._lock:
             if isinstance(event, Interrupted) or event == ReplyDone("interrupted"):
-                return  # was told when it was done
-            if self._held is not None:
-                self._held.append(event)
-                if isinstance(event, Transcript) and self._taker is not None:
-                    self._taker.judge(not event.text.endswith(UNFINISHED))
-            else:
-                self._mailbox.put(event)
+                return  # `_interrupt` has told them
+            if self._turn.held_events is None:
+                self._queue.put(event)
+                return
+            self._turn.held_events.append(event)
+            if isinstance(event, Transcript) and self._endpointer is not None:
+                self._endpointer.set_complete(not event.text.endswith(UNFINISHED))

@@ -9,21 +9,29 @@ from speechgpt2.errors import UserError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """`slots` sessions at once, each remembering `context` patches (120 ms of speech or a piece of text).
+    """Sizes and times of an engine.
 
-    `lead`: seconds that speech may be ahead of its playback; more rides out slower steps, less is wasted by an
-    interruption. `piece`: patches that one row reads at once, `pieces`: of them in a step, so that no step is long.
-    `patience`: seconds that a listener's sound may wait to share a step with others. `codec_process`: the codec
-    computes in a process of its own, which pays with more than one processor; a program that asks for it is one whose
-    main module can be imported (see `multiprocessing`'s spawn).
+    Args:
+        slots: Sessions at once.
+        context: Patches that each session remembers (a patch is 120 ms of speech or one text token).
+        buffer_seconds: How far speech may be ahead of its playback, in seconds. More rides out slower steps, less is
+            wasted by an interruption.
+        prefill_chunk: Patches that one row takes in at once.
+        prefill_chunks: Chunks of more than one patch in a step, so that no step is long.
+        batching_delay: Seconds that a user's audio may wait to share a step with others.
+        codec_process: Whether the codec computes in a process of its own, which pays with more than one processor. The
+            main module of a program that asks for it must be importable (see `multiprocessing`'s spawn).
+
+    Raises:
+        UserError: A value is out of range.
     """
 
     slots: int = 8
     context: int = 1024
-    lead: float = 0.6
-    piece: int = 32
-    pieces: int = 4
-    patience: float = 0.06
+    buffer_seconds: float = 0.6
+    prefill_chunk: int = 32
+    prefill_chunks: int = 4
+    batching_delay: float = 0.06
     codec_process: bool = False
 
     def __post_init__(self) -> None:
@@ -31,7 +39,7 @@ class EngineConfig:
             raise UserError(f"slots must be at least 1, not {self.slots}")
         if self.context < 128:
             raise UserError(f"context must be at least 128 patches, not {self.context}")
-        if self.lead < 0.12 or self.patience < 0:
-            raise UserError("lead must be at least 0.12 s, and patience not negative")
-        if self.piece < 2 or self.pieces < 1:
-            raise UserError("a piece holds at least 2 patches, and a step at least 1 piece")
+        if self.buffer_seconds < 0.12 or self.batching_delay < 0:
+            raise UserError("buffer_seconds must be at least 0.12, and batching_delay not negative")
+        if self.prefill_chunk < 2 or self.prefill_chunks < 1:
+            raise UserError("prefill_chunk must be at least 2 patches, and prefill_chunks at least 1")

@@ -1,11 +1,11 @@
 """What one session's model has been told, as patches on the host, and how far its row has taken them in.
 
-The context is the truth, the row follows it: a turn is added, replaced or removed here, and whatever of the row no
-longer agrees is taken in anew, from the first patch that differs. So an interruption, a deletion and the forgetting of
-old turns are one operation, and nothing on the device has to be undone: a row rewinds by its position.
+The context is the truth and the row follows it. A turn is added, replaced or removed here, and what the row no longer
+agrees with is prefilled anew, from the first patch that differs. So an interruption, a deletion and the dropping of old
+turns are one operation, and nothing on the device has to be undone: a row rewinds by its position.
 
-    opening │ joint turn │ joint turn │ joint turn …         `joint`: what parts a turn from the one before it
-            └── span ────┘                    ↑ taken        ↑ length                             ↑ capacity
+    system prompt │ separator turn │ separator turn …
+                  └───── span ─────┘          ↑ kv_length        ↑ length                         ↑ capacity
 """
 
 from __future__ import annotations
@@ -19,52 +19,62 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt, concat
 from speechgpt2.types import Patches, Role
 
-RESERVE = 4  # a fourth of the capacity is kept for what comes next
-KEEP = 2  # half of it is left when turns are forgotten, so that it happens rarely
+RESERVED_PART = 4  # a fourth of the capacity is kept free for what comes next
+KEPT_PART = 2  # half of it is left when old turns are dropped, so that it happens rarely
 
 
 @dataclass
 class Span:
-    """The patches `start … stop` of one turn; the first `joint` part it from the one before. `spoken`: the user's
-    speech, or a reply that begins with a transcript of it. `head`: patches before a user's speech itself.
+    """The patches `start … stop` of one turn.
+
+    Attributes:
+        number: The turn's number in its session.
+        separator: Patches at its start that part it from the turn before.
+        spoken: Whether it is the user's speech, or a reply that begins with a transcript of it.
+        prefix: Patches between the separator and a user's speech itself.
     """
 
     number: int
     role: Role
     start: int
     stop: int
-    joint: int
+    separator: int
     spoken: bool
-    head: int = 0
+    prefix: int = 0
 
     @property
     def body(self) -> int:
         """Where the turn itself begins."""
-        return self.start + self.joint
+        return self.start + self.separator
 
 
 class Context:
-    """Room for `capacity` patches, `[capacity]` tokens and `[capacity, G, K]` codes, allocated once.
+    """A buffer of patches, allocated once: `[capacity]` tokens and `[capacity, G, K]` codes, with the turns in it.
 
-    `starts` marks where a new piece of reading begins, so that pieces follow from what was said, not from when.
+    Chunks of prefill begin where `chunk_starts` says, so that they follow from what was said and not from when it was
+    read: a session's results do not depend on timing.
+
+    Args:
+        prompt: The model's prompt layout.
+        capacity: Patches that fit.
+        prefill_chunk: Patches that the row takes in at once, at most.
+        system_prompt: The system line and a greeting, `[1, P]`. It is never dropped.
     """
 
-    def __init__(self, prompt: Prompt, capacity: int, piece: int, opening: Patches):
+    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk: int, system_prompt: Patches):
         c = prompt.config
-        self.prompt, self.capacity, self.piece = prompt, capacity, piece
+        self.prompt, self.capacity, self.prefill_chunk = prompt, capacity, prefill_chunk
         self.text = np.zeros(capacity, np.int64)
         self.codes = np.zeros((capacity, c.patch_frames, c.codebooks), np.int64)
-        self.starts = np.zeros(capacity, bool)
-        self.length = self.taken = self.opening = 0
+        self.chunk_starts = np.zeros(capacity, bool)
+        self.length = self.kv_length = self.system_length = 0
         self.spans: list[Span] = []
-        self.open_with(opening)
-
-    # reading
+        self.set_system_prompt(system_prompt)
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """Patches that the row has not taken in."""
-        return self.length - self.taken
+        return self.length - self.kv_length
 
     @property
     def room(self) -> int:
@@ -72,127 +82,133 @@ class Context:
         return self.capacity - self.length
 
     @property
-    def ahead(self) -> int:
-        """Patches of the next piece."""
-        count = min(self.waiting, self.piece)
-        marks = np.flatnonzero(self.starts[self.taken + 1 : self.taken + count])
+    def next_chunk_length(self) -> int:
+        """Patches of the next chunk of prefill."""
+        count = min(self.pending, self.prefill_chunk)
+        marks = np.flatnonzero(self.chunk_starts[self.kv_length + 1 : self.kv_length + count])
         return int(marks[0]) + 1 if len(marks) else count
 
-    def take(self) -> Patches:
-        """The next piece, `[1, P]`, which the row takes in now."""
-        begin = self.taken
-        self.taken += self.ahead
-        return self.slice(begin, self.taken)
+    def next_chunk(self) -> Patches:
+        """The next chunk `[1, P]`, which the row takes in now."""
+        begin = self.kv_length
+        self.kv_length += self.next_chunk_length
+        return self.slice(begin, self.kv_length)
 
     def slice(self, start: int, stop: int) -> Patches:
         """A copy of some patches, `[1, stop − start]`."""
         text, codes = self.text[start:stop].copy(), self.codes[start:stop].copy()
         return Patches(torch.from_numpy(text)[None], torch.from_numpy(codes)[None])
 
-    # writing
+    def set_system_prompt(self, system_prompt: Patches) -> None:
+        """Replace the system line and the greeting.
 
-    def open_with(self, opening: Patches) -> None:
-        """Replace the system line and the greeting."""
-        count = opening.text.shape[1]
-        if count > self.capacity // RESERVE:
+        Raises:
+            UserError: They take more than a fourth of the context.
+        """
+        count = system_prompt.text.shape[1]
+        if count > self.capacity // RESERVED_PART:
             raise UserError(
                 f"instructions, tools and greeting take {count} of {self.capacity} patches; they must be shorter"
             )
-        if self.length - self.opening + count > self.capacity - self.capacity // RESERVE:
-            self._drop_oldest(self.capacity // KEEP - count + self.opening)
-        change = self._splice(0, self.opening, opening)
-        self.opening = count
+        if self.length - self.system_length + count > self.capacity - self.capacity // RESERVED_PART:
+            self._drop_oldest(self.capacity // KEPT_PART - count + self.system_length)
+        change = self._splice(0, self.system_length, system_prompt)
+        self.system_length = count
         self._shift(0, change)
 
-    def add(self, number: int, role: Role, patches: Patches, spoken: bool = False, head: int = 0) -> Span:
-        """A turn after all others. Errors: `UserError` if it is too long to be remembered."""
+    def add(self, number: int, role: Role, patches: Patches, spoken: bool = False, prefix: int = 0) -> Span:
+        """Add a turn after all others.
+
+        Raises:
+            UserError: It is too long for the context.
+        """
         self._make_room(patches.text.shape[1])
-        joint = self._joint(self.spans[-1].role if self.spans else None, role)
-        whole = concat(joint, patches)
-        span = Span(number, role, self.length, self.length, joint.text.shape[1], spoken, head)
+        separator = self._separator(self.spans[-1].role if self.spans else None, role)
+        whole = concat(separator, patches)
+        span = Span(number, role, self.length, self.length, separator.text.shape[1], spoken, prefix)
         self.spans.append(span)
         self.extend(whole)
         return span
 
-    def extend(self, patches: Patches, taken: bool = False) -> None:
-        """More of the last turn; `taken`: the row has it already. A single patch is a piece of its own."""
+    def extend(self, patches: Patches, prefilled: bool = False) -> None:
+        """Add patches to the last turn; `prefilled` if the row has them already. A single patch is its own chunk."""
         self._splice(self.length, self.length, patches)
         self.spans[-1].stop = self.length
-        if taken:
-            self.taken = self.length
+        if prefilled:
+            self.kv_length = self.length
 
-    def cut_end(self, span: Span, count: int) -> None:
-        """Take back the last `count` patches of the last turn."""
+    def remove_tail(self, span: Span, count: int) -> None:
+        """Remove the last `count` patches of the last turn."""
         self._splice(span.stop - count, span.stop, self.prompt.text_patches([]))
         span.stop -= count
 
     def replace(self, span: Span, patches: Patches) -> None:
-        """Another text for a turn, no longer than the one it had."""
+        """Replace a turn by patches that are no longer."""
         change = self._splice(span.body, span.stop, patches)
         span.stop += change
         self._shift(self.spans.index(span) + 1, change)
 
     def remove(self, span: Span) -> None:
-        """The turn was never said."""
+        """Remove a turn, as if it had never been said."""
         index = self.spans.index(span)
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
-        new = self.prompt.text_patches([]) if after is None else self._joint(before, after.role)
+        new = self.prompt.text_patches([]) if after is None else self._separator(before, after.role)
         change = self._splice(span.start, span.stop if after is None else after.body, new)
         del self.spans[index]
         if after is not None:
-            after.joint, after.start = new.text.shape[1], span.start
+            after.separator, after.start = new.text.shape[1], span.start
             after.stop += change
             self._shift(index + 1, change)
 
     def find(self, number: int) -> Span | None:
-        """The turn of this number, if it is still known."""
+        """The turn of this number, if it is still in the context."""
         return next((span for span in reversed(self.spans) if span.number == number), None)
 
-    def tidy(self) -> None:
-        """Forget the oldest turns if there is little room left; never the opening, nor the turn that is under way.
+    def drop_old_turns(self) -> None:
+        """Drop the oldest turns if little room is left, but neither the system prompt nor the last exchange.
 
         A single turn of speech that is too long loses its beginning.
         """
-        if self.length <= self.capacity - self.capacity // RESERVE:
+        if self.length <= self.capacity - self.capacity // RESERVED_PART:
             return
-        self._drop_oldest(self.capacity // KEEP)
+        self._drop_oldest(self.capacity // KEPT_PART)
         last = self.spans[-1]
-        too_much = self.length - self.capacity // KEEP
-        if self.length > self.capacity - self.capacity // RESERVE and last.role == "user" and last.spoken:
-            begin = last.body + last.head
+        too_much = self.length - self.capacity // KEPT_PART
+        if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.spoken:
+            begin = last.body + last.prefix
             change = self._splice(begin, begin + too_much, self.prompt.text_patches([]))
             last.stop += change
 
     def _make_room(self, count: int) -> None:
-        self.tidy()
-        count += self._joint(None, "assistant").text.shape[1]  # the longest
-        if count > self.capacity - self.opening:
+        self.drop_old_turns()
+        count += self._separator(None, "assistant").text.shape[1]  # the longest separator
+        if count > self.capacity - self.system_length:
             raise UserError(f"a turn of {count} patches is too long, a context holds {self.capacity}")
         if count > self.room:
             self._drop_oldest(self.capacity - count)
-        if count > self.room:  # not even one exchange beside it
-            self._splice(self.opening, self.length, self.prompt.text_patches([]))
+        if count > self.room:  # the last exchange does not fit beside it
+            self._splice(self.system_length, self.length, self.prompt.text_patches([]))
             self.spans.clear()
 
     def _drop_oldest(self, length: int) -> None:
-        """Drop exchanges from the oldest on until only `length` patches are left, or one exchange."""
+        """Drop exchanges, oldest first, until `length` patches or one exchange are left."""
         count, gone = 0, 0
         for index, span in enumerate(self.spans[1:], 1):
             if span.role == "user" and self.length - gone > length:
-                count, gone = index, span.start - self.opening
+                count, gone = index, span.start - self.system_length
         if not count:
             return
         first = self.spans[count]
-        joint = self._joint(None, first.role)
-        change = self._splice(self.opening, first.body, joint)
-        first.start, first.joint = self.opening, joint.text.shape[1]
+        separator = self._separator(None, first.role)
+        change = self._splice(self.system_length, first.body, separator)
+        first.start, first.separator = self.system_length, separator.text.shape[1]
         first.stop += change
         del self.spans[:count]
         self._shift(1, change)
 
-    def _joint(self, before: Role | None, role: Role) -> Patches:
-        """What stands between two turns: a question, or a tool's result, without an answer gets an empty one."""
+    def _separator(self, before: Role | None, role: Role) -> Patches:
+        """What stands between two turns: a question or a tool's result without an answer gets an empty one."""
         unanswered = before in ("user", "tool")
         if role == "assistant":
             return self.prompt.text_patches([]) if unanswered else self.prompt.reply_start()
@@ -204,7 +220,7 @@ class Context:
             span.stop += change
 
     def _splice(self, start: int, stop: int, patches: Patches) -> int:
-        """Put `patches` in place of `start … stop`; returns by how much the context has grown."""
+        """Put `patches` in place of `start … stop`. Returns by how many patches the context has grown."""
         text, codes = patches.text[0].numpy(), patches.codes[0].numpy()
         change = len(text) - (stop - start)
         if self.length + change > self.capacity:
@@ -218,10 +234,12 @@ class Context:
         ).all(axis=(1, 2))
         agreed = start + (common if same.all() else int(np.argmin(same)))
         begin = agreed
-        if agreed < self.length:  # a change, and no more than an addition: the patch before it is read once more, since
-            begin = max(0, agreed - 1)  # what comes next is drawn from the state after it
-            self.taken = min(self.taken, begin)
+        if agreed < self.length:
+            # Something has changed, more than an addition. The patch before it is prefilled once more, since what
+            # comes next is sampled from the hidden state after it.
+            begin = max(0, agreed - 1)
+            self.kv_length = min(self.kv_length, begin)
         self.text[start:end], self.codes[start:end] = text, codes
-        self.starts[begin:end] = (np.arange(end - begin) % self.piece) == 0
+        self.chunk_starts[begin:end] = (np.arange(end - begin) % self.prefill_chunk) == 0
         self.length = end
         return change

@@ -1,13 +1,13 @@
-"""Who does what in the next step. Knows slots, seconds and counts only; no torch, no models.
+"""Which slots do what in the next step. Knows slots, seconds and counts only; no torch, no models.
 
-A step costs nearly the same for one slot as for many, so slots wait a little to share one: what is urgent makes a step
-happen, and what merely can be done then goes with it. Urgent are slots whose reply is awaited or runs short of sound,
-and sound that has waited long enough. A speaker is due again when a patch's worth of its lead has been played.
+A step costs nearly the same for one slot as for many, so slots wait a little to share one. Pressing work makes a step
+happen, and other work that is ready joins it. Pressing are replies that are awaited or run short of audio, and user
+audio that has waited long enough. A slot that speaks is due again when a patch of its buffered audio has been played.
 
-Writing is the exception: a token without sound costs a fraction of a patch with it, and many of them come before the
-first sound that someone waits for. So while anyone writes, steps are kept short: writers go without the speakers, until
-one of those has only a third of its lead left. And while the codec makes what someone waits for, the model rests
-rather than hold that up, unless others are pressed as well.
+Text is the exception: a token without audio costs a fraction of a patch with it, and many of them come before the
+first audio that a user waits for. So while a slot writes, steps are kept short: writing slots go without the speaking
+ones, until one of those has only a third of its buffer left. And while the codec works on latency-critical audio, the
+model rests rather than slow it down, unless other slots are pressed as well.
 """
 
 from __future__ import annotations
@@ -17,88 +17,110 @@ from dataclasses import dataclass
 
 from speechgpt2.engine.config import EngineConfig
 
-PATCH = 0.12  # seconds of speech in a patch
-
 
 @dataclass(frozen=True)
-class Need:
+class SlotStatus:
     """What one slot has to do.
 
-    `sound`: a patch of the user's sound, or the last of it, is there to be encoded, since `waited` seconds; `unread`:
-    patches to take in; `replying`: a reply is under way, whose listener has `lead` seconds of sound in hand (0: none
-    yet, or nothing is spoken); `writing`: its next patch is text without sound; `awaited`: what someone waits for is
-    with the codec.
+    Attributes:
+        slot: The slot's number.
+        audio_ready: Whether a chunk of the user's audio can be encoded.
+        audio_waited: Seconds for which it has waited.
+        pending_patches: Patches to prefill.
+        generating: Whether a reply is under way.
+        buffered_seconds: Seconds of audio that the listener has, or is about to get. 0 before the first.
+        writing: Whether the reply's next patch is text without speech.
+        latency_critical: Whether the codec works on audio that a user waits for.
     """
 
     slot: int
-    sound: bool = False
-    waited: float = 0.0
-    unread: int = 0
-    replying: bool = False
-    lead: float = 0.0
+    audio_ready: bool = False
+    audio_waited: float = 0.0
+    pending_patches: int = 0
+    generating: bool = False
+    buffered_seconds: float = 0.0
     writing: bool = False
-    awaited: bool = False
+    latency_critical: bool = False
 
     @property
-    def settled(self) -> bool:
-        """Whether all was taken in."""
-        return not (self.sound or self.unread)
+    def can_sample(self) -> bool:
+        """Whether everything before the next patch is encoded and prefilled."""
+        return not (self.audio_ready or self.pending_patches)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Slots to encode, to read with, and to draw from, if they have read everything by then, and whether this is
-    `urgent` for anyone; or `wait` seconds (None: for something to happen).
+class StepPlan:
+    """The next step.
+
+    Attributes:
+        encode: Slots whose user audio is encoded.
+        prefill: Slots that take in patches.
+        sample: Slots that generate a patch, if everything before it is prefilled by then.
+        urgent: Whether a listener waits for the step.
+        wait: If there is nothing to do now: seconds until there is, None for until something happens.
     """
 
     encode: tuple[int, ...] = ()
-    read: tuple[int, ...] = ()
-    draw: tuple[int, ...] = ()
+    prefill: tuple[int, ...] = ()
+    sample: tuple[int, ...] = ()
     urgent: bool = False
     wait: float | None = None
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do now."""
-        return not (self.encode or self.read or self.draw)
+        return not (self.encode or self.prefill or self.sample)
 
 
-def schedule(needs: Iterable[Need], config: EngineConfig) -> Plan:
-    """The next step, or how long to wait for one."""
-    needs = [need for need in needs if need.sound or need.unread or need.replying]
-    left = [_time_left(need, config) for need in needs]
-    if not needs or min(left) > 0:
-        return Plan(wait=min(left, default=None))
-    needs = _short(needs, config) or needs
-    readers = sorted((n for n in needs if n.unread), key=lambda n: (not n.replying, n.unread, n.slot))
-    long = [need.slot for need in readers if need.unread > 1]  # those who wait for an answer first, then the shortest
-    put_off = set(long[config.pieces :])
-    return Plan(
-        encode=tuple(need.slot for need in needs if need.sound),
-        read=tuple(sorted(need.slot for need in readers if need.slot not in put_off)),
-        draw=tuple(need.slot for need in needs if need.replying and need.lead < config.lead),
-        urgent=any(_pressed(need, config) and not need.awaited for need in needs),
+def schedule(slots: Iterable[SlotStatus], config: EngineConfig, patch_seconds: float) -> StepPlan:
+    """Plan the next step.
+
+    Args:
+        slots: All slots.
+        config: The engine's configuration.
+        patch_seconds: Seconds of speech in a patch.
+
+    Returns:
+        The step, or how long to wait for one.
+    """
+    slots = [slot for slot in slots if slot.audio_ready or slot.pending_patches or slot.generating]
+    time_left = [_time_left(slot, config, patch_seconds) for slot in slots]
+    if not slots or min(time_left) > 0:
+        return StepPlan(wait=min(time_left, default=None))
+    slots = _short_step(slots, config, patch_seconds) or slots
+    # Awaited replies first, then the shortest.
+    prefills = sorted(
+        (s for s in slots if s.pending_patches), key=lambda s: (not s.generating, s.pending_patches, s.slot)
+    )
+    long = [s.slot for s in prefills if s.pending_patches > 1]
+    postponed = set(long[config.prefill_chunks :])
+    return StepPlan(
+        encode=tuple(s.slot for s in slots if s.audio_ready),
+        prefill=tuple(sorted(s.slot for s in prefills if s.slot not in postponed)),
+        sample=tuple(s.slot for s in slots if s.generating and s.buffered_seconds < config.buffer_seconds),
+        urgent=any(_pressed(s, config) and not s.latency_critical for s in slots),
     )
 
 
-def _short(needs: list[Need], config: EngineConfig) -> list[Need]:
-    """What a short step holds, if this is the time for one: whoever writes, and what cannot wait beside it."""
-    speakers = [need for need in needs if need.replying and need.settled and not need.writing]
-    writes = any(need.writing and need.settled and need.lead < config.lead for need in needs)
-    if not writes or any(_pressed(need, config) for need in speakers):
+def _short_step(slots: list[SlotStatus], config: EngineConfig, patch_seconds: float) -> list[SlotStatus]:
+    """The slots of a short step, if it is time for one: those that write, and what cannot wait beside them."""
+    speaking = [s for s in slots if s.generating and s.can_sample and not s.writing]
+    writes = any(s.writing and s.can_sample and s.buffered_seconds < config.buffer_seconds for s in slots)
+    if not writes or any(_pressed(s, config) for s in speaking):
         return []
-    return [need for need in needs if need not in speakers and not _time_left(need, config)]
+    return [s for s in slots if s not in speaking and not _time_left(s, config, patch_seconds)]
 
 
-def _pressed(need: Need, config: EngineConfig) -> bool:
-    """Whether a listener waits for sound, or soon will."""
-    return need.replying and need.lead <= config.lead / 3
+def _pressed(slot: SlotStatus, config: EngineConfig) -> bool:
+    """Whether a listener waits for audio, or soon will."""
+    return slot.generating and slot.buffered_seconds <= config.buffer_seconds / 3
 
 
-def _time_left(need: Need, config: EngineConfig) -> float:
+def _time_left(slot: SlotStatus, config: EngineConfig, patch_seconds: float) -> float:
     """Seconds until this slot makes a step necessary."""
-    if need.replying:
-        return max(0.0, need.lead - (config.lead - PATCH)) if need.settled and need.lead > 0 else 0.0
-    if need.unread:
+    if slot.generating:
+        due_at = config.buffer_seconds - patch_seconds
+        return max(0.0, slot.buffered_seconds - due_at) if slot.can_sample and slot.buffered_seconds > 0 else 0.0
+    if slot.pending_patches:
         return 0.0
-    return max(0.0, config.patience - need.waited)
+    return max(0.0, config.batching_delay - slot.audio_waited)

@@ -1,18 +1,33 @@
-"""A session as its caller sees it: calls from any thread, events to one reader.
+"""A session as its client sees it: calls from any thread, events to one reader.
 
-What a call asks is handed to the engine's thread in order; whether it fits is decided here and at once, by what the
-caller was told so far.
+A call is checked here and at once, by what the client was told so far. What it asks becomes a command, which the
+engine's thread executes in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechgpt2.conversation import check_audio
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
-from speechgpt2.engine.mailbox import Mailbox
+from speechgpt2.engine.commands import (
+    AddTurn,
+    AppendAudio,
+    Command,
+    Configure,
+    DeleteTurn,
+    DiscardTurn,
+    EndTurn,
+    Respond,
+    Rollback,
+    StartTurn,
+    Truncate,
+    text_length,
+)
+from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, ReplyDone, Turn
 
@@ -20,172 +35,181 @@ if TYPE_CHECKING:
     from speechgpt2.engine.engine import Engine
     from speechgpt2.engine.slot import Slot
 
-MOST_UNHEARD = 600 * SAMPLE_RATE  # samples of a turn that may wait to be taken in
-MOST_ASKED = 64  # things that the engine was asked to do and has not yet done, beyond which a caller had better wait
-CHARACTERS = 256  # of a text that count as one more thing: they take time on the engine's thread
-WORD = 16  # characters that a patch holds at most, in all of a text: a longer one is refused without being read
+MAX_QUEUED_SAMPLES = 600 * SAMPLE_RATE  # of a turn's audio that may wait to be encoded
+MAX_BACKLOG = 64  # commands that may wait before the session counts as backlogged
+CHARACTERS_PER_COMMAND = 256  # a text counts as one more command per so many: it takes time on the engine's thread
+MAX_CHARACTERS_PER_PATCH = 16  # a longer text fits no context, and is refused without being tokenized
 
 
 class Session:
-    """See `speechgpt2.duplex.protocol.Session`. `number` is its slot's; `slot` the engine's own, and its thread's."""
+    """See `speechgpt2.duplex.protocol.Session`.
 
-    def __init__(self, engine: Engine, number: int, mailbox: Mailbox):
-        self._engine, self.number, self.mailbox = engine, number, mailbox
+    Args:
+        engine: The engine that it belongs to.
+        number: The number of its slot.
+        inbox: Its event queue, whose lock guards the session's own state.
+
+    Attributes:
+        slot: The engine's side of it, which only the engine's thread touches.
+    """
+
+    def __init__(self, engine: Engine, number: int, inbox: SessionEvents):
+        self._engine, self.number, self.inbox = engine, number, inbox
         self.slot: Slot | None = None
-        self._numbers = 0
-        self._unheard = 0  # samples handed over and not yet taken up
-        self._asked = 0  # things
-        self._hearing = False
-        self._tentative = False  # the latest turn may be taken back
-        self._latest: int | None = None  # reply
+        self._numbers = 0  # turns and replies so far
+        self._queued_samples = 0  # of commands that the engine has not executed yet
+        self._backlog = 0  # commands, weighted
+        self._user_speaking = False
+        self._can_roll_back = False
+        self._latest_reply: int | None = None
 
     @property
     def replying(self) -> bool:
         """Whether a reply is under way, whose end was not read yet."""
-        return self.mailbox.reply is not None
+        return self.inbox.reply is not None
+
+    @property
+    def user_speaking(self) -> bool:
+        """Whether a spoken turn of the user's is under way."""
+        return self._user_speaking
 
     @property
     def backlogged(self) -> bool:
-        """See the protocol; a session that is closed is done."""
-        return self._asked > MOST_ASKED and self.mailbox.open
+        """Whether more was asked than is done; never for a session that is closed."""
+        return self._backlog > MAX_BACKLOG and self.inbox.open
 
-    # the user's side
+    # the user's turn
 
     def start_turn(self) -> int:
-        with self.mailbox.lock:
-            self._must(not self._hearing, "the user speaks already")
-            self._must(not self.replying, "a reply is under way; interrupt it first")
-            self._hearing, self._tentative = True, False
-            number = self._number()
-            self._post(lambda slot: slot.start_turn(number))
+        with self.inbox.lock:
+            self._check(not self._user_speaking, "the user's turn has already started")
+            self._check(not self.replying, "a reply is under way; interrupt it first")
+            self._user_speaking, self._can_roll_back = True, False
+            number = self._next_number()
+            self._send(StartTurn(number))
             return number
 
     def append_audio(self, pcm: np.ndarray) -> None:
-        pcm = np.array(pcm, np.float32)  # a copy: the caller may use its own again
-        if pcm.ndim != 1 or not np.isfinite(pcm).all():
-            raise UserError("sound must be a row of samples, float32 at 24 kHz, all of them numbers")
-        with self.mailbox.lock:
-            self._must(self._hearing, "start_turn comes before append_audio")
-            waiting = self._unheard + (self.slot.backlog if self.slot else 0)
-            self._must(waiting + len(pcm) <= MOST_UNHEARD, "sound comes in faster than it can be heard")
-            self._unheard += len(pcm)
-            self._post(lambda slot: self._give(slot, pcm))
+        pcm = check_audio(pcm)
+        with self.inbox.lock:
+            self._check(self._user_speaking, "no active user turn: start_turn comes before append_audio")
+            queued = self._queued_samples + (self.slot.input_backlog if self.slot else 0)
+            self._check(queued + len(pcm) <= MAX_QUEUED_SAMPLES, "audio comes in faster than it can be encoded")
+            self._send(AppendAudio(pcm, self._engine.clock()))
 
     def end_turn(self) -> None:
-        with self.mailbox.lock:
-            self._must(self._hearing, "nobody speaks")
-            self._hearing, self._tentative, self._latest = False, True, None
-            self._post(lambda slot: slot.end_turn())
+        with self.inbox.lock:
+            self._check(self._user_speaking, "no active user turn")
+            self._user_speaking, self._can_roll_back, self._latest_reply = False, True, None
+            self._send(EndTurn())
 
     def rollback(self) -> None:
-        with self.mailbox.lock:
-            self._must(self._tentative, "there is no turn that could be taken back")
-            self.mailbox.silence()
-            reply, self._latest = self._latest, None
-            self._hearing, self._tentative = True, False
-            self._post(lambda slot: slot.rollback(reply))
+        with self.inbox.lock:
+            self._check(self._can_roll_back, "no turn can be rolled back")
+            self.inbox.drop_reply()
+            reply, self._latest_reply = self._latest_reply, None
+            self._user_speaking, self._can_roll_back = True, False
+            self._send(Rollback(reply))
 
     def discard_turn(self) -> None:
-        with self.mailbox.lock:
-            self._must(self._hearing, "nobody speaks")
-            self._hearing = False
-            self._post(lambda slot: slot.discard_turn())
+        with self.inbox.lock:
+            self._check(self._user_speaking, "no active user turn")
+            self._user_speaking = False
+            self._send(DiscardTurn())
 
-    # the model's side
+    # replies
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        with self.mailbox.lock:
-            self._must(not self.replying, "a reply is under way already")
-            self._must(not self._hearing, "the user has not finished speaking")
-            options = options or ReplyOptions()
-            texts = self._short(options.text or "") + self._short(options.instructions or "")
-            number = self._latest = self._number()
-            self.mailbox.begin(number)
-            self._post(lambda slot: slot.respond(number, options), texts)
+        with self.inbox.lock:
+            self._check(not self.replying, "a reply is already under way")
+            self._check(not self._user_speaking, "the user's turn is still active")
+            command = Respond(self._numbers + 1, options or ReplyOptions())
+            self._check_length(command)
+            number = self._latest_reply = self._next_number()
+            self.inbox.begin_reply(number)
+            self._send(command)
             return number
 
-    def interrupt(self, heard: int) -> None:
-        with self.mailbox.lock:
-            number, heard = self._latest, max(0, min(heard, self.mailbox.made))
+    def interrupt(self, played: int) -> None:
+        with self.inbox.lock:
+            number, played = self._latest_reply, max(0, min(played, self.inbox.reply_samples))
             if number is None:
-                raise UserError("there is no reply that could be interrupted")
-            self._tentative = False
-            unfinished = self.mailbox.silence()
-            self.mailbox.put(None, Interrupted(heard))
+                raise UserError("no reply can be interrupted")
+            self._can_roll_back = False
+            unfinished = self.inbox.drop_reply()
+            self.inbox.put(None, Interrupted(played))
             if unfinished:
-                self.mailbox.put(None, ReplyDone("interrupted"))
-            self._post(lambda slot: slot.truncate(number, heard))
+                self.inbox.put(None, ReplyDone("interrupted"))
+            self._send(Truncate(number, played))
 
-    # what was said
+    # history
 
     def add_turn(self, turn: Turn) -> int:
-        history = self._engine.as_history(turn)
-        with self.mailbox.lock:
-            self._must(not self._hearing, "the user speaks; other turns come before or after")
-            text = self._short(history.text or "")
-            self._tentative = False
-            number = self._number()
-            self._post(lambda slot: slot.add_turn(number, history), text)
-            return number
+        content = self._engine.history_turn(turn)
+        with self.inbox.lock:
+            self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
+            command = AddTurn(self._numbers + 1, content)
+            self._check_length(command)
+            self._can_roll_back = False
+            self._send(command)
+            return self._next_number()
 
-    def truncate(self, number: int, heard: int) -> None:
-        with self.mailbox.lock:
-            if self.mailbox.reply == number:
-                self.interrupt(heard)
+    def truncate(self, number: int, played: int) -> None:
+        with self.inbox.lock:
+            if self.inbox.reply == number:
+                self.interrupt(played)
             else:
-                self._tentative = False
-                self._post(lambda slot: slot.truncate(number, heard))
+                self._can_roll_back = False
+                self._send(Truncate(number, played))
 
     def delete_turn(self, number: int) -> None:
-        with self.mailbox.lock:
-            self._tentative = False
-            self._post(lambda slot: slot.delete_turn(number))
+        with self.inbox.lock:
+            self._can_roll_back = False
+            self._send(DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
-        settings = self._engine.with_codes(settings)
-        with self.mailbox.lock:
-            self._post(lambda slot: slot.configure(settings), self._short(settings.instructions or ""))
+        command = Configure(self._engine.with_encoded_greeting(settings))
+        with self.inbox.lock:
+            self._check_length(command)
+            self._send(command)
 
     def events(self) -> AsyncIterator[Event]:
-        return self.mailbox.read()
+        return self.inbox.read()
 
     def close(self) -> None:
-        self.mailbox.close()
-        self._engine.release(self)
+        self.inbox.close()
+        self._engine.close_session(self)
+
+    # the engine's side
+
+    def executed(self, command: Command) -> None:
+        """Note that the slot has taken a command."""
+        with self.inbox.lock:
+            self._account(command, -1)
 
     # inside
 
-    def _number(self) -> int:
+    def _send(self, command: Command) -> None:
+        with self.inbox.lock:
+            self._account(command, +1)
+        self._engine.send(self, command)
+
+    def _account(self, command: Command, sign: int) -> None:
+        self._backlog += sign * (1 + text_length(command) // CHARACTERS_PER_COMMAND)
+        if isinstance(command, AppendAudio):
+            self._queued_samples += sign * len(command.pcm)
+
+    def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
 
-    def _must(self, condition: bool, otherwise: str) -> None:
-        if not self.mailbox.open:
+    def _check(self, condition: bool, error: str) -> None:
+        if not self.inbox.open:
             raise UserError("this session is closed")
         if not condition:
-            raise UserError(otherwise)
+            raise UserError(error)
 
-    def _give(self, slot: Slot, pcm: np.ndarray) -> None:
-        with self.mailbox.lock:
-            self._unheard -= len(pcm)
-        slot.hear(pcm, self._engine.clock())
-
-    def _short(self, text: str) -> str:
-        """The text. Errors: `UserError` if no memory holds it."""
-        most = WORD * self._engine.config.context
-        if len(text) > most:
-            raise UserError(f"a text of {len(text):,} characters is too long, at most {most:,} can be remembered")
-        return text
-
-    def _post(self, action: Callable[[Slot], None], text: str = "") -> None:
-        """Ask the engine for something; `text` is what it has to read for that."""
-        weight = 1 + len(text) // CHARACTERS
-
-        def do(slot: Slot) -> None:
-            with self.mailbox.lock:
-                self._asked -= weight
-            action(slot)
-
-        with self.mailbox.lock:
-            self._asked += weight
-        self._engine.post(self, do)
+    def _check_length(self, command: Command) -> None:
+        length, limit = text_length(command), MAX_CHARACTERS_PER_PATCH * self._engine.config.context
+        if length > limit:
+            raise UserError(f"a text of {length:,} characters is too long; at most {limit:,} can be remembered")

@@ -113,12 +113,12 @@ class LMConfig:
 
     @property
     def patch_samples(self) -> int:
-        """Audio samples in a patch."""
+        """Samples of speech in a patch, at 24 kHz."""
         return self.patch_frames * FRAME_SIZE
 
     @property
     def patch_seconds(self) -> float:
-        """Duration of a patch in seconds."""
+        """Seconds of speech in a patch."""
         return self.patch_samples / SAMPLE_RATE
 
 

@@ -52,7 +52,7 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     talk = Conversation(
         model, concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST
     )
-    return talk.collect(talk.answer(spoken=False))
+    return talk.collect(talk.reply(user_spoke=False))
 
 
 @cache

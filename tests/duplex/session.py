@@ -4,13 +4,13 @@ import asyncio
 
 import numpy as np
 
-from speechgpt2.duplex.vad import STEP, Heard
+from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VadFrame
 from speechgpt2.errors import UserError
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone
 
 
 class Session:
-    behind = False
+    backlogged = False
 
     def __init__(self):
         self.calls, self.heard, self.turn = [], {}, 0
@@ -20,6 +20,10 @@ class Session:
     @property
     def replying(self):
         return self.reply is not None
+
+    @property
+    def user_speaking(self):
+        return self.hearing
 
     def must(self, condition, otherwise):
         if not condition:
@@ -119,12 +123,12 @@ class LevelEar:
 
     def push(self, pcm):
         self.rest = np.concatenate([self.rest, pcm])
-        while len(self.rest) >= STEP:
-            block, self.rest = self.rest[:STEP], self.rest[STEP:]
-            self.at += STEP
+        while len(self.rest) >= BLOCK_SAMPLES:
+            block, self.rest = self.rest[:BLOCK_SAMPLES], self.rest[BLOCK_SAMPLES:]
+            self.at += BLOCK_SAMPLES
             level = float(np.sqrt(np.mean(np.square(block))))
-            at_16k = np.interp(np.arange(0, STEP, 1.5), np.arange(STEP), block).astype(np.float32)
-            yield Heard(self.at, 0.95 if level > 0.01 else 0.02, at_16k)
+            at_16k = np.interp(np.arange(0, BLOCK_SAMPLES, 1.5), np.arange(BLOCK_SAMPLES), block).astype(np.float32)
+            yield VadFrame(self.at, 0.95 if level > 0.01 else 0.02, at_16k)
 
 
 def audio(seconds, level=0.1):

@@ -275,7 +275,7 @@ async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
 @run
 async def test_by_hand_everything_is_heard_until_it_is_committed():
     talk = Talk(HAND)
-    with pytest.raises(UserError, match="nothing"):
+    with pytest.raises(UserError, match="no audio"):
         talk.dialogue.commit_audio()
     said = [await talk.silence(480), await talk.voice(480)]
     talk.dialogue.commit_audio()
@@ -393,7 +393,7 @@ async def test_there_is_nothing_to_interrupt_in_silence():
 async def test_sound_that_is_none_is_refused_and_a_closed_dialogue_ends():
     talk = Talk()
     for wrong in (np.zeros((2, 2)), np.array([np.nan])):
-        with pytest.raises(UserError, match="sound"):
+        with pytest.raises(UserError, match="audio"):
             talk.dialogue.append_audio(wrong)
     talk.dialogue.close()
     talk.dialogue.close()

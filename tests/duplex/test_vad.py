@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.audio import load
-from speechgpt2.duplex.vad import STEP, VoiceActivity
+from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VoiceActivityDetector
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 
@@ -22,7 +22,7 @@ def question(request):
 
 
 def heard(pcm, chunk=None):
-    ear = VoiceActivity()
+    ear = VoiceActivityDetector()
     chunks = np.split(pcm, range(chunk, len(pcm), chunk)) if chunk else [pcm]
     return [block for piece in chunks for block in ear.push(piece)]
 
@@ -33,9 +33,13 @@ def test_speech_is_noticed_within_two_blocks_and_silence_is_silence(question):
     begins, ends = int(loud[0]), int(loud[-1])
     blocks = heard(pcm)
     voiced = [block.at for block in blocks if block.probability >= 0.5]
-    assert 0 < voiced[0] - begins <= 2 * STEP + STEP  # the block in which it begins, and two more
-    assert abs(voiced[-1] - ends) < 6 * STEP
-    assert all(block.probability < 0.2 for block in blocks if block.at < begins - STEP or block.at > ends + 6 * STEP)
+    assert 0 < voiced[0] - begins <= 2 * BLOCK_SAMPLES + BLOCK_SAMPLES  # the block in which it begins, and two more
+    assert abs(voiced[-1] - ends) < 6 * BLOCK_SAMPLES
+    assert all(
+        block.probability < 0.2
+        for block in blocks
+        if block.at < begins - BLOCK_SAMPLES or block.at > ends + 6 * BLOCK_SAMPLES
+    )
 
 
 def test_any_chunking_hears_the_same(question):
@@ -49,7 +53,7 @@ def test_any_chunking_hears_the_same(question):
 
 def test_two_microphones_do_not_hear_each_other(question):
     alone = [block.probability for block in heard(question)]
-    a, b, together = VoiceActivity(), VoiceActivity(), []
+    a, b, together = VoiceActivityDetector(), VoiceActivityDetector(), []
     for piece in np.split(question, range(960, len(question), 960)):
         list(b.push(np.random.default_rng(0).normal(0, 0.1, 960).astype(np.float32)))
         together += [block.probability for block in a.push(piece)]

@@ -38,9 +38,9 @@ class Row:
         self.context, self.cells, self.read = context, {}, 0
 
     def follow(self, most=10_000):
-        while self.context.waiting and most:
-            at = self.context.taken
-            patches = self.context.take()
+        while self.context.pending and most:
+            at = self.context.kv_length
+            patches = self.context.next_chunk()
             for i in range(patches.text.shape[1]):
                 self.cells[at + i] = (int(patches.text[0, i]), patches.codes[0, i].tolist())
                 self.latest = at + i
@@ -48,8 +48,8 @@ class Row:
             most -= 1
 
     def agrees(self):
-        whole = self.context.slice(0, self.context.taken)
-        ours = [self.cells[i] for i in range(self.context.taken)]
+        whole = self.context.slice(0, self.context.kv_length)
+        ours = [self.cells[i] for i in range(self.context.kv_length)]
         return ours == list(zip(whole.text[0].tolist(), whole.codes[0].tolist(), strict=True))
 
 
@@ -75,8 +75,8 @@ def test_a_turn_that_is_removed_never_was(number):
             without.add(n, role, patches)
     context.remove(context.find(number))
     assert same(context, without.slice(0, without.length)) and context.find(number) is None
-    assert [(s.number, s.start, s.stop, s.joint) for s in context.spans] == [
-        (s.number, s.start, s.stop, s.joint) for s in without.spans
+    assert [(s.number, s.start, s.stop, s.separator) for s in context.spans] == [
+        (s.number, s.start, s.stop, s.separator) for s in without.spans
     ]
 
 
@@ -88,7 +88,7 @@ def test_only_what_changed_is_read_again():
     row.follow()
     row.read, kept = 0, PROMPT.text_patches(PROMPT.encode("what is"))
     context.replace(span, kept)
-    assert context.taken == context.length - 1  # the last once more: the next patch is drawn from there
+    assert context.kv_length == context.length - 1  # the last once more: the next patch is drawn from there
     row.follow()
     assert row.read == 1 and row.agrees() and row.latest == context.length - 1
 
@@ -98,10 +98,10 @@ def test_pieces_follow_from_what_was_said_and_not_from_when_it_was_read():
         context, sizes = new(), []
 
         def read():
-            while context.waiting:
-                sizes.append(context.take().text.shape[1])
+            while context.pending:
+                sizes.append(context.next_chunk().text.shape[1])
 
-        context.add(1, "user", PROMPT.user_speech_start(), spoken=True, head=5)
+        context.add(1, "user", PROMPT.user_speech_start(), spoken=True, prefix=5)
         for i in range(20):
             context.extend(speech(1, i))
             if eager:
@@ -127,8 +127,8 @@ def test_a_row_follows_whatever_is_done():
             role = "user" if generator.random() < 0.6 else "assistant"
             context.add(number, role, PROMPT.user_text("weather " * int(generator.integers(1, 9))))
         elif kind == 2:
-            context.extend(speech(1, number), taken=not context.waiting)
-            if context.taken == context.length:  # as a reply's patches are
+            context.extend(speech(1, number), prefilled=not context.pending)
+            if context.kv_length == context.length:  # as a reply's patches are
                 patch = context.slice(context.length - 1, context.length)
                 row.cells[context.length - 1] = (int(patch.text[0, 0]), patch.codes[0, 0].tolist())
         elif kind == 3:
@@ -136,11 +136,11 @@ def test_a_row_follows_whatever_is_done():
         elif kind == 4:
             context.replace(spans[generator.integers(len(spans))], PROMPT.text_patches([1]))
         else:
-            context.open_with(lines[generator.integers(3)])
-        context.tidy()
+            context.set_system_prompt(lines[generator.integers(3)])
+        context.drop_old_turns()
         row.follow(most=int(generator.integers(3)))
         assert row.agrees() and context.length <= context.capacity
-        edges = [context.opening, *(s.stop for s in context.spans)]
+        edges = [context.system_length, *(s.stop for s in context.spans)]
         assert [s.start for s in context.spans] == edges[:-1] and edges[-1] == context.length
 
 
@@ -149,9 +149,9 @@ def test_the_oldest_exchanges_are_forgotten_and_the_opening_never():
     for i in range(100):
         context.add(2 * i, "user", PROMPT.user_text("Hello there"))
         context.add(2 * i + 1, "assistant", reply("what is the weather"))
-        context.tidy()
+        context.drop_old_turns()
         lengths.append(context.length)
-        assert torch.equal(context.slice(0, context.opening).text, OPENING.text)
+        assert torch.equal(context.slice(0, context.system_length).text, OPENING.text)
         assert context.spans[0].role == "user" and context.spans[-1].number == 2 * i + 1
     assert max(lengths) <= 256 - 64 and min(lengths[20:]) >= 100  # some is kept, some room is left
 
@@ -159,10 +159,10 @@ def test_the_oldest_exchanges_are_forgotten_and_the_opening_never():
 def test_a_speech_without_end_loses_its_beginning():
     context = new()
     head = PROMPT.user_speech_start()
-    context.add(1, "user", head, spoken=True, head=head.text.shape[1])
+    context.add(1, "user", head, spoken=True, prefix=head.text.shape[1])
     for i in range(600):
         context.extend(speech(1, i))
-        context.tidy()
+        context.drop_old_turns()
         assert context.length <= 256 - 64
     latest = concat(*(speech(1, i) for i in range(580, 600)))
     assert torch.equal(context.slice(context.length - 20, context.length).codes, latest.codes)
@@ -176,5 +176,5 @@ def test_what_is_too_long_is_refused_and_changes_nothing():
     with pytest.raises(UserError, match="too long"):
         context.add(2, "user", PROMPT.user_text("weather " * 300))
     with pytest.raises(UserError, match="shorter"):
-        context.open_with(PROMPT.text_patches([1] * 100))
+        context.set_system_prompt(PROMPT.text_patches([1] * 100))
     assert same(context, before)

@@ -11,6 +11,7 @@ import torch
 
 from speechgpt2.chat import SpeechGPT
 from speechgpt2.duplex.protocol import EngineFull, ReplyOptions, SessionSettings
+from speechgpt2.engine.codec_worker import BatchedCodec
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError
@@ -76,7 +77,7 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(draft_tokens):
         crowd.step()
     again = crowd.open(settings)
     others += [crowd.open(replace(settings, seed=100 + i, speak=i % 2 == 0)) for i in range(9)]
-    assert crowd.stats().used == 16 and again.mailbox is not me.mailbox
+    assert crowd.stats().used == 16 and again.inbox is not me.inbox
     for i, other in enumerate(others[6:]):
         other.add_turn(Turn.user("Hello there " * i))
         other.respond()
@@ -89,7 +90,7 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(draft_tokens):
     assert np.array_equal(sound(first), sound(wanted[0])) and len(sound(first)) > 10_000
     assert np.array_equal(sound(second), sound(wanted[1])) and same(me, again)
     assert again.slot.number != me.slot.number
-    assert torch.equal(alone.runner.hidden[me.slot.number], crowd.runner.hidden[again.slot.number])
+    assert torch.equal(alone.core.runner.hidden[me.slot.number], crowd.core.runner.hidden[again.slot.number])
 
 
 def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
@@ -103,9 +104,9 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     first.close()
     first.close()
     engine.step()
-    runner = engine.runner
-    codec = runner.sounds.rows
-    for state in (runner.memories[0], codec.ears, codec.voices, (runner.hidden,)):
+    runner = engine.core.runner
+    codec = runner.codec._codec
+    for state in (runner.states[0], codec.encoder_states, codec.decoder_states, (runner.hidden,)):
         tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
@@ -154,7 +155,7 @@ def test_a_slot_whose_session_failed_is_free_too(monkeypatch):
     broken.add_turn(Turn.user("Hello"))
     broken.respond()
     engine.step()
-    monkeypatch.setattr(broken.slot, "drawn", lambda *_: 1 / 0)
+    monkeypatch.setattr(broken.slot, "patches_generated", lambda *_: 1 / 0)
     run(engine)
     session = engine.open(SHORT)
     broken.close()
@@ -213,7 +214,7 @@ def test_what_is_asked_during_a_reply_happens_after_it():
     with pytest.raises(UserError, match="under way"):
         session.respond()
     talk(engine, [session])
-    assert [span.number for span in session.slot.context.spans] == [1, first, later]
+    assert [span.number for span in session.slot.history.context.spans] == [1, first, later]
 
 
 def test_new_settings_hold_from_the_next_reply_on():
@@ -232,7 +233,7 @@ def test_a_reply_may_have_instructions_of_its_own():
     ours, theirs = talk(engine, [session])[session], answer(other, wanted, noise(0.6))
     assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
     assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
-    usual = engine.runner.lm.prompt.system_prompt("s2s").text
+    usual = engine.core.runner.lm.prompt.system_prompt("s2s").text
     assert torch.equal(told(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
 
 
@@ -293,7 +294,7 @@ def test_reading_aloud():
     session.respond(ReplyOptions(text="Hello there", max_patches=9))
     found = talk(engine, [session])[session]
     assert found[0] == TextDelta("Hello there") and len(sound(found))
-    recital = engine.runner.lm.prompt.tts_prompt("Hello there")
+    recital = engine.core.runner.lm.prompt.tts_prompt("Hello there")
     assert torch.equal(told(session).text[:, : recital.text.shape[1]], recital.text)
 
 
@@ -316,7 +317,7 @@ def test_an_error_in_one_session_touches_no_other(monkeypatch):
     say(broken, noise(0.5, 1))
     broken.respond()
     both.step()
-    monkeypatch.setattr(broken.slot, "drawn", lambda *_: 1 / 0)
+    monkeypatch.setattr(broken.slot, "patches_generated", lambda *_: 1 / 0)
     assert np.array_equal(sound(answer(both, session, noise(0.6))), sound(wanted))
     assert [type(event) for event in events(broken)] == [Error]
     assert both.stats().used == 1 and not broken.replying
@@ -329,7 +330,7 @@ def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
     session, idle = engine.open(SHORT), engine.open(SHORT)
     run(engine)
     session.add_turn(Turn.user("Hello"))
-    monkeypatch.setattr(engine.runner, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.core.runner, "prefill", lambda *_: 1 / 0)
     engine.step()
     monkeypatch.undo()
     assert isinstance(events(session)[0], Error) and engine.stats().used == 1
@@ -342,10 +343,10 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
     session = engine.open(SHORT)
     session.add_turn(Turn.user("Hello"))
     session.respond()
-    run(engine, until=lambda: session.mailbox.made)
-    runner, done = engine.runner, []
-    codec = runner.sounds.rows
-    decode, wipe = codec.codec.decode, codec.wipe
+    run(engine, until=lambda: session.inbox.reply_samples)
+    runner, done = engine.core.runner, []
+    codec = runner.codec._codec
+    decode, wipe = codec.codec.decode, BatchedCodec.wipe
 
     def slowly(*args):
         time.sleep(0.2)
@@ -353,8 +354,8 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
         return decode(*args)
 
     monkeypatch.setattr(codec.codec, "decode", slowly)
-    monkeypatch.setattr(codec, "wipe", lambda slot: (done.append("wiped"), wipe(slot)))
-    monkeypatch.setattr(runner, "take_in", lambda *_: 1 / 0)
+    monkeypatch.setattr(BatchedCodec, "wipe", lambda self, slot: (done.append("wiped"), wipe(self, slot)))
+    monkeypatch.setattr(runner, "prefill_rows", lambda *_: 1 / 0)
     for _ in range(3):
         engine.clock.pass_by(1.0)
         engine.step()
@@ -381,11 +382,11 @@ def test_calls_that_do_not_fit_change_nothing():
             call()
     session.discard_turn()
     run(engine)
-    assert session.slot.context.spans == [] and not events(session)
+    assert session.slot.history.context.spans == [] and not events(session)
 
 
 def test_speech_is_only_so_far_ahead_of_its_playback():
-    engine = tiny_engine(lead=0.5)
+    engine = tiny_engine(buffer_seconds=0.5)
     session = engine.open(replace(SHORT, max_patches=200))
     say(session, noise(0.3))
     session.respond()
@@ -403,13 +404,13 @@ def test_speech_is_only_so_far_ahead_of_its_playback():
 
 @pytest.mark.parametrize("paced", [True, False])
 def test_nothing_is_made_for_a_reader_who_does_not_read(paced):
-    engine = tiny_engine(lead=0.5)
+    engine = tiny_engine(buffer_seconds=0.5)
     session = engine.open(replace(SHORT, max_patches=200, paced=paced))
     say(session, noise(0.3))
     session.respond()
     for _ in range(300):
         engine.clock.pass_by((engine.step() or 0.0) + 0.01)
-    assert session.mailbox.unread <= 0.62 * 24_000 and session.replying
+    assert session.inbox.unread_samples <= 0.62 * 24_000 and session.replying
     began = engine.clock.now
     if not paced:
         assert len(sound(talk(engine, [session])[session])) > 2 * 24_000
@@ -423,18 +424,18 @@ def test_a_talk_without_end_neither_grows_nor_slows():
     run(engine)
     opening = told(session)
     reads, lengths = [], []
-    monkey, taken = engine.runner.read, [0]
-    engine.runner.read = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
+    monkey, taken = engine.core.runner.prefill, [0]
+    engine.core.runner.prefill = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
     for turn in range(20):
         taken.clear()
         found = answer(engine, session, noise(0.5, turn))
         run(engine)
         reads.append(sum(taken))
-        lengths.append(session.slot.context.length)
+        lengths.append(session.slot.history.context.length)
         assert reason(found) and not any(isinstance(event, Error) for event in found)
     kept = opening.text.shape[1]
     assert torch.equal(told(session).text[:, :kept], opening.text)
-    assert max(lengths) <= 128 and len(session.slot.context.spans) < 12
+    assert max(lengths) <= 128 and len(session.slot.history.context.spans) < 12
     assert max(reads) <= 128 + 20 and sum(reads[10:]) <= 1.3 * sum(reads[:10]) + 128
 
 
@@ -473,7 +474,7 @@ def test_it_tells_whether_it_works(monkeypatch):
     engine.start()
     session = engine.open(SHORT)
     assert engine.alive
-    monkeypatch.setattr("speechgpt2.engine.engine.schedule", lambda *_: 1 / 0)
+    monkeypatch.setattr("speechgpt2.engine.core.schedule", lambda *_: 1 / 0)
     session.add_turn(Turn.user("Hello"))
     engine._thread.join(10)
     assert not engine.alive and [type(event) for event in events(session)] == [Error]

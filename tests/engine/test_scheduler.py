@@ -1,81 +1,98 @@
-"""Who is encoded, read and drawn: what is urgent, what goes along, what is put off."""
+"""The scheduler: what is urgent, what joins a step, what is postponed."""
 
 import pytest
 
+from speechgpt2.engine import scheduler
 from speechgpt2.engine.config import EngineConfig
-from speechgpt2.engine.scheduler import PATCH, Need, Plan, schedule
+from speechgpt2.engine.scheduler import SlotStatus, StepPlan
 
-CONFIG = EngineConfig(lead=0.6, pieces=2, patience=0.06)
+PATCH_SECONDS = 0.12
+CONFIG = EngineConfig(buffer_seconds=0.6, prefill_chunks=2, batching_delay=0.06)
+
+
+def schedule(*slots):
+    return scheduler.schedule(slots, CONFIG, PATCH_SECONDS)
+
+
+def speaking(slot, buffered=0.0, **status):
+    return SlotStatus(slot, generating=True, buffered_seconds=buffered, **status)
+
+
+def writing(slot, buffered=0.0):
+    return speaking(slot, buffered, writing=True)
+
+
+def audio(slot, waited=0.0):
+    return SlotStatus(slot, audio_ready=True, audio_waited=waited)
+
+
+def wait(seconds):
+    return StepPlan(wait=pytest.approx(seconds))
 
 
 def test_nothing_to_do():
-    assert schedule([], CONFIG) == schedule([Need(0), Need(1)], CONFIG) == Plan()
-    assert Plan().idle and Plan().wait is None
+    assert schedule() == schedule(SlotStatus(0), SlotStatus(1)) == StepPlan()
+    assert StepPlan().idle and StepPlan().wait is None
 
 
-def test_sound_waits_for_company_but_not_for_long():
-    assert schedule([Need(0, sound=True, waited=0.02)], CONFIG) == Plan(wait=pytest.approx(0.04))
-    plan = schedule([Need(0, sound=True, waited=0.01), Need(1, sound=True, waited=0.06)], CONFIG)
-    assert plan == Plan(encode=(0, 1))
+def test_audio_waits_to_share_a_step_but_not_for_long():
+    assert schedule(audio(0, 0.02)) == wait(0.04)
+    assert schedule(audio(0, 0.01), audio(1, 0.06)) == StepPlan(encode=(0, 1))
 
 
-def test_a_reply_is_drawn_until_its_listener_has_enough():
-    assert schedule([Need(3, replying=True)], CONFIG).draw == (3,)
-    assert schedule([Need(3, replying=True, lead=0.6)], CONFIG) == Plan(wait=pytest.approx(PATCH))
-    assert schedule([Need(3, replying=True, lead=0.5)], CONFIG) == Plan(wait=pytest.approx(0.02))
-    assert schedule([Need(3, replying=True, lead=0.48)], CONFIG).draw == (3,)
+def test_a_reply_is_generated_until_its_buffer_is_full():
+    assert schedule(speaking(3)).sample == (3,)
+    assert schedule(speaking(3, 0.6)) == wait(PATCH_SECONDS)
+    assert schedule(speaking(3, 0.5)) == wait(0.02)
+    assert schedule(speaking(3, 0.48)).sample == (3,)
 
 
-def test_speakers_share_a_step():
+def test_speaking_slots_share_a_step():
     """One that must is joined by those that may, so that all of them are due together from then on."""
-    needs = [Need(0, replying=True, lead=0.4), Need(1, replying=True, lead=0.55), Need(2, replying=True, lead=0.6)]
-    assert schedule(needs, CONFIG).draw == (0, 1)
+    assert schedule(speaking(0, 0.4), speaking(1, 0.55), speaking(2, 0.6)).sample == (0, 1)
 
 
-def test_whoever_writes_does_not_wait_for_speakers():
-    needs = [Need(0, replying=True, lead=0.4), Need(1, replying=True, writing=True), Need(2, sound=True, waited=0.01)]
-    assert schedule(needs, CONFIG) == Plan(draw=(1,), urgent=True)
-    overdue = Need(2, sound=True, waited=0.06)
-    assert schedule([*needs[:2], overdue], CONFIG) == Plan(encode=(2,), draw=(1,), urgent=True)
+def test_a_writing_slot_does_not_wait_for_speaking_ones():
+    assert schedule(speaking(0, 0.4), writing(1), audio(2, 0.01)) == StepPlan(sample=(1,), urgent=True)
+    overdue = audio(2, 0.06)
+    assert schedule(speaking(0, 0.4), writing(1), overdue) == StepPlan(encode=(2,), sample=(1,), urgent=True)
 
 
-@pytest.mark.parametrize("lead", [0.0, 0.19])
-def test_a_speaker_who_is_pressed_takes_writers_along(lead):
-    needs = [Need(0, replying=True, lead=lead), Need(1, replying=True, writing=True), Need(2, sound=True)]
-    assert schedule(needs, CONFIG) == Plan(encode=(2,), draw=(0, 1), urgent=True)
+@pytest.mark.parametrize("buffered", [0.0, 0.19])
+def test_writing_slots_join_a_pressed_speaking_one(buffered):
+    plan = schedule(speaking(0, buffered), writing(1), audio(2))
+    assert plan == StepPlan(encode=(2,), sample=(0, 1), urgent=True)
 
 
-def test_a_writer_who_is_not_read_does_not_write():
-    needs = [Need(0, replying=True, lead=0.5), Need(1, replying=True, writing=True, lead=0.7)]
-    assert schedule(needs, CONFIG) == Plan(wait=pytest.approx(0.02))
+def test_a_writing_slot_whose_audio_is_not_read_waits():
+    assert schedule(speaking(0, 0.5), writing(1, 0.7)) == wait(0.02)
 
 
-def test_sound_goes_along_with_a_step_that_happens_anyway():
-    plan = schedule([Need(0, sound=True, waited=0.0), Need(1, replying=True)], CONFIG)
-    assert plan == Plan(encode=(0,), draw=(1,), urgent=True)
+def test_audio_joins_a_step_that_happens_anyway():
+    assert schedule(audio(0), speaking(1)) == StepPlan(encode=(0,), sample=(1,), urgent=True)
 
 
-def test_long_readings_are_rationed_and_those_whose_reply_is_awaited_go_first():
-    needs = [Need(0, unread=90), Need(1, unread=50), Need(2, unread=300, replying=True), Need(3, unread=1)]
-    plan = schedule(needs, CONFIG)
-    assert plan.read == (1, 2, 3) and plan.draw == (2,)
+def test_long_prefills_are_limited_and_awaited_replies_go_first():
+    long = [SlotStatus(0, pending_patches=90), SlotStatus(1, pending_patches=50)]
+    plan = schedule(*long, speaking(2, pending_patches=300), SlotStatus(3, pending_patches=1))
+    assert plan.prefill == (1, 2, 3) and plan.sample == (2,)
 
 
-def test_a_reply_that_has_to_read_first_is_urgent_however_much_sound_is_in_hand():
-    assert schedule([Need(0, unread=5, replying=True, lead=0.6)], CONFIG).read == (0,)
+def test_a_reply_that_has_to_prefill_is_urgent_whatever_its_buffer():
+    assert schedule(speaking(0, 0.6, pending_patches=5)).prefill == (0,)
 
 
 @pytest.mark.parametrize(
     ("other", "urgent"),
     [
-        (Need(1, unread=3), False),
-        (Need(1, sound=True, waited=0.06), False),
-        (Need(1, replying=True, lead=0.4), False),
-        (Need(1, replying=True, lead=0.1), True),
-        (Need(1, replying=True, writing=True), True),
-        (Need(1, replying=True, unread=3), True),
+        (SlotStatus(1, pending_patches=3), False),
+        (audio(1, 0.06), False),
+        (speaking(1, 0.4), False),
+        (speaking(1, 0.1), True),
+        (writing(1), True),
+        (speaking(1, pending_patches=3), True),
     ],
 )
-def test_a_first_sound_is_not_held_up_but_by_those_who_are_pressed_too(other, urgent):
-    first = Need(0, replying=True, lead=PATCH, awaited=True)
-    assert schedule([first, other], CONFIG).urgent == urgent
+def test_latency_critical_audio_is_held_up_only_by_pressed_slots(other, urgent):
+    first = speaking(0, PATCH_SECONDS, latency_critical=True)
+    assert schedule(first, other).urgent == urgent

@@ -84,7 +84,7 @@ def test_a_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     session.add_turn(RESULT)
     session.respond()
     script += end(prompt)
-    assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.told.mode == "s2s"
+    assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.history.system.mode == "s2s"
 
 
 def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
@@ -108,7 +108,7 @@ def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
     codes = torch.zeros(30, 3, 3, dtype=torch.int64)
     script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.special_ids.speech_start, None)]
     script += [(prompt.special_ids.filler, code) for code in codes]
-    run(engine, until=lambda: session.mailbox.made >= 2 * PATCH)
+    run(engine, until=lambda: session.inbox.reply_samples >= 2 * PATCH)
     session.interrupt(0)
     assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
     engine.step()
@@ -162,5 +162,5 @@ def test_history_with_calls_and_results():
     run(engine)
     assert same(session, *before, one)
     for turn in (Turn("user", (CALL,)), Turn("assistant", ()), Turn("assistant", (Text("a"), Text("b")))):
-        with pytest.raises(UserError, match="a turn to remember"):
+        with pytest.raises(UserError, match="one segment"):
             session.add_turn(turn)

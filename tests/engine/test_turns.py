@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechgpt2.duplex.protocol import SessionSettings
+from speechgpt2.engine.codec_worker import CodecWorker
 from speechgpt2.types import Interrupted, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import (
     PATCH,
@@ -34,11 +35,11 @@ def same(a, b):
 def agrees(engine, session):
     """The row holds what the context says: a row that reads it anew comes to the same state."""
     run(engine)
-    context, number = session.slot.context, session.slot.number
-    runner, lm = engine.runner, engine.runner.lm
+    context, number = session.slot.history.context, session.slot.number
+    runner, lm = engine.core.runner, engine.core.runner.lm
     fresh, state = lm.prefill(told(session), lm.init_state(1, context.capacity))
-    assert context.waiting == 0
-    for ours, theirs in zip(runner.memories[number // 4].stack.layers, state.stack.layers, strict=True):
+    assert context.pending == 0
+    for ours, theirs in zip(runner.states[number // 4].stack.layers, state.stack.layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.allclose(a[number % 4, :, : context.length], b[0, :, : context.length], atol=1e-4)
     assert torch.allclose(runner.hidden[number], fresh[0], atol=1e-4)
@@ -105,24 +106,28 @@ def test_speech_that_is_dropped_was_never_heard():
 # while others keep the model busy, it does not wait for the codec: turns may change under what is being heard
 
 
-class SlowSounds:
-    """A codec whose answers take so many looks until they are there."""
+class SlowCodec(CodecWorker):
+    """A codec whose results are there only after so many looks."""
 
-    def __init__(self, sounds, looks=5):
-        self.sounds, self.looks, self.alive = sounds, looks, True
+    def __init__(self, codec, looks=5):
+        self.codec, self.looks = codec, looks
 
-    def ask(self, method, *arguments):
-        answer, left = self.sounds.ask(method, *arguments), iter(range(self.looks))
-        return SimpleNamespace(result=answer.result, done=lambda: next(left, None) is None)
+    @property
+    def alive(self):
+        return True
+
+    def _submit(self, method, *arguments):
+        future, left = self.codec._submit(method, *arguments), iter(range(self.looks))
+        return SimpleNamespace(result=future.result, done=lambda: next(left, None) is None)
 
     def close(self):
-        self.sounds.close()
+        self.codec.close()
 
 
 def busy_engine():
     """Somebody else is about to be answered for a long time."""
     engine = tiny_engine()
-    engine.runner.sounds = SlowSounds(engine.runner.sounds)
+    engine.core.runner.codec = SlowCodec(engine.core.runner.codec)
     other = engine.open(replace(SHORT, max_patches=200))
     other.add_turn(Turn.user("Hello"))
     other.respond()
@@ -177,7 +182,7 @@ def test_the_end_of_a_turn_is_heard_beside_others_who_are_pressed():
     session.respond()
     engine.step()
     before = engine.stats().steps
-    run(engine, until=lambda: session.slot.ear.settled)
+    run(engine, until=lambda: session.slot.input.encoded)
     assert engine.stats().steps > before + 3
 
 
@@ -212,14 +217,14 @@ def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, 
     session = engine.open(SHORT)
     say(session, noise(0.4))
     session.respond()
-    run(engine, until=lambda: session.mailbox.made >= 5 * PATCH)
-    before = session.slot.context.spans[0].stop
+    run(engine, until=lambda: session.inbox.reply_samples >= 5 * PATCH)
+    before = session.slot.history.context.spans[0].stop
     heard = played * PATCH + 700  # within a patch: what was not played to its end was not heard
     session.interrupt(heard)
     found = events(session)
     assert found == [Interrupted(heard if played < 5 else 5 * PATCH), ReplyDone("interrupted")]
     engine.step()
-    memory, c = told(session), engine.runner.lm.config
+    memory, c = told(session), engine.core.runner.lm.config
     speech = memory.codes[0, before:][memory.codes[0, before:, 0, 0] != c.no_speech]
     assert torch.equal(speech, codes[:played])
     tokens = memory.text[0, before:].tolist()
@@ -228,7 +233,7 @@ def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, 
         assert tokens.count(token) == times, (place, tokens)
     if not played:
         assert memory.text.shape[1] == before  # as if there had been no answer
-    assert agrees(engine, session) and session.slot.context.length == session.slot.context.taken
+    assert agrees(engine, session) and session.slot.history.context.length == session.slot.history.context.kv_length
 
 
 def test_what_was_not_heard_makes_no_difference_to_what_follows():
@@ -240,9 +245,9 @@ def test_what_was_not_heard_makes_no_difference_to_what_follows():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         session.respond()
-        run(engine, until=lambda s=session: s.mailbox.made >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.inbox.reply_samples >= 5 * PATCH)
         session.interrupt(3 * PATCH + 10)
-        engine.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
+        engine.core.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
         say(session, noise(0.3, 3))
         session.respond()
         heard = sound(talk(engine, [session])[session])
@@ -260,7 +265,7 @@ def test_it_may_be_told_later_how_much_was_heard():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         number = session.respond()
-        run(engine, until=lambda s=session: s.mailbox.made >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.inbox.reply_samples >= 5 * PATCH)
         session.interrupt(guess * PATCH)
         session.start_turn()
         session.append_audio(noise(0.5, 3))
@@ -295,11 +300,11 @@ def test_a_written_answer_keeps_what_was_read():
     session = engine.open(replace(SHORT, speak=False, temperature=0.0))
     session.add_turn(Turn.user("Hello"))
     session.respond()
-    run(engine, until=lambda: session.slot.reply is not None and session.slot.reply.patches == 0)
+    run(engine, until=lambda: session.slot.generation is not None and session.slot.generation.state.patches == 0)
     engine.step()
     session.interrupt(0)
     run(engine)
-    prompt, tokens = engine.runner.lm.prompt, told(session).text[0].tolist()
+    prompt, tokens = engine.core.runner.lm.prompt, told(session).text[0].tolist()
     end = prompt.turn_end(speaking=False).text[0].tolist()
     assert tokens[-len(end) :] == end and agrees(engine, session)
 
@@ -313,7 +318,7 @@ def test_an_answer_that_had_not_begun_is_gone():
     session.respond()
     session.interrupt(0)
     run(engine)
-    assert [span.role for span in session.slot.context.spans] == ["user"] and session.slot.reply is None
+    assert [span.role for span in session.slot.history.context.spans] == ["user"] and session.slot.generation is None
     assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
 
 
@@ -338,11 +343,11 @@ def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all():
     codes = random_codes(8)
     engine, _ = scripted(WORDS, codes)
     other, _ = scripted(WORDS, codes)
-    ids, encode = engine.runner.lm.prompt.special_ids, engine.runner.lm.prompt.encode
-    script = engine.runner.lm.script
+    ids, encode = engine.core.runner.lm.prompt.special_ids, engine.core.runner.lm.prompt.encode
+    script = engine.core.runner.lm.script
     start = [token for token, _ in script].index(ids.speech_start)
-    end = [(token, None) for token in [*encode(engine.runner.lm.prompt.template.turn_end), ids.eos]]
-    engine.runner.lm.script = script[:start] + end + script[start + 1 :]
+    end = [(token, None) for token in [*encode(engine.core.runner.lm.prompt.template.turn_end), ids.eos]]
+    engine.core.runner.lm.script = script[:start] + end + script[start + 1 :]
     session, plain = engine.open(SHORT), other.open(SHORT)
     heard = []
     for e, s in ((engine, session), (other, plain)):

@@ -121,7 +121,7 @@ def run(engine: Engine, until=None, most: int = 5000) -> None:
 def events(session) -> list:
     """All that are there."""
     found = []
-    while (event := session.mailbox.take()) is not None:
+    while (event := session.inbox.get()) is not None:
         found.append(event)
     return found
 
@@ -157,5 +157,5 @@ def reason(found) -> str | None:
 
 def told(session) -> Patches:
     """All that the session's model has been told."""
-    context = session.slot.context
+    context = session.slot.history.context
     return context.slice(0, context.length)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechgpt2.engine.memory import as_heard, speech_patches
+from speechgpt2.engine.truncation import speech_patches, truncated_reply
 from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
@@ -37,7 +37,7 @@ def words_of(prompt, patches):
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
 @pytest.mark.parametrize("heard", range(1, 7))
 def test_no_word_and_no_code_that_was_not_played(prompt, heard):
-    kept = as_heard(prompt, a_reply(prompt, "what"), True, heard)
+    kept = truncated_reply(prompt, a_reply(prompt, "what"), True, heard)
     codes = kept.codes[0][kept.codes[0, :, 0, 0] != prompt.config.no_speech]
     assert codes[:, 0, 0].tolist() == list(range(heard)) and speech_patches(prompt, kept) == heard
     played = [word for place, word in zip((0, 2, 3, 5), WORDS, strict=True) if place + 1 < heard]
@@ -50,7 +50,7 @@ def test_no_word_and_no_code_that_was_not_played(prompt, heard):
 
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
 def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
-    kept = as_heard(prompt, a_reply(prompt), False, 4)
+    kept = truncated_reply(prompt, a_reply(prompt), False, 4)
     ids, tokens = prompt.special_ids, kept.text[0].tolist()
     assert tokens.count(ids.speech_start) == tokens.count(ids.speech_end) == 1
     end = prompt.turn_end(speaking=True).text[0].tolist()
@@ -59,13 +59,13 @@ def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
 
 def test_nothing_heard_is_nothing_said():
     for prompt in prompts():
-        assert as_heard(prompt, a_reply(prompt), False, 0) is None
-        assert as_heard(prompt, prompt.text_patches(prompt.encode("Hello")), False, 5) is None
+        assert truncated_reply(prompt, a_reply(prompt), False, 0) is None
+        assert truncated_reply(prompt, prompt.text_patches(prompt.encode("Hello")), False, 5) is None
 
 
 def test_a_draft_keeps_its_transcript_and_loses_the_words_to_come():
     prompt = prompts()[1]
-    kept = as_heard(prompt, a_reply(prompt, "weather"), True, 4)
+    kept = truncated_reply(prompt, a_reply(prompt, "weather"), True, 4)
     expected = AlignedSpeech(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.special_ids.last_filler])
     wanted = prompt.reply("Hello there", expected, "weather")
     assert torch.equal(kept.text, wanted.text) and torch.equal(kept.codes, wanted.codes)
@@ -77,5 +77,5 @@ def test_a_reply_that_was_not_finished():
     whole = a_reply(prompt)
     start = whole.text[0].tolist().index(prompt.special_ids.speech_start)
     unfinished = concat(type(whole)(whole.text[:, : start + 4], whole.codes[:, : start + 4]))
-    kept = as_heard(prompt, unfinished, False, 9)
+    kept = truncated_reply(prompt, unfinished, False, 9)
     assert speech_patches(prompt, kept) == 3 and words_of(prompt, kept).startswith("Hello")

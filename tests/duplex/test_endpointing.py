@@ -2,15 +2,15 @@
 
 import pytest
 
-from speechgpt2.duplex.turns import (
-    Begin,
-    End,
-    Idle,
-    Interrupt,
-    Pause,
-    Resume,
-    TurnSettings,
-    TurnTaker,
+from speechgpt2.duplex.endpointing import (
+    BargeIn,
+    Endpointer,
+    EndpointerSettings,
+    TurnEnded,
+    TurnPaused,
+    TurnResumed,
+    TurnStarted,
+    UserIdle,
     samples,
 )
 from speechgpt2.errors import UserError
@@ -19,16 +19,16 @@ BLOCK = 32  # milliseconds
 
 
 class Line:
-    """A microphone that holds voice and silence, and what the turn taker made of them."""
+    """A microphone that holds voice and silence, and what the turn endpointer made of them."""
 
     def __init__(self, **settings):
-        self.taker, self.now = TurnTaker(TurnSettings(**settings)), 0
+        self.endpointer, self.now = Endpointer(EndpointerSettings(**settings)), 0
 
     def play(self, milliseconds, probability):
         said = []
         for _ in range(milliseconds // BLOCK):
             self.now += BLOCK
-            said += [(self.now, action) for action in self.taker.step(samples(self.now), probability)]
+            said += [(self.now, action) for action in self.endpointer.step(samples(self.now), probability)]
         return said
 
     def voice(self, milliseconds):
@@ -47,7 +47,7 @@ def test_a_turn_begins_within_64_ms_and_is_heard_from_its_prefix_on():
     line.silence(960)
     (at, begin), *rest = line.voice(320)
     assert at == 960 + 64 and not rest
-    assert begin == Begin(samples(960), samples(64 + 300))
+    assert begin == TurnStarted(samples(960), samples(64 + 300))
 
 
 def test_a_click_is_no_turn():
@@ -58,95 +58,95 @@ def test_a_click_is_no_turn():
 def test_the_answer_is_begun_at_the_first_silence_and_counts_at_the_end():
     line = Line(speculate=192, silence=512)
     line.voice(640)
-    assert line.silence(960) == [(640 + 192, Pause()), (640 + 512, End(samples(640)))]
+    assert line.silence(960) == [(640 + 192, TurnPaused()), (640 + 512, TurnEnded(samples(640)))]
 
 
 def test_who_goes_on_speaking_takes_the_answer_back():
     line = Line(speculate=192, silence=512)
     line.voice(640)
-    assert names(line.silence(320)) == ["Pause"]
-    assert line.voice(320) == [(640 + 320 + 64, Resume())]
-    assert [action for _, action in line.silence(960)] == [Pause(), End(samples(1280))]
+    assert names(line.silence(320)) == ["TurnPaused"]
+    assert line.voice(320) == [(640 + 320 + 64, TurnResumed())]
+    assert [action for _, action in line.silence(960)] == [TurnPaused(), TurnEnded(samples(1280))]
 
 
 def test_a_click_in_a_pause_neither_resumes_nor_prolongs_it_much():
     line = Line(speculate=192, silence=512)
     line.voice(640)
     said = line.silence(320) + line.voice(32) + line.silence(960)
-    assert names(said) == ["Pause", "End"]
-    assert said[-1] == (640 + 320 + 32 + 224, End(samples(640)))
+    assert names(said) == ["TurnPaused", "TurnEnded"]
+    assert said[-1] == (640 + 320 + 32 + 224, TurnEnded(samples(640)))
 
 
 def test_a_short_pause_within_words_is_nothing():
     line = Line()
-    assert names(line.voice(640) + line.silence(160) + line.voice(640)) == ["Begin"]
+    assert names(line.voice(640) + line.silence(160) + line.voice(640)) == ["TurnStarted"]
 
 
 def test_a_voice_that_fades_goes_on_below_the_threshold():
     line = Line()
     line.voice(320)
     assert not line.play(640, 0.4)
-    assert names(line.play(640, 0.3)) == ["Pause", "End"]
+    assert names(line.play(640, 0.3)) == ["TurnPaused", "TurnEnded"]
 
 
 def test_where_speculating_is_as_long_as_the_silence_both_come_at_once():
     line = Line(speculate=480, silence=480)
     line.voice(320)
     said = line.silence(640)
-    assert names(said) == ["Pause", "End"] and said[0][0] == said[1][0]
+    assert names(said) == ["TurnPaused", "TurnEnded"] and said[0][0] == said[1][0]
 
 
 @pytest.mark.parametrize("model", ["thinking", "speaking"])
 def test_breaking_in(model):
     line = Line(interrupt=288)
-    line.taker.model_is(model)
+    line.endpointer.set_model_state(model)
     said = line.voice(640)
-    assert names(said) == ["Interrupt", "Begin"]
+    assert names(said) == ["BargeIn", "TurnStarted"]
     assert said[0][0] == (288 if model == "speaking" else 64)
 
 
 def test_a_backchannel_or_a_cough_does_not_interrupt():
     line = Line(interrupt=288)
-    line.taker.model_is("speaking")
+    line.endpointer.set_model_state("speaking")
     for _ in range(3):
         assert not line.voice(256) + line.silence(320)
 
 
 def test_the_same_backchannel_does_interrupt_where_no_patience_is_asked_for():
     line = Line(interrupt=64)
-    line.taker.model_is("speaking")
-    assert names(line.voice(256)) == ["Interrupt", "Begin"]
+    line.endpointer.set_model_state("speaking")
+    assert names(line.voice(256)) == ["BargeIn", "TurnStarted"]
 
 
 def test_a_stuttered_interruption_adds_up():
     line = Line(interrupt=288)
-    line.taker.model_is("speaking")
-    assert names(line.voice(192) + line.silence(96) + line.voice(192)) == ["Interrupt", "Begin"]
+    line.endpointer.set_model_state("speaking")
+    assert names(line.voice(192) + line.silence(96) + line.voice(192)) == ["BargeIn", "TurnStarted"]
 
 
 def test_who_may_not_interrupt_is_heard_when_the_answer_is_over():
     line = Line(interruptible=False)
-    line.taker.model_is("speaking")
+    line.endpointer.set_model_state("speaking")
     assert not line.voice(960)
-    line.taker.model_is("quiet")
+    line.endpointer.set_model_state("quiet")
     said = line.voice(320)
-    assert names(said) == ["Begin"] and said[0][1].at == samples(960)
+    assert names(said) == ["TurnStarted"] and said[0][1].at == samples(960)
 
 
 def test_semantic_a_complete_turn_is_over_at_once():
     line = Line(ending="semantic", speculate=192, silence=512, patience=2000)
     line.voice(640)
-    assert names(line.silence(256)) == ["Pause"]
-    line.taker.judge(True)
-    assert line.silence(64) == [(640 + 256 + 32, End(samples(640)))]
+    assert names(line.silence(256)) == ["TurnPaused"]
+    line.endpointer.set_complete(True)
+    assert line.silence(64) == [(640 + 256 + 32, TurnEnded(samples(640)))]
 
 
 def test_semantic_an_incomplete_one_is_waited_for():
     line = Line(ending="semantic", speculate=192, silence=512, patience=1984)
     line.voice(640)
     line.silence(256)
-    line.taker.judge(False)
-    assert line.silence(2000)[0] == (640 + 1984, End(samples(640)))
+    line.endpointer.set_complete(False)
+    assert line.silence(2000)[0] == (640 + 1984, TurnEnded(samples(640)))
 
 
 def test_semantic_without_a_judgement_is_silence():
@@ -159,48 +159,48 @@ def test_a_judgement_of_before_says_nothing_about_the_next_pause():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     line.silence(224)
-    line.taker.judge(False)
+    line.endpointer.set_complete(False)
     line.voice(640)
-    line.taker.judge(True)  # comes too late: the pause is over
+    line.endpointer.set_complete(True)  # comes too late: the pause is over
     start = line.now
     assert [at - start for at, _ in line.silence(960)] == [192, 512]
 
 
 def test_nobody_speaks():
     line = Line(idle=960)
-    line.taker.model_is("speaking")
+    line.endpointer.set_model_state("speaking")
     assert not line.silence(1920)
-    line.taker.model_is("quiet")
-    assert line.silence(1920) == [(1920 + 960, Idle(samples(1920))), (1920 + 1920, Idle(samples(2880)))]
+    line.endpointer.set_model_state("quiet")
+    assert line.silence(1920) == [(1920 + 960, UserIdle(samples(1920))), (1920 + 1920, UserIdle(samples(2880)))]
 
 
 def test_a_turn_ended_by_hand_is_over():
     line = Line()
     line.voice(320)
-    line.taker.forget()
+    line.endpointer.reset()
     assert not line.silence(960)
-    assert names(line.voice(64)) == ["Begin"]
+    assert names(line.voice(64)) == ["TurnStarted"]
 
 
 def test_settings_say_what_is_wrong():
     for wrong in ({"threshold": 1.0}, {"silence": -1}, {"idle": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            TurnSettings(**wrong)
+            EndpointerSettings(**wrong)
 
 
 def test_nothing_is_told_twice_and_every_pause_is_answered_for():
     """Whatever is heard: begin, then pauses that end or are taken back."""
     follows = {
-        None: {Begin},
-        Begin: {Pause},
-        Pause: {Resume, End},
-        Resume: {Pause},
-        End: {Begin, Interrupt},
-        Interrupt: {Begin},
+        None: {TurnStarted},
+        TurnStarted: {TurnPaused},
+        TurnPaused: {TurnResumed, TurnEnded},
+        TurnResumed: {TurnPaused},
+        TurnEnded: {TurnStarted, BargeIn},
+        BargeIn: {TurnStarted},
     }
     line, last = Line(), None
     for i in range(4000):
-        line.taker.model_is(("quiet", "thinking", "speaking")[(i * 7919 // 97) % 3])
+        line.endpointer.set_model_state(("quiet", "thinking", "speaking")[(i * 7919 // 97) % 3])
         for _, action in line.play(BLOCK, ((i * 2654435761) >> 7) % 101 / 100 if i % 90 > 30 else 0.0):
             assert type(action) in follows[last]
             last = type(action)

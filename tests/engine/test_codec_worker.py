@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt2.engine.codec_worker import AudioChunk, BatchedCodec, CodecProcess
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
-from speechgpt2.engine.sounds import CodecRows, Process, Sound
 from speechgpt2.types import Error, Turn
 from tests.engine.test_engine import SHORT
 from tests.engine.tiny import PATCH, Clock, events, models, noise, say, sound, talk
@@ -18,7 +18,7 @@ SLOTS = 8
 
 @pytest.fixture(scope="module")
 def process():
-    process = Process(models()[0], SLOTS, PATCH)
+    process = CodecProcess(models()[0], SLOTS, PATCH)
     yield process
     process.close()
     assert not process.alive
@@ -29,17 +29,17 @@ def codes_of(seed, rows):
 
 
 def test_a_process_does_what_a_thread_does(process):
-    here, pcm = CodecRows(models()[0], SLOTS, PATCH), noise(0.5)
+    here, pcm = BatchedCodec(models()[0], SLOTS, PATCH), noise(0.5)
     slots, speaking = torch.arange(SLOTS), torch.tensor([True, False, True] + [False] * 5)
     asked = [
-        ("encode", {5: Sound(pcm[:PATCH], True, False), 1: Sound(pcm[:1000], True, True)}),
+        ("encode", {5: AudioChunk(pcm[:PATCH], True, False), 1: AudioChunk(pcm[:1000], True, True)}),
         ("decode", slots, codes_of(1, SLOTS), speaking, [0]),
-        ("encode", {5: Sound(pcm[PATCH : PATCH + 500], False, True)}),
+        ("encode", {5: AudioChunk(pcm[PATCH : PATCH + 500], False, True)}),
         ("decode", slots, codes_of(2, SLOTS), speaking, []),
         ("wipe", 2),
         ("decode", slots, codes_of(3, SLOTS), speaking, []),
     ]
-    answers = [process.ask(*question) for question in asked]  # none is waited for
+    answers = [getattr(process, method)(*arguments) for method, *arguments in asked]  # none is waited for
     for (method, *arguments), answer in zip(asked, answers, strict=True):
         ours, theirs = getattr(here, method)(*arguments), answer.result()
         if method == "encode":
@@ -49,7 +49,7 @@ def test_a_process_does_what_a_thread_does(process):
 
 
 def test_a_voice_does_not_depend_on_who_else_speaks():
-    alone, crowd = (CodecRows(models()[0], SLOTS, PATCH) for _ in range(2))
+    alone, crowd = (BatchedCodec(models()[0], SLOTS, PATCH) for _ in range(2))
     one, all_of_them = torch.tensor([6]), torch.arange(SLOTS)
     for seed in range(3):
         codes = codes_of(seed, SLOTS)
@@ -59,8 +59,8 @@ def test_a_voice_does_not_depend_on_who_else_speaks():
 
 
 def test_what_fails_is_told_and_the_process_goes_on(process):
-    failing = process.ask("encode", {99: Sound(noise(0.1), True, False)})
-    fine = process.ask("encode", {0: Sound(noise(0.1), True, True)})
+    failing = process.encode({99: AudioChunk(noise(0.1), True, False)})
+    fine = process.encode({0: AudioChunk(noise(0.1), True, True)})
     assert len(fine.result()[0])
     with pytest.raises(RuntimeError, match="IndexError"):
         failing.result()
@@ -79,8 +79,8 @@ def test_an_engine_with_a_process_and_its_end():
     assert np.array_equal(*heard) and heard[0].any()
     far.start()
     assert far.alive
-    far.runner.sounds._process.kill()
-    far.runner.sounds._process.join()
+    far.core.runner.codec.process.kill()
+    far.core.runner.codec.process.join()
     assert not far.alive
     session.add_turn(Turn.user("Hello"))
     session.respond()
@@ -91,4 +91,4 @@ def test_an_engine_with_a_process_and_its_end():
     assert isinstance(found[-1], Error)
     far.close()
     with pytest.raises(RuntimeError, match="ended"):
-        far.runner.sounds.ask("wipe", 0).result()
+        far.core.runner.codec.wipe(0).result()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from speechgpt2.engine import rows
-from speechgpt2.engine.orders import Draw, Orders, write_table
+from speechgpt2.engine import batch_rows
+from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.types import Patches
@@ -48,22 +48,22 @@ class Direct:
         return self.function(*arguments)
 
 
-class AllRows(rows.Rows):
+class AllRows(batch_rows.BatchRows):
     """As on a device."""
 
-    def __init__(self, slots, device, together=rows.FEW):
+    def __init__(self, slots, device, together=batch_rows.CPU_BATCH):
         super().__init__(slots, device, slots)
-        self.fixed = True
+        self.static_shapes = True
 
-    def put(self, values):
+    def to_device(self, values):
         return torch.tensor(values)
 
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
     """All rows in every step, and no value is looked at."""
-    monkeypatch.setattr("speechgpt2.engine.runner.Rows", AllRows)
-    monkeypatch.setattr("speechgpt2.engine.sounds.Rows", AllRows)
+    monkeypatch.setattr("speechgpt2.engine.model_runner.BatchRows", AllRows)
+    monkeypatch.setattr("speechgpt2.engine.codec_worker.BatchRows", AllRows)
     for module in (backbone, model, sampling):
         monkeypatch.setattr(module, "can_sync", lambda x: False)
 
@@ -72,7 +72,7 @@ def a_talk(monkeypatch, recording, lm):
     """Two who talk at once, one for longer, and one who comes later: what they heard, and all that their models were
     told.
     """
-    monkeypatch.setattr(rows, "Recording", recording)
+    monkeypatch.setattr(batch_rows, "RecordedFunction", recording)
     engine = tiny_engine(lm)
     first, second = engine.open(SHORT), engine.open(SHORT)
     say(first, noise(0.5, 1))
@@ -106,20 +106,20 @@ def test_what_looks_at_a_value_is_not_recorded():
         Traced(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3))
 
 
-def test_a_table_tells_what_was_written():
+def test_step_inputs_read_what_write_table_wrote():
     lm: SpeechLM = models()[1]
     c = lm.config
     codes = torch.arange(c.patch_frames * c.codebooks).view(1, 1, c.patch_frames, c.codebooks)
     read = Patches(torch.tensor([[7]]), codes)
-    draw = Draw(0.7, 50, 0.9, -(2**62) + 3, fresh=True, writing=False)
+    draw = SampleParams(0.7, 50, 0.9, -(2**62) + 3, first=True, writing=False)
     table = write_table(np.array([5, 6, 7]), {2: read}, {0: draw}, c)
-    orders = Orders.of(torch.from_numpy(table), c)
-    assert orders.position.tolist() == [5, 6, 7]
-    assert orders.reads.tolist() == [False, False, True] and orders.draws.tolist() == [True, False, False]
-    assert orders.given.text[2].tolist() == [7] and torch.equal(orders.given.codes[2:], codes)
-    assert bool((orders.given.codes[:2] == c.no_speech).all())
-    temperature, top_k, top_p, seed = (column[0].item() for column in orders.sampling)
+    inputs = StepInputs.from_table(torch.from_numpy(table), c)
+    assert inputs.position.tolist() == [5, 6, 7]
+    assert inputs.prefills.tolist() == [False, False, True] and inputs.samples.tolist() == [True, False, False]
+    assert inputs.patches.text[2].tolist() == [7] and torch.equal(inputs.patches.codes[2:], codes)
+    assert bool((inputs.patches.codes[:2] == c.no_speech).all())
+    temperature, top_k, top_p, seed = (column[0].item() for column in inputs.sampling)
     assert (temperature, top_p) == (np.float32(0.7), np.float32(0.9)) and (top_k, seed) == (50, -(2**62) + 3)
-    assert orders.sampling.temperature.dtype == torch.float32
-    orders.given.text[1] = 9  # it is the table's own
+    assert inputs.sampling.temperature.dtype == torch.float32
+    inputs.patches.text[1] = 9  # it is the table's own
     assert int(table[1].max()) == max(9, c.no_speech)

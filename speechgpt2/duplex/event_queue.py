@@ -1,4 +1,4 @@
-"""Events of several sources on their way to one reader, from any thread."""
+"""Events from several sources on their way to one reader, from any thread."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ E = TypeVar("E")
 T = TypeVar("T")
 
 
-class Mailbox(Generic[E]):
-    """What was put in and not yet read, in order; closing it ends reading when all has been read."""
+class EventQueue(Generic[E]):
+    """A queue for one reader. Closing it ends reading when all has been read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,37 +25,36 @@ class Mailbox(Generic[E]):
         self._notifier = AsyncNotifier()
 
     def put(self, event: E) -> None:
-        """An event for the reader; none are taken when closed."""
+        """Add an event. A closed queue drops it."""
         with self._lock:
             if not self._closed:
                 self._queue.append(event)
                 self._notifier.notify()
 
-    def retract(self, begins: type[E], kinds: tuple[type[E], ...]) -> list[E]:
-        """Take out what was not yet read of `kinds`, after the last event that `begins` something; returns it."""
+    def retract(self, start: type[E], kinds: tuple[type[E], ...]) -> list[E]:
+        """Remove the unread events of some `kinds` after the last event of type `start`. Returns them."""
         with self._lock:
-            queue = list(self._queue)
-            last = max((i for i, event in enumerate(queue) if isinstance(event, begins)), default=-1)
-            gone = [event for event in queue[last + 1 :] if isinstance(event, kinds)]
-            self._queue = deque(
-                queue[: last + 1] + [event for event in queue[last + 1 :] if not isinstance(event, kinds)]
-            )
-            return gone
+            events = list(self._queue)
+            first = 1 + max((i for i, event in enumerate(events) if isinstance(event, start)), default=-1)
+            retracted = [event for event in events[first:] if isinstance(event, kinds)]
+            kept = [event for event in events[first:] if not isinstance(event, kinds)]
+            self._queue = deque(events[:first] + kept)
+            return retracted
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Accept no more events."""
         with self._lock:
             self._closed = True
             self._notifier.notify()
 
-    async def read(self, source: AsyncIterator[T], tell: Callable[[T], None]) -> AsyncIterator[E]:
-        """All events, while those of `source` are handed to `tell`, which may put in some more."""
+    async def read(self, source: AsyncIterator[T], handle: Callable[[T], None]) -> AsyncIterator[E]:
+        """All events, while those of `source` are given to `handle`, which may put in more."""
         notified = self._notifier.attach()
-        pump = asyncio.create_task(self._pump(source, tell))
+        pump = asyncio.create_task(self._pump(source, handle))
         try:
             while True:
                 notified.clear()
-                while (event := self._next()) is not None:
+                while (event := self._get()) is not None:
                     yield event
                 if self._closed:
                     break
@@ -67,13 +66,13 @@ class Mailbox(Generic[E]):
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
 
-    def _next(self) -> E | None:
+    def _get(self) -> E | None:
         with self._lock:
             return self._queue.popleft() if self._queue else None
 
-    async def _pump(self, source: AsyncIterator[T], tell: Callable[[T], None]) -> None:
+    async def _pump(self, source: AsyncIterator[T], handle: Callable[[T], None]) -> None:
         try:
             async for event in source:
-                tell(event)
+                handle(event)
         finally:
             self.close()

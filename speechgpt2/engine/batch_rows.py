@@ -1,0 +1,98 @@
+"""Slots as rows of a batched state: which of them are computed together, and how their new state is kept.
+
+On a CPU rows are computed in batches of a fixed size: those that have something to do come together, and a batch is
+filled up with idle rows, which stay as they were. So a session's results are the same to the last bit whatever other
+sessions do; a product of another number of rows would add up in another order. On CUDA a step computes all rows, so
+that its shapes never change, and is recorded (recorded_function.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.engine.recorded_function import RecordedFunction
+from speechgpt2.streaming import overwrite_rows, select_rows, tree_map, where_active
+
+CPU_BATCH = 4  # rows; where it is no multiple of four, products treat the last rows differently
+
+S = TypeVar("S")
+
+
+class BatchRows:
+    """The rows of all slots.
+
+    Args:
+        slots: How many slots need a row.
+        device: Where the state lies.
+        batch_size: Rows that a CPU computes at a time.
+
+    Attributes:
+        count: Rows in all, a multiple of `batch_size`.
+        batch_size: Rows computed at a time.
+        static_shapes: Whether every step computes all rows and must not synchronise with the host.
+    """
+
+    def __init__(self, slots: int, device: torch.device, batch_size: int = CPU_BATCH):
+        self.device, self.static_shapes = device, device.type == "cuda"
+        self.count = -(-slots // batch_size) * batch_size
+        self.batch_size = self.count if self.static_shapes else batch_size
+
+    def batches(self, slots: Iterable[int]) -> Iterator[Tensor]:
+        """The rows to compute for `slots`, in their order, in batches `[batch_size]` (int64)."""
+        busy = list(slots)
+        if self.static_shapes and busy:
+            busy = list(range(self.count))
+        idle = sorted(set(range(self.count)) - set(busy))
+        for first in range(0, len(busy), self.batch_size):
+            batch = busy[first : first + self.batch_size]
+            yield torch.tensor(batch + idle[: self.batch_size - len(batch)])
+
+    def to_device(self, values: np.ndarray) -> Tensor:
+        """A copy on the device."""
+        host = torch.tensor(values)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.static_shapes else host
+
+    def mask(self, slots: Iterable[int]) -> Tensor:
+        """`[count]` bool, true in the rows of `slots`."""
+        mask = np.zeros(self.count, bool)
+        mask[list(slots)] = True
+        return self.to_device(mask)
+
+    def record(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
+        """`function`, recorded where shapes are static. `idle`: arguments with which it changes nothing."""
+        return RecordedFunction(function, *idle) if self.static_shapes else function
+
+    def select(self, state: S, rows: Tensor) -> S:
+        """The rows of a batch."""
+        return state if self.static_shapes else select_rows(state, rows)
+
+    def overwrite(self, state: S, rows: Tensor, source: S) -> None:
+        """Replace the rows of a batch, in place."""
+        if self.static_shapes:
+            tree_map(lambda leaf, new: leaf.copy_(new), state, source)
+        else:
+            overwrite_rows(state, rows, source)
+
+    def scatter(self, rows: Tensor, values: Tensor) -> Tensor:
+        """A batch's `values [R, …]` among all rows, `[count, …]`; 0 elsewhere."""
+        if self.static_shapes:
+            return values
+        return values.new_zeros(self.count, *values.shape[1:]).index_copy_(0, rows, values)
+
+    def update(self, state: S, rows: Tensor, active: Tensor, after: S, before: S) -> None:
+        """Replace the rows `rows [R]` of `state` by `after` where `active [R]`; others stay as `before`."""
+        if self.static_shapes:
+            self.overwrite(state, rows, where_active(active, after, before))
+        else:
+            moved = active.nonzero()[:, 0]
+            overwrite_rows(state, rows[moved], select_rows(after, moved))
+
+    def reset(self, state: S, init_state: Callable[[int], S], slots: Iterable[int]) -> None:
+        """Set the rows of `slots` to the initial state."""
+        if chosen := list(slots):
+            overwrite_rows(state, torch.tensor(chosen, device=self.device), init_state(len(chosen)))

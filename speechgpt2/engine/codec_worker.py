@@ -1,0 +1,284 @@
+"""The codec over all slots: audio to codes, codes to audio; and where it computes.
+
+Half of a speaking step is the codec's, and it needs nothing from the model but codes. So it has a thread of its own,
+or better a process: two threads of many small operations wait for each other's interpreter most of the time. Calls are
+executed in their order.
+
+    worker = CodecProcess(codec, slots=8, patch_samples=2880)    # or CodecThread(…)
+    future = worker.encode({3: AudioChunk(…)})                   # meanwhile the model goes on
+    codes = future.result()[3]
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import signal
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.codec.config import CodecConfig
+from speechgpt2.codec.model import Codec
+from speechgpt2.engine.batch_rows import BatchRows
+from speechgpt2.streaming import tree_map
+from speechgpt2.types import FRAME_SIZE
+
+START_TIMEOUT = 120.0  # seconds that the process may take to start
+
+
+class AudioChunk(NamedTuple):
+    """A piece of the user's audio: `pcm [N]` of at most a patch, whether it is the first or the last of its turn."""
+
+    pcm: np.ndarray
+    first: bool
+    final: bool
+
+
+class BatchedCodec:
+    """The codec, with a row of encoder and decoder state for every slot.
+
+    Args:
+        codec: The codec. It is packed for inference.
+        slots: How many slots need a row.
+        patch_samples: Samples of a patch.
+    """
+
+    def __init__(self, codec: Codec, slots: int, patch_samples: int):
+        codec.optimize_for_inference(slots)
+        self.codec, self.patch_samples = codec, patch_samples
+        self.rows = BatchRows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
+        self.encoder_states = codec.init_encoder_state(self.rows.count)
+        self.decoder_states = codec.init_decoder_state(self.rows.count)
+        all_rows, no_row = torch.arange(self.rows.count), self.rows.mask(())
+        pcm, lengths = self.rows.to_device(np.zeros((self.rows.count, patch_samples), np.float32)), no_row.long()
+        codes = no_row.long()[:, None, None].expand(-1, patch_samples // FRAME_SIZE, codec.config.quantizer.codebooks)
+        self.encode_rows = self.rows.record(self._encode_rows, all_rows, pcm, lengths, no_row)
+        self.decode_rows = self.rows.record(self._decode_rows, all_rows, codes, no_row)
+
+    @torch.inference_mode()
+    def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, np.ndarray]:
+        """Encode each slot's chunk. A final chunk leaves the state as it was, in case the turn goes on after all.
+
+        Returns:
+            The codes of each slot, `[T, K]`.
+        """
+        pcm, lengths = np.zeros((self.rows.count, self.patch_samples), np.float32), np.zeros(self.rows.count, np.int64)
+        for slot, chunk in chunks.items():
+            pcm[slot, : len(chunk.pcm)], lengths[slot] = chunk.pcm, len(chunk.pcm)
+        first = [slot for slot, chunk in chunks.items() if chunk.first]
+        self.rows.reset(self.encoder_states, self.codec.init_encoder_state, first)
+        continues = self.rows.mask(slot for slot, chunk in chunks.items() if not chunk.final)
+        inputs, result = (self.rows.to_device(pcm), self.rows.to_device(lengths), continues), {}
+        for rows in self.rows.batches(chunks):
+            codes = self.encode_rows(rows, *self.rows.select(inputs, rows)).cpu().numpy()
+            for slot, frames in zip(rows.tolist(), codes, strict=True):
+                if slot in chunks:
+                    result[slot] = frames[: self.codec.frames(len(chunks[slot].pcm))]
+        return result
+
+    @torch.inference_mode()
+    def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, new_replies: Iterable[int]) -> np.ndarray:
+        """Decode one patch of some slots.
+
+        Args:
+            slots: `[R]`.
+            codes: `[R, G, K]`.
+            speaking: Which of the slots speak, `[R]` bool. Others keep their state, and their result is void.
+            new_replies: Slots whose decoder state is reset first.
+
+        Returns:
+            Audio `[R, N]` float32 at 24 kHz.
+        """
+        self.rows.reset(self.decoder_states, self.codec.init_decoder_state, new_replies)
+        codes = codes.clamp(max=self.codec.config.quantizer.size - 1)
+        inputs = (self.rows.scatter(slots, codes), self.rows.scatter(slots, speaking))
+        pcm = torch.zeros(self.rows.count, self.patch_samples, device=self.rows.device)
+        busy = range(self.rows.count) if self.rows.static_shapes else slots[speaking].tolist()
+        for rows in self.rows.batches(busy):
+            self.rows.overwrite(pcm, rows, self.decode_rows(rows, *self.rows.select(inputs, rows)))
+        return self.rows.select(pcm, slots).cpu().numpy()
+
+    @torch.inference_mode()
+    def wipe(self, slot: int) -> None:
+        """Erase all that a session has left in its row."""
+        tree_map(lambda leaf: leaf[slot].zero_(), (self.encoder_states, self.decoder_states))
+
+    def _encode_rows(self, rows: Tensor, pcm: Tensor, lengths: Tensor, continues: Tensor) -> Tensor:
+        before = self.rows.select(self.encoder_states, rows)
+        codes, after = self.codec.encode(pcm, before, lengths=lengths, final=True)
+        self.rows.update(self.encoder_states, rows, continues, after, before)
+        return codes
+
+    def _decode_rows(self, rows: Tensor, codes: Tensor, speaking: Tensor) -> Tensor:
+        before = self.rows.select(self.decoder_states, rows)
+        pcm, after = self.codec.decode(codes, before)
+        self.rows.update(self.decoder_states, rows, speaking, after, before)
+        return pcm
+
+
+class CodecFuture(Protocol):
+    """The result of a call, to come."""
+
+    def done(self) -> bool:
+        """Whether it is there."""
+        ...
+
+    def result(self) -> Any:
+        """The result; waits for it. Raises what the call has raised, as RuntimeError from another process."""
+        ...
+
+
+class CodecWorker(ABC):
+    """Where a `BatchedCodec` computes. Its calls return at once; see there for their results."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether it can still compute."""
+
+    def encode(self, chunks: Mapping[int, AudioChunk]) -> CodecFuture:
+        """`BatchedCodec.encode`."""
+        return self._submit(BatchedCodec.encode, chunks)
+
+    def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, new_replies: list[int]) -> CodecFuture:
+        """`BatchedCodec.decode`."""
+        return self._submit(BatchedCodec.decode, slots, codes, speaking, new_replies)
+
+    def wipe(self, slot: int) -> CodecFuture:
+        """`BatchedCodec.wipe`."""
+        return self._submit(BatchedCodec.wipe, slot)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop."""
+
+    @abstractmethod
+    def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture: ...
+
+
+class CodecThread(CodecWorker):
+    """A thread of this process: for a device, or where another process is not worth its start."""
+
+    def __init__(self, codec: Codec, slots: int, patch_samples: int):
+        self._codec = BatchedCodec(codec, slots, patch_samples)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="codec")
+
+    @property
+    def alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
+        return self._thread.submit(method, self._codec, *arguments)
+
+
+class CodecProcess(CodecWorker):
+    """A process of its own, with one thread, on the CPU.
+
+    Raises:
+        RuntimeError: It does not start, or has ended.
+    """
+
+    def __init__(self, codec: Codec, slots: int, patch_samples: int):
+        weights = io.BytesIO()
+        torch.save(codec.state_dict(), weights)
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = spawn.Pipe()
+        dtype = codec.decoder.widen.weight.dtype
+        arguments = (child_pipe, codec.config, dtype, weights.getvalue(), slots, patch_samples)
+        self.process = spawn.Process(target=_serve, args=arguments, name="codec", daemon=True)
+        self.process.start()
+        child_pipe.close()
+        self._unanswered: deque[_ProcessFuture] = deque()
+        if not self._pipe.poll(START_TIMEOUT):
+            raise RuntimeError("the codec's process does not start")
+        self._receive()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self.process.join(5.0)
+
+    def receive(self, wait: bool) -> bool:
+        """Receive the result of the oldest call that has none, if it is there or if `wait`. Returns whether it did."""
+        if not wait and not self._pipe.poll():
+            return False
+        self._unanswered.popleft().set(self._receive())
+        return True
+
+    def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
+        try:
+            self._pipe.send((method, [a.numpy() if isinstance(a, Tensor) else a for a in arguments]))
+        except OSError:
+            raise RuntimeError("the codec's process has ended") from None
+        self._unanswered.append(_ProcessFuture(self))
+        return self._unanswered[-1]
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("the codec's process has ended") from None
+
+
+class _ProcessFuture:
+    """A result that comes from the process."""
+
+    def __init__(self, worker: CodecProcess):
+        self._worker, self._arrived, self._value = worker, False, None
+
+    def set(self, value: Any) -> None:
+        self._arrived, self._value = True, value
+
+    def done(self) -> bool:
+        while not self._arrived and self._worker.receive(wait=False):
+            pass
+        return self._arrived
+
+    def result(self) -> Any:
+        while not self._arrived:
+            self._worker.receive(wait=True)
+        if isinstance(self._value, _Failure):
+            raise RuntimeError(f"the codec failed:\n{self._value.traceback}")
+        return self._value
+
+
+class _Failure(NamedTuple):
+    traceback: str
+
+
+def _serve(
+    pipe: Connection, config: CodecConfig, dtype: torch.dtype, weights: bytes, slots: int, patch_samples: int
+) -> None:
+    """Run the process: answer calls until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    torch.set_num_threads(1)
+    codec = Codec(config)
+    codec.decoder.to(dtype)
+    codec.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
+    batched = BatchedCodec(codec.eval(), slots, patch_samples)
+    pipe.send("ready")
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
+            pipe.send(method(batched, *tensors))
+        except Exception:
+            pipe.send(_Failure(traceback.format_exc()))

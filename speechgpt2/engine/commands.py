@@ -1,0 +1,123 @@
+"""What a session asks for: frozen commands, executed in order on the engine's thread (`slot.Slot.handle`).
+
+Turns and replies are named by their number, counted from 1 within a session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from speechgpt2.conversation import HistoryTurn
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
+
+
+@dataclass(frozen=True)
+class StartTurn:
+    """The user begins to speak."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class AppendAudio:
+    """More of the user's speech: `pcm [N]` float32 at 24 kHz, handed over at `time` (engine clock, seconds)."""
+
+    pcm: np.ndarray
+    time: float
+
+
+@dataclass(frozen=True)
+class EndTurn:
+    """The user has finished speaking."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """The user had not finished: undo `EndTurn`, and the speculative `reply` to it if there is one."""
+
+    reply: int | None
+
+
+@dataclass(frozen=True)
+class DiscardTurn:
+    """Forget the speech of the turn that is under way."""
+
+
+@dataclass(frozen=True)
+class AddTurn:
+    """A whole turn: typed, a tool's result, or history."""
+
+    turn: int
+    content: HistoryTurn
+
+
+@dataclass(frozen=True)
+class Respond:
+    """Generate a reply."""
+
+    reply: int
+    options: ReplyOptions
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """Only `played` samples of a reply were heard: the rest is cut from the model's memory."""
+
+    reply: int
+    played: int
+
+
+@dataclass(frozen=True)
+class DeleteTurn:
+    """Cut a turn or reply from the model's memory."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Other settings, from the next reply on."""
+
+    settings: SessionSettings
+
+
+@dataclass(frozen=True)
+class OpenSlot:
+    """The session begins. Executed by the engine itself."""
+
+    settings: SessionSettings
+
+
+@dataclass(frozen=True)
+class CloseSlot:
+    """The session is over. Executed by the engine itself."""
+
+
+Command = (
+    StartTurn | AppendAudio | EndTurn | Rollback | DiscardTurn | AddTurn | Respond | Truncate | DeleteTurn | Configure
+)
+
+# These wait until no reply is under way and the user's turn, if it has ended, is encoded to its end.
+WAITS_UNTIL_IDLE = (StartTurn, AddTurn, Respond, Configure)
+
+
+def created_number(command: Command) -> int | None:
+    """The number of the turn or reply that a command makes."""
+    match command:
+        case StartTurn(number) | AddTurn(number, _) | Respond(number, _):
+            return number
+    return None
+
+
+def text_length(command: Command) -> int:
+    """Characters that the engine has to tokenize for this command."""
+    match command:
+        case AddTurn(_, content):
+            return len(content.text or "")
+        case Respond(_, options):
+            return len(options.text or "") + len(options.instructions or "")
+        case Configure(settings):
+            return len(settings.instructions or "")
+    return 0

@@ -1,0 +1,175 @@
+"""The reply under way in a slot: what is generated, what the codec still decodes, how far it is ahead of playback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from speechgpt2.conversation import ReplyState
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
+from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.history import History
+from speechgpt2.engine.model_runner import GeneratedPatch
+from speechgpt2.lm import tools
+from speechgpt2.lm.reply import ReplyEvent, ReplyParser
+from speechgpt2.types import AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
+
+CLOSING_ROOM = 16  # patches of a context that are kept for ending a reply properly
+
+
+class Generation:
+    """A reply under way.
+
+    Args:
+        number: The reply's number in its session.
+        state: Its text row, and its limits.
+        history: The session's memory, whose last turn is this reply.
+        events: Where its events go.
+        speaking: Whether the reply begins within speech, as text that is read aloud does.
+
+    Attributes:
+        decoding: Patches of speech that the codec has not decoded yet.
+        end_reason: Why nothing more is generated.
+        done: Whether the reply is complete and all of its events are told.
+    """
+
+    def __init__(self, number: int, state: ReplyState, history: History, events: SessionEvents, speaking: bool):
+        self.number, self.state = number, state
+        self.decoding, self.done = 0, False
+        self.end_reason: Literal["stop", "length"] | None = None
+        self._history, self._events = history, events
+        self._patch_seconds = history.prompt.config.patch_seconds
+        self._speech_depth = int(speaking)  # speech segments begun less those ended
+        self._calls: list[ToolCall] = []  # told at the end: a reply that is cut short calls nothing
+        self._playback_ends: float | None = None  # when all audio so far will have been played
+
+    @property
+    def writing(self) -> bool:
+        """Whether the next patch is text without speech."""
+        return not self._speech_depth
+
+    @property
+    def audio_started(self) -> bool:
+        """Whether any audio has been decoded."""
+        return self._playback_ends is not None
+
+    @property
+    def decoding_seconds(self) -> float:
+        """Seconds of audio that the codec has not decoded yet."""
+        return self.decoding * self._patch_seconds
+
+    def playback_left(self, now: float) -> float:
+        """Seconds of decoded audio that are not played yet, if the listener plays all of it at once."""
+        return 0.0 if self._playback_ends is None else max(0.0, self._playback_ends - now)
+
+    def accept(self, patch: GeneratedPatch) -> None:
+        """Take a patch that the model has generated and taken in."""
+        ids, state, speaks = self._history.prompt.special_ids, self.state, patch.audio is not None
+        if (continuation := state.count(patch.token)) is not None:
+            self._history.restart_reply(continuation)
+            self._speech_depth = 1
+            return
+        codes = torch.from_numpy(patch.codes)[None, None]
+        self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
+        self._speech_depth += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
+        self._emit(state.read(patch.token, speaks))
+        self.decoding += speaks
+        speaks_unasked = not self.writing and not state.speak
+        if state.parser.ended or speaks_unasked:
+            self._end("stop")
+        elif state.full or self._history.context.room <= CLOSING_ROOM:
+            self._end("length")
+
+    def audio_decoded(self, pcm: np.ndarray, buffered: float, now: float) -> None:
+        """Take the audio of a patch.
+
+        Args:
+            pcm: `[N]` float32 at 24 kHz.
+            buffered: Seconds of audio that the listener has not played yet.
+            now: Seconds of the engine's clock.
+        """
+        self.decoding -= 1
+        # Playback is taken to begin as soon as audio is there, and to pause while there is none.
+        if self._playback_ends is None or buffered <= 0:
+            self._playback_ends = now
+        self._playback_ends += self._patch_seconds
+        self._events.put(self.number, AudioDelta(pcm))
+        if self.end_reason is not None:
+            self._end(self.end_reason)
+
+    def truncate(self, played: int) -> None:
+        """Cut the reply short: of its speech only `played` patches were played; what was written counts as read."""
+        span = self._history.last
+        assert span is not None
+        if self.state.speak:
+            self._history.truncate_reply(span, played)
+        else:
+            self._history.end_reply(speaking=False)
+
+    def _end(self, reason: Literal["stop", "length"]) -> None:
+        """Generate no more; complete the reply when all of its audio is decoded."""
+        self.end_reason = reason
+        if self.decoding:
+            return
+        if not self.state.parser.ended:
+            self._emit(self.state.parser.finish())
+            self._history.end_reply(speaking=not self.writing)
+        for call in self._calls:
+            self._events.put(self.number, call)
+        self._events.put(self.number, ReplyDone(reason))
+        self.done = True
+
+    def _emit(self, events: Sequence[ReplyEvent]) -> None:
+        for event in events:
+            if isinstance(event, ToolCall):
+                self._calls.append(event)
+                continue
+            if isinstance(event, Transcript):
+                self._history.transcript = event.text
+            self._events.put(self.number, event)
+
+
+def start_generation(
+    number: int, options: ReplyOptions, settings: SessionSettings, history: History, events: SessionEvents
+) -> Generation:
+    """Begin a reply: its system prompt and its prefix enter the history.
+
+    Args:
+        number: The reply's number in its session.
+        options: The reply's own options.
+        settings: The session's settings, for what the options leave open.
+        history: The session's memory.
+        events: Where the reply's events go.
+
+    Raises:
+        UserError: The model cannot read aloud, or the context is too small.
+    """
+    prompt, text = history.prompt, options.text
+    read_aloud = text is not None
+    speak = read_aloud or (settings.speak if options.speak is None else options.speak)
+    user_spoke = history.answers_speech() and not read_aloud
+    if read_aloud:
+        prompt.require_chain_of_modality("read a given text aloud")
+    history.update_system_prompt(settings, speak, read_aloud, options)
+    call = "" if read_aloud else _call_prefix(history, options, settings, user_spoke)
+    prefix = prompt.text_patches(prompt.encode(call)) if text is None else prompt.tts_prefix(text)
+    history.start_reply(number, prefix, user_spoke)
+    parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
+    limit = min(options.max_patches or settings.max_patches, settings.max_patches)
+    generation = Generation(number, ReplyState(prompt, parser, limit, speak), history, events, speaking=read_aloud)
+    if text is not None:
+        events.put(number, TextDelta(text))
+    return generation
+
+
+def _call_prefix(history: History, options: ReplyOptions, settings: SessionSettings, user_spoke: bool) -> str:
+    """The text that a reply begins with which has to call a tool."""
+    required = settings.require_tool if options.require_tool is None else options.require_tool
+    template = history.prompt.template
+    writes_transcript = user_spoke and template.chain_of_modality
+    if not required or writes_transcript or not history.system.tools or not template.tools:
+        return ""
+    return tools.tool_call_prefix(required if isinstance(required, str) else None)

@@ -1,0 +1,177 @@
+"""What a session's model remembers: its system prompt and the turns so far, on top of `context.Context`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from speechgpt2.conversation import HistoryTurn
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
+from speechgpt2.engine.context import Context, Span
+from speechgpt2.engine.truncation import speech_patches, truncated_reply
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.types import Mode, Patches, Speech, Tool
+
+SESSION_DEFAULTS = ReplyOptions()  # a reply without options of its own
+
+
+class SystemPrompt(NamedTuple):
+    """What the model is told before all turns."""
+
+    mode: Mode
+    instructions: str | None
+    tools: tuple[Tool, ...]
+    greeting: Speech | None
+
+
+class History:
+    """The memory of one session.
+
+    Args:
+        prompt: The model's prompt layout.
+        capacity: Patches that the session may remember.
+        prefill_chunk: Patches that its row takes in at once, at most.
+        settings: The session's settings.
+
+    Attributes:
+        transcript: What the user said last, where it is known.
+    """
+
+    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk: int, settings: SessionSettings):
+        self.prompt = prompt
+        self.transcript: str | None = None
+        mode: Mode = "s2s" if settings.speak else "s2t"
+        self.system = SystemPrompt(mode, settings.instructions, settings.tools, settings.greeting)
+        self.context = Context(prompt, capacity, prefill_chunk, self._render(self.system))
+
+    @property
+    def last(self) -> Span | None:
+        """The last turn."""
+        return self.context.spans[-1] if self.context.spans else None
+
+    def answers_speech(self) -> bool:
+        """Whether the last turn is the user's speech, of which a reply may begin with a transcript."""
+        return self.last is not None and self.last.role == "user" and self.last.spoken
+
+    # the user's speech
+
+    def start_user_speech(self, number: int) -> None:
+        """Begin a spoken turn of the user's."""
+        start = self.prompt.user_speech_start()
+        self.context.add(number, "user", start, spoken=True, prefix=start.text.shape[1])
+        self.transcript = None
+
+    def extend_user_speech(self, codes: Tensor, final: bool) -> int:
+        """Add `codes [T, K]` to the spoken turn under way.
+
+        Returns:
+            Patches added. Those of the `final` chunk end the turn.
+        """
+        patches = self.prompt.user_speech_end(codes) if final else self.prompt.speech_patches(codes)
+        self.context.extend(patches)
+        self.context.drop_old_turns()
+        return patches.text.shape[1]
+
+    def reopen_user_speech(self, tail: int) -> None:
+        """Undo the end of the spoken turn, its last `tail` patches."""
+        if tail:
+            self.context.remove_tail(self.context.spans[-1], tail)
+
+    # turns
+
+    def add_turn(self, number: int, turn: HistoryTurn, settings: SessionSettings) -> None:
+        """Add a whole turn."""
+        if turn.role == "assistant":
+            transcript = self.transcript if self.answers_speech() else None
+            speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
+            patches = self.prompt.reply(turn.text or "", speech, transcript)
+            self.context.add(number, "assistant", patches, spoken=transcript is not None)
+        elif turn.codes is not None:
+            prefix = self.prompt.user_speech_start().text.shape[1]
+            self.context.add(number, "user", self.prompt.user_speech(turn.codes), spoken=True, prefix=prefix)
+            self.transcript = turn.text
+        else:
+            self.context.add(number, turn.role, self.prompt.user_text(turn.text or ""))
+        self.context.drop_old_turns()
+        if turn.role == "user":
+            self.update_system_prompt(settings)
+
+    def delete(self, number: int) -> None:
+        """Forget a turn, if it is still known."""
+        if (span := self.context.find(number)) is not None:
+            self.context.remove(span)
+
+    def delete_last(self) -> None:
+        """Forget the last turn."""
+        self.context.remove(self.context.spans[-1])
+
+    # replies
+
+    def start_reply(self, number: int, prefix: Patches, user_spoke: bool) -> None:
+        """Begin a reply with the patches `prefix [1, P]`."""
+        self.context.drop_old_turns()
+        self.context.add(number, "assistant", prefix, spoken=user_spoke)
+
+    def extend_reply(self, patch: Patches) -> None:
+        """Add a generated patch `[1, 1]`, which the model's row has taken in."""
+        self.context.extend(patch, prefilled=True)
+
+    def restart_reply(self, patches: Patches) -> None:
+        """Replace the reply under way by `patches [1, P]`."""
+        self.context.replace(self.context.spans[-1], patches)
+
+    def end_reply(self, speaking: bool) -> None:
+        """Close a reply that did not end itself."""
+        self.context.extend(self.prompt.turn_end(speaking))
+
+    def truncate_reply(self, span: Span, played: int) -> None:
+        """Keep only the first `played` patches of a reply's speech."""
+        kept = truncated_reply(self.prompt, self._body(span), span.spoken, played)
+        if kept is None:
+            self.context.remove(span)
+        else:
+            self.context.replace(span, kept)
+
+    def speech_length(self, span: Span) -> int:
+        """Patches of speech in a reply."""
+        return speech_patches(self.prompt, self._body(span))
+
+    # the system prompt
+
+    def update_system_prompt(
+        self,
+        settings: SessionSettings,
+        speak: bool | None = None,
+        read_aloud: bool = False,
+        options: ReplyOptions = SESSION_DEFAULTS,
+    ) -> None:
+        """Tell the model how the user's last turn came and how to answer it.
+
+        Args:
+            settings: The session's settings.
+            speak: Whether the answer is spoken; None as the settings say.
+            read_aloud: Whether a given text is to be read, which is a typed request.
+            options: A reply's own instructions and tools, which hold until the next turn.
+        """
+        users = [span for span in self.context.spans[-2:] if span.role == "user"]
+        user_spoke = users[-1].spoken if users else self.system.mode[0] == "s" and not read_aloud
+        speak = settings.speak if speak is None else speak
+        mode: Mode = f"{'s' if user_spoke else 't'}2{'s' if speak else 't'}"  # type: ignore[assignment]
+        instructions = settings.instructions if options.instructions is None else options.instructions
+        tools = settings.tools if options.tools is None else options.tools
+        system = SystemPrompt(mode, instructions, tools, settings.greeting)
+        # Greetings hold arrays, which have no equality of their own: the same object is the same greeting.
+        if system[:3] != self.system[:3] or system.greeting is not self.system.greeting:
+            self.context.set_system_prompt(self._render(system))
+            self.system = system
+
+    def _render(self, system: SystemPrompt) -> Patches:
+        speech, greeting = system.greeting, None
+        if speech is not None and speech.codes is not None:
+            greeting = self.prompt.align_speech(torch.as_tensor(speech.codes), text=speech.text)
+        return self.prompt.system_prompt(system.mode, greeting, system.instructions, system.tools)
+
+    def _body(self, span: Span) -> Patches:
+        return self.context.slice(span.body, span.stop)

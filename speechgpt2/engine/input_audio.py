@@ -1,0 +1,67 @@
+"""The user's speech on its way to the codec: audio of any lengths in, patches to encode out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from speechgpt2.audio import Blocks
+from speechgpt2.engine.codec_worker import AudioChunk
+
+
+class InputAudioBuffer:
+    """One spoken turn of the user.
+
+    Args:
+        patch_samples: Samples of a patch.
+
+    Attributes:
+        patches: Whole patches that are not yet given to the codec.
+        in_flight: The chunk that the codec is encoding.
+        ended: Whether the user has finished speaking.
+        tail: Patches that end the turn in the context, once they are there (0 before).
+        waiting_since: When the oldest of `patches` was complete, in seconds of the engine's clock.
+    """
+
+    def __init__(self, patch_samples: int):
+        self.patches: deque[np.ndarray] = deque()
+        self.in_flight: AudioChunk | None = None
+        self.ended, self.tail = False, 0
+        self.waiting_since = 0.0
+        self._first = True  # nothing was encoded yet
+        self._blocks, self._rest = Blocks(patch_samples), np.zeros(0, np.float32)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the turn has ended and all of it is in the context."""
+        return self.tail > 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to encode. Chunks are encoded one after the other."""
+        return self.in_flight is None and (bool(self.patches) or (self.ended and not self.encoded))
+
+    def append(self, pcm: np.ndarray, time: float) -> None:
+        """Add `pcm [N]`, handed over at `time`."""
+        if not self.patches:
+            self.waiting_since = time
+        self.patches.extend(self._blocks.push(pcm))
+
+    def next_chunk(self) -> AudioChunk:
+        """The chunk to encode now, which is then in flight: a whole patch, or the rest that ends the turn."""
+        if self.patches:
+            self.in_flight = AudioChunk(self.patches.popleft(), self._first, final=False)
+            self._first = False
+        else:
+            self._rest = self._blocks.rest()
+            self.in_flight = AudioChunk(self._rest, self._first, final=True)
+        return self.in_flight
+
+    def reopen(self) -> None:
+        """Undo the end of the turn. What the codec makes of its last chunk is void."""
+        self.ended, self.tail = False, 0
+        if self.in_flight is not None and self.in_flight.final:
+            self.in_flight = None
+        rest, self._rest = self._rest, self._rest[:0]
+        self.patches.extend(self._blocks.push(rest))

@@ -1,0 +1,232 @@
+"""The batched work of the language model in a step: patches in, patches out. Their audio is left to `codec_worker`.
+
+A slot is a row of every state (batch_rows.py). A session's results are the same to the last bit whatever other
+sessions do. So attention looks at the cells of a cache in sixteens, since over another number of cells it would add up
+in another order. On CUDA a step computes all rows and looks at all cells, so that its shapes never change, and is
+recorded.
+
+A step is given everything in one table (step_inputs.py), positions too: a row rewinds by being given a smaller one.
+Sampled patches are written into the table, from which the rows take them in, and the table comes back in one transfer.
+Their audio is still to come then, since the codec decodes them while the model goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.codec.model import Codec
+from speechgpt2.engine.batch_rows import CPU_BATCH, BatchRows
+from speechgpt2.engine.codec_worker import AudioChunk, CodecFuture, CodecProcess, CodecThread, CodecWorker
+from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.step_inputs import TEXT, SampleParams, StepInputs, write_table
+from speechgpt2.lm.backbone import StackState
+from speechgpt2.lm.model import UNFORCED, LMState, SpeechLM
+from speechgpt2.nn.linear import pack
+from speechgpt2.streaming import Cache, tree_map, where_active
+from speechgpt2.types import Patches
+
+CELL_BLOCK = 16  # cells of a cache that attention looks at together
+LM_CPU_BATCH = 8  # rows of the model that a CPU computes together: as fast as four, since most time goes elsewhere
+
+
+class CodecResult(NamedTuple):
+    """One slot's part of what the codec was asked for: codes `[T, K]`, or audio `[N]`."""
+
+    future: CodecFuture
+    key: int
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def result(self) -> np.ndarray:
+        return self.future.result()[self.key]
+
+
+class GeneratedPatch(NamedTuple):
+    """A patch that the model has sampled and taken in: its text token, `codes [G, K]`, its audio if it is speech."""
+
+    token: int
+    codes: np.ndarray
+    audio: CodecResult | None
+
+
+class ModelRunner:
+    """The language model over all slots, and the codec beside it. All calls come from one thread.
+
+    Args:
+        codec: The codec, which computes in a thread or process of its own.
+        lm: The language model. It is packed for inference.
+        config: Sizes.
+    """
+
+    def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
+        pack(lm, config.slots)
+        self.lm, self.device = lm, lm.device
+        self.rows = BatchRows(config.slots, lm.device, CPU_BATCH if config.slots <= CPU_BATCH else LM_CPU_BATCH)
+        self.text_codes = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)
+        worker = CodecProcess if config.codec_process else CodecThread
+        self.codec: CodecWorker = worker(codec, self.rows.count, lm.config.patch_samples)
+        self.hidden = torch.zeros(self.rows.count, lm.config.backbone.width, dtype=lm.dtype, device=self.device)
+        self.capacity = -(-(config.context + 1) // CELL_BLOCK) * CELL_BLOCK - 1
+        starts = range(0, self.rows.count, self.rows.batch_size)
+        self.batches = [slice(first, first + self.rows.batch_size) for first in starts]
+        self.states = [lm.init_state(self.rows.batch_size, self.capacity) for _ in self.batches]
+        self.positions = np.zeros(self.rows.count, np.int64)  # patches that each row has taken in
+        self.new_replies: set[int] = set()  # slots whose decoder state is to be reset
+        idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
+        self.sample_rows = self.rows.record(self._sample_rows, idle, torch.arange(self.rows.count))
+        self.prefill_rows = self.rows.record(self._prefill_rows, idle, batch, kv_length)
+        self.draft_rows = self._draft_rows
+        if lm.draft_head is not None:
+            self.draft_rows = self.rows.record(self._draft_rows, idle, batch, kv_length)
+
+    def set_position(self, slot: int, position: int) -> None:
+        """Set how many patches a slot's row holds. What lies past them is void."""
+        self.positions[slot] = position
+
+    def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, CodecResult]:
+        """Have the codec encode each slot's chunk of audio."""
+        future = self.codec.encode(dict(chunks))
+        return {slot: CodecResult(future, slot) for slot in chunks}
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, patches: Patches) -> None:
+        """Have a slot's row take in a chunk `[1, P]`."""
+        row = slice(slot, slot + 1)
+        state = self._state(row, self.rows.to_device(self.positions[row]))
+        self.positions[slot] += patches.text.shape[1]
+        self.hidden[row], _ = self.lm.prefill(patches, state, kv_length=int(self.positions[slot]))
+
+    @torch.inference_mode()
+    def step(
+        self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]
+    ) -> Iterator[dict[int, list[GeneratedPatch]]]:
+        """One patch for each slot, or several where a draft head verifies several text tokens at once.
+
+        Args:
+            prefill: Patches `[1, 1]` that slots take in.
+            sample: How other slots sample theirs.
+
+        Yields:
+            What slots have generated, as it comes.
+        """
+        self.new_replies.update(n for n in sample if sample[n].first)
+        drafts = self.lm.draft_head is not None
+        writing = {n: params for n, params in sample.items() if params.writing and drafts}
+        others = {n: params for n, params in sample.items() if n not in writing}
+        if prefill or others:
+            yield self._step_one(prefill, others)
+        static = self.rows.static_shapes
+        for together in [writing] if static and writing else [{n: params} for n, params in writing.items()]:
+            yield self._step_draft(together)
+
+    def close(self) -> None:
+        """Stop the codec. No step follows."""
+        self.codec.close()
+
+    def wipe(self, slot: int) -> None:
+        """Erase all that a session has left in its row."""
+        with torch.inference_mode():
+            self.hidden[slot].zero_()
+            batch, row = divmod(slot, self.rows.batch_size)
+            tree_map(lambda leaf: leaf[row].zero_(), self.states[batch])
+        self.set_position(slot, 0)
+        self.new_replies.discard(slot)
+        if self.codec.alive:
+            self.codec.wipe(slot).result()
+
+    def _step_one(
+        self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]
+    ) -> dict[int, list[GeneratedPatch]]:
+        """One patch for each slot."""
+        table = self._table(prefill, sample)
+        inputs, audio = StepInputs.from_table(table, self.lm.config), dict[int, CodecResult]()
+        for rows in self.rows.batches(sorted(sample, key=lambda slot: sample[slot].writing)):
+            sampled = self.sample_rows(self.rows.select(table, rows), rows)
+            self.rows.overwrite(inputs.patches, rows, sampled)
+            codes = sampled.codes[:, 0]
+            speaking = self.rows.select(inputs.samples, rows) & (codes[:, 0, 0] != self.lm.config.no_speech)
+            if self.rows.static_shapes or bool(speaking.any()):
+                future = self.codec.decode(rows, codes, speaking, sorted(self.new_replies))
+                audio |= {slot: CodecResult(future, row) for row, slot in enumerate(rows.tolist())}
+                self.new_replies.clear()
+        busy = [*prefill, *sample]
+        for batch in self.batches:
+            if self.rows.static_shapes or not set(busy).isdisjoint(range(batch.start, batch.stop)):
+                self.prefill_rows(table[batch], batch, self._kv_length(batch, 1))
+        self.positions[busy] += 1
+        return self._generated(sample, table, audio) if sample else {}
+
+    def _step_draft(self, sample: Mapping[int, SampleParams]) -> dict[int, list[GeneratedPatch]]:
+        """As much text as the draft head foretells, which the rows take in.
+
+        On a CPU one slot at a time: few write at once, and a drafted token costs as much as a row.
+        """
+        table, generated = self._table({}, sample), dict[int, list[GeneratedPatch]]()
+        for batch in self.batches if self.rows.static_shapes else [slice(slot, slot + 1) for slot in sample]:
+            kv_length = self._kv_length(batch, 1 + self.lm.config.draft_tokens)
+            lines = self.draft_rows(table[batch], batch, kv_length).tolist()
+            for slot in sample:
+                count, *tokens = lines[slot - batch.start]
+                generated[slot] = [GeneratedPatch(token, self.text_codes, None) for token in tokens[:count]]
+                self.positions[slot] += count
+        return generated
+
+    def _generated(
+        self, sample: Mapping[int, SampleParams], table: Tensor, audio: Mapping[int, CodecResult]
+    ) -> dict[int, list[GeneratedPatch]]:
+        """Bring tokens and codes to the host in one transfer."""
+        lines, generated = table[:, TEXT:].cpu().numpy(), {}
+        for slot in sample:
+            token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(self.text_codes.shape)
+            speaks = codes[0, 0] != self.lm.config.no_speech
+            generated[slot] = [GeneratedPatch(token, codes, audio[slot] if speaks else None)]
+        return generated
+
+    def _table(self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]) -> Tensor:
+        return self.rows.to_device(write_table(self.positions, prefill, sample, self.lm.config))
+
+    def _kv_length(self, slots: slice, more: int) -> int:
+        """How many cells of the slots' caches attention looks at when each row has taken in up to `more` patches."""
+        if self.rows.static_shapes:
+            return self.capacity + 1
+        needed = int(self.positions[slots].max()) + more
+        return min(-(-needed // CELL_BLOCK) * CELL_BLOCK, self.capacity + 1)
+
+    # recorded on CUDA: functions of a table's rows
+
+    def _sample_rows(self, table: Tensor, rows: Tensor) -> Patches:
+        """The patches `[R, 1]` of `rows`: sampled in those that sample."""
+        inputs = StepInputs.from_table(table, self.lm.config)
+        depths = self.rows.select(torch.cat([state.speech_depths for state in self.states]), rows)
+        state = LMState(StackState(inputs.position, ()), depths)  # sampling needs no keys
+        # A row that does not sample is forced to a token outside of speech, so that it costs no codes.
+        force = torch.where(inputs.samples, UNFORCED, self.lm.prompt.special_ids.speech_end)
+        sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force)
+        return where_active(inputs.samples, sampled, inputs.patches)
+
+    def _prefill_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
+        """The rows of `slots` take in their patch, given or sampled."""
+        inputs = StepInputs.from_table(table, self.lm.config)
+        state, active = self._state(slots, inputs.position), inputs.prefills | inputs.samples
+        after, _ = self.lm.prefill(inputs.patches, state, active.long(), kv_length)
+        self.hidden[slots] = where_active(active, after, self.hidden[slots])
+
+    def _draft_rows(self, table: Tensor, slots: slice, kv_length: int) -> Tensor:
+        """How many tokens each row of `slots` has written and taken in, and the tokens, `[R, 1 + A]`."""
+        inputs, hidden = StepInputs.from_table(table, self.lm.config), self.hidden[slots]
+        verified = self.lm.draft_and_verify(hidden, self._state(slots, inputs.position), inputs.samples, kv_length)
+        self.hidden[slots] = verified.last(hidden)
+        return torch.cat([verified.counts[:, None], verified.patches.text], dim=1)
+
+    def _state(self, slots: slice, positions: Tensor) -> LMState:
+        """The model's state of slots of one batch, at `positions`. Their caches are written in place."""
+        batch, first = divmod(slots.start, self.rows.batch_size)
+        state, rows = self.states[batch], slice(first, first + slots.stop - slots.start)
+        layers = tuple(Cache(cache.keys[rows], cache.values[rows]) for cache in state.stack.layers)
+        return LMState(StackState(positions, layers), state.speech_depths[rows])

@@ -1,0 +1,69 @@
+"""CUDA graphs: work on a device that is recorded once and then replayed.
+
+A step of a large model is thousands of small kernels, and launching them one by one takes longer than most of them
+run. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+
+    step = RecordedFunction(function, *idle)    # calls it a few times, with arguments that change nothing
+    result = step(*arguments)                   # of the same shapes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechgpt2.streaming import tree_map
+
+WARM_UP_CALLS = 3  # in which libraries choose their kernels and allocate their memory
+
+
+class RecordedFunction:
+    """A function of tensors, recorded as a CUDA graph.
+
+    It may read and write other tensors in place, as long as they stay where they are. It must not synchronise with the
+    host. What it decides in Python is decided at recording time, and so are arguments that are no tensors.
+
+    Args:
+        function: What to record.
+        idle: Arguments with which a call changes nothing.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, function: Callable[..., Any], *idle: Any):
+        self.arguments = [x.clone() if isinstance(x, Tensor) else x for x in idle]
+        self.device = next(x.device for x in self.arguments if isinstance(x, Tensor) and x.is_cuda)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device):
+            side_stream = torch.cuda.Stream()
+            side_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream):
+                for _ in range(WARM_UP_CALLS):
+                    function(*self.arguments)
+            torch.cuda.current_stream().wait_stream(side_stream)
+            with torch.cuda.graph(self.graph):
+                self.result = function(*self.arguments)
+
+    @torch.inference_mode()
+    def __call__(self, *arguments: Any) -> Any:
+        """Replay with other values.
+
+        Args:
+            arguments: Tensors of the recorded shapes; other values must equal the recorded ones.
+
+        Returns:
+            A copy of the function's result.
+
+        Raises:
+            ValueError: An argument that is no tensor differs from the recorded one.
+        """
+        for recorded, given in zip(self.arguments, arguments, strict=True):
+            if isinstance(recorded, Tensor):
+                recorded.copy_(given, non_blocking=True)
+            elif recorded != given:
+                raise ValueError(f"recorded with {recorded}, called with {given}")
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+        return None if self.result is None else tree_map(torch.clone, self.result)

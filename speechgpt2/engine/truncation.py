@@ -1,0 +1,43 @@
+"""What stays in a model's memory of a spoken reply that was cut short: what its listener heard, and no word more.
+
+A model that writes a draft has written its whole answer before it speaks, and every model names a word one patch
+before it sounds. So cutting the speech alone would leave words in memory that nobody heard. Here the reply is written
+anew, as if it had been meant to end where it was cut.
+"""
+
+from __future__ import annotations
+
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+from speechgpt2.lm.reply import parse_reply
+from speechgpt2.types import Patches
+
+
+def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played: int) -> Patches | None:
+    """A reply of which only the first patches of speech were played.
+
+    Args:
+        prompt: The model's prompt layout.
+        reply: The reply as generated so far, `[1, P]`.
+        user_spoke: Whether the reply begins with a transcript of the user's speech, which is kept.
+        played: Patches of speech that were played. A word counts as played from the patch on in which it begins to
+            sound.
+
+    Returns:
+        The reply, properly closed; None if nothing of it was played.
+    """
+    ids = prompt.special_ids
+    speaking = reply.codes[0, :, 0, 0] != prompt.config.no_speech
+    codes = reply.codes[0][speaking][:played]
+    if not len(codes):
+        return None
+    # The text row names a word one patch before it sounds, so the last patch names what would have come next.
+    named = reply.text[0][speaking][: len(codes) - 1].tolist()
+    words = [token for token in named if token not in (ids.filler, ids.last_filler)]
+    speech = AlignedSpeech(codes.flatten(0, 1), [*named, ids.last_filler if words else ids.filler])
+    text = prompt.tokenizer.decode(words).strip()
+    return prompt.reply(text, speech, parse_reply(prompt, reply, user_spoke).transcript)
+
+
+def speech_patches(prompt: Prompt, reply: Patches) -> int:
+    """How many patches of the `reply [1, P]` are speech."""
+    return int((reply.codes[0, :, 0, 0] != prompt.config.no_speech).sum())
