@@ -65,11 +65,13 @@ def _codec(config: Path, corpus: Path, out: Path, resume: bool, init: str | None
     from speechgpt2 import config as configs
     from speechgpt2.codec.train import CodecTrainConfig, train
     from speechgpt2.corpus.codec_dataset import CorpusCrops
+    from speechgpt2.corpus.phones import save_labels, saved_labels
     from speechgpt2.corpus.store import Corpus as SpeechCorpus
 
     settings = configs.load(CodecTrainConfig, config)
     settings = replace(settings, init=init or settings.init)
-    source = CorpusCrops(SpeechCorpus.open(corpus), favour)
+    source = CorpusCrops(SpeechCorpus.open(corpus), favour, phones=saved_labels(out))
+    save_labels(out, source.phones)
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 

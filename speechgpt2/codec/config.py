@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from speechgpt2.errors import UserError
@@ -136,4 +136,16 @@ def mini() -> CodecConfig:
     )
 
 
-PRESETS = {"released": released, "mini": mini}
+def mini_deep() -> CodecConfig:
+    """`mini` with more layers, 19 M parameters; `codec.growth` makes one from a trained `mini`."""
+    small = mini()
+    return replace(
+        small,
+        encoder_transformer=replace(small.encoder_transformer, layers=3),
+        vq_transformer=replace(small.vq_transformer, layers=6),
+        decoder_transformer=replace(small.decoder_transformer, layers=2),
+        decoder_convnext=replace(small.decoder_convnext, depths=(4,)),
+    )
+
+
+PRESETS = {"released": released, "mini": mini, "mini_deep": mini_deep}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.discriminators import DiscriminatorConfig, Discriminators
+from speechgpt2.codec.growth import grow
 from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.listener import Listener
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
@@ -79,6 +80,7 @@ class CodecTrainConfig:
 
     codec: str = "mini"
     init: str | None = None  # a codec folder to go on from
+    grow_to: str | None = None  # a deeper preset that `init` grows to, see `codec.growth`
     delay: int | None = None  # samples by which sound is to trail its codes, where another than the codec's is wanted
     steps: int = 20_000
     batch: int = 12
@@ -107,10 +109,23 @@ class CodecTrainConfig:
                 f"delay must be a multiple of {STEP} samples, a step of the waveform head, not {self.delay}"
             )
 
-    def model(self) -> CodecConfig:
-        if self.codec not in presets.PRESETS:
-            raise UserError(f"codec: unknown preset '{self.codec}'; there are {', '.join(presets.PRESETS)}")
-        return presets.PRESETS[self.codec]()
+    def new_codec(self) -> Codec:
+        """The codec that training begins with."""
+        if self.init is None:
+            if self.grow_to is not None:
+                raise UserError("grow_to needs init, the codec that grows")
+            return Codec(preset(self.codec))
+        codec = Codec.from_pretrained(self.init)
+        if self.grow_to is None:
+            return codec
+        return grow(codec, replace(preset(self.grow_to), delay=codec.config.delay))
+
+
+def preset(name: str) -> CodecConfig:
+    """The preset of this name. Errors: `UserError` if there is none."""
+    if name not in presets.PRESETS:
+        raise UserError(f"codec: unknown preset '{name}'; there are {', '.join(presets.PRESETS)}")
+    return presets.PRESETS[name]()
 
 
 def train(
@@ -128,7 +143,7 @@ class CodecTrainer:
     def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
-        codec = Codec(config.model()) if config.init is None else Codec.from_pretrained(config.init)
+        codec = config.new_codec()
         if config.delay is not None:
             codec.config = replace(codec.config, delay=config.delay)
         self.codec = codec.float().to(device).train()

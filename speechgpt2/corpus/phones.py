@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from speechgpt2 import hub
 from speechgpt2.tts.utterance import Phone
 from speechgpt2.types import FRAME_RATE
 
 RARE = 200  # a label seen less often counts as unknown
+LABELS = "phones.json"
 SILENCE, UNKNOWN = 0, -1
+
+
+def saved_labels(run: Path) -> tuple[str, ...] | None:
+    """The labels that a training run began with, so that it can go on with a larger corpus; None for a new run."""
+    path = run / LABELS
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def save_labels(run: Path, labels: Sequence[str]) -> None:
+    """Keep a run's labels; written once."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / LABELS).exists():
+        text = json.dumps(labels, ensure_ascii=False)
+        hub.write_atomically(run / LABELS, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 class PhoneSet:
