@@ -1,11 +1,11 @@
-"""A client of the wire: one OpenAI Realtime session over a websocket, for programs.
+"""A client for the OpenAI Realtime protocol over WebSocket.
 
-    async with connect("ws://127.0.0.1:8000", session={"instructions": "Be brief."}) as talk:
-        await talk.speak(pcm)                       # in real time, as a microphone would
-        async for event in talk: ...                # the protocol's events, as dicts
+    async with connect("ws://127.0.0.1:8000", session={"instructions": "Be brief."}) as connection:
+        await connection.stream_audio(pcm)          # in real time, as a microphone would
+        async for event in connection: ...          # server events, as dicts
 
-It knows nothing of the server but the protocol. `Listener` keeps the books of a loudspeaker: what was heard of which
-answer by when, and where it ran dry.
+It works with any server of the protocol. `PlaybackTracker` computes what a user hears of the responses by when, and
+where playback runs dry.
 """
 
 from __future__ import annotations
@@ -26,41 +26,50 @@ from speechgpt2 import audio
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
-BLOCK = SAMPLE_RATE // 50  # samples of 20 ms, sent at a time
-LARGEST = 16 * 2**20  # bytes of a message
+BLOCK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, sent in one message
+MAX_MESSAGE_BYTES = 16 * 2**20
+RESUME_AFTER = 1.0  # seconds behind real time after which a stream of audio starts anew
 
 
-class Talk:
-    """An open session."""
+class RealtimeConnection:
+    """An open session. Iterate over it for the server's events.
+
+    Attributes:
+        sent_samples: Samples of audio sent.
+    """
 
     def __init__(self, socket: Any):
         self._socket = socket
-        self.spoken = 0  # samples sent so far
+        self.sent_samples = 0
         self._due: float | None = None  # when the next block should be sent
 
     async def send(self, type: str, **fields: Any) -> None:
-        """Send one of the client's messages."""
+        """Send a client message."""
         await self._socket.send(json.dumps({"type": type, **fields}))
 
-    async def append(self, pcm: np.ndarray) -> None:
-        """Send sound `[N]` at once."""
+    async def append_audio(self, pcm: np.ndarray) -> None:
+        """Send audio `[N]` at once."""
         await self.send("input_audio_buffer.append", audio=base64.b64encode(audio.to_pcm16(pcm)).decode())
-        self.spoken += len(pcm)
+        self.sent_samples += len(pcm)
 
-    async def speak(self, pcm: np.ndarray) -> float:
-        """Send sound `[N]` at the pace of speech; returns the loop's time at which its last block was due."""
+    async def stream_audio(self, pcm: np.ndarray) -> float:
+        """Send audio `[N]` in real time.
+
+        Returns:
+            When the last block was due, in seconds of the event loop's clock.
+        """
         loop = asyncio.get_running_loop()
-        if self._due is None or self._due < loop.time() - 1:  # a pause: the microphone was off
+        if self._due is None or self._due < loop.time() - RESUME_AFTER:
             self._due = loop.time()
-        for start in range(0, len(pcm), BLOCK):
-            block = pcm[start : start + BLOCK]
-            self._due += len(block) / SAMPLE_RATE  # a block exists when its last sample was spoken
+        for start in range(0, len(pcm), BLOCK_SAMPLES):
+            block = pcm[start : start + BLOCK_SAMPLES]
+            self._due += len(block) / SAMPLE_RATE  # a microphone has a block when its last sample was spoken
             await asyncio.sleep(max(0.0, self._due - loop.time()))
-            await self.append(block)
+            await self.append_audio(block)
         return self._due
 
-    async def write(self, text: str) -> None:
-        """Send a typed message and ask for an answer."""
+    async def send_text(self, text: str) -> None:
+        """Send a typed message and ask for a response."""
         content = [{"type": "input_text", "text": text}]
         await self.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
         await self.send("response.create")
@@ -73,29 +82,36 @@ class Talk:
 @asynccontextmanager
 async def connect(
     url: str, key: str | None = None, model: str = "", session: dict[str, Any] | None = None
-) -> AsyncIterator[Talk]:
-    """Open a session at `url` (`http://…` or `ws://…`, with or without a path) and set it up.
+) -> AsyncIterator[RealtimeConnection]:
+    """Open a session.
 
-    Errors: `UserError` if there is no server, it refuses, or it does not accept the settings.
+    Args:
+        url: The server, as `http://…` or `ws://…`, with or without a path.
+        key: An API key.
+        model: The model's name.
+        session: Settings of the session, as in `session.update`.
+
+    Raises:
+        UserError: There is no server, it rejects the session, or it rejects the settings.
     """
     try:
         from websockets.asyncio.client import connect as open_socket
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
     except ImportError:
-        raise UserError("talking to a server needs websockets: pip install 'speechgpt2[server]'") from None
+        raise UserError("connecting to a server needs websockets: pip install 'speechgpt2[server]'") from None
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     address = realtime_url(url, model)
     try:
-        async with open_socket(address, additional_headers=headers, max_size=LARGEST, proxy=None) as socket:
-            talk = Talk(socket)
-            await _expect(talk, "session.created")
+        async with open_socket(address, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, proxy=None) as socket:
+            connection = RealtimeConnection(socket)
+            await _expect(connection, "session.created")
             if session:
-                await talk.send("session.update", session={"type": "realtime", **session})
-                await _expect(talk, "session.updated")
-            yield talk
+                await connection.send("session.update", session={"type": "realtime", **session})
+                await _expect(connection, "session.updated")
+            yield connection
     except InvalidStatus as error:
-        raise UserError(f"{url} refuses: {_refusal(error.response)}") from None
+        raise UserError(f"{url} rejected the session: {_rejection(error.response)}") from None
     except (OSError, InvalidHandshake) as error:
         raise UserError(f"no server at {url} ({str(error).splitlines()[0]})") from None
     except ConnectionClosed as error:
@@ -103,92 +119,111 @@ async def connect(
 
 
 def realtime_url(url: str, model: str = "") -> str:
-    """The websocket's address on a server."""
+    """Return the WebSocket URL of a server."""
     parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path if parts.path.endswith("/realtime") else parts.path.rstrip("/") + "/v1/realtime"
     return urlunsplit((scheme, parts.netloc, path, f"model={quote(model)}" if model else parts.query, ""))
 
 
-async def _expect(talk: Talk, wanted: str) -> dict[str, Any]:
-    async for event in talk:
-        if event["type"] == wanted:
+async def _expect(connection: RealtimeConnection, type: str) -> dict[str, Any]:
+    async for event in connection:
+        if event["type"] == type:
             return event
         if event["type"] == "error":
             raise UserError(event["error"]["message"])
-    raise UserError("the server closed the session before it began")
+    raise UserError("the server closed the session before it started")
 
 
-def _refusal(response: Any) -> str:
+def _rejection(response: Any) -> str:
     try:
         return json.loads(response.body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         return f"HTTP {response.status_code}"
 
 
-def sound(event: dict[str, Any]) -> np.ndarray:
-    """The sound of a `response.output_audio.delta`, `[N]` float32."""
+def decode_audio(event: dict[str, Any]) -> np.ndarray:
+    """Return the audio of a `response.output_audio.delta` event, `[N]` float32 at 24 kHz."""
     return audio.from_pcm16(base64.b64decode(event["delta"]))
 
 
 @dataclass
-class Answer:
-    """What arrived of one answer; `heard` samples of it were played."""
+class PlaybackItem:
+    """The audio of one item.
 
-    item: str
-    begins: float  # when it may be played
-    arrived: int = 0
-    heard: float = 0.0
+    Attributes:
+        item_id: The item's id.
+        starts_at: When playback may start, in seconds.
+        received: Samples received.
+        played: Samples played.
+        complete: Whether all audio has been received.
+    """
+
+    item_id: str
+    starts_at: float
+    received: int = 0
+    played: float = 0.0
     complete: bool = False
 
 
-class Listener:
-    """A loudspeaker without sound: plays what arrived, one answer after the other, as the clock goes on.
+class PlaybackTracker:
+    """Simulates playback: items play one after the other as time goes on.
 
-    `now` is in seconds, and never goes back. An answer begins `cushion` seconds after its first sound arrived.
+    All times are in seconds and must not decrease.
+
+    Args:
+        buffer_seconds: Delay from an item's first audio to the start of its playback.
+
+    Attributes:
+        underruns: How often playback ran dry in the middle of an item.
     """
 
-    def __init__(self, cushion: float = 0.0) -> None:
-        self.cushion, self.underruns = cushion, 0
-        self._answers: deque[Answer] = deque()
+    def __init__(self, buffer_seconds: float = 0.0) -> None:
+        self.buffer_seconds, self.underruns = buffer_seconds, 0
+        self._items: deque[PlaybackItem] = deque()
         self._now = float("-inf")
 
-    def arrive(self, item: str, samples: int, now: float) -> None:
-        """Samples of the answer `item` arrive."""
-        self._play(now)
-        if not self._answers or self._answers[-1].item != item:
-            self._answers.append(Answer(item, now + self.cushion))
-        answer = self._answers[-1]
-        if 0 < answer.arrived <= answer.heard:
+    def add_audio(self, item_id: str, samples: int, now: float) -> None:
+        """Audio of an item has arrived."""
+        self._advance(now)
+        if not self._items or self._items[-1].item_id != item_id:
+            self._items.append(PlaybackItem(item_id, now + self.buffer_seconds))
+        item = self._items[-1]
+        if 0 < item.received <= item.played:
             self.underruns += 1
-            answer.begins = now + self.cushion
-        answer.arrived += samples
+            item.starts_at = now + self.buffer_seconds
+        item.received += samples
 
-    def complete(self, item: str) -> None:
-        """All of the answer `item` has arrived."""
-        for answer in self._answers:
-            answer.complete |= answer.item == item
+    def mark_complete(self, item_id: str) -> None:
+        """All audio of an item has arrived."""
+        for item in self._items:
+            item.complete |= item.item_id == item_id
 
-    def left(self, now: float) -> float:
-        """Seconds of sound that are still to be played."""
-        self._play(now)
-        return sum(answer.arrived - answer.heard for answer in self._answers) / SAMPLE_RATE
+    def remaining_seconds(self, now: float) -> float:
+        """Return how much received audio has not been played."""
+        self._advance(now)
+        return sum(item.received - item.played for item in self._items) / SAMPLE_RATE
 
-    def flush(self, now: float) -> tuple[str, int] | None:
-        """Stop: the answer that was being played and the milliseconds heard of it, None if there was none."""
-        self._play(now)
-        cut = next((a for a in self._answers if not a.complete or a.heard < a.arrived), None)
-        self._answers.clear()
-        return (cut.item, int(cut.heard * 1000 / SAMPLE_RATE + 0.001)) if cut else None
+    def interrupt(self, now: float) -> tuple[str, int] | None:
+        """Stop playback.
 
-    def _play(self, now: float) -> None:
+        Returns:
+            The id of the item that played and the milliseconds played of it; None if nothing played.
+        """
+        self._advance(now)
+        cut = next((item for item in self._items if not item.complete or item.played < item.received), None)
+        self._items.clear()
+        return (cut.item_id, int(cut.played * 1000 / SAMPLE_RATE + 0.001)) if cut else None
+
+    def _advance(self, now: float) -> None:
+        """Play up to the time `now`."""
         clock, self._now = self._now, now
-        while self._answers:
-            answer = self._answers[0]
-            clock = max(clock, answer.begins)
-            played = min(max(0.0, (now - clock) * SAMPLE_RATE), answer.arrived - answer.heard)
-            answer.heard += played
+        while self._items:
+            item = self._items[0]
+            clock = max(clock, item.starts_at)
+            played = min(max(0.0, (now - clock) * SAMPLE_RATE), item.received - item.played)
+            item.played += played
             clock += played / SAMPLE_RATE
-            if answer.heard < answer.arrived or len(self._answers) == 1:
+            if item.played < item.received or len(self._items) == 1:
                 return
-            self._answers.popleft()
+            self._items.popleft()

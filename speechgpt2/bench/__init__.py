@@ -1,7 +1,11 @@
-"""Speed: times of the streaming codec and of a language model's step, next to what the machine could do at best.
+"""Benchmarks of the codec, the language model, the server and the data pipeline.
 
-A time alone says little: it is divided by a floor, measured in the same run on the same machine, that follows from the
-arithmetic and the bytes that the work cannot do without. Compare ratios, and times only within one run.
+codec.py, lm.py             streaming steps, next to a lower bound on this machine (machine.py)
+realtime.py, soak.py        a server under load: latency by number of sessions; stability (load_clients.py, process.py)
+data.py, records.py         synthesis, cleaning and annotation
+
+A time alone says little. The steps are divided by a lower bound that is measured in the same run on the same machine,
+and follows from the operations and the bytes that a step needs. Compare ratios; compare times only within one run.
 """
 
 from speechgpt2.bench.codec import main as codec_main

@@ -1,8 +1,9 @@
-"""How fast does the codec stream? One-patch chunks (3 frames, 120 ms) in a steady state, encoder and decoder apart.
+"""Benchmark of the streaming codec: encoder and decoder, in chunks of one patch (3 frames, 120 ms), in steady state.
 
     sg2 bench codec --size released
 
-Weights are random: the time does not depend on them. The encoder stays in float32, since rounding it changes codes.
+The weights are random, since the time does not depend on them. The encoder stays in float32, since rounding it would
+change codes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ CHUNK_MS = 1000 * 3 / FRAME_RATE
 
 @dataclass(frozen=True)
 class CodecSpeed:
-    """One direction. `rtf` is the median over the chunk's 120 ms; `over_floor` the median over the machine's floor."""
+    """Speed of the encoder or the decoder.
+
+    Attributes:
+        rtf: Median time ÷ the 120 ms of a chunk.
+        floor_ms: Lower bound of the time on this machine.
+        over_floor: Median time ÷ lower bound.
+    """
 
     size: str = column("codec")
     part: str = column("part")
@@ -42,9 +49,14 @@ class CodecSpeed:
 
 
 def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> list[CodecSpeed]:
-    """Time `chunks` chunks through `codec`, whose decoder is in `dtype`, after its context windows have been filled.
+    """Time a codec after its context windows are filled.
 
-    It gets packed, as whoever talks does it.
+    Args:
+        codec: The codec; its weights get packed, as for inference.
+        size: Its name in the table.
+        dtype: The decoder's type.
+        machine: The measured machine.
+        chunks: Number of chunks to time.
     """
     generator = torch.Generator().manual_seed(0)
     context = _context_chunks(codec)
@@ -57,7 +69,7 @@ def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> l
         count_flops(lambda: codec.encode(chunk, encode_state)),
         count_flops(lambda: codec.decode(codes[:, :3], decode_state)),
     )
-    codec.optimize_for_inference()  # only now: what packed matrices compute is not counted
+    codec.optimize_for_inference()  # after counting, which does not see packed matrices
     spent: tuple[list[float], list[float]] = ([], [])
     for piece in pcm[:, context * CHUNK :].split(CHUNK, dim=1):
         start = time.perf_counter()
@@ -84,7 +96,7 @@ def _row(
 
 
 def _context_chunks(codec: Any) -> int:
-    """Chunks that fill the longest attention window (25 steps per second behind the codebooks, 100 elsewhere)."""
+    """Return the chunks that fill the longest attention window (25 steps per second at the codebooks, else 100)."""
     config = codec.config
     slow = config.vq_transformer.context / FRAME_RATE
     fast = max(config.encoder_transformer.context, config.decoder_transformer.context) / (4 * FRAME_RATE)
@@ -98,16 +110,23 @@ def main(
     chunks: int = 50,
     out: str | Path | None = None,
 ) -> list[CodecSpeed]:
-    """Time a codec of `size` ("released", "mini") with random weights, its decoder in each of `dtypes`.
+    """Time a codec with random weights; print the table and return its rows.
 
-    bfloat16 is left out, and that is said, where the processor has no instructions for it and float32 is timed too.
-    Prints the table and returns its rows. `out`: a JSON file. Errors: `UserError`.
+    Args:
+        size: "released" or "mini".
+        dtypes: Types of the decoder. bfloat16 is skipped where the processor does not support it.
+        threads: Threads of torch.
+        chunks: Number of chunks to time.
+        out: A JSON file for the results.
+
+    Raises:
+        UserError: An argument is invalid.
     """
     from speechgpt2.codec.config import PRESETS
     from speechgpt2.codec.model import Codec
 
     if size not in PRESETS or not set(dtypes) <= set(DTYPES):
-        raise UserError(f"size is one of {', '.join(PRESETS)}; dtypes are of {', '.join(DTYPES)}")
+        raise UserError(f"size must be one of {', '.join(PRESETS)}, dtypes of {', '.join(DTYPES)}")
     console = Console()
     warn_if_busy(console)
     machine = measure(threads)

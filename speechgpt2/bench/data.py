@@ -1,11 +1,11 @@
-"""How fast is data made and cleaned? Hours of sound per hour, on one core and on all that are asked for.
+"""Benchmark of the data pipeline: hours of audio per hour, per core and with all processes.
 
     sg2 bench data                        # synthesis, conversations, cleaning, annotation
-    sg2 bench data --records 1000000      # also the bookkeeping of so many records, and its memory
+    sg2 bench data --records 1000000      # also time and memory of the pipeline's overhead for so many records
 
-Everything runs as the commands run it: synthesis in processes of its own, cleaning with the preset `emilia` and
-annotation by `sg2 data`'s own steps, decoding, filing and shards included. Rates by CPU time hardly change when other
-programs run; those by the clock ("wall") do.
+Everything runs as in the commands: synthesis in processes of its own; cleaning with the preset `emilia` and annotation
+by the steps of `sg2 data`, including decoding and writing of shards. Rates by CPU time hardly change when other
+programs run; rates by wall time do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from rich.console import Console
 
-from speechgpt2.bench import records as bookkeeping
+from speechgpt2.bench import records as overhead
 from speechgpt2.bench.machine import warn_if_busy
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data import steps as presets
@@ -41,51 +41,57 @@ PAUSE = 0.5  # seconds between them
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """One kind of work, in seconds of sound: `core` per second of CPU time, `clock` per second by the clock with
-    so many processes, which other programs slow down."""
+    """Speed of one kind of work.
+
+    Attributes:
+        audio: Seconds of audio.
+        per_cpu_second: Seconds of audio per second of CPU time.
+        processes: Number of processes.
+        per_wall_second: Seconds of audio per second of wall time with that many processes.
+    """
 
     work: str = column("work")
-    sound: float = column("sound, s", ".0f")
-    core: float = column("× real time, CPU time", ".0f")
-    cores: int = column("processes", "d")
-    clock: float = column("× real time, wall", ".0f")
+    audio: float = column("audio, s", ".0f")
+    per_cpu_second: float = column("× real time, CPU time", ".0f")
+    processes: int = column("processes", "d")
+    per_wall_second: float = column("× real time, wall", ".0f")
 
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """One stage of the run, by the clock, as the file of results has it."""
+    """Speed of one stage of the pipeline, by wall time, from the pipeline's file of results."""
 
     stage: str = column("stage")
-    sound: float = column("sound, s", ".0f")
+    audio: float = column("audio, s", ".0f")
     speed: float = column("× real time, wall", ".0f")
 
 
-def say(job: tuple[int, int]) -> tuple[float, float]:
-    """Speak `count` sentences of random espeak voices; seconds of sound, and of work."""
+def synthesize(job: tuple[int, int]) -> tuple[float, float]:
+    """Speak `count` sentences with random espeak voices; returns seconds of audio and of CPU time."""
     seed, count = job
     rng = random.Random(f"bench/{seed}")
-    speak("Hello.", _voice(rng, "en")), speak("你好。", _voice(rng, "zh"))  # what is loaded once
-    begun, sound = time.process_time(), 0.0
+    speak("Hello.", _voice(rng, "en")), speak("你好。", _voice(rng, "zh"))  # warm-up
+    start, audio = time.process_time(), 0.0
     for number in range(count):
         lang = ("en", "zh")[number % 2]
-        sound += speak(sentence(rng, lang), _voice(rng, lang)).duration
-    return sound, time.process_time() - begun
+        audio += speak(sentence(rng, lang), _voice(rng, lang)).duration
+    return audio, time.process_time() - start
 
 
-def converse_some(job: tuple[int, int]) -> tuple[float, float]:
-    """Make `count` whole conversations on two channels; seconds of each conversation once, and of work."""
+def build_conversations(job: tuple[int, int]) -> tuple[float, float]:
+    """Build `count` conversations on two channels; returns seconds of audio (one channel) and of CPU time."""
     seed, count = job
     recipe = Recipe(count + 2, seed=seed)
-    begun, sound = 0.0, 0.0
+    start, audio = 0.0, 0.0
     for number in range(-2, count):
         if number == 0:
-            begun = time.process_time()
+            start = time.process_time()
         try:
             length = converse(recipe, number + 2)[0].pcm.shape[1] / SAMPLE_RATE
-        except Missed:  # its work counts, as in a build
+        except Missed:  # its CPU time counts, as in a build
             continue
-        sound += length if number >= 0 else 0.0
-    return sound, time.process_time() - begun
+        audio += length if number >= 0 else 0.0
+    return audio, time.process_time() - start
 
 
 def _voice(rng: random.Random, lang: str) -> Voice:
@@ -95,18 +101,18 @@ def _voice(rng: random.Random, lang: str) -> Voice:
 
 
 def in_processes(work: str, job: Any, cores: int, count: int) -> DataSpeed:
-    """`count` pieces of a job on each of so many processes."""
+    """Run `job` with `count` pieces in each of `cores` processes."""
     with single_threaded(), multiprocessing.get_context("spawn").Pool(cores) as pool:
-        pool.map(job, [(seed, 2) for seed in range(cores)], 1)  # starts them
-        begun = time.perf_counter()
+        pool.map(job, [(seed, 2) for seed in range(cores)], 1)  # starts the processes
+        start = time.perf_counter()
         done = pool.map(job, [(seed, count) for seed in range(cores)], 1)
-        clock = time.perf_counter() - begun
-    sound, worked = (sum(part) for part in zip(*done))
-    return DataSpeed(work, sound, sound / worked, cores, sound / clock)
+        wall = time.perf_counter() - start
+    audio, cpu = (sum(part) for part in zip(*done))
+    return DataSpeed(work, audio, audio / cpu, cores, audio / wall)
 
 
 def clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
-    """Clean and then annotate so many recordings of half a minute, in a process like those of a run."""
+    """Clean and annotate so many recordings of half a minute, in a process like the pipeline's."""
     with single_threaded(), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_clean, (recordings,))
 
@@ -116,20 +122,20 @@ def _clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "in", Path(scratch) / "out"
         source.mkdir()
-        sound = sum(_record(source / f"{number:04d}.flac", number) for number in range(recordings))
+        audio = sum(_record(source / f"{number:04d}.flac", number) for number in range(recordings))
         config = presets.load("emilia")
-        _run(_warm(Path(scratch)), Path(scratch) / "warm", config.annotated())
+        _run(_warm_up(Path(scratch)), Path(scratch) / "warm", config.annotated())
         spent = [_run(source, out, step) for step in (config, config.annotated())]
         both = tuple(map(sum, zip(*spent)))
-        for work, (worked, clock) in zip(("cleaning", "annotation", "both"), (*spent, both)):
-            rows.append(DataSpeed(work, sound, sound / worked, 1, sound / clock))
+        for work, (cpu, wall) in zip(("cleaning", "annotation", "both"), (*spent, both)):
+            rows.append(DataSpeed(work, audio, audio / cpu, 1, audio / wall))
         with Run(source, out, config.annotated().build()) as run:
             times = list(run.results.times())
-    return rows, [StageSpeed(stage, heard, heard / work) for stage, _, work, heard in times if work > 0.05 and heard]
+    return rows, [StageSpeed(stage, audio, audio / work) for stage, _, work, audio in times if work > 0.05 and audio]
 
 
 def _record(path: Path, seed: int) -> float:
-    """A recording of two voices in turn; its seconds."""
+    """Write a recording of two alternating voices; returns its seconds."""
     rng, lang = random.Random(f"bench/recording/{seed}"), ("en", "zh")[seed % 2]
     voices, pause = (_voice(rng, lang), _voice(rng, lang)), np.zeros(int(PAUSE * SAMPLE_RATE), np.float32)
     parts = [part for n in range(CLIPS) for part in (speak(sentence(rng, lang), voices[n % 2]).pcm, pause)]
@@ -139,8 +145,8 @@ def _record(path: Path, seed: int) -> float:
     return len(pcm) / SAMPLE_RATE
 
 
-def _warm(scratch: Path) -> Path:
-    """One recording by which everything is loaded before the clock runs."""
+def _warm_up(scratch: Path) -> Path:
+    """Write one recording for a warm-up run."""
     folder = scratch / "first"
     folder.mkdir()
     _record(folder / "first.flac", 999_999)
@@ -148,30 +154,42 @@ def _warm(scratch: Path) -> Path:
 
 
 def _run(source: Path, out: Path, config: presets.PipelineConfig) -> tuple[float, float]:
-    """Seconds of work and by the clock."""
-    begun, clock = time.process_time(), time.perf_counter()
+    """Run the pipeline; returns seconds of CPU time and of wall time."""
+    cpu, wall = time.process_time(), time.perf_counter()
     with Run(source, out, config.build()) as run:
         run.process(workers=0)
         output.write(run)
-    return time.process_time() - begun, time.perf_counter() - clock
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def main(
     cores: int = 2, sentences: int = 60, conversations: int = 16, recordings: int = 12, records: int = 0,
     out: str | Path | None = None,
 ) -> dict[str, list[Any]]:  # fmt: skip
-    """Print the tables and return their rows. `out`: a JSON file. Errors: `UserError` without espeak or pyarrow."""
+    """Run the benchmark; print the tables and return their rows.
+
+    Args:
+        cores: Processes for synthesis and conversations.
+        sentences: Sentences per process.
+        conversations: Conversations per process.
+        recordings: Recordings to clean and annotate.
+        records: Records for the pipeline's overhead; 0 skips it.
+        out: A JSON file for the results.
+
+    Raises:
+        UserError: espeak or pyarrow is not installed.
+    """
     console = Console()
     warn_if_busy(console)
     cleaned, stages = clean(recordings)
     tables: dict[str, list[Any]] = {
         "Making and cleaning speech": [
-            in_processes("synthesis (espeak)", say, cores, sentences),
-            in_processes("conversations, checked", converse_some, cores, conversations),
+            in_processes("synthesis (espeak)", synthesize, cores, sentences),
+            in_processes("conversations, checked", build_conversations, cores, conversations),
             *cleaned,
         ],
         "Stages": stages,
-        "Bookkeeping, without sound": [bookkeeping.bench(records)] if records else [],
+        "Pipeline overhead, without audio": [overhead.bench(records)] if records else [],
     }
     for title, rows in tables.items():
         report.show(title, rows, console)

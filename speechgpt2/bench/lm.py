@@ -1,10 +1,11 @@
-"""How fast is a step of the language model, and a whole turn? A step of one stream is bound by reading the weights.
+"""Benchmark of the language model: one streaming step, and whole turns.
 
-    sg2 bench lm                 # a backbone of Qwen2.5-0.5B's shape, the released patch decoder's, random weights
+    sg2 bench lm                 # the sizes of Qwen2.5-0.5B and the released patch decoder, random weights
     sg2 bench lm --model mini    # a real model: its step, and whole spoken turns
 
-The measure of a step is the share that it reaches of the memory's bandwidth, which is measured between the steps. A
-spoken step reads the backbone and the text head once and the patch decoder once per frame.
+Reading the weights bounds a step of one stream. So the result is the share of the memory's bandwidth that a step
+reaches; the bandwidth is measured between the steps. A spoken step reads the backbone and the text head once, and the
+patch decoder once per frame.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ from speechgpt2.eval.report import column
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_RATE, Turn
 
-RANDOM = "qwen2.5-0.5b"  # the model that needs no weights
-BETWEEN = 5  # steps after which the bandwidth is measured again
+RANDOM = "qwen2.5-0.5b"  # a model with random weights
+BANDWIDTH_INTERVAL = 5  # steps between measurements of the bandwidth
 
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """A step of one stream. `share`: bytes ÷ time ÷ measured bandwidth; above 1 where a small model stays in cache."""
+    """Speed of one step of one stream.
+
+    Attributes:
+        rtf: Median time ÷ duration of a patch.
+        share: Bytes ÷ time ÷ measured bandwidth; above 1 if a small model stays in cache.
+    """
 
     model: str = column("model")
     step: str = column("step")
@@ -48,7 +54,7 @@ class StepSpeed:
 
 
 def bench_steps(lm: Any, name: str, steps: int, history: int = 64) -> list[StepSpeed]:
-    """Time `steps` written and `steps` spoken steps of `lm` (a `SpeechLM`) behind `history` patches."""
+    """Time `steps` text steps and `steps` speech steps of `lm` (a `SpeechLM`) after a history of `history` patches."""
     dtype = next(key for key, value in DTYPES.items() if value == lm.text_embedding.weight.dtype)
     filler, start = lm.prompt.special_ids.filler, lm.prompt.special_ids.speech_start
     patch_ms = 1000 * lm.config.patch_frames / FRAME_RATE
@@ -65,9 +71,16 @@ def bench_steps(lm: Any, name: str, steps: int, history: int = 64) -> list[StepS
 
 @torch.inference_mode()
 def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[list[float], float]:
-    """Wall seconds of each step: draw a patch (its text `token` given, so that speech goes on) and take it in.
+    """Time steps: sample a patch, and prefill it.
 
-    And the median bandwidth between them: on a shared machine it comes and goes.
+    Args:
+        lm: The model.
+        history: Text tokens of the history.
+        token: The text token of every sampled patch; forced, so that speech does not end.
+        steps: Number of steps.
+
+    Returns:
+        Wall seconds of each step, and the median bandwidth between steps, which varies on a shared machine.
     """
     from speechgpt2.lm.sampling import SamplingParams
 
@@ -76,7 +89,7 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
     hidden, state = lm.prefill(lm.prompt.text_patches(history), state)
     memory, seconds, bandwidths = Memory(), [], []
     for i in range(warmup + steps):
-        if i % BETWEEN == 0:
+        if i % BANDWIDTH_INTERVAL == 0:
             bandwidths.append(memory.bandwidth())
         begin = time.perf_counter()
         hidden, state = lm.prefill(lm.sample(hidden, state, sampling, force), state)
@@ -85,14 +98,14 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
 
 
 def _bytes_read(lm: Any, spoken: bool) -> int:
-    """Weights that a step passes over: of embedding tables only the head's product counts."""
+    """Return the bytes of weights that a step reads. An embedding table counts only as the text head."""
     head = lm.text_embedding if lm.text_head is None else lm.text_head
     size = weight_bytes(lm.backbone) + weight_bytes(head) + weight_bytes(lm.patch_projector)
     return size + spoken * lm.config.patch_frames * weight_bytes(lm.patch_decoder)
 
 
 def random_lm() -> Any:
-    """A `SpeechLM` with random weights: Qwen2.5-0.5B's backbone and the released patch decoder."""
+    """Return a `SpeechLM` with random weights, of the sizes of Qwen2.5-0.5B and the released patch decoder."""
     from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
 
     backbone = BackboneConfig(vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_head=True)
@@ -100,7 +113,7 @@ def random_lm() -> Any:
 
 
 def with_random_weights(config: Any) -> Any:
-    """A `SpeechLM` of `config` (an `LMConfig`) whose tokenizer knows the special tokens only."""
+    """Return a `SpeechLM` of `config` (an `LMConfig`) whose tokenizer has only the special tokens."""
     from tokenizers import Tokenizer, models
 
     from speechgpt2.lm.model import SpeechLM
@@ -121,13 +134,22 @@ def main(
     questions: Path | None = None,
     out: str | Path | None = None,
 ) -> dict[str, list[Any]]:
-    """Time a model's steps in each of `dtypes`; of a real one (a name, a folder, a `SpeechGPT`) also `turns` turns.
+    """Time a model's steps, and its turns unless its weights are random; print the tables and return their rows.
 
-    Prints the tables and returns their rows. `questions`: a folder of recordings to ask with, else the shipped ones.
-    `out`: a JSON file. Errors: `UserError`.
+    Args:
+        model: A name, a folder, a `SpeechGPT`, or `RANDOM`.
+        dtypes: Types of the weights for the steps.
+        threads: Threads of torch.
+        steps: Number of steps to time.
+        turns: Number of turns to time.
+        questions: A folder of recordings to ask; None for those in the package.
+        out: A JSON file for the results.
+
+    Raises:
+        UserError: An argument is invalid.
     """
     if not set(dtypes) <= set(DTYPES):
-        raise UserError(f"dtypes are of {', '.join(DTYPES)}")
+        raise UserError(f"dtypes must be of {', '.join(DTYPES)}")
     console = Console()
     warn_if_busy(console)
     machine = measure(threads)
@@ -148,7 +170,7 @@ def main(
 
 
 def _language_model(model: Any) -> Any:
-    """That of a name, a folder or a `SpeechGPT`; one of its own for each call where that can be."""
+    """Return the language model of a name, a folder or a `SpeechGPT`; freshly loaded if possible."""
     from speechgpt2.lm.model import SpeechLM
 
     if model == RANDOM:

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: arithmetic (large matrix products) and memory (reading a large array)."""
+"""Measures what this machine can do at best: arithmetic (large matrix products) and memory (reading a large array)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BF16_GAIN = 1.2  # a processor with bfloat16 instructions is at least this much faster with them
-PATIENCE = 4.0  # seconds for one type's products
-BUSY = 0.5  # load average above which other programs disturb the times
+BF16_GAIN = 1.2  # least speed-up over float32 of a processor with bfloat16 instructions
+TIME_LIMIT = 4.0  # seconds for the products of one type
+BUSY_LOAD = 0.5  # load average above which other programs slow the benchmark down
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Best of a few tries: `flops` per second by type, `bandwidth` in bytes per second, with `threads` threads."""
+    """Peak performance, the best of a few tries.
+
+    Attributes:
+        flops: Operations per second by type.
+        bandwidth: Bytes per second.
+        threads: Threads used.
+    """
 
     flops: dict[str, float]
     bandwidth: float
@@ -29,59 +35,66 @@ class Machine:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether bfloat16 products run on instructions of their own, rather than being emulated."""
+        """Whether the processor has bfloat16 instructions, rather than emulating them."""
         return self.flops["bfloat16"] > BF16_GAIN * self.flops["float32"]
 
     def floor(self, flops: float, size: float, dtype: str = "float32") -> float:
-        """Seconds that `flops` operations and reading `size` bytes take at least."""
+        """Return the least seconds that `flops` operations and reading `size` bytes take."""
         return max(flops / self.flops[dtype], size / self.bandwidth)
 
     def report(self, console: Console) -> None:
-        """One line of what was measured, one more where bfloat16 is not worth trying."""
+        """Print the measurements, and whether bfloat16 is supported."""
         speeds = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in self.flops.items())
         console.print(f"This machine, {self.threads} threads: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
         if not self.has_bf16:
-            console.print("bfloat16 is not supported in hardware here: its products are no faster than float32's")
+            console.print("this processor has no bfloat16 instructions: bfloat16 is no faster than float32")
 
 
 def warn_if_busy(console: Console) -> None:
-    """Say so where other programs run: OpenMP's threads wait for each other, which makes a shared core costly."""
+    """Warn if other programs run. OpenMP's threads wait for each other, so a shared core slows all of them."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > BUSY:
+    if load > BUSY_LOAD:
         console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
 
 
 class Memory:
-    """An array beyond any cache, to be read."""
+    """An array larger than any cache, to measure the bandwidth of reading."""
 
     def __init__(self, megabytes: int = 384):
         self.block, self.vector = torch.ones(megabytes * 2**18).view(-1, 4096), torch.ones(4096)
 
     def bandwidth(self, tries: int = 1) -> float:
-        """Bytes per second: the best of `tries` sums and `tries` products with a vector."""
+        """Return bytes per second, the best of `tries` sums and `tries` products with a vector."""
         fastest = min(*times(self.block.sum, tries), *times(lambda: self.block @ self.vector, tries))
         return self.block.numel() * 4 / fastest
 
 
 def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: int = 384, tries: int = 5) -> Machine:
-    """Measure with `threads` threads, which stay set: square products, and reading an array beyond any cache."""
+    """Measure this machine.
+
+    Args:
+        threads: Threads of torch; stay set afterwards.
+        sizes: Widths of the square matrices that are multiplied.
+        megabytes: Size of the array that is read.
+        tries: Repetitions, of which the best counts.
+    """
     torch.set_num_threads(threads)
     flops = {name: max(_products(dtype, sizes, tries)) for name, dtype in DTYPES.items()}
     return Machine(flops, Memory(megabytes).bandwidth(tries), threads)
 
 
 def _products(dtype: torch.dtype, sizes: tuple[int, ...], tries: int) -> Iterator[float]:
-    """Operations per second of products of `sizes`²; emulated types are given up before they take seconds."""
+    """Yield operations per second by size; stops before a slow, emulated type exceeds the time limit."""
     for size in sizes:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
         speed = 2 * size**3 / min(times(lambda a=a, b=b: a @ b, tries))  # type: ignore[misc]
         yield speed
-        if 2 * max(sizes) ** 3 * tries / speed > PATIENCE:
+        if 2 * max(sizes) ** 3 * tries / speed > TIME_LIMIT:
             return
 
 
 def times(work: Callable[[], Any], tries: int) -> list[float]:
-    """Wall seconds of `tries` calls, after one that does not count."""
+    """Return the wall seconds of `tries` calls, after a warm-up call."""
     work()
     result = []
     for _ in range(tries):
@@ -92,18 +105,18 @@ def times(work: Callable[[], Any], tries: int) -> list[float]:
 
 
 def count_flops(work: Callable[[], Any]) -> float:
-    """Floating-point operations of the products and convolutions in one call of `work`."""
+    """Return the floating-point operations of the products and convolutions in one call of `work`."""
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's parameters, as stored."""
+    """Return the bytes of a module's parameters, as stored."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """Median and 95th percentile in milliseconds."""
+    """Return the median and the 95th percentile in milliseconds."""
     median, high = np.percentile(seconds, [50, 95]) * 1000
     return float(median), float(high)

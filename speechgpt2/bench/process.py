@@ -1,4 +1,4 @@
-"""A server of its own process, as a user starts it, to be measured from outside."""
+"""A server in a process of its own, started as a user starts it, to be measured from outside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from speechgpt2.errors import UserError
 
 SG2 = "from speechgpt2.cli import main; main()"
-LEAVING = 60.0  # seconds that a server may take to end
+EXIT_TIMEOUT = 60.0  # seconds that a server may take to exit
 
 
 @dataclass
@@ -27,8 +27,12 @@ class ServerProcess:
 
 
 @contextmanager
-def served(options: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """`sg2 serve` with these options on a free port, until the block ends. Errors: `UserError` if it does not start."""
+def serve(options: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """Run `sg2 serve` on a free port while the block runs.
+
+    Raises:
+        UserError: It does not start.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         command = [sys.executable, "-c", SG2, "serve", "--port", "0", *options]
@@ -43,7 +47,7 @@ def served(options: Sequence[str], environ: Mapping[str, str] | None = None) -> 
         finally:
             process.terminate()
             try:
-                process.wait(LEAVING)
+                process.wait(EXIT_TIMEOUT)
             finally:
                 process.kill()
                 process.stdout.close()

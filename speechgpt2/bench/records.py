@@ -1,9 +1,9 @@
-"""The bookkeeping of a cleaning run over a great many records, without sound: how fast, and in how much memory.
+"""Benchmark of the pipeline's overhead for many records, without audio: time and memory.
 
     sg2 bench data --records 1000000
 
-A stage invents what others would measure; intake, the file of results, all surveys and the files of scores and
-rejected records are the real ones.
+A stage returns random measurements. Everything else is real: intake, the file of results, all surveys, and the files of
+scores and rejected records.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ RULES = (Rule("too-short", "audio.duration", at_least=3.0), Rule("noisy", "quali
 
 
 @dataclass(frozen=True)
-class Bookkeeping:
-    """A whole run over `records`, two clips each, and the most memory that its process held."""
+class OverheadResult:
+    """Time and peak memory of a run over `records`, of two clips each."""
 
     records: int = column("records", ",d")
     clips: int = column("clips kept", ",d")
@@ -49,12 +49,12 @@ class Bookkeeping:
 
 
 @dataclass(frozen=True)
-class InventConfig:
-    kind: Literal["invent"] = "invent"
+class RandomClipsConfig:
+    kind: Literal["random-clips"] = "random-clips"
 
 
-class Invent(Stage[InventConfig]):
-    """Two clips with everything that the surveys look at, drawn by chance."""
+class RandomClips(Stage[RandomClipsConfig]):
+    """Splits a record into two clips with random values of everything that surveys read."""
 
     version = 1
 
@@ -78,15 +78,15 @@ class Invent(Stage[InventConfig]):
 
 
 def steps() -> list[Any]:
-    """The inventing stage and all surveys."""
+    """Return the stage of random clips and all surveys."""
     return [
-        Invent(InventConfig()), Rates(RatesConfig()), Rules(RulesConfig(rules=RULES)), Duplicates(DuplicatesConfig()),
-        Speakers(SpeakersConfig()), Captions(CaptionsConfig()),
+        RandomClips(RandomClipsConfig()), Rates(RatesConfig()), Rules(RulesConfig(rules=RULES)),
+        Duplicates(DuplicatesConfig()), Speakers(SpeakersConfig()), Captions(CaptionsConfig()),
     ]  # fmt: skip
 
 
 def manifest(folder: Path, records: int) -> Path:
-    """A manifest of so many records, all of one file."""
+    """Write a manifest of so many records of one file; returns its path."""
     (folder / "sound.flac").touch()
 
     def lines() -> Iterator[Clip]:
@@ -100,8 +100,8 @@ def manifest(folder: Path, records: int) -> Path:
     return folder / "manifest.jsonl"
 
 
-def bench(records: int) -> Bookkeeping:
-    """Run over `records` in a process of its own, so that its memory is its own."""
+def bench(records: int) -> OverheadResult:
+    """Run over `records` in a new process, whose peak memory is measured."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run, (records,))
 
@@ -110,7 +110,7 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def _run(records: int) -> Bookkeeping:
+def _run(records: int) -> OverheadResult:
     start = _peak_mb()
     with tempfile.TemporaryDirectory() as scratch:
         source = manifest(Path(scratch), records)
@@ -119,4 +119,4 @@ def _run(records: int) -> Bookkeeping:
             run.process(workers=0)
             kept = output.write_records(run).kept
         seconds, clock = time.process_time() - begun, time.perf_counter() - clock
-    return Bookkeeping(records, kept, seconds, records / seconds, clock, start, _peak_mb())
+    return OverheadResult(records, kept, seconds, records / seconds, clock, start, _peak_mb())

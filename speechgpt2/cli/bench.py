@@ -89,7 +89,7 @@ def soak(
     from speechgpt2.bench import soak
 
     check_report_file(out)
-    if soak.main(minutes, slots, model, questions, seed, out).wrong:
+    if soak.main(minutes, slots, model, questions, seed, out).failures:
         raise typer.Exit(1)
 
 

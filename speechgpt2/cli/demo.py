@@ -61,7 +61,7 @@ def demo(
     The page asks for no API key: everyone who reaches its address can use the model.
     """
     app = gradio_app()
-    from speechgpt2.demo.talk import Wire
+    from speechgpt2.demo.connection import ServerAddress
     from speechgpt2.server.launch import check_free
 
     check_free(host, port)
@@ -72,16 +72,16 @@ def demo(
     if url is None:
         check_server()
     elif greetings is None:
-        return show(app.page(Wire(url, key)), host, port)
+        return show(app.build_page(ServerAddress(url, key)), host, port)
     with spinner(f"loading {codec or model}"):
         loaded = load_codec(codec or model, codec_config, device)
     offered = read_greetings(greetings, loaded, model) if greetings else []
     if url is not None:
-        return show(app.page(Wire(url, key), offered), host, port)
+        return show(app.build_page(ServerAddress(url, key), offered), host, port)
     with spinner(f"loading {model}"):
         engine = load_engine(loaded, model, slots, device, dtype)
     with serving(engine, model, slots) as address:
-        show(app.page(Wire(address), offered), host, port)
+        show(app.build_page(ServerAddress(address), offered), host, port)
 
 
 def gradio_app() -> Any:
@@ -176,7 +176,7 @@ def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
 
     config = ServerConfig(model=model, slots=slots, port=0)
     app = App(config, engine, Dialogue)
-    server = launch.Server(launch.uvicorn_config(app, config), app)
+    server = launch.DrainingServer(launch.uvicorn_config(app, config), app)
     thread = threading.Thread(target=server.run, name="server", daemon=True)
     thread.start()
     try:
@@ -200,7 +200,7 @@ def read_greetings(path: Path, codec: Codec, model: str) -> list[Greeting]:
     import torch
 
     from speechgpt2 import hub
-    from speechgpt2.demo.greetings import read
+    from speechgpt2.demo.greetings import load_greetings
     from speechgpt2.lm.config import PromptConfig
 
     tokenizer = hub.load_tokenizer(hub.resolve(model, "tokenizer.json").parent)
@@ -217,4 +217,4 @@ def read_greetings(path: Path, codec: Codec, model: str) -> list[Greeting]:
         model_device = next(codec.parameters()).device
         return codec.decode(torch.as_tensor(codes, device=model_device)[None])[0].cpu().numpy()
 
-    return read(path, codec.config.quantizer.codebooks, codec.config.quantizer.size, detokenize, decode_audio)
+    return load_greetings(path, codec.config.quantizer.codebooks, codec.config.quantizer.size, detokenize, decode_audio)

@@ -39,15 +39,17 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free one. [default: 8000]")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Accepted API key (repeatable).", metavar="KEY")] = None,
-    open_: Annotated[bool | None, typer.Option("--open", help="Serve the network without API keys.")] = None,
-    origin: Annotated[
+    allow_unauthenticated: Annotated[
+        bool | None, typer.Option("--allow-unauthenticated", help="Serve the network without API keys.")
+    ] = None,
+    allowed_origin: Annotated[
         list[str] | None,
         typer.Option(help="Allowed browser origin (repeatable); * allows all.", metavar="ORIGIN"),
     ] = None,
     device: Annotated[str | None, typer.Option(help=f"{DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
-    log_words: Annotated[bool | None, typer.Option("--log-words", help="Also log transcripts.")] = None,
+    log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
     replicas: Annotated[
         int | None,
         typer.Option(help="Number of engines behind one address, each with --slots, on Ray Serve. [default: no Ray]"),
@@ -62,22 +64,23 @@ def serve(
     """Serve a model over the OpenAI Realtime protocol and REST, with a web page to talk to it.
 
     Without options it serves `mini` to this machine only. Every setting is also an environment variable (SG2_SLOTS,
-    SG2_LIMITS_PER_KEY, …). Flags override variables, and variables override the file. docs/scaling.md says how many
-    replicas a load needs.
+    SG2_LIMITS_IDLE_SECONDS, …). Flags override variables, and variables override the file. docs/scaling.md says how
+    many replicas a load needs.
     """
     import os
 
-    from speechgpt2.server.config import read
+    from speechgpt2.server.config import read_config
 
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
-    flags |= {"device": device, "dtype": dtype, "open": open_, "api_keys": api_key or None, "origins": origin or None}
-    flags |= {"log_json": log_json, "log_words": log_words}
-    scale = {"replicas": replicas, "most": max_replicas, "cluster": cluster}
+    flags |= {"device": device, "dtype": dtype, "allow_unauthenticated": allow_unauthenticated}
+    flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
+    flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
+    scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
     flags["scale"] = {key: value for key, value in scale.items() if value is not None}
-    settings = read(config, os.environ, flags)
+    settings = read_config(config, os.environ, flags)
     try:
         from speechgpt2.server import launch
-        from speechgpt2.server.metrics import log_to_stderr
+        from speechgpt2.server.logs import log_to_stderr
     except ImportError:
         raise UserError(SERVER_EXTRA) from None
 
@@ -95,9 +98,9 @@ def serve(
     if settings.scale.cluster is None:
         launch.check_free(settings.host, settings.port)
     with spinner(f"starting {settings.scale.replicas} replicas of {settings.model}"):
-        deployment.start(settings)
+        deployment.start_ray(settings)
         deployment.deploy(settings, load_app)
-    deployment.wait(settings)
+    deployment.serve_until_signal(settings)
 
 
 def load_app(settings: ServerConfig) -> App:

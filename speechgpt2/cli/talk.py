@@ -16,7 +16,7 @@ from speechgpt2.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechgpt2.client import Listener, Talk
+    from speechgpt2.client import RealtimeConnection
 
 PAUSE = 0.3  # seconds of silence between an answer and the next question
 ANSWER_TIMEOUT = 30.0  # seconds until an answer must have started
@@ -81,21 +81,21 @@ class SessionView:
     """
 
     def __init__(self, player: QueuePlayer | None):
-        from speechgpt2.client import Listener
+        from speechgpt2.client import PlaybackTracker
 
-        self.listener: Listener = Listener()
+        self.playback = PlaybackTracker()
         self.player = player
         self.answers: dict[str, list[np.ndarray]] = {}
         self.responses = 0
         self.started, self.done = asyncio.Event(), asyncio.Event()
         self._line: str | None = None  # the role whose words are on the unfinished line
 
-    async def follow(self, session: Talk) -> None:
+    async def follow(self, session: RealtimeConnection) -> None:
         """Handle the session's events until it ends."""
         async for event in session:
             await self._handle(session, event)
 
-    async def _handle(self, session: Talk, event: dict[str, Any]) -> None:
+    async def _handle(self, session: RealtimeConnection, event: dict[str, Any]) -> None:
         kind = event["type"]
         if kind == "response.output_audio.delta":
             self._play(event)
@@ -107,7 +107,7 @@ class SessionView:
         elif kind == "input_audio_buffer.speech_started":
             await self.truncate(session)
         elif kind == "response.output_audio.done":
-            self.listener.complete(event["item_id"])
+            self.playback.mark_complete(event["item_id"])
         elif kind == "response.created":
             self.responses += 1
             self.started.clear()
@@ -120,9 +120,9 @@ class SessionView:
             self._end_line()
             print("server:", event["error"]["message"], file=sys.stderr)
 
-    async def truncate(self, session: Talk) -> None:
+    async def truncate(self, session: RealtimeConnection) -> None:
         """Stop playback and tell the server how much of the answer was played."""
-        cut = self.listener.flush(asyncio.get_running_loop().time())
+        cut = self.playback.interrupt(asyncio.get_running_loop().time())
         if cut is None:
             return
         item, milliseconds = cut
@@ -134,10 +134,10 @@ class SessionView:
         await session.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=milliseconds)
 
     def _play(self, event: dict[str, Any]) -> None:
-        from speechgpt2.client import sound
+        from speechgpt2.client import decode_audio
 
-        pcm, now = sound(event), asyncio.get_running_loop().time()
-        self.listener.arrive(event["item_id"], len(pcm), now)
+        pcm, now = decode_audio(event), asyncio.get_running_loop().time()
+        self.playback.add_audio(event["item_id"], len(pcm), now)
         self.answers.setdefault(event["item_id"], []).append(pcm)
         self.started.set()
         if self.player is not None:
@@ -189,7 +189,9 @@ async def _run_session(
             task.result()
 
 
-async def _send_turns(session: Talk, turns: list[Any], interrupt: float | None, view: SessionView) -> None:
+async def _send_turns(
+    session: RealtimeConnection, turns: list[Any], interrupt: float | None, view: SessionView
+) -> None:
     """Send the turns in real time, each after the answer to the one before, or `interrupt` seconds into it."""
     import numpy as np
 
@@ -201,25 +203,25 @@ async def _send_turns(session: Talk, turns: list[Any], interrupt: float | None, 
         before = view.responses
         if isinstance(turn, str):
             print(f"you: {turn}", flush=True)
-            await session.write(turn)
+            await session.send_text(turn)
         else:
-            await session.speak(turn)
+            await session.stream_audio(turn)
         end = loop.time() + ANSWER_TIMEOUT
         while view.responses == before or not view.started.is_set():
-            await session.speak(silence)
+            await session.stream_audio(silence)
             if loop.time() > end:
                 raise UserError(f"no answer within {ANSWER_TIMEOUT:.0f} s")
         if interrupt is not None and number + 1 < len(turns) and not isinstance(turns[number + 1], str):
-            await session.speak(np.zeros(int(interrupt * SAMPLE_RATE), np.float32))
+            await session.stream_audio(np.zeros(int(interrupt * SAMPLE_RATE), np.float32))
             continue
-        while not view.done.is_set() or view.listener.left(loop.time()):
-            await session.speak(silence)
-        await session.speak(np.zeros(int(PAUSE * SAMPLE_RATE), np.float32))
+        while not view.done.is_set() or view.playback.remaining_seconds(loop.time()):
+            await session.stream_audio(silence)
+        await session.stream_audio(np.zeros(int(PAUSE * SAMPLE_RATE), np.float32))
 
 
-async def _send_microphone(session: Talk) -> None:
+async def _send_microphone(session: RealtimeConnection) -> None:
     """Send the microphone's audio until Ctrl-C."""
-    from speechgpt2.client import BLOCK
+    from speechgpt2.client import BLOCK_SAMPLES
 
     loop = asyncio.get_running_loop()
     blocks: asyncio.Queue[np.ndarray] = asyncio.Queue()
@@ -227,10 +229,10 @@ async def _send_microphone(session: Talk) -> None:
     def queue_block(data: Any, *_: object) -> None:
         loop.call_soon_threadsafe(blocks.put_nowait, data[:, 0].copy())
 
-    with open_stream(sounddevice().InputStream, blocksize=BLOCK, callback=queue_block):
+    with open_stream(sounddevice().InputStream, blocksize=BLOCK_SAMPLES, callback=queue_block):
         print("speak; Ctrl-C ends the session", file=sys.stderr)
         while True:
-            await session.append(await blocks.get())
+            await session.append_audio(await blocks.get())
 
 
 def save(out: Path, answers: dict[str, list[np.ndarray]]) -> None:

@@ -25,7 +25,7 @@ from speechgpt2.tts.utterance import Word
 from speechgpt2.types import SAMPLE_RATE
 
 _LJ_FIRST_TEST = "LJ001-0080"
-_FSDD_TEST_SPEAKER = "yweweler"
+_FSDD_TEST_SPEAKERS = ("lucas", "theo", "yweweler")
 _TEST_PERCENT = 5  # of the Mandarin words and syllables, and of the orders
 
 
@@ -95,7 +95,7 @@ def _ljspeech(folder: Path) -> Iterator[Recording]:
 def _digits(folder: Path) -> Iterator[Recording]:
     for path in sorted(folder.glob("*.wav")):
         digit, speaker, _ = path.stem.split("_")
-        split = "test" if speaker == _FSDD_TEST_SPEAKER else "train"
+        split = "test" if speaker in _FSDD_TEST_SPEAKERS else "train"
         yield Recording(path, ONES[int(digit)], "en", "fsdd", f"real/fsdd-{speaker}", split)
 
 

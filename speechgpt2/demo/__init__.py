@@ -1,4 +1,7 @@
-"""The Gradio demo: a page for visitors, a client of the server's wire like any other.
+"""The Gradio demo: a web page that talks to a server over the Realtime protocol.
 
-`app.py` is the page, `talk.py` one visitor's talk over the wire, `greetings.py` what the model may begin with.
+app.py         the page
+session.py     one visitor's conversation
+connection.py  its connection to the server
+greetings.py   greetings with which a conversation may start
 """

@@ -1,9 +1,9 @@
-"""The page: who speaks and who writes, a greeting to listen to, a microphone, a line to write in, and the talk so far.
+"""The demo's page: modes, greetings, a microphone, a text field, and the conversation so far.
 
-    blocks = page(Wire("ws://127.0.0.1:8000"), greetings)
+    blocks = build_page(ServerAddress("ws://127.0.0.1:8000"), greetings)
     url = launch(blocks, "127.0.0.1", 7860)              # returns at once; blocks.close() ends it
 
-Gradio gives every open page a name of its own; `Visits` keeps one `Visit` under each, until the page is closed.
+Gradio identifies every open page by a session hash; `SessionStore` keeps one `DemoSession` for each.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import gradio as gr
 import numpy as np
 
 from speechgpt2 import audio
+from speechgpt2.demo.connection import ServerAddress
 from speechgpt2.demo.greetings import Greeting
-from speechgpt2.demo.talk import Visit, Wire
+from speechgpt2.demo.session import DemoSession
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode, ReplyDone
 
-MOST = 1000  # pages that are remembered though their talk is over
-FIRST_SOUND, MORE_SOUND = SAMPLE_RATE * 24 // 100, SAMPLE_RATE * 48 // 100  # samples sent to the page at a time
-STRAGGLING = 0.3  # seconds after which nothing more of a talk that is over comes to its page
-LARGEST_UPLOAD = "16mb"
-KEPT_SECONDS = 3600  # what visitors recorded is deleted after that
-FONT = ("system-ui", "sans-serif")  # nothing is fetched from elsewhere
+MAX_SESSIONS = 1000  # in the store; beyond it, sessions without a slot are dropped
+FIRST_SEGMENT, NEXT_SEGMENTS = SAMPLE_RATE * 24 // 100, SAMPLE_RATE * 48 // 100  # samples in an audio segment
+LATE_UPDATES = 0.3  # seconds within which updates of an old conversation may still reach its page
+MAX_UPLOAD = "16mb"
+CACHE_SECONDS = 3600  # visitors' recordings are deleted after that
+FONT = ("system-ui", "sans-serif")  # a local font: the page loads nothing from other servers
 NO_GREETING = -1
 MODES = [
     ("you speak, it speaks", "s2s"),
@@ -36,178 +37,186 @@ MODES = [
     ("you write, it speaks", "t2s"),
     ("you write, it writes", "t2t"),
 ]
+TURN_EVENT: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}  # a new turn interrupts
 
 
-class Visits:
-    """The visitors by the names of their pages."""
+class SessionStore:
+    """The sessions of all open pages."""
 
-    def __init__(self, wire: Wire):
-        self.wire = wire
-        self._visits: dict[str, Visit] = {}
+    def __init__(self, server: ServerAddress):
+        self.server = server
+        self._sessions: dict[str, DemoSession] = {}
 
-    def of(self, request: gr.Request) -> Visit:
-        """The one who asks."""
-        name = str(request.session_hash)
-        if name not in self._visits:
-            gone = [old for old, visit in self._visits.items() if not visit.open][: max(0, len(self._visits) - MOST)]
-            for old in gone:
-                del self._visits[old]
-            self._visits[name] = Visit(self.wire)
-        return self._visits[name]
+    def get(self, request: gr.Request) -> DemoSession:
+        """Return the session of the page that sends `request`."""
+        page = str(request.session_hash)
+        if page not in self._sessions:
+            idle = [key for key, session in self._sessions.items() if not session.open]
+            for key in idle[: max(0, len(self._sessions) - MAX_SESSIONS)]:
+                del self._sessions[key]
+            self._sessions[page] = DemoSession(self.server)
+        return self._sessions[page]
 
-    async def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
-        visit = self._visits.pop(str(request.session_hash), None)
-        if visit is not None:
-            await visit.close()
+    async def remove(self, request: gr.Request) -> None:
+        """Close the session of a page that was closed."""
+        session = self._sessions.pop(str(request.session_hash), None)
+        if session is not None:
+            await session.close()
 
 
-class Page:
-    """What the page's parts do. The talk is always shown as it stands in the visitor's own `Visit`."""
+class PageHandlers:
+    """The event handlers of the page's components."""
 
-    def __init__(self, wire: Wire, greetings: Sequence[Greeting]):
-        self.visits, self.greetings = Visits(wire), greetings
+    def __init__(self, server: ServerAddress, greetings: Sequence[Greeting]):
+        self.sessions, self.greetings = SessionStore(server), greetings
 
     async def speak(self, recording: str | None, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        """A recording, by its file's name, is answered."""
+        """Answer a recording, given by its file's path."""
         try:
             pcm = audio.load(recording) if recording else np.zeros(0, np.float32)
         except UserError:
-            raise gr.Error("the recording cannot be read as sound") from None  # its path is nobody's business
-        async for shown in self._answer(pcm, mode, request):
-            yield shown
+            raise gr.Error("the recording cannot be read as audio") from None  # do not reveal the path
+        async for update in self._ask(pcm, mode, request):
+            yield update
 
     async def write(self, text: str, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        """What was written is answered."""
-        async for shown in self._answer(text, mode, request):
-            yield shown
+        """Answer a text."""
+        async for update in self._ask(text, mode, request):
+            yield update
 
-    async def _answer(self, turn: str | np.ndarray, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        """Yields the talk, the next sound, and the place of input, which is emptied once."""
-        visit, sound, whole = self.visits.of(request), Sound(), False
-        emptied: Any = None
+    async def _ask(self, turn: str | np.ndarray, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
+        """Yield the transcript, the next audio segment, and the input component, which is cleared once."""
+        session, segments, complete = self.sessions.get(request), AudioSegmenter(), False
+        cleared: Any = None
         try:
-            async for event in visit.ask(turn, mode):
-                whole = isinstance(event, ReplyDone) and event.reason != "interrupted"
+            async for event in session.ask(turn, mode):
+                complete = isinstance(event, ReplyDone) and event.reason != "interrupted"
                 if isinstance(event, Error):
                     gr.Info(event.message)
-                wav = sound.push(event.pcm) if isinstance(event, AudioDelta) else None
-                yield shown(visit), wav or gr.skip(), emptied
-                emptied = gr.skip()
-            yield shown(visit), (sound.rest() if whole else None) or gr.skip(), emptied
+                wav = segments.push(event.pcm) if isinstance(event, AudioDelta) else None
+                yield chat_messages(session), wav or gr.skip(), cleared
+                cleared = gr.skip()
+            yield chat_messages(session), (segments.flush() if complete else None) or gr.skip(), cleared
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
     async def stop(self, request: gr.Request) -> Any:
-        """The answer is interrupted, and what the page would still play of it is dropped."""
-        await self.visits.of(request).stop()
+        """Interrupt the response, and drop the audio that the page has not played."""
+        await self.sessions.get(request).cancel()
         return gr.Audio(value=None)
 
     async def greet(self, number: int, request: gr.Request) -> tuple[Any, ...]:
-        """A new talk begins, with a greeting to listen to."""
+        """Start a new conversation with a greeting, and play it."""
         greeting = self.greetings[number] if 0 <= number < len(self.greetings) else None
-        visit = self.visits.of(request)
-        await visit.clear(greeting)
+        session = self.sessions.get(request)
+        await session.clear(greeting)
         try:
-            pcm = await asyncio.to_thread(lambda: greeting.pcm) if greeting is not None else None
+            pcm = await asyncio.to_thread(greeting.audio) if greeting is not None else None
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return shown(visit), None if pcm is None else (SAMPLE_RATE, np.frombuffer(audio.to_pcm16(pcm), "<i2"))
+        preview = None if pcm is None else (SAMPLE_RATE, np.frombuffer(audio.to_pcm16(pcm), "<i2"))
+        return chat_messages(session), preview
 
     async def clear(self, request: gr.Request) -> tuple[Any, ...]:
-        """The talk is forgotten; a greeting stays."""
-        visit = self.visits.of(request)
-        await visit.clear(visit.greeting)
-        return shown(visit), gr.Audio(value=None)
+        """Forget the conversation; keep its greeting."""
+        session = self.sessions.get(request)
+        await session.clear(session.greeting)
+        return chat_messages(session), gr.Audio(value=None)
 
-    async def show(self, request: gr.Request) -> list[dict[str, str]]:
-        """The new talk once more: what an answer of the old one had sent may have come after it."""
-        await asyncio.sleep(STRAGGLING)
-        return shown(self.visits.of(request))
+    async def refresh(self, request: gr.Request) -> list[dict[str, str]]:
+        """Return the transcript once more, in case an update of the old conversation came after it was cleared."""
+        await asyncio.sleep(LATE_UPDATES)
+        return chat_messages(self.sessions.get(request))
 
 
-class Sound:
-    """Gathers what comes of an answer into pieces that are worth a file: a short one first, then longer ones."""
+class AudioSegmenter:
+    """Collects audio into segments that are worth a file: a short one first, then longer ones."""
 
     def __init__(self) -> None:
-        self._held: list[np.ndarray] = []
-        self._enough = FIRST_SOUND
+        self._chunks: list[np.ndarray] = []
+        self._segment_samples = FIRST_SEGMENT
 
     def push(self, pcm: np.ndarray) -> bytes | None:
-        """Take in `pcm [N]`; returns a WAV file's content when there is enough for one."""
-        self._held.append(pcm)
-        return self.rest() if sum(map(len, self._held)) >= self._enough else None
+        """Add `pcm [N]`; returns a WAV file when a segment is complete."""
+        self._chunks.append(pcm)
+        return self.flush() if sum(map(len, self._chunks)) >= self._segment_samples else None
 
-    def rest(self) -> bytes | None:
-        """What is left, as a WAV file's content; None if nothing is."""
-        if not self._held:
+    def flush(self) -> bytes | None:
+        """Return the remaining audio as a WAV file; None if there is none."""
+        if not self._chunks:
             return None
         file = io.BytesIO()
         with wave.open(file, "wb") as out:
             out.setnchannels(1)
             out.setsampwidth(2)
             out.setframerate(SAMPLE_RATE)
-            out.writeframes(audio.to_pcm16(np.concatenate(self._held)))
-        self._held, self._enough = [], MORE_SOUND
+            out.writeframes(audio.to_pcm16(np.concatenate(self._chunks)))
+        self._chunks, self._segment_samples = [], NEXT_SEGMENTS
         return file.getvalue()
 
 
-def shown(visit: Visit) -> list[dict[str, str]]:
-    """The talk as the page shows it."""
-    return [{"role": line.role, "content": line.text or "…"} for line in visit.lines]
+def chat_messages(session: DemoSession) -> list[dict[str, str]]:
+    """Return the transcript in the form of Gradio's chatbot."""
+    return [{"role": line.role, "content": line.text or "…"} for line in session.transcript]
 
 
-def fitting(mode: Mode) -> tuple[Any, ...]:
-    """Which parts `mode` needs: microphone, line to write in, player."""
+def update_inputs(mode: Mode) -> tuple[Any, ...]:
+    """Show the components that `mode` needs: microphone, text field, player."""
     return (gr.Audio(visible=mode[0] == "s"), gr.Row(visible=mode[0] == "t"), gr.Audio(visible=mode[2] == "s"))
 
 
-def page(wire: Wire, greetings: Sequence[Greeting] = (), title: str = "speechgpt2") -> gr.Blocks:
-    """The page, not yet served."""
-    does = Page(wire, greetings)
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS // 4, KEPT_SECONDS)) as blocks:
-        gr.Markdown(f"# {title}\nYour talk is yours alone, and is forgotten when you close this page.")
+def build_page(server: ServerAddress, greetings: Sequence[Greeting] = (), title: str = "speechgpt2") -> gr.Blocks:
+    """Build the page; `launch` serves it."""
+    handlers = PageHandlers(server, greetings)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS // 4, CACHE_SECONDS)) as blocks:
+        gr.Markdown(f"# {title}\nNobody else sees your conversation. It is deleted when you close this page.")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 mode = gr.Radio(MODES, value="s2s", label="Mode")
-                choices = [("none", NO_GREETING), *((g.words, number) for number, g in enumerate(greetings))]
+                choices = [("none", NO_GREETING), *((g.text, number) for number, g in enumerate(greetings))]
                 greeting = gr.Dropdown(choices, value=NO_GREETING, label="Greeting", visible=bool(greetings))
                 preview = gr.Audio(
                     label="Greeting", interactive=False, autoplay=True, visible=bool(greetings), buttons=[]
                 )
-                clear = gr.Button("Clear the talk")
+                clear = gr.Button("Clear the conversation")
             with gr.Column(scale=2, min_width=320):
-                talk = gr.Chatbot(label="Talk", height=380, render_markdown=False, feedback_options=None, buttons=[])
+                chat = gr.Chatbot(
+                    label="Conversation", height=380, render_markdown=False, feedback_options=None, buttons=[]
+                )
                 player = gr.Audio(
-                    label="Answer", streaming=True, autoplay=True, interactive=False, buttons=["download"]
+                    label="Response", streaming=True, autoplay=True, interactive=False, buttons=["download"]
                 )
                 microphone = gr.Audio(
                     label="You", sources=["microphone", "upload"], type="filepath", format="wav", editable=False
                 )
-                with gr.Row(visible=False) as writing:
-                    line = gr.Textbox(show_label=False, placeholder="Write, and press Enter", scale=4, max_length=4000)
+                with gr.Row(visible=False) as text_row:
+                    text = gr.Textbox(show_label=False, placeholder="Write, and press Enter", scale=4, max_length=4000)
                     send = gr.Button("Send", variant="primary", scale=1, min_width=80)
-                stop = gr.Button("Stop the answer")
-        mode.change(fitting, mode, [microphone, writing, player], api_visibility="private", show_progress="hidden")
-        spoken = [microphone.stop_recording, microphone.upload]
-        gr.on(spoken, does.speak, [microphone, mode], [talk, player, microphone], api_name="speak", **QUICK)
-        gr.on([line.submit, send.click], does.write, [line, mode], [talk, player, line], api_name="write", **QUICK)
-        stop.click(does.stop, None, player, api_name="stop", show_progress="hidden", queue=False)
-        anew: dict[str, Any] = {"show_progress": "hidden"}
-        greeted = greeting.input(does.greet, greeting, [talk, preview], api_name="greet", **anew)
-        cleared = gr.on([clear.click, talk.clear], does.clear, None, [talk, player], api_name="clear", **anew)
+                stop = gr.Button("Stop the response")
+        hidden: dict[str, Any] = {"show_progress": "hidden"}
+        mode.change(update_inputs, mode, [microphone, text_row, player], api_visibility="private", **hidden)
+        spoken, written = [microphone.stop_recording, microphone.upload], [text.submit, send.click]
+        gr.on(spoken, handlers.speak, [microphone, mode], [chat, player, microphone], api_name="speak", **TURN_EVENT)
+        gr.on(written, handlers.write, [text, mode], [chat, player, text], api_name="write", **TURN_EVENT)
+        stop.click(handlers.stop, None, player, api_name="stop", queue=False, **hidden)
+        greeted = greeting.input(handlers.greet, greeting, [chat, preview], api_name="greet", **hidden)
+        cleared = gr.on([clear.click, chat.clear], handlers.clear, None, [chat, player], api_name="clear", **hidden)
         for event in (greeted, cleared):
-            event.then(does.show, None, talk, api_visibility="private", **anew)
-        blocks.unload(does.visits.leave)
+            event.then(handlers.refresh, None, chat, api_visibility="private", **hidden)
+        blocks.unload(handlers.sessions.remove)
     return blocks
 
 
-QUICK: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}  # a new turn interrupts an answer
-
-
 def launch(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serve the page, on threads of its own; returns its address. Errors: `UserError` if it cannot listen there."""
-    blocks.queue(default_concurrency_limit=None)  # the server says how many may talk
+    """Serve the page in background threads.
+
+    Returns:
+        Its URL.
+
+    Raises:
+        UserError: The address is in use.
+    """
+    blocks.queue(default_concurrency_limit=None)  # the server limits the number of sessions
     theme = gr.themes.Default(font=FONT, font_mono=("monospace",))
     try:
         _, url, _ = blocks.launch(
@@ -219,7 +228,7 @@ def launch(blocks: gr.Blocks, host: str, port: int) -> str:
             ssr_mode=False,
             theme=theme,
             footer_links=["api"],
-            max_file_size=LARGEST_UPLOAD,
+            max_file_size=MAX_UPLOAD,
         )
     except OSError as error:
         raise UserError(f"cannot listen on {host} port {port}: {str(error).splitlines()[0]}") from None

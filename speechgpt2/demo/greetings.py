@@ -1,17 +1,16 @@
-"""Greetings: what the model may have said before all else, read from a file of JSON lines.
+"""Greetings: speech of the assistant with which a conversation starts, read from a file of JSON lines.
 
-    {"text": [101834, 6313, 151650], "audio": [688, 131, 226, …]}      # as released
-    {"text": "Hello!", "audio": [688, 131, 226, …]}                    # the words, where no tokenizer is to read them
+    {"text": [101834, 6313, 151650], "audio": [688, 131, 226, …]}      # as in the released model's file
+    {"text": "Hello!", "audio": [688, 131, 226, …]}                    # plain text, independent of a tokenizer
 
-`audio` holds codes, flat, frame after frame; `text` the token of each patch, filler included. Only a model can turn
-either into sound and words, so that is asked of the caller, and of the sound not before someone wants to hear it.
+`audio` holds the codec's codes, flattened frame by frame. `text` holds the text token of each patch, filler tokens
+included. The caller passes the tokenizer and the codec; audio is decoded only when it is needed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +18,83 @@ import numpy as np
 
 from speechgpt2.errors import UserError
 
-Words = Callable[[list[int]], str]  # token ids -> what is said; UserError for ids that it does not know
-Sound = Callable[[np.ndarray], np.ndarray]  # codes [T, K] -> pcm [N] float32 at 24 kHz; UserError for what is no code
+Detokenize = Callable[[list[int]], str]  # token ids -> text; UserError for unknown ids
+DecodeAudio = Callable[[np.ndarray], np.ndarray]  # codes [T, K] -> pcm [N] float32 at 24 kHz
 
 
 class Greeting:
-    """What is said, and how it sounds; `codes [T, K]`."""
+    """A greeting.
 
-    def __init__(self, words: str, codes: np.ndarray, sound: Sound):
-        self.words, self.codes, self._sound = words, codes, sound
+    Attributes:
+        text: What it says.
+        codes: Its speech, `[T, K]`.
+    """
 
-    @cached_property
-    def pcm(self) -> np.ndarray:
-        """The sound, `[N]` float32 at 24 kHz, decoded when it is first asked for. Errors: `UserError`."""
-        return self._sound(self.codes)
+    def __init__(self, text: str, codes: np.ndarray, decode_audio: DecodeAudio):
+        self.text, self.codes, self._decode_audio = text, codes, decode_audio
+        self._pcm: np.ndarray | None = None
+
+    def audio(self) -> np.ndarray:
+        """Return its speech as `[N]` float32 at 24 kHz, decoded at the first call.
+
+        Raises:
+            UserError: The codes are invalid.
+        """
+        if self._pcm is None:
+            self._pcm = self._decode_audio(self.codes)
+        return self._pcm
 
 
-def read(path: Path, codebooks: int, size: int, words: Words, sound: Sound) -> list[Greeting]:
-    """The greetings in `path`, for `codebooks` of `size` codes each. Errors: `UserError` naming file and line."""
+def load_greetings(
+    path: Path, codebooks: int, codebook_size: int, detokenize: Detokenize, decode_audio: DecodeAudio
+) -> list[Greeting]:
+    """Load a file of greetings.
+
+    Args:
+        path: A file of JSON lines.
+        codebooks: Codes per frame.
+        codebook_size: Number of different codes.
+        detokenize: Converts token ids to text.
+        decode_audio: Converts codes to audio.
+
+    Raises:
+        UserError: The file is invalid; names file and line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: no text file, where JSON lines are needed") from None
+        raise UserError(f"{path}: not a text file; expected JSON lines") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    found = []
+    greetings = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_greeting(line, codebooks, size, words, sound))
+                greetings.append(_parse(line, codebooks, codebook_size, detokenize, decode_audio))
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
-    if not found:
-        raise UserError(f"{path}: holds no greeting")
-    return found
+    if not greetings:
+        raise UserError(f"{path}: contains no greeting")
+    return greetings
 
 
-def _greeting(line: str, codebooks: int, size: int, words: Words, sound: Sound) -> Greeting:
+def _parse(
+    line: str, codebooks: int, codebook_size: int, detokenize: Detokenize, decode_audio: DecodeAudio
+) -> Greeting:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         raise UserError("not JSON") from None
     if not isinstance(entry, dict) or not {"text", "audio"} <= entry.keys():
-        raise UserError('a greeting is an object with "text" and "audio"')
-    text, flat = entry["text"], entry["audio"]
-    if not _numbers(flat) or not flat or len(flat) % codebooks or max(flat) >= size:
-        raise UserError(f'"audio" must be a list of codes in 0…{size - 1}, {codebooks} for each frame')
-    if not isinstance(text, str) and not _numbers(text):
-        raise UserError('"text" must be a list of token ids, or words')
-    codes = np.array(flat, np.int64).reshape(-1, codebooks)
-    return Greeting(text if isinstance(text, str) else words(text), codes, sound)
+        raise UserError('a greeting must be an object with "text" and "audio"')
+    text, codes = entry["text"], entry["audio"]
+    if not _is_id_list(codes) or not codes or len(codes) % codebooks or max(codes) >= codebook_size:
+        raise UserError(f'"audio" must be a list of codes in 0…{codebook_size - 1}, {codebooks} for each frame')
+    if not isinstance(text, str) and not _is_id_list(text):
+        raise UserError('"text" must be a list of token ids, or a string')
+    array = np.array(codes, np.int64).reshape(-1, codebooks)
+    return Greeting(text if isinstance(text, str) else detokenize(text), array, decode_audio)
 
 
-def _numbers(value: Any) -> bool:
+def _is_id_list(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**31 for number in value)

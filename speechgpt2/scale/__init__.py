@@ -1,9 +1,9 @@
-"""Several engines behind one address, on Ray Serve: where they run, which of them a session goes to.
+"""Several replicas behind one address, on Ray Serve.
 
-replica.py     one replica: an engine and the server's application over it; it drains when Ray stops it
-router.py      a session goes to the replica with the most room
-deployment.py  from `ServerConfig` to a deployment that runs; starting and stopping it
+replica.py     one replica: an engine and a server on it; drains when Ray stops it
+router.py      routes a session to the replica with the fewest sessions
+deployment.py  starts and stops a deployment of a `ServerConfig`
 
-Placement, health and the number of replicas are Ray's affair. Who is let in is ours: each replica refuses at once what
-it has no slot for, since Ray would leave it hanging.
+Ray Serve places replicas, checks their health and scales their number. Admission is the server's: a replica rejects at
+once a session for which it has no slot, where Ray would let it wait.
 """

@@ -1,9 +1,9 @@
-"""From the server's settings to replicas that run, and back to none.
+"""Deployment of replicas on Ray Serve.
 
-    start(config); deploy(config, make_app)     # replicas are ready
-    wait(config)                                # until a signal comes; then drains and stops
+    start_ray(config); deploy(config, make_app)     # returns when the replicas are ready
+    serve_until_signal(config)                      # then drains and stops
 
-Deploying again replaces the replicas one by one: new ones start, sessions under way are drained from the old ones.
+A new deployment replaces the replicas one by one: a new replica starts, then an old one drains.
 """
 
 from __future__ import annotations
@@ -17,60 +17,62 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray tells nobody anything
-if "ray" not in sys.modules:  # which reads this when it is imported
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # its own ports are for those who have this machine's token
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no usage statistics leave this machine
+if "ray" not in sys.modules:  # Ray reads this when it is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own ports need a token
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
 
 from speechgpt2.scale.replica import Replica
-from speechgpt2.scale.router import MostRoom
+from speechgpt2.scale.router import LeastLoadedRouter
 from speechgpt2.server.app import App
 from speechgpt2.server.config import ServerConfig, is_loopback
 
 NAME = "speechgpt2"
-SPARE = 256  # requests at a replica beyond its slots: those that it refuses, pages, metrics
-GRACE = 10.0  # seconds that a replica has to end after its sessions were drained
-UPSCALE, DOWNSCALE = 5.0, 300.0  # seconds that it must be too full, or too empty, before the number changes
-HEALTH = 5.0  # seconds between looks at whether a replica's engine is alive
+EXTRA_REQUESTS = 256  # at a replica beyond its slots: rejected sessions, pages, metrics
+SHUTDOWN_GRACE = 10.0  # seconds that a replica may take to stop after it has drained
+UPSCALE_DELAY, DOWNSCALE_DELAY = 5.0, 300.0  # seconds of high or low load before the number of replicas changes
+HEALTH_CHECK_PERIOD = 5.0  # seconds
 
-QUIET = {"log_level": "WARNING"}  # of Ray Serve; our own logs are as ever
+RAY_LOGGING = {"log_level": "WARNING"}  # of Ray Serve; the server's own log is unchanged
 
 
-def application(config: ServerConfig, make_app: Callable[[ServerConfig], App], signing: bytes) -> serve.Application:
-    """The deployment that serves `config`."""
+def build_application(
+    config: ServerConfig, make_app: Callable[[ServerConfig], App], signing_key: bytes
+) -> serve.Application:
+    """Return the Ray Serve application for `config`."""
     scale = config.scale
-    routing: dict[str, Any] = {"request_router_class": MostRoom}
+    routing: dict[str, Any] = {"request_router_class": LeastLoadedRouter}
     deployment = serve.deployment(
         name="replica",
-        num_replicas=None if scale.most else scale.replicas,
-        autoscaling_config=autoscaling(config) if scale.most else None,
-        max_ongoing_requests=config.slots + SPARE,
-        graceful_shutdown_timeout_s=config.limits.drain_seconds + GRACE,
+        num_replicas=None if scale.max_replicas else scale.replicas,
+        autoscaling_config=autoscaling_config(config) if scale.max_replicas else None,
+        max_ongoing_requests=config.slots + EXTRA_REQUESTS,
+        graceful_shutdown_timeout_s=config.limits.drain_seconds + SHUTDOWN_GRACE,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=HEALTH,
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
-        logging_config=QUIET,
+        health_check_period_s=HEALTH_CHECK_PERIOD,
+        ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+        logging_config=RAY_LOGGING,
         request_router_config=RequestRouterConfig(**routing),
     )(Replica)
-    return deployment.bind(config, make_app, signing)
+    return deployment.bind(config, make_app, signing_key)
 
 
-def autoscaling(config: ServerConfig) -> AutoscalingConfig:
-    """As many replicas as keep `busy` of their slots taken: a socket is one request for as long as it is open."""
+def autoscaling_config(config: ServerConfig) -> AutoscalingConfig:
+    """Return Ray's autoscaling settings. An open WebSocket is one ongoing request, so requests count used slots."""
     return AutoscalingConfig(
         min_replicas=config.scale.replicas,
-        max_replicas=config.scale.most,
-        target_ongoing_requests=config.scale.busy * config.slots,
-        upscale_delay_s=UPSCALE,
-        downscale_delay_s=DOWNSCALE,
+        max_replicas=config.scale.max_replicas,
+        target_ongoing_requests=config.scale.target_utilization * config.slots,
+        upscale_delay_s=UPSCALE_DELAY,
+        downscale_delay_s=DOWNSCALE_DELAY,
     )
 
 
-def start(config: ServerConfig) -> None:
-    """Join the cluster, or start Ray on this machine, without a dashboard; and Ray Serve's proxy."""
+def start_ray(config: ServerConfig) -> None:
+    """Connect to the cluster, or start Ray on this machine without its dashboard; start Ray Serve's proxy."""
     cluster = config.scale.cluster
     if cluster is not None:
         ray.init(address=cluster, namespace="serve", logging_level=logging.WARNING)
@@ -78,34 +80,37 @@ def start(config: ServerConfig) -> None:
         ray.init(include_dashboard=False, log_to_driver=True, namespace="serve", logging_level=logging.ERROR)
     options = HTTPOptions(host=config.host, port=config.port)
     location = "HeadOnly" if is_loopback(config.host) else "EveryNode"
-    serve.start(proxy_location=location, http_options=options, logging_config=QUIET)
+    serve.start(proxy_location=location, http_options=options, logging_config=RAY_LOGGING)
 
 
 def deploy(config: ServerConfig, make_app: Callable[[ServerConfig], App]) -> None:
-    """Serve `config`, in place of what was served before; returns when its replicas are ready."""
-    serve.run(application(config, make_app, secrets.token_bytes(32)), name=NAME, route_prefix="/")
+    """Deploy `config`, in place of an earlier deployment. Returns when its replicas are ready."""
+    serve.run(build_application(config, make_app, secrets.token_bytes(32)), name=NAME, route_prefix="/")
 
 
 def stop() -> None:
-    """Drain all replicas, and end what `start` began."""
+    """Drain all replicas; stop Ray Serve and Ray."""
     serve.delete(NAME)
     serve.shutdown()
     ray.shutdown()
 
 
-def wait(config: ServerConfig) -> None:
-    """Say where it serves. On a cluster that is all; else until a signal comes, then drain. A second does not wait."""
+def serve_until_signal(config: ServerConfig) -> None:
+    """Print the address, wait for a signal, and drain; a second signal stops at once.
+
+    On a cluster it returns at once, and the deployment continues.
+    """
     scale = config.scale
-    replicas = f"{scale.replicas} to {scale.most}" if scale.most else scale.replicas
-    shown = f"http://{config.host}:{config.port}"
-    print(f"serving {config.model} at {shown}, {replicas} replicas of {config.slots} slots each", flush=True)
+    replicas = f"{scale.replicas} to {scale.max_replicas}" if scale.max_replicas else scale.replicas
+    url = f"http://{config.host}:{config.port}"
+    print(f"serving {config.model} at {url}, {replicas} replicas of {config.slots} slots each", flush=True)
     if scale.cluster is not None:
-        print("it goes on without this command; to stop it: serve shutdown", flush=True)
+        print("the deployment continues without this command; stop it with: serve shutdown", flush=True)
         return
-    done = threading.Event()
+    stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
-    done.wait()
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     stop()

@@ -1,10 +1,20 @@
-"""The wire: OpenAI Realtime and REST on one side, an engine's sessions on the other; and the page that talks to it.
+"""The server: wire protocols on one side, an engine's sessions on the other, and a web page that talks to it.
 
-app.py       the FastAPI application: routes, health, the page
-realtime.py  one websocket's loop: messages in, events out
-response.py  one answer as the wire tells it
-wire.py      the client's messages and the session's settings, checked
-conversation.py  the items that both sides name by id
-rest.py      chat completions, speech and transcription as plain requests
-auth.py limits.py metrics.py formats.py config.py launch.py
+Every wire protocol:
+
+    app.py            the FastAPI application: health, metrics, the page, and the routes of all protocols
+    protocols.py      the list of wire protocols; a new one is registered here
+    gateway.py        authentication, admission, opening and closing of sessions
+    channel.py        the loops of one session: read messages, follow the dialogue's events, write, watch limits
+
+OpenAI Realtime, by WebSocket and WebRTC:
+
+    websocket.py      the WebSocket route and client secrets
+    realtime.py       one session: client messages in, server events out
+    user_turns.py     its input audio buffer and the user's spoken turns
+    responses.py      its responses, one after the other
+    messages.py, session_config.py, items.py, response.py, settings.py
+    webrtc_calls.py, webrtc_session.py, webrtc_peer.py, playout.py
+
+REST: rest.py, chat_completions.py. The process: launch.py, config.py, metrics.py, logs.py.
 """

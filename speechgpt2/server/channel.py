@@ -1,162 +1,233 @@
-"""The loops of one connection: messages in, events out, the clock; and how a session ends.
+"""The loops of one session, the same for every wire protocol.
 
-    socket ──► read ──► on(message) ──┐                  ┌──► outbox ──► write ──► socket
-                                      ├──► the dialogue ─┤
-                        on(event)  ◄──┘                  └──► follow ──► on(event)
+    Transport.receive ─► Serializer.deserialize ─► WireSession.handle_message ─► Dialogue
+    Transport.send ◄─ OutboundQueue ◄─ Serializer.serialize ◄─ Channel.send ◄─ WireSession.handle_event ◄─ Dialogue
 
-What a client does wrong becomes an `error` event, and the session goes on. Only limits end it: `Close`.
+A client's mistake becomes an error event, and the session continues. Only limits end a session: `SessionClosed`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
+from speechgpt2.duplex.protocol import DialogueEvent
 from speechgpt2.errors import UserError
-from speechgpt2.server import wire
 from speechgpt2.server.config import LimitsConfig
-from speechgpt2.server.conversation import new_id
-from speechgpt2.server.limits import Outbox, Overflow
-from speechgpt2.server.metrics import Metrics
-from speechgpt2.server.wire import WireError
+from speechgpt2.server.dialogue import Dialogue
+from speechgpt2.server.outbound import OutboundQueue, SlowConsumerError
+from speechgpt2.server.schema import ProtocolError
 
 log = logging.getLogger("sg2.realtime")
-FAREWELL = 1.0  # seconds for the last events to leave
-TICK = 0.25  # seconds between looks at the clock
-CATCH_UP = 0.01  # seconds between looks at an engine that is behind
+FLUSH_TIMEOUT = 1.0  # seconds to send the last events
+LIMIT_CHECK_INTERVAL = 0.25  # seconds
+BACKLOG_POLL_INTERVAL = 0.01  # seconds
+CLIENT_DISCONNECTED = "client disconnected"
+
+M = TypeVar("M")
+MessageOut = TypeVar("MessageOut", covariant=True)
 
 
-class Close(Exception):
-    """The session ends, with a websocket close code and a reason."""
+class SessionClosed(Exception):
+    """The server ends the session, with a WebSocket close code and a reason."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(reason)
         self.code, self.reason = code, reason
 
 
-class Left(Exception):
-    """The client is gone, with a websocket close code, or one that says the same of another transport."""
+class ClientDisconnected(Exception):
+    """The client has gone, with a WebSocket close code or its equivalent of another transport."""
 
-    def __init__(self, code: int, reason: str = "client left"):
+    def __init__(self, code: int, reason: str = CLIENT_DISCONNECTED):
         super().__init__(reason)
         self.code, self.reason = code, reason
 
 
-class Channel:
-    """One client and one dialogue. What is to be done about messages and events is said in `on`."""
+class Transport(Protocol):
+    """A connection to one client that carries messages."""
 
-    def __init__(self, dialogue: Any, limits: LimitsConfig, metrics: Metrics):
-        self.dialogue, self.limits, self.metrics = dialogue, limits, metrics
-        self.id, self.outbox = new_id("sess"), Outbox(limits.outbound_bytes)
-        self.began = self.active = time.monotonic()
-        self.verdict: Close | None = None  # how the session will end
-        self._over = asyncio.Event()  # there is a verdict
-        self._event_id: str | None = None  # of the message that is being answered
+    async def receive(self) -> str | bytes:
+        """Wait for the client's next message.
 
-    def on(self, what: Any) -> None:
-        """A message of the client's, or an event of the dialogue's."""
-        raise NotImplementedError
-
-    async def prepared(self, message: wire.Message) -> Any:
-        """What `on` is to be called with for a message; work that takes long is done here."""
-        return message
-
-    async def run(
-        self,
-        receive: Callable[[], Awaitable[str | bytes]],
-        send: Callable[[str], Awaitable[None]],
-        *besides: Coroutine[Any, Any, None],
-    ) -> None:
-        """Talk until the client leaves. `besides`: what else goes on as long, and ends the talk when it ends.
-
-        Errors: `Close` where the server ends it, and what `receive` raises, which is `Left` in the end.
+        Raises:
+            ClientDisconnected: No more messages come.
         """
-        writing = asyncio.ensure_future(self.write(send))
-        others = (self.read(receive), self.follow(), self.keep_time(), self._over.wait(), *besides)
-        loops = [writing, *map(asyncio.ensure_future, others)]
+        ...
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message; wait while the client does not read."""
+        ...
+
+
+class Serializer(Protocol[MessageOut]):
+    """Converts between data on the wire and the messages and events of one wire protocol."""
+
+    def deserialize(self, data: str | bytes) -> MessageOut:
+        """Parse a client message.
+
+        Raises:
+            ProtocolError: It is invalid.
+        """
+        ...
+
+    def serialize(self, event: Any) -> str | bytes | None:
+        """Format a server event; None if the transport carries it in another way."""
+        ...
+
+
+class WireSession(ABC, Generic[M]):
+    """One client's session in one wire protocol: translates messages into calls of a dialogue, and events back."""
+
+    id: str
+    dialogue: Dialogue
+    channel: Channel[M]
+
+    @abstractmethod
+    async def handle_message(self, message: M) -> None:
+        """Act on a client message.
+
+        Raises:
+            ProtocolError, UserError: The client made a mistake.
+        """
+
+    @abstractmethod
+    def handle_event(self, event: DialogueEvent) -> None:
+        """Act on an event of the dialogue. Must not block."""
+
+    @abstractmethod
+    def handle_error(self, error: ProtocolError, message: M | None) -> None:
+        """Report an error to the client; `message` caused it, unless it is None."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Close the session as soon as no response is in progress."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """Return what the log says about the session: no transcripts, no audio."""
+
+
+class Channel(Generic[M]):
+    """Connects one session to one transport.
+
+    Args:
+        serializer: The encoder and decoder of the wire protocol's messages.
+        limits: Session length, idle time, size of the outbound queue.
+    """
+
+    def __init__(self, serializer: Serializer[M], limits: LimitsConfig):
+        self.serializer, self.limits = serializer, limits
+        self.outbound = OutboundQueue(limits.outbound_bytes)
+        self.opened_at = self.active_at = time.monotonic()
+        self._closing: SessionClosed | None = None
+        self._closing_set = asyncio.Event()
+
+    def send(self, event: Any) -> None:
+        """Queue a server event.
+
+        Raises:
+            SlowConsumerError: The client reads too slowly.
+        """
+        data = self.serializer.serialize(event)
+        if data is not None:
+            self.outbound.put(data)
+
+    def touch(self) -> None:
+        """Restart the idle timer."""
+        self.active_at = time.monotonic()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is queued, then end the session. The first call decides code and reason."""
+        self._closing = self._closing or SessionClosed(code, reason)
+        self._closing_set.set()  # a client that reads nothing must not keep the session open
+        self.outbound.close()
+
+    async def run(self, session: WireSession[M], transport: Transport, *background: Coroutine[Any, Any, None]) -> None:
+        """Run the session until one side ends it.
+
+        Args:
+            session: The session that handles messages and events.
+            transport: The client's connection.
+            background: More coroutines to run as long as the session; the session ends when one of them ends.
+
+        Raises:
+            SessionClosed: The server ended the session.
+            ClientDisconnected: The client has gone.
+        """
+        writing = asyncio.ensure_future(self._write(transport))
+        others = (
+            self._read(session, transport),
+            self._follow(session),
+            self._watch_limits(session),
+            self._closing_set.wait(),
+            *background,
+        )
+        tasks = [writing, *map(asyncio.ensure_future, others)]
         try:
-            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            if self.verdict is not None:
-                await asyncio.wait([writing], timeout=FAREWELL)
-                raise self.verdict
-            for loop in done:
-                loop.result()
-        except Overflow:
-            raise Close(1008, "too slow: what the server says is not read") from None
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._closing is not None:
+                await asyncio.wait([writing], timeout=FLUSH_TIMEOUT)
+                raise self._closing
+            for task in done:
+                task.result()
+        except SlowConsumerError:
+            raise SessionClosed(1008, "the client reads too slowly: the outbound queue is full") from None
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-            self.outbox.discard()  # megabytes, that would stay until the garbage is collected
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.outbound.discard()  # frees megabytes that would stay until the next garbage collection
 
-    async def read(self, receive: Callable[[], Awaitable[str | bytes]]) -> None:
-        """Messages from the client, one after the other, and no faster than the engine does what they ask."""
+    async def _read(self, session: WireSession[M], transport: Transport) -> None:
+        """Handle the client's messages one after the other, no faster than the engine processes them."""
         while True:
-            await self.take(await receive())
-            self.active = time.monotonic()
-            while self.dialogue.backlogged:
-                await asyncio.sleep(CATCH_UP)
+            await self._handle(session, await transport.receive())
+            self.touch()
+            while session.dialogue.backlogged:
+                await asyncio.sleep(BACKLOG_POLL_INTERVAL)
 
-    async def follow(self) -> None:
-        """Events from the dialogue, one after the other."""
-        async for event in self.dialogue.events():
-            self._event_id = None
-            self.on(event)
+    async def _follow(self, session: WireSession[M]) -> None:
+        """Handle the dialogue's events one after the other."""
+        async for event in session.dialogue.events():
+            session.handle_event(event)
 
-    async def write(self, send: Callable[[str], Awaitable[None]]) -> None:
-        """What is in the outbox, on to the socket."""
-        while (message := await self.outbox.get()) is not None:
-            await send(message)
+    async def _write(self, transport: Transport) -> None:
+        """Send queued messages."""
+        while (data := await self.outbound.get()) is not None:
+            await transport.send(data)
 
-    async def keep_time(self) -> None:
-        """End a session that lasts too long, or whose client has fallen silent."""
+    async def _watch_limits(self, session: WireSession[M]) -> None:
+        """End a session that lasts too long or is idle."""
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(LIMIT_CHECK_INTERVAL)
             now = time.monotonic()
-            if now > self.began + self.limits.session_seconds:
-                self.expire(f"A session lasts {self.limits.session_seconds:.0f} s at most.")
-            elif now > self.active + self.limits.idle_seconds:
-                self.expire(f"There was no message for {self.limits.idle_seconds:.0f} s.")
+            if now > self.opened_at + self.limits.session_seconds:
+                self._expire(session, f"The session has reached its limit of {self.limits.session_seconds:.0f} s.")
+            elif now > self.active_at + self.limits.idle_seconds:
+                self._expire(session, f"There was no message for {self.limits.idle_seconds:.0f} s.")
 
-    async def take(self, text: str | bytes) -> None:
-        """One message; whatever is wrong with it is answered with an `error` event."""
-        self._event_id = None
+    def _expire(self, session: WireSession[M], reason: str) -> None:
+        session.handle_error(ProtocolError(reason, "session_expired"), None)
+        self.close(1008, reason)
+
+    async def _handle(self, session: WireSession[M], data: str | bytes) -> None:
+        """Handle one message; report what is wrong with it."""
+        message: M | None = None
         try:
-            raw = wire.read(text)
-            self._event_id = raw["event_id"] if isinstance(raw.get("event_id"), str) else None
-            self.on(await self.prepared(wire.parse(raw)))
-        except WireError as error:
-            self.complain(str(error), error.code, error.param)
+            message = self.serializer.deserialize(data)
+            await session.handle_message(message)
+        except ProtocolError as error:
+            session.handle_error(error, message)
         except UserError as error:
-            self.complain(str(error), "invalid_value")
-        except Overflow:
+            session.handle_error(ProtocolError(str(error)), message)
+        except SlowConsumerError:
             raise
-        except Exception:  # a bug of ours should not cost the client its session
-            log.exception("a message failed", extra={"fields": {"session": self.id}})
-            self.complain("The server failed to do this.", "server_error", kind="server_error")
-
-    def emit(self, type: str, **fields: Any) -> None:
-        """Put one of the protocol's events into the outbox."""
-        self.outbox.put(json.dumps({"type": type, "event_id": new_id("event"), **fields}, ensure_ascii=False))
-
-    def complain(self, message: str, code: str, param: str | None = None, kind: str = "invalid_request_error") -> None:
-        """Tell the client what is wrong, and with which of its messages."""
-        self.metrics.errors.labels(code).inc()
-        error = {"type": kind, "code": code, "message": message, "param": param, "event_id": self._event_id}
-        self.emit("error", error=error)
-
-    def expire(self, why: str) -> None:
-        """End the session by one of its limits."""
-        self._event_id = None
-        self.complain(why, "session_expired")
-        self.finish(Close(1008, why))
-
-    def finish(self, close: Close) -> None:
-        """Send what is in the outbox, then end the session."""
-        self.verdict = self.verdict or close
-        self._over.set()  # or one who reads nothing would keep it open
-        self.outbox.close()
+        except Exception:  # a bug in the server must not cost the client its session
+            log.exception("a message failed", extra={"fields": {"session": session.id}})
+            failure = ProtocolError("The server failed to process this.", "server_error", kind="server_error")
+            session.handle_error(failure, message)

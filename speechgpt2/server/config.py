@@ -1,7 +1,7 @@
-"""What a server is told: from a YAML file, the environment, and flags, the later ones going first.
+"""The server's settings, from a YAML file, the environment and flags; later sources override earlier ones.
 
 Every field is also an environment variable: `slots` is `SG2_SLOTS`, `limits.session_seconds` is
-`SG2_LIMITS_SESSION_SECONDS`; a list is written with commas.
+`SG2_LIMITS_SESSION_SECONDS`. A list is written with commas.
 """
 
 from __future__ import annotations
@@ -24,68 +24,100 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """Where patience ends. Seconds and bytes; `per_key`: sessions at once with one API key, 0 for no such limit."""
+    """Limits of sessions and requests.
+
+    Attributes:
+        session_seconds: Length of a session.
+        idle_seconds: Time without any message from the client.
+        message_bytes: Size of a client message.
+        outbound_bytes: Size of the queue to a client; a client that lets it fill up is disconnected.
+        request_bytes: Size of a REST request.
+        sessions_per_key: Sessions at the same time with one API key; 0 for no such limit.
+        drain_seconds: How long responses may go on after SIGTERM.
+        retry_seconds: The Retry-After of rejected requests.
+    """
 
     session_seconds: float = 3600.0
-    idle_seconds: float = 600.0  # without any message from the client
-    message_bytes: int = 15 * MEBIBYTE  # an append's sound, in base64
-    outbound_bytes: int = 4 * MEBIBYTE  # what may wait for a slow reader before it is let go
-    request_bytes: int = 32 * MEBIBYTE  # a REST request
-    per_key: int = 0
-    drain_seconds: float = 30.0  # how long answers may go on after SIGTERM
-    retry_seconds: int = 5  # what the refused are told to wait
+    idle_seconds: float = 600.0
+    message_bytes: int = 15 * MEBIBYTE
+    outbound_bytes: int = 4 * MEBIBYTE
+    request_bytes: int = 32 * MEBIBYTE
+    sessions_per_key: int = 0
+    drain_seconds: float = 30.0
+    retry_seconds: int = 5
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < 0 or (value == 0 and name != "per_key"):
+            if value < 0 or (value == 0 and name != "sessions_per_key"):
                 raise UserError(f"{name} must be above 0")
 
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Several engines behind one address, on Ray Serve. `replicas`: 0 for one engine in this process, without Ray.
+    """Several replicas behind one address, on Ray Serve.
 
-    Up to `most` replicas run, as many as keep a share `busy` of their slots taken; 0 for a fixed number. Each asks Ray
-    for `cpus` processors and `gpus` devices. `cluster`: a Ray cluster's address ("auto" on one of its machines); Ray is
-    started on this machine without.
+    Attributes:
+        replicas: Number of replicas, or the least number with autoscaling; 0 for one engine in this process.
+        max_replicas: The most replicas with autoscaling; 0 for a fixed number.
+        target_utilization: The share of used slots that autoscaling aims at.
+        num_cpus: Processors that Ray reserves for each replica.
+        num_gpus: GPUs that Ray reserves for each replica.
+        cluster: Address of a Ray cluster ("auto" on one of its machines); None starts Ray on this machine.
     """
 
     replicas: int = 0
-    most: int = 0
-    busy: float = 0.7
-    cpus: float = 1.0
-    gpus: float = 0.0
+    max_replicas: int = 0
+    target_utilization: float = 0.7
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
     cluster: str | None = None
 
     def __post_init__(self) -> None:
-        if self.replicas < 0 or self.cpus < 0 or self.gpus < 0:
-            raise UserError("replicas, cpus and gpus must not be negative")
-        if not self.replicas and (self.most or self.cluster):
-            raise UserError("most and cluster are about replicas: say how many to begin with")
-        if self.most and self.most < max(1, self.replicas):
-            raise UserError(f"most must be at least replicas ({self.replicas}), not {self.most}")
-        if not 0 < self.busy <= 1:
-            raise UserError(f"busy is a share of the slots, above 0 and at most 1, not {self.busy}")
+        if self.replicas < 0 or self.num_cpus < 0 or self.num_gpus < 0:
+            raise UserError("replicas, num_cpus and num_gpus must not be negative")
+        if not self.replicas and (self.max_replicas or self.cluster):
+            raise UserError("max_replicas and cluster need replicas: set replicas to at least 1")
+        if self.max_replicas and self.max_replicas < max(1, self.replicas):
+            raise UserError(f"max_replicas must be at least replicas ({self.replicas}), not {self.max_replicas}")
+        if not 0 < self.target_utilization <= 1:
+            raise UserError(f"target_utilization must be above 0 and at most 1, not {self.target_utilization}")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Everything about one server."""
+    """All settings of a server.
+
+    Attributes:
+        model: Built-in name, folder, or Hugging Face id.
+        codec: Another codec than the model's.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" …
+        dtype: Precision of the weights; None for the device's default.
+        slots: Sessions at the same time.
+        context: Patches of history per session; a fourth of them for instructions, tools and greeting.
+        host: Address to listen on.
+        port: Port to listen on; 0 for any free port.
+        api_keys: Accepted API keys.
+        allow_unauthenticated: Whether the network may connect without a key.
+        allowed_origins: Origins of browser pages that may connect, besides the server's own; "*" for all.
+        ice_servers: STUN servers ("stun:host:port"), which tell a server behind NAT its address, for WebRTC.
+        log_json: Whether the log is JSON lines.
+        log_transcripts: Whether the log contains what is said; it never contains audio.
+    """
 
     model: str = "mini"
     codec: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     slots: int = 8
-    context: int = 1024  # patches that a session remembers; a fourth of them for instructions, tools and greeting
+    context: int = 1024
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
-    open: bool = False  # serve the network without keys
-    origins: tuple[str, ...] = ()  # of browser pages, besides the server's own; "*" for all
-    ice_servers: tuple[str, ...] = ()  # "stun:host:port": who tells a server behind NAT its address, for WebRTC
-    log_json: bool = False  # one JSON object a line
-    log_words: bool = False  # what was said, too; sound is never logged
+    allow_unauthenticated: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    ice_servers: tuple[str, ...] = ()
+    log_json: bool = False
+    log_transcripts: bool = False
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
@@ -95,47 +127,63 @@ class ServerConfig:
         if not 0 <= self.port <= 65_535:
             raise UserError(f"port must be in 0…65535, not {self.port}")
         if self.scale.replicas and not self.port:
-            raise UserError("replicas share a port that must be given, not 0")
+            raise UserError("replicas need a fixed port, not 0")
         if any(len(key) < 8 for key in self.api_keys):
             raise UserError("an API key must have at least 8 characters")
         if wrong := [url for url in self.ice_servers if not re.fullmatch(r"stun:[^:/?]+(:[0-9]+)?", url)]:
-            raise UserError(f"an ICE server is written stun:host:port, not {wrong[0]}")
-        if not (self.api_keys or self.open or is_loopback(self.host)):
-            raise UserError(f"serving on {self.host} without keys lets anyone in: give --api-key, or --open to mean it")
+            raise UserError(f"an ICE server must have the form stun:host:port, not {wrong[0]}")
+        if not (self.api_keys or self.allow_unauthenticated or is_loopback(self.host)):
+            raise UserError(
+                f"serving on {self.host} without API keys lets anyone connect: "
+                "give --api-key, or --allow-unauthenticated if this is intended"
+            )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine only."""
+    """Whether `host` can be reached from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def read(path: str | Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
-    """The server's settings; a flag that is None was not given. Errors: `UserError` naming file, variable or key."""
+def read_config(path: str | Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
+    """Read the server's settings.
+
+    Args:
+        path: A YAML file.
+        environ: Environment variables.
+        flags: Settings from the command line; None for those that were not given.
+
+    Raises:
+        UserError: A setting is unknown or invalid; names the file, variable or key.
+    """
     values = config.read(path) if path is not None else {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys")
-    _merge(values, from_environment(environ))
+    _merge(values, read_environment(environ))
     _merge(values, {key: value for key, value in flags.items() if value is not None})
     return config.from_dict(ServerConfig, values, Path(path).name if path is not None else "settings")
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings among the environment's variables, as `from_dict` takes them. Errors: `UserError`."""
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings among the environment variables, nested as in the YAML file.
+
+    Raises:
+        UserError: A variable has an invalid value.
+    """
     values: dict[str, Any] = {}
     for name, hint, keys in _variables(ServerConfig):
         if name in environ:
             target = values
             for key in keys[:-1]:
                 target = target.setdefault(key, {})
-            target[keys[-1]] = _read_as(hint, environ[name], name)
+            target[keys[-1]] = _parse(hint, environ[name], name)
     return values
 
 
 def _variables(cls: type[Any], keys: tuple[str, ...] = ()) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """Name, type and place of every variable."""
+    """Return name, type and keys of every environment variable."""
     found = []
     for key, hint in typing.get_type_hints(cls).items():
         path = (*keys, key)
@@ -146,7 +194,7 @@ def _variables(cls: type[Any], keys: tuple[str, ...] = ()) -> list[tuple[str, An
     return found
 
 
-def _read_as(hint: Any, text: str, name: str) -> Any:
+def _parse(hint: Any, text: str, name: str) -> Any:
     if typing.get_origin(hint) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     if hint is bool:

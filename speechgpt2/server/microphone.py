@@ -1,62 +1,75 @@
-"""What a client's microphone sent: decoded as it comes, kept until it has become somebody's turn."""
+"""The client's microphone: decodes its audio, and keeps it until it belongs to a user turn."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from speechgpt2.server import formats
-from speechgpt2.server.formats import Decoder, Format
+from speechgpt2.server import audio_formats
+from speechgpt2.server.audio_formats import WireDecoder, WireFormat
 from speechgpt2.types import SAMPLE_RATE
 
-KEPT_SECONDS = 120  # of sound that has not become a turn; what is older is let go
+MAX_SECONDS = 120  # of audio outside of turns that is kept; older audio is dropped
 
 
-class Microphone:
-    """Samples are counted at 24 kHz from the beginning of the session, whatever the format."""
+class MicrophoneBuffer:
+    """Audio received from a client. Samples are counted at 24 kHz from the session's start, whatever the format.
 
-    def __init__(self, format: Format):
-        self.heard = 0  # samples in all
-        self.taken = 0  # the sample up to which all is committed or cleared
-        self.heard_at = 0.0  # when the latest came, by the session's clock
-        self.become(format)
+    Attributes:
+        received: Samples received.
+        committed: The sample up to which all audio is committed or cleared.
+        received_at: When the latest audio came, in seconds of the session's clock.
+    """
 
-    def become(self, format: Format) -> None:
-        """What comes now is in `format`."""
-        self.format, self._decoder = format, Decoder(format)
-        self._rate = formats.BYTES_PER_SECOND[format]
-        self._sound, self._first = bytearray(), self.heard  # and the sample with which it begins
+    def __init__(self, format: WireFormat):
+        self.received = 0
+        self.committed = 0
+        self.received_at = 0.0
+        self.set_format(format)
+
+    def set_format(self, format: WireFormat) -> None:
+        """Expect audio in `format` from now on. Drops the audio kept in the old format."""
+        self.format, self._decoder = format, WireDecoder(format)
+        self._rate = audio_formats.BYTES_PER_SECOND[format]
+        self._data, self._first_sample = bytearray(), self.received
 
     @property
-    def waiting_ms(self) -> int:
-        """Milliseconds that have not become a turn."""
-        return formats.milliseconds(self.heard - self.taken)
+    def uncommitted_ms(self) -> int:
+        """Milliseconds of audio that belong to no turn."""
+        return audio_formats.to_milliseconds(self.received - self.committed)
 
     def push(self, data: bytes, now: float) -> np.ndarray:
-        """The next bytes -> `pcm [N]`. Errors: `UserError` for half a sample."""
+        """Add received bytes.
+
+        Returns:
+            The decoded samples, `[N]` float32 at 24 kHz.
+
+        Raises:
+            UserError: The bytes end in the middle of a sample.
+        """
         pcm = self._decoder.push(data)
-        self._sound += data
-        self.heard += len(pcm)
-        self.heard_at = now
-        self._let_go(self.heard - KEPT_SECONDS * SAMPLE_RATE)
+        self._data += data
+        self.received += len(pcm)
+        self.received_at = now
+        self._drop_until(self.received - MAX_SECONDS * SAMPLE_RATE)
         return pcm
 
     def take(self, start: int, end: int) -> bytes:
-        """The bytes from sample `start` to `end`; they and what was before are let go."""
-        sound = bytes(self._sound[self._byte(start) : self._byte(end)])
-        self._let_go(end)
-        self.taken = max(self.taken, end)
-        return sound
+        """Remove and return the bytes from sample `start` to `end`; earlier audio is dropped."""
+        data = bytes(self._data[self._offset(start) : self._offset(end)])
+        self._drop_until(end)
+        self.committed = max(self.committed, end)
+        return data
 
-    def moment(self, sample: int) -> float:
-        """When `sample` was spoken, by the session's clock."""
-        return self.heard_at - (self.heard - sample) / SAMPLE_RATE
+    def time_of(self, sample: int) -> float:
+        """Return when `sample` was spoken, in seconds of the session's clock."""
+        return self.received_at - (self.received - sample) / SAMPLE_RATE
 
-    def _let_go(self, sample: int) -> None:
-        if sample > self._first:
-            del self._sound[: self._byte(sample)]
-            self._first = min(sample, self.heard)
+    def _drop_until(self, sample: int) -> None:
+        if sample > self._first_sample:
+            del self._data[: self._offset(sample)]
+            self._first_sample = min(sample, self.received)
 
-    def _byte(self, sample: int) -> int:
-        """Where a sample begins in what is kept; samples of one byte stay together."""
+    def _offset(self, sample: int) -> int:
+        """Return the byte offset of a sample in the kept audio, rounded down to a whole sample."""
         width = 2 if self.format == "audio/pcm" else 1
-        return max(0, (sample - self._first) * self._rate // SAMPLE_RATE // width * width)
+        return max(0, (sample - self._first_sample) * self._rate // SAMPLE_RATE // width * width)

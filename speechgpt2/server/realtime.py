@@ -1,35 +1,39 @@
-"""One client's session: the OpenAI Realtime protocol on one side, a dialogue with the model on the other.
+"""One client's session in the OpenAI Realtime protocol.
 
-Whatever happens, a message of the client's or an event of the dialogue's, is one call of `on`: it changes state, asks
-something of the dialogue, and puts the protocol's events into the outbox. It never waits; so nothing is ever half done.
-The loops that call it are in channel.py.
+A client message calls a method of the dialogue; an event of the dialogue becomes server events:
 
-    client                                        here                          dialogue
-    input_audio_buffer.append ─────────────────►  microphone  ───────────────►  append_audio
-                     ◄── speech_started, speech_stopped, committed ───────────  SpeechStarted … UserTurnCommitted
-    response.create  ──────────────────────────────────────────────────────►  respond
-                     ◄── response.created … deltas … response.done ───────────  ReplyStarted … TextDelta … ReplyDone
-    response.cancel, conversation.item.truncate ───────────────────────────►  interrupt, truncate
+    client                                         this session                  dialogue
+    input_audio_buffer.append ─────────────────►  UserTurns.append  ──────────►  append_audio
+                     ◄── speech_started, speech_stopped, committed ────────────  SpeechStarted … UserTurnCommitted
+    response.create  ──────────────────────────►  Responses.create  ──────────►  respond
+                     ◄── response.created … deltas … response.done ────────────  ReplyStarted … TextDelta … ReplyDone
+    response.cancel, conversation.item.truncate ──────────────────────────────►  interrupt, truncate
+
+Messages and events are handled one at a time, in the loops of channel.py. Only the creation of a spoken item waits: its
+audio is encoded in a thread, before the session changes anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
-from functools import singledispatchmethod
+from dataclasses import replace
 from typing import Any
 
-from speechgpt2.duplex.protocol import Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
+from speechgpt2.duplex.protocol import DialogueEvent, Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
-from speechgpt2.server import formats, settings, wire
-from speechgpt2.server.channel import Channel, Close, log
-from speechgpt2.server.config import LimitsConfig
-from speechgpt2.server.conversation import Conversation, Item, Part, as_turn, from_base64, from_client, new_id
+from speechgpt2.server import audio_formats, messages, settings
+from speechgpt2.server.channel import Channel, WireSession
+from speechgpt2.server.context import SessionContext
+from speechgpt2.server.dialogue import Dialogue
+from speechgpt2.server.events import EventSender
+from speechgpt2.server.items import ConversationItem, item_from_client, turn_from_item
+from speechgpt2.server.messages import ClientMessage, ResponseConfig
 from speechgpt2.server.metrics import Metrics
-from speechgpt2.server.microphone import Microphone
-from speechgpt2.server.response import Heard, Response, Status
-from speechgpt2.server.wire import Session, WireError
+from speechgpt2.server.responses import Responses
+from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.user_turns import UserTurns
 from speechgpt2.types import (
     SAMPLE_RATE,
     AudioDelta,
@@ -45,312 +49,203 @@ from speechgpt2.types import (
     Turn,
 )
 
-SHORTEST_TURN = 100  # milliseconds of sound that a client may commit
-LEAVING = "the server is shutting down"
 
+class RealtimeSession(WireSession[ClientMessage]):
+    """One Realtime session. The caller opens and closes the dialogue and runs the channel.
 
-@dataclass(frozen=True)
-class Addition:
-    """A client's item, `turn` being what the model is told of it; its speech is encoded."""
+    Args:
+        dialogue: The dialogue with the model.
+        engine: Encodes the audio of items that the client adds.
+        config: The session's initial settings.
+        channel: Carries the server events.
+        metrics: The server's metrics.
+        log_transcripts: Whether the log contains what is said.
+    """
 
-    item: Item
-    turn: Turn | None
-    after: str | None
-
-
-class Connection(Channel):
-    """One session on the wire. The caller opens and closes the dialogue."""
-
-    def __init__(self, dialogue: Any, engine: Engine, session: Session, limits: LimitsConfig, metrics: Metrics):
-        super().__init__(dialogue, limits, metrics)
-        self.engine, self.session, self.conversation = engine, session, Conversation()
-        self.microphone = Microphone(session.audio.input.format.type)
-        self.speaking = new_id("item")  # the id that the user's next spoken turn will have
-        self.transcribed: Item | None = None  # the user's latest spoken turn
-        self.response: Response | None = None
-        self.wanted: dict[int, tuple[Session, dict[str, str] | None]] = {}  # replies that the client asked for
-        self.heard = Heard()  # by the model, since its last reply
-        self.notes: tuple[str, ...] = ()  # system messages
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        engine: Engine,
+        config: SessionConfig,
+        channel: Channel[ClientMessage],
+        metrics: Metrics,
+        log_transcripts: bool = False,
+    ):
+        self.dialogue, self.engine, self.channel = dialogue, engine, channel
+        self.events = EventSender(channel, metrics)
+        self.context = SessionContext(config, dialogue, self.events, metrics, log_transcripts)
+        self.id, self.items = self.context.id, self.context.items
+        self.user_turns, self.responses = UserTurns(self.context), Responses(self.context)
+        self.system_messages: tuple[str, ...] = ()
         self.greeting: Speech | None = None
-        self.spoke_up = self.speech_ended = self.turn_ended = 0.0
-        self.draining, self.log_words = False, False
-        self.emit("session.created", session=self.shown())
+        self.draining = False
+        self.events.send("session.created", session=self.to_dict())
 
-    def shown(self) -> dict[str, Any]:
-        """The session's settings, as the wire shows them."""
-        ends = int(time.time() + self.began + self.limits.session_seconds - time.monotonic())
-        return {"id": self.id, "object": "realtime.session", "expires_at": ends, **self.session.model_dump()}
+    def to_dict(self) -> dict[str, Any]:
+        """Format the session's settings for the wire."""
+        ends = int(time.time() + self.channel.opened_at + self.channel.limits.session_seconds - time.monotonic())
+        return {"id": self.id, "object": "realtime.session", "expires_at": ends, **self.context.config.model_dump()}
 
     def summary(self) -> dict[str, Any]:
-        """For the log: no words, no sound."""
-        seconds = round(time.monotonic() - self.began, 3)
-        heard = round(self.microphone.heard / SAMPLE_RATE, 3)
-        return {"session": self.id, "seconds": seconds, "heard_seconds": heard, "items": len(self.conversation)}
-
-    def drain(self) -> None:
-        """Let the answer in progress end, then end the session; without one, now."""
-        self.draining = True
-        self.leave_if_done()
+        """Return what the log says about the session: no transcripts, no audio."""
+        seconds = round(time.monotonic() - self.channel.opened_at, 3)
+        received = round(self.user_turns.microphone.received / SAMPLE_RATE, 3)
+        return {"session": self.id, "seconds": seconds, "received_seconds": received, "items": len(self.items)}
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is under way."""
-        return self.response is not None or bool(self.wanted)
+        """Whether a response is in progress."""
+        return self.responses.busy
 
-    def leave_if_done(self) -> None:
-        """End the session if it is to end as soon as no answer is under way."""
+    def drain(self) -> None:
+        """Close the session when its current response has ended; now if there is none."""
+        self.draining = True
+        self.close_if_drained()
+
+    def close_if_drained(self) -> None:
+        """Close a draining session that has no response in progress."""
         if self.draining and not self.busy:
-            self.finish(Close(1001, LEAVING))
+            self.channel.close(1001, "the server is shutting down")
 
-    # what the client says
+    async def handle_message(self, message: ClientMessage) -> None:
+        """Act on a client message. See `WireSession`."""
+        match message:
+            case messages.InputAudioAppend():
+                self.user_turns.append(message.audio)
+            case messages.InputAudioCommit():
+                self.user_turns.commit()
+            case messages.InputAudioClear():
+                self.user_turns.clear()
+            case messages.ResponseCreate():
+                self.responses.create(message.response or ResponseConfig())
+            case messages.ResponseCancel():
+                self.responses.cancel(message.response_id)
+            case messages.SessionUpdate():
+                self._update(message.session)
+            case messages.ItemCreate():
+                await self._create_item(message)
+            case messages.ItemRetrieve():
+                item = self.items.get(message.item_id, "item_retrieve_invalid_item_id")
+                self.events.send("conversation.item.retrieved", item=item.to_dict(with_audio=True))
+            case messages.ItemDelete():
+                self._delete_item(message.item_id)
+            case messages.ItemTruncate():
+                self._truncate_item(message)
+            case messages.OutputAudioClear():
+                raise ProtocolError(
+                    "A WebSocket session has no output audio buffer: truncate the item instead.", param="type"
+                )
+            case _:
+                raise TypeError(f"unhandled message {type(message).__name__}")
 
-    @singledispatchmethod
-    def on(self, what: Any) -> None:
-        """A message of the client's, or an event of the dialogue's."""
-        raise TypeError(f"nothing is done about {type(what).__name__}")
+    def handle_event(self, event: DialogueEvent) -> None:
+        """Act on an event of the dialogue. See `WireSession`."""
+        match event:
+            case SpeechStarted():
+                self.user_turns.speech_started(event.at)
+            case SpeechStopped():
+                self.user_turns.speech_stopped(event.at)
+            case UserTurnCommitted():
+                self.user_turns.turn_committed(event.start, event.end, event.number)
+            case IdleTimeout():
+                self.user_turns.idle_timeout(event.start, event.end)
+            case Transcript():
+                self.user_turns.transcribed(event.text)
+            case ReplyStarted():
+                self.responses.started(event.number)
+            case TextDelta():
+                self.responses.add_text(event.text)
+            case AudioDelta():
+                self.responses.add_audio(event.pcm)
+            case ToolCall():
+                self.responses.add_tool_call(event.name, event.arguments)
+            case Interrupted():
+                self.responses.interrupted()
+            case ReplyDone():
+                self.responses.done(event)
+                self.close_if_drained()
+            case Error():
+                self._fail(event.message)
+            case _:
+                raise TypeError(f"unhandled event {type(event).__name__}")
 
-    @on.register
-    def _(self, message: wire.SessionUpdate) -> None:
-        before, session = self.session.audio.input.format, self.session.updated(message.session)
-        self.dialogue.configure(settings.of_dialogue(session), settings.of_session(session, self.notes, self.greeting))
-        self.session = session
-        if session.audio.input.format != before:
-            self.microphone.become(session.audio.input.format.type)
-        self.emit("session.updated", session=self.shown())
+    def handle_error(self, error: ProtocolError, message: ClientMessage | None) -> None:
+        """Send an error event. See `WireSession`."""
+        self.events.send_error(error, error.event_id if message is None else message.event_id)
 
-    @on.register
-    def _(self, message: wire.Append) -> None:
-        self.dialogue.append_audio(self.microphone.push(from_base64(message.audio, "audio"), time.monotonic()))
+    def _fail(self, message: str) -> None:
+        """The current response has failed, or the session without a response."""
+        if self.responses.current is not None:
+            self.responses.failed(message)
+            self.close_if_drained()
+        else:
+            self.events.send_error(ProtocolError(message, "server_error", kind="server_error"))
 
-    @on.register
-    def _(self, message: wire.Commit) -> None:
-        if self.microphone.waiting_ms < SHORTEST_TURN:
-            raise WireError(
-                f"Error committing input audio buffer: it holds {self.microphone.waiting_ms} ms of sound, "
-                f"and at least {SHORTEST_TURN} ms are needed.",
-                "input_audio_buffer_commit_empty",
-            )
-        try:
-            self.dialogue.commit_audio()
-        except UserError as error:
-            raise WireError(str(error), "input_audio_buffer_commit_empty") from None
-        self.microphone.taken = self.microphone.heard
+    def _update(self, changes: dict[str, Any]) -> None:
+        """Change the session's settings."""
+        config = self.context.config.updated(changes)
+        self.dialogue.configure(
+            settings.dialogue_settings(config), settings.session_settings(config, self.system_messages, self.greeting)
+        )
+        self.context.config = config
+        self.user_turns.set_format(config.audio.input.format.type)
+        self.events.send("session.updated", session=self.to_dict())
 
-    @on.register
-    def _(self, message: wire.Clear) -> None:
-        self.dialogue.clear_audio()
-        self.microphone.take(0, self.microphone.heard)
-        self.emit("input_audio_buffer.cleared")
+    # items
 
-    async def prepared(self, message: wire.Message) -> Any:
-        """A client's item is made ready to be added: encoding its sound takes a while, and happens beside the loop."""
-        if not isinstance(message, wire.ItemCreate):
-            return message
-        item = from_client(message.item, self.session.audio.input.format.type)
-        turn = as_turn(item)
+    async def _create_item(self, message: messages.ItemCreate) -> None:
+        item = item_from_client(message.item, self.context.config.audio.input.format.type)
+        turn = turn_from_item(item)
         if turn is not None and isinstance(speech := turn.segments[0], Speech) and speech.pcm is not None:
             codes = await asyncio.to_thread(self.engine.encode, speech.pcm)
             turn = replace(turn, segments=(replace(speech, codes=codes),))
-        return Addition(item, turn, message.previous_item_id)
-
-    @on.register
-    def _(self, addition: Addition) -> None:
-        item = addition.item
-        before = self.conversation.add(item, addition.after)
+        previous_id = self.items.add(item, message.previous_item_id)
         try:
-            self._tell(item, addition.turn)
+            self._add_to_history(item, turn)
         except UserError:
-            self.conversation.delete(item.id)
+            self.items.delete(item.id)
             raise
-        for event in ("added", "done"):
-            self.emit(f"conversation.item.{event}", previous_item_id=before, item=item.shown())
+        self.events.send_item(item, previous_id)
 
-    @on.register
-    def _(self, message: wire.ItemRetrieve) -> None:
-        item = self.conversation.get(message.item_id, "item_retrieve_invalid_item_id")
-        self.emit("conversation.item.retrieved", item=item.shown(with_sound=True))
+    def _add_to_history(self, item: ConversationItem, turn: Turn | None) -> None:
+        """Add a client's item to the model's history.
 
-    @on.register
-    def _(self, message: wire.ItemDelete) -> None:
-        item = self.conversation.delete(message.item_id)
-        if item.number is not None:
-            self.dialogue.delete_turn(item.number)
-        self.emit("conversation.item.deleted", item_id=item.id)
+        A system message extends the instructions; the assistant's speech as the first item is the greeting.
 
-    @on.register
-    def _(self, message: wire.ItemTruncate) -> None:
-        item = self.conversation.get(message.item_id, "item_truncate_invalid_item_id")
-        if item.role != "assistant" or not item.parts or not item.parts[0].spoken:
-            raise WireError("Only what the assistant has spoken can be truncated.", "invalid_value", "item_id")
-        milliseconds = self.conversation.cut(item, message.audio_end_ms)
-        if self.response is not None and item in self.response.items:
-            self.response.heard = formats.samples(milliseconds)  # it may still grow; cut when it ends
-        elif item.number is not None:
-            self.dialogue.truncate(item.number, formats.samples(milliseconds))
-        place = {"item_id": item.id, "content_index": message.content_index}
-        self.emit("conversation.item.truncated", **place, audio_end_ms=milliseconds)
-
-    @on.register
-    def _(self, message: wire.ResponseCreate) -> None:
-        busy = "Conversation already has an active response in progress"
-        if self.response is not None or self.wanted:
-            raise WireError(f"{busy}.", "conversation_already_has_active_response")
-        wish = message.response or wire.ResponseSettings()
-        if wish.conversation == "none" or wish.input is not None:
-            param = "response.conversation" if wish.conversation == "none" else "response.input"
-            raise WireError("An answer outside of the conversation is not supported.", "unsupported_value", param)
-        own = wish.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
-        session = self.session.updated(own, "response")
-        try:
-            number = self.dialogue.respond(settings.of_reply(session, wish.instructions))
-        except UserError as error:
-            raise WireError(f"{busy} ({error}).", "conversation_already_has_active_response") from None
-        self.wanted[number] = (session, wish.metadata)
-
-    @on.register
-    def _(self, message: wire.ResponseCancel) -> None:
-        response = self.response
-        if response is None or message.response_id not in (None, response.id) or response.ending is not None:
-            raise WireError("Cancellation failed: no active response found", "response_cancel_not_active")
-        response.ending = "client_cancelled"
-        self.dialogue.interrupt(None)
-
-    @on.register
-    def _(self, message: wire.OutputClear) -> None:
-        raise WireError("There is no output buffer on a websocket: truncate the item.", "invalid_value", "type")
-
-    # what the dialogue tells
-
-    @on.register
-    def _(self, event: SpeechStarted) -> None:
-        self.spoke_up = self.microphone.moment(event.at)
-        start = formats.milliseconds(event.at)
-        self.emit("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self.speaking)
-
-    @on.register
-    def _(self, event: SpeechStopped) -> None:
-        self.speech_ended, self.turn_ended = self.microphone.moment(event.at), time.monotonic()
-        end = formats.milliseconds(event.at)
-        self.emit("input_audio_buffer.speech_stopped", audio_end_ms=end, item_id=self.speaking)
-
-    @on.register
-    def _(self, event: UserTurnCommitted) -> None:
-        self._commit(event.start, event.end).number = event.number
-
-    @on.register
-    def _(self, event: IdleTimeout) -> None:
-        times = {"audio_start_ms": formats.milliseconds(event.start), "audio_end_ms": formats.milliseconds(event.end)}
-        self.emit("input_audio_buffer.timeout_triggered", **times, item_id=self.speaking)
-        self._commit(event.start, event.end)
-
-    @on.register
-    def _(self, event: ReplyStarted) -> None:
-        session, metadata = self.wanted.pop(event.number, (self.session, None))
-        self.response = Response(self.emit, session, self.conversation, event.number, self.heard, metadata)
-        self.heard = Heard()
-        self.response.begin()
-
-    @on.register
-    def _(self, event: Transcript) -> None:
-        item = self.transcribed
-        if item is None:
-            return
-        item.parts[0].text = event.text
-        if self.log_words:
-            log.info("heard", extra={"fields": {"session": self.id, "words": event.text}})
-        if self.session.audio.input.transcription is not None:
-            kind, place = "conversation.item.input_audio_transcription", {"item_id": item.id, "content_index": 0}
-            seconds = item.parts[0].size / formats.BYTES_PER_SECOND[item.parts[0].format]
-            self.emit(f"{kind}.delta", **place, delta=event.text)
-            usage = {"type": "duration", "seconds": seconds}
-            self.emit(f"{kind}.completed", **place, transcript=event.text, usage=usage)
-
-    @on.register
-    def _(self, event: TextDelta) -> None:
-        if self.response is not None:
-            self.response.write(event.text)
-
-    @on.register
-    def _(self, event: AudioDelta) -> None:
-        if self.response is None:
-            return
-        now = time.monotonic()
-        if self.response.began is None and self.speech_ended:
-            self.metrics.first_audio.observe(max(0.0, now - self.speech_ended))
-            self.metrics.endpoint.observe(max(0.0, now - self.turn_ended))
-            self.speech_ended = 0.0
-        if self.response.ran_dry(now):
-            self.metrics.underruns.inc()
-        self.response.speak(event.pcm, now)
-
-    @on.register
-    def _(self, event: ToolCall) -> None:
-        if self.response is not None:
-            self.response.call(event.name, event.arguments)
-
-    @on.register
-    def _(self, event: Interrupted) -> None:
-        if self.response is not None and self.response.ending is None:
-            self.response.ending = "turn_detected"
-            self.metrics.barge_in.observe(max(0.0, time.monotonic() - self.spoke_up))
-
-    @on.register
-    def _(self, event: ReplyDone) -> None:
-        if event.reason == "interrupted":
-            self._end("cancelled", self.response.ending if self.response is not None else None)
-        elif event.reason == "length":
-            self._end("incomplete", "max_output_tokens")
-        else:
-            self._end("completed")
-
-    @on.register
-    def _(self, event: Error) -> None:
-        if self.response is not None:
-            error = {"type": "server_error", "code": "server_error", "message": event.message}
-            self._end("failed", error=error)
-        else:
-            self.complain(event.message, "server_error", kind="server_error")
-
-    # what follows from it
-
-    def _tell(self, item: Item, turn: Turn | None) -> None:
-        """Make a client's item known to the model. Errors: `UserError`."""
-        notes, greeting = self.notes, self.greeting
+        Raises:
+            UserError: The model does not accept it.
+        """
+        system_messages, greeting = self.system_messages, self.greeting
         segment = None if turn is None else turn.segments[0]
         if item.role == "system":
-            notes += (item.written,)
-        elif item.role == "assistant" and isinstance(segment, Speech) and len(self.conversation) == 1:
+            system_messages += (item.text,)
+        elif item.role == "assistant" and isinstance(segment, Speech) and len(self.items) == 1:
             greeting = segment
         elif turn is not None:
-            item.number = self.dialogue.add_turn(turn)
-        if (notes, greeting) != (self.notes, self.greeting):
-            self.dialogue.configure(None, settings.of_session(self.session, notes, greeting))
-            self.notes, self.greeting = notes, greeting
+            item.turn = self.dialogue.add_turn(turn)
+        if (system_messages, greeting) != (self.system_messages, self.greeting):
+            self.dialogue.configure(None, settings.session_settings(self.context.config, system_messages, greeting))
+            self.system_messages, self.greeting = system_messages, greeting
         if isinstance(segment, Speech) and segment.pcm is not None:
-            self.heard.samples += len(segment.pcm)
-        self.heard.pieces += len(item.written.split())
+            self.context.input_usage.audio_samples += len(segment.pcm)
+        self.context.input_usage.text_tokens += len(item.text.split())
 
-    def _commit(self, start: int, end: int) -> Item:
-        """What the microphone sent from sample `start` to `end` becomes an item of the user's."""
-        item = Item(self.speaking, parts=[Part("input_audio", format=self.microphone.format)])
-        self.speaking, self.transcribed = new_id("item"), item
-        before = self.conversation.add(item)
-        self.conversation.hear(item.parts[0], self.microphone.take(start, end))
-        self.heard.samples += end - start
-        self.emit("input_audio_buffer.committed", previous_item_id=before, item_id=item.id)
-        for event in ("added", "done"):
-            self.emit(f"conversation.item.{event}", previous_item_id=before, item=item.shown())
-        return item
+    def _delete_item(self, id: str) -> None:
+        item = self.items.delete(id)
+        if item.turn is not None:
+            self.dialogue.delete_turn(item.turn)
+        self.events.send("conversation.item.deleted", item_id=item.id)
 
-    def _end(self, status: Status, reason: str | None = None, error: dict[str, Any] | None = None) -> None:
-        """The answer is over."""
-        response, self.response = self.response, None
-        if response is not None:
-            response.end(status, reason, error)
-            if self.log_words:
-                words = " ".join(item.written for item in response.items)
-                log.info("answered", extra={"fields": {"session": self.id, "status": status, "words": words}})
-            self.metrics.responses.labels(status).inc()
-            if response.heard is not None:
-                self.dialogue.truncate(response.number, response.heard)
-        self.leave_if_done()
+    def _truncate_item(self, message: messages.ItemTruncate) -> None:
+        """Cut a spoken item, and the model's history, to what the client has played."""
+        item = self.items.get(message.item_id, "item_truncate_invalid_item_id")
+        if item.role != "assistant" or not item.parts or not item.parts[0].is_audio:
+            raise ProtocolError("Only the assistant's speech can be truncated.", "invalid_value", "item_id")
+        milliseconds = self.items.truncate(item, message.audio_end_ms)
+        played, response = audio_formats.to_samples(milliseconds), self.responses.current
+        if response is not None and item in response.output:
+            response.truncate_at = played  # the item may still grow; the history is cut when the response ends
+        elif item.turn is not None:
+            self.dialogue.truncate(item.turn, played)
+        location = {"item_id": item.id, "content_index": message.content_index}
+        self.events.send("conversation.item.truncated", **location, audio_end_ms=milliseconds)

@@ -1,4 +1,4 @@
-"""One answer as the wire tells it: every event of the protocol in its order.
+"""One response: the server events of the Realtime protocol in their order.
 
     response.created
         response.output_item.added · conversation.item.added · response.content_part.added
@@ -7,53 +7,57 @@
         conversation.item.done · response.output_item.done
     response.done
 
-A call of a function is an item of its own. An answer ends once, whichever way: completed, cancelled by a client or by
-the user's voice, incomplete, failed.
+A tool call is an item of its own. A response ends once: completed, cancelled, incomplete or failed.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from speechgpt2.server import formats
-from speechgpt2.server.conversation import Conversation, Item, Part, new_id
-from speechgpt2.server.formats import Encoder
-from speechgpt2.server.wire import Session
+from speechgpt2.server import audio_formats
+from speechgpt2.server.audio_formats import WireEncoder
+from speechgpt2.server.events import EventSender
+from speechgpt2.server.items import ContentPart, ConversationItem, ItemList, new_id
+from speechgpt2.server.session_config import SessionConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
-PATCH = 3 * FRAME_SIZE
-LONGEST_DELTA = formats.samples(60)  # the protocol's clients expect 20–80 ms at a time
-CUSHION = 0.1  # seconds that a client holds before it plays
+PATCH = 3 * FRAME_SIZE  # samples
+MAX_DELTA = audio_formats.to_samples(60)  # samples; clients expect 20–80 ms in one delta
+CLIENT_BUFFER = 0.1  # seconds of audio that a client holds before it starts to play
 
-Emit = Callable[..., None]  # emit("response.created", response={…})
-Status = Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
+ResponseStatus = Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
 
 
 @dataclass
-class Heard:
-    """What the model was given since its last answer: written pieces, and samples of speech."""
+class InputUsage:
+    """The model's input since its last response: text tokens (approximated by words) and samples of speech."""
 
-    pieces: int = 0
-    samples: int = 0
+    text_tokens: int = 0
+    audio_samples: int = 0
+
+    def take(self) -> InputUsage:
+        """Return the counts and reset them."""
+        taken = InputUsage(self.text_tokens, self.audio_samples)
+        self.text_tokens = self.audio_samples = 0
+        return taken
 
 
 @dataclass
 class Usage:
-    """Tokens in the model's own measure: a patch of 120 ms, or a piece of text, is one."""
+    """Token counts of a response. A patch of 120 ms is one audio token."""
 
-    heard: Heard
-    pieces: int = 0
-    samples: int = 0
+    input: InputUsage
+    text_tokens: int = 0
+    audio_samples: int = 0
 
-    def shown(self) -> dict[str, Any]:
-        """As the wire shows it."""
-        given = {"text_tokens": self.heard.pieces, "audio_tokens": -(-self.heard.samples // PATCH)}
-        made = {"text_tokens": self.pieces, "audio_tokens": -(-self.samples // PATCH)}
+    def to_dict(self) -> dict[str, Any]:
+        """Format the counts for the wire."""
+        given = {"text_tokens": self.input.text_tokens, "audio_tokens": -(-self.input.audio_samples // PATCH)}
+        made = {"text_tokens": self.text_tokens, "audio_tokens": -(-self.audio_samples // PATCH)}
         return {
             "input_tokens": sum(given.values()),
             "output_tokens": sum(made.values()),
@@ -63,84 +67,104 @@ class Usage:
         }
 
 
-class Response:
-    """An answer in the making. `session` holds the settings it is made with."""
+class RealtimeResponse:
+    """A response in progress.
+
+    Args:
+        events: Sends the server events.
+        config: The settings of this response.
+        items: The conversation, to which the response adds its items.
+        turn: The number of the dialogue's reply.
+        input_usage: The model's input since the last response.
+        metadata: The client's own data, repeated in the events.
+
+    Attributes:
+        first_audio_at: When the first audio was sent, in seconds of `time.monotonic`.
+        truncate_at: Samples after which the client truncated the response while it was in progress.
+        cancel_reason: Why the response will end as cancelled.
+    """
 
     def __init__(
         self,
-        emit: Emit,
-        session: Session,
-        conversation: Conversation,
-        number: int,
-        heard: Heard,
+        events: EventSender,
+        config: SessionConfig,
+        items: ItemList,
+        turn: int,
+        input_usage: InputUsage,
         metadata: dict[str, str] | None = None,
     ):
-        self.id, self.number, self.status = new_id("resp"), number, "in_progress"
-        self.session, self.conversation, self.metadata = session, conversation, metadata
-        self.items: list[Item] = []
-        self.usage = Usage(heard)
-        self.began: float | None = None  # when its first sound was sent
-        self.heard: int | None = None  # samples, if the client has said so before the end
-        self.ending: str | None = None  # why it will be cut short
-        self._emit = emit
+        self.id, self.turn = new_id("resp"), turn
+        self.status: ResponseStatus = "in_progress"
+        self.config, self.metadata = config, metadata
+        self.output: list[ConversationItem] = []
+        self.usage = Usage(input_usage)
+        self.first_audio_at: float | None = None
+        self.truncate_at: int | None = None
+        self.cancel_reason: str | None = None
+        self._events, self._items = events, items
         self._reason: str | None = None
         self._error: dict[str, Any] | None = None
-        self._encoder = Encoder(session.audio.output.format.type)
-        self._open: Item | None = None  # the message that grows
+        self._encoder = WireEncoder(config.audio.output.format.type)
+        self._open: ConversationItem | None = None  # the message that grows
 
     @property
-    def message(self) -> Item | None:
-        """The spoken or written item, if there is one."""
-        return next((item for item in self.items if item.type == "message"), None)
+    def message(self) -> ConversationItem | None:
+        """The spoken or written message, if there is one."""
+        return next((item for item in self.output if item.type == "message"), None)
 
-    def begin(self) -> None:
-        """The model is about to answer."""
-        self._emit("response.created", response=self.shown())
+    def start(self) -> None:
+        """Announce the response."""
+        self._events.send("response.created", response=self.to_dict())
 
-    def write(self, text: str) -> None:
-        """The next words."""
-        part = self._part()
+    def add_text(self, text: str) -> None:
+        """Send a piece of text."""
+        part = self._open_part()
         part.text = (part.text or "") + text
-        self.usage.pieces += 1
-        kind = "output_audio_transcript" if part.spoken else "output_text"
-        self._emit(f"response.{kind}.delta", **self._place(), delta=text)
+        self.usage.text_tokens += 1
+        kind = "output_audio_transcript" if part.is_audio else "output_text"
+        self._events.send(f"response.{kind}.delta", **self._location(), delta=text)
 
-    def ran_dry(self, now: float) -> bool:
-        """Whether a listener with some cushion has played all that was sent."""
-        return self.began is not None and now > self.began + self.usage.samples / SAMPLE_RATE + CUSHION
+    def has_underrun(self, now: float) -> bool:
+        """Whether a client that buffers `CLIENT_BUFFER` seconds has played everything that was sent."""
+        if self.first_audio_at is None:
+            return False
+        return now > self.first_audio_at + self.usage.audio_samples / SAMPLE_RATE + CLIENT_BUFFER
 
-    def speak(self, pcm: np.ndarray, now: float) -> None:
-        """The next speech, `pcm [N]`."""
-        if self.began is None:
-            self.began = now
-        part, pieces = self._part(), -(-len(pcm) // LONGEST_DELTA)
+    def add_audio(self, pcm: np.ndarray, now: float) -> None:
+        """Send a piece of speech, `pcm [N]` float32 at 24 kHz."""
+        if self.first_audio_at is None:
+            self.first_audio_at = now
+        part, pieces = self._open_part(), -(-len(pcm) // MAX_DELTA)
         for piece in np.array_split(pcm, max(1, pieces)):
             data = self._encoder.push(piece)
-            self.conversation.hear(part, data)
-            self._emit("response.output_audio.delta", **self._place(), delta=base64.b64encode(data).decode())
-        self.usage.samples += len(pcm)
+            self._items.append_audio(part, data)
+            delta = base64.b64encode(data).decode()
+            self._events.send("response.output_audio.delta", **self._location(), delta=delta)
+        self.usage.audio_samples += len(pcm)
 
-    def call(self, name: str, arguments: str) -> None:
-        """The model calls a function."""
-        self._close("completed")
-        item = Item(new_id("item"), "function_call", "assistant", "in_progress", call_id=new_id("call"), name=name)
-        item.number = self.number
-        self._add(item)
-        place = {**self._place(item), "call_id": item.call_id}
-        del place["content_index"]
+    def add_tool_call(self, name: str, arguments: str) -> None:
+        """Send a tool call; `arguments` is JSON text."""
+        self._close_message("completed")
+        item = ConversationItem(
+            new_id("item"), "function_call", "assistant", "in_progress", call_id=new_id("call"), name=name
+        )
+        item.turn = self.turn
+        self._add_item(item)
+        location = {**self._location(item), "call_id": item.call_id}
+        del location["content_index"]
         item.arguments, item.status = arguments, "completed"
-        self._emit("response.function_call_arguments.delta", **place, delta=arguments)
-        self._emit("response.function_call_arguments.done", **place, name=name, arguments=arguments)
-        self._finish(item)
+        self._events.send("response.function_call_arguments.delta", **location, delta=arguments)
+        self._events.send("response.function_call_arguments.done", **location, name=name, arguments=arguments)
+        self._finish_item(item)
 
-    def end(self, status: Status, reason: str | None = None, error: dict[str, Any] | None = None) -> None:
-        """No more comes."""
-        self._close("completed" if status == "completed" else "incomplete")
+    def finish(self, status: ResponseStatus, reason: str | None = None, error: dict[str, Any] | None = None) -> None:
+        """End the response."""
+        self._close_message("completed" if status == "completed" else "incomplete")
         self.status, self._reason, self._error = status, reason, error
-        self._emit("response.done", response=self.shown())
+        self._events.send("response.done", response=self.to_dict())
 
-    def shown(self) -> dict[str, Any]:
-        """As the wire shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Format the response for the wire."""
         details: dict[str, Any] | None = None
         if self.status != "in_progress":
             details = {"type": self.status}
@@ -151,61 +175,62 @@ class Response:
             "object": "realtime.response",
             "status": self.status,
             "status_details": details,
-            "output": [item.shown() for item in self.items],
-            "output_modalities": self.session.output_modalities,
-            "audio": {"output": self.session.audio.output.model_dump(include={"format", "voice"})},
-            "max_output_tokens": self.session.max_output_tokens,
+            "output": [item.to_dict() for item in self.output],
+            "output_modalities": self.config.output_modalities,
+            "audio": {"output": self.config.audio.output.model_dump(include={"format", "voice"})},
+            "max_output_tokens": self.config.max_output_tokens,
             "metadata": self.metadata,
-            "conversation_id": self.conversation.id,
-            "usage": None if self.status == "in_progress" else self.usage.shown(),
+            "conversation_id": self._items.conversation_id,
+            "usage": None if self.status == "in_progress" else self.usage.to_dict(),
         }
 
-    def _part(self) -> Part:
-        """The part that grows; the item is there from its first content on."""
+    def _open_part(self) -> ContentPart:
+        """Return the content part that grows; the message is added with its first content."""
         if self._open is None:
-            kind: Literal["output_audio", "output_text"] = "output_audio" if self.session.speaks else "output_text"
-            self._open = Item(new_id("item"), role="assistant", status="in_progress", number=self.number)
-            self._add(self._open)
-            part = Part(kind, format=self.session.audio.output.format.type)
+            kind: Literal["output_audio", "output_text"] = "output_audio" if self.config.speaks else "output_text"
+            self._open = ConversationItem(new_id("item"), role="assistant", status="in_progress", turn=self.turn)
+            self._add_item(self._open)
+            part = ContentPart(kind, format=self.config.audio.output.format.type)
             self._open.parts.append(part)
-            self._emit("response.content_part.added", **self._place(), part=_bare(part))
+            self._events.send("response.content_part.added", **self._location(), part=_part_to_dict(part))
         return self._open.parts[0]
 
-    def _add(self, item: Item) -> None:
-        self.items.append(item)
-        place = {"response_id": self.id, "output_index": len(self.items) - 1}
-        self._emit("response.output_item.added", **place, item=item.shown())
-        before = self.conversation.add(item)
-        self._emit("conversation.item.added", previous_item_id=before, item=item.shown())
+    def _add_item(self, item: ConversationItem) -> None:
+        self.output.append(item)
+        location = {"response_id": self.id, "output_index": len(self.output) - 1}
+        self._events.send("response.output_item.added", **location, item=item.to_dict())
+        previous_id = self._items.add(item)
+        self._events.send("conversation.item.added", previous_item_id=previous_id, item=item.to_dict())
 
-    def _close(self, status: Literal["completed", "incomplete"]) -> None:
+    def _close_message(self, status: Literal["completed", "incomplete"]) -> None:
         if self._open is None:
             return
-        item, part, place = self._open, self._open.parts[0], self._place()
-        if part.spoken:
-            self._emit("response.output_audio.done", **place)
-            self._emit("response.output_audio_transcript.done", **place, transcript=part.text or "")
+        item, part, location = self._open, self._open.parts[0], self._location()
+        if part.is_audio:
+            self._events.send("response.output_audio.done", **location)
+            self._events.send("response.output_audio_transcript.done", **location, transcript=part.text or "")
         else:
-            self._emit("response.output_text.done", **place, text=part.text or "")
-        self._emit("response.content_part.done", **place, part=_bare(part))
+            self._events.send("response.output_text.done", **location, text=part.text or "")
+        self._events.send("response.content_part.done", **location, part=_part_to_dict(part))
         item.status, self._open = status, None
-        self._finish(item)
+        self._finish_item(item)
 
-    def _finish(self, item: Item) -> None:
-        before = self.conversation.before(item.id)
-        self._emit("conversation.item.done", previous_item_id=before, item=item.shown())
-        place = {"response_id": self.id, "output_index": self.items.index(item)}
-        self._emit("response.output_item.done", **place, item=item.shown())
+    def _finish_item(self, item: ConversationItem) -> None:
+        previous_id = self._items.previous_id(item.id)
+        self._events.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
+        location = {"response_id": self.id, "output_index": self.output.index(item)}
+        self._events.send("response.output_item.done", **location, item=item.to_dict())
 
-    def _place(self, item: Item | None = None) -> dict[str, Any]:
+    def _location(self, item: ConversationItem | None = None) -> dict[str, Any]:
+        """Return the fields that locate an item's content within the response."""
         item = item or self._open
         assert item is not None
-        index = self.items.index(item)
+        index = self.output.index(item)
         return {"response_id": self.id, "item_id": item.id, "output_index": index, "content_index": 0}
 
 
-def _bare(part: Part) -> dict[str, Any]:
-    """A part in the events of a response, where its type is called `audio` or `text`."""
-    if part.spoken:
+def _part_to_dict(part: ContentPart) -> dict[str, Any]:
+    """Format a part for `response.content_part` events, where its type is called `audio` or `text`."""
+    if part.is_audio:
         return {"type": "audio", "transcript": part.text or ""}
     return {"type": "text", "text": part.text or ""}

@@ -1,4 +1,4 @@
-"""A wire session's settings in the words of engine and dialogue."""
+"""Conversion of a wire session's settings to those of engine and dialogue."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ from collections.abc import Sequence
 
 from speechgpt2.duplex import protocol
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyOptions, SessionSettings
-from speechgpt2.server import wire
+from speechgpt2.server.session_config import SemanticVadConfig, SessionConfig
 from speechgpt2.types import Speech, Tool
 
-LONGEST = SessionSettings().max_patches  # of one answer
+MAX_PATCHES = SessionSettings().max_patches  # of one response
 
 
-def of_session(
-    session: wire.Session, notes: Sequence[str] = (), greeting: Speech | None = None, paced: bool = True
+def session_settings(
+    config: SessionConfig, system_messages: Sequence[str] = (), greeting: Speech | None = None, paced: bool = True
 ) -> SessionSettings:
-    """How the model speaks. `notes`: system messages that came later."""
-    instructions = "\n".join(filter(None, (session.instructions, *notes)))
+    """Return the engine session's settings.
+
+    Args:
+        config: The session's settings on the wire.
+        system_messages: System items, appended to the instructions.
+        greeting: Speech with which the conversation begins.
+        paced: Whether speech is generated in real time rather than as fast as possible.
+    """
+    instructions = "\n".join(filter(None, (config.instructions, *system_messages)))
     return SessionSettings(
-        speak=session.speaks,
+        speak=config.speaks,
         instructions=instructions or None,
         greeting=greeting,
-        max_patches=_patches(session.max_output_tokens),
+        max_patches=_max_patches(config.max_output_tokens),
         paced=paced,
-        tools=_tools(session),
-        require_tool=session.require_tool,
+        tools=_tools(config),
+        require_tool=config.require_tool,
     )
 
 
-def of_dialogue(session: wire.Session) -> DialogueSettings:
-    """How turns are taken."""
-    detection = session.audio.input.turn_detection
+def dialogue_settings(config: SessionConfig) -> DialogueSettings:
+    """Return the settings of turn detection."""
+    detection = config.audio.input.turn_detection
     if detection is None:
         return DialogueSettings(turn_detection=None)
     turns: protocol.ServerVad | protocol.SemanticVad
-    if isinstance(detection, wire.SemanticVad):
+    if isinstance(detection, SemanticVadConfig):
         turns = protocol.SemanticVad(detection.eagerness, detection.create_response, detection.interrupt_response)
     else:
         turns = protocol.ServerVad(
@@ -48,17 +55,16 @@ def of_dialogue(session: wire.Session) -> DialogueSettings:
     return DialogueSettings(turn_detection=turns)
 
 
-def of_reply(session: wire.Session, instructions: str | None = None) -> ReplyOptions:
-    """One answer, where it differs; `instructions` of its own."""
-    most, tools = _patches(session.max_output_tokens), _tools(session)
-    return ReplyOptions(instructions, session.speaks, most, tools=tools, require_tool=session.require_tool)
+def reply_options(config: SessionConfig, instructions: str | None = None) -> ReplyOptions:
+    """Return the options of one reply, with instructions of its own."""
+    max_patches, tools = _max_patches(config.max_output_tokens), _tools(config)
+    return ReplyOptions(instructions, config.speaks, max_patches, tools=tools, require_tool=config.require_tool)
 
 
-def _tools(session: wire.Session) -> tuple[Tool, ...]:
-    """Those that the model is told of."""
-    told = () if session.tool_choice == "none" else session.tools
-    return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in told)
+def _tools(config: SessionConfig) -> tuple[Tool, ...]:
+    tools = () if config.tool_choice == "none" else config.tools
+    return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in tools)
 
 
-def _patches(tokens: int | str) -> int:
-    return min(LONGEST, tokens) if isinstance(tokens, int) else LONGEST
+def _max_patches(tokens: int | str) -> int:
+    return min(MAX_PATCHES, tokens) if isinstance(tokens, int) else MAX_PATCHES

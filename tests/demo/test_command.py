@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from speechgpt2.cli import app
-from speechgpt2.demo.greetings import read
+from speechgpt2.demo.greetings import load_greetings
 from speechgpt2.errors import UserError
 from tests import needs
 
@@ -25,7 +25,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def sound(codes):
+def decode_audio(codes):
     return np.full(len(codes) * 960, 0.5, np.float32)
 
 
@@ -34,11 +34,11 @@ def write(path, *entries):
     return path
 
 
-def test_greetings_are_words_and_codes_in_the_order_of_time(tmp_path):
+def test_load_greetings(tmp_path):
     path = write(tmp_path / "g.jsonl", {"text": [7, 8], "audio": [1, 2, 3, 4, 5, 6]}, "", GOOD)
-    first, second = read(path, 3, 1024, words=lambda ids: f"{ids}", sound=sound)
-    assert first.words == "[7, 8]" and first.codes.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert second.words == "Hello!" and len(second.pcm) == 9 * 960 and second.pcm is second.pcm
+    first, second = load_greetings(path, 3, 1024, detokenize=lambda ids: f"{ids}", decode_audio=decode_audio)
+    assert first.text == "[7, 8]" and first.codes.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert second.text == "Hello!" and len(second.audio()) == 9 * 960 and second.audio() is second.audio()
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_greetings_are_words_and_codes_in_the_order_of_time(tmp_path):
         ({"text": "x", "audio": [1, 2]}, "3 for each frame"),
         ({"text": "x", "audio": [1, 2, 1024]}, "in 0…1023"),
         ({"text": "x", "audio": [1, 2, -1]}, "in 0…1023"),
-        ({"text": ["x"], "audio": [1, 2, 3]}, "token ids, or words"),
+        ({"text": ["x"], "audio": [1, 2, 3]}, "token ids, or a string"),
     ],
 )
-def test_a_line_that_is_no_greeting_is_named(tmp_path, entry, message):
+def test_invalid_greeting_names_its_line(tmp_path, entry, message):
     with pytest.raises(UserError, match=r"g\.jsonl, line 2: ") as caught:
-        read(write(tmp_path / "g.jsonl", GOOD, entry), 3, 1024, words=str, sound=sound)
+        load_greetings(write(tmp_path / "g.jsonl", GOOD, entry), 3, 1024, detokenize=str, decode_audio=decode_audio)
     assert message in str(caught.value)
 
 
-def test_a_file_without_greetings(tmp_path):
-    with pytest.raises(UserError, match="holds no greeting"):
-        read(write(tmp_path / "g.jsonl"), 3, 1024, words=str, sound=sound)
+def test_empty_greetings_file(tmp_path):
+    with pytest.raises(UserError, match="contains no greeting"):
+        load_greetings(write(tmp_path / "g.jsonl"), 3, 1024, detokenize=str, decode_audio=decode_audio)
 
 
 def fails(*arguments):
@@ -81,7 +81,7 @@ def with_ffmpeg(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(program.parent))
 
 
-def test_what_is_missing_is_one_line(monkeypatch, with_ffmpeg):
+def test_missing_packages_are_reported(monkeypatch, with_ffmpeg):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'speechgpt2[demo]'" in fails()
     monkeypatch.setenv("PATH", "")
@@ -89,7 +89,7 @@ def test_what_is_missing_is_one_line(monkeypatch, with_ffmpeg):
 
 
 @needs.extra("demo", "gradio")
-def test_wrong_paths_are_one_line(tmp_path, with_ffmpeg):
+def test_wrong_paths_are_reported(tmp_path, with_ffmpeg):
     port = ["--port", free_port()]
     assert "absent.jsonl: no such file" in fails("--greetings", "absent.jsonl", *port)
     assert "absent.pkl: no such file" in fails("--codec_ckpt_path", "absent.pkl", *port)
@@ -112,8 +112,8 @@ RELEASED += ["--codec_config_path", GOLDEN / "codec" / "config.yaml"]
 @needs.extra("demo", "gradio")
 @needs.tool("ffmpeg")
 @pytest.mark.parametrize("options", [[], RELEASED], ids=["mini", "the released layout"])
-def test_a_process_of_its_own_answers(tmp_path, options):
-    """Model, server and page; a visitor; SIGTERM."""
+def test_demo_process(tmp_path, options):
+    """Start the demo, take a turn, stop it with SIGTERM."""
     from gradio_client import Client
 
     options = [*options, "--port", free_port(), "--greetings", write(tmp_path / "g.jsonl", GOOD)]

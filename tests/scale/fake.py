@@ -12,7 +12,7 @@ def make_app(config):
     app = App(config, FakeEngine(config.slots), FakeDialogue)
 
     async def who():
-        return PlainTextResponse(f"{os.getpid()} {app.admission.taken} {config.model}")
+        return PlainTextResponse(f"{os.getpid()} {app.gateway.admission.active} {config.model}")
 
     async def fail():
         app.engine.alive = False

@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests import needs
-from tests.server.conftest import line
+from tests.server.conftest import open_client
 
 needs.module("ray", "ray")
 
@@ -24,10 +24,10 @@ from speechgpt2.server.config import LimitsConfig, ScaleConfig, ServerConfig
 from tests.scale.fake import make_app
 
 pytestmark = pytest.mark.slow
-PATIENCE = 90.0  # seconds: Ray takes its time, and other programs may be running
+TIMEOUT = 90.0  # seconds: Ray takes its time, and other programs may be running
 
 
-class House:
+class Deployment:
     """Where the replicas are reached."""
 
     def __init__(self, config):
@@ -44,7 +44,7 @@ class House:
         return found
 
     def until(self, ready):
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not ready(self.who()):
             assert time.monotonic() < end, self.who()
             time.sleep(0.5)
@@ -57,39 +57,39 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def running():
-    scale = ScaleConfig(replicas=2, cpus=0.1)
+    scale = ScaleConfig(replicas=2, num_cpus=0.1)
     config = ServerConfig(port=free_port(), slots=2, scale=scale, limits=LimitsConfig(drain_seconds=20.0))
-    deployment.start(config)
+    deployment.start_ray(config)
     deployment.deploy(config, make_app)
-    yield House(config)
+    yield Deployment(config)
     deployment.stop()
 
 
 @pytest.fixture
-def house(running):
+def replicas(running):
     running.until(lambda found: len(found) == 2 and not sum(taken for taken, _ in found.values()))
     return running
 
 
-def answers(client, words="hello"):
+def response_status(client, words="hello"):
     client.write(words)
-    return client.until("response.done", PATIENCE)[-1]["response"]["status"]
+    return client.until("response.done", TIMEOUT)[-1]["response"]["status"]
 
 
-def code_of(client):
+def close_code(client):
     """The close code, once the server closes."""
     with pytest.raises(ConnectionClosed) as error:
         while True:
-            client.socket.recv(timeout=PATIENCE)
+            client.socket.recv(timeout=TIMEOUT)
     return error.value.rcvd.code if error.value.rcvd else None
 
 
-def test_sessions_spread_and_the_cap_refuses_at_once(house):
+def test_sessions_spread_and_full_replicas_reject(replicas):
     with contextlib.ExitStack() as sessions:
-        clients = [sessions.enter_context(line(house, open_timeout=PATIENCE)) for _ in range(4)]
-        assert [taken for taken, _ in house.who().values()] == [2, 2]
+        clients = [sessions.enter_context(open_client(replicas, open_timeout=TIMEOUT)) for _ in range(4)]
+        assert [taken for taken, _ in replicas.who().values()] == [2, 2]
         begin = time.monotonic()
-        with pytest.raises(InvalidStatus) as error, line(house, open_timeout=PATIENCE):
+        with pytest.raises(InvalidStatus) as error, open_client(replicas, open_timeout=TIMEOUT):
             pass
         response = error.value.response
         assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
@@ -98,63 +98,63 @@ def test_sessions_spread_and_the_cap_refuses_at_once(house):
         body = json.dumps({"model": "mini", "input": "hello", "voice": "x"}).encode()
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(
-                urllib.request.Request(f"{house.http}/v1/audio/speech", body, {"Content-Type": "application/json"})
+                urllib.request.Request(f"{replicas.http}/v1/audio/speech", body, {"Content-Type": "application/json"})
             )
         assert refused.value.code == 503 and int(refused.value.headers["Retry-After"]) > 0
-        assert [answers(client) for client in clients] == ["completed"] * 4
+        assert [response_status(client) for client in clients] == ["completed"] * 4
 
 
-def test_a_secret_of_one_replica_opens_all(house):
-    request = urllib.request.Request(f"{house.http}/v1/realtime/client_secrets", b"{}")
+def test_client_secret_works_on_all_replicas(replicas):
+    request = urllib.request.Request(f"{replicas.http}/v1/realtime/client_secrets", b"{}")
     with urllib.request.urlopen(request) as answer:
         key = json.load(answer)["value"]
     with contextlib.ExitStack() as sessions:
         for _ in range(4):
             sessions.enter_context(
-                line(house, subprotocols=["realtime", f"openai-insecure-api-key.{key}"], open_timeout=PATIENCE)
+                open_client(replicas, subprotocols=["realtime", f"openai-insecure-api-key.{key}"], open_timeout=TIMEOUT)
             )
-        house.until(lambda who: [taken for taken, _ in who.values()] == [2, 2])
+        replicas.until(lambda who: [taken for taken, _ in who.values()] == [2, 2])
 
 
-def test_a_replica_that_dies_takes_only_its_own(house):
-    with line(house, open_timeout=PATIENCE) as one:
-        busy = next(pid for pid, (taken, _) in house.who().items() if taken)
-        with line(house, open_timeout=PATIENCE) as other:
+def test_crashed_replica_ends_only_its_sessions(replicas):
+    with open_client(replicas, open_timeout=TIMEOUT) as one:
+        busy = next(pid for pid, (taken, _) in replicas.who().items() if taken)
+        with open_client(replicas, open_timeout=TIMEOUT) as other:
             one.write("a slow question")
-            one.until("response.output_audio.delta", PATIENCE)
+            one.until("response.output_audio.delta", TIMEOUT)
             other.write("a slow question")
-            other.until("response.output_audio.delta", PATIENCE)
+            other.until("response.output_audio.delta", TIMEOUT)
             os.kill(busy, signal.SIGKILL)
             with pytest.raises(ConnectionClosed):
-                one.until("response.done", PATIENCE)
-            assert other.until("response.done", PATIENCE)[-1]["response"]["status"] == "completed"
-            assert answers(other) == "completed"
-            house.until(lambda found: len(found) == 2 and busy not in found)  # Ray has started another
-            with line(house, open_timeout=PATIENCE) as third:
-                assert answers(third) == "completed"
+                one.until("response.done", TIMEOUT)
+            assert other.until("response.done", TIMEOUT)[-1]["response"]["status"] == "completed"
+            assert response_status(other) == "completed"
+            replicas.until(lambda found: len(found) == 2 and busy not in found)  # Ray has started another
+            with open_client(replicas, open_timeout=TIMEOUT) as third:
+                assert response_status(third) == "completed"
 
 
-def test_a_replica_whose_engine_fails_is_started_anew(house):
-    with urllib.request.urlopen(f"{house.http}/fail") as answer:
+def test_failed_engine_restarts_the_replica(replicas):
+    with urllib.request.urlopen(f"{replicas.http}/fail") as answer:
         broken = int(answer.read())
-    house.until(lambda found: len(found) == 2 and broken not in found)
-    with line(house, open_timeout=PATIENCE) as client:
-        assert answers(client) == "completed"
+    replicas.until(lambda found: len(found) == 2 and broken not in found)
+    with open_client(replicas, open_timeout=TIMEOUT) as client:
+        assert response_status(client) == "completed"
 
 
-def test_to_deploy_again_drains(house):
-    before = set(house.who())
-    config = dataclasses.replace(house.config, model="another")
-    with line(house, open_timeout=PATIENCE) as idle, line(house, open_timeout=PATIENCE) as client:
+def test_redeployment_drains(replicas):
+    before = set(replicas.who())
+    config = dataclasses.replace(replicas.config, model="another")
+    with open_client(replicas, open_timeout=TIMEOUT) as idle, open_client(replicas, open_timeout=TIMEOUT) as client:
         client.write("a slow question")
-        client.until("response.output_audio.delta", PATIENCE)
+        client.until("response.output_audio.delta", TIMEOUT)
         deploying = threading.Thread(target=deployment.deploy, args=(config, make_app))
         deploying.start()
-        words = client.until("response.done", PATIENCE)[-1]["response"]["output"][0]["content"][0]["transcript"]
+        words = client.until("response.done", TIMEOUT)[-1]["response"]["output"][0]["content"][0]["transcript"]
         assert words.endswith("more than you may want to hear")
-        assert code_of(client) == 1001 and code_of(idle) == 1001
-        deploying.join(PATIENCE)
-    house.until(lambda found: len(found) == 2 and not before & set(found))
-    assert {model for _, model in house.who().values()} == {"another"}
-    with line(house, open_timeout=PATIENCE) as client:
-        assert answers(client) == "completed"
+        assert close_code(client) == 1001 and close_code(idle) == 1001
+        deploying.join(TIMEOUT)
+    replicas.until(lambda found: len(found) == 2 and not before & set(found))
+    assert {model for _, model in replicas.who().values()} == {"another"}
+    with open_client(replicas, open_timeout=TIMEOUT) as client:
+        assert response_status(client) == "completed"

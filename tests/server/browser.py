@@ -1,4 +1,4 @@
-"""Headless Chromium by its DevTools protocol: open a page, evaluate, click, look."""
+"""Headless Chromium, controlled by its DevTools protocol."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""A real server on a real port of this machine, in a thread of its own; and speech for it."""
+"""A server on a local port in a thread, a test client, and audio for it."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class Served:
     def wait(self, ready, seconds=5.0):
         end = time.monotonic() + seconds
         while not ready():
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, "timeout"
             time.sleep(0.01)
 
 
@@ -37,12 +37,12 @@ def serving(engine=None, dialogue=None, **settings):
     """`with serving(slots=2) as served: …`"""
     from speechgpt2.server.app import App
     from speechgpt2.server.config import ServerConfig
-    from speechgpt2.server.launch import Server, uvicorn_config
+    from speechgpt2.server.launch import DrainingServer, uvicorn_config
     from tests.server.fake import FakeDialogue, FakeEngine
 
     config = ServerConfig(port=0, **{"slots": 4, **settings})
     app = App(config, engine or FakeEngine(config.slots), dialogue or FakeDialogue)
-    server = Server(uvicorn_config(app, config), app)
+    server = DrainingServer(uvicorn_config(app, config), app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     try:
@@ -63,8 +63,8 @@ def served():
         yield running
 
 
-class Line:
-    """A client by hand: sends what it is told, and checks every event by openai-python's types."""
+class RealtimeClient:
+    """A client that validates every event with openai-python's types."""
 
     def __init__(self, socket):
         self.socket, self.seen = socket, []
@@ -78,7 +78,7 @@ class Line:
         return event
 
     def until(self, type, seconds=10.0):
-        """The events up to the next of this type; an error is not waited past."""
+        """Return the events up to the next of this type; fails at an error event."""
         events = [self.next(seconds)]
         while events[-1]["type"] != type:
             assert type == "error" or events[-1]["type"] != "error", events[-1]
@@ -101,17 +101,17 @@ class Line:
 
 
 @contextlib.contextmanager
-def line(served, query="", **options):
+def open_client(served, query="", **options):
     from websockets.sync.client import connect
 
     with connect(served.ws + query, max_size=2**20, proxy=None, **options) as socket:
-        client = Line(socket)
+        client = RealtimeClient(socket)
         assert client.next()["type"] == "session.created"
         yield client
 
 
 def voice(seconds):
-    """Something loud."""
+    """A loud tone."""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     return (0.3 * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
 

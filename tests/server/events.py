@@ -1,4 +1,4 @@
-"""Every event of a server must be one that openai-python's own types accept."""
+"""Validation of server events with openai-python's types."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ def adapter():
 
 
 def checked(event):
-    """The event itself. Fails if its type is not among openai-python's, or a field is missing or mistyped."""
+    """Return the event; fails if openai-python does not know its type, or a field is missing or invalid."""
     parsed = adapter().validate_python(event)
     assert parsed.type == event["type"]
     return event

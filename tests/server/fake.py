@@ -1,6 +1,6 @@
-"""An engine and a dialogue without a model: they hear loudness, and answer in words and tones at the pace of speech.
+"""A fake engine and dialogue: loud audio is speech, and replies are words and tones in real time.
 
-What a session "remembers" is in the open, so that tests can see what an interruption took from it.
+The session's history is public, so that tests can check what an interruption removes.
 """
 
 import asyncio
@@ -66,9 +66,9 @@ class FakeSession:
 
     def __init__(self, settings):
         self.settings = settings
-        self.memory = {}  # number -> what was said; a reply's words are those that were heard
+        self.memory = {}  # number -> text; of a reply the words that were played
         self.closed = self.backlogged = False
-        self.started = lambda number: None  # a dialogue tells of replies, a session does not
+        self.started = lambda number: None  # called with the number of a reply that starts
         self._numbers, self._queue = itertools.count(1), asyncio.Queue()
         self._reply, self._number = None, 0
         self._began, self._sent = 0.0, 0
@@ -141,7 +141,7 @@ class FakeSession:
         return asyncio.get_running_loop().time()
 
     async def _answer(self, number, options):
-        """A word for each patch."""
+        """Say one word per patch."""
         asked = list(self.memory.values())[-1].partition(": ")[2] if self.memory else ""
         text = options.text or f"you said {asked} and I answer that in some words more than you may want to hear"
         text = f"as told, {options.instructions}: {text}" if options.instructions else text
@@ -151,7 +151,7 @@ class FakeSession:
         if asked.endswith("of speech"):
             self.say(Transcript(asked))
         if "fail" in asked:
-            self.say(Error("the model stumbled"))
+            self.say(Error("the model failed"))
         elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
             self.say(ToolCall("weather", '{"city": "Paris"}'), ReplyDone("stop"))
         else:
@@ -173,7 +173,7 @@ class FakeSession:
 
 
 class FakeDialogue:
-    """What `speechgpt2.duplex.protocol` says of a dialogue; a voice is what is loud."""
+    """See `speechgpt2.duplex.protocol`; loud audio is speech."""
 
     def __init__(self, session, settings):
         self.session, self.settings = session, settings
@@ -203,7 +203,7 @@ class FakeDialogue:
 
     def commit_audio(self):
         if self._heard == self._turn_start:
-            raise UserError("nothing was heard")
+            raise UserError("there is no audio since the last turn")
         self._take(self._turn_start)
 
     def clear_audio(self):

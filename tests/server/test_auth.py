@@ -1,11 +1,12 @@
-"""Keys, client secrets, origins, and places."""
+"""API keys, client secrets, origins, and admission."""
 
 import asyncio
 
 import pytest
 
-from speechgpt2.server.auth import BROWSER_KEY, Caller, Doorkeeper
-from speechgpt2.server.limits import Admission, Outbox, Overflow, Refused
+from speechgpt2.server.admission import Admission, AdmissionError
+from speechgpt2.server.auth import BROWSER_KEY, Authenticator, Principal
+from speechgpt2.server.outbound import OutboundQueue, SlowConsumerError
 
 KEYS = ["a-good-key", "another-key"]
 
@@ -17,12 +18,16 @@ class Clock:
         return self.now
 
 
-def test_keys():
-    door = Doorkeeper(KEYS, ())
-    first = door.caller("Bearer a-good-key")
-    assert first == door.caller("bearer  a-good-key") == door.caller(None, ["realtime", BROWSER_KEY + "a-good-key"])
-    assert first.name != door.caller("Bearer another-key").name
-    assert "a-good-key" not in first.name
+def test_api_keys():
+    authenticator = Authenticator(KEYS, ())
+    first = authenticator.authenticate("Bearer a-good-key")
+    assert (
+        first
+        == authenticator.authenticate("bearer  a-good-key")
+        == authenticator.authenticate(None, ["realtime", BROWSER_KEY + "a-good-key"])
+    )
+    assert first.key_id != authenticator.authenticate("Bearer another-key").key_id
+    assert "a-good-key" not in first.key_id
     for wrong in (
         None,
         "",
@@ -33,99 +38,106 @@ def test_keys():
         "Basic a-good-key",
         "Bearer é",
     ):
-        assert door.caller(wrong) is None
+        assert authenticator.authenticate(wrong) is None
 
 
-def test_without_keys_everyone_is_let_in():
-    assert Doorkeeper([], ()).caller(None) == Doorkeeper([], ()).caller("Bearer whatever")
+def test_without_keys_everyone_is_authenticated():
+    assert Authenticator([], ()).authenticate(None) == Authenticator([], ()).authenticate("Bearer whatever")
 
 
-def test_a_client_secret_carries_its_session_until_it_ends():
+def test_client_secret_carries_session_until_it_expires():
     clock = Clock()
-    door = Doorkeeper(KEYS, (), clock)
-    caller = door.caller("Bearer a-good-key")
-    secret, ends = door.mint(caller, {"instructions": "Sei freundlich. 你好"}, 60)
-    assert secret.startswith("ek_") and ends == 1_000_060
-    for opened in (door.caller(f"Bearer {secret}"), door.caller(None, [BROWSER_KEY + secret])):
-        assert opened.name == caller.name and opened.session == {"instructions": "Sei freundlich. 你好"}
-    assert Doorkeeper(KEYS[::-1], (), clock).caller(f"Bearer {secret}").name == caller.name  # another replica
-    assert Doorkeeper(["other-keys"], (), clock).caller(f"Bearer {secret}") is None
+    authenticator = Authenticator(KEYS, (), clock)
+    principal = authenticator.authenticate("Bearer a-good-key")
+    secret, expires_at = authenticator.create_client_secret(principal, {"instructions": "Sei freundlich. 你好"}, 60)
+    assert secret.startswith("ek_") and expires_at == 1_000_060
+    for opened in (
+        authenticator.authenticate(f"Bearer {secret}"),
+        authenticator.authenticate(None, [BROWSER_KEY + secret]),
+    ):
+        assert opened.key_id == principal.key_id and opened.session == {"instructions": "Sei freundlich. 你好"}
+    assert (
+        Authenticator(KEYS[::-1], (), clock).authenticate(f"Bearer {secret}").key_id == principal.key_id
+    )  # another replica
+    assert Authenticator(["other-keys"], (), clock).authenticate(f"Bearer {secret}") is None
     clock.now += 61
-    assert door.caller(f"Bearer {secret}") is None
+    assert authenticator.authenticate(f"Bearer {secret}") is None
 
 
-def test_without_keys_replicas_agree_on_what_they_sign_with():
-    secret, _ = Doorkeeper((), (), signing=b"shared").mint(Caller("anyone"), {}, 60)
-    assert Doorkeeper((), (), signing=b"shared").caller(f"Bearer {secret}").name == "anyone"
-    assert Doorkeeper((), ()).caller(f"Bearer {secret}") is None
+def test_replicas_without_keys_share_a_signing_key():
+    secret, _ = Authenticator((), (), signing_key=b"shared").create_client_secret(Principal("anonymous"), {}, 60)
+    assert Authenticator((), (), signing_key=b"shared").authenticate(f"Bearer {secret}").key_id == "anonymous"
+    assert Authenticator((), ()).authenticate(f"Bearer {secret}") is None
 
 
-def test_a_client_secret_cannot_be_made_up():
-    door = Doorkeeper(KEYS, ())
-    secret, _ = door.mint(door.caller("Bearer a-good-key"), {}, 60)
+def test_forged_client_secrets_are_rejected():
+    authenticator = Authenticator(KEYS, ())
+    secret, _ = authenticator.create_client_secret(authenticator.authenticate("Bearer a-good-key"), {}, 60)
     body, signature = secret.split(".")
     for forged in (body, body + ".", f"{body}.{signature[:-2]}", f"{body[:-2]}xx.{signature}", "ek_", "ek_.", "ek_ü.ü"):
-        assert door.caller(f"Bearer {forged}") is None
-    unlocked = Doorkeeper([], ())
-    assert unlocked.caller("Bearer ek_made.up") is None
+        assert authenticator.authenticate(f"Bearer {forged}") is None
+    keyless = Authenticator([], ())
+    assert keyless.authenticate("Bearer ek_made.up") is None
 
 
-def test_a_client_secret_fits_a_header():
+def test_client_secret_size_is_limited():
     with pytest.raises(ValueError, match="exceed"):
-        Doorkeeper([], ()).mint(Doorkeeper([], ()).caller(None), {"instructions": "x" * 20_000}, 60)
+        Authenticator([], ()).create_client_secret(
+            Authenticator([], ()).authenticate(None), {"instructions": "x" * 20_000}, 60
+        )
 
 
-def test_origins():
-    door = Doorkeeper(KEYS, ["https://app.example"])
-    assert door.welcomes(None, "host:8000")
-    assert door.welcomes("http://host:8000", "host:8000")
-    assert door.welcomes("https://app.example", "host:8000")
-    assert not door.welcomes("https://evil.example", "host:8000")
-    assert not door.welcomes("null", "host:8000")
-    assert not door.welcomes("http://host:8001", "host:8000")
-    assert Doorkeeper(KEYS, ["*"]).welcomes("https://evil.example", "host:8000")
+def test_allowed_origins():
+    authenticator = Authenticator(KEYS, ["https://app.example"])
+    assert authenticator.allows_origin(None, "host:8000")
+    assert authenticator.allows_origin("http://host:8000", "host:8000")
+    assert authenticator.allows_origin("https://app.example", "host:8000")
+    assert not authenticator.allows_origin("https://evil.example", "host:8000")
+    assert not authenticator.allows_origin("null", "host:8000")
+    assert not authenticator.allows_origin("http://host:8001", "host:8000")
+    assert Authenticator(KEYS, ["*"]).allows_origin("https://evil.example", "host:8000")
 
 
-def test_places_are_given_and_refused_at_once():
-    admission = Admission(2, per_key=1)
-    with admission.place("a"):
-        with pytest.raises(Refused) as error, admission.place("a"):
+def test_admission_admits_or_rejects_at_once():
+    admission = Admission(2, sessions_per_key=1)
+    with admission.admit("a"):
+        with pytest.raises(AdmissionError) as error, admission.admit("a"):
             pass
         assert error.value.reason == "per_key"
-        with admission.place("b"):
-            with pytest.raises(Refused) as error, admission.place("c"):
+        with admission.admit("b"):
+            with pytest.raises(AdmissionError) as error, admission.admit("c"):
                 pass
-            assert error.value.reason == "full" and admission.taken == 2
-        with pytest.raises(ZeroDivisionError), admission.place("c"):
+            assert error.value.reason == "full" and admission.active == 2
+        with pytest.raises(ZeroDivisionError), admission.admit("c"):
             raise ZeroDivisionError
-    assert admission.taken == 0
+    assert admission.active == 0
     admission.draining = True
-    with pytest.raises(Refused) as error, admission.place("a"):
+    with pytest.raises(AdmissionError) as error, admission.admit("a"):
         pass
     assert error.value.reason == "draining"
 
 
-def test_an_outbox_holds_only_so_much():
-    async def story():
-        outbox = Outbox(10)
-        outbox.put("12345")
-        assert await outbox.get() == "12345"
-        outbox.put("1234567890")
-        with pytest.raises(Overflow):
-            outbox.put("1")
-        outbox.put("never sent")
-        assert await outbox.get() == "1234567890" and await outbox.get() is None
+def test_outbound_queue_is_bounded():
+    async def scenario():
+        queue = OutboundQueue(10)
+        queue.put("12345")
+        assert await queue.get() == "12345"
+        queue.put("1234567890")
+        with pytest.raises(SlowConsumerError):
+            queue.put("1")
+        queue.put("never sent")
+        assert await queue.get() == "1234567890" and await queue.get() is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_closed_outbox_lets_out_what_it_holds():
-    async def story():
-        outbox = Outbox(10)
-        waiting = asyncio.create_task(outbox.get())
+def test_closed_outbound_queue_is_emptied():
+    async def scenario():
+        queue = OutboundQueue(10)
+        waiting = asyncio.create_task(queue.get())
         await asyncio.sleep(0)
-        outbox.put("last")
-        outbox.close()
-        assert await waiting == "last" and await outbox.get() is None
+        queue.put("last")
+        queue.close()
+        assert await waiting == "last" and await queue.get() is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -16,8 +16,8 @@ def encoded(pcm):
     return base64.b64encode(audio.to_pcm16(pcm)).decode()
 
 
-def heard_of(served):
-    """The words that the model still remembers of its latest answer."""
+def remembered_words(served):
+    """Return the words of the latest reply in the model's history."""
     memory = served.engine.sessions[-1].memory
     return [said for said in memory.values() if said.startswith("assistant")][-1].split()[1:]
 
@@ -37,7 +37,7 @@ async def until(connection, kind):
 
 
 def test_openai_python(served):
-    async def talk():
+    async def scenario():
         client = openai.AsyncOpenAI(api_key="none", base_url=f"{served.http}/v1", max_retries=0)
         async with client, client.realtime.connect(model="mini") as connection:
             await until(connection, "session.created")
@@ -56,7 +56,7 @@ def test_openai_python(served):
             item = done.output[0].id
             await connection.conversation.item.truncate(item_id=item, content_index=0, audio_end_ms=200)
             assert (await until(connection, "conversation.item.truncated"))[-1].audio_end_ms == 200
-            assert heard_of(served) == ["you"]
+            assert remembered_words(served) == ["you"]
             await connection.conversation.item.retrieve(item_id=item)
             await until(connection, "conversation.item.retrieved")
 
@@ -68,11 +68,11 @@ def test_openai_python(served):
             done = (await until(connection, "response.done"))[-1].response
             assert done.output[0].content[0].text.startswith("you said hello")
 
-    asyncio.run(talk())
+    asyncio.run(scenario())
 
 
 def test_openai_python_with_a_client_secret(served):
-    async def talk():
+    async def scenario():
         async with openai.AsyncOpenAI(api_key="none", base_url=f"{served.http}/v1") as client:
             session = {"type": "realtime", "instructions": "Rhyme."}
             secret = await client.realtime.client_secrets.create(session=session)
@@ -81,7 +81,7 @@ def test_openai_python_with_a_client_secret(served):
         async with client, client.realtime.connect(model="mini") as connection:
             assert (await until(connection, "session.created"))[-1].session.instructions == "Rhyme."
 
-    asyncio.run(talk())
+    asyncio.run(scenario())
 
 
 # openai-agents
@@ -99,7 +99,7 @@ def test_openai_agents(served, monkeypatch):
 
     from agents import function_tool
 
-    async def talk():
+    async def scenario():
         agent = agents.RealtimeAgent(name="Host", instructions="Be kind.", tools=[function_tool(weather)])
         runner = agents.RealtimeRunner(agent)
         config = {"url": served.ws + "?model=mini", "api_key": "none"}
@@ -118,8 +118,8 @@ def test_openai_agents(served, monkeypatch):
             await session.send_audio(audio.to_pcm16(voice(0.2)))
             await events.until("audio_interrupted")
             await events.until("agent_end")
-            await until_true(lambda: len(heard_of(served)) < 12)
-            assert len(heard_of(served)) >= 1
+            await until_true(lambda: len(remembered_words(served)) < 12)
+            assert len(remembered_words(served)) >= 1
             await session.send_audio(audio.to_pcm16(silence(0.4)))
             await events.until("agent_end")
 
@@ -127,7 +127,7 @@ def test_openai_agents(served, monkeypatch):
             await events.until("tool_end")
             await until_true(lambda: called == ["Paris"])
 
-    asyncio.run(asyncio.wait_for(talk(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 class Events:
@@ -152,4 +152,4 @@ async def until_true(ready):
         if ready():
             return
         await asyncio.sleep(0.02)
-    raise AssertionError("waited in vain")
+    raise AssertionError("timeout")

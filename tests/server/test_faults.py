@@ -1,4 +1,4 @@
-"""What goes wrong at a socket: no slot is lost, and nobody else notices."""
+"""Failures of sockets and clients: no slot leaks, and other sessions are not affected."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speechgpt2.server.auth import BROWSER_KEY
 from speechgpt2.server.config import LimitsConfig
-from speechgpt2.server.limits import Outbox
-from tests.server.conftest import line, serving, silence, voice
+from speechgpt2.server.outbound import OutboundQueue
+from tests.server.conftest import open_client, serving, silence, voice
 from tests.server.test_realtime import QUICK
 
 KEY = {"additional_headers": {"Authorization": "Bearer a-good-key"}}
@@ -36,28 +36,28 @@ def closed(client, seconds=10.0):
     return error.value.rcvd.code if error.value.rcvd else None, str(error.value)
 
 
-def test_keys_and_origins_before_the_upgrade():
-    with serving(api_keys=("a-good-key",), origins=("https://app.example",)) as served:
+def test_keys_and_origins_are_checked_before_the_upgrade():
+    with serving(api_keys=("a-good-key",), allowed_origins=("https://app.example",)) as served:
         for options in (
             {},
             {"additional_headers": {"Authorization": "Bearer wrong-key"}},
             {"subprotocols": ["realtime"]},
         ):
-            with pytest.raises(InvalidStatus) as error, line(served, **options):
+            with pytest.raises(InvalidStatus) as error, open_client(served, **options):
                 pass
             assert (
                 status_of(error) == 401 and json.loads(error.value.response.body)["error"]["code"] == "invalid_api_key"
             )
-        with pytest.raises(InvalidStatus) as error, line(served, origin="https://evil.example", **KEY):
+        with pytest.raises(InvalidStatus) as error, open_client(served, origin="https://evil.example", **KEY):
             pass
         assert status_of(error) == 403
-        with line(served, origin="https://app.example", **KEY), line(served, origin=served.http, **KEY):
+        with open_client(served, origin="https://app.example", **KEY), open_client(served, origin=served.http, **KEY):
             pass
-        with line(served, subprotocols=["realtime", BROWSER_KEY + "a-good-key"]) as client:
+        with open_client(served, subprotocols=["realtime", BROWSER_KEY + "a-good-key"]) as client:
             assert client.socket.subprotocol == "realtime"
-        with line(served, **KEY) as client:
+        with open_client(served, **KEY) as client:
             assert client.socket.subprotocol is None
-        served.wait(lambda: not served.app.admission.taken)
+        served.wait(lambda: not served.app.gateway.admission.active)
 
 
 def test_client_secrets():
@@ -72,7 +72,7 @@ def test_client_secrets():
         given = ask(session={"type": "realtime", "instructions": "Rhyme."}, expires_after={"seconds": 60})
         assert given["value"].startswith("ek_") and 50 < given["expires_at"] - time.time() <= 60
         assert given["session"]["instructions"] == "Rhyme."
-        with line(served, subprotocols=["realtime", BROWSER_KEY + given["value"]]) as client:
+        with open_client(served, subprotocols=["realtime", BROWSER_KEY + given["value"]]) as client:
             assert client.seen[0]["session"]["instructions"] == "Rhyme."
         assert 590 < ask()["expires_at"] - time.time() <= 600
         for bad in ({"expires_after": {"seconds": 9}}, {"expires_after": {"seconds": 7201}}, {"session": {"audio": 1}}):
@@ -81,10 +81,10 @@ def test_client_secrets():
             assert error.value.code == 400 and json.load(error.value)["error"]["param"]
 
 
-def test_a_full_house_refuses_at_once():
-    with serving(slots=1) as served, line(served):
+def test_full_server_rejects_at_once():
+    with serving(slots=1) as served, open_client(served):
         begin = time.monotonic()
-        with pytest.raises(InvalidStatus) as error, line(served):
+        with pytest.raises(InvalidStatus) as error, open_client(served):
             pass
         assert status_of(error) == 503 and int(error.value.response.headers["retry-after"]) > 0
         assert time.monotonic() - begin < 2
@@ -95,27 +95,30 @@ def test_a_full_house_refuses_at_once():
         assert 'sg2_rejections_total{reason="full"} 1.0' in text
 
 
-def test_a_cap_for_each_key():
-    with serving(api_keys=("a-good-key", "another-key"), limits=LimitsConfig(per_key=1)) as served, line(served, **KEY):
-        with pytest.raises(InvalidStatus) as error, line(served, **KEY):
+def test_limit_of_sessions_per_key():
+    with (
+        serving(api_keys=("a-good-key", "another-key"), limits=LimitsConfig(sessions_per_key=1)) as served,
+        open_client(served, **KEY),
+    ):
+        with pytest.raises(InvalidStatus) as error, open_client(served, **KEY):
             pass
         assert status_of(error) == 429
-        with line(served, additional_headers={"Authorization": "Bearer another-key"}):
+        with open_client(served, additional_headers={"Authorization": "Bearer another-key"}):
             pass
 
 
-def test_limits_end_a_session():
-    with serving(limits=LimitsConfig(session_seconds=0.5)) as served, line(served) as client:
+def test_session_and_idle_limits():
+    with serving(limits=LimitsConfig(session_seconds=0.5)) as served, open_client(served) as client:
         assert client.until("error")[-1]["error"]["code"] == "session_expired"
         assert closed(client)[0] == 1008
-    with serving(limits=LimitsConfig(idle_seconds=0.4)) as served, line(served) as client:
+    with serving(limits=LimitsConfig(idle_seconds=0.4)) as served, open_client(served) as client:
         assert client.until("error")[-1]["error"]["code"] == "session_expired"
         assert closed(client)[0] == 1008
-        served.wait(lambda: not served.app.admission.taken)
+        served.wait(lambda: not served.app.gateway.admission.active)
 
 
-def test_a_message_of_16_mib(served):
-    with line(served) as client:
+def test_oversized_message_closes_with_1009(served):
+    with open_client(served) as client:
         client.socket.send('{"type": "input_audio_buffer.append", "audio": "' + "A" * 2**24 + '"}')
         assert closed(client)[0] == 1009
     served.wait(lambda: not served.engine.open_sessions)
@@ -128,20 +131,20 @@ def abort(client):
     raw.close()
 
 
-def test_a_socket_that_dies_in_the_middle_of_an_answer(served):
-    client_context = line(served)
+def test_connection_reset_during_a_response(served):
+    client_context = open_client(served)
     client = client_context.__enter__()
     client.write("tell me all")
     client.until("response.output_audio.delta")
     abort(client)
-    served.wait(lambda: not served.engine.open_sessions and not served.app.admission.taken)
-    with line(served) as other:
+    served.wait(lambda: not served.engine.open_sessions and not served.app.gateway.admission.active)
+    with open_client(served) as other:
         other.update(output_modalities=["text"])
         other.write("hello")
         assert other.until("response.done")[-1]["response"]["status"] == "completed"
 
 
-def test_a_reader_that_stalls_is_let_go():
+def test_slow_client_is_disconnected():
     with serving(limits=LimitsConfig(outbound_bytes=200_000)) as served:
         raw = socket.create_connection(("127.0.0.1", served.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -149,18 +152,18 @@ def test_a_reader_that_stalls_is_let_go():
             b"GET /v1/realtime HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        served.wait(lambda: served.app.connections)
+        served.wait(lambda: served.app.gateway.sessions)
         message = b'{"type": "nonsense"}'
         frame = bytes([0x81, 0x80 | len(message)]) + bytes(4) + message  # masked with zeros
         raw.settimeout(1)
-        with line(served) as other:
+        with open_client(served) as other:
             end = time.monotonic() + 20
-            while served.app.admission.taken > 1 and time.monotonic() < end:
+            while served.app.gateway.admission.active > 1 and time.monotonic() < end:
                 try:
                     raw.sendall(frame * 200)
                 except (OSError, TimeoutError):
                     break
-            served.wait(lambda: served.app.admission.taken == 1, 10)
+            served.wait(lambda: served.app.gateway.admission.active == 1, 10)
             other.update(output_modalities=["text"])
             other.write("hello")
             assert other.until("response.done")[-1]["response"]["status"] == "completed"
@@ -168,8 +171,8 @@ def test_a_reader_that_stalls_is_let_go():
         raw.close()
 
 
-def test_messages_wait_while_the_engine_is_behind(served):
-    with line(served) as client, line(served) as other:
+def test_messages_wait_while_the_engine_is_backlogged(served):
+    with open_client(served) as client, open_client(served) as other:
         session = served.engine.open_sessions[0]
         session.backlogged = True
         client.update(instructions="Be brief.")  # it is done, and then it shows that too much was asked
@@ -181,11 +184,11 @@ def test_messages_wait_while_the_engine_is_behind(served):
         served.wait(lambda: session.settings.instructions == "Be loud.")
 
 
-def test_sessions_at_random_with_faults(served):
-    """Some minutes of bad luck in some seconds; afterwards every place is free, and a session works."""
+def test_random_faults_leak_no_slot(served):
+    """Many failures in a few seconds; afterwards every slot is free, and a session works."""
     rng = random.Random(1)
     for _ in range(25):
-        context = line(served)
+        context = open_client(served)
         try:
             client = context.__enter__()
         except InvalidStatus as error:
@@ -207,9 +210,9 @@ def test_sessions_at_random_with_faults(served):
         if fault == "talk":
             client.until("response.done")
         context.__exit__(None, None, None)
-    served.wait(lambda: not served.engine.open_sessions and not served.app.admission.taken)
-    assert not served.app.connections
-    with line(served) as client:
+    served.wait(lambda: not served.engine.open_sessions and not served.app.gateway.admission.active)
+    assert not served.app.gateway.sessions
+    with open_client(served) as client:
         client.update(output_modalities=["text"])
         client.write("hello")
         assert client.until("response.done")[-1]["response"]["status"] == "completed"
@@ -224,18 +227,18 @@ launch.run(App(ServerConfig(port=0), FakeEngine(), FakeDialogue))
 """
 
 
-def test_sigterm_lets_an_answer_end():
+def test_sigterm_drains():
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     try:
         port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
         served = type("Served", (), {"ws": f"ws://127.0.0.1:{port}/v1/realtime"})
-        with line(served) as idle, line(served) as client:
+        with open_client(served) as idle, open_client(served) as client:
             client.update(max_output_tokens=8)
             client.write("hello")
             client.until("response.output_audio.delta")
             process.terminate()
             assert closed(idle)[0] == 1001
-            with pytest.raises(InvalidStatus) as error, line(served):
+            with pytest.raises(InvalidStatus) as error, open_client(served):
                 pass
             assert status_of(error) == 503
             done = client.until("response.done")[-1]["response"]
@@ -248,17 +251,17 @@ def test_sigterm_lets_an_answer_end():
         process.stdout.close()
 
 
-def test_an_abrupt_close_is_no_error_in_the_log(served, caplog):
-    with line(served) as client:
+def test_abrupt_close_logs_no_error(served, caplog):
+    with open_client(served) as client:
         client.append(voice(0.1))
-    served.wait(lambda: not served.app.admission.taken)
+    served.wait(lambda: not served.app.gateway.admission.active)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_what_was_not_read_is_not_kept():
-    outbox = Outbox(1_000)
-    outbox.put("x" * 900)
-    outbox.discard()
-    assert outbox.waiting == 0 and asyncio.run(outbox.get()) is None
-    outbox.put("more")
-    assert outbox.waiting == 0
+def test_discarded_queue_is_empty():
+    queue = OutboundQueue(1_000)
+    queue.put("x" * 900)
+    queue.discard()
+    assert queue.queued_bytes == 0 and asyncio.run(queue.get()) is None
+    queue.put("more")
+    assert queue.queued_bytes == 0

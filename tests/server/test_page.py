@@ -1,4 +1,4 @@
-"""The page in headless Chromium: a microphone speaks, interrupts, and speaks again; a typed turn; a phone's width."""
+"""The page in headless Chromium: speech, barge-in, text, and a phone's width."""
 
 import base64
 import os
@@ -12,60 +12,60 @@ from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
 
-LOOKS = os.environ.get("SG2_SCREENSHOTS")  # a folder for pictures, to look at
+SCREENSHOTS = os.environ.get("SG2_SCREENSHOTS")  # a folder for screenshots
 
 
 pytestmark = needs.tool("chromium")
 
 
 @pytest.fixture(scope="module")
-def house():
-    with serving() as served:
-        yield served
+def served():
+    with serving() as running:
+        yield running
 
 
-def look(page, name):
-    if LOOKS:
-        page.screenshot(Path(LOOKS) / f"{name}.png")
+def screenshot(page, name):
+    if SCREENSHOTS:
+        page.screenshot(Path(SCREENSHOTS) / f"{name}.png")
 
 
-def turns(page):
-    """What is shown: (role, words, remark)."""
+def shown_turns(page):
+    """Return the turns on the page: (role, text, remark)."""
     code = """[...document.querySelectorAll('.turn')].map((turn) =>
         [turn.classList.contains('user') ? 'user' : 'assistant', turn.firstChild.textContent,
          turn.querySelector('small')?.textContent ?? ''])"""
     return [tuple(turn) for turn in page.evaluate(code)]
 
 
-def test_talking_interrupting_and_talking_again(tmp_path, house):
+def test_speech_and_barge_in(tmp_path, served):
     talk = [silence(1.0), voice(0.6), silence(2.2), voice(0.7), silence(4.5), voice(0.6), silence(8.0)]
     audio.save(tmp_path / "microphone.wav", np.concatenate(talk))
     with Browser(tmp_path, tmp_path / "microphone.wav") as page:
-        page.open(house.http)
+        page.open(served.http)
         page.until("document.title.includes('mini')")
         page.evaluate("document.getElementById('mic').click()")
         page.until("document.querySelectorAll('.turn small').length >= 1", 40)  # the first answer was interrupted
         page.until("document.querySelectorAll('.turn.user').length >= 3", 40)
-        look(page, "talk")
+        screenshot(page, "talk")
         page.until("document.getElementById('latency').dataset.milliseconds !== undefined", 20)
-        shown = turns(page)
+        shown = shown_turns(page)
         assert [role for role, _, _ in shown[:4]] == ["user", "assistant", "user", "assistant"]
         assert "s of speech" in shown[0][1] and shown[1][1].startswith("you said") and shown[1][2] == "interrupted"
         assert float(page.evaluate("document.getElementById('latency').dataset.milliseconds")) < 5000
-        memory = house.engine.sessions[-1].memory
+        memory = served.engine.sessions[-1].memory
         cut = next(said for said in memory.values() if said.startswith("assistant"))
         assert 2 <= len(cut.split()) <= 25  # what was heard of it in some two seconds, no more
         page.evaluate("document.getElementById('mic').click()")
         page.until("document.getElementById('mic').getAttribute('aria-pressed') == 'false'")
 
 
-def test_writing_stopping_settings_greeting_and_clearing_on_a_phone(tmp_path, house):
+def test_phone_layout_text_stop_greeting_and_clear(tmp_path, served):
     with Browser(tmp_path) as page:
-        page.open(house.http, 390, 800, phone=True)
+        page.open(served.http, 390, 800, phone=True)
         page.until("document.title.includes('mini')")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.evaluate("document.getElementById('settings-button').click()")
-        look(page, "settings-phone")
+        screenshot(page, "settings-phone")
         assert page.evaluate("document.querySelector('[data-choice=voice]').hidden")  # there is nothing to choose
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         wav = tmp_path / "hello.wav"
@@ -84,41 +84,41 @@ def test_writing_stopping_settings_greeting_and_clearing_on_a_phone(tmp_path, ho
         page.until("document.querySelectorAll('.turn.assistant').length == 2", 20)
         page.until("!document.getElementById('stop').hidden")
         page.until("document.querySelectorAll('.turn.assistant')[1].textContent.split(' ').length > 5", 20)
-        look(page, "answer-phone")
+        screenshot(page, "answer-phone")
         page.evaluate("document.getElementById('stop').click()")
         page.until("document.getElementById('stop').hidden")
         page.until("document.querySelectorAll('.turn small').length == 1")
-        shown = turns(page)
+        shown = shown_turns(page)
         assert shown[0] == ("assistant", "Welcome", "") and shown[1] == ("user", "slow question", "")
-        assert house.engine.sessions[-1].settings.greeting.text == "Welcome"
+        assert served.engine.sessions[-1].settings.greeting.text == "Welcome"
 
         page.evaluate("document.getElementById('clear').click()")
         page.until("document.querySelectorAll('.turn').length == 0")
-        house.wait(lambda: not house.engine.open_sessions)
-        page.evaluate("document.getElementById('answers').value = 'text'")
+        served.wait(lambda: not served.engine.open_sessions)
+        page.evaluate("document.getElementById('responses').value = 'text'")
         page.evaluate("document.getElementById('greeting').value = ''")
         write(page, "again")
         page.until(
-            "document.querySelectorAll('.turn.assistant').length == 1 && !document.querySelector('.waiting')", 20
+            "document.querySelectorAll('.turn.assistant').length == 1 && !document.querySelector('.pending')", 20
         )
-        house.wait(lambda: house.engine.sessions[-1].memory[2].endswith("hear"))
-        assert turns(page)[0][1] == "again" and not house.engine.sessions[-1].settings.speak
+        served.wait(lambda: served.engine.sessions[-1].memory[2].endswith("hear"))
+        assert shown_turns(page)[0][1] == "again" and not served.engine.sessions[-1].settings.speak
 
 
 def write(page, words):
     page.evaluate(f"""(() => {{
         document.getElementById('text').value = {words!r};
-        document.getElementById('write').requestSubmit();
+        document.getElementById('text-form').requestSubmit();
     }})()""")
 
 
-def test_a_page_that_is_not_let_in_says_so(tmp_path):
+def test_missing_key_is_shown(tmp_path):
     with serving(api_keys=("a-good-key",)) as served, Browser(tmp_path) as page:
         page.open(served.http)
         page.until("document.title.includes('mini')")
         assert not page.evaluate("document.getElementById('key-label').hidden")
         write(page, "hello")
-        page.until("document.getElementById('status').classList.contains('bad')")
+        page.until("document.getElementById('status').classList.contains('error')")
         page.evaluate("document.getElementById('key').value = 'a-good-key'")
         write(page, "hello")
         page.until("document.querySelectorAll('.turn.assistant').length == 1")

@@ -1,4 +1,4 @@
-"""The REST interface through openai-python, and what becomes of requests that make no sense."""
+"""The REST interface through openai-python, and invalid requests."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def test_written_chat(client, served):
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("you said", "length")
 
 
-def test_written_chat_in_a_stream(client):
+def test_streamed_written_chat(client):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(model="mini", messages=HELLO, max_tokens=3, **options))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "you said hello"
@@ -76,7 +76,7 @@ def test_spoken_chat(client, served):
     assert "assistant: you said 0.5 s" in served.engine.sessions[-1].memory.values()
 
 
-def test_spoken_chat_in_a_stream(client):
+def test_streamed_spoken_chat(client):
     chunks = client.chat.completions.create(
         model="mini",
         modalities=["text", "audio"],
@@ -92,7 +92,7 @@ def test_spoken_chat_in_a_stream(client):
 
 
 @pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus", "pcm"])
-def test_reading_aloud(client, format):
+def test_speech(client, format):
     with client.audio.speech.with_streaming_response.create(
         model="mini", voice="alloy", input="one two three", response_format=format
     ) as answer:
@@ -107,7 +107,7 @@ def test_reading_aloud(client, format):
         assert abs(len(pcm) / rate - samples / SAMPLE_RATE) < 0.2 and np.abs(pcm).max() > 0.1
 
 
-def test_reading_aloud_in_events(client):
+def test_speech_as_server_sent_events(client):
     with client.audio.speech.with_streaming_response.create(
         model="mini", voice="alloy", input="one two", response_format="pcm", stream_format="sse"
     ) as answer:
@@ -123,7 +123,7 @@ def test_transcription(client, served):
     )
     events = list(client.audio.transcriptions.create(model="mini", file=recording, stream=True))
     assert "".join(e.delta for e in events if e.type == "transcript.text.delta") == events[-1].text == "0.7 s of speech"
-    served.wait(lambda: not served.app.admission.taken)
+    served.wait(lambda: not served.app.gateway.admission.active)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_transcription(client, served):
         ),
     ],
 )
-def test_bad_requests_name_their_field(client, served, fields, param):
+def test_invalid_chat_requests_name_the_field(client, served, fields, param):
     with pytest.raises(openai.BadRequestError) as error:
         client.post("/chat/completions", cast_to=object, body={"model": "mini", "messages": HELLO, **fields})
     assert error.value.param == param
-    assert served.app.admission.taken == 0
+    assert served.app.gateway.admission.active == 0
 
 
-def test_other_bad_requests(client, served):
+def test_other_invalid_requests(client, served):
     with pytest.raises(openai.BadRequestError, match="cannot be read as sound"):
         client.audio.transcriptions.create(model="mini", file=("x.wav", b"no sound"))
     form = {"headers": {"Content-Type": "multipart/form-data"}}
@@ -166,22 +166,22 @@ def test_other_bad_requests(client, served):
         client.audio.transcriptions.create(model="mini", file=("x.wav", wav(silence(0))))
     with pytest.raises(openai.BadRequestError, match="response_format"):
         client.audio.speech.create(model="mini", voice="x", input="x", response_format="aac")
-    with pytest.raises(openai.InternalServerError, match="the model stumbled"):
+    with pytest.raises(openai.InternalServerError, match="the model failed"):
         client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "fail"}])
-    assert served.app.admission.taken == 0 and not served.engine.open_sessions
+    assert served.app.gateway.admission.active == 0 and not served.engine.open_sessions
 
 
-def test_a_client_that_leaves_gives_its_place_back(client, served):
+def test_disconnecting_client_frees_its_slot(client, served):
     stream = client.chat.completions.create(
         model="mini", modalities=["audio"], audio={"voice": "x", "format": "pcm16"}, messages=SLOW, stream=True
     )
     next(iter(stream))
-    assert served.app.admission.taken == 1
+    assert served.app.gateway.admission.active == 1
     stream.close()
-    served.wait(lambda: not served.app.admission.taken and not served.engine.open_sessions)
+    served.wait(lambda: not served.app.gateway.admission.active and not served.engine.open_sessions)
 
 
-def test_keys_and_crowds():
+def test_wrong_key_and_full_server():
     with serving(slots=1, api_keys=("a-good-key",)) as served:
         base = f"{served.http}/v1"
         with pytest.raises(openai.AuthenticationError):
@@ -197,7 +197,7 @@ def test_keys_and_crowds():
         stream.close()
 
 
-def test_what_operators_ask(served):
+def test_health_readiness_metrics_and_page(served):
     import urllib.error
     import urllib.request
 
@@ -214,12 +214,17 @@ def test_what_operators_ask(served):
     served.engine.alive = True
     text, headers = get("/metrics")
     assert headers["content-type"].startswith("text/plain")
-    for name in ("sg2_active_slots 0.0", "sg2_slots 4.0", "sg2_step_seconds_count 1.0", "sg2_step_budget_seconds 0.12"):
+    for name in (
+        "sg2_slots_in_use 0.0",
+        "sg2_slots 4.0",
+        "sg2_step_duration_seconds_count 1.0",
+        "sg2_step_budget_seconds 0.12",
+    ):
         assert name in text
     page, headers = get("/")
     assert "speechgpt2" in page and "default-src 'self'" in headers["content-security-policy"]
 
 
-def test_pcm_is_what_was_said(client):
+def test_speech_as_pcm(client):
     data = client.audio.speech.create(model="mini", voice="x", input="one", response_format="pcm").content
     assert np.abs(audio.from_pcm16(data)).max() == pytest.approx(0.2, abs=0.01)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from speechgpt2 import audio
 from speechgpt2.cli import app
-from tests.server.conftest import line, serving, silence, voice
+from tests.server.conftest import open_client, serving, silence, voice
 
 
 def sg2(*arguments, code=0):
@@ -20,9 +20,9 @@ def sg2(*arguments, code=0):
     return result
 
 
-def test_what_cannot_be_served(tmp_path):
+def test_invalid_serve_options(tmp_path):
     assert "did you mean 'slots'" in (fails("serve", "--config", write(tmp_path / "s.yaml", "slotz: 1")))
-    assert "without keys lets anyone in" in fails("serve", "--host", "0.0.0.0")
+    assert "without API keys lets anyone connect" in fails("serve", "--host", "0.0.0.0")
     assert "no such file" in fails("serve", "--config", tmp_path / "absent.yaml")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in fails("serve", "--port", taken.getsockname()[1])
@@ -39,7 +39,7 @@ def fails(*arguments):
     return lines[0]
 
 
-def test_talk_asks_and_saves_what_was_heard(tmp_path, served):
+def test_talk_saves_the_response(tmp_path, served):
     audio.save(tmp_path / "q.wav", np.concatenate([voice(0.4), silence(0.1)]))
     out = tmp_path / "answer.wav"
     result = sg2("talk", tmp_path / "q.wav", "--url", served.http, "-o", out)
@@ -64,23 +64,23 @@ def test_talk_interrupts(tmp_path, served):
         (["absent.wav"], "no such file"),
     ],
 )
-def test_talk_that_makes_no_sense(arguments, message):
+def test_invalid_talk_options(arguments, message):
     assert message in fails("talk", *arguments)
 
 
-def test_talk_that_is_refused():
+def test_talk_with_a_wrong_key():
     with serving(api_keys=("a-good-key",)) as served:
         assert "Incorrect or missing API key" in fails("talk", "--text", "x", "--url", served.http)
 
 
-def test_logs_hold_words_only_if_asked_to(caplog):
+def test_transcripts_are_logged_only_on_request(caplog):
     caplog.set_level(logging.INFO, logger="sg2")
     for asked in (False, True):
-        with serving(log_words=asked) as served, line(served) as client:
+        with serving(log_transcripts=asked) as served, open_client(served) as client:
             client.update(output_modalities=["text"])
             client.write("secret words")
             client.until("response.done")
-        served.wait(lambda served=served: not served.app.admission.taken)
+        served.wait(lambda served=served: not served.app.gateway.admission.active)
         told = [json.dumps(getattr(record, "fields", {})) for record in caplog.records]
-        assert any("heard_seconds" in fields for fields in told)
+        assert any("received_seconds" in fields for fields in told)
         assert any("secret words" in fields for fields in told) == asked

@@ -10,7 +10,7 @@ from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import Text, ToolCall, Turn
 from tests import needs
 from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm, told
-from tests.server.conftest import line, serving
+from tests.server.conftest import open_client, serving
 from tests.server.test_clients import Events, until, until_true
 
 openai = needs.module("openai", "dev")
@@ -67,8 +67,8 @@ def weather(city: str) -> str:
     return f"25 degrees in {city}"
 
 
-def test_openai_python_runs_a_tool(model):
-    async def talk():
+def test_openai_python_calls_a_tool(model):
+    async def scenario():
         model.will(CALL, "It's 25 degrees.")
         client = openai.AsyncOpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0)
         async with client, client.realtime.connect(model="mini") as connection:
@@ -109,16 +109,16 @@ def test_openai_python_runs_a_tool(model):
                 await until(connection, "conversation.item.deleted")
             await until_true(lambda: '"Paris"' not in model.knows() and "It's" not in model.knows())
 
-    asyncio.run(asyncio.wait_for(talk(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_openai_agents_run_a_tool(model, monkeypatch):
+def test_openai_agents_calls_a_tool(model, monkeypatch):
     agents = needs.module("agents.realtime", "dev")
     from agents import function_tool
 
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
 
-    async def talk():
+    async def scenario():
         model.will(CALL, "It's 25 degrees.", speech=True)
         agent = agents.RealtimeAgent(name="Host", instructions="Be kind.", tools=[function_tool(weather)])
         config = {"url": model.served.ws + "?model=mini", "api_key": "none"}
@@ -131,10 +131,10 @@ def test_openai_agents_run_a_tool(model, monkeypatch):
             await until_true(lambda: "25 degrees in Paris" in model.knows() and "Be kind." in model.knows())
             assert not model.lm.script  # all was said
 
-    asyncio.run(asyncio.wait_for(talk(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_chat_completions_run_a_tool(model):
+def test_chat_completions_calls_a_tool(model):
     with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as client:
         create = client.chat.completions.create
         messages = [{"role": "user", "content": ASKED}]
@@ -161,13 +161,13 @@ def test_chat_completions_run_a_tool(model):
         assert len({call.id for call in final.message.tool_calls}) == 2
 
 
-def test_no_tools_are_told_if_none_is_to_be_called(model):
+def test_tool_choice_none_hides_the_tools(model):
     with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as client:
         model.will(CALL)
         messages = [{"role": "user", "content": ASKED}]
         answer = client.chat.completions.create(model="mini", messages=messages, tools=[CHAT], tool_choice="none")
         assert answer.choices[0].message.content == render_tool_turn(Turn("assistant", (CALL,)))
-    with line(model.served) as client:
+    with open_client(model.served) as client:
         client.update(output_modalities=["text"], tools=[REALTIME])
         model.will("Hello.")
         client.send("response.create", response={"tool_choice": "none"})
@@ -175,7 +175,7 @@ def test_no_tools_are_told_if_none_is_to_be_called(model):
         assert "# Tools" not in model.knows()
 
 
-def test_a_call_can_be_required(model):
+def test_tool_choice_required(model):
     """The model is given its beginning, and writes the rest."""
     whole = render_tool_turn(Turn("assistant", (CALL,)))
     with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as client:
@@ -189,7 +189,7 @@ def test_a_call_can_be_required(model):
         named["function"]["name"] = "tides"
         with pytest.raises(openai.BadRequestError, match="must name one of the tools, which are weather"):
             client.chat.completions.create(model="mini", messages=messages, tools=[CHAT], tool_choice=named)
-    with line(model.served) as client:
+    with open_client(model.served) as client:
         named = {"type": "function", "name": "weather"}
         client.send("session.update", session={"type": "realtime", "tool_choice": named})
         assert client.until("error")[-1]["error"]["param"] == "session.tool_choice"
@@ -201,13 +201,13 @@ def test_a_call_can_be_required(model):
         assert model.knows().endswith(f"{whole} ###\n")
 
 
-def test_calls_and_results_of_before(model):
+def test_earlier_calls_and_results_as_items(model):
     items = (
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ASKED}]},
         {"type": "function_call", "name": "weather", "arguments": CALL.arguments, "call_id": "one"},
         {"type": "function_call_output", "call_id": "one", "output": "25"},
     )
-    with line(model.served) as client:
+    with open_client(model.served) as client:
         client.update(output_modalities=["text"])
         for item in items:
             client.send("conversation.item.create", item=item)

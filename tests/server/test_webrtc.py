@@ -1,4 +1,4 @@
-"""Calls over WebRTC, by a real client of aiortc's, over sockets of this machine."""
+"""Realtime over WebRTC, with aiortc as the client, over local sockets."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,9 @@ import pytest
 
 from speechgpt2 import audio
 from speechgpt2.server.config import LimitsConfig
-from speechgpt2.server.response import Response
-from speechgpt2.server.speaker import FRAME, Speaker
+from speechgpt2.server.playout import FRAME, PlayoutBuffer
+from speechgpt2.server.response import RealtimeResponse
+from speechgpt2.server.webrtc_calls import RealtimeCalls
 from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
@@ -158,10 +159,15 @@ async def calling(served, query="", **headers):
         await client.connection.close()
 
 
+def active_calls(served):
+    (calls,) = [protocol for protocol in served.app.protocols if isinstance(protocol, RealtimeCalls)]
+    return calls.active
+
+
 async def free(served, seconds=5.0):
     end = time.monotonic() + seconds
-    while served.app.admission.taken or served.engine.open_sessions or served.app.calls.ongoing:
-        assert time.monotonic() < end, "a place was not given back"
+    while served.app.gateway.admission.active or served.engine.open_sessions or active_calls(served):
+        assert time.monotonic() < end, "a slot was not released"
         await asyncio.sleep(0.02)
 
 
@@ -175,8 +181,8 @@ def one(events, type):
     return found
 
 
-def test_a_spoken_turn_is_answered_aloud(served):
-    async def story():
+def test_spoken_turn(served):
+    async def scenario():
         async with calling(served, "?model=gpt-realtime") as client:
             assert client.events[0][1]["session"]["model"] == "gpt-realtime"
             await client.update(**QUICK, max_output_tokens=5)
@@ -203,11 +209,11 @@ def test_a_spoken_turn_is_answered_aloud(served):
             assert np.argmax(abs(np.fft.rfft(tone))) * 48_000 / len(tone) == pytest.approx(300, abs=15)
         await free(served)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_speaking_up_drops_what_was_not_sent(served):
-    async def story():
+def test_barge_in_drops_pending_audio(served):
+    async def scenario():
         async with calling(served) as client:
             await client.update(**QUICK)
             client.write("slow, tell me all")
@@ -235,11 +241,11 @@ def test_speaking_up_drops_what_was_not_sent(served):
             part = (await client.until("conversation.item.retrieved"))[-1]["item"]["content"][0]
             assert not part["transcript"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_client_clears(served):
-    async def story():
+def test_client_clears_output_audio(served):
+    async def scenario():
         async with calling(served) as client:
             client.send("output_audio_buffer.clear")  # there is nothing
             for cancels in (True, False):
@@ -255,13 +261,13 @@ def test_a_client_clears(served):
                 assert done["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
                 assert 200 <= events[-1]["audio_end_ms"] <= 500
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_both_forms_of_asking():
+def test_offer_as_sdp_and_as_form():
     openai = needs.module("openai", "dev")
 
-    async def story(served):
+    async def scenario(served):
         secrets = f"{served.http}/v1/realtime/client_secrets"
         wanted = {"session": {"type": "realtime", "instructions": "Rhyme."}}
         _, _, given = await post(secrets, json.dumps(wanted).encode(), **KEY)
@@ -279,16 +285,16 @@ def test_both_forms_of_asking():
             assert session["instructions"] == "Rhyme."
             assert session["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 100
             await api.realtime.calls.hangup(answer.response.headers["location"].rpartition("/")[2])
-        assert not served.app.admission.taken
+        assert not served.app.gateway.admission.active
         await asyncio.wait_for(client.closed.wait(), 5)
         await client.connection.close()
 
     with serving(api_keys=("a-good-key",)) as served:
-        asyncio.run(story(served))
+        asyncio.run(scenario(served))
 
 
-def test_an_offer_may_come_before_its_addresses(served):
-    async def story():
+def test_offer_without_candidates(served):
+    async def scenario():
         client = Client()
         offer = "".join(
             line
@@ -302,11 +308,11 @@ def test_an_offer_may_come_before_its_addresses(served):
         await client.connection.close()
         await free(served)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_who_is_refused():
-    async def story(served):
+def test_rejections_and_hang_up():
+    async def scenario(served):
         offer = await Client().offer()
 
         async def told(**headers):
@@ -329,18 +335,18 @@ def test_who_is_refused():
             assert (await post(f"{client.url}/hangup", **KEY))[0] == 200
             await free(served, 0.1)
             assert (await post(f"{client.url}/hangup", **KEY))[0] == 404
-        text = served.app.metrics.exposition().decode()
-        for reason, times in (("full", 1), ("key", 2), ("origin", 1)):
+        text = served.app.gateway.metrics.exposition().decode()
+        for reason, times in (("full", 1), ("invalid_key", 2), ("invalid_origin", 1)):
             assert f'sg2_rejections_total{{reason="{reason}"}} {times}.0' in text
-        assert 'sg2_closed_sessions_total{code="1000"} 1.0' in text
+        assert 'sg2_sessions_closed_total{code="1000"} 1.0' in text
 
-    with serving(slots=1, api_keys=("a-good-key", "another-key"), origins=("https://app.example",)) as served:
-        asyncio.run(story(served))
+    with serving(slots=1, api_keys=("a-good-key", "another-key"), allowed_origins=("https://app.example",)) as served:
+        asyncio.run(scenario(served))
 
 
 @pytest.mark.parametrize("bad", ["", "hello", "audio only", "no opus", "no fingerprint"])
-def test_offers_that_cannot_be_answered(served, bad):
-    async def story():
+def test_invalid_offers(served, bad):
+    async def scenario():
         offer = await Client().offer()
         if bad == "audio only":
             offer = offer[: offer.index("m=application")]
@@ -354,28 +360,28 @@ def test_offers_that_cannot_be_answered(served, bad):
         assert status == 400 and json.loads(body)["error"]["code"] == "invalid_offer"
         await free(served)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_places_are_given_back(monkeypatch):
+def test_slots_are_released(monkeypatch):
     """By a client that leaves, and for one that does not come."""
-    from speechgpt2.server import webrtc
+    from speechgpt2.server import webrtc_peer
 
-    async def story(served):
+    async def scenario(served):
         async with calling(served) as client:
             client.write("slow")
             await client.until("output_audio_buffer.started")
         await free(served)
-        monkeypatch.setattr(webrtc, "CONNECT", 0.3)
+        monkeypatch.setattr(webrtc_peer, "CONNECT_TIMEOUT", 0.3)
         assert (await call(served, await Client().offer()))[0] == 201
         assert (await call(served, await Client().offer()))[0] == 503
         await free(served)
 
     with serving(slots=1) as served:
-        asyncio.run(story(served))
+        asyncio.run(scenario(served))
 
 
-def test_limits_and_leaving():
+def test_session_limit_and_drain():
     async def expires(served):
         async with calling(served) as client:
             assert (await client.until("error"))[-1]["error"]["code"] == "session_expired"
@@ -400,29 +406,40 @@ def test_limits_and_leaving():
         asyncio.run(drains(served))
 
 
-def test_without_the_extra(served, monkeypatch):
+def test_missing_extra_is_reported(served, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiortc", None)
-    monkeypatch.delitem(sys.modules, "speechgpt2.server.webrtc", raising=False)
-    monkeypatch.delattr("speechgpt2.server.webrtc", raising=False)
+    monkeypatch.delitem(sys.modules, "speechgpt2.server.webrtc_peer", raising=False)
+    monkeypatch.delattr("speechgpt2.server.webrtc_peer", raising=False)
     status, _, body = asyncio.run(call(served, "v=0"))
     assert status == 501 and "pip install 'speechgpt2[webrtc]'" in json.loads(body)["error"]["message"]
 
 
-def test_a_speaker_counts_answers_one_after_the_other():
-    told = []
-    speaker = Speaker(lambda response: told.append(("started", response)), lambda r: told.append(("stopped", r)))
-    first, second = (Response.__new__(Response) for _ in range(2))
-    assert not speaker.frame().any() and not speaker.busy
-    speaker.push(first, voice(0.05))
-    speaker.finish(first)
-    speaker.push(second, voice(0.12))
-    frames = [speaker.frame() for _ in range(6)]
+class RecordingListener:
+    def __init__(self):
+        self.events = []
+
+    def playout_started(self, response):
+        self.events.append(("started", response))
+
+    def playout_stopped(self, response):
+        self.events.append(("stopped", response))
+
+
+def test_playout_of_two_responses():
+    listener = RecordingListener()
+    playout = PlayoutBuffer(listener)
+    first, second = (RealtimeResponse.__new__(RealtimeResponse) for _ in range(2))
+    assert not playout.next_frame().any() and not playout.busy
+    playout.push(first, voice(0.05))
+    playout.finish(first)
+    playout.push(second, voice(0.12))
+    frames = [playout.next_frame() for _ in range(6)]
     assert not frames[0].any() and not frames[1].any() and all(frame.any() for frame in frames[2:])
-    assert told == [("started", first), ("stopped", first), ("started", second)]
-    (cut,) = speaker.clear()
-    assert cut.response is second and cut.sent == FRAME and not speaker.busy
-    speaker.frame()
-    assert not speaker.frame().any()
+    assert listener.events == [("started", first), ("stopped", first), ("started", second)]
+    (cut,) = playout.clear()
+    assert cut.response is second and cut.sent == FRAME and not playout.busy
+    playout.next_frame()
+    assert not playout.next_frame().any()
 
 
 # what a page does that was written for the protocol: the offer is sent as it is, before any address is known
@@ -450,7 +467,7 @@ ENERGY = """(async () => {
 
 
 @needs.tool("chromium")
-def test_a_page_written_for_the_protocol(tmp_path, served, monkeypatch):
+def test_page_that_uses_the_protocol(tmp_path, served, monkeypatch):
     monkeypatch.undo()  # a browser has no loopback addresses
     talk = [silence(1.5), voice(0.6), silence(2.5), voice(0.7), silence(20.0)]
     audio.save(tmp_path / "microphone.wav", np.concatenate(talk))

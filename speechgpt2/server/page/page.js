@@ -1,62 +1,62 @@
-// The page: a microphone, a loudspeaker and two transcripts on one OpenAI Realtime websocket.
+// The page: voice and text chat over one OpenAI Realtime WebSocket.
 //
-//   Sound   microphone → blocks of 20 ms;   chunks of answers → loudspeaker, with an exact count of what was played
-//   Wire    the websocket
-//   Turns   what is shown
+//   AudioIO              microphone → blocks of 20 ms; responses → speaker, with an exact count of played samples
+//   RealtimeConnection   the WebSocket
+//   TranscriptView       the turns on the page
 //
-// An interruption: the server says `speech_started` → the loudspeaker is flushed within milliseconds → the server is
-// told how many milliseconds of the answer were heard (`conversation.item.truncate`).
+// Barge-in: the server sends `speech_started` → playback stops within milliseconds → the page reports how many
+// milliseconds of the response were played (`conversation.item.truncate`).
 
 const RATE = 24000;
 const $ = (id) => document.getElementById(id);
 
-class Sound {
-  constructor({ onBlock, onPlayer }) {
-    Object.assign(this, { onBlock, onPlayer });
+class AudioIO {
+  constructor({ onMicrophoneBlock, onPlayerMessage }) {
+    Object.assign(this, { onMicrophoneBlock, onPlayerMessage });
     this.played = { item: null, samples: 0 };
   }
 
-  async open() { // must follow a click: browsers ask for that before anything sounds
-    if (this.out) return this.out.resume();
-    this.out = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
-    await this.out.audioWorklet.addModule("worklet.js");
-    this.player = new AudioWorkletNode(this.out, "player", { numberOfInputs: 0, outputChannelCount: [1] });
-    this.player.port.onmessage = ({ data }) => this.onPlayer(data);
-    this.player.connect(this.out.destination);
+  async open() { // must follow a click: browsers play audio only after one
+    if (this.outputContext) return this.outputContext.resume();
+    this.outputContext = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+    await this.outputContext.audioWorklet.addModule("worklet.js");
+    this.player = new AudioWorkletNode(this.outputContext, "player", { numberOfInputs: 0, outputChannelCount: [1] });
+    this.player.port.onmessage = ({ data }) => this.onPlayerMessage(data);
+    this.player.connect(this.outputContext.destination);
   }
 
-  async listen() {
+  async startMicrophone() {
     const wanted = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
     this.stream = await navigator.mediaDevices.getUserMedia({ audio: wanted });
-    this.in = new AudioContext({ latencyHint: "interactive" });
-    await this.in.audioWorklet.addModule("worklet.js");
-    const capture = new AudioWorkletNode(this.in, "capture", { numberOfOutputs: 0 });
-    capture.port.onmessage = ({ data }) => this.onBlock(data);
-    this.in.createMediaStreamSource(this.stream).connect(capture);
+    this.inputContext = new AudioContext({ latencyHint: "interactive" });
+    await this.inputContext.audioWorklet.addModule("worklet.js");
+    const capture = new AudioWorkletNode(this.inputContext, "capture", { numberOfOutputs: 0 });
+    capture.port.onmessage = ({ data }) => this.onMicrophoneBlock(data);
+    this.inputContext.createMediaStreamSource(this.stream).connect(capture);
   }
 
-  deafen() {
+  stopMicrophone() {
     this.stream?.getTracks().forEach((track) => track.stop());
-    this.in?.close();
-    this.stream = this.in = null;
+    this.inputContext?.close();
+    this.stream = this.inputContext = null;
   }
 
   play(item, samples) {
-    this.player?.port.postMessage({ what: "push", item, samples }, [samples.buffer]);
+    this.player?.port.postMessage({ type: "push", item, samples }, [samples.buffer]);
   }
 
-  complete(item) { this.player?.port.postMessage({ what: "done", item }); }
+  markComplete(item) { this.player?.port.postMessage({ type: "complete", item }); }
 
-  flush() { this.player?.port.postMessage({ what: "flush" }); }
+  flush() { this.player?.port.postMessage({ type: "flush" }); }
 
-  // What left the worklet is heard a little later.
-  heardMilliseconds(samples) {
-    const late = (this.out.outputLatency || this.out.baseLatency || 0) * 1000;
-    return Math.max(0, Math.round((samples / RATE) * 1000 - late));
+  // The user hears audio a little after it has left the worklet.
+  playedMilliseconds(samples) {
+    const latency = (this.outputContext.outputLatency || this.outputContext.baseLatency || 0) * 1000;
+    return Math.max(0, Math.round((samples / RATE) * 1000 - latency));
   }
 }
 
-class Wire {
+class RealtimeConnection {
   constructor(handlers) {
     this.handlers = handlers;
     this.socket = null;
@@ -76,7 +76,7 @@ class Wire {
         this.handlers[event.type]?.(event);
       };
       this.socket.onclose = ({ code, reason }) => {
-        reject(new Error(reason || "the server refused: it may be full, or want another key"));
+        reject(new Error(reason || "the server rejected the session: it may be full, or need another API key"));
         this.handlers.closed({ code, reason });
       };
     });
@@ -87,10 +87,10 @@ class Wire {
   close() { this.socket?.close(1000); }
 }
 
-class Turns {
+class TranscriptView {
   constructor(root) { Object.assign(this, { root, byItem: new Map() }); }
 
-  show(item, role) {
+  getTurn(item, role) {
     if (this.byItem.has(item)) return this.byItem.get(item);
     $("hint").hidden = true;
     const turn = document.createElement("div");
@@ -108,30 +108,30 @@ class Turns {
     if (atEnd) element.scrollIntoView({ block: "end" });
   }
 
-  text(item, role, text, { append = false, waiting = false } = {}) {
-    const turn = this.show(item, role), span = turn.firstChild;
+  setText(item, role, text, { append = false, pending = false } = {}) {
+    const turn = this.getTurn(item, role), span = turn.firstChild;
     span.textContent = append ? span.textContent + text : text;
-    turn.classList.toggle("waiting", waiting);
+    turn.classList.toggle("pending", pending);
     turn.scrollIntoView({ block: "end" });
   }
 
-  remark(item, words) {
+  addRemark(item, text) {
     const turn = this.byItem.get(item);
     if (!turn || turn.querySelector("small")) return;
     const small = document.createElement("small");
-    small.textContent = words;
+    small.textContent = text;
     turn.append(small);
   }
 
-  drop(item) {
+  remove(item) {
     this.byItem.get(item)?.remove();
     this.byItem.delete(item);
   }
 
-  note(words, bad = false) {
+  addNote(text, isError = false) {
     const note = document.createElement("p");
-    note.className = bad ? "note bad" : "note";
-    note.textContent = words;
+    note.className = isError ? "note error" : "note";
+    note.textContent = text;
     this.add(note);
   }
 
@@ -155,118 +155,118 @@ function toSamples(base64) {
   return Float32Array.from(new Int16Array(bytes.buffer), (value) => value / 32768);
 }
 
-// What happens
+// State and events
 
-const turns = new Turns($("talk"));
-let offers = { model: "", voices: [], styles: [], needs_key: false };
-let listening = false, answering = null, speaking = false, flushes = [];
-let sent = { milliseconds: 0, at: 0 }; // how much of the microphone is sent, and when the latest of it was heard
-let turnEnded = null, lastWord = null; // when, by performance.now()
+const view = new TranscriptView($("transcript"));
+let config = { model: "", voices: [], styles: [], needs_key: false };
+let listening = false, responseId = null, playing = false, flushCallbacks = [];
+let sent = { milliseconds: 0, at: 0 }; // microphone audio sent, and when the latest block was recorded
+let turnEnded = null, speechEnded = null; // times of performance.now()
 
-const sound = new Sound({
-  onBlock({ pcm, level }) {
+const audio = new AudioIO({
+  onMicrophoneBlock({ pcm, level }) {
     showLevel(level);
     sent = { milliseconds: sent.milliseconds + 20, at: performance.now() };
-    wire.send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(pcm)) });
+    connection.send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(pcm)) });
   },
-  onPlayer(data) {
-    if (data.what === "started" && !data.item.startsWith("greeting")) showLatency();
-    if (data.what === "started") setSpeaking(true);
-    if (data.what === "ended") setSpeaking(false);
-    if (data.what === "flushed") {
-      setSpeaking(false);
-      flushes.shift()?.(data);
+  onPlayerMessage(data) {
+    if (data.type === "started" && !data.item.startsWith("greeting")) showLatency();
+    if (data.type === "started") setPlaying(true);
+    if (data.type === "ended") setPlaying(false);
+    if (data.type === "flushed") {
+      setPlaying(false);
+      flushCallbacks.shift()?.(data);
     }
-    if (data.what === "level") {
-      if (speaking) showLevel(data.level);
-      $("underruns").textContent = data.underruns ? `${data.underruns} gaps in the sound` : "";
+    if (data.type === "level") {
+      if (playing) showLevel(data.level);
+      $("underruns").textContent = data.underruns ? `${data.underruns} underruns` : "";
     }
   },
 });
 
-const wire = new Wire({
+const connection = new RealtimeConnection({
   "session.created": () => setStatus("connected"),
   "input_audio_buffer.speech_started": ({ item_id }) => {
     interrupt();
-    turns.text(item_id, "user", "…", { waiting: true });
+    view.setText(item_id, "user", "…", { pending: true });
     setStatus("listening");
   },
   "input_audio_buffer.speech_stopped": ({ audio_end_ms }) => {
     turnEnded = performance.now();
-    lastWord = sent.at - (sent.milliseconds - audio_end_ms);
+    speechEnded = sent.at - (sent.milliseconds - audio_end_ms);
     setStatus("thinking");
   },
   "conversation.item.added": ({ item }) => {
     if (item.role !== "user") return;
     const text = item.content.map((part) => part.text ?? part.transcript ?? "").join(" ").trim();
-    turns.text(item.id, "user", text || "…", { waiting: !text });
+    view.setText(item.id, "user", text || "…", { pending: !text });
   },
   "conversation.item.input_audio_transcription.delta": ({ item_id, delta }) => {
-    const waiting = turns.byItem.get(item_id)?.classList.contains("waiting");
-    turns.text(item_id, "user", delta, { append: !waiting });
+    const pending = view.byItem.get(item_id)?.classList.contains("pending");
+    view.setText(item_id, "user", delta, { append: !pending });
   },
   "conversation.item.input_audio_transcription.completed": ({ item_id, transcript }) => {
-    turns.text(item_id, "user", transcript || "(nothing understood)");
+    view.setText(item_id, "user", transcript || "(no transcript)");
   },
-  "conversation.item.deleted": ({ item_id }) => turns.drop(item_id),
-  "conversation.item.truncated": ({ item_id }) => turns.remark(item_id, "interrupted"),
+  "conversation.item.deleted": ({ item_id }) => view.remove(item_id),
+  "conversation.item.truncated": ({ item_id }) => view.addRemark(item_id, "interrupted"),
   "response.created": ({ response }) => {
-    answering = response.id;
-    setStatus("answering");
+    responseId = response.id;
+    setStatus("responding");
     showStop();
   },
-  "response.output_item.added": ({ item }) => { if (item.type === "message") turns.text(item.id, "assistant", "…", { waiting: true }); },
-  "response.output_audio_transcript.delta": ({ item_id, delta }) => said(item_id, delta),
-  "response.output_text.delta": ({ item_id, delta }) => { said(item_id, delta); showLatency(); },
+  "response.output_item.added": ({ item }) => { if (item.type === "message") view.setText(item.id, "assistant", "…", { pending: true }); },
+  "response.output_audio_transcript.delta": ({ item_id, delta }) => appendResponse(item_id, delta),
+  "response.output_text.delta": ({ item_id, delta }) => { appendResponse(item_id, delta); showLatency(); },
   "response.output_audio.delta": ({ item_id, response_id, delta }) => {
-    if (response_id === answering) sound.play(item_id, toSamples(delta));
+    if (response_id === responseId) audio.play(item_id, toSamples(delta));
   },
-  "response.output_audio.done": ({ item_id }) => sound.complete(item_id),
+  "response.output_audio.done": ({ item_id }) => audio.markComplete(item_id),
   "response.done": ({ response }) => {
-    if (answering === response.id) answering = null;
-    for (const item of response.output) if (turns.byItem.get(item.id)?.classList.contains("waiting")) turns.drop(item.id);
-    if (response.status === "failed") turns.note(response.status_details?.error?.message ?? "no answer", true);
+    if (responseId === response.id) responseId = null;
+    for (const item of response.output) if (view.byItem.get(item.id)?.classList.contains("pending")) view.remove(item.id);
+    if (response.status === "failed") view.addNote(response.status_details?.error?.message ?? "no response", true);
     setStatus(listening ? "listening" : "connected");
     showStop();
   },
   error: ({ error }) => {
-    if (error.code !== "response_cancel_not_active") turns.note(error.message, true);
+    if (error.code !== "response_cancel_not_active") view.addNote(error.message, true);
   },
   closed: ({ code, reason }) => {
-    deafen();
-    sound.flush();
-    answering = null;
+    stopListening();
+    audio.flush();
+    responseId = null;
     sent = { milliseconds: 0, at: 0 };
     showStop();
-    setStatus(code === 1000 ? "not connected" : reason || "the connection ended", code !== 1000);
+    setStatus(code === 1000 ? "not connected" : reason || "connection closed", code !== 1000);
   },
 });
 
-function said(item, delta) {
-  const turn = turns.show(item, "assistant"), waiting = turn.classList.contains("waiting");
-  turns.text(item, "assistant", waiting ? delta.trimStart() : delta, { append: !waiting });
+function appendResponse(item, delta) {
+  const turn = view.getTurn(item, "assistant"), pending = turn.classList.contains("pending");
+  view.setText(item, "assistant", pending ? delta.trimStart() : delta, { append: !pending });
 }
 
-// Stops the sound at once and tells the server how much of it was heard. `cancel`: also stop the answer (where the
-// server heard the user speak, it has done so itself).
+// Stops playback at once and reports how much was played. `cancel`: also cancel the response, which the server does by
+// itself when it sends `speech_started`.
 function interrupt(cancel = false) {
-  if (cancel && answering) wire.send({ type: "response.cancel" });
-  answering = null;
-  flushes.push(({ item, played }) => {
+  if (cancel && responseId) connection.send({ type: "response.cancel" });
+  responseId = null;
+  flushCallbacks.push(({ item, played }) => {
     if (!item) return;
-    const audio_end_ms = sound.heardMilliseconds(played);
-    wire.send({ type: "conversation.item.truncate", item_id: item, content_index: 0, audio_end_ms });
+    const audio_end_ms = audio.playedMilliseconds(played);
+    connection.send({ type: "conversation.item.truncate", item_id: item, content_index: 0, audio_end_ms });
   });
-  if (sound.player) sound.flush();
-  else flushes = [];
+  if (audio.player) audio.flush();
+  else flushCallbacks = [];
   showStop();
 }
 
 async function connect() {
-  await sound.open();
-  if (wire.open) return;
+  await audio.open();
+  if (connection.open) return;
   setStatus("connecting");
-  await wire.connect(offers.model, $("key").value.trim());
+  await connection.connect(config.model, $("key").value.trim());
   sendSettings();
   await sendGreeting();
 }
@@ -276,88 +276,88 @@ function sendSettings() {
   const session = {
     type: "realtime",
     instructions: $("instructions").value,
-    output_modalities: [$("answers").value],
+    output_modalities: [$("responses").value],
     audio: {
-      input: { turn_detection: turn === "none" ? null : { type: turn }, transcription: { model: offers.model } },
+      input: { turn_detection: turn === "none" ? null : { type: turn }, transcription: { model: config.model } },
       output: $("voice").value ? { voice: $("voice").value } : {},
     },
   };
   if ($("style").value) session.style = $("style").value;
-  wire.send({ type: "session.update", session });
+  connection.send({ type: "session.update", session });
   $("done").hidden = !(listening && turn === "none");
 }
 
 async function sendGreeting() {
   const file = $("greeting").files[0];
   if (!file) return;
-  const decoder = new OfflineAudioContext(1, 1, RATE); // resamples what it decodes
+  const decoder = new OfflineAudioContext(1, 1, RATE); // also resamples to its own rate
   let recording;
   try {
     recording = await decoder.decodeAudioData(await file.arrayBuffer());
   } catch {
-    return turns.note(`${file.name} cannot be read as sound`, true);
+    return view.addNote(`${file.name} cannot be read as audio`, true);
   }
   const samples = recording.getChannelData(0);
   const pcm = Int16Array.from(samples, (value) => Math.max(-1, Math.min(1, value)) * 32767);
   const transcript = $("greeting-text").value.trim();
   const part = { type: "output_audio", audio: toBase64(new Uint8Array(pcm.buffer)), transcript: transcript || undefined };
   const id = `greeting_${Date.now().toString(36)}`;
-  wire.send({ type: "conversation.item.create", item: { id, type: "message", role: "assistant", content: [part] } });
-  turns.text(id, "assistant", transcript || `♪ ${file.name}`);
-  sound.play(id, samples.slice());
-  sound.complete(id);
+  connection.send({ type: "conversation.item.create", item: { id, type: "message", role: "assistant", content: [part] } });
+  view.setText(id, "assistant", transcript || `♪ ${file.name}`);
+  audio.play(id, samples.slice());
+  audio.markComplete(id);
 }
 
-async function toggle() {
+async function toggleMicrophone() {
   if (listening) {
-    deafen();
-    if ($("turns").value !== "none") wire.send({ type: "input_audio_buffer.clear" });
+    stopListening();
+    if ($("turns").value !== "none") connection.send({ type: "input_audio_buffer.clear" });
     return setStatus("connected");
   }
   await connect();
-  await sound.listen();
+  await audio.startMicrophone();
   listening = true;
   $("mic").setAttribute("aria-pressed", "true");
   $("done").hidden = $("turns").value !== "none";
   setStatus("listening");
 }
 
-function deafen() {
-  sound.deafen();
+function stopListening() {
+  audio.stopMicrophone();
   listening = false;
   $("mic").setAttribute("aria-pressed", "false");
   $("done").hidden = true;
   showLevel(0);
 }
 
-async function write(event) {
+async function sendText(event) {
   event.preventDefault();
   const text = $("text").value.trim();
   if (!text) return;
   await connect();
-  if (answering || speaking) interrupt(true);
+  if (responseId || playing) interrupt(true);
   $("text").value = "";
   turnEnded = performance.now();
-  wire.send({
+  connection.send({
     type: "conversation.item.create",
     item: { type: "message", role: "user", content: [{ type: "input_text", text }] },
   });
-  wire.send({ type: "response.create" });
+  connection.send({ type: "response.create" });
 }
 
-// What is shown
+// Display
 
-function setStatus(words, bad = false) {
-  $("status").textContent = words;
-  $("status").classList.toggle("bad", bad);
+function setStatus(text, isError = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("error", isError);
 }
 
-function setSpeaking(value) {
-  speaking = value;
+function setPlaying(value) {
+  playing = value;
   showStop();
 }
 
-function showStop() { $("stop").hidden = !(answering || speaking); }
+function showStop() { $("stop").hidden = !(responseId || playing); }
 
 function showLevel(level) {
   const decibels = level > 0 ? 20 * Math.log10(level) : -100;
@@ -367,11 +367,11 @@ function showLevel(level) {
 function showLatency() {
   if (turnEnded === null) return;
   const since = (moment) => Math.max(0, Math.round(performance.now() - moment));
-  const words = [`${since(turnEnded)} ms after your turn`];
-  if (lastWord !== null) words.push(`${since(lastWord)} ms after the last word`);
-  $("latency").textContent = words.join(" · ");
+  const parts = [`${since(turnEnded)} ms after the end of your turn`];
+  if (speechEnded !== null) parts.push(`${since(speechEnded)} ms after the end of your speech`);
+  $("latency").textContent = parts.join(" · ");
   $("latency").dataset.milliseconds = since(turnEnded);
-  turnEnded = lastWord = null;
+  turnEnded = speechEnded = null;
 }
 
 function fill(id, names) {
@@ -379,39 +379,39 @@ function fill(id, names) {
   document.querySelector(`[data-choice=${id}]`).hidden = names.length < 2;
 }
 
-async function begin() {
-  offers = await (await fetch("offers")).json();
-  fill("voice", offers.voices);
-  fill("style", offers.styles);
-  $("key-label").hidden = !offers.needs_key;
-  document.title = `${offers.model} · speechgpt2`;
+async function start() {
+  config = await (await fetch("page-config")).json();
+  fill("voice", config.voices);
+  fill("style", config.styles);
+  $("key-label").hidden = !config.needs_key;
+  document.title = `${config.model} · speechgpt2`;
 }
 
-const guard = (action) => async (event) => {
+const showErrors = (action) => async (event) => {
   try {
     await action(event);
   } catch (error) {
-    deafen();
-    setStatus(error.name === "NotAllowedError" ? "the microphone is not allowed here" : error.message, true);
+    stopListening();
+    setStatus(error.name === "NotAllowedError" ? "the browser does not allow the microphone" : error.message, true);
   }
 };
 
-$("mic").onclick = guard(toggle);
-$("write").onsubmit = guard(write);
+$("mic").onclick = showErrors(toggleMicrophone);
+$("text-form").onsubmit = showErrors(sendText);
 $("stop").onclick = () => interrupt(true);
 $("done").onclick = () => {
   turnEnded = performance.now();
-  wire.send({ type: "input_audio_buffer.commit" });
-  wire.send({ type: "response.create" });
+  connection.send({ type: "input_audio_buffer.commit" });
+  connection.send({ type: "response.create" });
 };
-$("clear").onclick = () => { // a new session remembers nothing
-  wire.close();
-  turns.clear();
+$("clear").onclick = () => { // the next session starts without history
+  connection.close();
+  view.clear();
 };
 $("settings-button").onclick = () => {
   $("settings").hidden = !$("settings").hidden;
   $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
 };
 $("settings").onsubmit = (event) => event.preventDefault();
-for (const id of ["voice", "style", "answers", "turns", "instructions"]) $(id).onchange = () => wire.open && sendSettings();
-guard(begin)();
+for (const id of ["voice", "style", "responses", "turns", "instructions"]) $(id).onchange = () => connection.open && sendSettings();
+showErrors(start)();

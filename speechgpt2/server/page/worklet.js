@@ -1,14 +1,14 @@
-// Sound in and out, on the audio thread. `Capture` turns what the microphone gives into 24 kHz PCM16 in blocks of
-// 20 ms; `Player` plays chunks that arrive unevenly, and stops within one render quantum (2.7 ms at 48 kHz).
+// Audio input and output on the audio thread. `CaptureProcessor` converts the microphone's audio to blocks of 20 ms,
+// 24 kHz PCM16. `PlayerProcessor` plays chunks that arrive unevenly, and stops within one render quantum (2.7 ms).
 
 const RATE = 24000;
 const BLOCK = 480; // samples of 20 ms
-const TAPS = 63; // of the low pass before samples are dropped
+const TAPS = 63; // of the low-pass filter before downsampling
 
-class Capture extends AudioWorkletProcessor {
+class CaptureProcessor extends AudioWorkletProcessor {
   constructor() {
     super();
-    this.step = sampleRate / RATE; // input samples for an output sample
+    this.step = sampleRate / RATE; // input samples per output sample
     this.taps = lowPass(Math.min(0.5, 0.46 / this.step));
     this.past = new Float32Array(TAPS - 1);
     this.position = 0; // of the next output sample, in filtered input samples
@@ -63,7 +63,7 @@ class Capture extends AudioWorkletProcessor {
   }
 }
 
-// A windowed sinc; `cutoff` in cycles per sample.
+// Returns a windowed-sinc low-pass filter; `cutoff` in cycles per sample.
 function lowPass(cutoff) {
   const taps = new Float32Array(TAPS), middle = (TAPS - 1) / 2;
   let sum = 0;
@@ -75,25 +75,29 @@ function lowPass(cutoff) {
   return taps.map((tap) => tap / sum);
 }
 
-// Chunks are queued by item (the answer that they belong to). Playing starts when `CUSHION` is there or the answer is
-// complete; an answer that runs dry starts again by the same rule, and counts as an underrun.
-const CUSHION = 0.1 * RATE;
-const FADE = 64; // samples; what is cut off should not click
+// Chunks are queued by item (the message they belong to). Playback starts when `BUFFER` samples are queued or the item is
+// complete. An item that runs dry starts again by the same rule, and counts as an underrun.
+const BUFFER = 0.1 * RATE;
+const FADE = 64; // samples; avoids a click when playback is cut off
 
-class Player extends AudioWorkletProcessor {
+class PlayerProcessor extends AudioWorkletProcessor {
   constructor() {
     super();
     this.queue = []; // { item, samples, at }
     this.queued = 0;
-    this.item = null; // the answer that is being played
-    this.played = 0; // samples of it that left
-    this.complete = false; // all of it is here
+    this.item = null; // the item that plays
+    this.played = 0; // samples of it played
+    this.complete = false; // whether all of it is queued
     this.running = false;
     this.underruns = 0;
-    this.recent = 0; // the last sample that left, from which a flush fades out
+    this.lastSample = 0; // the last sample played, from which a flush fades out
     this.fade = 0;
     this.reported = 0;
-    this.port.onmessage = ({ data }) => this[data.what](data);
+    this.port.onmessage = ({ data }) => {
+      if (data.type === "push") this.push(data);
+      else if (data.type === "complete") this.markComplete(data);
+      else if (data.type === "flush") this.flush();
+    };
   }
 
   push({ item, samples }) {
@@ -106,15 +110,15 @@ class Player extends AudioWorkletProcessor {
     this.queued += samples.length;
   }
 
-  done({ item }) {
+  markComplete({ item }) {
     if (item !== this.item) return;
     this.complete = true;
-    if (!this.queued && !this.running) this.port.postMessage({ what: "ended", item, played: this.played });
+    if (!this.queued && !this.running) this.port.postMessage({ type: "ended", item, played: this.played });
   }
 
   flush() {
-    const cut = this.queued || !this.complete; // not an answer that was heard to its end
-    this.port.postMessage({ what: "flushed", item: cut ? this.item : null, played: this.played });
+    const cut = this.queued || !this.complete; // an item that was played to its end is not cut
+    this.port.postMessage({ type: "flushed", item: cut ? this.item : null, played: this.played });
     this.queue = [];
     this.queued = 0;
     this.running = false;
@@ -124,13 +128,13 @@ class Player extends AudioWorkletProcessor {
 
   process(_, outputs) {
     const output = outputs[0][0];
-    if (!this.running && this.queued && (this.complete || this.queued >= CUSHION)) {
+    if (!this.running && this.queued && (this.complete || this.queued >= BUFFER)) {
       this.running = true;
-      if (!this.played) this.port.postMessage({ what: "started", item: this.item });
+      if (!this.played) this.port.postMessage({ type: "started", item: this.item });
     }
     let filled = this.running ? this.take(output) : 0;
-    for (; filled < output.length && this.fade; filled++) output[filled] = this.recent * (--this.fade / FADE);
-    if (this.running && !this.queued) this.dry();
+    for (; filled < output.length && this.fade; filled++) output[filled] = this.lastSample * (--this.fade / FADE);
+    if (this.running && !this.queued) this.runDry();
     this.report(output);
     return true;
   }
@@ -146,14 +150,14 @@ class Player extends AudioWorkletProcessor {
     }
     this.queued -= filled;
     this.played += filled;
-    if (filled) this.recent = output[filled - 1];
+    if (filled) this.lastSample = output[filled - 1];
     return filled;
   }
 
-  dry() {
+  runDry() {
     this.running = false;
     this.fade = FADE;
-    if (this.complete) this.port.postMessage({ what: "ended", item: this.item, played: this.played });
+    if (this.complete) this.port.postMessage({ type: "ended", item: this.item, played: this.played });
     else this.underruns++;
   }
 
@@ -164,9 +168,9 @@ class Player extends AudioWorkletProcessor {
     let energy = 0;
     for (const sample of output) energy += sample * sample;
     const level = Math.sqrt(energy / output.length);
-    this.port.postMessage({ what: "level", level, item: this.item, played: this.played, underruns: this.underruns });
+    this.port.postMessage({ type: "level", level, item: this.item, played: this.played, underruns: this.underruns });
   }
 }
 
-registerProcessor("capture", Capture);
-registerProcessor("player", Player);
+registerProcessor("capture", CaptureProcessor);
+registerProcessor("player", PlayerProcessor);

@@ -1,4 +1,4 @@
-"""G.711 against the standard library's tables, and the streams around it."""
+"""G.711 against the standard library's tables, and streaming."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from speechgpt2 import audio
 from speechgpt2.errors import UserError
-from speechgpt2.server.formats import LAWS, Decoder, Encoder
+from speechgpt2.server.audio_formats import LAWS, WireDecoder, WireEncoder
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 
@@ -20,7 +20,7 @@ EVERY_SAMPLE = np.arange(-32_768, 32_768)
 @pytest.mark.parametrize(
     ("name", "decode", "encode"), [("audio/pcmu", "ulaw2lin", "lin2ulaw"), ("audio/pcma", "alaw2lin", "lin2alaw")]
 )
-def test_the_laws_are_the_standard_library_s(name, decode, encode):
+def test_laws_equal_the_standard_library(name, decode, encode):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         audioop = importlib.import_module("audioop")
@@ -34,7 +34,7 @@ def test_the_laws_are_the_standard_library_s(name, decode, encode):
 
 
 @pytest.mark.parametrize("name", ["audio/pcmu", "audio/pcma"])
-def test_a_level_is_the_nearest_within_its_interval_and_odd(name):
+def test_levels_are_nearest_and_symmetric(name):
     law = LAWS[name]
     back = law.decode(law.encode(EVERY_SAMPLE / 32_768)) * 32_768
     assert np.abs(back - EVERY_SAMPLE).max() <= 1024  # half the widest interval, and the clipping at full scale
@@ -50,8 +50,8 @@ def tone(seconds=0.5):
 
 
 @pytest.mark.parametrize("name", ["audio/pcm", "audio/pcmu", "audio/pcma"])
-def test_a_stream_survives_the_way_there_and_back(name):
-    encoder, decoder, pcm = Encoder(name), Decoder(name), tone()
+def test_round_trip(name):
+    encoder, decoder, pcm = WireEncoder(name), WireDecoder(name), tone()
     chunks = [encoder.push(pcm[i : i + 700]) for i in range(0, len(pcm), 700)]
     back = np.concatenate([decoder.push(chunk) for chunk in chunks])
     assert abs(len(back) - len(pcm)) < 3
@@ -62,19 +62,21 @@ def test_a_stream_survives_the_way_there_and_back(name):
 
 
 @pytest.mark.parametrize("name", ["audio/pcmu", "audio/pcma"])
-def test_chunks_of_any_size_give_the_same(name):
+def test_result_is_independent_of_chunking(name):
     sizes, pcm, start = iter([1, 2, 3, 500, 7, 1000, 4000] * 10), tone(), 0
-    encoder, decoder, coded, back = Encoder(name), Decoder(name), b"", []
+    encoder, decoder, coded, back = WireEncoder(name), WireDecoder(name), b"", []
     while start < len(pcm):
         size = next(sizes)
         data = encoder.push(pcm[start : start + size])
         coded, start = coded + data, start + size
         back.append(decoder.push(data))
-    assert coded == Encoder(name).push(pcm)
-    assert np.allclose(np.concatenate(back), Decoder(name).push(coded), atol=1e-6)
+    assert coded == WireEncoder(name).push(pcm)
+    assert np.allclose(np.concatenate(back), WireDecoder(name).push(coded), atol=1e-6)
 
 
-def test_half_a_sample_is_refused():
+def test_half_a_sample_is_an_error():
     with pytest.raises(UserError, match="even number of bytes"):
-        Decoder("audio/pcm").push(b"abc")
-    assert np.array_equal(Decoder("audio/pcm").push(audio.to_pcm16(tone())), audio.from_pcm16(audio.to_pcm16(tone())))
+        WireDecoder("audio/pcm").push(b"abc")
+    assert np.array_equal(
+        WireDecoder("audio/pcm").push(audio.to_pcm16(tone())), audio.from_pcm16(audio.to_pcm16(tone()))
+    )

@@ -1,14 +1,15 @@
-"""What clients send: read, merged, and refused with the field named."""
+"""What clients send: read, merged, and rejected with the field named."""
 
 import pytest
 
-from speechgpt2.server import wire
-from speechgpt2.server.wire import Session, WireError
+from speechgpt2.server.messages import parse_message
+from speechgpt2.server.schema import ProtocolError, parse_json
+from speechgpt2.server.session_config import SessionConfig
 
 
-def refused(message):
-    with pytest.raises(WireError) as error:
-        wire.parse(message)
+def rejected(message):
+    with pytest.raises(ProtocolError) as error:
+        parse_message(message)
     return error.value.code, error.value.param
 
 
@@ -42,7 +43,7 @@ def refused(message):
     ],
 )
 def test_bad_values_name_their_field(message, code, param):
-    assert refused(message) == (code, param)
+    assert rejected(message) == (code, param)
 
 
 @pytest.mark.parametrize(
@@ -64,28 +65,30 @@ def test_bad_values_name_their_field(message, code, param):
     ],
 )
 def test_bad_settings_name_their_field(changes, param):
-    with pytest.raises(WireError) as error:
-        Session().updated(changes)
+    with pytest.raises(ProtocolError) as error:
+        SessionConfig().updated(changes)
     assert error.value.param == param
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", b"\xff", "[" * 100_000])
-def test_what_is_no_json_object(text):
-    with pytest.raises(WireError) as error:
-        wire.read(text)
+def test_message_must_be_a_json_object(text):
+    with pytest.raises(ProtocolError) as error:
+        parse_json(text)
     assert error.value.code == "invalid_json"
 
 
-def test_an_update_keeps_what_it_does_not_mention():
-    session = Session().updated({"instructions": "Be brief.", "audio": {"output": {"voice": "cedar"}}})
+def test_update_keeps_other_settings():
+    session = SessionConfig().updated({"instructions": "Be brief.", "audio": {"output": {"voice": "cedar"}}})
     session = session.updated({"audio": {"input": {"turn_detection": {"threshold": 0.7}}}, "unheard_of": {"x": 1}})
     assert session.instructions == "Be brief." and session.audio.output.voice == "cedar"
     assert session.audio.input.turn_detection.threshold == 0.7
     assert session.audio.input.turn_detection.silence_duration_ms == 500
 
 
-def test_another_turn_detection_starts_from_its_own_defaults_and_null_means_none():
-    session = Session().updated({"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7}}}})
+def test_changing_turn_detection_resets_its_settings():
+    session = SessionConfig().updated(
+        {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7}}}}
+    )
     semantic = session.updated({"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "low"}}}})
     assert semantic.audio.input.turn_detection.model_dump() == {
         "type": "semantic_vad",
@@ -96,8 +99,8 @@ def test_another_turn_detection_starts_from_its_own_defaults_and_null_means_none
     assert semantic.updated({"audio": {"input": {"turn_detection": None}}}).audio.input.turn_detection is None
 
 
-def test_what_the_agents_sdks_send_by_default_is_accepted():
-    session = Session().updated(
+def test_defaults_of_agents_sdks_are_accepted():
+    session = SessionConfig().updated(
         {
             "type": "realtime",
             "model": "mini",

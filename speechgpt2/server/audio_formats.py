@@ -1,7 +1,7 @@
-"""Sound as the wire carries it: PCM16 at 24 kHz, and G.711 µ-law and A-law at 8 kHz, in streams.
+"""Audio formats of the Realtime protocol as streams: PCM16 at 24 kHz, G.711 µ-law and A-law at 8 kHz.
 
-Both laws are ITU-T G.711: a byte is sign, exponent and mantissa of a logarithmic level, its bits inverted (µ-law: all
-of them; A-law: every other one). A level stands in the middle of an interval; encoding finds the interval.
+Both laws are ITU-T G.711: a byte holds sign, exponent and mantissa of a logarithmic level, and some of its bits are
+inverted (µ-law: all; A-law: every other one). A level is the middle of an interval; encoding finds the interval.
 """
 
 from __future__ import annotations
@@ -13,27 +13,33 @@ import numpy as np
 from speechgpt2 import audio
 from speechgpt2.types import SAMPLE_RATE
 
-Format = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
-TELEPHONE_RATE = 8_000  # samples per second of both laws
-BYTES_PER_SECOND = {"audio/pcm": 2 * SAMPLE_RATE, "audio/pcmu": TELEPHONE_RATE, "audio/pcma": TELEPHONE_RATE}
+WireFormat = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
+G711_RATE = 8_000  # samples per second
+BYTES_PER_SECOND = {"audio/pcm": 2 * SAMPLE_RATE, "audio/pcmu": G711_RATE, "audio/pcma": G711_RATE}
 
 
-class Law:
-    """One of G.711's laws, as tables over its 128 positive levels (16-bit scale)."""
+class G711Law:
+    """One law of G.711.
+
+    Args:
+        levels: The 128 positive levels, 16-bit scale.
+        half_widths: Half the width of each level's interval.
+        inverted: The bits that are sent inverted.
+    """
 
     def __init__(self, levels: np.ndarray, half_widths: np.ndarray, inverted: int):
-        self._edges = levels - half_widths  # where each interval begins
-        self._inverted = inverted  # the bits that are sent as their opposite; the sign bit among them or not
+        self._edges = levels - half_widths  # lower edge of each interval
+        self._inverted = inverted
         codes = np.arange(256) ^ inverted
         positive = (codes & 0x80 == 0) if inverted & 0x80 else (codes & 0x80 != 0)
         self._levels = np.where(positive, levels[codes & 0x7F], -levels[codes & 0x7F]) / audio.FULL_SCALE
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Bytes -> `[N]` float32 at 8 kHz."""
+        """Decode bytes to `[N]` float32 at 8 kHz."""
         return self._levels[np.frombuffer(data, np.uint8)].astype(np.float32)
 
     def encode(self, pcm: np.ndarray) -> bytes:
-        """`pcm [N]` at 8 kHz -> N bytes."""
+        """Encode `pcm [N]` at 8 kHz to N bytes."""
         samples = np.clip(np.round(np.asarray(pcm, np.float64) * audio.FULL_SCALE), -32_768, 32_767)
         codes = np.searchsorted(self._edges, np.abs(samples), side="right") - 1
         negative = samples < 0
@@ -41,34 +47,34 @@ class Law:
         return ((codes | sign << 7) ^ self._inverted).astype(np.uint8).tobytes()
 
 
-def _mu_law() -> Law:
+def _mu_law() -> G711Law:
     exponent, mantissa = np.divmod(np.arange(128), 16)
-    return Law(((8 * mantissa + 0x84) << exponent) - 0x84, 4 << exponent, inverted=0xFF)
+    return G711Law(((8 * mantissa + 0x84) << exponent) - 0x84, 4 << exponent, inverted=0xFF)
 
 
-def _a_law() -> Law:
+def _a_law() -> G711Law:
     exponent, mantissa = np.divmod(np.arange(128), 16)
-    shift = np.maximum(exponent - 1, 0)  # the two lowest segments have one step
-    return Law((16 * mantissa + np.where(exponent > 0, 0x108, 8)) << shift, 8 << shift, inverted=0x55)
+    shift = np.maximum(exponent - 1, 0)  # the two lowest segments have the same step
+    return G711Law((16 * mantissa + np.where(exponent > 0, 0x108, 8)) << shift, 8 << shift, inverted=0x55)
 
 
 LAWS = {"audio/pcmu": _mu_law(), "audio/pcma": _a_law()}
 
 
-RATIO = SAMPLE_RATE // TELEPHONE_RATE
-TAPS = 97  # at 24 kHz 2 ms of delay each way; 60 dB down above 4.45 kHz. A general resampler would hold back 70 ms.
+RATIO = SAMPLE_RATE // G711_RATE
+TAPS = 97  # 2 ms of delay in each direction; 60 dB attenuation above 4.45 kHz. A general resampler delays by 70 ms.
 WINDOW = np.kaiser(TAPS, 5.65)
 
 
-class Filter:
-    """The low pass at a `ratio`-th of the band, in a stream."""
+class LowPassFilter:
+    """A streaming low-pass filter for resampling by `ratio`."""
 
     def __init__(self, ratio: int = RATIO) -> None:
         self._taps = WINDOW * np.sinc((np.arange(TAPS) - TAPS // 2) / ratio) / ratio
         self._tail = np.zeros(TAPS - 1)
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
-        """`[N]` -> `[N]` float32."""
+        """Filter `[N]`; returns `[N]` float32."""
         if not len(pcm):
             return np.zeros(0, np.float32)
         past = np.concatenate([self._tail, pcm])
@@ -77,59 +83,63 @@ class Filter:
 
 
 class Upsampler:
-    """8 kHz -> 24 kHz, or by another ratio, in a stream, without holding anything back."""
+    """A streaming upsampler by an integer ratio (8 → 24 kHz by default). Buffers nothing."""
 
     def __init__(self, ratio: int = RATIO) -> None:
-        self._ratio, self._filter = ratio, Filter(ratio)
+        self._ratio, self._filter = ratio, LowPassFilter(ratio)
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
-        """`[N]` -> `[ratio·N]` float32."""
+        """Upsample `[N]`; returns `[ratio·N]` float32."""
         spread = np.zeros(self._ratio * len(pcm))
         spread[:: self._ratio] = self._ratio * pcm
         return self._filter.push(spread)
 
 
 class Downsampler:
-    """24 kHz -> 8 kHz in a stream."""
+    """A streaming downsampler, 24 → 8 kHz."""
 
     def __init__(self) -> None:
-        self._filter = Filter()
-        self._skip = 0  # samples before the next one that is kept
+        self._filter = LowPassFilter()
+        self._skip = 0  # samples before the next one to keep
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
-        """`[N]` -> a third of it, float32."""
+        """Downsample `[N]`; returns a third of the samples, float32."""
         kept = self._filter.push(pcm)[self._skip :: RATIO]
         self._skip = (self._skip - len(pcm)) % RATIO
         return kept
 
 
-class Decoder:
-    """A stream of bytes from the wire -> `pcm` at 24 kHz."""
+class WireDecoder:
+    """Decodes a stream of bytes to samples at 24 kHz."""
 
-    def __init__(self, format: Format):
+    def __init__(self, format: WireFormat):
         self._law, self._upsampler = LAWS.get(format), Upsampler()
 
     def push(self, data: bytes) -> np.ndarray:
-        """The next bytes -> `[N]` float32. Errors: `UserError` for half a sample."""
+        """Decode the next bytes to `[N]` float32.
+
+        Raises:
+            UserError: The bytes end in the middle of a sample.
+        """
         return self._upsampler.push(self._law.decode(data)) if self._law else audio.from_pcm16(data)
 
 
-class Encoder:
-    """A stream of `pcm` at 24 kHz -> bytes for the wire."""
+class WireEncoder:
+    """Encodes a stream of samples at 24 kHz to bytes."""
 
-    def __init__(self, format: Format):
+    def __init__(self, format: WireFormat):
         self._law, self._downsampler = LAWS.get(format), Downsampler()
 
     def push(self, pcm: np.ndarray) -> bytes:
-        """The next `pcm [N]` -> bytes."""
+        """Encode the next `pcm [N]`."""
         return self._law.encode(self._downsampler.push(pcm)) if self._law else audio.to_pcm16(pcm)
 
 
-def milliseconds(samples: int) -> int:
-    """A number of 24 kHz samples in whole milliseconds."""
+def to_milliseconds(samples: int) -> int:
+    """Convert 24 kHz samples to whole milliseconds, rounding down."""
     return samples * 1000 // SAMPLE_RATE
 
 
-def samples(milliseconds: float) -> int:
-    """Milliseconds as a number of 24 kHz samples."""
+def to_samples(milliseconds: float) -> int:
+    """Convert milliseconds to 24 kHz samples, rounding down."""
     return int(milliseconds * SAMPLE_RATE // 1000)

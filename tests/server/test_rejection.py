@@ -1,4 +1,4 @@
-"""A proxy that knows no answer before the upgrade: who is refused gets a close code after it."""
+"""Rejections behind a proxy that cannot answer before the upgrade: a close code after it."""
 
 import asyncio
 
@@ -7,8 +7,8 @@ from speechgpt2.server.config import ServerConfig
 from tests.server.fake import FakeDialogue, FakeEngine
 
 
-def knock(app):
-    """What the application sends to a websocket without the extension for answers before the upgrade."""
+def connect(app):
+    """Return what the application sends to a WebSocket without the ASGI extension for HTTP responses."""
     sent = []
     scope = {
         "type": "websocket",
@@ -29,11 +29,11 @@ def knock(app):
     return [(message["type"], message.get("code")) for message in sent]
 
 
-def test_no_room_and_no_key():
+def test_close_codes_of_rejected_sessions():
     app = App(ServerConfig(slots=1), FakeEngine(1), FakeDialogue)
-    with app.admission.place("anyone"):
-        assert knock(app) == [("websocket.accept", None), ("websocket.close", 1013)]
-    app.admission.draining = True
-    assert knock(app)[-1] == ("websocket.close", 1013)
+    with app.gateway.admission.admit("anonymous"):
+        assert connect(app) == [("websocket.accept", None), ("websocket.close", 1013)]
+    app.gateway.admission.draining = True
+    assert connect(app)[-1] == ("websocket.close", 1013)
     app = App(ServerConfig(api_keys=("a-good-key",)), FakeEngine(1), FakeDialogue)
-    assert knock(app)[-1] == ("websocket.close", 1008)
+    assert connect(app)[-1] == ("websocket.close", 1008)

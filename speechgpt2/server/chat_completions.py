@@ -1,0 +1,342 @@
+"""Chat completions: the request as turns of a conversation, and the reply in OpenAI's form, complete or streamed."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from speechgpt2 import audio
+from speechgpt2.errors import UserError
+from speechgpt2.server import audio_files
+from speechgpt2.server.api_errors import ApiError
+from speechgpt2.server.items import new_id
+from speechgpt2.server.response import InputUsage, Usage
+from speechgpt2.server.schema import WireModel
+from speechgpt2.server.session_config import FunctionTool, MaxTokens, SessionConfig, ToolChoice, check_tool_choice
+from speechgpt2.types import AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
+
+AUDIO_TTL = 3600  # seconds for which a client may refer to a reply's audio by its id
+
+# the request
+
+
+class InputAudio(WireModel):
+    """Base64 audio."""
+
+    data: str
+    format: str = "wav"
+
+
+class TextPart(WireModel):
+    """A written part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class AudioPart(WireModel):
+    """A spoken part of a message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class AudioReference(WireModel):
+    """The audio of an earlier reply, by its id."""
+
+    id: str
+
+
+class ChatFunction(WireModel):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ChatTool(WireModel):
+    """A tool of chat completions."""
+
+    type: Literal["function"]
+    function: ChatFunction
+
+
+class CalledFunction(WireModel):
+    """Name and arguments of a tool call."""
+
+    name: str
+    arguments: str
+
+
+class ChatToolCall(WireModel):
+    """A tool call of an earlier reply. Its id is ignored: results follow in the order of the calls."""
+
+    function: CalledFunction
+
+
+class ChatMessage(WireModel):
+    """A message of the conversation; `audio` refers to an earlier reply of this server."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = None
+    audio: AudioReference | None = None
+    tool_calls: list[ChatToolCall] | None = None
+
+    @property
+    def text(self) -> str:
+        """The message's written parts."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content or [] if isinstance(part, TextPart))
+
+    def to_turn(self, path: str, transcripts: Mapping[str, str]) -> Turn:
+        """Convert the message to a turn.
+
+        Args:
+            path: The message's path in the request, for error messages.
+            transcripts: Transcripts of earlier replies by the id of their audio.
+
+        Raises:
+            ApiError: The message is empty, or its audio is invalid.
+        """
+        if self.role == "tool":
+            return Turn("tool", (Text(self.text),))
+        role: Literal["user", "assistant"] = "user" if self.role == "user" else "assistant"
+        for index, part in enumerate(self.content if isinstance(self.content, list) else []):
+            if isinstance(part, AudioPart):
+                pcm = _decode_audio(part.input_audio, f"{path}.content[{index}].input_audio.data")
+                return Turn(role, (Speech(pcm=pcm, text=self.text or None),))
+        text = self.text or (transcripts.get(self.audio.id, "") if self.audio else "")
+        calls = [ToolCall(call.function.name, call.function.arguments) for call in self.tool_calls or []]
+        if role == "assistant" and calls:
+            return Turn(role, (Text(text), *calls))
+        if not text:
+            raise ApiError(400, f"{path}.content is empty.", "invalid_value", f"{path}.content")
+        return Turn(role, (Text(text),))
+
+
+class ChatAudio(WireModel):
+    """The audio settings of the reply."""
+
+    voice: str | dict[str, Any] = "default"
+    format: str = "wav"
+
+
+class StreamOptions(WireModel):
+    """Options of a streamed reply."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(WireModel):
+    """A request for a chat completion; unknown fields are ignored."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: ChatAudio | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] = 1
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    tools: list[ChatTool] | None = None
+    tool_choice: ToolChoice | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the reply is spoken."""
+        return "audio" in (self.modalities or [])
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a streamed reply ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def audio_format(self) -> str:
+        """Return the format of the reply's audio.
+
+        Raises:
+            ApiError: The format is not supported.
+        """
+        format = self.audio.format if self.audio is not None else "pcm16" if self.stream else "wav"
+        if self.stream and format not in ("pcm16", "pcm"):
+            raise ApiError(400, "audio.format must be 'pcm16' when streaming.", "invalid_value", "audio.format")
+        try:
+            audio_files.media_type(format)
+        except UserError as error:
+            raise ApiError(400, f"audio.{error}.", "invalid_value", "audio.format") from None
+        return format
+
+    def session_config(self, default: SessionConfig) -> SessionConfig:
+        """Return the settings of a session that makes the reply.
+
+        Raises:
+            ApiError: `tool_choice` names an unknown tool.
+        """
+        system = [message.text for message in self.messages if message.role in ("system", "developer")]
+        functions = [tool.function for tool in self.tools or []]
+        try:
+            check_tool_choice(self.tool_choice or "auto", [function.name for function in functions])
+        except ValueError as error:
+            raise ApiError(400, f"tool_choice {error}.", "invalid_value", "tool_choice") from None
+        tools = [
+            FunctionTool(type="function", name=f.name, description=f.description or "", parameters=f.parameters or {})
+            for f in functions
+        ]
+        return default.model_copy(
+            update={
+                "instructions": "\n".join(system),
+                "output_modalities": ["audio" if self.speaks else "text"],
+                "max_output_tokens": self.max_completion_tokens or self.max_tokens or "inf",
+                "tools": tools,
+                "tool_choice": self.tool_choice or "auto",
+            }
+        )
+
+    def turns(self, transcripts: Mapping[str, str]) -> list[Turn]:
+        """Convert the messages to turns.
+
+        Args:
+            transcripts: Transcripts of earlier replies by the id of their audio.
+
+        Raises:
+            ApiError: A message is invalid.
+        """
+        turns: list[Turn] = []
+        for index, message in enumerate(self.messages):
+            if message.role in ("system", "developer"):
+                continue
+            turn = message.to_turn(f"messages[{index}]", transcripts)
+            if turn.role == "tool" and turns and turns[-1].role == "tool":  # results of one reply's calls
+                turn = Turn("tool", turns.pop().segments + turn.segments)
+            turns.append(turn)
+        if not turns or turns[-1].role not in ("user", "tool"):
+            raise ApiError(400, "The last message must be of role 'user' or 'tool'.", "invalid_value", "messages")
+        return turns
+
+
+def _decode_audio(given: InputAudio, path: str) -> np.ndarray:
+    try:
+        data = base64.b64decode(given.data, validate=True)
+        return audio.from_pcm16(data) if given.format in ("pcm", "pcm16") else audio_files.decode_file(data, path)
+    except UserError as error:
+        raise ApiError(400, str(error), "invalid_value", path) from None
+    except ValueError:
+        raise ApiError(400, f"{path} is not valid base64.", "invalid_value", path) from None
+
+
+# the reply
+
+
+@dataclass
+class ChatCompletion:
+    """A reply in progress.
+
+    Attributes:
+        model: The model's name.
+        speaks: Whether the reply is spoken.
+        usage: Token counts.
+    """
+
+    model: str
+    speaks: bool
+    usage: Usage = field(default_factory=lambda: Usage(InputUsage()))
+    id: str = field(default_factory=lambda: new_id("chatcmpl"))
+    audio_id: str = field(default_factory=lambda: new_id("audio"))
+    created: int = field(default_factory=lambda: int(time.time()))
+    text: str = ""
+    pcm: list[np.ndarray] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+    def add_event(self, event: Event) -> dict[str, Any] | None:
+        """Add an event; returns the `delta` of a streamed reply, if the event is one."""
+        if isinstance(event, TextDelta):
+            self.text += event.text
+            self.usage.text_tokens += 1
+            if self.speaks:
+                return {"audio": {"id": self.audio_id, "transcript": event.text}}
+            return {"content": event.text}
+        if isinstance(event, AudioDelta) and self.speaks:
+            self.pcm.append(event.pcm)
+            self.usage.audio_samples += len(event.pcm)
+            return {"audio": {"id": self.audio_id, "data": base64.b64encode(audio.to_pcm16(event.pcm)).decode()}}
+        if isinstance(event, ToolCall):
+            function = {"name": event.name, "arguments": event.arguments}
+            self.calls.append({"id": new_id("call"), "type": "function", "function": function})
+            self.finish_reason = "tool_calls"
+            return {"tool_calls": [{"index": len(self.calls) - 1, **self.calls[-1]}]}
+        if isinstance(event, ReplyDone) and event.reason == "length":
+            self.finish_reason = "length"
+        return None
+
+    def to_dict(self, audio_format: str) -> dict[str, Any]:
+        """Format the complete reply."""
+        text = self.text.strip() or (None if self.calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": None if self._has_audio else text}
+        message |= {"refusal": None, "annotations": []}
+        if self._has_audio:
+            pcm = np.concatenate([np.zeros(0, np.float32), *self.pcm])
+            data = base64.b64encode(audio_files.encode_file(pcm, audio_format)).decode()
+            message["audio"] = {
+                "id": self.audio_id,
+                "data": data,
+                "expires_at": int(time.time()) + AUDIO_TTL,
+                "transcript": self.text.strip(),
+            }
+        if self.calls:
+            message["tool_calls"] = self.calls
+        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason, "logprobs": None}
+        return {**self._header("chat.completion"), "choices": [choice], "usage": self._usage_to_dict()}
+
+    async def stream(self, events: AsyncIterator[Event], with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of a streamed reply."""
+        yield self._chunk({"role": "assistant", "content": None if self.speaks else ""})
+        async for event in events:
+            if (delta := self.add_event(event)) is not None:
+                yield self._chunk(delta)
+        if self._has_audio:
+            yield self._chunk({"audio": {"id": self.audio_id, "expires_at": int(time.time()) + AUDIO_TTL}})
+        yield self._chunk({}, self.finish_reason)
+        if with_usage:
+            yield {**self._header("chat.completion.chunk"), "choices": [], "usage": self._usage_to_dict()}
+
+    @property
+    def _has_audio(self) -> bool:
+        """Whether the reply has audio; one that only calls tools has none."""
+        return self.speaks and bool(self.pcm or not self.calls)
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._header("chat.completion.chunk"), "choices": [choice]}
+
+    def _header(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _usage_to_dict(self) -> dict[str, Any]:
+        usage = self.usage.to_dict()
+        return {
+            "prompt_tokens": usage["input_tokens"],
+            "completion_tokens": usage["output_tokens"],
+            "total_tokens": usage["total_tokens"],
+        }
+
+
+def input_usage(turns: Sequence[Turn]) -> InputUsage:
+    """Count the input of `turns`."""
+    result = InputUsage()
+    for turn in turns:
+        for segment in turn.segments:
+            if isinstance(segment, Speech) and segment.pcm is not None:
+                result.audio_samples += len(segment.pcm)
+            text = segment.arguments if isinstance(segment, ToolCall) else segment.text
+            result.text_tokens += len((text or "").split())
+    return result

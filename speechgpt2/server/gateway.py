@@ -1,0 +1,164 @@
+"""What every wire protocol needs to run a session: authentication, admission, a slot of the engine, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from fastapi import Request, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from speechgpt2.duplex.protocol import DialogueSettings, Engine, EngineFull, Session, SessionSettings
+from speechgpt2.server.admission import Admission, AdmissionError
+from speechgpt2.server.api_errors import ApiError
+from speechgpt2.server.auth import Authenticator, Principal
+from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, SessionClosed, WireSession
+from speechgpt2.server.config import ServerConfig
+from speechgpt2.server.dialogue import Dialogue
+from speechgpt2.server.metrics import Metrics
+from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.settings import dialogue_settings, session_settings
+
+log = logging.getLogger("sg2.server")
+DRAIN_POLL_INTERVAL = 0.05  # seconds
+
+
+class DialogueFactory(Protocol):
+    """Makes a dialogue, which detects turns, on an engine's session."""
+
+    def __call__(self, session: Session, settings: DialogueSettings, /) -> Dialogue:
+        """Return a dialogue that owns `session`."""
+        ...
+
+
+class Gateway:
+    """Opens sessions on an engine for the clients of all wire protocols.
+
+    Args:
+        config: The server's settings.
+        engine: A started engine.
+        make_dialogue: Makes the dialogue of a session.
+    """
+
+    def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory):
+        self.config, self.engine, self.make_dialogue = config, engine, make_dialogue
+        self.default_session = SessionConfig(model=config.model)
+        self.authenticator = Authenticator(config.api_keys, config.allowed_origins)
+        self.admission = Admission(config.slots, config.limits.sessions_per_key)
+        self.metrics = Metrics(config.slots)
+        self.metrics.slots_in_use.set_function(lambda: self.admission.active)
+        self.sessions: set[WireSession[Any]] = set()
+        engine.add_step_observer(self.metrics.step_duration.observe)
+
+    def authenticate(self, request: Request | WebSocket) -> Principal:
+        """Identify the client.
+
+        Raises:
+            ApiError: The API key is wrong or missing (401), or the page's origin is not allowed (403).
+        """
+        headers = request.headers
+        if not self.authenticator.allows_origin(headers.get("origin"), headers.get("host")):
+            self.metrics.rejections.labels("invalid_origin").inc()
+            raise ApiError(403, "Pages from this origin may not connect.", "invalid_origin")
+        subprotocols = request.scope.get("subprotocols", [])
+        principal = self.authenticator.authenticate(headers.get("authorization"), subprotocols)
+        if principal is None:
+            self.metrics.rejections.labels("invalid_key").inc()
+            raise ApiError(401, "Incorrect or missing API key.", "invalid_api_key")
+        return principal
+
+    def rejection(self, error: AdmissionError) -> ApiError:
+        """Count a rejected session; returns the HTTP error for it."""
+        self.metrics.rejections.labels(error.reason).inc()
+        retry = {"Retry-After": str(self.config.limits.retry_seconds)}
+        if error.reason == "per_key":
+            return ApiError(429, str(error), "rate_limit_exceeded", headers=retry)
+        return ApiError(503, str(error), "server_overloaded", kind="server_error", headers=retry)
+
+    def session_config(self, principal: Principal, model: str | None) -> SessionConfig:
+        """Return the settings with which a client's session starts.
+
+        Raises:
+            ApiError: The client secret holds invalid settings.
+        """
+        try:
+            config = self.default_session.updated(dict(principal.session))
+        except ProtocolError as error:
+            raise ApiError(400, str(error), error.code, error.param) from None
+        return config.updated({"model": model} if model else {})
+
+    def open_engine_session(self, settings: SessionSettings) -> Session:
+        """Lease a slot.
+
+        Raises:
+            AdmissionError: The engine has no free slot.
+        """
+        try:
+            return self.engine.open(settings)
+        except EngineFull:
+            raise AdmissionError("full") from None
+
+    @contextmanager
+    def open_dialogue(self, config: SessionConfig) -> Iterator[Dialogue]:
+        """Hold a slot with a dialogue on it while the block runs.
+
+        Raises:
+            AdmissionError: The engine has no free slot.
+        """
+        session = self.open_engine_session(session_settings(config))
+        dialogue = self.make_dialogue(session, dialogue_settings(config))
+        try:
+            yield dialogue
+        finally:
+            dialogue.close()
+
+    @contextmanager
+    def register(self, session: WireSession[Any]) -> Iterator[None]:
+        """Keep `session` among the open sessions while the block runs."""
+        self.sessions.add(session)
+        try:
+            yield
+        finally:
+            self.sessions.discard(session)
+
+    async def run_session(
+        self, session: WireSession[Any], principal: Principal, running: Awaitable[None]
+    ) -> tuple[int, str]:
+        """Wait for the end of a session; count and log it.
+
+        Args:
+            session: The session.
+            principal: Its client.
+            running: Runs the session's channel to its end.
+
+        Returns:
+            The close code and the reason.
+        """
+        code, reason = 1000, ""
+        try:
+            await running
+        except (SessionClosed, ClientDisconnected) as end:
+            code, reason = end.code, end.reason
+        except WebSocketDisconnect as end:
+            code, reason = end.code, CLIENT_DISCONNECTED
+        except Exception:
+            log.exception("session failed", extra={"fields": {"session": session.id}})
+            code, reason = 1011, "the server failed"
+        self.metrics.sessions_closed.labels(str(code)).inc()
+        fields = {"client": principal.key_id, "code": code, "reason": reason, **session.summary()}
+        log.info("session ended", extra={"fields": fields})
+        return code, reason
+
+    async def drain(self) -> None:
+        """Admit no more sessions, let responses end, and wait for the sessions to close, within the drain limit."""
+        self.admission.draining = True
+        for session in list(self.sessions):
+            session.drain()
+        end = time.monotonic() + self.config.limits.drain_seconds
+        while self.admission.active and time.monotonic() < end:
+            await asyncio.sleep(DRAIN_POLL_INTERVAL)

@@ -1,0 +1,126 @@
+"""The model's side of a Realtime session: its responses, one after the other."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from speechgpt2.errors import UserError
+from speechgpt2.server import settings
+from speechgpt2.server.context import SessionContext
+from speechgpt2.server.messages import ResponseConfig
+from speechgpt2.server.response import RealtimeResponse, ResponseStatus
+from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.types import ReplyDone
+
+ACTIVE = "conversation_already_has_active_response"
+
+
+class Responses:
+    """Creates and cancels responses, and reports what the dialogue generates for them."""
+
+    def __init__(self, context: SessionContext):
+        self.context = context
+        self.current: RealtimeResponse | None = None
+        self._requested: dict[int, tuple[SessionConfig, dict[str, str] | None]] = {}  # by number, not yet started
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response is in progress or requested."""
+        return self.current is not None or bool(self._requested)
+
+    # client messages
+
+    def create(self, request: ResponseConfig) -> None:
+        """Ask the dialogue for a reply.
+
+        Raises:
+            ProtocolError: A response is in progress, or the request is not supported.
+        """
+        message = "Conversation already has an active response in progress"
+        if self.busy:
+            raise ProtocolError(f"{message}.", ACTIVE)
+        if request.conversation == "none" or request.input is not None:
+            param = "response.conversation" if request.conversation == "none" else "response.input"
+            raise ProtocolError("A response outside of the conversation is not supported.", "unsupported_value", param)
+        changes = request.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
+        config = self.context.config.updated(changes, "response")
+        try:
+            number = self.context.dialogue.respond(settings.reply_options(config, request.instructions))
+        except UserError as error:
+            raise ProtocolError(f"{message} ({error}).", ACTIVE) from None
+        self._requested[number] = (config, request.metadata)
+
+    def cancel(self, response_id: str | None) -> None:
+        """Stop the current response.
+
+        Raises:
+            ProtocolError: No response with this id is in progress.
+        """
+        response = self.current
+        if response is None or response_id not in (None, response.id) or response.cancel_reason is not None:
+            raise ProtocolError("Cancellation failed: no active response found", "response_cancel_not_active")
+        response.cancel_reason = "client_cancelled"
+        self.context.dialogue.interrupt(None)
+
+    # dialogue events
+
+    def started(self, number: int) -> None:
+        """The reply `number` has started."""
+        config, metadata = self._requested.pop(number, (self.context.config, None))
+        usage = self.context.input_usage.take()
+        self.current = RealtimeResponse(self.context.events, config, self.context.items, number, usage, metadata)
+        self.current.start()
+
+    def add_text(self, text: str) -> None:
+        """Text was generated."""
+        if self.current is not None:
+            self.current.add_text(text)
+
+    def add_audio(self, pcm: np.ndarray) -> None:
+        """Speech was generated, `pcm [N]`."""
+        if self.current is None:
+            return
+        now = time.monotonic()
+        if self.current.first_audio_at is None:
+            self.context.latency.first_audio()
+        if self.current.has_underrun(now):
+            self.context.metrics.underruns.inc()
+        self.current.add_audio(pcm, now)
+
+    def add_tool_call(self, name: str, arguments: str) -> None:
+        """The model called a tool."""
+        if self.current is not None:
+            self.current.add_tool_call(name, arguments)
+
+    def interrupted(self) -> None:
+        """The current response was interrupted, by the user's speech unless the client has cancelled it."""
+        if self.current is not None and self.current.cancel_reason is None:
+            self.current.cancel_reason = "turn_detected"
+            self.context.latency.interrupted()
+
+    def done(self, event: ReplyDone) -> None:
+        """The reply has ended."""
+        if event.reason == "interrupted":
+            self._finish("cancelled", self.current.cancel_reason if self.current is not None else None)
+        elif event.reason == "length":
+            self._finish("incomplete", "max_output_tokens")
+        else:
+            self._finish("completed")
+
+    def failed(self, message: str) -> None:
+        """The current response has failed."""
+        self._finish("failed", error={"type": "server_error", "code": "server_error", "message": message})
+
+    def _finish(self, status: ResponseStatus, reason: str | None = None, error: dict[str, str] | None = None) -> None:
+        response, self.current = self.current, None
+        if response is None:
+            return
+        response.finish(status, reason, error)
+        text = " ".join(item.text for item in response.output)
+        self.context.log_transcript("response", status=status, transcript=text)
+        self.context.metrics.responses.labels(status).inc()
+        if response.truncate_at is not None:
+            self.context.dialogue.truncate(response.turn, response.truncate_at)

@@ -1,0 +1,116 @@
+"""The user's side of a Realtime session: the input audio buffer and the turns that are spoken into it."""
+
+from __future__ import annotations
+
+import time
+
+from speechgpt2.errors import UserError
+from speechgpt2.server import audio_formats
+from speechgpt2.server.audio_formats import WireFormat
+from speechgpt2.server.context import SessionContext
+from speechgpt2.server.items import ContentPart, ConversationItem, decode_base64, new_id
+from speechgpt2.server.microphone import MicrophoneBuffer
+from speechgpt2.server.schema import ProtocolError
+
+MIN_COMMIT_MS = 100  # milliseconds of audio that a client may commit
+
+
+class UserTurns:
+    """Passes the client's audio on to the dialogue, and reports the turns that the dialogue finds in it."""
+
+    def __init__(self, context: SessionContext):
+        self.context = context
+        self.microphone = MicrophoneBuffer(context.config.audio.input.format.type)
+        self._next_item_id = new_id("item")  # of the turn that is or will be spoken
+        self._last_item: ConversationItem | None = None  # the latest spoken turn, which a transcript belongs to
+
+    # client messages
+
+    def append(self, audio: str) -> None:
+        """Process base64 audio."""
+        self.append_bytes(decode_base64(audio, "audio"))
+
+    def append_bytes(self, data: bytes) -> None:
+        """Process audio in the input format."""
+        self.context.dialogue.append_audio(self.microphone.push(data, time.monotonic()))
+
+    def commit(self) -> None:
+        """End the turn by request of the client.
+
+        Raises:
+            ProtocolError: There is too little audio.
+        """
+        if self.microphone.uncommitted_ms < MIN_COMMIT_MS:
+            raise ProtocolError(
+                f"Error committing input audio buffer: it holds {self.microphone.uncommitted_ms} ms of audio, "
+                f"and at least {MIN_COMMIT_MS} ms are needed.",
+                "input_audio_buffer_commit_empty",
+            )
+        try:
+            self.context.dialogue.commit_audio()
+        except UserError as error:
+            raise ProtocolError(str(error), "input_audio_buffer_commit_empty") from None
+        self.microphone.committed = self.microphone.received
+
+    def clear(self) -> None:
+        """Drop the audio that belongs to no turn."""
+        self.context.dialogue.clear_audio()
+        self.microphone.take(0, self.microphone.received)
+        self.context.events.send("input_audio_buffer.cleared")
+
+    def set_format(self, format: WireFormat) -> None:
+        """Expect audio in another format."""
+        if format != self.microphone.format:
+            self.microphone.set_format(format)
+
+    # dialogue events; samples are counted from the session's start
+
+    def speech_started(self, sample: int) -> None:
+        """The user started to speak."""
+        self.context.latency.speech_started(self.microphone.time_of(sample))
+        start = audio_formats.to_milliseconds(sample)
+        self.context.events.send("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self._next_item_id)
+
+    def speech_stopped(self, sample: int) -> None:
+        """The user stopped speaking."""
+        self.context.latency.speech_stopped(self.microphone.time_of(sample))
+        end = audio_formats.to_milliseconds(sample)
+        self.context.events.send("input_audio_buffer.speech_stopped", audio_end_ms=end, item_id=self._next_item_id)
+
+    def idle_timeout(self, start: int, end: int) -> None:
+        """The user was silent for the idle timeout; the silence becomes a turn."""
+        self.context.events.send(
+            "input_audio_buffer.timeout_triggered",
+            audio_start_ms=audio_formats.to_milliseconds(start),
+            audio_end_ms=audio_formats.to_milliseconds(end),
+            item_id=self._next_item_id,
+        )
+        self.turn_committed(start, end)
+
+    def turn_committed(self, start: int, end: int, number: int | None = None) -> None:
+        """The audio from sample `start` to `end` is the user's turn `number`; add it as an item."""
+        context = self.context
+        item = ConversationItem(
+            self._next_item_id, parts=[ContentPart("input_audio", format=self.microphone.format)], turn=number
+        )
+        self._next_item_id, self._last_item = new_id("item"), item
+        previous_id = context.items.add(item)
+        context.items.append_audio(item.parts[0], self.microphone.take(start, end))
+        context.input_usage.audio_samples += end - start
+        context.events.send("input_audio_buffer.committed", previous_item_id=previous_id, item_id=item.id)
+        context.events.send_item(item, previous_id)
+
+    def transcribed(self, text: str) -> None:
+        """The model has written down the user's latest turn."""
+        item, context = self._last_item, self.context
+        if item is None:
+            return
+        part = item.parts[0]
+        part.text = text
+        context.log_transcript("user turn", transcript=text)
+        if context.config.audio.input.transcription is not None:
+            kind, location = "conversation.item.input_audio_transcription", {"item_id": item.id, "content_index": 0}
+            context.events.send(f"{kind}.delta", **location, delta=text)
+            seconds = part.audio_bytes / audio_formats.BYTES_PER_SECOND[part.format]
+            usage = {"type": "duration", "seconds": seconds}
+            context.events.send(f"{kind}.completed", **location, transcript=text, usage=usage)

@@ -1,0 +1,176 @@
+"""OpenAI Realtime over WebRTC: sessions, which the protocol names calls, are opened and closed by HTTP requests.
+
+    POST /v1/realtime/calls             an SDP offer, or a form of `sdp` and `session`  ─►  201, an SDP answer, Location
+    POST /v1/realtime/calls/{id}/hangup
+
+A call holds a slot from its answer until it ends, or until no connection is established in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import UploadFile
+
+from speechgpt2.server.admission import AdmissionError
+from speechgpt2.server.api_errors import ApiError, read_body
+from speechgpt2.server.auth import Principal
+from speechgpt2.server.channel import Channel
+from speechgpt2.server.gateway import Gateway
+from speechgpt2.server.items import new_id
+from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.webrtc_session import CallSerializer, CallSession
+
+if TYPE_CHECKING:
+    from speechgpt2.server.webrtc_peer import PeerConnection
+
+SDP = "application/sdp"
+FORM = "multipart/form-data"
+MAX_REQUEST = 256 * 1024  # bytes
+CLOSE_TIMEOUT = 5.0  # seconds that a hang-up waits for the call's end
+
+
+@dataclass(frozen=True)
+class ActiveCall:
+    """A call in progress; `task` ends with it."""
+
+    principal: Principal
+    peer: PeerConnection
+    task: asyncio.Task[None]
+
+
+class RealtimeCalls:
+    """The routes of Realtime sessions over WebRTC."""
+
+    def __init__(self, gateway: Gateway):
+        self.gateway = gateway
+        self.active: dict[str, ActiveCall] = {}
+        self.router = APIRouter(prefix="/v1/realtime/calls")
+        self.router.add_api_route("", self.create, methods=["POST"])
+        self.router.add_api_route("/{id}/hangup", self.hang_up, methods=["POST"])
+
+    async def create(self, request: Request) -> Response:
+        """Answer an offer, or reject it at once."""
+        principal = self.gateway.authenticate(request)
+        webrtc = import_webrtc()
+        offer, changes = await read_offer(request)
+        try:
+            model = request.query_params.get("model")
+            config = self.gateway.session_config(principal, model).updated(changes)
+        except ProtocolError as error:
+            raise ApiError(400, str(error), error.code, error.param) from None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.gateway.admission.admit(principal.key_id))
+                session = self._open_session(stack, config)
+            except AdmissionError as error:
+                raise self.gateway.rejection(error) from None
+            peer = webrtc.PeerConnection(session, self.gateway.config.ice_servers)
+            try:
+                answer = await peer.answer(offer)
+            except BaseException as error:
+                await peer.close()
+                if not isinstance(error, webrtc.InvalidOffer):
+                    raise
+                raise ApiError(400, f"The offer cannot be answered: {error}.", "invalid_offer", "sdp") from None
+            resources = stack.pop_all()
+        id = new_id("rtc")
+        task = asyncio.create_task(self._run(id, principal, peer, resources))
+        self.active[id] = ActiveCall(principal, peer, task)
+        return Response(answer, 201, {"Location": f"{self.router.prefix}/{id}"}, SDP)
+
+    def _open_session(self, stack: ExitStack, config: SessionConfig) -> CallSession:
+        """Open a session that closes with `stack`."""
+        server = self.gateway.config
+        dialogue = stack.enter_context(self.gateway.open_dialogue(config))
+        channel = Channel(CallSerializer(), server.limits)
+        session = CallSession(
+            dialogue, self.gateway.engine, config, channel, self.gateway.metrics, server.log_transcripts
+        )
+        stack.enter_context(self.gateway.register(session))
+        return session
+
+    async def _run(self, id: str, principal: Principal, peer: PeerConnection, resources: ExitStack) -> None:
+        try:
+            with resources:  # the slot is free at once; closing the connection may take a while
+                await self.gateway.run_session(peer.session, principal, peer.run())
+        finally:
+            del self.active[id]
+            await peer.close()
+
+    async def hang_up(self, request: Request, id: str) -> Response:
+        """End a call. Allowed for every client with the API key that opened it."""
+        principal, call = self.gateway.authenticate(request), self.active.get(id)
+        if call is None or call.principal.key_id != principal.key_id:
+            raise ApiError(404, f"There is no call '{id}'.", "call_not_found")
+        call.peer.disconnect(1000, "hung up")
+        await asyncio.wait([call.task], timeout=CLOSE_TIMEOUT)
+        return Response(status_code=200)
+
+    async def close(self) -> None:
+        """End all calls."""
+        calls = list(self.active.values())
+        for call in calls:
+            call.peer.disconnect(1001, "the server is shutting down")
+        if calls:
+            await asyncio.wait([call.task for call in calls], timeout=CLOSE_TIMEOUT)
+
+
+def import_webrtc() -> ModuleType:
+    """Import webrtc_peer.py.
+
+    Raises:
+        ApiError: aiortc is not installed (501).
+    """
+    try:
+        from speechgpt2.server import webrtc_peer
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("speechgpt2"):
+            raise
+        message = "This server does not support WebRTC: pip install 'speechgpt2[webrtc]'."
+        raise ApiError(501, message, "webrtc_unavailable", kind="server_error") from None
+    return webrtc_peer
+
+
+async def read_offer(request: Request) -> tuple[str, dict[str, Any]]:
+    """Read a request's SDP offer and the session settings that come with it.
+
+    Raises:
+        ApiError: The request is not valid.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == SDP:
+        return _decode(await read_body(request, MAX_REQUEST), "sdp"), {}
+    if kind != FORM:
+        raise ApiError(415, f"The Content-Type must be {SDP} or {FORM}, not '{kind}'.", "unsupported_media_type")
+    length = request.headers.get("content-length")
+    if length is None or not length.isdigit() or int(length) > MAX_REQUEST:
+        raise ApiError(413, f"A form needs a Content-Length of at most {MAX_REQUEST} bytes.", "request_too_large")
+    async with request.form(max_files=2, max_fields=16) as form:
+        fields = {
+            key: _decode(await value.read(), key) if isinstance(value, UploadFile) else value
+            for key, value in form.items()
+        }
+    if "sdp" not in fields:
+        raise ApiError(400, "sdp is missing.", "missing_required_parameter", "sdp")
+    try:
+        session = json.loads(fields.get("session") or "{}")
+    except (ValueError, RecursionError):
+        raise ApiError(400, "session is not valid JSON.", "invalid_json", "session") from None
+    if not isinstance(session, dict):
+        raise ApiError(400, "session must be a JSON object.", "invalid_value", "session")
+    return fields["sdp"], session
+
+
+def _decode(data: bytes, path: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ApiError(400, f"{path} is not valid UTF-8.", "invalid_value", path) from None

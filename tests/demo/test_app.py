@@ -1,0 +1,232 @@
+"""The Gradio demo on a real port, before a real server with a fake engine: what clients do, each by a client."""
+
+import json
+import re
+import urllib.request
+
+import numpy as np
+import pytest
+
+from speechgpt2 import audio
+from tests import needs
+from tests.demo.test_command import free_port
+from tests.server.conftest import serving, voice
+
+needs.module("gradio", "demo")
+
+from gradio_client import Client, handle_file  # comes with gradio
+
+from speechgpt2.demo import app
+from speechgpt2.demo.connection import ServerAddress
+from speechgpt2.demo.greetings import load_greetings
+
+ANSWER = "and I answer that in some words more than you may want to hear"
+
+
+def greeting_sound(codes):
+    return voice(len(codes) * 0.04)
+
+
+class Demo:
+    """A server, the demo on it, and the clients of the demo."""
+
+    def __init__(self, served, blocks, url):
+        self.served, self.blocks, self.url, self.clients = served, blocks, url, []
+
+    def new_client(self):
+        self.clients.append(Client(self.url, verbose=False, download_files=False))
+        return self.clients[-1]
+
+    @property
+    def histories(self):
+        return [list(session.memory.values()) for session in self.served.engine.open_sessions]
+
+
+@pytest.fixture(scope="module")
+def greetings(tmp_path_factory):
+    path = tmp_path_factory.mktemp("greetings") / "greetings.jsonl"
+    lines = [{"text": [7, 8, 9], "audio": [1, 2, 3] * 9}, {"text": "Hello!", "audio": [4, 5, 6] * 12}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return load_greetings(path, 3, 1024, detokenize=lambda ids: f"ids {ids}", decode_audio=greeting_sound)
+
+
+@pytest.fixture(scope="module")
+def running_demo(greetings):
+    with serving(slots=3) as served:
+        blocks = app.build_page(ServerAddress(served.http), greetings)
+        url = app.launch(blocks, "127.0.0.1", free_port())
+        yield Demo(served, blocks, url)
+        blocks.close(verbose=False)
+
+
+@pytest.fixture
+def demo(running_demo):
+    yield running_demo
+    while running_demo.clients:
+        running_demo.clients.pop().predict(api_name="/clear")  # closing it would wait for a heartbeat
+    running_demo.served.wait(lambda: not running_demo.served.engine.open_sessions)
+
+
+def transcript(chat):
+    """Return role and text of every line."""
+    return [(line["role"], "".join(part["text"] for part in line["content"])) for line in chat]
+
+
+def ask(client, turn, mode):
+    """One turn; returns what is lines at last, and all that was updates."""
+    typed = mode.startswith("t")
+    job = client.submit(turn if typed else handle_file(turn), mode, api_name="/write" if typed else "/speak")
+    chat = job.result(20)[0]
+    return transcript(chat), job.outputs()
+
+
+@pytest.fixture
+def recording(tmp_path):
+    audio.save(tmp_path / "question.wav", voice(1.5))
+    return tmp_path / "question.wav"
+
+
+@pytest.mark.parametrize("mode", ["t2s", "t2t"])
+def test_written_turn(demo, mode):
+    lines, updates = ask(demo.new_client(), "my question", mode)
+    assert lines == [("user", "my question"), ("assistant", f"you said my question {ANSWER}")]
+    lengths = [len(transcript(out[0])[-1][1]) for out in updates if len(out[0]) == 2]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 5  # word by word
+    assert demo.served.engine.open_sessions[-1].settings.speak == (mode == "t2s")
+    assert has_audio(updates) == (mode == "t2s")
+    if has_audio(updates):
+        made = 0.12 * len(lines[1][1].split())
+        demo.served.wait(lambda: made <= seconds(playlist(updates)) < made + 0.1)  # AAC pads to whole frames
+
+
+def seconds(url):
+    """Return the length of a playlist."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return sum(map(float, re.findall(r"#EXTINF:([\d.]+)", answer.read().decode())))
+
+
+@pytest.mark.parametrize("mode", ["s2s", "s2t"])
+def test_spoken_turn(demo, mode, recording):
+    lines, updates = ask(demo.new_client(), recording, mode)
+    assert lines == [("user", "1.5 s of speech"), ("assistant", f"you said 1.5 s of speech {ANSWER}")]
+    assert has_audio(updates) == (mode == "s2s")
+
+
+def has_audio(updates):
+    """Whether the response has audio."""
+    return bool(playlist(updates))
+
+
+def playlist(updates):
+    """Return the URL of the streamed audio; None if there is none."""
+    return next((out[1]["url"] for out in updates if "playlist" in str(out[1])), None)
+
+
+def test_mode_changes_within_a_conversation(demo, recording):
+    client = demo.new_client()
+    ask(client, "first", "t2t")
+    ask(client, recording, "s2t")
+    lines, _ = ask(client, "third", "t2t")
+    assert [words for role, words in lines if role == "user"] == ["first", "1.5 s of speech", "third"]
+    assert len(demo.histories) == 1 and len(demo.histories[0]) == 6
+
+
+def test_sessions_are_isolated(demo):
+    one, other = demo.new_client(), demo.new_client()
+    ask(one, "my secret is blue", "t2t")
+    lines, _ = ask(other, "hello", "t2t")
+    assert "secret" not in str(lines) and len(lines) == 2
+    again, _ = ask(one, "again", "t2t")
+    assert [words for role, words in again if role == "user"] == ["my secret is blue", "again"]
+    assert sorted("secret" in str(memory) for memory in demo.histories) == [False, True]
+    assert sorted(map(len, demo.histories)) == [2, 4]
+
+
+def test_closing_the_page_releases_the_slot(demo):
+    client = demo.new_client()
+    page = urllib.request.urlopen(f"{demo.url}/gradio_api/heartbeat/{client.session_hash}")  # as browsers keep open
+    assert b"ALIVE" in page.readline()
+    ask(client, "hello", "t2t")
+    assert len(demo.histories) == 1
+    page.close()
+    demo.served.wait(lambda: not demo.served.engine.open_sessions)
+
+
+def test_sound_comes_while_it_is_made(demo):
+    client = demo.new_client()
+    job = client.submit("a slow question", "t2s", api_name="/write")
+    demo.served.wait(lambda: has_audio(job.outputs()), 10)
+    demo.served.wait(lambda: seconds(playlist(job.outputs())) > 0.1, 10)  # can be played already
+    assert not job.done() and demo.served.engine.open_sessions[-1].replying
+    client.predict(api_name="/stop")
+    chat = transcript(job.result(10)[0])
+    assert chat[-1][1].endswith(" …") and len(chat[-1][1].split()) < 20
+    memory = demo.histories[0][-1]
+    assert memory.startswith("assistant: you") and not memory.endswith("hear")
+
+
+def test_a_new_turn_interrupts_the_answer(demo):
+    client = demo.new_client()
+    first = client.submit("a slow question", "t2s", api_name="/write")
+    demo.served.wait(lambda: has_audio(first.outputs()), 10)
+    lines, _ = ask(client, "another", "t2t")
+    first.result(10)
+    assert [role for role, _ in lines] == ["user", "assistant", "user", "assistant"]
+    assert lines[1][1].endswith(" …") and lines[3] == ("assistant", f"you said another {ANSWER}")
+
+
+def test_greeting_plays_and_starts_the_conversation(demo):
+    client = demo.new_client()
+    chat, preview = client.predict(1, api_name="/greet")
+    assert transcript(chat) == [("assistant", "Hello!")]
+    assert len(audio.load(preview["path"])) == 12 * 960
+    lines, _ = ask(client, "thanks", "t2t")
+    assert [words for _, words in lines] == ["Hello!", "thanks", f"you said thanks {ANSWER}"]
+    assert demo.served.engine.open_sessions[-1].settings.greeting.text == "Hello!"
+    chat, _ = client.predict(0, api_name="/greet")
+    assert transcript(chat) == [("assistant", "ids [7, 8, 9]")] and not demo.histories
+
+
+def test_clear(demo):
+    client = demo.new_client()
+    ask(client, "my secret is blue", "t2t")
+    assert client.predict(api_name="/clear")[0] == []
+    lines, _ = ask(client, "hello", "t2t")
+    assert len(lines) == 2 and "secret" not in str(demo.histories)
+
+
+@pytest.mark.parametrize(
+    ("turn", "mode", "message"),
+    [
+        ("  ", "t2t", "write something first"),
+        ("hello", "s2s", "mode s2s needs speech"),
+        ("please fail", "t2t", "the model failed"),
+    ],
+)
+def test_errors_are_one_line(demo, turn, mode, message):
+    client = demo.new_client()
+    with pytest.raises(Exception, match=message) as caught:
+        client.predict(turn, mode, api_name="/write")
+    assert "Traceback" not in str(caught.value)
+    assert ask(client, "and now", "t2t")[0][-1] == ("assistant", f"you said and now {ANSWER}")
+
+
+def test_invalid_recordings(demo, tmp_path):
+    client = demo.new_client()
+    (tmp_path / "no.wav").write_text("this is no sound")
+    with pytest.raises(Exception, match="cannot be read as audio"):
+        client.predict(handle_file(tmp_path / "no.wav"), "s2s", api_name="/speak")
+    audio.save(tmp_path / "short.wav", np.zeros(240, np.float32))
+    with pytest.raises(Exception, match="too short"):
+        client.predict(handle_file(tmp_path / "short.wav"), "s2s", api_name="/speak")
+
+
+def test_full_server(demo):
+    for _ in range(3):
+        ask(demo.new_client(), "hello", "t2t")
+    client = demo.new_client()
+    with pytest.raises(Exception, match=re.compile("slot|place|busy|full", re.I)):
+        client.predict("hello", "t2t", api_name="/write")
+    demo.clients[0].predict(api_name="/clear")
+    demo.served.wait(lambda: demo.served.app.gateway.admission.active < 3)
+    assert len(ask(client, "hello", "t2t")[0]) == 2
