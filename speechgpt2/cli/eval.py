@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +23,15 @@ AsrModel = Annotated[
 RealSpeech = Annotated[
     Path | None,
     typer.Option(
-        help="Recordings of people to add: a folder with ljspeech/, fsdd/, cmn/, or any folders of audio files.",
+        help="People to add: a folder with ljspeech/, orders/, fsdd/, cmn/, or any folders of audio files.",
         metavar="FOLDER",
     ),
 ]
+Voices = Annotated[
+    list[str],
+    typer.Option(help="Set of held-out voices: classic (espeak-ng, flite) or natural (Kokoro); repeatable."),
+]
+Teacher = Annotated[str, typer.Option(help="Set of voices that the model learnt to speak with: classic or natural.")]
 Seed = Annotated[int, typer.Option(help="Random seed of the questions.")]
 JudgeThreads = Annotated[int, typer.Option(min=1, help="Number of CPU threads of the judges.")]
 
@@ -35,6 +40,7 @@ def codec(
     codec: ModelName = "mini",
     clips: Annotated[int, typer.Option(min=1, help="Clips per test set.")] = 36,
     asr: AsrModel = None,
+    voices: Voices = ["classic"],  # noqa: B006 (typer reads it only)
     real_speech: RealSpeech = None,
     peers: Annotated[bool, typer.Option(help="Compare with Codec2.")] = True,
     threads: JudgeThreads = 1,
@@ -48,13 +54,15 @@ def codec(
     """
     from speechgpt2.eval import codec as evaluation
 
-    evaluation.main(codec, real_speech, out, clips, peers, asr, threads)
+    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices))
 
 
 def speech(
     model: ModelName = "mini",
     limit: Annotated[int, typer.Option(min=1, help="Number of typed questions in each language.")] = 40,
     asr: AsrModel = None,
+    teacher: Teacher = "classic",
+    voices: Voices = [],  # noqa: B006 (typer reads it only)
     seed: Seed = 0,
     threads: JudgeThreads = 1,
     out: ReportFolder = None,
@@ -62,17 +70,20 @@ def speech(
     """Evaluate a model's speech: it answers typed questions aloud.
 
     Two tables. Speech: the errors of ASR judges against the text. Voice: DNSMOS, and similarity to the teacher's voice.
-    The teacher and the teacher through the codec say the same texts, as controls.
+    The teacher, the teacher through the codec and the voices of --voices say the same texts, as controls.
     """
     from speechgpt2.eval import speech as evaluation
+    from speechgpt2.tts.voice_sets import voice_set
 
-    evaluation.main(model, limit, out, asr, seed, threads)
+    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices))
 
 
 def mini(
     model: ModelName = "mini",
     limit: Annotated[int, typer.Option(min=1, help="Number of questions, every second in Mandarin.")] = 200,
     asr: AsrModel = None,
+    voices: Voices = ["classic"],  # noqa: B006 (typer reads it only)
+    teacher: Teacher = "classic",
     real_speech: RealSpeech = None,
     typed: Annotated[bool, typer.Option(help="Also ask the questions as text.")] = True,
     speech: Annotated[bool, typer.Option(help="Also evaluate the audio of the answers.")] = True,
@@ -86,5 +97,16 @@ def mini(
     has them, and with --real-speech of what the model understands of people.
     """
     from speechgpt2.eval import spoken_qa
+    from speechgpt2.tts.voice_sets import voice_set
 
-    spoken_qa.main(model, limit, out, typed, speech, seed, asr=asr, real_speech=real_speech, threads=threads)
+    judging: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
+    spoken_qa.main(
+        model, limit, out, typed, speech, seed, **judging, speakers=_held_out(voices), teacher=voice_set(teacher)
+    )
+
+
+def _held_out(names: list[str]) -> dict[str, Any]:
+    """The held-out voices of these sets, by name and language. Errors: `UserError`."""
+    from speechgpt2.tts.voice_sets import voice_set
+
+    return {name: voice_set(name).held_out for name in names}

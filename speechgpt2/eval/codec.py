@@ -34,7 +34,7 @@ from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice
 from speechgpt2.types import SAMPLE_RATE
 
 ORIGINAL = "original"
-SPEAKERS = {"synthetic": HELD_OUT_VOICES}  # sets of held-out voices, by the name that tables give them
+SPEAKERS = {"classic": HELD_OUT_VOICES}  # sets of held-out voices, by the name that tables give them
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,16 @@ from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
 from speechgpt2.eval.speaker_similarity import Embedding, similarity
 from speechgpt2.tts import voices
-from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice
+from speechgpt2.tts.voice_sets import VoiceSet, voice_set
+from speechgpt2.tts.voices import Voice
 
 DOMAIN_DRAWS = 2000  # replies of a skill that its grammar knows, besides those that are judged
 OTHERS = 6  # utterances of other voices, for the lower baseline of similarity
-TEACHER, CODEC, MODEL = "teacher", "teacher through the codec", "the model"
+TEACHER, MODEL = "teacher", "the model"
+THROUGH = " through the codec"
 
 Done = Callable[[], Any]
-Teachers = Mapping[str, Voice]  # by language
+Speakers = Mapping[str, Mapping[str, Sequence[Voice]]]  # sets of voices by name and language
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,31 @@ class Spoken:
     waves: dict[str, list[Wave]]
 
 
-def speak_all(model: Any, answers: Iterable[Answer], teachers: Teachers = ASSISTANT_VOICES) -> list[Spoken]:
-    """Speak the texts of `answers` by the teacher, with and without the codec, beside the model's own speech.
+def speak_all(model: Any, answers: Iterable[Answer], teacher: VoiceSet, speakers: Speakers) -> list[Spoken]:
+    """Speak the texts of `answers` by the controls, each with and without the codec, beside the model's own speech.
 
-    Texts that the teacher cannot say are left out.
+    The controls are the teacher's first voice and the voices of `speakers` in turn. Texts that the teacher cannot say
+    are left out.
 
     Raises:
-        UserError: The teacher's engine is not installed.
+        UserError: The engine of a voice is not installed.
     """
     codec, result = OwnCodec("codec", model.codec), []
     groups: dict[str, list[tuple[Answer, Wave]]] = {}
     for answer in answers:
-        if tokens(answer.text, answer.lang) and (pcm := _speak(answer, teachers[answer.lang])) is not None:
+        if tokens(answer.text, answer.lang) and (pcm := _speak(answer, teacher.assistant[answer.lang][0])) is not None:
             groups.setdefault(answer.lang, []).append((answer, pcm))
     for lang, pairs in sorted(groups.items()):
-        taught = [pcm for _, pcm in pairs]
-        coded = [codec.reconstruct(pcm).pcm for pcm in taught]
-        said = [answer.pcm for answer, _ in pairs]
-        result.append(Spoken(lang, [answer for answer, _ in pairs], {TEACHER: taught, CODEC: coded, MODEL: said}))
+        texts = [answer.text for answer, _ in pairs]
+        controls = {TEACHER: [pcm for _, pcm in pairs]} | {
+            f"{name} voices": [voices.speak(text, bank[lang][i % len(bank[lang])]).pcm for i, text in enumerate(texts)]
+            for name, bank in speakers.items()
+        }
+        waves: dict[str, list[Wave]] = {}
+        for name, said in controls.items():
+            waves |= {name: said, name + THROUGH: [codec.reconstruct(pcm).pcm for pcm in said]}
+        waves[MODEL] = [answer.pcm for answer, _ in pairs]
+        result.append(Spoken(lang, [answer for answer, _ in pairs], waves))
     return result
 
 
@@ -174,8 +183,11 @@ def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, str]]) -> SpeechR
     return SpeechRow(lang, judge, voice, len(heard), name, found.rate, found.exact_rate, float(np.mean(right)))
 
 
-def voice_rows(spoken: Sequence[Spoken], panel: Judges, done: Done = lambda: None) -> list[VoiceRow]:
-    """Opinion scores and similarity of every voice; none without judges. `done` follows each row."""
+def voice_rows(spoken: Sequence[Spoken], panel: Judges, teacher: VoiceSet, done: Done = lambda: None) -> list[VoiceRow]:
+    """Opinion scores and similarity of every voice; none without judges. `done` follows each row.
+
+    The last row of each language is the lower baseline of similarity: held-out voices of the teacher's kind.
+    """
     rows: list[VoiceRow] = []
     if panel.mos is None and panel.speaker is None:
         return rows
@@ -185,8 +197,8 @@ def voice_rows(spoken: Sequence[Spoken], panel: Judges, done: Done = lambda: Non
             close = _to_teacher(taught if voice == TEACHER else panel.embed(waves), taught, itself=voice == TEACHER)
             rows.append(VoiceRow(group.lang, voice, len(waves), panel.opinion(waves), close))
             done()
-        others = [voice for voice in HELD_OUT_VOICES[group.lang] if voice.engine == "espeak"][:OTHERS]
-        if panel.speaker is not None and others:
+        others = teacher.held_out[group.lang][:OTHERS]
+        if panel.speaker is not None:
             texts = [group.answers[i % len(group.answers)].text for i in range(len(others))]
             said = [voices.speak(text, voice).pcm for text, voice in zip(texts, others, strict=True)]
             close = _to_teacher(panel.embed(said), taught, itself=False)
@@ -207,7 +219,8 @@ def main(
     asr: str | Path | None = None,
     seed: int = 0,
     threads: int = 1,
-    teachers: Teachers = ASSISTANT_VOICES,
+    teacher: VoiceSet | None = None,
+    speakers: Speakers | None = None,
 ) -> dict[str, list[Any]]:
     """Type `n` held-out questions in each language, evaluate the spoken answers, print the tables, return their rows.
 
@@ -218,7 +231,8 @@ def main(
         asr: The ASR judge, as `asr.load` takes it.
         seed: Of the questions.
         threads: CPU threads of the judges.
-        teachers: The voices that the model learnt to speak with.
+        teacher: The set of voices that the model learnt to speak with; by default the classic one.
+        speakers: Sets of held-out voices that say the same texts, as further controls.
 
     Raises:
         UserError: A model, a judge or a voice cannot be used.
@@ -229,7 +243,7 @@ def main(
         trials = progress.track(held_out_questions(2 * n, seed), description="answering")
         answers = [ask(talker, trial, "t2s") for trial in trials]
         task = progress.add_task("judging", total=None)
-        tables = evaluate(talker, answers, panel, teachers, lambda: progress.advance(task))
+        tables = evaluate(talker, answers, panel, teacher, speakers, lambda: progress.advance(task))
     report.show_all(tables, panel.notes, console)
     if target is not None:
         judge, records = panel.asr.name if panel.asr else None, [answer.record() for answer in answers]
@@ -244,9 +258,11 @@ def evaluate(
     model: Any,
     answers: Iterable[Answer],
     panel: Judges,
-    teachers: Teachers = ASSISTANT_VOICES,
+    teacher: VoiceSet | None = None,
+    speakers: Speakers | None = None,
     done: Done = lambda: None,
 ) -> dict[str, list[Any]]:
-    """The tables *Speech* and *Voice* of spoken answers. Errors: `UserError`."""
-    spoken = speak_all(model, answers, teachers)
-    return {"Speech": speech_rows(model, spoken, panel, done), "Voice": voice_rows(spoken, panel, done)}
+    """The tables *Speech* and *Voice* of spoken answers; see `main`. Errors: `UserError`."""
+    teacher = teacher or voice_set("classic")
+    spoken = speak_all(model, answers, teacher, speakers or {})
+    return {"Speech": speech_rows(model, spoken, panel, done), "Voice": voice_rows(spoken, panel, teacher, done)}

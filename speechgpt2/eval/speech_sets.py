@@ -1,7 +1,7 @@
 """Speech that no model of the project was trained on: synthesised by held-out voices, or recordings of people.
 
 `synthetic` speaks on the fly; `recorded` reads the held-out part of real recordings (the split is that of
-`corpus.recordings`) and any other folder of audio files. Words and digits are joined to clips of some three seconds
+`corpus.real_speech`) and any other folder of audio files. Words and digits are joined to clips of some three seconds
 where phrases are wanted: STOI and PESQ evaluate phrases.
 """
 
@@ -26,8 +26,9 @@ MAX_SECONDS = 12.0  # longer recordings with a transcript are left out, others a
 MOST = int(MAX_SECONDS * SAMPLE_RATE)  # samples
 JOINED_SECONDS = 3.0
 GAP_SECONDS = 0.1  # between joined words, besides the margins that the recordings keep
-NAMES = {"ljspeech": "LJ Speech", "fsdd": "English digits", "cmn-words": "Mandarin words"}
-KNOWN = ("ljspeech", "fsdd", "cmn")  # folders that `corpus.recordings` reads
+NAMES = {"ljspeech": "LJ Speech", "orders": "coffee orders", "fsdd": "English digits", "cmn-words": "Mandarin words"}
+WORDS = ("fsdd", "cmn-words")  # sources of single words
+KNOWN = ("ljspeech", "orders", "fsdd", "cmn")  # folders that `corpus.real_speech` reads
 LANGUAGES = {"en": "English", "zh": "Mandarin"}
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -64,8 +65,8 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
     """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
 
     Args:
-        folder: A folder with ljspeech/, fsdd/, cmn/, or with other folders of audio files without transcripts, or with
-            such files.
+        folder: A folder with ljspeech/, orders/, fsdd/, cmn/, or with other folders of audio files without
+            transcripts, or with such files.
         clips: The most of each set.
         seed: Of the choice.
         joined: Whether words and digits are joined to phrases.
@@ -84,13 +85,13 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
             random.Random(seed).shuffle(chosen)
             singles = (_clip(r) for r in chosen)
             phrases = (clip for clip in singles if clip is not None)
-            stream = _joined(phrases) if joined and source != "ljspeech" else phrases
+            stream = _joined(phrases) if joined and source in WORDS else phrases
             result[NAMES[source]] = [clip for clip, _ in zip(stream, range(clips), strict=False)]
     for place in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN)):
         if plain := _plain(place, clips, seed):
             result[place.name] = plain
     if not result:
-        raise UserError(f"{folder}: holds none of ljspeech/, fsdd/, cmn/, and no audio files")
+        raise UserError(f"{folder}: holds none of ljspeech/, orders/, fsdd/, cmn/, and no audio files")
     return result
 
 

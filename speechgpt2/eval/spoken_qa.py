@@ -29,10 +29,11 @@ from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
 from speechgpt2.eval.report import column
 from speechgpt2.eval.transcripts import transcript_rows
-from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice, vary_voice
+from speechgpt2.tts.voice_sets import VoiceSet
+from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice, vary_voice
 from speechgpt2.types import Mode
 
-SPEAKERS = {"synthetic": HELD_OUT_VOICES}  # sets of voices that ask, by the name that tables give them
+SPEAKERS = {"classic": HELD_OUT_VOICES}  # sets of voices that ask, by the name that tables give them
 TYPED = "–"  # in the place of the speakers' name
 
 
@@ -106,7 +107,7 @@ def main(
     real_speech: str | Path | None = None,
     threads: int = 1,
     speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
-    teachers: Mapping[str, Voice] = ASSISTANT_VOICES,
+    teacher: VoiceSet | None = None,
 ) -> dict[str, list[Any]]:
     """Put `n` held-out questions to a model, print the tables, return their rows by the tables' titles.
 
@@ -122,7 +123,7 @@ def main(
         real_speech: A folder of recordings, as `speech_sets.recorded` takes it.
         threads: CPU threads of the judges.
         speakers: Sets of held-out voices that ask, by name and language.
-        teachers: The voices that the model learnt to speak with.
+        teacher: The set of voices that the model learnt to speak with; by default the classic one.
 
     Raises:
         UserError: A model, a judge, a voice or the folder cannot be used.
@@ -143,7 +144,7 @@ def main(
             tables["End of turn"] = rows
         if speech:
             task = progress.add_task("judging", total=None)
-            tables |= speech_evaluation.evaluate(talker, first, panel, teachers, lambda: progress.advance(task))
+            tables |= speech_evaluation.evaluate(talker, first, panel, teacher, done=lambda: progress.advance(task))
         if people:
             tables["People"] = transcript_rows(talker, people, panel)
     report.show_all(tables, panel.notes, console)

@@ -157,10 +157,10 @@ def test_tables_say_that_no_independent_judge_was_there(tmp_path, monkeypatch, c
 
 
 def test_any_folder_of_recordings_is_a_set(tmp_path):
-    (tmp_path / "orders").mkdir()
-    audio.save(tmp_path / "orders" / "a.wav", CLIP.pcm)
+    (tmp_path / "phone calls").mkdir()
+    audio.save(tmp_path / "phone calls" / "a.wav", CLIP.pcm)
     audio.save(tmp_path / "b.flac", CLIP.pcm)
     found = recorded(tmp_path, 3)
-    assert set(found) == {tmp_path.name, "orders"}
-    [clip] = found["orders"]
+    assert set(found) == {tmp_path.name, "phone calls"}
+    [clip] = found["phone calls"]
     assert (clip.text, clip.lang, clip.speaker) == ("", "", "") and len(clip.pcm) == len(CLIP.pcm)

@@ -146,7 +146,7 @@ def test_an_oracle_is_right(trials, panel, tmp_path):
     assert spoken.n == TRIALS and 0 < spoken.first_audio <= spoken.first_audio_p95
     content = json.loads((tmp_path / "spoken_qa.json").read_text())
     assert len(content["answers"]) == 3 * TRIALS and content["tables"]["Speech"] and content["asr"] == "listener"
-    assert "| spoken → spoken | synthetic | en | all | 2 | 1.00 | 0.000 |" in (tmp_path / "spoken_qa.md").read_text()
+    assert "| spoken → spoken | classic | en | all | 2 | 1.00 | 0.000 |" in (tmp_path / "spoken_qa.md").read_text()
 
 
 @VOICES

@@ -1,7 +1,7 @@
-"""What others' models do better: recognition, opinion scores, source separation, diarisation. None is included.
+"""Stages by models of others: recognition, opinion scores, source separation, diarisation. No model is included.
 
-    - {kind: recognise, engine: whisper, model: large-v3}       # after `segment`, before `transcript`
-    - {kind: opinion, engine: dnsmos, model: sig_bak_ovr.onnx}
+    - {kind: recognise, model: models/whisper-base}             # faster-whisper; after `segment`, before `transcript`
+    - {kind: opinion}                                           # DNSMOS, by the weights in the package speechmos
     - {kind: separate, model: htdemucs}                         # right after `decode`
     - {kind: diarise, model: pyannote/speaker-diarization-3.1}  # in the place of `segment` and `turns`
 
@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from speechgpt2 import asr
 from speechgpt2.audio import resample
 from speechgpt2.data.clean.cutting import part
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, Label, Language, Speaker
+from speechgpt2.dnsmos import DnsMos
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
@@ -41,115 +43,24 @@ def _heard(sound: Sound) -> np.ndarray:
     return resample(sound.pcm, SAMPLE_RATE, HEARD)
 
 
-Hear = Callable[[np.ndarray, str], tuple[str, str]]  # pcm at 16 kHz, language or "" -> text, language
-
-
-def whisper(model: str) -> Hear:
-    module = _needed("faster_whisper", "faster-whisper", f"weights of '{model}' are fetched from Hugging Face")
-    loaded = module.WhisperModel(model)
-
-    def hear(pcm: np.ndarray, language: str) -> tuple[str, str]:
-        segments, info = loaded.transcribe(pcm, language=language or None)
-        return "".join(segment.text for segment in segments).strip(), info.language
-
-    return hear
-
-
-def funasr(model: str) -> Hear:
-    """SenseVoice and Paraformer; what SenseVoice tags, <|zh|> and the like, is not text."""
-    module = _needed("funasr", "funasr", f"weights of '{model}' are fetched from ModelScope, e.g. iic/SenseVoiceSmall")
-    loaded = module.AutoModel(model=model, disable_update=True)
-
-    def hear(pcm: np.ndarray, language: str) -> tuple[str, str]:
-        import re
-
-        text = loaded.generate(input=pcm, language=language or "auto")[0]["text"]
-        tags = re.findall(r"<\|(\w+)\|>", text)
-        return re.sub(r"<\|[^|]*\|>", "", text).strip(), tags[0] if tags else language
-
-    return hear
-
-
 @dataclass(frozen=True)
 class RecogniseConfig:
+    """An ASR model.
+
+    Attributes:
+        model: A folder, a Hugging Face id, or a size of Whisper, as `asr.load` takes it.
+        engine: A key of `asr.registry.ENGINES`.
+        threads: CPU threads of each worker.
+    """
+
     model: str
-    engine: Literal["whisper", "sensevoice", "funasr"] = "whisper"
+    engine: Literal["whisper", "sensevoice", "funasr", "pocketsphinx", "speechgpt2"] = "whisper"
+    threads: int = 1
     kind: Literal["recognise"] = "recognise"
 
 
 class Recognise(Stage[RecogniseConfig]):
     """Adds a hypothesis to the clip's text, and the language where none was known."""
-
-    version = 1
-
-    @property
-    def model(self) -> str:
-        return f"{self.config.engine}:{self.config.model}"
-
-    @cached_property
-    def _hear(self) -> Hear:
-        return whisper(self.config.model) if self.config.engine == "whisper" else funasr(self.config.model)
-
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        text, language = self._hear(_heard(sound), clip.lang.code)
-        labels = {**clip.labels_from, f"text.hypotheses[{len(clip.text.hypotheses)}]": Label(self.model)}
-        words = replace(clip.text, hypotheses=(*clip.text.hypotheses, text))
-        lang = clip.lang if clip.lang.code else Language(language)
-        return replace(clip, text=words, lang=lang, labels_from=labels)
-
-
-Judge = Callable[[np.ndarray], dict[str, float]]  # pcm at 16 kHz -> scores by name
-
-
-def dnsmos(model: str) -> Judge:
-    """DNSMOS P.835 (Reddy et al. 2022): the mean over windows of 9.01 s, a shorter clip repeated."""
-    module = _needed(
-        "onnxruntime", "onnxruntime", "weights: sig_bak_ovr.onnx of microsoft/DNS-Challenge, DNSMOS folder"
-    )
-    session = module.InferenceSession(model, providers=["CPUExecutionProvider"])
-    name, size = session.get_inputs()[0].name, round(9.01 * HEARD)
-    # What the authors' script corrects the network's raw signal, background and overall scores with.
-    curves = (
-        (-0.08397278, 1.22083953, 0.0052439),
-        (-0.13166888, 1.60915514, -0.39604546),
-        (-0.06766283, 1.11546468, 0.04602535),
-    )
-
-    def judge(pcm: np.ndarray) -> dict[str, float]:
-        whole = np.resize(pcm, max(size, len(pcm)))
-        starts = range(0, len(whole) - size + 1, HEARD)
-        raw = [session.run(None, {name: whole[None, s : s + size].astype(np.float32)})[0][0] for s in starts]
-        # Each window is corrected before the mean is taken, as there.
-        scores = [[np.polyval(curve, value) for curve, value in zip(curves, window)] for window in raw]
-        sig, bak, ovrl = (float(score) for score in np.mean(scores, 0))
-        return {"dnsmos": round(ovrl, 3), "dnsmos_sig": round(sig, 3), "dnsmos_bak": round(bak, 3)}
-
-    return judge
-
-
-def utmos(model: str) -> Judge:
-    """UTMOS22 (Saeki et al. 2022) as torch.hub has it."""
-    torch = _needed("torch", "torch", "UTMOS is fetched by torch.hub from tarepan/SpeechMOS")
-    loaded = torch.hub.load(model, "utmos22_strong", trust_repo=True)
-
-    def judge(pcm: np.ndarray) -> dict[str, float]:
-        with torch.inference_mode():
-            return {"utmos": round(float(loaded(torch.from_numpy(pcm)[None], HEARD)), 3)}
-
-    return judge
-
-
-@dataclass(frozen=True)
-class OpinionConfig:
-    """model: for dnsmos, the path of its ONNX file; for utmos, the repository that torch.hub fetches."""
-
-    model: str
-    engine: Literal["dnsmos", "utmos"] = "dnsmos"
-    kind: Literal["opinion"] = "opinion"
-
-
-class Opinion(Stage[OpinionConfig]):
-    """Scores in `quality.mos`."""
 
     version = 2
 
@@ -158,11 +69,76 @@ class Opinion(Stage[OpinionConfig]):
         return f"{self.config.engine}:{self.config.model}"
 
     @cached_property
-    def _judge(self) -> Judge:
+    def _recogniser(self) -> asr.Recogniser:
+        return asr.load(self.config.model, self.config.engine, self.config.threads)
+
+    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+        code = clip.lang.code.split("-")[0]
+        # A language that the model does not know is left to it to detect.
+        heard = self._recogniser.transcribe(sound.pcm, code if code in self._recogniser.languages else "")
+        labels = {**clip.labels_from, f"text.hypotheses[{len(clip.text.hypotheses)}]": Label(self.model)}
+        words = replace(clip.text, hypotheses=(*clip.text.hypotheses, heard.text))
+        lang = clip.lang if clip.lang.code else Language(heard.language)
+        return replace(clip, text=words, lang=lang, labels_from=labels)
+
+
+Score = Callable[[np.ndarray], dict[str, float]]  # pcm [N] at 24 kHz -> scores by name
+
+
+def dnsmos(model: str) -> Score:
+    """DNSMOS P.835 (`speechgpt2.dnsmos`)."""
+    scorer = DnsMos(model)
+
+    def score(pcm: np.ndarray) -> dict[str, float]:
+        found = scorer.score(pcm)
+        named = {"dnsmos": found.overall, "dnsmos_sig": found.signal, "dnsmos_bak": found.background}
+        return {name: round(value, 3) for name, value in named.items()}
+
+    return score
+
+
+def utmos(model: str) -> Score:
+    """UTMOS22 (Saeki et al. 2022) as torch.hub has it."""
+    torch = _needed("torch", "torch", "UTMOS is fetched by torch.hub from tarepan/SpeechMOS")
+    loaded = torch.hub.load(model or "tarepan/SpeechMOS", "utmos22_strong", trust_repo=True)
+
+    def score(pcm: np.ndarray) -> dict[str, float]:
+        with torch.inference_mode():
+            wave = torch.from_numpy(resample(pcm, SAMPLE_RATE, HEARD))
+            return {"utmos": round(float(loaded(wave[None], HEARD)), 3)}
+
+    return score
+
+
+@dataclass(frozen=True)
+class OpinionConfig:
+    """A model of opinion scores.
+
+    Attributes:
+        model: For dnsmos the path of its ONNX file, "" for that of the package speechmos; for utmos the repository that
+            torch.hub fetches.
+    """
+
+    model: str = ""
+    engine: Literal["dnsmos", "utmos"] = "dnsmos"
+    kind: Literal["opinion"] = "opinion"
+
+
+class Opinion(Stage[OpinionConfig]):
+    """Scores in `quality.mos`."""
+
+    version = 3
+
+    @property
+    def model(self) -> str:
+        return f"{self.config.engine}:{self.config.model}"
+
+    @cached_property
+    def _score(self) -> Score:
         return {"dnsmos": dnsmos, "utmos": utmos}[self.config.engine](self.config.model)
 
     def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        quality = replace(clip.quality, mos={**clip.quality.mos, **self._judge(_heard(sound))})
+        quality = replace(clip.quality, mos={**clip.quality.mos, **self._score(sound.pcm)})
         return replace(clip, quality=quality)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from speechgpt2.asr import edit_distance
 from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.survey import Read, Survey
@@ -76,13 +77,7 @@ def error_rate(text: str, other: str) -> float:
     a, b = units(text), units(other)
     if not a or not b:
         return float(bool(a) != bool(b))
-    row = np.arange(len(b) + 1)
-    for i, unit in enumerate(a, 1):
-        changed = row[:-1] + np.array([unit != candidate for candidate in b])
-        best = np.minimum(row[1:] + 1, changed)
-        row = np.concatenate([[i], best])
-        row = np.minimum.accumulate(row - np.arange(len(b) + 1)) + np.arange(len(b) + 1)
-    return float(row[-1]) / max(len(a), len(b))
+    return edit_distance(a, b) / max(len(a), len(b))
 
 
 def disagreement(texts: Sequence[str]) -> float | None:

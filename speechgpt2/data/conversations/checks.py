@@ -17,15 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.audio import resample
-from speechgpt2.data.clean import plugins
+from speechgpt2 import asr
 from speechgpt2.data.clean.wording import error_rate
 from speechgpt2.dsp.spectrum import cepstra, decibels, power
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment.align import align_speech
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.utterance import Utterance
-from speechgpt2.types import SAMPLE_RATE
 
 COEFFICIENTS = 12
 FAINT_DB = -25.0  # below the loudest frame: not counted as voice
@@ -36,7 +34,7 @@ Faults = dict[str, float]  # name of a check -> fault in tolerances
 
 @dataclass(frozen=True)
 class RecogniserConfig:
-    """Who listens: a plug-in of data/clean/plugins.py, or a model of this project (`mini`, a folder)."""
+    """The recogniser, as `asr.load` takes it: also a model of this project (`mini`, a folder)."""
 
     model: str
     engine: Literal["whisper", "funasr", "speechgpt2"] = "whisper"
@@ -158,10 +156,5 @@ Listen = Callable[[Utterance], str]
 
 @cache
 def _recogniser(config: RecogniserConfig) -> Listen:
-    if config.engine == "speechgpt2":
-        from speechgpt2.chat import SpeechGPT
-
-        model = SpeechGPT.from_pretrained(config.model)
-        return lambda spoken: model.transcribe(spoken.pcm)
-    hear = {"whisper": plugins.whisper, "funasr": plugins.funasr}[config.engine](config.model)
-    return lambda spoken: hear(resample(spoken.pcm, SAMPLE_RATE, plugins.HEARD), spoken.lang)[0]
+    recogniser = asr.load(config.model, config.engine)
+    return lambda spoken: recogniser.transcribe(spoken.pcm, spoken.lang).text

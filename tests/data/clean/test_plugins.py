@@ -1,20 +1,28 @@
-"""Adapters to others' models, against fakes with the interface of each; and what is said where a package is missing."""
+"""Stages by models of others: Whisper and DNSMOS for real, the rest against fakes; and what is said without them."""
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from speechgpt2 import audio
+from speechgpt2.asr import Transcription, normalise
+from speechgpt2.data import steps
 from speechgpt2.data.clean import plugins
 from speechgpt2.data.pipeline.sound import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language
 from speechgpt2.data.steps import PipelineConfig
+from speechgpt2.dnsmos import packaged
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
+from tests import needs
 
 
 @pytest.fixture
@@ -25,23 +33,25 @@ def heard(tmp_path) -> tuple[Clip, Sound]:
     return clip, Sound(clip, workspace)
 
 
-def test_whisper(heard, monkeypatch):
-    class WhisperModel:
-        def __init__(self, size):
-            assert size == "tiny"
+class FakeRecogniser:
+    name, languages = "fake", frozenset({"en", "zh"})
 
-        def transcribe(self, pcm, language=None):
-            assert pcm.dtype == np.float32 and len(pcm) == 48_000 and language in (None, "en")
-            return iter([SimpleNamespace(text=" hello"), SimpleNamespace(text=" world")]), SimpleNamespace(
-                language="en"
-            )
+    def transcribe(self, pcm, language):
+        assert pcm.dtype == np.float32 and len(pcm) == 3 * SAMPLE_RATE
+        return Transcription("hello world", language or "en")
 
-    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=WhisperModel))
-    stage = plugins.Recognise(plugins.RecogniseConfig("tiny"))
+
+def test_a_recogniser_adds_a_hypothesis(heard, monkeypatch):
+    asked = []
+    monkeypatch.setattr(plugins.asr, "load", lambda *of: asked.append(of) or FakeRecogniser())
+    stage = plugins.Recognise(plugins.RecogniseConfig("tiny", threads=2))
     clip = stage(*heard)
     assert clip.text.hypotheses == ("hello world",) and clip.lang == Language("en")
     assert clip.labels_from["text.hypotheses[0]"].tool == "whisper:tiny" and "whisper:tiny" in stage.identity
     assert stage(clip, heard[1]).text.hypotheses == ("hello world", "hello world")
+    french = stage(replace(heard[0], lang=Language("fr")), heard[1])  # detected, and not overwritten
+    assert french.text.hypotheses == ("hello world",) and french.lang == Language("fr")
+    assert asked == [("tiny", "whisper", 2)]
 
 
 def test_sensevoice(heard, monkeypatch):
@@ -50,6 +60,7 @@ def test_sensevoice(heard, monkeypatch):
             assert model == "iic/SenseVoiceSmall"
 
         def generate(self, input, language):
+            assert len(input) == 48_000
             return [{"text": "<|zh|><|NEUTRAL|><|Speech|>你好"}]
 
     monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
@@ -57,21 +68,36 @@ def test_sensevoice(heard, monkeypatch):
     assert clip.text.hypotheses == ("你好",) and clip.lang.code == "zh"
 
 
-def test_dnsmos(heard, monkeypatch):
-    class InferenceSession:
-        def __init__(self, path, providers):
-            assert path == "sig_bak_ovr.onnx"
+@pytest.fixture
+def question(tmp_path) -> tuple[Clip, Sound]:
+    """A shipped recording: "What is three plus five?"."""
+    workspace = Workspace(tmp_path, tmp_path)
+    name, samples = workspace.add([audio.load(Path(__file__).parents[3] / "examples" / "question-1.wav")])
+    clip = Clip("q", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
+    return clip, Sound(clip, workspace)
 
-        def get_inputs(self):
-            return [SimpleNamespace(name="input_1")]
 
-        def run(self, outputs, inputs):
-            assert inputs["input_1"].shape == (1, 144_160)
-            return [np.array([[3.0, 3.0, 3.0]], np.float32)]
+@needs.model("SG2_WHISPER")
+@needs.extra("asr", "faster_whisper", "num2words")
+def test_whisper_transcribes_by_the_path_in_a_preset(question, tmp_path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text(f"steps: [{{kind: decode}}, {{kind: recognise, model: {os.environ['SG2_WHISPER']}}}]")
+    stage = steps.load(str(preset)).build()[1]
+    clip = stage(*question)
+    assert normalise(clip.text.hypotheses[0], "en") == ["what", "is", "three", "plus", "five"]
+    assert clip.lang.code == "en" and stage(*question) == clip
 
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
-    mos = plugins.Opinion(plugins.OpinionConfig("sig_bak_ovr.onnx"))(*heard).quality.mos
-    assert set(mos) == {"dnsmos", "dnsmos_sig", "dnsmos_bak"} and mos["dnsmos"] == pytest.approx(2.784, abs=0.001)
+
+@needs.extra("eval", "speechmos", "onnxruntime")
+def test_dnsmos_scores_speech_above_noise(question, heard, tmp_path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("steps: [{kind: decode}, {kind: opinion}]")
+    stage = steps.load(str(preset)).build()[1]
+    mos = stage(*question).quality.mos
+    assert set(mos) == {"dnsmos", "dnsmos_sig", "dnsmos_bak"} and 2.5 < mos["dnsmos"] < 5
+    assert stage(*heard).quality.mos["dnsmos"] < mos["dnsmos"]
+    by_path = plugins.Opinion(plugins.OpinionConfig(str(packaged())))
+    assert by_path(*question).quality.mos == mos and by_path.identity != stage.identity
 
 
 def test_utmos(heard, monkeypatch):
@@ -124,7 +150,7 @@ def test_pyannote(heard, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        (plugins.Recognise(plugins.RecogniseConfig("tiny")), "pip install faster-whisper; weights of 'tiny'"),
+        (plugins.Recognise(plugins.RecogniseConfig("tiny")), "pip install 'speechgpt2[asr]'"),
         (plugins.Recognise(plugins.RecogniseConfig("m", "funasr")), "pip install funasr"),
         (plugins.Separate(plugins.SeparateConfig()), "pip install demucs"),
         (plugins.Voices(plugins.VoicesConfig()), "pip install pyannote.audio; accept the terms"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from speechgpt2.asr import Transcription
 from speechgpt2.config import from_dict
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations import checks
@@ -67,7 +69,8 @@ def test_the_aligner_tells_another_text():
 
 def test_a_recogniser_counts_its_errors(monkeypatch):
     heard = iter(["i would like the soup and a glass of water", "I would like a soup and the glass of"])
-    monkeypatch.setattr(checks.plugins, "whisper", lambda model: lambda pcm, lang: (next(heard), lang))
+    fake = SimpleNamespace(transcribe=lambda pcm, lang: Transcription(next(heard), lang))
+    monkeypatch.setattr(checks.asr, "load", lambda model, engine: fake)
     checks._recogniser.cache_clear()
     config = ChecksConfig(cer=0.1, recogniser=RecogniserConfig("small"))
     said = replace(utterance(2400), text=TEXT)
