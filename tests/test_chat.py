@@ -88,7 +88,7 @@ def same(a: Patches, b: Patches) -> bool:
     return torch.equal(a.text, b.text) and torch.equal(a.codes, b.codes)
 
 
-def test_a_spoken_answer_with_a_draft(drafting):
+def test_spoken_reply_with_draft(drafting):
     prompt = drafting.prompt
     said = spoken(prompt, "Hello there")
     reply = prompt.reply("Hello there", said, transcript="what is it")
@@ -102,7 +102,7 @@ def test_a_spoken_answer_with_a_draft(drafting):
     assert same(lm.heard, concat(prompt.system_prompt("s2s"), user, reply))
 
 
-def test_events_come_in_order_and_as_they_happen(drafting):
+def test_events_stream_in_order(drafting):
     prompt = drafting.prompt
     lm = ScriptedLM(drafting, prompt.reply("Hello", spoken(prompt, "Hello"), transcript="what"))
     events = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(5))], stream=True)
@@ -114,7 +114,7 @@ def test_events_come_in_order_and_as_they_happen(drafting):
 
 
 @pytest.mark.parametrize("transcript", ["what is it", None])
-def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all(drafting, transcript):
+def test_mute_reply_is_spoken_after_all(drafting, transcript):
     prompt = drafting.prompt
     said = spoken(prompt, "Hello there")
     mute = prompt.reply("Hello there", transcript=transcript)
@@ -138,14 +138,14 @@ def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all(draftin
     torch.testing.assert_close(mine, others, atol=1e-5, rtol=1e-4)
 
 
-def test_an_answer_of_no_words_stays_without_speech(drafting):
+def test_wordless_reply_stays_mute(drafting):
     prompt = drafting.prompt
     lm = ScriptedLM(drafting, prompt.reply("", transcript="what is it"))
     answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(5))])
     assert (answer.text, answer.transcript, answer.reason, len(answer.pcm)) == ("", "what is it", "stop", 0)
 
 
-def test_a_written_answer_of_the_released_kind(released):
+def test_released_written_reply(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.reply("Hello there"))
     answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user("Hello")])
@@ -154,13 +154,13 @@ def test_a_written_answer_of_the_released_kind(released):
     assert same(lm.seen[0], concat(prompt.system_prompt("t2t"), prompt.user_text("Hello")))
 
 
-def test_words_of_released_speech_are_its_text(released):
+def test_released_speech_text_is_its_text_row(released):
     lm = ScriptedLM(released, released.prompt.reply("", spoken(released.prompt, "你好，hello")))
     answer = SpeechGPT(CountingCodec(), lm).chat([Turn.user(speech=speech(1))])
     assert answer.text == "你好，hello" and len(answer.pcm) == len(answer.codes) * FRAME > 0
 
 
-def test_history_and_greeting_and_system_are_told(released):
+def test_history_greeting_and_system_enter_the_context(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.reply("Hello"))
     greeting = Speech(codes=np.ones((4, 3), np.int64), text="你好")
@@ -184,7 +184,7 @@ def test_history_and_greeting_and_system_are_told(released):
     assert same(lm.seen[0], wanted)
 
 
-def test_a_draft_s_history_keeps_what_the_user_said(drafting):
+def test_draft_history_keeps_the_transcript(drafting):
     prompt = drafting.prompt
     lm = ScriptedLM(drafting, prompt.reply("Hello"))
     said = Turn("user", (Speech(pcm=speech(2), text="what is it"),))
@@ -196,7 +196,7 @@ def test_a_draft_s_history_keeps_what_the_user_said(drafting):
     assert same(lm.seen[0], wanted)
 
 
-def test_a_conversation_takes_in_only_what_is_new(released):
+def test_conversation_prefills_only_new_turns(released):
     prompt = released.prompt
     replies = [prompt.reply("Hello"), prompt.reply("there")]
     lm = ScriptedLM(released, *replies)
@@ -208,7 +208,7 @@ def test_a_conversation_takes_in_only_what_is_new(released):
 
 
 @pytest.mark.parametrize("stop_at", [TextDelta, AudioDelta])
-def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
+def test_interrupted_reply_is_closed_before_the_next_turn(drafting, stop_at):
     prompt = drafting.prompt
     reply = prompt.reply("Hello there", spoken(prompt, "Hello there"))
     answer = prompt.reply("it", spoken(prompt, "it"))
@@ -227,7 +227,7 @@ def test_a_turn_cut_short_is_closed_before_the_next(drafting, stop_at):
     assert talk.state.speech_depth.item() == 0
 
 
-def test_a_turn_that_runs_out_of_patches_is_closed(released):
+def test_reply_at_max_patches_is_closed(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.text_patches([50] * 20), prompt.reply("it"))
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=6)
@@ -236,7 +236,7 @@ def test_a_turn_that_runs_out_of_patches_is_closed(released):
     assert same(lm.seen[7], concat(prompt.turn_end(speaking=False), prompt.user_text("is")))
 
 
-def test_a_question_that_was_never_answered_is_closed(released):
+def test_unanswered_question_is_closed(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.reply("it"))
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
@@ -246,7 +246,7 @@ def test_a_question_that_was_never_answered_is_closed(released):
     assert same(lm.seen[0], concat(prompt.system_prompt("t2t"), *turns))
 
 
-def test_a_tool_is_called_and_its_result_answered():
+def test_tool_call_and_result():
     lm = tiny_lm(tools=True)
     prompt, tool, call = lm.prompt, Tool("weather", "", {}), ToolCall("weather", "{}")
     calling = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
@@ -277,7 +277,7 @@ def test_reading_aloud(drafting):
     assert same(lm.seen[0], prompt.tts_prompt("Hello there"))
 
 
-def test_transcribing_stops_when_all_is_heard(drafting):
+def test_transcribe_stops_at_the_transcript(drafting):
     prompt = drafting.prompt
     lm = ScriptedLM(drafting, prompt.reply("never read", transcript="what is it"))
     assert SpeechGPT(CountingCodec(), lm).transcribe(speech(3)) == "what is it"
@@ -285,7 +285,7 @@ def test_transcribing_stops_when_all_is_heard(drafting):
     assert same(lm.seen[0], concat(prompt.system_prompt("s2t"), prompt.user_speech(torch.full((3, 3), 250))))
 
 
-def test_released_models_neither_read_aloud_nor_transcribe(released):
+def test_released_models_refuse_say_and_transcribe(released):
     model = SpeechGPT(CountingCodec(), ScriptedLM(released))
     with pytest.raises(UserError, match="cannot read a given text aloud"):
         model.say("Hello")
@@ -293,7 +293,7 @@ def test_released_models_neither_read_aloud_nor_transcribe(released):
         model.transcribe(speech(1))
 
 
-def test_a_draft_is_written_not_improvised(drafting):
+def test_draft_text_is_greedy(drafting):
     model = SpeechGPT(CountingCodec(), drafting)
     texts = {
         model.chat([Turn.user("what is it")], sampling=SamplingParams.of(1, seed=s), max_patches=9).text
@@ -302,7 +302,7 @@ def test_a_draft_is_written_not_improvised(drafting):
     assert len(texts) == 1
 
 
-def test_a_real_model_answers_reproducibly(released):
+def test_mini_answers_reproducibly(released):
     model = SpeechGPT(CountingCodec(), released)
     turns = [Turn.user("what is it")]
     runs = [model.chat(turns, sampling=SamplingParams.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
@@ -323,19 +323,19 @@ def test_a_real_model_answers_reproducibly(released):
         ([Turn("user", (Speech(codes=np.zeros((3, 2))),))], "must have 3 codebooks"),
     ],
 )
-def test_what_cannot_be_answered(released, turns, message):
+def test_invalid_turns_are_refused(released, turns, message):
     with pytest.raises(UserError, match=message):
         SpeechGPT(CountingCodec(), ScriptedLM(released)).chat(turns)
 
 
-def test_codec_and_language_model_must_speak_the_same_codes(released):
+def test_mismatched_codes_are_refused(released):
     codec = CountingCodec()
     codec.config = SimpleNamespace(quantizer=SimpleNamespace(codebooks=8, size=2048))
     with pytest.raises(UserError, match="8 codebooks of 2048 codes"):
         SpeechGPT(codec, released)
 
 
-def test_a_conversation_outgrows_its_first_room(released, monkeypatch):
+def test_conversation_grows_its_cache(released, monkeypatch):
     monkeypatch.setattr("speechgpt2.chat.GROWTH", 16)
     lm = ScriptedLM(released, *[released.prompt.reply("Hello there") for _ in range(3)])
     talk: Conversation = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=20)
@@ -344,7 +344,7 @@ def test_a_conversation_outgrows_its_first_room(released, monkeypatch):
     assert talk.state.stack.capacity > 60
 
 
-def test_the_released_layouts_together():
+def test_released_layouts_together():
     """A spoken question through the real codec and model; what is streamed is what decoding at once gives."""
     golden = Path(__file__).parent / "golden"
     codec = Codec.from_pretrained(golden / "codec" / "codec.pkl", config=golden / "codec" / "config.yaml")

@@ -1,4 +1,4 @@
-"""A session for tests: it refuses what a session refuses, writes down what it is asked, tells what it is told to."""
+"""A fake engine session: it checks calls as a session does, records them, and emits given events."""
 
 import asyncio
 
@@ -41,22 +41,22 @@ class Session:
         return self.turn
 
     def append_audio(self, pcm):
-        self.must(self.hearing, "nobody speaks")
+        self.must(self.hearing, "no active user turn")
         self.heard[self.turn].append(pcm)
 
     def end_turn(self):
-        self.must(self.hearing, "nobody speaks")
+        self.must(self.hearing, "no active user turn")
         self.calls.append("end_turn")
         self.hearing, self.tentative = False, True
 
     def rollback(self):
-        self.must(self.tentative, "nothing to take back")
+        self.must(self.tentative, "nothing to roll back")
         self.calls.append("rollback")
         self.silence()
         self.hearing, self.tentative = True, False
 
     def discard_turn(self):
-        self.must(self.hearing, "nobody speaks")
+        self.must(self.hearing, "no active user turn")
         self.calls.append("discard_turn")
         self.hearing = False
 
@@ -115,7 +115,7 @@ class Session:
         return np.concatenate([np.zeros(0, np.float32), *self.heard[turn]])
 
 
-class LevelEar:
+class LevelVad:
     """Takes whatever is loud for a voice, and knows it at once."""
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""What a dialogue asks of its session and tells its reader, on a clock that runs with the microphone."""
+"""A dialogue with a fake session: calls and events, on a clock that runs with the microphone."""
 
 import asyncio
 from functools import wraps
@@ -27,7 +27,7 @@ from speechgpt2.types import (
     Transcript,
     Turn,
 )
-from tests.duplex.session import LevelEar, Session, audio
+from tests.duplex.session import LevelVad, Session, audio
 
 BLOCK = 768  # 32 ms
 HAND = DialogueSettings(turn_detection=None)
@@ -47,7 +47,7 @@ class Talk:
 
     def __init__(self, settings=VAD):
         self.session, self.now, self.told, self.said = Session(), 0.0, [], 0
-        self.dialogue = Dialogue(self.session, settings, LevelEar, lambda: self.now)
+        self.dialogue = Dialogue(self.session, settings, LevelVad, lambda: self.now)
         self.reader = asyncio.create_task(self.read())
 
     async def read(self):
@@ -92,7 +92,7 @@ class Talk:
 
 
 @run
-async def test_a_turn_is_heard_from_before_its_beginning_and_answered():
+async def test_detected_turn_includes_its_prefix_and_is_answered():
     talk = Talk()
     before = await talk.silence(960)
     turn = await talk.voice(640)
@@ -119,7 +119,7 @@ async def test_a_turn_is_heard_from_before_its_beginning_and_answered():
 
 
 @run
-async def test_who_goes_on_speaking_is_heard_without_a_gap_and_no_word_of_the_early_answer_is_told():
+async def test_resumed_turn_has_no_gap_and_hides_the_speculative_reply():
     talk = Talk()
     said = [await talk.voice(640), await talk.silence(320)]
     await talk.tell(Transcript("I"), TextDelta("Oh"), audio(0.1))
@@ -132,7 +132,7 @@ async def test_who_goes_on_speaking_is_heard_without_a_gap_and_no_word_of_the_ea
 
 
 @run
-async def test_large_and_odd_chunks_are_turns_like_small_ones():
+async def test_detection_does_not_depend_on_chunking():
     calls, turns = [], []
     for chunk in (BLOCK, 24_000, 1_001):
         talk = Talk()
@@ -146,7 +146,7 @@ async def test_large_and_odd_chunks_are_turns_like_small_ones():
 
 
 @run
-async def test_an_interruption_tells_what_was_heard_and_nothing_after_it():
+async def test_barge_in_reports_played_audio_and_stops_the_reply():
     talk = Talk()
     await talk.voice(320)
     await talk.silence(640)
@@ -164,7 +164,7 @@ async def test_an_interruption_tells_what_was_heard_and_nothing_after_it():
 
 
 @run
-async def test_what_a_slow_reader_has_not_read_is_not_told_after_an_interruption():
+async def test_barge_in_retracts_unread_events():
     talk = Talk()
     talk.reader.cancel()
     dialogue, session = talk.dialogue, talk.session
@@ -187,7 +187,7 @@ def anext_of(events):
 
 
 @run
-async def test_a_backchannel_leaves_the_reply_alone():
+async def test_backchannel_does_not_interrupt():
     talk = Talk()
     talk.dialogue.respond()
     await talk.tell(audio(4.0))
@@ -199,7 +199,7 @@ async def test_a_backchannel_leaves_the_reply_alone():
 
 
 @run
-async def test_the_models_own_voice_does_not_interrupt_it_but_a_louder_one_does():
+async def test_echo_does_not_interrupt_but_a_louder_voice_does():
     talk = Talk()
     talk.dialogue.respond()
     answer = audio(6.0, level=0.1)
@@ -212,7 +212,7 @@ async def test_the_models_own_voice_does_not_interrupt_it_but_a_louder_one_does(
 
 
 @run
-async def test_on_a_headset_one_can_break_in_from_the_first_word_on():
+async def test_headset_user_can_interrupt_from_the_first_word():
     talk = Talk()
     talk.dialogue.respond()
     await talk.tell(audio(6.0, level=0.1))
@@ -221,7 +221,7 @@ async def test_on_a_headset_one_can_break_in_from_the_first_word_on():
 
 
 @run
-async def test_without_the_guard_it_does():
+async def test_echo_interrupts_without_the_guard():
     talk = Talk(DialogueSettings(ServerVad(), echo_guard=False))
     talk.dialogue.respond()
     answer = audio(6.0, level=0.1)
@@ -231,7 +231,7 @@ async def test_without_the_guard_it_does():
 
 
 @run
-async def test_who_may_not_interrupt_does_not():
+async def test_interruption_can_be_disabled():
     talk = Talk(DialogueSettings(ServerVad(interrupt_response=False)))
     talk.dialogue.respond()
     await talk.tell(audio(1.0), ReplyDone("stop"))
@@ -242,7 +242,7 @@ async def test_who_may_not_interrupt_does_not():
 
 
 @run
-async def test_turns_that_are_not_to_be_answered_are_only_taken():
+async def test_create_response_false_only_commits_turns():
     talk = Talk(DialogueSettings(ServerVad(create_response=False, silence_ms=512)))
     await talk.voice(640)
     await talk.silence(960)
@@ -253,7 +253,7 @@ async def test_turns_that_are_not_to_be_answered_are_only_taken():
 
 @pytest.mark.parametrize(("heard", "wait"), [("Go home.", 256), ("Go…", 2016), (None, 512)])
 @run
-async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
+async def test_semantic_vad_ends_a_complete_turn(heard, wait):
     talk = Talk(DialogueSettings(SemanticVad("high"), speculate_ms=192))
     await talk.voice(640)
     await talk.silence(224)
@@ -273,7 +273,7 @@ async def test_semantic_a_turn_is_over_when_the_model_thinks_so(heard, wait):
 
 
 @run
-async def test_by_hand_everything_is_heard_until_it_is_committed():
+async def test_manual_turns_hold_all_audio_until_commit():
     talk = Talk(HAND)
     with pytest.raises(UserError, match="no audio"):
         talk.dialogue.commit_audio()
@@ -294,7 +294,7 @@ async def test_by_hand_everything_is_heard_until_it_is_committed():
 
 
 @run
-async def test_by_hand_a_typed_turn_does_not_take_what_is_not_committed():
+async def test_typed_turn_leaves_uncommitted_audio():
     talk = Talk(HAND)
     said = [await talk.voice(320)]
     talk.dialogue.add_turn(Turn.user("Hello"))
@@ -311,7 +311,7 @@ async def test_by_hand_a_typed_turn_does_not_take_what_is_not_committed():
 
 
 @run
-async def test_a_typed_turn_comes_after_the_one_that_is_being_spoken():
+async def test_typed_turn_commits_the_detected_one():
     talk = Talk()
     await talk.voice(320)
     talk.dialogue.add_turn(Turn.user("Hello"))
@@ -321,7 +321,7 @@ async def test_a_typed_turn_comes_after_the_one_that_is_being_spoken():
 
 
 @run
-async def test_a_cleared_turn_was_never_said():
+async def test_cleared_audio_leaves_no_trace():
     for pause in (0, 320):
         talk = Talk()
         await talk.voice(320)
@@ -333,7 +333,7 @@ async def test_a_cleared_turn_was_never_said():
 
 
 @run
-async def test_a_correction_during_a_pause_keeps_the_turn_open_and_begins_the_answer_anew():
+async def test_history_change_during_a_pause_restarts_the_speculative_reply():
     talk = Talk()
     await talk.voice(320)
     await talk.silence(320)
@@ -344,7 +344,7 @@ async def test_a_correction_during_a_pause_keeps_the_turn_open_and_begins_the_an
 
 
 @run
-async def test_a_correction_while_the_user_speaks_leaves_the_turn_alone():
+async def test_history_change_during_speech_keeps_the_turn():
     talk = Talk()
     talk.dialogue.respond()
     await talk.tell(audio(2.0))
@@ -356,7 +356,7 @@ async def test_a_correction_while_the_user_speaks_leaves_the_turn_alone():
 
 
 @run
-async def test_silence_after_a_reply_is_told_and_answered():
+async def test_idle_timeout_is_told_and_answered():
     talk = Talk(DialogueSettings(ServerVad(idle_timeout_ms=960)))
     talk.dialogue.respond()
     await talk.tell(audio(0.5), ReplyDone("stop"))
@@ -368,7 +368,7 @@ async def test_silence_after_a_reply_is_told_and_answered():
 
 
 @run
-async def test_detection_can_be_changed_while_talking():
+async def test_turn_detection_can_change_during_a_dialogue():
     talk = Talk(HAND)
     await talk.voice(320)
     talk.dialogue.configure(VAD)
@@ -383,14 +383,14 @@ async def test_detection_can_be_changed_while_talking():
 
 
 @run
-async def test_there_is_nothing_to_interrupt_in_silence():
+async def test_interrupt_without_reply_is_an_error():
     talk = Talk()
     with pytest.raises(UserError, match="no reply"):
         talk.dialogue.interrupt()
 
 
 @run
-async def test_sound_that_is_none_is_refused_and_a_closed_dialogue_ends():
+async def test_invalid_audio_is_refused_and_close_ends_events():
     talk = Talk()
     for wrong in (np.zeros((2, 2)), np.array([np.nan])):
         with pytest.raises(UserError, match="audio"):
@@ -401,7 +401,7 @@ async def test_sound_that_is_none_is_refused_and_a_closed_dialogue_ends():
 
 
 @run
-async def test_an_error_of_the_session_reaches_the_reader():
+async def test_session_error_reaches_the_reader():
     talk = Talk()
 
     async def broken():

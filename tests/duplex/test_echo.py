@@ -1,4 +1,4 @@
-"""The guard against one's own echo, with real speech played into a simulated room."""
+"""The echo guard, with real speech played into a simulated room."""
 
 from pathlib import Path
 
@@ -51,14 +51,14 @@ def admitted(guard, answer, microphone):
 @pytest.mark.parametrize("reverberation", [0.0, 0.5, 1.5])
 @pytest.mark.parametrize("delay", [480, 2400, 9600])
 @pytest.mark.parametrize("gain", [0.05, 0.3, 1.5])
-def test_an_echo_is_known_after_a_few_blocks(answer, gain, delay, reverberation):
+def test_echo_is_recognised_after_a_few_blocks(answer, gain, delay, reverberation):
     microphone = echo(answer, gain, delay, reverberation)
     passed = admitted(EchoGuard(), answer, microphone)
     loud = levels(microphone) > 0.2 * levels(microphone).max()
     assert loud.sum() > 15 and passed[loud].sum() * PER_BLOCK < 0.2  # of the 0.3 s that would interrupt
 
 
-def test_a_voice_above_the_echo_is_heard(answer, voice):
+def test_voice_above_the_echo_is_admitted(answer, voice):
     microphone = echo(answer, 0.1, reverberation=1.0)
     start = len(answer) // 2
     microphone[start : start + len(voice)] += voice
@@ -70,7 +70,7 @@ def test_a_voice_above_the_echo_is_heard(answer, voice):
 
 @pytest.mark.parametrize("loudness", [0.1, 1.0])
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 1.0])
-def test_on_a_headset_a_voice_is_heard_at_any_time(answer, voice, seconds, loudness):
+def test_voice_on_a_headset_is_admitted_at_any_time(answer, voice, seconds, loudness):
     microphone = np.zeros_like(answer)
     start = round(seconds * SAMPLE_RATE)
     microphone[start : start + len(voice)] = loudness * voice
@@ -79,7 +79,7 @@ def test_on_a_headset_a_voice_is_heard_at_any_time(answer, voice, seconds, loudn
     assert loud.sum() > 10 and passed[loud].mean() > 0.9
 
 
-def test_a_loudspeaker_that_is_turned_up_is_learnt(answer):
+def test_coupling_follows_a_louder_loudspeaker(answer):
     louder = np.tile(answer, 2)
     microphone = echo(louder, 0.1)
     microphone[len(answer) :] *= 6
@@ -88,7 +88,7 @@ def test_a_loudspeaker_that_is_turned_up_is_learnt(answer):
     assert loud.sum() > 20 and passed[loud].sum() * PER_BLOCK < 0.2
 
 
-def test_and_one_that_is_turned_off(answer):
+def test_coupling_decays_without_echo(answer):
     guard = EchoGuard()
     admitted(guard, answer, echo(answer, 0.5))
     assert guard.coupling == pytest.approx(0.5, rel=0.3)
@@ -96,7 +96,7 @@ def test_and_one_that_is_turned_off(answer):
     assert guard.coupling < 0.01
 
 
-def test_when_nothing_is_played_everything_passes(answer):
+def test_everything_is_admitted_without_playback(answer):
     guard = EchoGuard()
     assert all(guard.admits(block) for block in blocks(0.01 * answer))
     guard.play(answer)

@@ -1,4 +1,4 @@
-"""Turn taking, told as lines of voice and silence: `run` plays them, and names what followed at which millisecond."""
+"""Endpointing: lines of voice and silence, and which events follow at which millisecond."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def names(said):
     return [type(action).__name__ for _, action in said]
 
 
-def test_a_turn_begins_within_64_ms_and_is_heard_from_its_prefix_on():
+def test_turn_starts_within_64_ms_with_its_prefix():
     line = Line()
     line.silence(960)
     (at, begin), *rest = line.voice(320)
@@ -50,18 +50,18 @@ def test_a_turn_begins_within_64_ms_and_is_heard_from_its_prefix_on():
     assert begin == TurnStarted(samples(960), samples(64 + 300))
 
 
-def test_a_click_is_no_turn():
+def test_click_starts_no_turn():
     line = Line()
     assert not line.silence(320) + line.voice(32) + line.silence(320) + line.voice(32) + line.silence(320)
 
 
-def test_the_answer_is_begun_at_the_first_silence_and_counts_at_the_end():
+def test_turn_pauses_then_ends():
     line = Line(speculate=192, silence=512)
     line.voice(640)
     assert line.silence(960) == [(640 + 192, TurnPaused()), (640 + 512, TurnEnded(samples(640)))]
 
 
-def test_who_goes_on_speaking_takes_the_answer_back():
+def test_voice_in_a_pause_resumes_the_turn():
     line = Line(speculate=192, silence=512)
     line.voice(640)
     assert names(line.silence(320)) == ["TurnPaused"]
@@ -69,7 +69,7 @@ def test_who_goes_on_speaking_takes_the_answer_back():
     assert [action for _, action in line.silence(960)] == [TurnPaused(), TurnEnded(samples(1280))]
 
 
-def test_a_click_in_a_pause_neither_resumes_nor_prolongs_it_much():
+def test_click_in_a_pause_does_not_resume():
     line = Line(speculate=192, silence=512)
     line.voice(640)
     said = line.silence(320) + line.voice(32) + line.silence(960)
@@ -77,19 +77,19 @@ def test_a_click_in_a_pause_neither_resumes_nor_prolongs_it_much():
     assert said[-1] == (640 + 320 + 32 + 224, TurnEnded(samples(640)))
 
 
-def test_a_short_pause_within_words_is_nothing():
+def test_short_gap_is_no_pause():
     line = Line()
     assert names(line.voice(640) + line.silence(160) + line.voice(640)) == ["TurnStarted"]
 
 
-def test_a_voice_that_fades_goes_on_below_the_threshold():
+def test_hysteresis_keeps_a_fading_voice():
     line = Line()
     line.voice(320)
     assert not line.play(640, 0.4)
     assert names(line.play(640, 0.3)) == ["TurnPaused", "TurnEnded"]
 
 
-def test_where_speculating_is_as_long_as_the_silence_both_come_at_once():
+def test_speculate_equal_to_silence_pauses_and_ends_at_once():
     line = Line(speculate=480, silence=480)
     line.voice(320)
     said = line.silence(640)
@@ -97,7 +97,7 @@ def test_where_speculating_is_as_long_as_the_silence_both_come_at_once():
 
 
 @pytest.mark.parametrize("model", ["thinking", "speaking"])
-def test_breaking_in(model):
+def test_barge_in(model):
     line = Line(interrupt=288)
     line.endpointer.set_model_state(model)
     said = line.voice(640)
@@ -105,26 +105,26 @@ def test_breaking_in(model):
     assert said[0][0] == (288 if model == "speaking" else 64)
 
 
-def test_a_backchannel_or_a_cough_does_not_interrupt():
+def test_backchannel_or_cough_does_not_interrupt():
     line = Line(interrupt=288)
     line.endpointer.set_model_state("speaking")
     for _ in range(3):
         assert not line.voice(256) + line.silence(320)
 
 
-def test_the_same_backchannel_does_interrupt_where_no_patience_is_asked_for():
+def test_backchannel_interrupts_with_a_short_interrupt_setting():
     line = Line(interrupt=64)
     line.endpointer.set_model_state("speaking")
     assert names(line.voice(256)) == ["BargeIn", "TurnStarted"]
 
 
-def test_a_stuttered_interruption_adds_up():
+def test_voiced_parts_of_an_interruption_add_up():
     line = Line(interrupt=288)
     line.endpointer.set_model_state("speaking")
     assert names(line.voice(192) + line.silence(96) + line.voice(192)) == ["BargeIn", "TurnStarted"]
 
 
-def test_who_may_not_interrupt_is_heard_when_the_answer_is_over():
+def test_uninterruptible_reply_defers_the_turn():
     line = Line(interruptible=False)
     line.endpointer.set_model_state("speaking")
     assert not line.voice(960)
@@ -133,7 +133,7 @@ def test_who_may_not_interrupt_is_heard_when_the_answer_is_over():
     assert names(said) == ["TurnStarted"] and said[0][1].at == samples(960)
 
 
-def test_semantic_a_complete_turn_is_over_at_once():
+def test_semantic_complete_turn_ends_at_once():
     line = Line(ending="semantic", speculate=192, silence=512, patience=2000)
     line.voice(640)
     assert names(line.silence(256)) == ["TurnPaused"]
@@ -141,7 +141,7 @@ def test_semantic_a_complete_turn_is_over_at_once():
     assert line.silence(64) == [(640 + 256 + 32, TurnEnded(samples(640)))]
 
 
-def test_semantic_an_incomplete_one_is_waited_for():
+def test_semantic_incomplete_turn_waits_for_patience():
     line = Line(ending="semantic", speculate=192, silence=512, patience=1984)
     line.voice(640)
     line.silence(256)
@@ -149,13 +149,13 @@ def test_semantic_an_incomplete_one_is_waited_for():
     assert line.silence(2000)[0] == (640 + 1984, TurnEnded(samples(640)))
 
 
-def test_semantic_without_a_judgement_is_silence():
+def test_semantic_without_judgement_uses_silence():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     assert [at for at, _ in line.silence(960)] == [640 + 192, 640 + 512]
 
 
-def test_a_judgement_of_before_says_nothing_about_the_next_pause():
+def test_judgement_of_an_earlier_pause_does_not_count():
     line = Line(ending="semantic", speculate=192, silence=512)
     line.voice(640)
     line.silence(224)
@@ -166,7 +166,7 @@ def test_a_judgement_of_before_says_nothing_about_the_next_pause():
     assert [at - start for at, _ in line.silence(960)] == [192, 512]
 
 
-def test_nobody_speaks():
+def test_idle_is_told_after_silence():
     line = Line(idle=960)
     line.endpointer.set_model_state("speaking")
     assert not line.silence(1920)
@@ -174,7 +174,7 @@ def test_nobody_speaks():
     assert line.silence(1920) == [(1920 + 960, UserIdle(samples(1920))), (1920 + 1920, UserIdle(samples(2880)))]
 
 
-def test_a_turn_ended_by_hand_is_over():
+def test_reset_ends_a_turn():
     line = Line()
     line.voice(320)
     line.endpointer.reset()
@@ -182,13 +182,13 @@ def test_a_turn_ended_by_hand_is_over():
     assert names(line.voice(64)) == ["TurnStarted"]
 
 
-def test_settings_say_what_is_wrong():
+def test_invalid_settings_name_the_field():
     for wrong in ({"threshold": 1.0}, {"silence": -1}, {"idle": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             EndpointerSettings(**wrong)
 
 
-def test_nothing_is_told_twice_and_every_pause_is_answered_for():
+def test_events_alternate_for_random_input():
     """Whatever is heard: begin, then pauses that end or are taken back."""
     follows = {
         None: {TurnStarted},

@@ -1,4 +1,4 @@
-"""A dialogue on a real engine with tiny random models: what the model remembers is what was said and heard."""
+"""A dialogue on a real engine with tiny random models."""
 
 import asyncio
 
@@ -8,8 +8,8 @@ import torch
 from speechgpt2.duplex.dialogue import Dialogue
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyStarted, ServerVad, SessionSettings
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, SpeechStarted
-from tests.duplex.session import LevelEar
-from tests.engine.tiny import PATCH, models, noise, say, talk, tiny_engine, told
+from tests.duplex.session import LevelVad
+from tests.engine.tiny import PATCH, context_of, models, noise, say, talk, tiny_engine
 
 BLOCK = 768
 SETTINGS = DialogueSettings(ServerVad(silence_ms=512, prefix_ms=320), speculate_ms=192, interrupt_ms=288)
@@ -19,14 +19,14 @@ class Talk:
     """A microphone, a dialogue and an engine that makes steps while the microphone runs."""
 
     def __init__(self, steps=4):
-        self.engine, self.told, self.steps = tiny_engine(), [], steps
+        self.engine, self.events, self.steps = tiny_engine(), [], steps
         self.session = self.engine.open(SessionSettings(seed=3, max_patches=20))
-        self.dialogue = Dialogue(self.session, SETTINGS, LevelEar, self.engine.clock)
+        self.dialogue = Dialogue(self.session, SETTINGS, LevelVad, self.engine.clock)
         self.reader = asyncio.create_task(self.read())
 
     async def read(self):
         async for event in self.dialogue.events():
-            self.told.append(event)
+            self.events.append(event)
 
     async def play(self, pcm):
         for start in range(0, len(pcm), BLOCK):
@@ -68,58 +68,58 @@ def heard_directly(pcm):
     say(session, pcm)
     session.respond()
     found = talk(engine, [session])[session]
-    return told(session), np.concatenate([event.pcm for event in found if isinstance(event, AudioDelta)])
+    return context_of(session), np.concatenate([event.pcm for event in found if isinstance(event, AudioDelta)])
 
 
-def test_a_turn_by_voice_is_the_turn_that_was_spoken():
+def test_detected_turn_equals_the_spoken_one():
     async def run():
         talk = Talk()
         said = [silence(20), voice(20), silence(90)]
         for piece in said:
             await talk.play(piece)
-        assert kinds(talk.told)[:3] == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
-        assert talk.told[-1].reason in ("stop", "length")
+        assert kinds(talk.events)[:3] == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
+        assert talk.events[-1].reason in ("stop", "length")
         remembered, reply = heard_directly(np.concatenate(said)[10 * BLOCK : 46 * BLOCK])
-        assert the_same(told(talk.session), remembered)
-        sound = np.concatenate([event.pcm for event in talk.told if isinstance(event, AudioDelta)])
+        assert the_same(context_of(talk.session), remembered)
+        sound = np.concatenate([event.pcm for event in talk.events if isinstance(event, AudioDelta)])
         assert np.array_equal(sound, reply)
         await talk.close()
 
     asyncio.run(run())
 
 
-def test_an_answer_taken_back_leaves_no_trace():
+def test_rolled_back_reply_leaves_no_trace():
     async def run():
         talk = Talk()
         said = [silence(20), voice(20), silence(10), voice(20, seed=1), silence(90)]
         for piece in said:
             await talk.play(piece)
-        assert kinds(talk.told).count("ReplyStarted") == kinds(talk.told).count("ReplyDone") == 1
+        assert kinds(talk.events).count("ReplyStarted") == kinds(talk.events).count("ReplyDone") == 1
         remembered, _ = heard_directly(np.concatenate(said)[10 * BLOCK : 76 * BLOCK])
-        assert the_same(told(talk.session), remembered)
+        assert the_same(context_of(talk.session), remembered)
         await talk.close()
 
     asyncio.run(run())
 
 
-def test_after_an_interruption_the_model_remembers_only_what_was_played():
+def test_barge_in_keeps_only_what_was_played():
     async def run():
         talk = Talk()
         await talk.play(np.concatenate([voice(20), silence(16)]))
-        while not any(isinstance(event, AudioDelta) for event in talk.told):
+        while not any(isinstance(event, AudioDelta) for event in talk.events):
             await talk.play(silence(1))
         await talk.play(silence(8))
-        before = told(talk.session)
+        before = context_of(talk.session)
         await talk.play(0.5 / 0.2 * voice(12))  # louder than the reply can be
-        interrupted = next(event for event in talk.told if isinstance(event, Interrupted))
-        place = talk.told.index(interrupted)
-        assert talk.told[place + 1] == ReplyDone("interrupted")
-        assert isinstance(talk.told[place + 2], SpeechStarted)
-        assert not any(isinstance(event, AudioDelta) for event in talk.told[place:])
-        made = sum(len(event.pcm) for event in talk.told if isinstance(event, AudioDelta))
+        interrupted = next(event for event in talk.events if isinstance(event, Interrupted))
+        place = talk.events.index(interrupted)
+        assert talk.events[place + 1] == ReplyDone("interrupted")
+        assert isinstance(talk.events[place + 2], SpeechStarted)
+        assert not any(isinstance(event, AudioDelta) for event in talk.events[place:])
+        made = sum(len(event.pcm) for event in talk.events if isinstance(event, AudioDelta))
         assert PATCH <= interrupted.played < made
 
-        after, lm = told(talk.session), models()[1]
+        after, lm = context_of(talk.session), models()[1]
         speech = [(p.codes[0, :, 0, 0] != lm.config.no_speech) for p in (before, after)]
         reply = int(torch.nonzero(before.text[0] == lm.prompt.special_ids.speech_start).flatten()[1])
         kept = 0
@@ -127,7 +127,7 @@ def test_after_an_interruption_the_model_remembers_only_what_was_played():
             assert torch.equal(after.codes[0, reply + 1 + kept], before.codes[0, reply + 1 + kept])
             kept += 1
         assert 0 < kept <= interrupted.played // PATCH
-        assert ReplyStarted in map(type, talk.told)
+        assert ReplyStarted in map(type, talk.events)
         await talk.close()
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""The codec beside the model: the same on a thread and in a process, in the order of asking; and it can end."""
+"""The codec worker: thread and process give the same results, in order, and a process can die."""
 
 import time
 
@@ -28,7 +28,7 @@ def codes_of(seed, rows):
     return torch.randint(0, 1024, (rows, 3, 3), generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_process_does_what_a_thread_does(process):
+def test_codec_process_equals_thread(process):
     here, pcm = BatchedCodec(models()[0], SLOTS, PATCH), noise(0.5)
     slots, speaking = torch.arange(SLOTS), torch.tensor([True, False, True] + [False] * 5)
     asked = [
@@ -48,7 +48,7 @@ def test_a_process_does_what_a_thread_does(process):
             assert np.array_equal(ours[speaking], theirs[speaking]) and ours[speaking].any()
 
 
-def test_a_voice_does_not_depend_on_who_else_speaks():
+def test_decoding_is_independent_of_other_slots():
     alone, crowd = (BatchedCodec(models()[0], SLOTS, PATCH) for _ in range(2))
     one, all_of_them = torch.tensor([6]), torch.arange(SLOTS)
     for seed in range(3):
@@ -58,7 +58,7 @@ def test_a_voice_does_not_depend_on_who_else_speaks():
         assert np.array_equal(ours, theirs)
 
 
-def test_what_fails_is_told_and_the_process_goes_on(process):
+def test_failed_call_raises_and_the_process_continues(process):
     failing = process.encode({99: AudioChunk(noise(0.1), True, False)})
     fine = process.encode({0: AudioChunk(noise(0.1), True, True)})
     assert len(fine.result()[0])
@@ -66,7 +66,7 @@ def test_what_fails_is_told_and_the_process_goes_on(process):
         failing.result()
 
 
-def test_an_engine_with_a_process_and_its_end():
+def test_engine_with_codec_process_equals_thread_and_reports_its_death():
     codec, lm = models()
     near, far = (Engine(codec, lm, EngineConfig(slots=8, context=256, codec_process=apart), Clock())
                  for apart in (False, True))  # fmt: skip

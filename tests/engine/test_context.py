@@ -1,4 +1,4 @@
-"""What was told, edited everywhere, and a row that follows it."""
+"""The context: edits anywhere, and a row that follows them."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ class Row:
         return ours == list(zip(whole.text[0].tolist(), whole.codes[0].tolist(), strict=True))
 
 
-def test_turns_are_joined_as_a_prompt_joins_them():
+def test_turns_are_separated_as_in_a_prompt():
     context = new()
     context.add(1, "assistant", reply())
     context.add(2, "user", PROMPT.user_text("Hello"))
@@ -65,7 +65,7 @@ def test_turns_are_joined_as_a_prompt_joins_them():
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_a_turn_that_is_removed_never_was(number):
+def test_removed_turn_leaves_no_trace(number):
     turns = {1: ("user", PROMPT.user_text("Hello")), 2: ("assistant", reply()),
              3: ("user", PROMPT.user_text("what")), 4: ("assistant", reply("is"))}  # fmt: skip
     context, without = new(), new()
@@ -80,7 +80,7 @@ def test_a_turn_that_is_removed_never_was(number):
     ]
 
 
-def test_only_what_changed_is_read_again():
+def test_only_the_changed_part_is_prefilled_again():
     context = new()
     row = Row(context)
     context.add(1, "user", PROMPT.user_text("Hello there"))
@@ -93,7 +93,7 @@ def test_only_what_changed_is_read_again():
     assert row.read == 1 and row.agrees() and row.latest == context.length - 1
 
 
-def test_pieces_follow_from_what_was_said_and_not_from_when_it_was_read():
+def test_prefill_chunks_do_not_depend_on_timing():
     def pieces(eager):
         context, sizes = new(), []
 
@@ -113,7 +113,7 @@ def test_pieces_follow_from_what_was_said_and_not_from_when_it_was_read():
     assert pieces(True) == pieces(False) and 1 in pieces(True) and max(pieces(True)) == PIECE
 
 
-def test_a_row_follows_whatever_is_done():
+def test_row_agrees_after_random_edits():
     """Random edits with reading in between: the row always holds the beginning of the context."""
     generator = np.random.default_rng(0)
     lines = [PROMPT.system_prompt("s2s", system=line) for line in ("Hello there", "what is the weather", "")]
@@ -144,7 +144,7 @@ def test_a_row_follows_whatever_is_done():
         assert [s.start for s in context.spans] == edges[:-1] and edges[-1] == context.length
 
 
-def test_the_oldest_exchanges_are_forgotten_and_the_opening_never():
+def test_oldest_exchanges_are_dropped_and_the_system_prompt_stays():
     context, lengths = new(), []
     for i in range(100):
         context.add(2 * i, "user", PROMPT.user_text("Hello there"))
@@ -156,7 +156,7 @@ def test_the_oldest_exchanges_are_forgotten_and_the_opening_never():
     assert max(lengths) <= 256 - 64 and min(lengths[20:]) >= 100  # some is kept, some room is left
 
 
-def test_a_speech_without_end_loses_its_beginning():
+def test_endless_user_speech_loses_its_beginning():
     context = new()
     head = PROMPT.user_speech_start()
     context.add(1, "user", head, spoken=True, prefix=head.text.shape[1])
@@ -169,7 +169,7 @@ def test_a_speech_without_end_loses_its_beginning():
     assert same(context, OPENING, head, context.slice(len(OPENING.text[0]) + len(head.text[0]), context.length))
 
 
-def test_what_is_too_long_is_refused_and_changes_nothing():
+def test_too_long_turn_is_refused_and_changes_nothing():
     context = new()
     context.add(1, "user", PROMPT.user_text("Hello"))
     before = context.slice(0, context.length)

@@ -1,4 +1,4 @@
-"""Live sessions: the same as a dialogue alone, whoever else talks, and nothing of one reaches another."""
+"""Live sessions: results equal those of one conversation alone, and nothing leaks between sessions."""
 
 import asyncio
 import threading
@@ -18,13 +18,26 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
-from tests.engine.tiny import Clock, events, models, noise, reason, run, say, sound, talk, tiny_engine, tiny_lm, told
+from tests.engine.tiny import (
+    Clock,
+    context_of,
+    events,
+    models,
+    noise,
+    reason,
+    run,
+    say,
+    sound,
+    talk,
+    tiny_engine,
+    tiny_lm,
+)
 
 SHORT = SessionSettings(max_patches=25, seed=5)
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(told(a), told(b), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))
 
 
 def answer(engine, session, pcm, chunk=700):
@@ -34,7 +47,7 @@ def answer(engine, session, pcm, chunk=700):
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 1.2, 1.3])
-def test_a_turn_is_what_it_is_in_a_dialogue_alone(seconds):
+def test_one_turn_equals_chat(seconds):
     """Encoded and read while it is spoken, in whatever chunks: the same patches, and the same answer."""
     codec, lm = models()
     engine, pcm = tiny_engine(), noise(1.2)[: int(seconds * 24_000)] if seconds < 1.2 else noise(seconds)
@@ -50,7 +63,7 @@ def test_a_turn_is_what_it_is_in_a_dialogue_alone(seconds):
     assert reason(ours) == theirs.reason
 
 
-def test_many_turns_are_what_they_are_in_a_dialogue_alone():
+def test_many_turns_equal_chat():
     codec, lm = models()
     engine = tiny_engine()
     session = engine.open(SHORT)
@@ -61,7 +74,7 @@ def test_many_turns_are_what_they_are_in_a_dialogue_alone():
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])
-def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(draft_tokens):
+def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
     """Another place in another batch, others with other settings who come, talk and leave at other times."""
     lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else None
     alone, crowd = tiny_engine(lm, slots=16), tiny_engine(lm, slots=16)
@@ -93,7 +106,7 @@ def test_the_same_to_the_last_bit_alone_and_among_fifteen_others(draft_tokens):
     assert torch.equal(alone.core.runner.hidden[me.slot.number], crowd.core.runner.hidden[again.slot.number])
 
 
-def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
+def test_slot_is_wiped_before_reuse():
     engine, fresh = tiny_engine(slots=1), tiny_engine(slots=1)
     first = engine.open(replace(SHORT, seed=9))
     answer(engine, first, noise(1.0, 7))
@@ -113,7 +126,7 @@ def test_nothing_of_a_session_is_left_when_its_slot_is_taken_again():
     assert np.array_equal(sound(ours), sound(theirs)) and same(second, other)
 
 
-def test_a_full_engine_refuses_at_once():
+def test_full_engine_refuses_at_once():
     engine = tiny_engine(slots=2)
     sessions = [engine.open(SHORT), engine.open(SHORT)]
     with pytest.raises(EngineFull, match="2 slots"):
@@ -127,7 +140,7 @@ def test_a_full_engine_refuses_at_once():
         engine.open(SHORT)
 
 
-def test_a_slot_is_free_as_soon_as_it_is_given_back():
+def test_slot_is_free_as_soon_as_the_session_closes():
     """However far behind the engine's thread is: who comes next finds it wiped all the same."""
     engine, fresh = tiny_engine(slots=2), tiny_engine(slots=1)
     stays = engine.open(SHORT)
@@ -149,7 +162,7 @@ def test_a_slot_is_free_as_soon_as_it_is_given_back():
     assert np.array_equal(sound(answer(engine, stays, noise(0.6))), wanted)
 
 
-def test_a_slot_whose_session_failed_is_free_too(monkeypatch):
+def test_slot_of_a_failed_session_is_free(monkeypatch):
     engine = tiny_engine(slots=1)
     broken = engine.open(SHORT)
     broken.add_turn(Turn.user("Hello"))
@@ -162,7 +175,7 @@ def test_a_slot_whose_session_failed_is_free_too(monkeypatch):
     assert reason(answer(engine, session, noise(0.5)))
 
 
-def test_typed_turns_and_written_answers():
+def test_typed_turns_and_written_replies():
     _, lm = models()
     engine = tiny_engine()
     session = engine.open(replace(SHORT, speak=False))
@@ -171,10 +184,10 @@ def test_typed_turns_and_written_answers():
     found = talk(engine, [session])[session]
     assert not any(isinstance(event, AudioDelta) for event in found)
     begin = lm.prompt.system_prompt("t2t").text
-    assert torch.equal(told(session).text[:, : begin.shape[1]], begin)  # its system line follows how it is used
+    assert torch.equal(context_of(session).text[:, : begin.shape[1]], begin)  # its system line follows how it is used
 
 
-def test_a_greeting_and_instructions_stand_at_the_beginning():
+def test_greeting_and_instructions_come_first():
     _, lm = models()
     engine = tiny_engine()
     greeting = Speech(codes=engine.encode(noise(0.5)), text="Hello")
@@ -182,14 +195,14 @@ def test_a_greeting_and_instructions_stand_at_the_beginning():
     run(engine)
     spoken = lm.prompt.align_speech(torch.from_numpy(greeting.codes), text="Hello")
     wanted = lm.prompt.system_prompt("s2s", spoken, "weather")
-    assert all(torch.equal(a, b) for a, b in zip(told(session), wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(context_of(session), wanted, strict=True))
     with pytest.raises(UserError, match="codebooks"):
         engine.open(replace(SHORT, greeting=Speech(codes=np.zeros((3, 2), np.int64))))
     with pytest.raises(UserError):
         engine.encode(np.array([np.nan], np.float32))
 
 
-def test_history_is_remembered_as_in_a_dialogue_alone():
+def test_added_history_equals_chat():
     codec, lm = models()
     engine, talked = tiny_engine(), SpeechGPT(codec, lm)
     turns = [Turn.user("Hello"), Turn.assistant("there", noise(0.5)), Turn.user(speech=noise(0.6)),
@@ -205,7 +218,7 @@ def test_history_is_remembered_as_in_a_dialogue_alone():
         session.add_turn(Turn("system", Turn.user("x").segments))
 
 
-def test_what_is_asked_during_a_reply_happens_after_it():
+def test_commands_during_a_reply_wait_until_it_ends():
     engine = tiny_engine()
     session = engine.open(SHORT)
     session.add_turn(Turn.user("Hello"))
@@ -217,7 +230,7 @@ def test_what_is_asked_during_a_reply_happens_after_it():
     assert [span.number for span in session.slot.history.context.spans] == [1, first, later]
 
 
-def test_new_settings_hold_from_the_next_reply_on():
+def test_new_settings_apply_from_the_next_reply():
     engine, other = tiny_engine(), tiny_engine()
     session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather", seed=8))
     session.configure(replace(SHORT, instructions="weather", seed=8))
@@ -225,7 +238,7 @@ def test_new_settings_hold_from_the_next_reply_on():
     assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
 
 
-def test_a_reply_may_have_instructions_of_its_own():
+def test_reply_options_override_instructions():
     engine, other = tiny_engine(), tiny_engine()
     session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather"))
     say(session, noise(0.6))
@@ -234,10 +247,10 @@ def test_a_reply_may_have_instructions_of_its_own():
     assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
     assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
     usual = engine.core.runner.lm.prompt.system_prompt("s2s").text
-    assert torch.equal(told(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
+    assert torch.equal(context_of(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
 
 
-def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
+def test_too_long_reply_instructions_fail_only_that_reply():
     engine = tiny_engine()
     session = engine.open(SHORT)
     session.add_turn(Turn.user("Hello"))
@@ -247,7 +260,7 @@ def test_instructions_that_are_too_long_for_a_reply_cost_only_that():
     assert reason(answer(engine, session, noise(0.5)))
 
 
-def test_who_asks_too_much_is_told_to_wait_until_it_is_done():
+def test_session_is_backlogged_until_commands_are_executed():
     engine = tiny_engine()
     session, other = engine.open(SHORT), engine.open(SHORT)
     assert not session.backlogged
@@ -260,7 +273,7 @@ def test_who_asks_too_much_is_told_to_wait_until_it_is_done():
     assert not session.backlogged
 
 
-def test_the_same_instructions_are_read_once(monkeypatch):
+def test_unchanged_instructions_are_prefilled_once(monkeypatch):
     engine, read = tiny_engine(), []
     session = engine.open(SHORT)
     engine.step()
@@ -272,7 +285,7 @@ def test_the_same_instructions_are_read_once(monkeypatch):
     assert len(read) == 1
 
 
-def test_a_text_that_no_memory_holds_is_refused_unread(monkeypatch):
+def test_text_longer_than_the_context_is_refused_before_tokenizing(monkeypatch):
     engine = tiny_engine()
     session, long = engine.open(SHORT), "a" * (16 * engine.config.context + 1)
     engine.step()
@@ -295,10 +308,10 @@ def test_reading_aloud():
     found = talk(engine, [session])[session]
     assert found[0] == TextDelta("Hello there") and len(sound(found))
     recital = engine.core.runner.lm.prompt.tts_prompt("Hello there")
-    assert torch.equal(told(session).text[:, : recital.text.shape[1]], recital.text)
+    assert torch.equal(context_of(session).text[:, : recital.text.shape[1]], recital.text)
 
 
-def test_a_model_that_cannot_says_so_and_the_session_lives_on():
+def test_unsupported_request_is_an_error_and_the_session_continues():
     engine = tiny_engine()
     session, other = engine.open(SHORT), engine.open(SHORT)
     session.respond(ReplyOptions(text="Hello"))
@@ -309,7 +322,7 @@ def test_a_model_that_cannot_says_so_and_the_session_lives_on():
     assert reason(answer(engine, session, noise(0.5)))
 
 
-def test_an_error_in_one_session_touches_no_other(monkeypatch):
+def test_error_in_one_session_does_not_affect_others(monkeypatch):
     """A slot that breaks in the middle of a step is closed; those beside it get what they would have got."""
     alone, both = tiny_engine(), tiny_engine()
     wanted = answer(alone, alone.open(SHORT), noise(0.6))
@@ -325,7 +338,7 @@ def test_an_error_in_one_session_touches_no_other(monkeypatch):
         broken.add_turn(Turn.user("Hello"))
 
 
-def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
+def test_failed_step_ends_only_its_sessions(monkeypatch):
     engine = tiny_engine()
     session, idle = engine.open(SHORT), engine.open(SHORT)
     run(engine)
@@ -337,7 +350,7 @@ def test_a_step_that_fails_ends_those_it_was_for(monkeypatch):
     assert reason(answer(engine, idle, noise(0.5)))
 
 
-def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
+def test_failed_step_wipes_after_decoding_ends(monkeypatch):
     """Or it would speak into a row that is wiped meanwhile."""
     engine = tiny_engine()
     session = engine.open(SHORT)
@@ -362,7 +375,7 @@ def test_a_step_that_fails_waits_until_the_voice_has_ended(monkeypatch):
     assert done == ["spoken", "wiped"] and isinstance(events(session)[-1], Error)
 
 
-def test_calls_that_do_not_fit_change_nothing():
+def test_invalid_calls_change_nothing():
     engine = tiny_engine()
     session = engine.open(SHORT)
     infinite = np.array([np.inf], np.float32)
@@ -385,7 +398,7 @@ def test_calls_that_do_not_fit_change_nothing():
     assert session.slot.history.context.spans == [] and not events(session)
 
 
-def test_speech_is_only_so_far_ahead_of_its_playback():
+def test_generation_is_paced_by_playback():
     engine = tiny_engine(buffer_seconds=0.5)
     session = engine.open(replace(SHORT, max_patches=200))
     say(session, noise(0.3))
@@ -403,7 +416,7 @@ def test_speech_is_only_so_far_ahead_of_its_playback():
 
 
 @pytest.mark.parametrize("paced", [True, False])
-def test_nothing_is_made_for_a_reader_who_does_not_read(paced):
+def test_generation_stops_while_audio_is_unread(paced):
     engine = tiny_engine(buffer_seconds=0.5)
     session = engine.open(replace(SHORT, max_patches=200, paced=paced))
     say(session, noise(0.3))
@@ -417,12 +430,12 @@ def test_nothing_is_made_for_a_reader_who_does_not_read(paced):
         assert engine.clock.now - began < 1  # as fast as it was read
 
 
-def test_a_talk_without_end_neither_grows_nor_slows():
+def test_long_conversation_neither_grows_nor_slows():
     """Twenty turns are longer than the context; what a turn costs does not depend on how many there were."""
     engine = tiny_engine(context=128)
     session = engine.open(replace(SHORT, max_patches=12, instructions="Hello"))
     run(engine)
-    opening = told(session)
+    opening = context_of(session)
     reads, lengths = [], []
     monkey, taken = engine.core.runner.prefill, [0]
     engine.core.runner.prefill = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
@@ -434,12 +447,12 @@ def test_a_talk_without_end_neither_grows_nor_slows():
         lengths.append(session.slot.history.context.length)
         assert reason(found) and not any(isinstance(event, Error) for event in found)
     kept = opening.text.shape[1]
-    assert torch.equal(told(session).text[:, :kept], opening.text)
+    assert torch.equal(context_of(session).text[:, :kept], opening.text)
     assert max(lengths) <= 128 and len(session.slot.history.context.spans) < 12
     assert max(reads) <= 128 + 20 and sum(reads[10:]) <= 1.3 * sum(reads[:10]) + 128
 
 
-def test_in_a_thread_of_its_own_from_asyncio():
+def test_runs_on_a_thread_and_is_read_from_asyncio():
     codec, lm = models()
     engine = Engine(codec, lm, EngineConfig(slots=3, context=256))
     steps = []
@@ -467,7 +480,7 @@ def test_in_a_thread_of_its_own_from_asyncio():
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
-def test_it_tells_whether_it_works(monkeypatch):
+def test_alive_reports_failure(monkeypatch):
     codec, lm = models()
     engine = Engine(codec, lm, EngineConfig(slots=1, context=256))
     assert not engine.alive
@@ -482,7 +495,7 @@ def test_it_tells_whether_it_works(monkeypatch):
         engine.open(SHORT)
 
 
-def test_closing_lets_replies_end():
+def test_close_drains_replies():
     codec, lm = models()
     engine = Engine(codec, lm, EngineConfig(slots=2, context=256))
     engine.start()
@@ -498,7 +511,7 @@ def test_closing_lets_replies_end():
     assert reason(found) in ("stop", "length") and engine.stats().used == 0
 
 
-def test_codec_and_model_must_speak_the_same_codes():
+def test_mismatched_codes_are_refused():
     codec, lm = models()
     with pytest.raises(UserError, match="codes"):
         Engine(codec, type("Other", (), {"config": replace(lm.config, codebook_size=2048)})(), clock=Clock())

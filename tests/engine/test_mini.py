@@ -1,4 +1,4 @@
-"""The engine on the model that comes with the package."""
+"""The engine with the built-in model."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def text(found):
     return "".join(event.text for event in found if isinstance(event, TextDelta)).strip()
 
 
-def test_two_people_are_answered_as_if_each_were_alone(gpt):
+def test_two_sessions_are_answered_as_if_alone(gpt):
     engine = Engine(gpt.codec, gpt.lm, EngineConfig(slots=2), Clock())
     paths = sorted(EXAMPLES.glob("question-*.wav"))[:2]
     sessions = [engine.open(SessionSettings()) for _ in paths]
@@ -40,7 +40,7 @@ def test_two_people_are_answered_as_if_each_were_alone(gpt):
         assert len(sound(found[session])) == len(alone.pcm) > PATCH
 
 
-def test_words_that_were_not_played_are_gone(gpt):
+def test_unplayed_words_are_not_remembered(gpt):
     """The draft names them all; after the interruption the memory names only those that began to sound."""
     engine = Engine(gpt.codec, gpt.lm, EngineConfig(slots=1), Clock())
     session = engine.open(SessionSettings())

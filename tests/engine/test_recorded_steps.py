@@ -1,4 +1,4 @@
-"""A step can be recorded: traced on a CPU as it would be recorded on a device, it is replayed without Python."""
+"""Recorded steps: traced on a CPU as they would be recorded on a device, and replayed without Python."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.types import Patches
 from tests.engine.test_engine import SHORT
-from tests.engine.tiny import models, noise, reason, say, sound, talk, tiny_engine, tiny_lm, told
+from tests.engine.tiny import context_of, models, noise, reason, say, sound, talk, tiny_engine, tiny_lm
 
 
 class Traced:
@@ -87,11 +87,11 @@ def a_talk(monkeypatch, recording, lm):
         say(third, noise(0.4, seed))
         third.respond()
         heard[third] += talk(engine, [third])[third]
-    return [(sound(heard[s]), told(s), reason(heard[s])) for s in (first, third)]
+    return [(sound(heard[s]), context_of(s), reason(heard[s])) for s in (first, third)]
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])
-def test_a_step_is_recorded_and_replayed(as_on_a_device, monkeypatch, draft_tokens):
+def test_step_can_be_recorded_and_replayed(as_on_a_device, monkeypatch, draft_tokens):
     lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else models()[1]
     Traced.made = 0
     ours, theirs = (a_talk(monkeypatch, recording, lm) for recording in (Traced, Direct))
@@ -101,7 +101,7 @@ def test_a_step_is_recorded_and_replayed(as_on_a_device, monkeypatch, draft_toke
         assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)
 
 
-def test_what_looks_at_a_value_is_not_recorded():
+def test_host_synchronisation_cannot_be_recorded():
     with pytest.raises(RuntimeError, match="_local_scalar_dense"):
         Traced(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3))
 

@@ -1,4 +1,4 @@
-"""Tools through the engine: told in the opening, called in a reply, their results answered."""
+"""Tools in live sessions: offered in the system prompt, called in a reply, their results answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, Text, TextDelta, Tool, ToolCall, Transcript, Turn
-from tests.engine.tiny import PATCH, ScriptedLM, events, noise, run, say, talk, tiny_engine, tiny_lm, told
+from tests.engine.tiny import PATCH, ScriptedLM, context_of, events, noise, run, say, talk, tiny_engine, tiny_lm
 
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {}})
 CALL = ToolCall("weather", '{"city": "Paris"}')
@@ -34,7 +34,7 @@ def end(prompt, speaking=False):
 
 
 def same(session, *parts):
-    found, wanted = told(session), concat(*parts)
+    found, wanted = context_of(session), concat(*parts)
     return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -46,7 +46,7 @@ def rest(found):
     return [event for event in found if not isinstance(event, (TextDelta, AudioDelta))]
 
 
-def test_a_written_call_its_result_and_the_answer():
+def test_written_call_then_result_then_answer():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
@@ -71,7 +71,7 @@ def test_a_written_call_its_result_and_the_answer():
 
 
 @pytest.mark.parametrize("chain_of_modality", [False, True], ids=["plain", "draft"])
-def test_a_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
+def test_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     """And the dialogue goes on as a spoken one, though a result is written."""
     engine, prompt, script = make(chain_of_modality)
     session = engine.open(SessionSettings(tools=(WEATHER,)))
@@ -87,7 +87,7 @@ def test_a_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.history.system.mode == "s2s"
 
 
-def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
+def test_call_within_speech_is_told_at_the_end():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
@@ -100,7 +100,7 @@ def test_a_call_in_the_text_row_of_speech_is_told_when_all_is_said():
     assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == len(row) * PATCH
 
 
-def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
+def test_interrupted_reply_calls_no_tools():
     engine, prompt, script = make(chain_of_modality=True)
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
@@ -115,7 +115,7 @@ def test_a_reply_that_is_cut_short_calls_nothing_and_is_forgotten():
     assert same(session, prompt.system_prompt("t2s", tools=[WEATHER]), prompt.user_text("weather?"))
 
 
-def test_tools_of_one_reply_and_of_settings():
+def test_tools_of_a_reply_and_of_settings():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
@@ -136,7 +136,7 @@ def test_tools_of_one_reply_and_of_settings():
     assert same(session, prompt.system_prompt("t2t"), prompt.user_text("weather?"))
 
 
-def test_a_model_that_was_not_taught_is_told_of_no_tools():
+def test_tools_are_not_offered_to_an_untrained_model():
     engine, prompt, script = make(tools=False)
     session = engine.open(SessionSettings(speak=False, tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))

@@ -1,4 +1,4 @@
-"""What stays of a reply that was cut short."""
+"""Truncation: what stays of a reply that was cut short."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def words_of(prompt, patches):
 
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
 @pytest.mark.parametrize("heard", range(1, 7))
-def test_no_word_and_no_code_that_was_not_played(prompt, heard):
+def test_truncated_reply_has_only_played_words_and_codes(prompt, heard):
     kept = truncated_reply(prompt, a_reply(prompt, "what"), True, heard)
     codes = kept.codes[0][kept.codes[0, :, 0, 0] != prompt.config.no_speech]
     assert codes[:, 0, 0].tolist() == list(range(heard)) and speech_patches(prompt, kept) == heard
@@ -49,7 +49,7 @@ def test_no_word_and_no_code_that_was_not_played(prompt, heard):
 
 
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
-def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
+def test_truncated_reply_is_properly_closed(prompt):
     kept = truncated_reply(prompt, a_reply(prompt), False, 4)
     ids, tokens = prompt.special_ids, kept.text[0].tolist()
     assert tokens.count(ids.speech_start) == tokens.count(ids.speech_end) == 1
@@ -57,13 +57,13 @@ def test_it_is_closed_as_if_it_had_been_meant_to_end_there(prompt):
     assert tokens[-len(end) :] == end
 
 
-def test_nothing_heard_is_nothing_said():
+def test_nothing_played_leaves_no_reply():
     for prompt in prompts():
         assert truncated_reply(prompt, a_reply(prompt), False, 0) is None
         assert truncated_reply(prompt, prompt.text_patches(prompt.encode("Hello")), False, 5) is None
 
 
-def test_a_draft_keeps_its_transcript_and_loses_the_words_to_come():
+def test_truncated_draft_keeps_its_transcript():
     prompt = prompts()[1]
     kept = truncated_reply(prompt, a_reply(prompt, "weather"), True, 4)
     expected = AlignedSpeech(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.special_ids.last_filler])
@@ -71,7 +71,7 @@ def test_a_draft_keeps_its_transcript_and_loses_the_words_to_come():
     assert torch.equal(kept.text, wanted.text) and torch.equal(kept.codes, wanted.codes)
 
 
-def test_a_reply_that_was_not_finished():
+def test_unfinished_reply_can_be_truncated():
     """Cut while it is being made: there is no end to find."""
     prompt = prompts()[1]
     whole = a_reply(prompt)

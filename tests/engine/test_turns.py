@@ -1,4 +1,4 @@
-"""Taking back and cutting short: afterwards the model knows what was said and heard, and not a word more."""
+"""Rollback and truncation: the model remembers what was said and played, and no word more."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from speechgpt2.types import Interrupted, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import (
     PATCH,
     ScriptedLM,
+    context_of,
     events,
     noise,
     reason,
@@ -22,14 +23,13 @@ from tests.engine.tiny import (
     talk,
     tiny_engine,
     tiny_lm,
-    told,
 )
 
 SHORT = SessionSettings(max_patches=25, seed=5)
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(told(a), told(b), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))
 
 
 def agrees(engine, session):
@@ -37,7 +37,7 @@ def agrees(engine, session):
     run(engine)
     context, number = session.slot.history.context, session.slot.number
     runner, lm = engine.core.runner, engine.core.runner.lm
-    fresh, state = lm.prefill(told(session), lm.init_state(1, context.capacity))
+    fresh, state = lm.prefill(context_of(session), lm.init_state(1, context.capacity))
     assert context.pending == 0
     for ours, theirs in zip(runner.states[number // 4].stack.layers, state.stack.layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
@@ -47,7 +47,7 @@ def agrees(engine, session):
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(0.4, 0), (0.4, 3), (0.4, 40), (0.48, 14), (0.5, 14)])
-def test_a_turn_that_was_not_over(seconds, steps):
+def test_rolled_back_turn_equals_an_uninterrupted_one(seconds, steps):
     """Ended, perhaps answered, and taken back: as if it had been spoken in one go."""
     whole, engine = tiny_engine(), tiny_engine()
     pcm = noise(1.1)
@@ -72,7 +72,7 @@ def test_a_turn_that_was_not_over(seconds, steps):
     assert same(plain, session) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
 
 
-def test_a_short_answer_in_advance_that_was_complete_is_taken_back_too():
+def test_complete_speculative_reply_is_rolled_back():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(replace(SHORT, max_patches=3)), other.open(replace(SHORT, max_patches=3))
     session.start_turn()
@@ -89,7 +89,7 @@ def test_a_short_answer_in_advance_that_was_complete_is_taken_back_too():
     assert same(session, plain)
 
 
-def test_speech_that_is_dropped_was_never_heard():
+def test_discarded_turn_leaves_no_trace():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
     session.start_turn()
@@ -136,7 +136,7 @@ def busy_engine():
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 6, 7, 8, 9, 11, 20])
 @pytest.mark.parametrize("seconds", [0.4, 0.48])
-def test_a_turn_that_was_not_over_while_its_end_was_being_heard(seconds, steps):
+def test_rollback_while_the_end_is_being_encoded(seconds, steps):
     (engine, other), whole, cut = busy_engine(), tiny_engine(), int(seconds * 24_000)
     session, plain, pcm = engine.open(SHORT), whole.open(SHORT), noise(1.1)
     session.start_turn()
@@ -157,7 +157,7 @@ def test_a_turn_that_was_not_over_while_its_end_was_being_heard(seconds, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6, 8, 20])
-def test_a_turn_is_forgotten_while_its_end_is_being_heard(steps):
+def test_delete_while_the_end_is_being_encoded(steps):
     (engine, busy), other = busy_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
     number = session.start_turn()
@@ -174,7 +174,7 @@ def test_a_turn_is_forgotten_while_its_end_is_being_heard(steps):
     assert same(session, plain) and agrees(engine, session)
 
 
-def test_the_end_of_a_turn_is_heard_beside_others_who_are_pressed():
+def test_turn_end_is_encoded_beside_pressed_sessions():
     """Its codes come late, and meanwhile the others' answer goes on."""
     engine, _ = busy_engine()
     session = engine.open(SHORT)
@@ -210,7 +210,7 @@ def scripted(words, codes, chain_of_modality=True):
 
 @pytest.mark.parametrize("chain_of_modality", [False, True], ids=["plain", "draft"])
 @pytest.mark.parametrize("played", [0, 1, 3, 5])
-def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, played):
+def test_interrupted_reply_keeps_only_what_was_played(chain_of_modality, played):
     """By token positions and codes, in the context and in the row."""
     codes = random_codes(8)
     engine, named = scripted(WORDS, codes, chain_of_modality)
@@ -224,7 +224,7 @@ def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, 
     found = events(session)
     assert found == [Interrupted(heard if played < 5 else 5 * PATCH), ReplyDone("interrupted")]
     engine.step()
-    memory, c = told(session), engine.core.runner.lm.config
+    memory, c = context_of(session), engine.core.runner.lm.config
     speech = memory.codes[0, before:][memory.codes[0, before:, 0, 0] != c.no_speech]
     assert torch.equal(speech, codes[:played])
     tokens = memory.text[0, before:].tolist()
@@ -236,7 +236,7 @@ def test_after_an_interruption_only_what_was_played_is_known(chain_of_modality, 
     assert agrees(engine, session) and session.slot.history.context.length == session.slot.history.context.kv_length
 
 
-def test_what_was_not_heard_makes_no_difference_to_what_follows():
+def test_unplayed_audio_does_not_affect_later_turns():
     """Two answers that differ only in what was cut off: all that comes after is the same to the last bit."""
     results = []
     start = random_codes(3)
@@ -251,13 +251,13 @@ def test_what_was_not_heard_makes_no_difference_to_what_follows():
         say(session, noise(0.3, 3))
         session.respond()
         heard = sound(talk(engine, [session])[session])
-        results.append((told(session), heard))
+        results.append((context_of(session), heard))
     (first, a), (second, b) = results
     assert torch.equal(first.text, second.text) and torch.equal(first.codes, second.codes)
     assert np.array_equal(a, b) and first.text.shape[1] > 100
 
 
-def test_it_may_be_told_later_how_much_was_heard():
+def test_truncate_corrects_an_earlier_estimate():
     """The client's word comes while the user's next turn is going on, and corrects what was assumed."""
     at_once, later = (scripted(WORDS, random_codes(8))[0] for _ in range(2))
     sessions = []
@@ -277,7 +277,7 @@ def test_it_may_be_told_later_how_much_was_heard():
     assert same(*sessions) and agrees(later, sessions[1])
 
 
-def test_an_answer_that_was_complete_can_still_be_cut():
+def test_complete_reply_can_be_truncated():
     """It was made faster than it was played."""
     engine, named = scripted(WORDS, random_codes(8))
     session = engine.open(replace(SHORT, paced=False))
@@ -285,17 +285,17 @@ def test_an_answer_that_was_complete_can_still_be_cut():
     number = session.respond()
     found = talk(engine, [session])[session]
     assert reason(found) == "stop" and len(sound(found)) == 8 * PATCH
-    whole = told(session)
+    whole = context_of(session)
     session.truncate(number, 99 * PATCH)
     engine.step()
-    assert torch.equal(told(session).text, whole.text)
+    assert torch.equal(context_of(session).text, whole.text)
     session.interrupt(3 * PATCH)
     engine.step()
     assert events(session) == [Interrupted(3 * PATCH)]
-    assert told(session).text[0].tolist().count(named[2]) == 0 and agrees(engine, session)
+    assert context_of(session).text[0].tolist().count(named[2]) == 0 and agrees(engine, session)
 
 
-def test_a_written_answer_keeps_what_was_read():
+def test_interrupted_written_reply_keeps_its_text():
     engine = tiny_engine()
     session = engine.open(replace(SHORT, speak=False, temperature=0.0))
     session.add_turn(Turn.user("Hello"))
@@ -304,12 +304,12 @@ def test_a_written_answer_keeps_what_was_read():
     engine.step()
     session.interrupt(0)
     run(engine)
-    prompt, tokens = engine.core.runner.lm.prompt, told(session).text[0].tolist()
+    prompt, tokens = engine.core.runner.lm.prompt, context_of(session).text[0].tolist()
     end = prompt.turn_end(speaking=False).text[0].tolist()
     assert tokens[-len(end) :] == end and agrees(engine, session)
 
 
-def test_an_answer_that_had_not_begun_is_gone():
+def test_interrupted_reply_that_had_not_begun_leaves_no_trace():
     engine = tiny_engine()
     session = engine.open(SHORT)
     session.start_turn()
@@ -322,7 +322,7 @@ def test_an_answer_that_had_not_begun_is_gone():
     assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
 
 
-def test_turns_can_be_forgotten():
+def test_deleted_turns_leave_no_trace():
     engine, other = tiny_engine(), tiny_engine()
     session, plain = engine.open(SHORT), other.open(SHORT)
     secret = session.add_turn(Turn.user("25 degrees"))
@@ -338,7 +338,7 @@ def test_turns_can_be_forgotten():
     assert same(session, plain) and agrees(engine, session)
 
 
-def test_an_answer_that_would_end_without_its_speech_is_spoken_after_all():
+def test_mute_reply_is_spoken_after_all():
     """As if it had been spoken from the beginning."""
     codes = random_codes(8)
     engine, _ = scripted(WORDS, codes)

@@ -155,7 +155,7 @@ def reason(found) -> str | None:
     return next((event.reason for event in found if isinstance(event, ReplyDone)), None)
 
 
-def told(session) -> Patches:
+def context_of(session) -> Patches:
     """All that the session's model has been told."""
     context = session.slot.history.context
     return context.slice(0, context.length)

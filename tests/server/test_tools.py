@@ -9,7 +9,7 @@ import torch
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import Text, ToolCall, Turn
 from tests import needs
-from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm, told
+from tests.engine.tiny import ScriptedLM, context_of, tiny_codec, tiny_lm
 from tests.server.conftest import open_client, serving
 from tests.server.test_clients import Events, until, until_true
 
@@ -45,7 +45,7 @@ class Model:
     def knows(self):
         """What the latest session's model was told, as text."""
         session = list(self.served.engine._sessions.values())[-1]
-        return self.lm.prompt.tokenizer.decode(told(session).text[0].tolist())
+        return self.lm.prompt.tokenizer.decode(context_of(session).text[0].tolist())
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The ear for voices, on real recordings."""
+"""Voice activity on real recordings."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def heard(pcm, chunk=None):
     return [block for piece in chunks for block in ear.push(piece)]
 
 
-def test_speech_is_noticed_within_two_blocks_and_silence_is_silence(question):
+def test_speech_is_detected_within_two_blocks(question):
     pcm = np.concatenate([SILENCE, question, SILENCE])
     loud = np.flatnonzero(np.abs(pcm) > 0.02)
     begins, ends = int(loud[0]), int(loud[-1])
@@ -42,7 +42,7 @@ def test_speech_is_noticed_within_two_blocks_and_silence_is_silence(question):
     )
 
 
-def test_any_chunking_hears_the_same(question):
+def test_detection_equals_for_any_chunking(question):
     whole = heard(question)
     for chunk in (240, 1000, 12_345):
         pieces = heard(question, chunk)
@@ -51,7 +51,7 @@ def test_any_chunking_hears_the_same(question):
         assert np.allclose([b.probability for b in pieces], [b.probability for b in whole[: len(pieces)]], atol=1e-3)
 
 
-def test_two_microphones_do_not_hear_each_other(question):
+def test_detectors_are_independent(question):
     alone = [block.probability for block in heard(question)]
     a, b, together = VoiceActivityDetector(), VoiceActivityDetector(), []
     for piece in np.split(question, range(960, len(question), 960)):
@@ -60,7 +60,7 @@ def test_two_microphones_do_not_hear_each_other(question):
     assert np.allclose(together, alone[: len(together)], atol=1e-3)
 
 
-def test_noise_and_a_hum_are_no_speech():
+def test_noise_and_hum_are_no_speech():
     noise = np.random.default_rng(1).normal(0, 0.05, 3 * SAMPLE_RATE)
     hum = 0.2 * np.sin(2 * np.pi * 100 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
     for sound in (noise, hum):
@@ -68,7 +68,7 @@ def test_noise_and_a_hum_are_no_speech():
         assert np.mean([block.probability >= 0.5 for block in blocks]) < 0.1
 
 
-def test_a_block_is_the_sound_it_was_judged_by():
+def test_frame_holds_the_block_it_was_judged_by():
     tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     levels = [np.sqrt(np.mean(block.block**2)) for block in heard(np.concatenate([SILENCE, tone.astype(np.float32)]))]
     assert levels[10] == pytest.approx(0, abs=1e-4) and levels[-5] == pytest.approx(0.5 / 2**0.5, rel=0.02)
