@@ -44,7 +44,7 @@ class Model:
 
     def knows(self):
         """What the latest session's model was told, as text."""
-        session = list(self.served.engine._sessions.values())[-1]
+        session = list(self.served.engine.core.sessions.values())[-1]
         return self.lm.prompt.tokenizer.decode(context_of(session).text[0].tolist())
 
 
