@@ -50,6 +50,8 @@ class OverheadResult:
 
 @dataclass(frozen=True)
 class RandomClipsConfig:
+    """Settings of `RandomClips`: none."""
+
     kind: Literal["random-clips"] = "random-clips"
 
 
@@ -59,6 +61,7 @@ class RandomClips(Stage[RandomClipsConfig]):
     version = 1
 
     def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+        """Return the two clips."""
         rng = random.Random(clip.id)
         return [self._clip(clip, number, rng) for number in range(2)]
 

@@ -15,10 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from speechgpt2.duplex.protocol import DialogueEvent
+from speechgpt2.duplex.protocol import Dialogue, DialogueEvent
 from speechgpt2.errors import UserError
 from speechgpt2.server.config import LimitsConfig
-from speechgpt2.server.dialogue import Dialogue
 from speechgpt2.server.outbound import OutboundQueue, SlowConsumerError
 from speechgpt2.server.schema import ProtocolError
 

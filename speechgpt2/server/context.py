@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from speechgpt2.server.dialogue import Dialogue
+from speechgpt2.duplex.protocol import Dialogue
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.items import ItemList, new_id
 from speechgpt2.server.metrics import Metrics

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 from fastapi import Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from speechgpt2.duplex.protocol import DialogueSettings, Engine, EngineFull, Session, SessionSettings
+from speechgpt2.duplex.protocol import Dialogue, DialogueSettings, Engine, EngineFull, Session, SessionSettings
 from speechgpt2.server.admission import Admission, AdmissionError
 from speechgpt2.server.api_errors import ApiError
 from speechgpt2.server.auth import Authenticator, Principal
 from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, SessionClosed, WireSession
 from speechgpt2.server.config import ServerConfig
-from speechgpt2.server.dialogue import Dialogue
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig

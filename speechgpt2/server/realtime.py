@@ -20,12 +20,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from speechgpt2.duplex.protocol import DialogueEvent, Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
+from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages, settings
 from speechgpt2.server.channel import Channel, WireSession
 from speechgpt2.server.context import SessionContext
-from speechgpt2.server.dialogue import Dialogue
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.items import ConversationItem, item_from_client, turn_from_item
 from speechgpt2.server.messages import ClientMessage, ResponseConfig

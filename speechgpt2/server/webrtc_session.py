@@ -9,12 +9,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from speechgpt2.duplex.protocol import DialogueEvent, Engine
+from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages
 from speechgpt2.server.audio_formats import WireFormat
 from speechgpt2.server.channel import Channel
-from speechgpt2.server.dialogue import Dialogue
 from speechgpt2.server.messages import ClientMessage, RealtimeSerializer
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.outbound import SlowConsumerError
