@@ -31,7 +31,7 @@ CURVES = (
 )
 
 
-class Opinion(NamedTuple):
+class OpinionScores(NamedTuple):
     """Predicted mean opinion scores, 1 to 5: of the speech, of the background, and overall."""
 
     signal: float
@@ -62,14 +62,14 @@ class DnsMos:
         if [source.name for source in self._session.get_inputs()] != [INPUT]:
             raise UserError(f"{path}: an ONNX model of another kind, not DNSMOS's sig_bak_ovr.onnx")
 
-    def score(self, pcm: NDArray[np.floating]) -> Opinion:
+    def score(self, pcm: NDArray[np.floating]) -> OpinionScores:
         """Score `pcm` [N] at 24 kHz: the mean over windows of 9.01 s, a second apart; an empty array scores nan.
 
         Shorter speech is repeated to fill one window. The authors' script repeats it by doubling and reads up to nine
         windows of that, which costs as many times more and gives the same to about 0.04.
         """
         if not len(pcm):
-            return Opinion(float("nan"), float("nan"), float("nan"))
+            return OpinionScores(float("nan"), float("nan"), float("nan"))
         wave = soxr.resample(np.asarray(pcm, dtype=np.float32), SAMPLE_RATE, RATE)
         if len(wave) < WINDOW:
             wave = np.resize(wave, WINDOW)
@@ -77,7 +77,7 @@ class DnsMos:
         starts = [second * RATE for second in range(max(1, int(len(wave) // RATE - WINDOW / RATE) + 1))]
         raw = [self._session.run(None, {INPUT: wave[None, start : start + WINDOW]})[0][0] for start in starts]
         scores = [[np.polyval(curve, value) for curve, value in zip(CURVES, window, strict=True)] for window in raw]
-        return Opinion(*map(float, np.mean(scores, axis=0)))
+        return OpinionScores(*map(float, np.mean(scores, axis=0)))
 
 
 def _open(load: Callable[[], Any], path: Path) -> Any:

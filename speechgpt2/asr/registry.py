@@ -18,7 +18,7 @@ OWN_WEIGHTS = "lm.safetensors"
 
 
 @dataclass(frozen=True)
-class Engine:
+class AsrEngine:
     """How the recognisers of one kind are found and loaded.
 
     Attributes:
@@ -41,12 +41,12 @@ def _load_own(model: str, threads: int, word_times: bool) -> Recogniser:
 
 
 # The first engine that accepts a name loads it; Whisper takes every other one.
-ENGINES: dict[str, Engine] = {
-    "pocketsphinx": Engine(lambda model: model == "pocketsphinx", lambda model, threads, words: PocketSphinx()),
-    "speechgpt2": Engine(_is_own, _load_own),
-    "sensevoice": Engine(lambda model: "sensevoice" in model.lower(), lambda model, threads, words: FunASR(model)),
-    "funasr": Engine(lambda model: "paraformer" in model.lower(), lambda model, threads, words: FunASR(model)),
-    "whisper": Engine(lambda model: True, Whisper),
+ENGINES: dict[str, AsrEngine] = {
+    "pocketsphinx": AsrEngine(lambda model: model == "pocketsphinx", lambda model, threads, words: PocketSphinx()),
+    "speechgpt2": AsrEngine(_is_own, _load_own),
+    "sensevoice": AsrEngine(lambda model: "sensevoice" in model.lower(), lambda model, threads, words: FunASR(model)),
+    "funasr": AsrEngine(lambda model: "paraformer" in model.lower(), lambda model, threads, words: FunASR(model)),
+    "whisper": AsrEngine(lambda model: True, Whisper),
 }
 
 

@@ -46,7 +46,7 @@ class TimedReply:
 
 
 @dataclass(frozen=True)
-class Answer(TimedReply):
+class EvaluatedAnswer(TimedReply):
     """A reply to a held-out question."""
 
     trial: HeldOutQuestion
@@ -95,7 +95,7 @@ def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedRepl
     return TimedReply(mode, text.strip(), transcript, np.concatenate(audio), first, time.perf_counter() - start)
 
 
-def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> Answer:
+def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> EvaluatedAnswer:
     """Put one held-out question to `model`, spoken by the trial's voice or typed.
 
     Raises:
@@ -103,7 +103,7 @@ def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> Answe
     """
     question = trial.exchange.question
     turn = Turn.user(speech=voices.speak(question, trial.voice).pcm) if mode.startswith("s2") else Turn.user(question)
-    return Answer(**vars(answer_turn(model, turn, mode, **options)), trial=trial)
+    return EvaluatedAnswer(**vars(answer_turn(model, turn, mode, **options)), trial=trial)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
 from speechgpt2.eval.speaker_similarity import Embedding, baselines, similarity
 from speechgpt2.eval.spectrogram import save_spectrograms
-from speechgpt2.eval.speech_sets import Clip
+from speechgpt2.eval.speech_sets import SpeechClip
 from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice
 from speechgpt2.types import SAMPLE_RATE
 
@@ -106,7 +106,9 @@ def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
     )
 
 
-def codec_row(system: CodecSystem, name: str, clips: Sequence[Clip], copies: Sequence[Reconstruction]) -> CodecRow:
+def codec_row(
+    system: CodecSystem, name: str, clips: Sequence[SpeechClip], copies: Sequence[Reconstruction]
+) -> CodecRow:
     """The signal measures of `system` on the set `name`, from its reconstructions of `clips`."""
     scores = [score(*metrics.align(c.pcm, copy.pcm, system.delay)) for c, copy in zip(clips, copies, strict=True)]
     codes = [copy.codes for copy in copies if copy.codes is not None]
@@ -137,7 +139,9 @@ class SpeechJudgement:
         embeddings: Of the originals' voices.
     """
 
-    def __init__(self, name: str, clips: Sequence[Clip], panel: Judges, embeddings: Sequence[Embedding | None]) -> None:
+    def __init__(
+        self, name: str, clips: Sequence[SpeechClip], panel: Judges, embeddings: Sequence[Embedding | None]
+    ) -> None:
         self.name, self.clips, self.panel, self.embeddings = name, clips, panel, embeddings
         self.speakers = [clip.speaker for clip in clips]
         self.same, self.other = baselines(embeddings, self.speakers)
@@ -170,7 +174,7 @@ class SpeechJudgement:
 
 def build_sets(
     clips: int, real_speech: str | Path | None, speakers: Mapping[str, Mapping[str, Sequence[Voice]]]
-) -> dict[str, list[Clip]]:
+) -> dict[str, list[SpeechClip]]:
     """The held-out speech by name: each set of voices in both languages, then the recordings of people."""
     sets = {
         f"{name} {language}": speech_sets.synthetic(lang, clips, voices[lang])
@@ -182,7 +186,7 @@ def build_sets(
 
 def evaluate(
     systems: Sequence[CodecSystem],
-    sets: Mapping[str, Sequence[Clip]],
+    sets: Mapping[str, Sequence[SpeechClip]],
     panel: Judges,
     done: Callable[[], Any] = lambda: None,
 ) -> tuple[list[CodecRow], list[JudgedRow]]:

@@ -30,7 +30,7 @@ from speechgpt2.curriculum import skills
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges, report
-from speechgpt2.eval.answers import Answer, ask, load
+from speechgpt2.eval.answers import EvaluatedAnswer, ask, load
 from speechgpt2.eval.codec_systems import OwnCodec
 from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
@@ -74,15 +74,17 @@ class VoiceRow:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenTexts:
     """The same texts in one language by all voices: `waves[voice][i]` says `answers[i].text`."""
 
     lang: str
-    answers: list[Answer]
+    answers: list[EvaluatedAnswer]
     waves: dict[str, list[Wave]]
 
 
-def speak_all(model: Any, answers: Iterable[Answer], teacher: VoiceSet, speakers: Speakers) -> list[Spoken]:
+def speak_all(
+    model: Any, answers: Iterable[EvaluatedAnswer], teacher: VoiceSet, speakers: Speakers
+) -> list[SpokenTexts]:
     """Speak the texts of `answers` by the controls, each with and without the codec, beside the model's own speech.
 
     The controls are the teacher's first voice and the voices of `speakers` in turn. Texts that the teacher cannot say
@@ -92,7 +94,7 @@ def speak_all(model: Any, answers: Iterable[Answer], teacher: VoiceSet, speakers
         UserError: The engine of a voice is not installed.
     """
     codec, result = OwnCodec("codec", model.codec), []
-    groups: dict[str, list[tuple[Answer, Wave]]] = {}
+    groups: dict[str, list[tuple[EvaluatedAnswer, Wave]]] = {}
     for answer in answers:
         if tokens(answer.text, answer.lang) and (pcm := _speak(answer, teacher.assistant[answer.lang][0])) is not None:
             groups.setdefault(answer.lang, []).append((answer, pcm))
@@ -106,11 +108,11 @@ def speak_all(model: Any, answers: Iterable[Answer], teacher: VoiceSet, speakers
         for name, said in controls.items():
             waves |= {name: said, name + THROUGH: [codec.reconstruct(pcm).pcm for pcm in said]}
         waves[MODEL] = [answer.pcm for answer, _ in pairs]
-        result.append(Spoken(lang, [answer for answer, _ in pairs], waves))
+        result.append(SpokenTexts(lang, [answer for answer, _ in pairs], waves))
     return result
 
 
-def _speak(answer: Answer, voice: Voice) -> Wave | None:
+def _speak(answer: EvaluatedAnswer, voice: Voice) -> Wave | None:
     try:
         return voices.speak(answer.text, voice).pcm
     except ValueError as error:
@@ -119,7 +121,7 @@ def _speak(answer: Answer, voice: Voice) -> Wave | None:
         return None
 
 
-def speech_rows(model: Any, spoken: Sequence[Spoken], panel: Judges, done: Done = lambda: None) -> list[SpeechRow]:
+def speech_rows(model: Any, spoken: Sequence[SpokenTexts], panel: Judges, done: Done = lambda: None) -> list[SpeechRow]:
     """Count the errors of every ASR judge in every voice; the independent judge first. `done` follows each row."""
     rows: list[SpeechRow] = []
     itself = OwnModel(model, "the model itself (circular)")
@@ -137,14 +139,16 @@ def speech_rows(model: Any, spoken: Sequence[Spoken], panel: Judges, done: Done 
     return rows
 
 
-Listen = Callable[[Answer, Wave], str | None]  # what is understood; None where the judge does not know the words
+Listen = Callable[
+    [EvaluatedAnswer, Wave], str | None
+]  # what is understood; None where the judge does not know the words
 
 
 def _recognise(recogniser: Recogniser, lang: str) -> Listen:
     return lambda answer, pcm: recogniser.transcribe(pcm, lang).text
 
 
-def _sphinx(answers: Sequence[Answer]) -> Listen | None:
+def _sphinx(answers: Sequence[EvaluatedAnswer]) -> Listen | None:
     """PocketSphinx with one grammar for each skill of the English `answers`; None where it is not installed."""
     recognisers: dict[str, PocketSphinx] = {}
     try:
@@ -155,14 +159,14 @@ def _sphinx(answers: Sequence[Answer]) -> Listen | None:
     except UserError:
         return None
 
-    def listen(answer: Answer, pcm: Wave) -> str | None:
+    def listen(answer: EvaluatedAnswer, pcm: Wave) -> str | None:
         recogniser = recognisers[answer.skill]
         return recogniser.transcribe(pcm, "en").text if recogniser.knows(tokens(answer.text, "en")) else None
 
     return listen
 
 
-def _rows(group: Spoken, judge: str, listen: Listen, done: Done) -> list[SpeechRow]:
+def _rows(group: SpokenTexts, judge: str, listen: Listen, done: Done) -> list[SpeechRow]:
     """One row for each voice, over the texts that the judge knows; nothing is understood in silence."""
     rows = []
     for voice, waves in group.waves.items():
@@ -174,7 +178,7 @@ def _rows(group: Spoken, judge: str, listen: Listen, done: Done) -> list[SpeechR
     return rows
 
 
-def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, str]]) -> SpeechRow:
+def _row(judge: str, voice: str, heard: Sequence[tuple[EvaluatedAnswer, str]]) -> SpeechRow:
     lang = heard[0][0].lang
     found = count_errors([answer.text for answer, _ in heard], [text for _, text in heard], lang)
     joint = "" if lang == "zh" else " "
@@ -183,7 +187,9 @@ def _row(judge: str, voice: str, heard: Sequence[tuple[Answer, str]]) -> SpeechR
     return SpeechRow(lang, judge, voice, len(heard), name, found.rate, found.exact_rate, float(np.mean(right)))
 
 
-def voice_rows(spoken: Sequence[Spoken], panel: Judges, teacher: VoiceSet, done: Done = lambda: None) -> list[VoiceRow]:
+def voice_rows(
+    spoken: Sequence[SpokenTexts], panel: Judges, teacher: VoiceSet, done: Done = lambda: None
+) -> list[VoiceRow]:
     """Opinion scores and similarity of every voice; none without judges. `done` follows each row.
 
     The last row of each language is the lower baseline of similarity: held-out voices of the teacher's kind.
@@ -256,7 +262,7 @@ def main(
 
 def evaluate(
     model: Any,
-    answers: Iterable[Answer],
+    answers: Iterable[EvaluatedAnswer],
     panel: Judges,
     teacher: VoiceSet | None = None,
     speakers: Speakers | None = None,

@@ -34,7 +34,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 @dataclass(frozen=True)
-class Clip:
+class SpeechClip:
     """A piece of speech.
 
     Attributes:
@@ -50,18 +50,18 @@ class Clip:
     speaker: str
 
 
-def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = None, seed: int = 0) -> list[Clip]:
+def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = None, seed: int = 0) -> list[SpeechClip]:
     """Speak `clips` random sentences of "en" or "zh" with held-out voices, each voice as often as the others."""
     speakers = voices.HELD_OUT_VOICES[lang] if speakers is None else speakers
     rng, result = random.Random(f"eval/{lang}/{seed}"), []
     for i in range(clips):
         voice = speakers[i % len(speakers)]
         spoken = voices.speak(sentences.sentence(rng, lang), voice)
-        result.append(Clip(_float32(spoken.pcm), spoken.text, lang, voice.speaker))
+        result.append(SpeechClip(_float32(spoken.pcm), spoken.text, lang, voice.speaker))
     return result
 
 
-def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True) -> dict[str, list[Clip]]:
+def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True) -> dict[str, list[SpeechClip]]:
     """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
 
     Args:
@@ -77,7 +77,7 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder")
-    result: dict[str, list[Clip]] = {}
+    result: dict[str, list[SpeechClip]] = {}
     if any((root / name).is_dir() for name in KNOWN):
         found = [r for r in real_speech.find_recordings(root) if r.split == "test" and r.source in NAMES]
         for source in dict.fromkeys(r.source for r in found):
@@ -95,29 +95,29 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
     return result
 
 
-def _plain(folder: Path, clips: int, seed: int) -> list[Clip]:
+def _plain(folder: Path, clips: int, seed: int) -> list[SpeechClip]:
     """Clips without transcripts, in a random order."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     random.Random(seed).shuffle(paths)
-    return [Clip(_float32(audio.load(path)[:MOST]), "", "", "") for path in paths[:clips]]
+    return [SpeechClip(_float32(audio.load(path)[:MOST]), "", "", "") for path in paths[:clips]]
 
 
-def _clip(recording: real_speech.Recording) -> Clip | None:
+def _clip(recording: real_speech.Recording) -> SpeechClip | None:
     item = real_speech.load_recording(recording)
     if item is None or item.pcm is None or len(item.pcm) > MOST:
         return None
-    return Clip(_float32(item.pcm), item.record.text, item.record.lang, item.record.speaker)
+    return SpeechClip(_float32(item.pcm), item.record.text, item.record.lang, item.record.speaker)
 
 
-def _joined(clips: Iterator[Clip]) -> Iterator[Clip]:
+def _joined(clips: Iterator[SpeechClip]) -> Iterator[SpeechClip]:
     """Phrases of `JOINED_SECONDS` from single words."""
     gap = np.zeros(int(GAP_SECONDS * SAMPLE_RATE), np.float32)
-    words: list[Clip] = []
+    words: list[SpeechClip] = []
     for clip in clips:
         words.append(clip)
         if sum(len(word.pcm) for word in words) >= JOINED_SECONDS * SAMPLE_RATE:
             pcm = np.concatenate([part for word in words for part in (word.pcm, gap)])
-            yield Clip(_float32(pcm), " ".join(word.text for word in words), clip.lang, clip.speaker)
+            yield SpeechClip(_float32(pcm), " ".join(word.text for word in words), clip.lang, clip.speaker)
             words = []
 
 

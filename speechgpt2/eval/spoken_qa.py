@@ -25,7 +25,7 @@ from speechgpt2.corpus.held_out import HeldOutQuestion, held_out_questions
 from speechgpt2.curriculum.skills import SKILLS
 from speechgpt2.eval import judges, report, speech_sets
 from speechgpt2.eval import speech as speech_evaluation
-from speechgpt2.eval.answers import MODES, Answer, ask, load, time_rows
+from speechgpt2.eval.answers import MODES, EvaluatedAnswer, ask, load, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
 from speechgpt2.eval.report import column
 from speechgpt2.eval.transcripts import transcript_rows
@@ -53,9 +53,9 @@ class AnswerRow:
     transcript_errors: float = column("transcript errors ↓", ".3f")
 
 
-def answer_rows(answers: Iterable[tuple[str, Answer]]) -> list[AnswerRow]:
+def answer_rows(answers: Iterable[tuple[str, EvaluatedAnswer]]) -> list[AnswerRow]:
     """The rows of answers, each with the name of those who asked: a row for each skill, then one for all."""
-    groups: dict[tuple[Mode, str, str, str], list[Answer]] = {}
+    groups: dict[tuple[Mode, str, str, str], list[EvaluatedAnswer]] = {}
     for name, answer in answers:
         for skill in (answer.skill, "all"):
             groups.setdefault((answer.mode, name, answer.lang, skill), []).append(answer)
@@ -73,7 +73,7 @@ def answer_rows(answers: Iterable[tuple[str, Answer]]) -> list[AnswerRow]:
     return rows
 
 
-def transcript_errors(answers: Sequence[Answer]) -> float:
+def transcript_errors(answers: Sequence[EvaluatedAnswer]) -> float:
     """The error rate of the transcripts of spoken questions in one language; a missing transcript is all errors.
 
     nan for typed questions and for a model that writes no transcripts.

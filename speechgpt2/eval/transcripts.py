@@ -15,7 +15,7 @@ from speechgpt2.asr.own_model import OwnModel
 from speechgpt2.errors import UserError
 from speechgpt2.eval.judges import Judges
 from speechgpt2.eval.report import column
-from speechgpt2.eval.speech_sets import Clip
+from speechgpt2.eval.speech_sets import SpeechClip
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TranscriptRow:
 
 
 def transcript_rows(
-    model: Any, sets: Mapping[str, Sequence[Clip]], panel: Judges, done: Callable[[], Any] = lambda: None
+    model: Any, sets: Mapping[str, Sequence[SpeechClip]], panel: Judges, done: Callable[[], Any] = lambda: None
 ) -> list[TranscriptRow]:
     """The model's row and the judge's row of each set; none for a model that writes no transcripts."""
     rows = []

@@ -14,7 +14,7 @@ import pytest
 
 from speechgpt2 import asr, audio
 from speechgpt2.asr.own_model import OwnModel
-from speechgpt2.asr.registry import ENGINES, Engine
+from speechgpt2.asr.registry import ENGINES, AsrEngine
 from speechgpt2.errors import UserError
 from tests import needs
 
@@ -119,7 +119,7 @@ def test_cut_weights_are_one_clear_line(folder):
 
 def test_a_new_recogniser_is_one_entry(monkeypatch):
     mute = OwnModel(SimpleNamespace(transcribe=lambda pcm: "hm…"), "mute")
-    monkeypatch.setitem(ENGINES, "mute", Engine(lambda model: model == "mute", lambda model, threads, words: mute))
+    monkeypatch.setitem(ENGINES, "mute", AsrEngine(lambda model: model == "mute", lambda model, threads, words: mute))
     assert asr.load("mute", engine="mute") is mute and not mute.independent
 
 

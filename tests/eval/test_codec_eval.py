@@ -11,17 +11,17 @@ from rich.console import Console
 
 from speechgpt2 import audio, extras
 from speechgpt2.asr import Transcription
-from speechgpt2.dnsmos import Opinion
+from speechgpt2.dnsmos import OpinionScores
 from speechgpt2.errors import UserError
 from speechgpt2.eval import codec as evaluation
 from speechgpt2.eval import metrics, report
 from speechgpt2.eval.codec_systems import Codec2, Reconstruction
 from speechgpt2.eval.judges import NO_ASR, Judges
-from speechgpt2.eval.speech_sets import Clip, recorded
+from speechgpt2.eval.speech_sets import SpeechClip, recorded
 from tests import needs
 from tests.eval.test_metrics import noise, voice
 
-CLIP = Clip(voice(170.0), "ah", "en", "nobody")
+CLIP = SpeechClip(voice(170.0), "ah", "en", "nobody")
 
 
 class Late:
@@ -107,7 +107,7 @@ class FakeAsr:
 
 class FakeMos:
     def score(self, pcm):
-        return Opinion(1.0, 2.0, 3.0)
+        return OpinionScores(1.0, 2.0, 3.0)
 
 
 class FakeEncoder:
@@ -128,9 +128,9 @@ def test_judges_have_a_row_for_the_original_and_one_for_each_codec(monkeypatch):
     monkeypatch.setattr(evaluation, "codec_row", lambda *_: None)
     wave = np.linspace(0.1, 0.2, 24_001, dtype=np.float32)
     texts = [
-        Clip(wave, "One, two!", "en", "a"),
-        Clip(wave[1:], "1 2", "en", "a"),
-        Clip(wave, "one two three", "en", "b"),
+        SpeechClip(wave, "One, two!", "en", "a"),
+        SpeechClip(wave[1:], "1 2", "en", "a"),
+        SpeechClip(wave, "one two three", "en", "b"),
     ]
     panel = Judges(FakeAsr(), FakeMos(), FakeEncoder(), ())
     _, (original, flipped) = evaluation.evaluate([Flips()], {"texts": texts}, panel)
@@ -139,10 +139,10 @@ def test_judges_have_a_row_for_the_original_and_one_for_each_codec(monkeypatch):
     assert np.isnan(original.similarity) and flipped.similarity == 1.0
     assert (original.same_speaker, original.other_speaker) == (pytest.approx(0.6), pytest.approx(0.8))
     # recordings without transcripts are compared with what is understood of the original
-    _, (original, flipped) = evaluation.evaluate([Flips()], {"people": [Clip(wave, "", "", "")]}, panel)
+    _, (original, flipped) = evaluation.evaluate([Flips()], {"people": [SpeechClip(wave, "", "", "")]}, panel)
     assert np.isnan(original.error_rate) and flipped.error_rate == 0.5 and np.isnan(original.same_speaker)
     # a judge that does not know the language has no numbers, the others have
-    _, (original, _) = evaluation.evaluate([Flips()], {"texts": [Clip(wave, "一", "zh", "a")]}, panel)
+    _, (original, _) = evaluation.evaluate([Flips()], {"texts": [SpeechClip(wave, "一", "zh", "a")]}, panel)
     assert np.isnan(original.error_rate) and original.error_name == "–" and original.mos == 3.0
 
 

@@ -13,7 +13,7 @@ from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges, spoken_qa
 from speechgpt2.eval.judges import Judges
-from speechgpt2.eval.speech_sets import Clip
+from speechgpt2.eval.speech_sets import SpeechClip
 from speechgpt2.eval.transcripts import transcript_rows
 from speechgpt2.tts import voices
 from speechgpt2.tts.voices import ASSISTANT_VOICES, HELD_OUT_VOICES, Voice
@@ -167,8 +167,8 @@ def test_people_are_heard_by_the_model_and_by_the_judge():
         def transcribe(self, pcm, language):
             return Transcription("8", "en")
 
-    clips = [Clip(np.ones(n, np.float32), "eight", "en", "a") for n in (50, 200)]
-    unknown = [Clip(np.ones(50, np.float32), "", "", "")]
+    clips = [SpeechClip(np.ones(n, np.float32), "eight", "en", "a") for n in (50, 200)]
+    unknown = [SpeechClip(np.ones(50, np.float32), "", "", "")]
     panel = Judges(Judge(None), None, None, ())
     model, judge, order = transcript_rows(Model(), {"digits": clips, "orders": unknown}, panel)
     assert (model.recogniser, model.error_rate, model.exact) == ("the model", 0.5, 0.5)
