@@ -29,10 +29,11 @@ from torch import Tensor
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, ReplyState, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
-from speechgpt2.lm.model import MAX_PATCHES, SpeechLM, extend_capacity, rewind
+from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import (
     AudioDelta,

@@ -37,7 +37,6 @@ MAY_IMPORT = {
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
     "lm": FOUNDATION | {"training"},
-    "compat": FOUNDATION | {"codec", "lm"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
     "chat": FOUNDATION | {"codec", "lm", "conversation"},
     "engine": FOUNDATION | {"notifier", "codec", "lm", "conversation", "duplex"},  # of duplex only the protocol
@@ -60,8 +59,6 @@ MAY_IMPORT = {
 # What a function may import besides, when it runs.
 MAY_IMPORT_LATE = {
     "__init__": {"types", "codec", "lm", "chat"},  # the public names, on first use
-    "codec": {"compat"},  # from_pretrained recognises a released checkpoint
-    "lm": {"compat"},
     "data": {"chat"},  # a recogniser may be a model of this project
     "asr": {"chat"},  # a model of this project may be a recogniser
     "tts": {"chat", "lm"},  # a voice may be a model of this project
@@ -103,7 +100,7 @@ UNITS_MAY_IMPORT = {
 }  # fmt: skip
 
 # Cycles that are still there.
-KNOWN_CYCLES = [{"compat", "codec", "lm"}]
+KNOWN_CYCLES: list[set[str]] = []
 
 # Where a corpus becomes a trainer's batches: the modules of `corpus` that know torch and a trainer's types.
 BATCHES = {"speechgpt2.corpus.codec_dataset", "speechgpt2.corpus.lm_dataset", "speechgpt2.corpus.conversation_dataset"}

@@ -108,7 +108,7 @@ def random_lm() -> Any:
     """Return a `SpeechLM` with random weights, of the sizes of Qwen2.5-0.5B and the released patch decoder."""
     from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
 
-    backbone = BackboneConfig(vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_head=True)
+    backbone = BackboneConfig(vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_embeddings=True)
     return with_random_weights(LMConfig(backbone, PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096)))
 
 

@@ -1,12 +1,12 @@
-"""The codec: 24 kHz speech to 3 × 1,024 codes at 25 Hz and back, in a stream or at once.
+"""The codec: 24 kHz speech to 3 × 1,024 codes at 25 Hz and back, streaming or at once.
 
 codec = Codec.from_pretrained("mini")
 codes = codec.encode(pcm)                             # [B, N] -> [B, T, K]
 pcm = codec.decode(codes)                             # [B, T, K] -> [B, 960·T]
 
 state = codec.init_encoder_state(1)
-codes, state = codec.encode(chunk, state)             # the same calls, streaming: whole frames in, as many codes out
-codes, state = codec.encode(rest, state, final=True)  # the last chunk may be of any length
+codes, state = codec.encode(chunk, state)             # streaming: whole frames in, as many code frames out
+codes, state = codec.encode(rest, state, final=True)  # the last chunk may have any length
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from speechgpt2 import config as configs
+from speechgpt2 import hub
+from speechgpt2.codec import released
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.decoder import Decoder, DecoderState
 from speechgpt2.codec.encoder import Encoder, EncoderState
@@ -26,12 +28,13 @@ from speechgpt2.errors import UserError
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import FRAME_SIZE
 
-CHUNK_FRAMES = 3  # that a stream mostly takes at once: a patch
+CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
+CHUNK_FRAMES = 3  # frames in a typical chunk of a stream: one patch
 OFFLINE_CHUNK = 250  # frames (10 s) that a long recording is cut into, to bound memory
 
 
 class Codec(nn.Module):
-    """Encoder, residual quantizer and decoder. See the module's text."""
+    """Encoder, residual quantizer and decoder."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -41,13 +44,14 @@ class Codec(nn.Module):
         self.decoder = Decoder(config)
 
     def optimize_for_inference(self, batch: int = 1) -> None:
-        """Pack the weights (see `nn.linear.pack`) for streaming of `batch` rows by the patch; of a small encoder none
-        of the matrices, so that a recording has the same codes by whatever way it is heard.
+        """Pack the weights (`nn.linear.pack`) for streaming `batch` rows, one patch at a time.
+
+        A small encoder keeps its matrices, so that a recording has the same codes with and without packing.
         """
         frames = CHUNK_FRAMES * batch
         pack(self.encoder, 4 * frames, half=False)
-        pack(self.quantizer, frames)  # its nearest entries are decided among in float64
-        pack(self.decoder.vq_transformer, frames)  # the decoder's only part at the codes' own rate
+        pack(self.quantizer, frames)  # float64 chooses among its nearest entries
+        pack(self.decoder.vq_transformer, frames)  # the only part of the decoder at the frame rate
         pack(self.decoder, 4 * frames)
 
     @classmethod
@@ -58,39 +62,45 @@ class Codec(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Codec:
-        """Load a folder of ours, a built-in name or a Hugging Face id; or a released `.pkl` with its YAML as `config`.
+        """Load a built-in model, a folder that `save_pretrained` wrote, a Hugging Face id, or a released `.pkl` file.
 
-        `dtype` is the decoder's; the encoder stays in float32, since rounding it changes codes. Errors: `UserError`.
+        Args:
+            name: What to load.
+            config: The YAML file of a released checkpoint. By default it is looked for beside the checkpoint.
+            device: Where the weights go.
+            dtype: Precision of the decoder. The encoder stays in float32, because rounding it changes codes.
+
+        Raises:
+            UserError: If it is absent, damaged or does not fit its configuration.
         """
-        if Path(name).suffix in (".pkl", ".pt", ".pth", ".ckpt"):
-            from speechgpt2.compat.released_codec import load_released_codec
-
-            codec = load_released_codec(Path(name), config)
+        path = Path(name)
+        if path.suffix in released.SUFFIXES:
+            codec = cls(released.read_config(path, config))
+            tensors = released.rename(released.read_state_dict(path), codec.state_dict())
         else:
-            from speechgpt2 import hub
-
-            folder = hub.resolve(name, "codec.json").parent
-            codec = cls(configs.load(CodecConfig, folder / "codec.json"))
-            hub.load_into(codec, hub.load_tensors(folder / "codec.safetensors"), str(folder))
+            path = hub.resolve(name, CONFIG_FILE).parent
+            codec = cls(configs.load(CodecConfig, path / CONFIG_FILE))
+            tensors = hub.load_tensors(path / WEIGHTS_FILE)
+        hub.load_into(codec, tensors, str(path))
         codec.decoder.to(dtype)
         return codec.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `codec.json` and `codec.safetensors`, the tensors in `dtype` where given."""
-        from speechgpt2 import hub
-
+        """Write `codec.json` and `codec.safetensors`, floating-point tensors in `dtype` if given."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        configs.dump(self.config, folder / "codec.json")
+        configs.dump(self.config, folder / CONFIG_FILE)
         tensors = {
             name: (t.to(dtype) if dtype and t.is_floating_point() else t) for name, t in self.state_dict().items()
         }
-        hub.save_tensors(folder / "codec.safetensors", tensors)
+        hub.save_tensors(folder / WEIGHTS_FILE, tensors)
 
     def init_encoder_state(self, batch: int) -> EncoderState:
+        """Return the encoder's state before any audio."""
         return self.encoder.init_state(batch)
 
     def init_decoder_state(self, batch: int) -> DecoderState:
+        """Return the decoder's state before any codes."""
         return self.decoder.init_state(batch)
 
     @overload
@@ -102,12 +112,20 @@ class Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor, state: Any = None, *, lengths: Tensor | None = None, final: bool = False) -> Any:
-        """`pcm [B, N]` float at 24 kHz -> codes `[B, T, K]` int64; with a `state` also the next state.
+        """Encode speech.
 
-        In a stream a chunk is a multiple of 960 samples, unless it is the `final` one: then what is left over
-        completes one more frame (if it is at least 240 samples). `lengths [B]`: the samples that count in each row of
-        a padded (final) batch; row b then holds `frames(lengths[b])` codes, and what follows them means nothing.
-        Errors: ValueError.
+        Args:
+            pcm: Samples `[B, N]`, float at 24 kHz. In a stream a chunk is a multiple of 960 samples unless it is final.
+            state: The state before the chunk, for streaming.
+            lengths: Valid samples of each row of a padded final batch, `[B]`. Row b then has `frames(lengths[b])` code
+                frames; those after them are undefined.
+            final: Whether this is the last chunk. At least 240 left-over samples complete one more frame.
+
+        Returns:
+            Codes `[B, T, K]` (int64), and with a `state` also the next state.
+
+        Raises:
+            ValueError: If a shape or a chunk's length does not fit.
         """
         if pcm.dim() != 2:
             raise ValueError(f"pcm must be [batch, samples], got {list(pcm.shape)}")
@@ -132,7 +150,11 @@ class Codec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, state: Any = None) -> Any:
-        """Codes `[B, T, K]` -> pcm `[B, 960·T]` float32; with a `state` also the next state. Errors: ValueError."""
+        """Decode codes `[B, T, K]` to samples `[B, 960·T]` (float32); with a `state` also return the next state.
+
+        Raises:
+            ValueError: If the codes have another shape.
+        """
         if codes.dim() != 3 or codes.shape[-1] != self.config.quantizer.codebooks:
             raise ValueError(
                 f"codes must be [batch, frames, {self.config.quantizer.codebooks}], got {list(codes.shape)}"
@@ -146,13 +168,13 @@ class Codec(nn.Module):
         return result if state is None else (result, running)
 
     def frames(self, samples: int) -> int:
-        """How many code frames a recording of `samples` samples gives."""
+        """Return the number of code frames of a recording of `samples` samples."""
         steps = samples // self.config.mel.hop
         return -(-steps // 4)
 
 
 def _chunks(pcm: Tensor, lengths: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Cut `[B, N]` into pieces of `size` samples, with the part of `lengths` that falls into each."""
+    """Cut `[B, N]` into chunks of `size` samples, each with its part of `lengths`."""
     pieces = pcm.split(size, dim=1)
     if lengths is None:
         return [(piece, None) for piece in pieces]
@@ -160,7 +182,7 @@ def _chunks(pcm: Tensor, lengths: Tensor | None, size: int) -> list[tuple[Tensor
 
 
 def check_codes(codes: Tensor, config: CodecConfig) -> None:
-    """Errors: `UserError` unless `codes [..., K]` are integers within the codebooks (a file may hold anything)."""
+    """Raise `UserError` unless `codes [..., K]` are integers within the codebooks."""
     if codes.shape[-1] != config.quantizer.codebooks:
         raise UserError(
             f"codes must have {config.quantizer.codebooks} codebooks on the last axis, got {codes.shape[-1]}"

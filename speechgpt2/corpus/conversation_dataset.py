@@ -17,7 +17,8 @@ import numpy as np
 from speechgpt2.corpus.lm_dataset import CodedSource
 from speechgpt2.corpus.store import Corpus, Record
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Prompt, TrainingExample, TurnPair
+from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.types import MODES, Mode
 
 
@@ -57,7 +58,7 @@ class ConversationSource(CodedSource):
         greeting = self._spoken(talk[0]) if begins else None
         pairs = _pairs(talk, own)
         exchanges = [self._exchange(asked, told, mode, random) for asked, told in pairs]
-        example = self.prompt.example(mode, exchanges, greeting)
+        example = training_example(self.prompt, mode, exchanges, greeting)
         return self._without_cuts(example, [told.extra["cut"] for _, told in pairs])
 
     def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> TurnPair:

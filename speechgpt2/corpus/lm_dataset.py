@@ -21,8 +21,9 @@ from speechgpt2.corpus.store import PAD_TO, Corpus, Record
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, restore_spacing
 from speechgpt2.lm.config import LMConfig, PromptConfig
+from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt, TrainingExample, TurnPair
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.training import distributed
@@ -194,7 +195,7 @@ class ExchangeSource(CodedSource):
         exchanges = [self._exchange(mode, lang, random)]
         while random.random() < shares.next_turn:
             exchanges.append(self._exchange(mode, lang, random))
-        return self.prompt.example(mode, exchanges)
+        return training_example(self.prompt, mode, exchanges)
 
     def _exchange(self, mode: Mode, lang: str, random: np.random.Generator) -> TurnPair:
         both_sound = "s" in mode
@@ -208,7 +209,7 @@ class ExchangeSource(CodedSource):
 
     def _recital(self, record: Record) -> TrainingExample:
         """Only the speech is learnt: the text is given."""
-        example = self.prompt.example("t2s", [TurnPair(None, record.text, self._spoken(record))])
+        example = training_example(self.prompt, "t2s", [TurnPair(None, record.text, self._spoken(record))])
         begun = (example.patches.text == self.prompt.special_ids.speech_start).cumsum(1) > 0
         return example._replace(
             text_loss_mask=example.text_loss_mask
@@ -220,7 +221,7 @@ class ExchangeSource(CodedSource):
         """Only what was heard is learnt: nothing is answered."""
         heard = self._listened(record, random)
         turn = TurnPair(heard.codes, "", None, record.text, heard.words, heard.phones)
-        example = self.prompt.example("s2t", [turn])
+        example = training_example(self.prompt, "s2t", [turn])
         ended = (example.patches.text == self.prompt.special_ids.transcript_end).cumsum(1)
         return example._replace(text_loss_mask=example.text_loss_mask & (ended.cumsum(1) <= 1))
 
@@ -237,7 +238,7 @@ class ExchangeSource(CodedSource):
         said = "".join(restore_spacing(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
         mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
         turn = TurnPair(codes, GO_ON[question.lang], None, said, heard[:left], phones[:frames])
-        example = self.prompt.example(mode, [turn])
+        example = training_example(self.prompt, mode, [turn])
         if mode == "s2s":
             example.text_loss_mask[:, -len(self.prompt.encode(self.prompt.template.turn_end)) - 1 :] = False
         return example

@@ -25,7 +25,8 @@ from speechgpt2.engine.codec_worker import AudioChunk, CodecFuture, CodecProcess
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.step_inputs import TEXT, SampleParams, StepInputs, write_table
 from speechgpt2.lm.backbone import StackState
-from speechgpt2.lm.model import UNFORCED, LMState, SpeechLM
+from speechgpt2.lm.model import UNFORCED, SpeechLM
+from speechgpt2.lm.state import LMState
 from speechgpt2.nn.linear import pack
 from speechgpt2.streaming import Cache, tree_map, where_active
 from speechgpt2.types import Patches
@@ -221,7 +222,7 @@ class ModelRunner:
         """How many tokens each row of `slots` has written and taken in, and the tokens, `[R, 1 + A]`."""
         inputs, hidden = StepInputs.from_table(table, self.lm.config), self.hidden[slots]
         verified = self.lm.draft_and_verify(hidden, self._state(slots, inputs.position), inputs.samples, kv_length)
-        self.hidden[slots] = verified.last(hidden)
+        self.hidden[slots] = verified.last_hidden(hidden)
         return torch.cat([verified.counts[:, None], verified.patches.text], dim=1)
 
     def _state(self, slots: slice, positions: Tensor) -> LMState:

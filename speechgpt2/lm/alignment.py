@@ -1,9 +1,9 @@
-"""Which word stands at which patch of speech.
+"""Alignment of words and speech: which text token stands at which patch.
 
-The text row of spoken patches names what is being said: a word's tokens stand one per patch from the patch where it
-begins, Chinese character by character, punctuation right after its word. Where tokens crowd, they queue. What is left
-is filler; the last filler of a run that follows words is a token of its own, which tells that words come next (or the
-end).
+The text row of the model's speech names what is said. A word's tokens stand one per patch from the patch in which the
+word begins, Chinese character by character, punctuation right after its word. If words follow too closely, their
+tokens queue. The rest is filler. The last filler of a run that follows words is a special token, which announces the
+next words or the end.
 """
 
 from __future__ import annotations
@@ -13,26 +13,33 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-TimedWord = tuple[str, float, float]  # a word, and where it begins and ends, in seconds
+TimedWord = tuple[str, float, float]  # a word, its start and its end in seconds
 
 IDEOGRAPH = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese characters and their punctuation
 PIECES = re.compile(f"[{IDEOGRAPH}]|[^{IDEOGRAPH}]+")
 
 
 def split_for_tokenizer(text: str) -> list[str]:
-    """The parts of a word that are tokenised on their own: each Chinese character, and what stands between them."""
+    """Split a word into what is tokenised on its own: each Chinese character, and the text between them."""
     return PIECES.findall(text)
 
 
 def align_tokens(words: Iterable[tuple[int, Sequence[int]]], patches: int, filler: int, last_filler: int) -> list[int]:
-    """One token per patch. `words`: the patch at which each word begins and its tokens, in order.
+    """Lay out tokens, one per patch.
 
-    The row has at least `patches` tokens; more, if the words do not fit.
+    Args:
+        words: The patch at which each word begins and its tokens, in order.
+        patches: Number of patches.
+        filler: The token where no word stands.
+        last_filler: The token that ends a run of filler after words.
+
+    Returns:
+        At least `patches` tokens, and more if the words do not fit.
     """
-    coming, queue, row = deque(words), deque[int](), list[int]()
-    while len(row) < patches or queue or coming:
-        while coming and coming[0][0] <= len(row):
-            queue.extend(coming.popleft()[1])
+    pending, queue, row = deque(words), deque[int](), list[int]()
+    while len(row) < patches or queue or pending:
+        while pending and pending[0][0] <= len(row):
+            queue.extend(pending.popleft()[1])
         row.append(queue.popleft() if queue else filler)
     for i in range(1, len(row)):
         run_ends = row[i] == filler and (i + 1 == len(row) or row[i + 1] != filler)
@@ -42,9 +49,9 @@ def align_tokens(words: Iterable[tuple[int, Sequence[int]]], patches: int, fille
 
 
 def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list[str]:
-    """The words as they are written: joined they give `text`, with its blanks and punctuation.
+    """Return the words with the blanks and the punctuation of `text`, so that joined they give it.
 
-    Without `text`, or if it does not hold these words (numbers are written otherwise than spoken), a blank parts two
+    Without `text`, or if the words are not in it (numbers are written otherwise than spoken), a blank separates two
     words that are not Chinese.
     """
     found = _locate([word for word, *_ in words], text) if text else None
@@ -59,7 +66,7 @@ def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list
 
 
 def _locate(words: list[str], text: str) -> list[tuple[int, int]] | None:
-    """Where each word stands in the text, in order; None if one is missing or a piece of the text goes unnamed."""
+    """Return the place of each word in the text; None if a word is missing or the text has further words."""
     found, cursor, lower = [], 0, text.lower()
     for word in words:
         begin = lower.find(word.strip().lower(), cursor)

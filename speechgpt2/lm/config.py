@@ -1,5 +1,6 @@
-"""What a language model is made of: backbone, patch decoder, prompt; the defaults are the released ones where they
-exist.
+"""Configuration of the language model: backbone, patch decoder and prompt.
+
+Defaults are those of the released model where it has them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,38 @@ from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
-    """A Qwen2 decoder: `vocab` text tokens, `width` D, `heads` query heads that share `kv_heads` key-value heads."""
+class Llama3RopeScaling:
+    """Rotary frequencies of Llama 3.1: low frequencies are divided by `factor`, high ones are kept, others blended.
+
+    Source: Grattafiori et al., The Llama 3 Herd of Models, 2024 (https://arxiv.org/abs/2407.21783). The field names are
+    those of `rope_scaling` in a Hugging Face `config.json`.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """Options that decoder stacks of different model families set differently."""
+
+    rope_theta: float = 1_000_000.0
+    rope_scaling: Llama3RopeScaling | None = None
+    norm_eps: float = 1e-6
+    attention_bias: bool = True  # on queries, keys and values
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys, before the rotation
+    head_size: int | None = None  # None: width / heads
+
+
+@dataclass(frozen=True)
+class BackboneConfig(StackOptions):
+    """A decoder-only transformer with grouped-query attention, such as Qwen2.
+
+    `vocab` counts text tokens and `width` is D. `heads` query heads share `kv_heads` key-value heads. With
+    `tied_embeddings` the text head is the text embedding.
+    """
 
     vocab: int
     width: int
@@ -20,53 +51,53 @@ class BackboneConfig:
     heads: int
     kv_heads: int
     ffn: int
-    rope_base: float = 1_000_000.0
-    norm_eps: float = 1e-6
-    tied_head: bool = False  # the text head is the text embedding
+    tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _check_heads("backbone", self.width, self.heads, self.kv_heads)
+        _check_heads("backbone", self.width, self.heads, self.kv_heads, self.head_size)
 
     @property
     def head_dim(self) -> int:
-        return self.width // self.heads
+        """Width of one attention head."""
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)
-class PatchDecoderConfig:
-    """The small decoder that writes the frames of one patch; as many key-value heads as heads.
+class PatchDecoderConfig(StackOptions):
+    """The small transformer that generates the frames of one patch, with as many key-value heads as query heads.
 
-    `chained`: the codes of one frame are drawn one after the other, each seeing those before it. The released model
-    draws them independently; a small model gains from the chain.
+    `chained`: the codes of a frame are sampled one after the other, and each sees those before it. The released model
+    samples them independently. A small model gains from the chain.
     """
 
     width: int
     layers: int
     heads: int
     ffn: int
-    rope_base: float = 1_000_000.0
-    norm_eps: float = 1e-6
     chained: bool = False
 
     def __post_init__(self) -> None:
-        _check_heads("patch decoder", self.width, self.heads, self.heads)
+        _check_heads("patch decoder", self.width, self.heads, self.heads, self.head_size)
 
     @property
     def kv_heads(self) -> int:
+        """Number of key-value heads: that of the query heads."""
         return self.heads
 
     @property
     def head_dim(self) -> int:
-        return self.width // self.heads
+        """Width of one attention head."""
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """The words and special tokens that turn a dialogue into patches.
+    """The chat template: texts and special tokens that turn a conversation into patches (lm/prompt.py).
 
     `chain_of_modality`: a reply is a transcript of the user's speech, then the answer as text, then as speech
-    (Zhang et al., SpeechGPT, 2023; see lm/prompt.py). In `system`, {input} and {output} become "speech" or "text".
-    `tools`: the model can call tools (see lm/tools.py); the prompt of another model never lists any.
+    (SpeechGPT, Zhang et al., 2023, https://arxiv.org/abs/2305.11000). In `system`, {input} and {output} stand for
+    "speech" or "text", the modality of the user and of the model. `tools`: the model can call tools (lm/tools.py). The
+    prompt of another model lists none.
     """
 
     chain_of_modality: bool = False
@@ -81,14 +112,16 @@ class PromptConfig:
     filler: str = "<|empty|>"
     last_filler: str = "<|end_empty|>"
     transcript_end: str = "<|heard|>"
-    silence: tuple[int, ...] = (688, 131, 226)  # the frame of silence, one code per codebook
-    silence_frames: int = 8  # after the user's speech, before the patch is filled
+    silence: tuple[int, ...] = (688, 131, 226)  # codes of a silent frame, one per codebook
+    silence_frames: int = 8  # follow the user's speech, before the patch is filled
 
 
 @dataclass(frozen=True)
 class LMConfig:
-    """The whole model. A position is a text token and `patch_frames` G frames of `codebooks` K codes below
-    `codebook_size` V. `draft_tokens`: text tokens that the draft head proposes per step (lm/draft_head.py).
+    """The whole language model.
+
+    A position holds a text token and `patch_frames` (G) frames of `codebooks` (K) codes below `codebook_size` (V).
+    `draft_tokens`: text tokens that the draft head proposes per step (lm/draft_head.py), 0 without a draft head.
     """
 
     backbone: BackboneConfig
@@ -108,7 +141,7 @@ class LMConfig:
 
     @property
     def no_speech(self) -> int:
-        """The code that says "no speech here", one past the codebook: the last row of every code embedding table."""
+        """The code of a position without speech: one past the codebook, the last row of every code embedding."""
         return self.codebook_size
 
     @property
@@ -122,8 +155,10 @@ class LMConfig:
         return self.patch_samples / SAMPLE_RATE
 
 
-def _check_heads(name: str, width: int, heads: int, kv_heads: int) -> None:
-    if min(heads, kv_heads) < 1 or width % heads or width // heads % 2:
-        raise UserError(f"{name}: width {width} must divide into {heads} heads of even size")
+def _check_heads(name: str, width: int, heads: int, kv_heads: int, head_size: int | None) -> None:
+    if min(heads, kv_heads) < 1 or (head_size is None and width % heads):
+        raise UserError(f"{name}: width {width} must divide into {heads} heads")
+    if (head_size or width // heads) % 2:
+        raise UserError(f"{name}: the heads need an even size, for the rotary embedding")
     if heads % kv_heads:
         raise UserError(f"{name}: {heads} heads must share {kv_heads} key-value heads evenly")

@@ -1,9 +1,9 @@
-"""The patch decoder: from the backbone's state to the G frames of K codes of one patch.
+"""The patch decoder: from the backbone's hidden state to the G frames of K codes of one patch.
 
-A small causal stack runs G steps per patch. Its first input is the backbone's state, projected to width L; step t then
+A small causal transformer runs G steps per patch. Its first input is the hidden state, projected to width L. Step t
 sees the summed code embeddings of the frames before t, and K heads, tied to the code embeddings, give that frame's
-codes. The heads are independent given the past (RQ-Transformer's depth axis folded into one step), or chained: see
-`Chain`.
+codes. The heads are parallel (as the depth axis of an RQ-Transformer, Lee et al., 2022,
+https://arxiv.org/abs/2203.01941, in one step) or chained (`CodeChain`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.lm.backbone import CausalStack
+from speechgpt2.lm.backbone import DecoderStack
 from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.draft_head import advance
 from speechgpt2.lm.sampling import Sampler, SamplingParams
 from speechgpt2.nn.linear import Kernel, Linear, linear, packed
 
 
 class CodeEmbedding(nn.Module):
-    """One table per codebook, `[K, V + 1, L]`; its last row says "no speech here" and is never learnt nor predicted."""
+    """One table per codebook, `[K, V + 1, L]`. The last row means "no speech"; it is neither trained nor predicted."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -28,30 +29,30 @@ class CodeEmbedding(nn.Module):
         self.packed: list[Kernel | None] = [None] * config.codebooks
 
     def pack(self, rows: int, half: bool) -> None:
-        """The tables as heads; see `nn.linear.pack`."""
+        """Pack the tables as heads (`nn.linear.pack`)."""
         pairs = zip(self.packed, self.table, strict=True)
         self.packed = [kernel or packed(table, None, rows, half) for kernel, table in pairs]
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Sum over the codebooks: `codes [..., K]` -> `[..., L]` float32; `codes` may hold the first few only."""
-        # padding_idx keeps the gradient away from the last row; the forward pass reads it like any other
+        """Sum the embeddings of `codes [..., K]` -> `[..., L]` (float32); `codes` may hold only the first codebooks."""
+        # padding_idx keeps the gradient away from the last row; the forward pass reads it like any other.
         columns, tables = codes.unbind(-1), self.table.unbind(0)
         parts = [F.embedding(c, t, padding_idx=self.size) for c, t in zip(columns, tables, strict=False)]
         return torch.stack(parts).sum(0, dtype=torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """All heads on one state: `[..., L]` -> `[..., K, V]`."""
+        """Apply all heads to one state: `[..., L]` -> `[..., K, V]`."""
         return torch.stack([self.logits_of(k, hidden) for k in range(len(self.table))], dim=-2)
 
     def logits_of(self, codebook: int, hidden: Tensor) -> Tensor:
-        """One codebook's head: `[..., L]` -> `[..., V]`."""
+        """Apply the head of one codebook: `[..., L]` -> `[..., V]`."""
         return linear(hidden, self.table[codebook], packed=self.packed[codebook])[..., : self.size]
 
 
-class Chain(nn.Module):
-    """Lets codebook k see codes 0…k−1 of its own frame: h + W_out silu(W_state h + W_code e), one set per k ≥ 1.
+class CodeChain(nn.Module):
+    """Lets codebook k see codes 0…k−1 of its own frame, with one recurrent cell per k ≥ 1 (`draft_head.advance`).
 
-    e is the sum of those codes' embeddings, normalised. W_out starts at zero, which is the unchained decoder.
+    The cell's last matrix starts at zero, which is the decoder with parallel heads.
     """
 
     def __init__(self, config: LMConfig):
@@ -62,22 +63,21 @@ class Chain(nn.Module):
         self.out = nn.ModuleList(Linear(width, width, bias=False) for _ in range(links))
 
     def forward(self, codebook: int, hidden: Tensor, earlier: Tensor) -> Tensor:
-        """`hidden, earlier [..., L]` -> the state that the head of `codebook` ≥ 1 reads."""
+        """Map `hidden` and the embedding of the `earlier` codes, both `[..., L]`, to the input of a head k ≥ 1."""
         link = codebook - 1
-        codes = F.rms_norm(earlier, earlier.shape[-1:]).to(hidden.dtype)
-        return hidden + self.out[link](F.silu(self.state[link](hidden) + self.code[link](codes)))
+        return advance(hidden, earlier, self.state[link], self.code[link], self.out[link])  # type: ignore[arg-type]
 
 
 class PatchDecoder(nn.Module):
-    """Backbone states to codes, teacher-forced or drawn. See the module's text."""
+    """Hidden states of the backbone to codes, teacher-forced or sampled."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.frames, self.codebooks = config.patch_frames, config.codebooks
         self.codes = CodeEmbedding(config)
         self.enter = Linear(config.backbone.width, config.patch_decoder.width, bias=False)
-        self.stack = CausalStack(config.patch_decoder)
-        self.chain = Chain(config) if config.patch_decoder.chained else None
+        self.stack = DecoderStack(config.patch_decoder)
+        self.chain = CodeChain(config) if config.patch_decoder.chained else None
 
     def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Teacher-forced: `hidden [N, D]` and the patch's true `codes [N, G, K]` -> logits `[N, G, K, V]`."""
@@ -91,7 +91,7 @@ class PatchDecoder(nn.Module):
         return torch.stack(logits, dim=-2)
 
     def sample(self, hidden: Tensor, sampling: SamplingParams, position: Tensor) -> Tensor:
-        """Draw a patch: `hidden [B, D]` -> codes `[B, G, K]`; `position [B]` is the patch's, it seeds the draw."""
+        """Sample a patch: `hidden [B, D]` -> codes `[B, G, K]`. The patch's `position [B]` seeds the noise."""
         state = self.stack.init_state(hidden.shape[0], self.frames)
         x, patch = self.enter(hidden), []
         sampler = Sampler(sampling, position, range(1, 1 + self.frames * self.codebooks), self.codes.size)
@@ -102,7 +102,7 @@ class PatchDecoder(nn.Module):
         return torch.stack(patch, dim=1)
 
     def _sample_frame(self, frame: int, y: Tensor, sampler: Sampler) -> Tensor:
-        first = 1 + frame * self.codebooks  # number of this frame's first draw at the position; 0 is the text token's
+        first = 1 + frame * self.codebooks  # this frame's first draw at the position; draw 0 is the text token's
         if self.chain is None:
             return sampler.sample(self.codes.logits(y), first)
         codes = sampler.sample(self.codes.logits_of(0, y)[:, None], first)

@@ -1,8 +1,8 @@
-"""Patches of a reply back into words: what was heard, what is answered, what is said, which tools are called.
+"""Patches of a reply back to events: transcript, text and tool calls.
 
-reader = ReplyParser(prompt, user_spoke=True)
-for patch in reply: events = reader.read(token, codes)     # Transcript, TextDelta, ToolCall
-reader.finish()                                            # what was held back
+parser = ReplyParser(prompt, user_spoke=True)
+for patch in reply: events = parser.read(token, speaking)  # Transcript, TextDelta, ToolCall
+events = parser.finish()                                   # what was held back
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from speechgpt2.lm import tools as calling
 from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.tools import parse_tool_calls, partial_call_length
 from speechgpt2.types import Patches, TextDelta, ToolCall, Transcript
 
 UNDECODED = 8  # tokens after which bytes that form no character are shown as they are
@@ -21,7 +21,7 @@ ReplyEvent = Transcript | TextDelta | ToolCall
 
 
 class ParsedReply(NamedTuple):
-    """A whole reply: answer, transcript (None where there is none), `codes [T, K]`, and whether it reached its end."""
+    """A whole reply: answer, transcript (None if there is none), `codes [T, K]`, and whether it reached its end."""
 
     text: str
     transcript: str | None
@@ -30,62 +30,80 @@ class ParsedReply(NamedTuple):
 
 
 class ReplyParser:
-    """Reads one reply, patch by patch. `user_spoke`: the user spoke, so a reply with a draft begins with a transcript.
-    `tools`: the model was told of some, so what is written may call one. `prefix`: what the reply was given to begin
-    with, of a call.
-    """
+    """Parses one reply, patch by patch."""
 
     def __init__(self, prompt: Prompt, user_spoke: bool, tools: bool = False, prefix: str = ""):
+        """Start before the first patch.
+
+        Args:
+            prompt: The model's prompt.
+            user_spoke: Whether the user spoke. With chain of modality the reply then begins with a transcript.
+            tools: Whether the system prompt lists tools, so that the text may call one.
+            prefix: The beginning of a tool call that the model was given.
+        """
         self.prompt, ids = prompt, prompt.special_ids
         self.tools = tools and prompt.template.tools
-        self.silent = {ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.transcript_end}
+        self.silent = {
+            ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.transcript_end,
+        }  # fmt: skip
         self.transcribing = prompt.template.chain_of_modality and user_spoke
         self.text, self.ended = "", False
         self.transcript: str | None = None
         self._tokens: list[int] = []  # not yet characters
-        self._held = prefix  # may be the beginning of the turn's end, or of a call
-        self._blank = ""  # where calls are possible: told with the word after it, lest a line break be all that is said
+        self._held = prefix  # text that may begin the turn's end, or a tool call
+        # Where tool calls are possible, trailing white space waits for the next word, so that a line break before a
+        # call is not the whole text.
+        self._blank = ""
 
     def read(self, token: int, speaking: bool) -> list[ReplyEvent]:
-        """Take in one patch: its text token and whether it holds speech. Returns what became known."""
+        """Read one patch and return what it completes.
+
+        Args:
+            token: The patch's text token.
+            speaking: Whether the patch holds speech.
+        """
         if token == self.prompt.special_ids.eos:
             self.ended = True
             return self.finish()
         if token == self.prompt.special_ids.transcript_end and self.transcribing:
-            return self._heard(self._rest())
-        words_are_known = speaking and self.prompt.template.chain_of_modality  # the draft held them
+            return self._end_transcript(self._take_held())
+        words_are_known = speaking and self.prompt.template.chain_of_modality
         if token in self.silent or words_are_known:
             return []
         self._tokens.append(token)
-        return self._show(self._characters())
+        return self._show(self._take_characters())
 
     def finish(self) -> list[ReplyEvent]:
-        """The reply is over: what was held back, without the words that end a turn; a transcript that did not end."""
-        rest = self._rest().removesuffix(self.prompt.template.turn_end)
-        return self._heard(rest) if self.transcribing else self._tell(rest)
+        """End the reply and return what was held back, without the words that end a turn."""
+        rest = self._take_held().removesuffix(self.prompt.template.turn_end)
+        return self._end_transcript(rest) if self.transcribing else self._events(rest)
 
     def speech_continuation_prompt(self) -> Patches | None:
-        """For a reply that would end without the speech that it is to have, as a small model's now and then does: what
-        it has written, `[1, P]`, up to where its speech begins, so that it goes on from there, and the words that were
-        to end it are forgotten. None if that is nothing.
+        """Return the prompt that adds speech to a reply which would end without the speech that was requested.
+
+        Small models sometimes do that. The prompt is the text so far, `[1, P]`, up to where its speech begins. The
+        text that was to end the reply is dropped.
+
+        Returns:
+            The prompt, or None if there is no text to speak.
         """
         if not self.prompt.template.chain_of_modality or self.tools or self.transcribing or not self.text.strip():
             return None
         self._held, self._tokens = "", []
         return self.prompt.tts_prefix(self.text.strip(), self.transcript)
 
-    def _rest(self) -> str:
+    def _take_held(self) -> str:
         rest = self._held + self.prompt.tokenizer.decode(self._tokens)
         self._held, self._tokens = "", []
         return rest
 
-    def _heard(self, text: str) -> list[ReplyEvent]:
+    def _end_transcript(self, text: str) -> list[ReplyEvent]:
         self.transcript, self.transcribing = text.strip(), False
         return [Transcript(self.transcript)]
 
-    def _characters(self) -> str:
+    def _take_characters(self) -> str:
         text = self.prompt.tokenizer.decode(self._tokens)
-        if text.endswith("\ufffd") and len(self._tokens) < UNDECODED:  # the rest of a character is to come
+        if text.endswith("\ufffd") and len(self._tokens) < UNDECODED:  # the rest of a character follows
             return ""
         self._tokens = []
         return text
@@ -97,26 +115,26 @@ class ReplyParser:
         end = self.prompt.template.turn_end
         keep = max(n for n in range(min(len(end), len(self._held)) + 1) if self._held.endswith(end[:n]))
         if self.tools:
-            keep = max(keep, calling.partial_call_length(self._held))
+            keep = max(keep, partial_call_length(self._held))
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return self._tell(shown)
+        return self._events(shown)
 
-    def _tell(self, text: str) -> list[ReplyEvent]:
-        """What is known: text, and whole calls in it."""
+    def _events(self, text: str) -> list[ReplyEvent]:
+        """Return the text and the whole tool calls in it."""
         if not self.tools:
-            return self._emit(text)
-        known: list[ReplyEvent] = []
-        for part in calling.parse_tool_calls(text):
-            known += [part] if isinstance(part, ToolCall) else self._emit(self._without_blanks(part))
-        return known
+            return self._delta(text)
+        events: list[ReplyEvent] = []
+        for part in parse_tool_calls(text):
+            events += [part] if isinstance(part, ToolCall) else self._delta(self._hold_blanks(part))
+        return events
 
-    def _without_blanks(self, text: str) -> str:
+    def _hold_blanks(self, text: str) -> str:
         text = self._blank + text
         shown = text.rstrip()
         self._blank = text[len(shown) :]
         return shown if self.text else shown.lstrip()
 
-    def _emit(self, text: str) -> list[ReplyEvent]:
+    def _delta(self, text: str) -> list[ReplyEvent]:
         if not text:
             return []
         self.text += text
@@ -124,11 +142,11 @@ class ReplyParser:
 
 
 def parse_reply(prompt: Prompt, patches: Patches, user_spoke: bool) -> ParsedReply:
-    """A whole reply `[1, P]` at once. `user_spoke`: the user spoke."""
-    reader, no_speech = ReplyParser(prompt, user_spoke), prompt.config.no_speech
+    """Parse a whole reply `[1, P]`."""
+    parser, no_speech = ReplyParser(prompt, user_spoke), prompt.config.no_speech
     speaking = patches.codes[0, :, 0, 0] != no_speech
     for token, speaks in zip(patches.text[0].tolist(), speaking.tolist(), strict=True):
-        reader.read(token, speaks)
-    reader.finish()
+        parser.read(token, speaks)
+    parser.finish()
     codes = patches.codes[0][speaking].flatten(0, 1)
-    return ParsedReply(reader.text, reader.transcript, codes.to(torch.int64), reader.ended)
+    return ParsedReply(parser.text, parser.transcript, codes.to(torch.int64), parser.ended)

@@ -1,4 +1,4 @@
-"""A small tokenizer for a small model."""
+"""A small tokenizer for a small model, and the special tokens that any tokenizer needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from speechgpt2.lm.alignment import IDEOGRAPH
 from speechgpt2.lm.config import PromptConfig
 
-# An apostrophe's tail, a word with its leading blank, single digits likewise, punctuation with its newlines, blanks.
+# The tail after an apostrophe; a word, or a single digit, with its leading blank; punctuation with its line breaks;
+# white space.
 WORDS = (
     r"'(?:s|t|re|ve|m|ll|d)\b| ?[a-zA-Z\u00c0-\u024f]+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+|\p{L}"
 )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE: any text can be written; Chinese is one character at a time, English words keep their leading
-    blank.
+    """Train byte-level BPE on `texts`, so that any text can be encoded.
 
-    `vocab_size` counts the 256 bytes and the special tokens of `PromptConfig`.
+    Chinese is split into characters. English words keep their leading blank.
+
+    Args:
+        texts: The corpus.
+        vocab_size: Tokens in all, with the 256 bytes and the special tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -33,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special_tokens(),
+        special_tokens=["<|endoftext|>", *special_tokens(PromptConfig(chain_of_modality=True))],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -41,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def special_tokens() -> list[str]:
-    """What a tokenizer of ours must know besides words."""
-    p = PromptConfig()
-    return ["<|endoftext|>", p.eos, p.speech_start, p.speech_end, p.filler, p.last_filler, p.transcript_end]
+def special_tokens(prompt: PromptConfig) -> list[str]:
+    """Return the special tokens that a tokenizer needs for `prompt`, in the order of `prompt.SpecialTokenIds`."""
+    tokens = [prompt.eos, prompt.speech_start, prompt.speech_end, prompt.filler, prompt.last_filler]
+    return [*tokens, prompt.transcript_end] if prompt.chain_of_modality else tokens

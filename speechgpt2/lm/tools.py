@@ -1,10 +1,8 @@
-"""Tools in the form that Qwen2.5's chat models speak, known as hermes; nothing else knows it.
+"""Tool calls in the "hermes" format of Qwen2.5's chat template. Only this module knows the format.
 
-tools_system_prompt(tools)      what the system line says of them, a JSON schema each, between <tools> and </tools>
-tool_call_prefix(name)      how a call begins, of the tool of this name or of any
-parse_tool_calls(text)      a reply's text and the calls in it: <tool_call>{"name": …, "arguments": {…}}</tool_call>
-render_tool_turn(turn)    the other way round, for a turn of before; or what tools gave, to stand in a user's turn:
-                 <tool_response>…</tool_response> each
+The system prompt lists tools as JSON schemas between <tools> and </tools>. A reply calls one with
+<tool_call>{"name": …, "arguments": {…}}</tool_call>, and a result is a user's turn of <tool_response>…</tool_response>.
+Source: https://huggingface.co/Qwen/Qwen2.5-7B-Instruct (tokenizer_config.json).
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from speechgpt2.types import Text, Tool, ToolCall, Turn
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 # The words that Qwen2.5 was trained with.
-TOLD = """# Tools
+TOOLS_SYSTEM_PROMPT = """# Tools
 
 You may call one or more functions to assist with the user query.
 
@@ -32,27 +30,29 @@ For each function call, return a json object with function name and arguments wi
 
 
 def tools_system_prompt(tools: Sequence[Tool]) -> str:
-    """What a system line says of `tools`."""
+    """Return the part of a system prompt that lists `tools`."""
     functions = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
-    return TOLD.format(tools="\n".join(_json({"type": "function", "function": function}) for function in functions))
+    lines = [_json({"type": "function", "function": function}) for function in functions]
+    return TOOLS_SYSTEM_PROMPT.format(tools="\n".join(lines))
 
 
 def tool_call_prefix(name: str | None = None) -> str:
-    """The beginning of a call, up to where its tool's name, or its arguments, are to be written."""
+    """Return the beginning of a call, up to the tool's name, or with `name` up to its arguments."""
     call = '{"name": "' if name is None else f'{{"name": {_json(name)}, "arguments":'
     return f"{BEGIN}\n{call}"
 
 
 def parse_tool_calls(text: str) -> list[str | ToolCall]:
-    """The text before, between and after the calls in `text`, and the calls: text comes first and last, even if empty.
+    """Split `text` into the calls and the text before, between and after them.
 
-    What stands between the tags and is no call (broken JSON, no name) stays text.
+    Text comes first and last, even if it is empty. What stands between the tags but is no call (broken JSON, no name)
+    stays text.
     """
     parts: list[str | ToolCall] = []
     shown = ""
     while (end := text.find(END)) >= 0:
         start, after = text.rfind(BEGIN, 0, end), end + len(END)
-        call = None if start < 0 else _call(text[start + len(BEGIN) : end])
+        call = None if start < 0 else _parse_call(text[start + len(BEGIN) : end])
         if call is None:
             shown += text[:after]
         else:
@@ -63,7 +63,7 @@ def parse_tool_calls(text: str) -> list[str | ToolCall]:
 
 
 def partial_call_length(text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of a call."""
+    """Return how many characters at the end of `text` may begin a call."""
     start = text.rfind(BEGIN)
     if start >= 0 and END not in text[start:]:
         return len(text) - start
@@ -71,31 +71,31 @@ def partial_call_length(text: str) -> int:
 
 
 def render_tool_turn(turn: Turn) -> str | None:
-    """The text of a turn that calls tools, or of what they gave; None for any other turn."""
+    """Return the text of a turn that calls tools or holds their results; None for any other turn."""
     if turn.role == "tool":
-        given = [segment.text for segment in turn.segments if isinstance(segment, Text)]
-        return "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in given)
+        results = [segment.text for segment in turn.segments if isinstance(segment, Text)]
+        return "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in results)
     if turn.role != "assistant" or not any(isinstance(segment, ToolCall) for segment in turn.segments):
         return None
-    parts = [_written(segment) if isinstance(segment, ToolCall) else segment.text for segment in turn.segments]
+    parts = [_render_call(segment) if isinstance(segment, ToolCall) else segment.text for segment in turn.segments]
     return "\n".join(part for part in parts if part)
 
 
-def _call(text: str) -> ToolCall | None:
+def _parse_call(text: str) -> ToolCall | None:
     try:
         value = json.loads(text)
         name, arguments = value["name"], value.get("arguments", {})
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return None
-        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        (name + written).encode()  # half a surrogate pair is no text that could be sent
+        encoded = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + encoded).encode()  # half a surrogate pair cannot be sent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return ToolCall(name, written)
+    return ToolCall(name, encoded)
 
 
-def _written(call: ToolCall) -> str:
-    """Arguments that are no JSON are told as they are."""
+def _render_call(call: ToolCall) -> str:
+    """Return the text of a call. Arguments that are not JSON are passed as a string."""
     try:
         arguments = json.loads(call.arguments)
     except (ValueError, RecursionError):

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.example import TrainingExample
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import TrainingExample
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import UNKNOWN, cross_entropy
 from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate

@@ -53,9 +53,9 @@ class ScriptedLM(SpeechLM):
 
     script: list
 
-    def sample(self, hidden, state, sampling, force=None):
-        written = super().sample(hidden, state, sampling, force)
-        for row in torch.nonzero(force == UNFORCED).flatten().tolist():
+    def sample(self, hidden, state, sampling, forced_text=None):
+        written = super().sample(hidden, state, sampling, forced_text)
+        for row in torch.nonzero(forced_text == UNFORCED).flatten().tolist():
             token, codes = self.script.pop(0)
             written.text[row] = token
             written.codes[row] = self.config.no_speech if codes is None else codes

@@ -60,7 +60,7 @@ def test_codec(measured):
 
 def test_lm(monkeypatch):
     monkeypatch.setattr(lm_bench.Memory, "bandwidth", lambda memory: 5e9)
-    backbone = BackboneConfig(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, tied_head=True)
+    backbone = BackboneConfig(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, tied_embeddings=True)
     config = LMConfig(backbone, PatchDecoderConfig(width=16, layers=1, heads=2, ffn=32))
     written, spoken = lm_bench.bench_steps(lm_bench.with_random_weights(config), "tiny", steps=3, history=5)
     assert (written.step, spoken.step) == ("written", "spoken")

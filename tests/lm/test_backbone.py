@@ -7,8 +7,10 @@ import torch
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm import backbone
-from speechgpt2.lm.backbone import CausalStack, StackState, rotary
+from speechgpt2.lm.backbone import DecoderStack, StackState
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.huggingface import stack_places
+from speechgpt2.lm.rotary import rotary
 from speechgpt2.streaming import select_rows
 from tests import needs
 from tests.contract import verify_contract
@@ -17,14 +19,14 @@ CONFIG = BackboneConfig(vocab=50, width=32, layers=2, heads=4, kv_heads=2, ffn=4
 
 
 @pytest.fixture
-def stack(monkeypatch) -> CausalStack:
+def stack(monkeypatch) -> DecoderStack:
     monkeypatch.setattr(backbone, "QUERY_BLOCK", 7)  # so that chunks are cut into blocks
     return random_stack(CONFIG)
 
 
-def random_stack(config) -> CausalStack:
+def random_stack(config) -> DecoderStack:
     torch.manual_seed(0)
-    stack = CausalStack(config).eval()
+    stack = DecoderStack(config).eval()
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -141,7 +143,7 @@ def test_rotation_is_exact_far_out():
     """Float32 angles would be off by some 1e-2 after a day."""
     far = torch.tensor([[720_001]])
     cos, _ = rotary(far, CONFIG)
-    frequency = CONFIG.rope_base ** (-torch.arange(0, CONFIG.head_dim, 2).double() / CONFIG.head_dim)
+    frequency = CONFIG.rope_theta ** (-torch.arange(0, CONFIG.head_dim, 2).double() / CONFIG.head_dim)
     torch.testing.assert_close(cos[0, 0, 0, : len(frequency)].double(), (720_001 * frequency).cos(), atol=1e-6, rtol=0)
 
 
@@ -164,7 +166,7 @@ def test_it_is_qwen2():
             num_attention_heads=4,
             num_key_value_heads=ours.kv_heads,
             rms_norm_eps=ours.norm_eps,
-            rope_theta=ours.rope_base,
+            rope_theta=ours.rope_theta,
         )
         reference = transformers.Qwen2Model(theirs).eval()
         state = reference.state_dict()
@@ -177,7 +179,5 @@ def test_it_is_qwen2():
             torch.testing.assert_close(stack(x)[0], wanted, atol=1e-4, rtol=0)
 
 
-def qwen2_places(stack: CausalStack) -> dict[str, torch.Tensor]:
-    from speechgpt2.compat.released_lm import _stack_places
-
-    return {name.removeprefix("model."): place for name, place in _stack_places("model", stack).items()}
+def qwen2_places(stack: DecoderStack) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): place for name, place in stack_places("model", stack).items()}

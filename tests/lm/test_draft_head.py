@@ -73,7 +73,7 @@ def test_right_guesses_save_steps(lm):
     counts = []
     for _ in range(6):
         written = lm.draft_and_verify(hidden, state, everyone)
-        kept, hidden, state = written.counts, written.last(hidden), written.state
+        kept, hidden, state = written.counts, written.last_hidden(hidden), written.state
         assert (kept >= 1).all() and (kept <= 1 + LOOKAHEAD).all()
         counts += kept.tolist()
     assert max(counts) > 1
@@ -82,7 +82,7 @@ def test_right_guesses_save_steps(lm):
 def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
     hidden, state = begun(lm)
     written = lm.draft_and_verify(hidden, state, torch.ones(3, dtype=torch.bool))
-    after = written.last(hidden)
+    after = written.last_hidden(hidden)
     again_hidden, again = begun(lm)
     patches = lm.prompt.text_patches([0])
     for row, count in enumerate(written.counts.tolist()):
@@ -116,7 +116,7 @@ def test_idle_rows_stay_as_they_were(lm):
     hidden, state = begun(lm)
     written = lm.draft_and_verify(hidden, state, torch.tensor([True, False, True]))
     assert written.counts[1] == 0 and written.state.position[1] == state.position[1]
-    assert torch.equal(written.last(hidden)[1], hidden[1])
+    assert torch.equal(written.last_hidden(hidden)[1], hidden[1])
     alone = lm.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool))
     assert written.patches.text[0].tolist() == alone.patches.text[0].tolist() and written.counts[0] == alone.counts[0]
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from speechgpt2.errors import UserError
-from speechgpt2.lm.model import UNFORCED, LMState, SpeechLM, extend_capacity, rewind
+from speechgpt2.lm.model import UNFORCED, SpeechLM
 from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.state import LMState, extend_capacity, rewind
 from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.streaming import overwrite_rows, select_rows
 from speechgpt2.types import Patches
@@ -56,7 +57,7 @@ def test_prefill_in_any_chunks_is_the_whole(lm):
 
 
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
-@pytest.mark.parametrize("options", [{"chained": True, "tied_head": True}, {}], ids=str)
+@pytest.mark.parametrize("options", [{"chained": True, "tied_embeddings": True}, {}], ids=str)
 def test_packed_it_says_the_same(options):
     lm = tiny_lm(**options).half().float()
     patches, sampling = random_patches(lm, 2, 20), SamplingParams.of(2)
@@ -65,7 +66,7 @@ def test_packed_it_says_the_same(options):
     pack(lm)
     products = [module.packed for module in lm.modules() if isinstance(module, Linear)]
     assert not any(product is None for product in [*products, *lm.patch_decoder.codes.packed])
-    assert (lm.packed is not None) == lm.config.backbone.tied_head
+    assert (lm.packed is not None) == lm.config.backbone.tied_embeddings
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
     assert_equal(continuation(lm, hidden, state, sampling), wanted)
     with torch.no_grad():
@@ -74,11 +75,11 @@ def test_packed_it_says_the_same(options):
 
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
-    exact = tiny_lm(chained=True, tied_head=True).bfloat16().float()
+    exact = tiny_lm(chained=True, tied_embeddings=True).bfloat16().float()
     patches, sampling = random_patches(exact, 1, 20), SamplingParams.of(1)
     hidden, state = exact.prefill(patches, exact.init_state(1, 40))
     wanted = continuation(exact, hidden, state, sampling)
-    lm = tiny_lm(chained=True, tied_head=True).bfloat16()
+    lm = tiny_lm(chained=True, tied_embeddings=True).bfloat16()
     assert lm.dtype == torch.bfloat16
     pack(lm)
     assert lm.dtype == torch.float32
@@ -163,7 +164,7 @@ def test_speech_is_written_between_start_and_end_only(lm):
     hidden, state = lm.prefill(lm.prompt.text_patches([60]), lm.init_state(1, 40))
     speaking = []
     for token in tokens:
-        patch = lm.sample(hidden, state, SamplingParams.greedy(), force=torch.tensor([token]))
+        patch = lm.sample(hidden, state, SamplingParams.greedy(), forced_text=torch.tensor([token]))
         assert patch.text.item() == token
         spoken = patch.codes != lm.config.no_speech
         assert spoken.all() or not spoken.any()
@@ -176,7 +177,7 @@ def test_speech_is_written_between_start_and_end_only(lm):
 def test_force_leaves_free_rows_alone(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     drawn = lm.sample(hidden, state, SamplingParams.greedy(2))
-    forced = lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor([UNFORCED, 77]))
+    forced = lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([UNFORCED, 77]))
     assert forced.text.tolist() == [[drawn.text[0, 0].item()], [77]]
 
 
@@ -185,12 +186,14 @@ def test_generate_stops_at_eos_row_by_row(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     script = iter([[50, eos], [51, 99], [eos, 99]])
     stubborn = copy.copy(lm)
-    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor(next(script)))
+    stubborn.sample = lambda *_: lm.sample(
+        hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor(next(script))
+    )
     steps = list(stubborn.generate(hidden, state, SamplingParams.greedy(2)))
     assert [step.active.tolist() for step in steps] == [[True, True], [True, False], [True, False]]
     assert steps[-1].state.position.tolist() == [12, 10], "eos stays in history"
     assert torch.equal(steps[-1].hidden[1], steps[0].hidden[1])
-    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), force=torch.tensor([50, 50]))
+    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([50, 50]))
     assert len(list(stubborn.generate(hidden, state, SamplingParams.greedy(2), max_patches=4))) == 4
 
 
@@ -230,7 +233,7 @@ def test_everything_is_learnt():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_saved_and_loaded(tmp_path, tied):
-    lm = tiny_lm(chain_of_modality=True, chained=True, tied_head=tied)
+    lm = tiny_lm(chain_of_modality=True, chained=True, tied_embeddings=tied)
     lm.save_pretrained(tmp_path / "model")
     loaded = SpeechLM.from_pretrained(tmp_path / "model")
     assert loaded.config == lm.config and not loaded.training

@@ -1,4 +1,4 @@
-"""Turns as patches. (That the released prompts come out is tested in tests/compat.)"""
+"""Turns as patches. (That the released prompts come out is tested in test_released.py.)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
-from speechgpt2.lm.prompt import Prompt, TurnPair, concat
+from speechgpt2.lm.example import TurnPair, training_example
+from speechgpt2.lm.prompt import Prompt, concat
 from speechgpt2.types import MODES, Patches
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
@@ -26,7 +27,7 @@ def codes(frames: int) -> torch.Tensor:
 def written(prompt: Prompt, patches: Patches) -> str:
     """The text row as text: filler `_` and `|`, speech in angle brackets, eos `$`, heard `?`."""
     ids = prompt.special_ids
-    marks = dict(zip(ids, "<>_|$?", strict=True))
+    marks = dict(zip(ids, "$<>_|?", strict=True))
     out, words = "", []
     for token in [*patches.text[0].tolist(), None]:
         if token is not None and token not in marks:
@@ -142,7 +143,7 @@ def test_an_example_is_the_dialogue_with_the_replies_marked(mode, chain_of_modal
     spoken = prompt.align_speech(codes(5), text="你好")
     user = [codes(10), codes(4)] if mode[0] == "s" else ["Hello", "what"]
     exchanges = [TurnPair(u, "你好", spoken, transcript="Hello there") for u in user]
-    example = prompt.example(mode, exchanges)
+    example = training_example(prompt, mode, exchanges)
     reply = prompt.reply("你好", spoken if mode[2] == "s" else None, "Hello there" if mode[0] == "s" else None)
     turns = [prompt.user_speech(u) if mode[0] == "s" else prompt.user_text(u) for u in user]
     whole = concat(prompt.system_prompt(mode), turns[0], reply, turns[1], reply)
@@ -158,7 +159,7 @@ def test_an_example_is_the_dialogue_with_the_replies_marked(mode, chain_of_modal
 def test_phones_stand_at_the_frames_that_they_label():
     prompt = make()
     labels = torch.arange(10)
-    example = prompt.example("s2t", [TurnPair(codes(10), "你好", phones=labels)])
+    example = training_example(prompt, "s2t", [TurnPair(codes(10), "你好", user_phones=labels)])
     turn = example.patches.codes[0, :, 0, 0] != 1024
     heard = example.phones[0, turn].flatten()
     assert heard[:10].tolist() == labels.tolist() and (heard[10:] == -1).all()
@@ -167,14 +168,14 @@ def test_phones_stand_at_the_frames_that_they_label():
 
 def test_an_example_without_a_user_is_a_recital():
     prompt = make(chain_of_modality=True)
-    example = prompt.example("t2s", [TurnPair(None, "Hello", prompt.align_speech(codes(3), text="Hello"))])
+    example = training_example(prompt, "t2s", [TurnPair(None, "Hello", prompt.align_speech(codes(3), text="Hello"))])
     recital = prompt.tts_prompt("Hello")
     assert torch.equal(example.patches.text[:, : recital.text.shape[1]], recital.text)
 
 
 def test_a_tokenizer_without_the_special_tokens():
     config = LMConfig(BackboneConfig(10, 8, 1, 1, 1, 8), PatchDecoderConfig(8, 1, 1, 8))
-    with pytest.raises(UserError, match=r"does not know the special token <\|sosp\|>"):
+    with pytest.raises(UserError, match=r"does not know the special token <\|im_end\|>"):
         Prompt(config, Tokenizer(models.BPE()))
 
 

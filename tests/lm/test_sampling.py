@@ -90,15 +90,15 @@ def test_seed_position_and_number_all_count():
 
 def test_no_more_candidates_than_needed_are_looked_at():
     position = torch.zeros(2, dtype=torch.int64)
-    assert Sampler(SamplingParams.of(2, top_k=50), position).widest == 50
-    assert Sampler(SamplingParams.greedy(2), position).widest == 1
-    assert Sampler(SamplingParams.of(2, top_k=0), position).widest == 1024
+    assert Sampler(SamplingParams.of(2, top_k=50), position).candidates == 50
+    assert Sampler(SamplingParams.greedy(2), position).candidates == 1
+    assert Sampler(SamplingParams.of(2, top_k=0), position).candidates == 1024
     assert Sampler(SamplingParams.of(2, top_k=50), position).sample(torch.zeros(2, 1, 20), 0).max() < 20
 
 
 def test_noise_that_was_made_ahead_is_the_same():
     logits, position, sampling = torch.randn(3, 4, 70), torch.tensor([5, 0, 31]), SamplingParams.of(3, temperature=1.5)
-    ahead = Sampler(sampling, position, ahead=range(1, 5), tokens=70)
+    ahead = Sampler(sampling, position, planned=range(1, 5), tokens=70)
     assert ahead.noise is not None and ahead.noise.shape == (3, 4, 70)
     assert torch.equal(ahead.sample(logits, 1), Sampler(sampling, position).sample(logits, 1))
     assert torch.equal(ahead.sample(logits[:, 2:], 3), ahead.sample(logits, 1)[:, 2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from speechgpt2.lm.config import PromptConfig
 from speechgpt2.lm.tokenizer import special_tokens, train_tokenizer
 from tests.lm.tiny import TEXTS, tiny_tokenizer
 
@@ -17,7 +18,8 @@ def test_any_text_comes_back(text):
 
 def test_special_tokens_come_first_and_are_whole():
     tokenizer = tiny_tokenizer()
-    assert [tokenizer.id_to_token(i) for i in range(7)] == special_tokens()
+    wanted = ["<|endoftext|>", *special_tokens(PromptConfig(chain_of_modality=True))]
+    assert [tokenizer.id_to_token(i) for i in range(7)] == wanted
     assert tokenizer.encode("<|sosp|>").ids == [tokenizer.token_to_id("<|sosp|>")]
 
 

@@ -14,8 +14,8 @@ import torch
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.example import TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import TurnPair
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, train
 from speechgpt2.training import distributed
@@ -37,7 +37,8 @@ class Counting:
         self.drawn.append(i)
         codes = torch.full((6, 3), i)
         spoken = self.prompt.align_speech(codes + 1, [(WORDS[i + 1], 0.0, 0.2)])
-        return self.prompt.example("s2s", [TurnPair(codes, WORDS[i + 1], spoken, WORDS[i], phones=codes[:, 0] % 3)])
+        pair = TurnPair(codes, WORDS[i + 1], spoken, WORDS[i], user_phones=codes[:, 0] % 3)
+        return training_example(self.prompt, "s2s", [pair])
 
 
 def exchange_messages(folder: Path) -> None:

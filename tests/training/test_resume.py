@@ -15,8 +15,8 @@ from speechgpt2.codec.train import CodecTrainConfig, CodecTrainer, Crops
 from speechgpt2.codec.train import train as train_codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.example import TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import TurnPair
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, LMTrainer, corrupt, pack
 from speechgpt2.lm.train import train as train_lm
@@ -86,9 +86,8 @@ class Counting:
         i = int(random.integers(4))
         codes = torch.full((6, 3), i)
         spoken = self.prompt.align_speech(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
-        return self.prompt.example(
-            self.mode, [TurnPair(codes, self.words[i + 1], spoken, self.words[i], phones=codes[:, 0] % 3)]
-        )
+        pair = TurnPair(codes, self.words[i + 1], spoken, self.words[i], user_phones=codes[:, 0] % 3)
+        return training_example(self.prompt, self.mode, [pair])
 
 
 def same(a, b):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechgpt2.compat.released_lm import load_released_lm
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
@@ -28,7 +27,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def lm() -> SpeechLM:
-    return load_released_lm(GOLDEN, patch_heads=4)
+    return SpeechLM.from_pretrained(GOLDEN, patch_heads=4)
 
 
 def flat(patches: Patches) -> np.ndarray:
@@ -130,12 +129,12 @@ def test_from_pretrained_recognises_the_released_layout(lm, folder):
 def test_heads_and_config_keys_may_be_absent(lm, folder):
     rewrite(folder, lambda t: [t.pop(f"local_transformer_lm_heads.{k}.weight") for k in range(3)])
     edit_config(folder, lambda c: [c.pop(key) for key in ("group_size", "n_vq", "speech_vocab_size")])
-    assert_same(load_released_lm(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
 def test_embeddings_may_be_stored_under_their_heads_name_only(lm, folder):
     rewrite(folder, lambda t: [t.pop(f"speech_embedddings.{k}.weight") for k in range(3)])
-    assert_same(load_released_lm(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -149,21 +148,21 @@ def test_shards(lm, folder, kind):
         part = {name: tensors[name] for name in tensors if where[name] == file}
         save_file(part, folder / file) if kind == "safetensors" else torch.save(part, folder / file)
     (folder / f"{base}.{kind}.index.json").write_text(json.dumps({"weight_map": where}))
-    assert_same(load_released_lm(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
     (folder / files[1]).unlink()
     with pytest.raises(UserError, match=r"00002-of-00002.* no such file"):
-        load_released_lm(folder, patch_heads=4)
+        SpeechLM.from_pretrained(folder, patch_heads=4)
 
 
 def test_a_single_old_pickle(lm, folder):
     (folder / "model.safetensors").unlink()
     tensors = load_file(GOLDEN / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert_same(load_released_lm(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
 def test_cast_on_the_way(folder):
-    lm = load_released_lm(folder, dtype=torch.bfloat16, patch_heads=4)
+    lm = SpeechLM.from_pretrained(folder, dtype=torch.bfloat16, patch_heads=4)
     assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
     hidden, state = lm.prefill(lm.prompt.user_text("hello"), lm.init_state(1, 64))
     assert hidden.isfinite().all() and state.stack.layers[0].keys.dtype == torch.bfloat16
@@ -173,7 +172,7 @@ def test_cast_on_the_way(folder):
 
 
 def test_sixteen_patch_heads_unless_told(folder):
-    assert load_released_lm(folder).config.patch_decoder.heads == 16
+    assert SpeechLM.from_pretrained(folder).config.patch_decoder.heads == 16
 
 
 @pytest.mark.parametrize(
@@ -192,13 +191,13 @@ def test_sixteen_patch_heads_unless_told(folder):
 def test_wrong_tensors_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
-        load_released_lm(folder, patch_heads=4)
+        SpeechLM.from_pretrained(folder, patch_heads=4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="llama"), "not the configuration of a Qwen2 model"),
+        (lambda c: c.update(model_type="gpt2"), "model_type 'gpt2' is not supported"),
         (lambda c: c.update(rope_scaling={"type": "yarn"}), "not supported"),
         (lambda c: c.pop("hidden_size"), "missing key 'hidden_size'"),
         (lambda c: c.update(hidden_size=66), "must divide into 4 heads"),
@@ -207,13 +206,13 @@ def test_wrong_tensors_are_named(folder, change, message):
 def test_wrong_configs_are_named(folder, change, message):
     edit_config(folder, change)
     with pytest.raises(UserError, match=message):
-        load_released_lm(folder, patch_heads=4)
+        SpeechLM.from_pretrained(folder, patch_heads=4)
 
 
 def test_damaged_and_empty_folders(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="damaged"):
-        load_released_lm(folder)
+        SpeechLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds neither"):
-        load_released_lm(folder)
+        SpeechLM.from_pretrained(folder)

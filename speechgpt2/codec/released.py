@@ -1,14 +1,14 @@
-"""The released codec checkpoint, `sg2_codec_ckpt.pkl` with its YAML, into ours.
+"""The released codec checkpoint: `sg2_codec_ckpt.pkl` with its YAML file. This module alone knows its names.
 
-The file is a bare state dict, read with `weights_only=True`, so nothing in it is ever executed. Weight norm is folded,
-streaming scratch and training statistics are dropped, everything else must find its place.
+The checkpoint is a bare state dict. It is read with `weights_only=True`, so no code in it is executed. Weight norm is
+folded into plain weights; streaming buffers and training statistics are dropped.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import config as configs
-from speechgpt2 import hub
 from speechgpt2.codec.config import CodecConfig, HiFiGANConfig, MelConfig, QuantizerConfig, released
 from speechgpt2.codec.hifigan import fold_weight_norm
-from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 
+SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt")  # of a checkpoint file
 IGNORED = re.compile(r"\.pad_buffer$|\.codebook\.layers\.\d+\.(inited|cluster_size|embed_avg)$")
 
-RENAMES: list[
-    tuple[str, str | Callable[[re.Match[str]], str]]
-] = [  # applied in order to a released name, from the front to the back
+# Applied in order to each released name.
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^mel_transform\.window$", "encoder.mel.window"),
     (r"^mel_transform\.melmat$", "encoder.mel.filters"),
     (r"^encoder_(convnext|transformer)\.", r"encoder.\1."),
@@ -71,17 +69,12 @@ RENAMES: list[
 ]
 
 
-def load_released_codec(path: Path, config: str | Path | None) -> Codec:
-    """Read the checkpoint; without `config`, a `.yaml` beside it is used, else the released sizes. Errors:
-    `UserError`.
-    """
-    codec = Codec(read_config(config or _yaml_beside(path)))
-    hub.load_into(codec, rename(read_state_dict(path), codec), str(path))
-    return codec
-
-
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The bare state dict in `path`. Errors: `UserError` if it is absent, damaged, or holds anything but tensors."""
+    """Read the bare state dict in `path`.
+
+    Raises:
+        UserError: If it is absent, damaged or holds anything but tensors.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -93,10 +86,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def rename(state: dict[str, Tensor], codec: Codec) -> dict[str, Tensor]:
-    """Released names and weight norm to the names and plain weights of `codec`."""
-    shapes = {name: tensor.shape for name, tensor in codec.state_dict().items()}
-    ours = {}
+def rename(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn released names and weight norm into our names and plain weights.
+
+    Args:
+        state: The released state dict.
+        ours: The state dict of a codec of the same configuration, for its shapes.
+
+    Returns:
+        Tensors under our names. Whether they fit is for the caller to check.
+
+    Raises:
+        UserError: If one half of a weight-norm pair is missing.
+    """
+    renamed = {}
     for name, tensor in state.items():
         if IGNORED.search(name) or name.endswith(".original1"):
             continue
@@ -107,19 +110,27 @@ def rename(state: dict[str, Tensor], codec: Codec) -> dict[str, Tensor]:
             tensor, name = fold_weight_norm(tensor, v), name.replace(".parametrizations.weight.original0", ".weight")
         for pattern, new in RENAMES:
             name = re.sub(pattern, new, name)
-        wanted = shapes.get(name)
-        if wanted is not None and tensor.dim() == 3 and len(wanted) == 2 and tensor.shape[2] == 1:
+        wanted = ours.get(name)
+        if wanted is not None and tensor.dim() == 3 and wanted.dim() == 2 and tensor.shape[2] == 1:
             tensor = tensor[..., 0]  # a 1×1 convolution is a matrix
-        ours[name] = tensor
-    return ours
+        renamed[name] = tensor
+    return renamed
 
 
-def read_config(path: Path | str | None) -> CodecConfig:
-    """The codec's sizes from the released YAML (`generator_params: …`); None gives the released ones. Errors:
-    `UserError`.
-    """
-    if path is None:
+def read_config(checkpoint: Path, path: str | Path | None) -> CodecConfig:
+    """Read the configuration at `path`, or in the only `.yaml` file beside the checkpoint; else the released sizes."""
+    beside = sorted(checkpoint.parent.glob("*.yaml")) if checkpoint.parent.is_dir() else []
+    if path is None and len(beside) != 1:
         return released()
+    return read_config_file(beside[0] if path is None else path)
+
+
+def read_config_file(path: str | Path) -> CodecConfig:
+    """Read the codec's sizes from the released YAML file (`generator_params: …`).
+
+    Raises:
+        UserError: If the file is not of that kind.
+    """
     content = configs.read(path)
     values = content.get("generator_params", content) if isinstance(content, dict) else None
     if not isinstance(values, dict) or "encoder_convnext_kwargs" not in values:
@@ -161,8 +172,3 @@ def _transformer(p: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         p["d_model"], p["num_heads"], p["num_layers"], p["dim_feedforward"], p["context"], float(p["max_period"])
     )
-
-
-def _yaml_beside(path: Path) -> Path | None:
-    found = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return found[0] if len(found) == 1 else None

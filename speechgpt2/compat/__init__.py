@@ -1,1 +1,0 @@
-"""Import of the released checkpoints: the only place that knows their names."""

@@ -1,0 +1,154 @@
+"""Hugging Face folders of text models: their weight files, the names in them and the tokenizer's end of sequence.
+
+Each stored tensor has a place, which is a view of one of our parameters: q, k and v are parts of one matrix, for
+example. Tensors are copied to their places straight from the mapped files, so the weights are never in memory twice.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechgpt2 import config as configs
+from speechgpt2 import hub
+from speechgpt2.errors import UserError
+from speechgpt2.lm.backbone import DecoderStack
+from speechgpt2.lm.config import PromptConfig
+
+IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # computed here
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Map all tensors of the folder's weight files. Raises `UserError` if a file is absent or damaged."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        tensors |= read_weight_file(path)
+    return {name: tensor for name, tensor in tensors.items() if not IGNORED.search(name)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files: the shards that an index names, or a single file; safetensors go first.
+
+    Raises:
+        UserError: If there are none, or the index is damaged.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{index}: not an index of weight files") from None
+            return [folder / file for file in files]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin, nor an index of shards")
+
+
+def read_weight_file(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of one file. From a pickle only tensors are read, and no code is executed.
+
+    Raises:
+        UserError: If the file is absent or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though the folder's index names it")
+    if path.suffix == ".safetensors":
+        return hub.load_tensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+
+
+def read_eos(folder: Path) -> str:
+    """Return the tokenizer's end-of-sequence token, from the files beside it."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            content: Any = configs.read(folder / name)
+            eos = content.get("eos_token") if isinstance(content, dict) else None
+            if eos:
+                return eos["content"] if isinstance(eos, dict) else eos
+    return PromptConfig().eos
+
+
+def shape_of(tensors: dict[str, Tensor], name: str, folder: Path) -> torch.Size:
+    """Return the shape of a tensor that sizes the model. Raises `UserError` if it is missing."""
+    if name not in tensors:
+        raise UserError(f"{folder}: the checkpoint lacks {name}")
+    return tensors[name].shape
+
+
+def text_places(embedding: nn.Embedding, head: nn.Linear | None, backbone: DecoderStack) -> dict[str, Tensor]:
+    """Return where each tensor of a text model belongs: stored name -> view of a parameter of ours."""
+    places: dict[str, Tensor] = {"model.embed_tokens.weight": embedding.weight}
+    if head is not None:
+        places["lm_head.weight"] = head.weight
+    return places | stack_places("model", backbone)
+
+
+def stack_places(prefix: str, stack: DecoderStack) -> dict[str, Tensor]:
+    """Return the places of a decoder stack whose stored names begin with `prefix`. All families share the names."""
+    c = stack.config
+    parts = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+    places: dict[str, Tensor] = {f"{prefix}.norm.weight": stack.norm.weight}
+    for i, layer in enumerate(stack.layers):
+        at, ours = f"{prefix}.layers.{i}", dict(layer.named_parameters())
+        for kind in ("weight", "bias") if c.attention_bias else ("weight",):
+            for name, part in zip("qkv", ours[f"attention.qkv.{kind}"].split(parts), strict=True):
+                places[f"{at}.self_attn.{name}_proj.{kind}"] = part
+        if c.qk_norm:
+            places[f"{at}.self_attn.q_norm.weight"] = ours["attention.q_norm.weight"]
+            places[f"{at}.self_attn.k_norm.weight"] = ours["attention.k_norm.weight"]
+        gate, up = ours["ffn.gate_up.weight"].chunk(2)
+        places |= {
+            f"{at}.self_attn.o_proj.weight": ours["attention.out.weight"],
+            f"{at}.mlp.gate_proj.weight": gate,
+            f"{at}.mlp.up_proj.weight": up,
+            f"{at}.mlp.down_proj.weight": ours["ffn.down.weight"],
+            f"{at}.input_layernorm.weight": ours["attention_norm.weight"],
+            f"{at}.post_attention_layernorm.weight": ours["ffn_norm.weight"],
+        }
+    return places
+
+
+def tie(tensors: dict[str, Tensor], pairs: list[tuple[str, str]], folder: Path) -> None:
+    """Drop each head that is tied to an embedding; files may store either name or both.
+
+    Args:
+        tensors: Stored tensors, changed in place.
+        pairs: Names of a head and of the embedding that it is tied to.
+        folder: Named in errors.
+
+    Raises:
+        UserError: If the two differ.
+    """
+    for head, embedding in pairs:
+        stored = tensors.pop(head, None)
+        if stored is not None and not torch.equal(stored, tensors.setdefault(embedding, stored)):
+            raise UserError(f"{folder}: {head} differs from {embedding}, to which it should be tied")
+
+
+@torch.no_grad()
+def fill(places: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy every tensor to its place and release it.
+
+    Raises:
+        UserError: If a tensor is missing, left over or of another shape.
+    """
+    for name, place in places.items():
+        if name not in tensors:
+            raise UserError(f"{folder}: the checkpoint lacks {name}")
+        tensor = tensors.pop(name)
+        if tensor.shape != place.shape:
+            raise UserError(f"{folder}: {name} is {list(tensor.shape)}, expected {list(place.shape)}")
+        place.copy_(tensor)
+    if tensors:
+        raise UserError(f"{folder}: the checkpoint holds {min(tensors)}, which has no place in this model")

@@ -1,0 +1,81 @@
+"""The released layout of a language model: a Hugging Face folder of a text model with speech tensors beside it.
+
+The released SpeechGPT-2.0-preview-7B has a Qwen2.5 backbone. Another family of lm/families/ loads the same way. This
+module alone knows the released names of the speech tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from speechgpt2 import config as configs
+from speechgpt2.lm.config import LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.families import read_backbone
+from speechgpt2.lm.huggingface import fill, read_eos, shape_of, stack_places, text_places, tie
+
+if TYPE_CHECKING:
+    from speechgpt2.lm.model import SpeechLM
+
+PATCH_HEADS = 16  # of the released patch decoder; its files do not state it
+
+
+def read_config(folder: Path, tensors: dict[str, Tensor], patch_heads: int | None) -> LMConfig:
+    """Read the sizes from `config.json` and, where it does not state them, from the weights.
+
+    Args:
+        folder: The checkpoint's folder.
+        tensors: Its tensors (`huggingface.read_tensors`).
+        patch_heads: Attention heads of the patch decoder; None means the released 16.
+
+    Raises:
+        UserError: If something is missing or not supported.
+    """
+    path = folder / "config.json"
+    content = configs.read(path)
+    vocab = shape_of(tensors, "model.embed_tokens.weight", folder)[0]
+    ffn, width = shape_of(tensors, "local_transformer.layers.0.mlp.gate_proj.weight", folder)
+    backbone = read_backbone(content, vocab, path)
+    decoder = PatchDecoderConfig(
+        width,
+        len({match[1] for name in tensors if (match := re.match(r"local_transformer\.layers\.(\d+)\.", name))}),
+        patch_heads or PATCH_HEADS,
+        ffn,
+        rope_theta=backbone.rope_theta,
+        norm_eps=backbone.norm_eps,
+        attention_bias=backbone.attention_bias,
+        qk_norm=backbone.qk_norm,
+    )
+    return LMConfig(
+        backbone,
+        decoder,
+        PromptConfig(tools=True, eos=read_eos(folder)),  # the text model was trained to call tools
+        patch_frames=content.get("group_size", 3),
+        codebooks=content.get("n_vq", 3),
+        codebook_size=content.get("speech_vocab_size", 1025) - 1,
+    )
+
+
+def fill_released(model: SpeechLM, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy the released tensors into `model` and release them.
+
+    Raises:
+        UserError: If a tensor is missing, left over, of another shape, or differs from the one that it is tied to.
+    """
+    decoder = model.patch_decoder
+    pairs = [
+        (f"local_transformer_lm_heads.{k}.weight", f"speech_embedddings.{k}.weight")
+        for k in range(model.config.codebooks)
+    ]
+    if model.text_head is None:
+        pairs.append(("lm_head.weight", "model.embed_tokens.weight"))
+    tie(tensors, pairs, folder)
+    places = text_places(model.text_embedding, model.text_head, model.backbone)
+    places |= stack_places("local_transformer", decoder.stack)
+    places |= {f"speech_embedddings.{k}.weight": table for k, table in enumerate(decoder.codes.table)}
+    places["speech_group_downcast.weight"] = model.patch_projector.weight
+    places["hidden_states_downcast.weight"] = decoder.enter.weight
+    fill(places, tensors, folder)
