@@ -1,14 +1,14 @@
-# make chat      ask the built-in model the sample questions: writes answer.wav, prints the text
-# make demo-data see the data system at work: a small web site on this machine -> crawled, cleaned, labelled, reported on
-# make test      run the tests
-# make check     what a change must pass: format, lint, types, tests
-# make format    format the code
-# make clean     remove the virtual environment and what tools left behind
+# make chat       answer the sample questions with the built-in model: prints the text, writes answer.wav
+# make demo-data  run the data pipeline on a small local web site: crawl, clean, label, report
+# make test       run the tests
+# make check      run all checks: format, lint, types, tests
+# make format     format the code
+# make clean      remove the virtual environment and the tools' caches
 #
-# Each works by itself on a fresh checkout: it needs python3 (3.10 or newer) with venv, and make. Variables:
-#   PYTHON     the interpreter to build the environment from
-#   VENV       where the environment goes
-#   PIP_ARGS   for pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu: torch without its gigabytes of CUDA
+# Each target works on a fresh checkout and needs make and python3 (3.10 or newer) with venv. Variables:
+#   PYTHON     the Python interpreter
+#   VENV       folder of the virtual environment
+#   PIP_ARGS   arguments for pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu: PyTorch without CUDA
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +16,8 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-# Some judges and the pitch tracker come as source only; without a C++ compiler and Python's headers their tests are skipped.
+# Some packages of `synthesis` and `eval` come as source only. Without a C++ compiler and Python's headers they are not
+# installed, and their tests are skipped.
 comma := ,
 HEADERS := $(shell $(PYTHON) -c "import os, sysconfig; print(os.path.join(sysconfig.get_path('include'), 'Python.h'))")
 COMPILER := $(if $(wildcard $(HEADERS)),$(shell command -v c++))

@@ -81,3 +81,13 @@ def test_commands_are_found():
     assert [found.strip() for found in COMMAND.findall(text)] == ["eval mini --limit 3", "data clean in -o out"]
     assert find_command("data clean in -o out").name == "clean" and find_command("nonsense") is None
     assert {"-o", "--preset", "--help"} <= options_of(find_command("data clean"))
+
+
+@pytest.mark.slow
+def test_readme_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "What's three plus five? → Three plus five is eight.\n"
+    assert (tmp_path / "answer.wav").stat().st_size > 20_000
