@@ -41,23 +41,34 @@ PERSON = "software is no household: a metaphor has to be translated before it ca
 
 # In code, comments, docstrings, messages and documents.
 WORDS = (
+    Rule("bears", "has, supports", LITERARY, "how it bears load"),
     Rule("lives? here", "belongs to, is in", PERSON, "What lives here is slow."),
-    Rule("misheard", "recognition error", "models do not mishear; ASR makes recognition errors", "a misheard word"),
+    Rule("houses?", "project, server, LoadTest", PERSON, "the house's first plan"),
+    Rule("let in", "accepted, admitted", PERSON, "Who is let in"),
+    Rule("doorkeeper", "Authenticator", PERSON, "the Doorkeeper's list"),
     Rule("who may know", "may import", PERSON, "Who may know whom"),
     Rule("keeps? books", "bookkeeping, cache", PERSON, "A run keeps books."),
+    Rule("callers", "sessions, clients", PERSON, "eight callers at once"),
+    Rule("speaks? up", "interrupts", "barge-in is an interruption in every API", "the user speaks up"),
+    Rule("misheard", "recognition error", "models do not mishear; ASR makes recognition errors", "a misheard word"),
+    Rule("rehearsals?", "synthesis aligner", "it aligns a recording to a synthetic reading", "class Rehearsal"),
+    Rule("take_?back", "roll back", "speculative work is rolled back", "take_back()"),
 )
 
-# In identifiers only, as whole words of a name (`hear_audio`, `HearAudio`): in prose they may be what is meant.
-NAMES: tuple[Rule, ...] = ()
+# In identifiers, as whole words of a name (`hear_audio`, `HearAudio`): in prose they may be what is meant.
+NAMES = (
+    Rule("guests?", "client", PERSON, "Guest"),
+    Rule("callers?", "client, peer", PERSON, "Caller"),
+)
 
 # Class names that stand in more than one package, with the reason. Everything else has one meaning in one place.
-RECURRING: dict[str, str] = {}
+RECURRING: dict[str, str] = {
+    "Dialogue": "the interface in duplex/protocol.py and server/dialogue.py, and its implementation",
+    "Session": "the interface in duplex/protocol.py, and its implementation",
+}
 
 # Not yet renamed.
-PENDING = re.findall(
-    r"\w+",
-    """Block Clip Conversation Decoder Engine Item Opinion Run Session Spoken Transcript""",
-)
+PENDING = ["Block", "Clip", "Conversation", "Decoder", "Engine", "Item", "Opinion", "Run", "Spoken", "Transcript"]
 
 
 @cache
