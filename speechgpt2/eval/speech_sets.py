@@ -30,6 +30,7 @@ NAMES = {"ljspeech": "LJ Speech", "orders": "coffee orders", "fsdd": "English di
 WORDS = ("fsdd", "cmn-words")  # sources of single words
 KNOWN = ("ljspeech", "orders", "fsdd", "cmn")  # folders that `corpus.real_speech` reads
 LANGUAGES = {"en": "English", "zh": "Mandarin"}
+MANY_SPEAKERS = {"orders"}  # sources that do not tell who speaks
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
@@ -106,7 +107,8 @@ def _clip(recording: real_speech.Recording) -> SpeechClip | None:
     item = real_speech.load_recording(recording)
     if item is None or item.pcm is None or len(item.pcm) > MOST:
         return None
-    return SpeechClip(_float32(item.pcm), item.record.text, item.record.lang, item.record.speaker)
+    speaker = "" if recording.source in MANY_SPEAKERS else item.record.speaker
+    return SpeechClip(_float32(item.pcm), item.record.text, item.record.lang, speaker)
 
 
 def _joined(clips: Iterator[SpeechClip]) -> Iterator[SpeechClip]:

@@ -48,5 +48,6 @@ def test_evaluation_uses_held_out_orders_only(folder):
     assert sorted(len(clip.pcm) for clip in sets["coffee orders"]) == pytest.approx(
         [round((1 + 0.1 * number) * SAMPLE_RATE) for number in range(len(held_out))], abs=960
     )
+    assert {clip.speaker for clip in sets["coffee orders"]} == {""}  # many people, who are not named
     item = load_recording(held_out[0])
     assert item is not None and item.record.extra == {"source": "orders"} and not item.record.words

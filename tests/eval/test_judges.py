@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soxr
+from typer.testing import CliRunner
 
 from speechgpt2 import audio, dnsmos
 from speechgpt2.asr import Transcription
+from speechgpt2.cli import app
 from speechgpt2.dnsmos import DnsMos
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges
@@ -52,6 +54,15 @@ def test_a_judge_is_named_and_knows_its_languages(monkeypatch):
     fake.independent = False
     with pytest.raises(UserError, match="x: a model of this project is no independent judge"):
         judges.load("x")
+
+
+@pytest.mark.parametrize("command", ["codec", "speech", "mini"])
+def test_a_folder_without_asr_model_ends_a_command_with_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace())
+    for model, words in ((tmp_path, "not an ASR model, it holds no model.bin"), (tmp_path / "x", "no such ASR model")):
+        result = CliRunner().invoke(app, ["eval", command, "--asr", str(model)])
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith(f"error: {model}: {words}")
 
 
 def test_similarity_lies_between_its_baselines():
