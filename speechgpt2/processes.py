@@ -1,4 +1,4 @@
-"""Many processes that share the processors, as runs and builds start them."""
+"""Worker processes that share the processors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when a process loads its algebra
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when a process loads its linear algebra
 
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Processes that start meanwhile compute in one thread each: with more, the algebra of sounds this short takes up
-    to twice the processors' time, which the other processes need.
+    """Limit processes that start inside the block to one thread each.
+
+    On short audio, several threads take up to twice the processor time, which the other processes need.
     """
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))

@@ -1,6 +1,4 @@
-"""From a dialogue corpus to what the language model learns: codes of every utterance, and dialogues drawn in all
-modes.
-"""
+"""Training data of the language model: codes of every utterance of a corpus, and dialogues drawn in all modes."""
 
 from __future__ import annotations
 
@@ -127,10 +125,10 @@ class Listened(NamedTuple):
 
 
 class CodedSource:
-    """A corpus and its codes, as `encode_corpus` writes them: what a prompt is given of each record. `phones` are the
-    names of the labels that an example's phones have.
+    """A corpus with its codes, as `encode_corpus` writes them.
 
-    Errors: `UserError` where the codes do not fit the corpus.
+    Raises:
+        UserError: The codes do not fit the corpus.
     """
 
     def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt):
@@ -178,8 +176,10 @@ class ExchangeSource(CodedSource):
             self.alone[skill, lang] = [r for r in records if r.extra.get("skill") == skill]
 
     def example(self, random: np.random.Generator) -> TrainingExample:
-        """One dialogue of one or more exchanges in a random mode and language, a text to read aloud, speech to write
-        down, or a question that breaks off.
+        """Draw an example in a random language.
+
+        It is a dialogue of one or more exchanges in a random mode, a text to speak, speech to transcribe, or a question
+        that breaks off.
         """
         shares, lang = self.shares, LANGS[int(random.integers(2))]
         kinds = ("s2s", "s2t", "t2s", "t2t", "say", "dictation", "unfinished")

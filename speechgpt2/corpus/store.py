@@ -63,10 +63,12 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """Return the record as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
+        """Read what `to_json` wrote."""
         values = json.loads(line)
         values["words"] = tuple(Word(*w) for w in values["words"])
         values["phones"] = tuple(Phone(*p) for p in values["phones"])
@@ -201,6 +203,7 @@ class Corpus:
 
     @property
     def hours(self) -> float:
+        """Length of all audio."""
         return self.meta["samples"] / SAMPLE_RATE / 3600
 
     def __len__(self) -> int:

@@ -43,8 +43,9 @@ def track_pitch(pcm: np.ndarray) -> np.ndarray:
 
 
 def _periodicity(frames: np.ndarray) -> np.ndarray:
-    """Normalised autocorrelation `[T, LAGS]`, 1 for a perfect period: that of the windowed frame over that of the
-    window.
+    """Return the normalised autocorrelation `[T, LAGS]`: that of the windowed frame over that of the window.
+
+    It is 1 for a perfect period.
     """
     window = np.hanning(WINDOW + 2)[1:-1].astype(np.float32)
     correlation = fft.irfft(squared(fft.rfft(frames * window, SIZE)), SIZE)

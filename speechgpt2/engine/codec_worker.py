@@ -174,9 +174,11 @@ class CodecThread(CodecWorker):
 
     @property
     def alive(self) -> bool:
+        """Always true: the thread lives as long as the process."""
         return True
 
     def close(self) -> None:
+        """Stop the thread."""
         self._thread.shutdown()
 
     def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
@@ -207,9 +209,11 @@ class CodecProcess(CodecWorker):
 
     @property
     def alive(self) -> bool:
+        """Whether the process runs."""
         return self.process.is_alive()
 
     def close(self) -> None:
+        """Close the pipe, on which the process ends, and wait for it."""
         self._pipe.close()
         self.process.join(5.0)
 

@@ -42,9 +42,11 @@ class CodecResult(NamedTuple):
     key: int
 
     def done(self) -> bool:
+        """Whether the codec has finished."""
         return self.future.done()
 
     def result(self) -> np.ndarray:
+        """Wait for the codec and return this slot's part."""
         return self.future.result()[self.key]
 
 

@@ -53,14 +53,17 @@ class EvaluatedAnswer(TimedReply):
 
     @property
     def lang(self) -> str:
+        """The language of the question."""
         return self.trial.exchange.lang
 
     @property
     def skill(self) -> str:
+        """The skill that the question tests."""
         return self.trial.exchange.skill
 
     @property
     def right(self) -> bool:
+        """Whether the text of the reply answers the question."""
         return skills.is_correct(self.trial.exchange, self.text)
 
     def record(self) -> dict[str, Any]:

@@ -152,6 +152,7 @@ class SpeechJudgement:
             self.heard = panel.transcribe([clip.pcm for clip in clips], self.lang)
 
     def original(self) -> JudgedRow:
+        """Return the row of the original clips, the control of the others."""
         waves = [clip.pcm for clip in self.clips]
         rate = self._errors([clip.text for clip in self.clips], self.heard) if self.has_text else float("nan")
         return self._row(ORIGINAL, rate, waves, float("nan"))

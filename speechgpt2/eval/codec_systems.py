@@ -54,6 +54,7 @@ class OwnCodec:
 
     @torch.inference_mode()
     def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
+        """Encode and decode `pcm` [N]."""
         # Silence behind the clip, so that a decoder that trails its input has something to trail with.
         padded = np.pad(pcm, (0, self.delay + SAMPLE_RATE // 10)).astype(np.float32)
         codes = self.codec.encode(torch.from_numpy(padded)[None])
@@ -72,6 +73,7 @@ class Codec2:
         self.delay = CODEC2_DELAY[mode]
 
     def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
+        """Encode and decode `pcm` [N]."""
         padded = np.pad(np.asarray(pcm, dtype=np.float32), (0, self.delay + SAMPLE_RATE // 10))
         narrow = soxr.resample(padded, SAMPLE_RATE, CODEC2_RATE)
         words = np.round(np.clip(narrow, -1, 1) * 32767).astype("<i2")

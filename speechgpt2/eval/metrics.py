@@ -79,11 +79,11 @@ def _from_grid(track: Track) -> Track:
 
 
 def mel_cepstral_distortion(reference: Wave, degraded: Wave, ceiling: float = 4000.0) -> float:
-    """Distance of spectral envelopes in dB, without gain: 24 cosine coefficients of 40 log-mel bands up to `ceiling`
-    Hz.
+    """Compute the mel-cepstral distortion in dB, without gain.
 
-    Averaged over 25 ms windows within 40 dB of the original's loudest. 4 kHz is where telephone-band peers end. The
-    numbers compare only with each other: other analyses (mel-generalised cepstra, other bands) give other scales.
+    It compares 24 cosine coefficients of 40 log-mel bands up to `ceiling` Hz, averaged over 25 ms windows within 40 dB
+    of the original's loudest. Telephone-band codecs end at 4 kHz. The numbers compare only with each other: other
+    analyses (mel-generalised cepstra, other bands) give other scales.
     """
     reference, degraded = _same_length(reference, degraded)
     ours, theirs = _log_mel(reference, ceiling), _log_mel(degraded, ceiling)

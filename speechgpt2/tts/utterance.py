@@ -92,9 +92,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Audio of an engine: `pcm` float32 `[N]` at its own `sample_rate`, untrimmed, with times if the engine knows
-    them.
-    """
+    """Audio of an engine: `pcm [N]` float32 at the engine's `sample_rate`, untrimmed, with times if it knows them."""
 
     pcm: np.ndarray
     sample_rate: int

@@ -43,6 +43,7 @@ class CtcModel:
 
     @cached_property
     def id(self) -> str:
+        """Names the model by a hash of its files."""
         digest = hashlib.sha256()
         for name in ("model.onnx", "vocab.json"):
             try:
@@ -54,6 +55,7 @@ class CtcModel:
         return f"ctc-{digest.hexdigest()[:16]}"
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
+        """Score the tokens of the text in `pcm [N]`."""
         model = _loaded(self.folder)
         tokens, words = tokenize(text, model.vocabulary)
         return Emissions(model.log_probs(pcm), model.seconds, tokens, words, blank=model.blank)

@@ -44,6 +44,7 @@ class SynthesisAligner:
     id: str = "synthesis-aligner-2"
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
+        """Compare `pcm [N]` with a synthetic reading of the text."""
         if lang not in REFERENCE_VOICES:
             raise Unalignable(f"there is no reference voice for the language '{lang}'")
         try:
