@@ -63,13 +63,13 @@ sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/
 
 stage "9. Language model, still more recognition"
 # Nearly all remaining errors are recognition errors, so this corpus is mostly dictations.
-sg2 data dialogue-corpus "$out/hearing" --exchanges 10000 --says 1500 --dictations 22000 --seed 5
-sg2 train lm recipes/mini/lm-hearing.yaml --corpus "$out/hearing" --codec "$out/codec-further-half" \
-    --init "$out/lm-further" --out "$out/lm-hearing" "${run[@]}"
+sg2 data dialogue-corpus "$out/recognition" --exchanges 10000 --says 1500 --dictations 22000 --seed 5
+sg2 train lm recipes/mini/lm-recognition.yaml --corpus "$out/recognition" --codec "$out/codec-further-half" \
+    --init "$out/lm-further" --out "$out/lm-recognition" "${run[@]}"
 
 stage "10. Export and evaluation"
 # Both parts in float16 in one folder, as shipped; then the tables of docs/results.md.
-sg2 convert "$out/lm-hearing" "$out/model" --dtype float16
+sg2 convert "$out/lm-recognition" "$out/model" --dtype float16
 sg2 convert "$out/codec-further" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
 sg2 eval mini --model "$out/model"

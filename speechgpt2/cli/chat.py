@@ -80,7 +80,7 @@ def chat(
     questions = read_questions(audio_files or [], texts or [])
     if not questions and not mic:
         raise UserError("no question: give an audio file, --text or --mic")
-    mode = mode or default_mode(spoken=bool(audio_files) or mic, aloud=play or out is not None)
+    mode = mode or default_mode(spoken=bool(audio_files) or mic, audible=play or out is not None)
     check_output(out, mode, play)
     if play or mic:
         sounddevice()
@@ -168,16 +168,16 @@ def read_greeting(path: Path | None, text: str | None) -> Speech | None:
     return None if path is None else Speech(pcm=audio.load(path), text=text)
 
 
-def default_mode(spoken: bool, aloud: bool) -> Mode:
+def default_mode(spoken: bool, audible: bool) -> Mode:
     """Choose the mode.
 
     Args:
         spoken: the questions are audio.
-        aloud: the answers' audio is saved or played.
+        audible: the answers' audio is saved or played.
     """
     if spoken:
         return "s2s"
-    return "t2s" if aloud else "t2t"
+    return "t2s" if audible else "t2t"
 
 
 def check_output(out: Path | None, mode: Mode, play: bool) -> None:
