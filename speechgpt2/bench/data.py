@@ -26,7 +26,7 @@ from speechgpt2.bench import records as overhead
 from speechgpt2.bench.machine import warn_if_busy
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data import steps as presets
-from speechgpt2.data.conversations.build import Missed, Recipe, converse
+from speechgpt2.data.conversations.build import LineRejected, Recipe, make_conversation
 from speechgpt2.data.pipeline import output
 from speechgpt2.data.pipeline.runner import Run
 from speechgpt2.eval import report
@@ -87,8 +87,8 @@ def build_conversations(job: tuple[int, int]) -> tuple[float, float]:
         if number == 0:
             start = time.process_time()
         try:
-            length = converse(recipe, number + 2)[0].pcm.shape[1] / SAMPLE_RATE
-        except Missed:  # its CPU time counts, as in a build
+            length = make_conversation(recipe, number + 2)[0].pcm.shape[1] / SAMPLE_RATE
+        except LineRejected:  # its CPU time counts, as in a build
             continue
         audio += length if number >= 0 else 0.0
     return audio, time.process_time() - start
@@ -124,12 +124,12 @@ def _clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
         source.mkdir()
         audio = sum(_record(source / f"{number:04d}.flac", number) for number in range(recordings))
         config = presets.load("emilia")
-        _run(_warm_up(Path(scratch)), Path(scratch) / "warm", config.annotated())
-        spent = [_run(source, out, step) for step in (config, config.annotated())]
+        _run(_warm_up(Path(scratch)), Path(scratch) / "warm", config.with_labels())
+        spent = [_run(source, out, step) for step in (config, config.with_labels())]
         both = tuple(map(sum, zip(*spent)))
         for work, (cpu, wall) in zip(("cleaning", "annotation", "both"), (*spent, both)):
             rows.append(DataSpeed(work, audio, audio / cpu, 1, audio / wall))
-        with Run(source, out, config.annotated().build()) as run:
+        with Run(source, out, config.with_labels().build()) as run:
             times = list(run.results.times())
     return rows, [StageSpeed(stage, audio, audio / work) for stage, _, work, audio in times if work > 0.05 and audio]
 

@@ -22,13 +22,13 @@ from typing import Any, Literal
 
 from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
 from speechgpt2.data.clean.duplicates import SLOTS, Duplicates, DuplicatesConfig
-from speechgpt2.data.clean.speakers import COEFFICIENTS, Speakers, SpeakersConfig
-from speechgpt2.data.clean.wording import Rates, RatesConfig
+from speechgpt2.data.clean.speakers import COEFFICIENTS, NameSpeakers, SpeakersConfig
+from speechgpt2.data.clean.transcript_checks import RateOutliers, RateOutliersConfig
 from speechgpt2.data.pipeline import output
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import Rule, Rules, RulesConfig
 from speechgpt2.data.pipeline.runner import Run
-from speechgpt2.data.pipeline.sound import Sound
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.survey import Rule, Rules, RulesConfig
 from speechgpt2.data.record import AudioInfo, Clip, Language, Prosody, Quality, Source, Speaker
 from speechgpt2.eval.report import column
 
@@ -60,7 +60,7 @@ class RandomClips(Stage[RandomClipsConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
         """Return the two clips."""
         rng = random.Random(clip.id)
         return [self._clip(clip, number, rng) for number in range(2)]
@@ -83,8 +83,8 @@ class RandomClips(Stage[RandomClipsConfig]):
 def steps() -> list[Any]:
     """Return the stage of random clips and all surveys."""
     return [
-        RandomClips(RandomClipsConfig()), Rates(RatesConfig()), Rules(RulesConfig(rules=RULES)),
-        Duplicates(DuplicatesConfig()), Speakers(SpeakersConfig()), Captions(CaptionsConfig()),
+        RandomClips(RandomClipsConfig()), RateOutliers(RateOutliersConfig()), Rules(RulesConfig(rules=RULES)),
+        Duplicates(DuplicatesConfig()), NameSpeakers(SpeakersConfig()), Captions(CaptionsConfig()),
     ]  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def items(row: Row, folder: Path) -> Iterator[Item]:
         words = tuple(Word(w, a - start, b - start) for line in lines for w, a, b in line["words"])
         phones = tuple(Phone(p, a - start, b - start) for line in lines for p, a, b in line["phones"])
         text = ("" if row["lang"] == "zh" else " ").join(line["text"] for line in lines)
-        extra = {"conversation": row["id"], "channel": channel, "cut": last["cut"], "manner": last["manner"]}
+        extra = {"conversation": row["id"], "channel": channel, "cut": last["cut"], "style": last["style"]}
         record = Record(
             f"{row['id']}-{number:02d}", text, row["lang"], speaker=voice.speaker, voice=voice.id,
             role="assistant" if first["role"] in ASSISTANTS else "", words=words, phones=phones, extra=extra,

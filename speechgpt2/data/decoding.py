@@ -1,10 +1,10 @@
-"""Any file of sound -> samples, block by block in bounded memory: for the crawler, which looks, and the cleaning.
+"""Decode any audio file block by block in bounded memory.
 
-    with opened(path) as file:
+    with open_audio(path) as file:
         for block in file.blocks(max_hours=12.0): ...       # float32 [N, channels]
 
-What libsndfile cannot read (AAC, Opus in Matroska …) goes through ffmpeg where that is installed. Neither a name nor a
-declared type nor a header is believed.
+ffmpeg, if it is installed, decodes what libsndfile cannot read (AAC, Opus in Matroska …). File names, declared types
+and headers are not trusted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ import soundfile
 BLOCK = 1 << 16  # sample frames decoded at a time
 RATES = range(4_000, 384_001)  # Hz; anything else is a damaged header
 MAX_CHANNELS = 16
-WHOLE = 0.98  # of the samples that the header promises; formats without a table of contents estimate
-QUIETEST = 4 / 32768  # a file that never exceeds it holds no sound
-FFMPEG_RATE = 48_000  # what ffmpeg is asked for: the highest rate of the formats that need it
-_ENDINGS = {"WAVEX": "wav", "RF64": "wav"}  # by libsndfile's name of the format, where that is no ending
+WHOLE = 0.98  # least share of the samples in the header, which some formats only estimate
+QUIETEST = 4 / 32768  # peak below which a file counts as silent
+FFMPEG_RATE = 48_000  # output rate of ffmpeg: the highest one of the formats that need it
+_ENDINGS = {"WAVEX": "wav", "RF64": "wav"}  # libsndfile's name of a format -> ending, where they differ
 
 
 class Undecodable(Exception):
-    """A file holds nothing to use: `reason` is one word ("not-audio", "corrupt", "endless", "silent"), `detail` a line
-    for people."""
+    """A file cannot be used: `reason` is one word ("not-audio", "corrupt", "endless", "silent"), `detail` a line for
+    people.
+    """
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -40,13 +41,16 @@ class Undecodable(Exception):
 
 
 @dataclass(frozen=True)
-class Media:
-    """An open file.
+class AudioFile:
+    """An open audio file.
 
-    format    the container as libsndfile or ffmpeg names it
-    ending    what the file should be named, from its content
-    promised  sample frames by the header
-    decoded   its samples, float32 [N, channels] at a time
+    Attributes:
+        rate: Hz.
+        channels: how many.
+        format: the container, as libsndfile or ffmpeg names it.
+        ending: of the file name, from the content.
+        promised: sample frames in the header.
+        decoded: its samples, float32 `[N, channels]` at a time.
     """
 
     rate: int
@@ -57,40 +61,40 @@ class Media:
     decoded: Iterator[np.ndarray]
 
     def blocks(self, max_hours: float) -> Iterator[np.ndarray]:
-        """float32 [N, channels], to the end of the data. Errors: `Undecodable` where that is not one recording."""
+        """Yield float32 `[N, channels]` to the end of the data. Raises `Undecodable` if it is not one recording."""
         samples, peak = 0, 0.0
         for block in self.decoded:
             if not np.isfinite(block).all():
-                raise Undecodable("corrupt", "holds samples that are no numbers")
+                raise Undecodable("corrupt", "contains samples that are NaN or infinite")
             samples += len(block)
             if samples > max_hours * 3600 * self.rate:
                 raise Undecodable("endless", f"decodes to more than {max_hours:g} hours")
             peak = max(peak, float(np.abs(block).max(initial=0.0)))
             yield block
         if samples < WHOLE * self.promised:
-            raise Undecodable("corrupt", f"its header promises {self.promised} samples, it holds {samples}")
+            raise Undecodable("corrupt", f"the header says {self.promised} samples, the file has {samples}")
         if peak <= QUIETEST:
-            raise Undecodable("silent", f"holds {samples / self.rate:.1f} s of nothing")
+            raise Undecodable("silent", f"contains {samples / self.rate:.1f} s of silence")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Media]:
-    """The file, to be read once. Errors: `Undecodable`."""
+def open_audio(path: Path) -> Iterator[AudioFile]:
+    """Open a file, to be read once. Raises `Undecodable`."""
     try:
         file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, OSError):  # perhaps a container that libsndfile does not know
+    except (soundfile.SoundFileError, OSError):  # libsndfile may not know the container
         with _through_ffmpeg(path) as media:
             yield media
         return
     with file:
         if file.samplerate not in RATES or not 1 <= file.channels <= MAX_CHANNELS:
-            raise Undecodable("corrupt", f"{file.samplerate} Hz and {file.channels} channels are not believable")
+            raise Undecodable("corrupt", f"{file.samplerate} Hz and {file.channels} channels are not plausible")
         ending = _ENDINGS.get(file.format, file.format.lower())
-        yield Media(file.samplerate, file.channels, file.format, ending, file.frames, _read(file))
+        yield AudioFile(file.samplerate, file.channels, file.format, ending, file.frames, _read(file))
 
 
 def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """To the end of the data, not to the end that the header promises."""
+    """Read to the end of the data, not to the end that the header states."""
     try:
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
             yield block
@@ -99,10 +103,10 @@ def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def _through_ffmpeg(path: Path) -> Iterator[Media]:
+def _through_ffmpeg(path: Path) -> Iterator[AudioFile]:
     container = _container_of(path)
     if container is None or shutil.which("ffmpeg") is None:
-        raise Undecodable("not-audio", "is in no format that can be decoded")
+        raise Undecodable("not-audio", "is not in a supported format; ffmpeg may help")
     demuxer, ending = container
     command = [
         "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-f", demuxer, "-i", str(path.resolve()),
@@ -111,28 +115,28 @@ def _through_ffmpeg(path: Path) -> Iterator[Media]:
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
         try:
-            yield Media(FFMPEG_RATE, 1, demuxer.upper(), ending, 0, _piped(process, complaints))
+            yield AudioFile(FFMPEG_RATE, 1, demuxer.upper(), ending, 0, _piped(process, complaints))
         finally:
             process.kill()
             process.communicate()
 
 
 def _piped(process: subprocess.Popen[bytes], complaints: IO[bytes]) -> Iterator[np.ndarray]:
-    """float32 [N, 1] of ffmpeg's 16-bit samples; what it complains of counts before anything that follows from it."""
+    """Yield float32 `[N, 1]` of ffmpeg's 16-bit samples. Its error message takes precedence over follow-up errors."""
     assert process.stdout is not None
     while data := process.stdout.read(2 * BLOCK):
         yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32)[:, None] / 32768
     code = process.wait()
     complaints.seek(0)
-    said = complaints.read(300).decode("utf-8", "replace").strip().splitlines()
-    if said or code:
-        raise Undecodable("corrupt", f"ffmpeg says: {said[0]}" if said else f"ffmpeg ended with {code}")
+    message = complaints.read(300).decode("utf-8", "replace").strip().splitlines()
+    if message or code:
+        raise Undecodable("corrupt", f"ffmpeg: {message[0]}" if message else f"ffmpeg ended with {code}")
 
 
 def _container_of(path: Path) -> tuple[str, str] | None:
-    """ffmpeg's demuxer and the file's ending, by the first bytes; None for what is no container of sound.
+    """Return ffmpeg's demuxer and the ending, by the first bytes; None if it is no audio container.
 
-    ffmpeg is told the format: left to guess, it would follow the paths and URLs in a playlist.
+    ffmpeg is told the format. If it guessed, it would follow paths and URLs in a playlist.
     """
     with path.open("rb") as file:
         head = file.read(16)

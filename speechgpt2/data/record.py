@@ -1,12 +1,12 @@
-"""The record that every data system reads and writes: a clip of speech with all that is known of it, and how.
+"""The record of a clip: everything that is known of it, and from where. All data systems read and write it.
 
     clip = Clip.from_json(line)
     clip = replace(clip, quality=replace(clip.quality, snr=31.5))
     line = clip.to_json()                     # canonical: equal clips give equal lines
 
-A clip is a span of a recording: a crawled file at first, later a segment of it (`parent_id`). What a field holds
-before anybody measured it is `None`, or empty; such fields are left out of the JSON. Reading is strict: an unknown
-key or a wrong type is a `UserError` that names it. Times are seconds from the first sample of the clip.
+A clip is a span of a recording: first a crawled file, later a segment of it (`parent_id`). A field that was not
+measured is `None` or empty, and is left out of the JSON. Reading is strict: an unknown key or a wrong type is a
+`UserError` that names it. Times are seconds from the first sample of the clip.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Source:
-    """Where it came from, and what may be done with it; `sha256` is of the file as it was served."""
+    """The source of a clip, and its licence; `sha256` is of the file as it was served."""
 
     url: str = ""
     fetched_at: str | None = None
@@ -42,12 +42,13 @@ class Source:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """The sound: `duration` seconds from `start` of the recording.
+    """The audio: `duration` seconds from `start` of the recording.
 
-    path      the file as it was found, relative to the manifest's folder
-    pcm_hash  of the decoded samples: the crawler's of the file, after decoding that of the standard recording
-    gain      dB to apply to what the recording holds
-    fingerprint  equal or nearly so for what sounds alike (hexadecimal)
+    Attributes:
+        path: the original file, relative to the manifest's folder.
+        pcm_hash: of the decoded samples; of the original file in a crawl, of the standard recording after decoding.
+        gain: dB to apply to the recording.
+        fingerprint: (nearly) equal for clips that sound alike, hexadecimal.
     """
 
     path: str = ""
@@ -63,17 +64,19 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Language:
-    """A language code such as "en" or "zh", empty if unknown, and how sure that is (0…1)."""
+    """A language code such as "en" or "zh", empty if unknown, and its confidence (0…1)."""
 
     code: str = ""
     confidence: float | None = None
 
 
 @dataclass(frozen=True)
-class Wording:
-    """What is said: as given, normalised, and as recognisers heard it; `cer` is the disagreement among them (0…).
+class Transcript:
+    """The text: as given, normalised, and as recognisers transcribe it.
 
-    lines  of what was given, with their times, where it has any: subtitles
+    Attributes:
+        cer: mean error rate between the texts (0…).
+        lines: subtitle lines of the given text with their times, if there are any.
     """
 
     raw: str = ""
@@ -85,7 +88,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class Speaker:
-    """Somebody heard in the clip; `embedding` is comparable within one tool (see `labels_from`)."""
+    """A speaker of the clip. Embeddings are comparable if the same tool made them (see `labels_from`)."""
 
     id: str
     embedding: tuple[float, ...] = ()
@@ -95,7 +98,9 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Prosody:
-    """F0 in Hz over voiced frames, its spread in semitones; energy in dBFS; syllables per second; pauses in seconds."""
+    """Prosody: F0 in Hz over voiced frames, its spread in semitones; energy in dBFS; syllables per second; pauses in
+    seconds.
+    """
 
     f0_mean: float | None = None
     f0_std: float | None = None
@@ -108,13 +113,19 @@ class Prosody:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the sound is.
+    """Quality measures.
 
-    snr        dB                              loudness   LUFS before any gain
-    bandwidth  Hz                              clipping   share of samples at full scale
-    overlap    share of time with two voices   music, noise   0 (none) … 1
-    silence    share of time without speech    mos        model's name -> opinion score, 1…5
-    extra      whatever else a stage measured, by name
+    Attributes:
+        snr: dB.
+        loudness: LUFS before any gain.
+        bandwidth: Hz.
+        clipping: share of samples at full scale.
+        overlap: share of time with two voices.
+        music: 0 (none) … 1.
+        noise: 0 (none) … 1.
+        silence: share of time without speech.
+        mos: model's name -> opinion score, 1…5.
+        extra: further measures of stages, by name.
     """
 
     snr: float | None = None
@@ -131,7 +142,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Style:
-    """How it is said, in words."""
+    """The speaking style, in words."""
 
     emotion: str = ""
     scene: str = ""
@@ -141,8 +152,8 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Something that happens in a dialogue, from `start` to `end`, `by` a speaker's id."""
+class DialogueEvent:
+    """An event in a dialogue, from `start` to `end`, by a speaker's id."""
 
     type: Literal["backchannel", "interruption", "overlap", "filler", "repetition", "repair", "laugh"]
     start: float
@@ -152,7 +163,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a stage decided, on which score and threshold; `detail` is a line for people."""
+    """The decision of a stage, with score and threshold; `detail` is a line for people."""
 
     stage: str
     version: int
@@ -167,7 +178,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Label:
-    """Where a field's value comes from: a tool, and whether it is the truth or a guess."""
+    """The source of a field's value: a tool, and whether it is ground truth or estimated ("pseudo")."""
 
     tool: str
     version: str = ""
@@ -177,7 +188,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Clip:
-    """A span of speech with what is known of it; `labels_from` says for fields such as "prosody.f0_mean" how."""
+    """A span of speech with what is known of it.
+
+    `labels_from` maps fields such as "prosody.f0_mean" to their source.
+    """
 
     id: str
     parent_id: str = ""
@@ -185,43 +199,43 @@ class Clip:
     source: Source = Source()
     audio: AudioInfo = AudioInfo()
     lang: Language = Language()
-    text: Wording = Wording()
+    text: Transcript = Transcript()
     speakers: tuple[Speaker, ...] = ()
     align: Alignment = field(default_factory=Alignment)
     prosody: Prosody = Prosody()
     quality: Quality = field(default_factory=Quality)
     style: Style = Style()
-    events: tuple[Moment, ...] = ()
+    events: tuple[DialogueEvent, ...] = ()
     decisions: tuple[Decision, ...] = ()
     labels_from: dict[str, Label] = field(default_factory=dict)
 
     @property
     def kept(self) -> bool:
-        """Whether no stage has rejected it."""
+        """Whether no stage has rejected the clip."""
         return all(decision.keep for decision in self.decisions)
 
     @property
     def refusal(self) -> Decision | None:
-        """The decision that rejected it."""
+        """The decision that rejected the clip; None if it is kept."""
         return next((decision for decision in self.decisions if not decision.keep), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, without what is not known."""
+        """Return plain dicts, lists and scalars, without unknown fields."""
         return _plain(self)
 
     def to_json(self) -> str:
-        """One line. Errors: ValueError for numbers that JSON has no words for (NaN, infinity)."""
+        """Return one line. Raises ValueError for NaN and infinity, which JSON lacks."""
         return json.dumps(_plain(self), ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_dict(cls, values: Any) -> Clip:
-        """The inverse of `to_dict`. Errors: `UserError` for unknown, missing or mistyped keys."""
+        """Build a clip from plain values. Raises `UserError` for unknown, missing or mistyped keys."""
         read: Reader = _reader(cls)  # type: ignore[arg-type]
         return read(values, "clip")
 
     @classmethod
     def from_json(cls, line: str) -> Clip:
-        """The inverse of `to_json`. Errors: `UserError` if it is not JSON, or not a clip's."""
+        """Parse a line. Raises `UserError` if it is not the JSON of a clip."""
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -233,7 +247,7 @@ _SCALARS = frozenset({str, float, int, bool, type(None)})
 
 
 def _plain(value: Any) -> Any:
-    """Plain dicts, lists and scalars; of a dataclass, what differs from its defaults."""
+    """Convert to plain dicts, lists and scalars; of a dataclass, the fields that differ from their defaults."""
     if type(value) in _SCALARS:
         return value
     if isinstance(value, (tuple, list)):
@@ -258,13 +272,13 @@ Reader = Callable[[Any, str], Any]
 
 @functools.cache
 def _reader(hint: Any) -> Reader:
-    """A function (value, where) that checks a plain value and makes it what `hint` says."""
+    """Return a function (value, where) that checks a plain value and converts it to the type `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = _reader(next(arg for arg in args if arg is not type(None)))
         return lambda value, where: None if value is None else inner(value, where)
     if origin is Literal:
-        return lambda value, where: value if value in args else _complain(where, f"one of {', '.join(args)}", value)
+        return lambda value, where: value if value in args else _fail(where, f"one of {', '.join(args)}", value)
     if origin is tuple:
         return _reader_of_items(args[0])
     if origin is dict:
@@ -278,7 +292,7 @@ def _reader(hint: Any) -> Reader:
 
 @functools.cache
 def _as_is(hint: Any) -> frozenset[type]:
-    """The types of plain values that `hint`'s reader would give back as they are; most of a record is such."""
+    """Return the types of plain values that need no conversion; most values of a record do not."""
     if hint in _SCALARS:
         return frozenset({hint})
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -291,7 +305,7 @@ def _reader_of_items(hint: Any) -> Reader:
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
-            _complain(where, "a list", value)
+            _fail(where, "a list", value)
         return tuple([part if type(part) in as_is else item(part, f"{where}[{i}]") for i, part in enumerate(value)])
 
     return read
@@ -300,19 +314,19 @@ def _reader_of_items(hint: Any) -> Reader:
 def _reader_of_mapping(item: Reader) -> Reader:
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
-            _complain(where, "a mapping", value)
+            _fail(where, "a mapping", value)
         return {key: item(part, f"{where}.{key}") for key, part in value.items()}
 
     return read
 
 
 def _reader_of_row(cls: Any) -> Reader:
-    """A named tuple, written as a list."""
+    """A reader of a named tuple, which is written as a list."""
     items = [_reader(hint) for hint in typing.get_type_hints(cls).values()]
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(items):
-            _complain(where, f"a list of {', '.join(cls._fields)}", value)
+            _fail(where, f"a list of {', '.join(cls._fields)}", value)
         return cls(*(item(part, where) for item, part in zip(items, value)))
 
     return read
@@ -329,7 +343,7 @@ def _reader_of_fields(cls: type[R]) -> Reader:
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
-            _complain(where, "a mapping", value)
+            _fail(where, "a mapping", value)
         for key in value:
             if key not in fields:
                 near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
@@ -350,10 +364,10 @@ def _reader_of_scalar(cls: Any) -> Reader:
     def read(value: Any, where: str) -> Any:
         if cls is float and type(value) is int:
             return float(value)
-        return value if type(value) is cls else _complain(where, cls.__name__, value)
+        return value if type(value) is cls else _fail(where, cls.__name__, value)
 
     return read
 
 
-def _complain(where: str, expected: str, value: Any) -> typing.NoReturn:
+def _fail(where: str, expected: str, value: Any) -> typing.NoReturn:
     raise UserError(f"{where}: expected {expected}, got {str(value)[:80]!r}")

@@ -1,7 +1,19 @@
-"""All steps, of cleaning and annotation, by the name that a YAML file gives them, and the presets of the package."""
+"""The registry of pipeline steps, by the `kind` that a YAML file names, and the presets of the package.
+
+To add a step (a filter, a measure, a label):
+
+1. write a frozen config dataclass with `kind: Literal["my_step"] = "my_step"` and the step's options;
+2. write a `Stage` (one clip at a time, pipeline/stage.py) or a `GlobalStep` (all clips, pipeline/global_steps.py), with
+   a `version`;
+3. add both to `STEPS` below.
+
+A stage measures. To reject clips by the measure, add a rule to the YAML file: it needs no code.
+"""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,47 +23,63 @@ from speechgpt2 import config
 from speechgpt2.data.annotate.align import Align, AlignConfig
 from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig
+from speechgpt2.data.clean import plugins
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.duplicates import Duplicates, DuplicatesConfig, Fingerprint, FingerprintConfig
-from speechgpt2.data.clean.echo import Echo, EchoConfig
 from speechgpt2.data.clean.loudness import Loudness, LoudnessConfig
-from speechgpt2.data.clean.plugins import (
-    Opinion,
-    OpinionConfig,
-    Recognise,
-    RecogniseConfig,
-    Separate,
-    SeparateConfig,
-    Voices,
-    VoicesConfig,
-)
-from speechgpt2.data.clean.quality import Measure, QualityConfig
+from speechgpt2.data.clean.quality import MeasureQuality, QualityConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
-from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
-from speechgpt2.data.clean.wording import Rates, RatesConfig, Transcript, TranscriptConfig
+from speechgpt2.data.clean.speakers import (
+    NameSpeakers,
+    SpeakerChanges,
+    SpeakerChangesConfig,
+    SpeakerEmbedding,
+    SpeakerEmbeddingConfig,
+    SpeakersConfig,
+)
+from speechgpt2.data.clean.text_match import TextMatch, TextMatchConfig
+from speechgpt2.data.clean.transcript_checks import (
+    CheckTranscript,
+    RateOutliers,
+    RateOutliersConfig,
+    TranscriptConfig,
+)
+from speechgpt2.data.pipeline.global_steps import Rules, RulesConfig
 from speechgpt2.data.pipeline.runner import Step
-from speechgpt2.data.pipeline.survey import Rules, RulesConfig
 from speechgpt2.errors import UserError
 
 FOLDER = Path(__file__).parent / "presets"
-STEPS: dict[type, type] = {
-    DecodeConfig: Decode, SegmentConfig: Segment, TurnsConfig: Turns, LoudnessConfig: Loudness, QualityConfig: Measure,
-    TranscriptConfig: Transcript, EchoConfig: Echo, FingerprintConfig: Fingerprint, VoiceConfig: VoicePrint,
-    RecogniseConfig: Recognise, OpinionConfig: Opinion, SeparateConfig: Separate, VoicesConfig: Voices,
-    RatesConfig: Rates, RulesConfig: Rules, DuplicatesConfig: Duplicates, SpeakersConfig: Speakers,
-    AlignConfig: Align, ProsodyConfig: MeasureProsody, CaptionsConfig: Captions,
-}  # fmt: skip
 
-AnyStep = (
-    DecodeConfig | SegmentConfig | TurnsConfig | LoudnessConfig | QualityConfig | TranscriptConfig | EchoConfig
-    | FingerprintConfig | VoiceConfig | RecogniseConfig | OpinionConfig | SeparateConfig | VoicesConfig | RatesConfig
-    | RulesConfig | DuplicatesConfig | SpeakersConfig | AlignConfig | ProsodyConfig | CaptionsConfig
-)  # fmt: skip
+# config -> step
+STEPS: dict[type, type] = {
+    DecodeConfig: Decode,
+    SegmentConfig: Segment,
+    SpeakerChangesConfig: SpeakerChanges,
+    LoudnessConfig: Loudness,
+    QualityConfig: MeasureQuality,
+    TranscriptConfig: CheckTranscript,
+    TextMatchConfig: TextMatch,
+    FingerprintConfig: Fingerprint,
+    SpeakerEmbeddingConfig: SpeakerEmbedding,
+    plugins.RecogniseConfig: plugins.Recognise,
+    plugins.OpinionScoreConfig: plugins.OpinionScore,
+    plugins.SeparateConfig: plugins.Separate,
+    plugins.DiariseConfig: plugins.Diarise,
+    RateOutliersConfig: RateOutliers,
+    RulesConfig: Rules,
+    DuplicatesConfig: Duplicates,
+    SpeakersConfig: NameSpeakers,
+    AlignConfig: Align,
+    ProsodyConfig: MeasureProsody,
+    CaptionsConfig: Captions,
+}
+
+AnyStep: Any = functools.reduce(operator.or_, STEPS)
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """The steps in order."""
+    """The steps of a run, in order; the first is `decode`."""
 
     steps: tuple[AnyStep, ...]
 
@@ -60,22 +88,32 @@ class PipelineConfig:
             raise UserError("the first step must be {kind: decode}")
 
     def build(self) -> Sequence[Step]:
+        """Return the steps, ready to run."""
         return [STEPS[type(step)](step) for step in self.steps]
 
-    def annotated(self) -> PipelineConfig:
-        """The same steps, and after them those that label clips: times, prosody, captions."""
+    def with_labels(self) -> PipelineConfig:
+        """Return the same steps, followed by those that label clips: times, prosody, captions."""
         labelling = (AlignConfig(), ProsodyConfig(), CaptionsConfig())
         known = {step.kind for step in self.steps}
         return PipelineConfig((*self.steps, *(step for step in labelling if step.kind not in known)))
 
-    def moved(self, thresholds: dict[str, float]) -> PipelineConfig:
-        """The same steps with other thresholds, by the reason of a rule. Errors: `UserError` for unknown ones."""
+    def with_thresholds(self, thresholds: dict[str, float]) -> PipelineConfig:
+        """Return the same steps with other thresholds.
+
+        Args:
+            thresholds: by the reason of a rule.
+
+        Raises:
+            UserError: no rule has such a reason.
+        """
         known: set[str] = set()
         steps: list[Any] = []
         for step in self.steps:
             if isinstance(step, RulesConfig):
                 known |= {rule.reason for rule in step.rules}
-                rules = tuple(r.moved(thresholds[r.reason]) if r.reason in thresholds else r for r in step.rules)
+                rules = tuple(
+                    r.with_threshold(thresholds[r.reason]) if r.reason in thresholds else r for r in step.rules
+                )
                 step = replace(step, rules=rules)
             if isinstance(step, DuplicatesConfig):
                 known.add("duplicate")
@@ -83,19 +121,19 @@ class PipelineConfig:
             steps.append(step)
         for reason in thresholds:
             if reason not in known:
-                raise UserError(f"no rule rejects as '{reason}'; there are {', '.join(sorted(known))}")
+                raise UserError(f"no rule has the reason '{reason}'; there are {', '.join(sorted(known))}")
         return PipelineConfig(tuple(steps))
 
 
-def names() -> list[str]:
-    """Of the presets."""
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(preset: str) -> PipelineConfig:
-    """A preset by name, or a YAML file of one's own. Errors: `UserError`."""
-    if preset in names():
+    """Load a preset by name, or a YAML file by path. Raises `UserError` if there is neither."""
+    if preset in preset_names():
         return config.load(PipelineConfig, FOLDER / f"{preset}.yaml")
     if Path(preset).is_file():
         return config.load(PipelineConfig, preset)
-    raise UserError(f"no preset and no file '{preset}'; presets are {', '.join(names())}")
+    raise UserError(f"no preset and no file '{preset}'; presets are {', '.join(preset_names())}")

@@ -9,13 +9,13 @@ import typer
 
 OutFolder = Annotated[Path, typer.Argument(help="Folder of the corpus; a stopped build resumes.", metavar="FOLDER")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
-Workers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
+LocalWorkers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
 Hours = Annotated[float, typer.Option(min=0.0, help="Hours of synthetic speech.")]
 RealSpeech = Annotated[
     Path | None,
     typer.Option(help="Real recordings to add: a folder with ljspeech/, fsdd/, cmn/ and orders/.", metavar="FOLDER"),
 ]
-Voices = Annotated[str, typer.Option(help="Voices: classic (espeak-ng and flite) or natural (Kokoro).", metavar="SET")]
+Voices = Annotated[str, typer.Option(help="Diarise: classic (espeak-ng and flite) or natural (Kokoro).", metavar="SET")]
 Exchanges = Annotated[int, typer.Option(min=1, help="Number of questions with replies.")]
 Says = Annotated[
     int | None, typer.Option(min=0, help="Number of texts to speak (text to speech). [default: half of the exchanges]")
@@ -29,7 +29,7 @@ def codec_corpus(
     real_speech: RealSpeech = None,
     voices: Voices = "classic",
     seed: Seed = 0,
-    workers: Workers = 2,
+    workers: LocalWorkers = 2,
 ) -> None:
     """Synthesize speech of many voices with pitch and phone labels, to train a codec."""
     from speechgpt2.corpus.build_corpora import build_codec_corpus
@@ -44,7 +44,7 @@ def dialogue_corpus(
     dictations: Dictations = 0,
     voices: Voices = "classic",
     seed: Seed = 0,
-    workers: Workers = 2,
+    workers: LocalWorkers = 2,
 ) -> None:
     """Synthesize spoken questions and replies, to train a language model."""
     from speechgpt2.corpus.build_corpora import build_dialogue_corpus

@@ -174,9 +174,9 @@ def _plan(config: CrawlConfig, out: Path) -> None:
     """Read the documents into a temporary copy of the frontier and list the recordings to fetch."""
     import tempfile
 
+    from speechgpt2.data.crawl.crawl_folder import FRONTIER
     from speechgpt2.data.crawl.database import Database
     from speechgpt2.data.crawl.handlers import PLANNED
-    from speechgpt2.data.crawl.store import FRONTIER
 
     with tempfile.TemporaryDirectory() as scratch:
         if (out / FRONTIER).is_file():

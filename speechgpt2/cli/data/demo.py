@@ -66,7 +66,7 @@ def _check_tools() -> None:
         UserError: one is missing; the message says what to install.
     """
     with crawling.needs_extra():
-        from speechgpt2.data.crawl import demo as site
+        from speechgpt2.data.crawl import demo_site as site
     from speechgpt2.data.pipeline import scores
 
     scores.check()
@@ -95,14 +95,14 @@ def _site(seeds: Path) -> Iterator[None]:
     """
     import yaml
 
-    from speechgpt2.data.crawl import demo as site
+    from speechgpt2.data.crawl import demo_site as site
     from speechgpt2.hub import write_atomically
 
     with spinner("synthesizing the episodes"):
         talks = site.talk_routes(site.speak_talks())
         routes = {**site.routes_of(site.speak_site(), site.AWAY), **talks}
     port = urlsplit(_config(seeds).seeds[0].url).port or 0 if seeds.is_file() else 0
-    server = site.Server(routes, port)
+    server = site.DemoServer(routes, port)
     try:
         with site.in_background(server):
             if not seeds.is_file():

@@ -14,7 +14,7 @@ from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     from speechgpt2.data.pipeline.output import Summary
-    from speechgpt2.data.pipeline.runner import Report
+    from speechgpt2.data.pipeline.runner import ReportProgress
     from speechgpt2.data.steps import PipelineConfig
 
 PAGE, RUN_SETTINGS = "report.html", Path("work", "run.yaml")
@@ -33,7 +33,9 @@ Thresholds = Annotated[
         "--set", help="A rejection reason and its new threshold, e.g. noisy=12 (repeatable).", metavar="REASON=NUMBER"
     ),
 ]
-Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file. [default: report.html in the folder]")]
+Page = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The HTML file. [default: html_report.html in the folder]")
+]
 Voices = Annotated[Path | None, typer.Option(help="Also plant faults into these recordings.", metavar="FOLDER")]
 Clips = Annotated[int, typer.Option(help="Synthetic clips per fault.", min=8)]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -54,13 +56,13 @@ def clean(source: Source, out: Out, preset: Preset = "emilia", workers: Count = 
 def annotate(folder: RunFolder, workers: Count = None, ray: OnRay = False) -> None:
     """Label the kept clips of a run: words, phones and tones with their times, prosody, style captions."""
     source, config = _load_settings(folder)
-    _process(source, folder, config.annotated(), workers, compute=True, ray=ray)
+    _process(source, folder, config.with_labels(), workers, compute=True, ray=ray)
 
 
 def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
     """Filter a run again with other thresholds, from the stored scores. Nothing is measured again."""
     source, config = _load_settings(folder)
-    config = config.moved(dict(_change(change) for change in changes))
+    config = config.with_thresholds(dict(_change(change) for change in changes))
     summary = _process(source, folder, config, 1, compute=False)
     pending = summary.reasons.get("pending", (0, 0.0))[0]
     if pending:
@@ -70,9 +72,9 @@ def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
 def report(folder: RunFolder, out: Page = None) -> None:
     """Write an HTML report: kept and rejected clips with reasons, audio and spectrograms.
 
-    From then on the other commands keep report.html in the folder up to date.
+    From then on the other commands keep html_report.html in the folder up to date.
     """
-    from speechgpt2.data.clean.report import write
+    from speechgpt2.data.clean.html_report import write
     from speechgpt2.data.pipeline.runner import Run
 
     source, config = _load_settings(folder)
@@ -93,7 +95,7 @@ def audit(clips: Clips = 40, recordings: Voices = None, seed: Seed = 0) -> None:
 
 def is_annotated(folder: Path) -> bool:
     """Return whether `annotate` was started on the run in `folder`."""
-    return (folder / RUN_SETTINGS).is_file() and (config := _load_settings(folder)[1]) == config.annotated()
+    return (folder / RUN_SETTINGS).is_file() and (config := _load_settings(folder)[1]) == config.with_labels()
 
 
 def forget(folder: Path, manifest: Path) -> None:
@@ -110,11 +112,11 @@ def forget(folder: Path, manifest: Path) -> None:
 def _process(
     source: Path, out: Path, config: PipelineConfig, workers: int | None, compute: bool, ray: bool = False
 ) -> Summary:
-    from speechgpt2.data.clean import report as page
+    from speechgpt2.data.clean import html_report as page
     from speechgpt2.data.pipeline import output, takedown
     from speechgpt2.data.pipeline.cluster import RayWorkers
     from speechgpt2.data.pipeline.runner import Run
-    from speechgpt2.data.pipeline.workers import Workers
+    from speechgpt2.data.pipeline.workers import LocalWorkers
 
     if not source.exists():
         raise UserError(f"{source}: no such folder or manifest")
@@ -122,7 +124,7 @@ def _process(
         _save_settings(out, source, config)
         takedown.note_run(source, out)
         with _progress() as progress:
-            fresh = run.process(workers, progress, compute, RayWorkers if ray else Workers)
+            fresh = run.process(workers, progress, compute, RayWorkers if ray else LocalWorkers)
         if not fresh:
             print(f"{out}: nothing to do")
             return output.summarise(run)
@@ -137,7 +139,7 @@ def _process(
 
 
 @contextmanager
-def _progress() -> Iterator[Report | None]:
+def _progress() -> Iterator[ReportProgress | None]:
     """Show a status line with hours of audio per hour on stderr, if that is a terminal."""
     import time
 
@@ -165,7 +167,7 @@ def _check_separate_folders(source: Path, out: Path) -> None:
 
 
 def _save_settings(out: Path, source: Path, config: PipelineConfig) -> None:
-    """Store the source and the steps, for later commands on this run."""
+    """CrawlFolder the source and the steps, for later commands on this run."""
     import yaml
 
     from speechgpt2 import config as configs

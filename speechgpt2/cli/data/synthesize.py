@@ -11,10 +11,10 @@ RecipeFile = Annotated[Path, typer.Argument(help="A recipe: see docs/synthesize.
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder of the conversations; a stopped build resumes.", metavar="FOLDER")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
+LocalWorkers = Annotated[int, typer.Option(min=1, help="Number of processes; the result does not depend on it.")]
 
 
-def synthesize(recipe: RecipeFile, out: Out, workers: Workers = 2) -> None:
+def synthesize(recipe: RecipeFile, out: Out, workers: LocalWorkers = 2) -> None:
     """Synthesize two-channel conversations: scripts, voices, timing, acoustics, checks.
 
     The folder holds audio/, records for `sg2 data clean FOLDER/clips.jsonl`, Lhotse cuts (cuts.jsonl.gz), and a corpus

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Label
 from speechgpt2.tts.alignment.align import align_emissions
@@ -51,9 +51,9 @@ class Align(Stage[AlignConfig]):
     def model(self) -> str:
         return self._emission_model.id
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         text = clip.text.raw or clip.text.norm  # with its punctuation, at which a reader pauses
-        if not text or is_true(clip, "align"):
+        if not text or is_ground_truth(clip, "align"):
             return clip
         try:
             found, agreement = align_emissions(self._emission_model(sound.pcm, text, clip.lang.code))
@@ -67,7 +67,7 @@ class Align(Stage[AlignConfig]):
         return replace(clip, align=found, quality=quality, labels_from={**clip.labels_from, "align": label})
 
 
-def is_true(clip: Clip, field: str) -> bool:
+def is_ground_truth(clip: Clip, field: str) -> bool:
     """Whether what the clip says of a field is known, not measured."""
     label = clip.labels_from.get(field)
     return label is not None and label.kind == "truth"

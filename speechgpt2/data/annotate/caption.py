@@ -1,4 +1,4 @@
-"""Survey: how a clip is said, in an English and a Chinese sentence, from its measured prosody.
+"""GlobalStep: how a clip is said, in an English and a Chinese sentence, from its measured prosody.
 
 A voice is high or low against all clips of its language; it speaks fast, lively or loudly against what it usually does,
 where there are enough clips of the speaker, and else against the language. Loudness is the microphone's as much as the
@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.annotate.align import is_true
-from speechgpt2.data.pipeline.survey import Read, Survey
+from speechgpt2.data.annotate.align import is_ground_truth
+from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.record import Clip, Label
 
 PITCH, MELODY, RATE, ENERGY = range(4)
@@ -27,7 +27,7 @@ CELLS = 250  # of a range
 
 # (less, more) than the language; what is said of a known speaker adds "than usual".
 VOICE = (("A low voice", "嗓音低沉"), ("A high voice", "嗓音较高"))
-MANNER = {
+STYLE_PHRASES = {
     RATE: (("speaking slowly", "语速较慢"), ("speaking quickly", "语速较快")),
     MELODY: (("with a flat melody", "语调平淡"), ("with a lively melody", "语调丰富")),
 }
@@ -78,7 +78,7 @@ class Bins:
         return (value > self.high[measure]) - (value < self.low[measure])
 
 
-class Captions(Survey[CaptionsConfig]):
+class Captions(GlobalStep[CaptionsConfig]):
     """Fills in "style.caption_en" and "style.caption_zh".
 
     Memory: some kilobytes a language, less for each speaker with enough clips. Speakers that were named by listening
@@ -87,37 +87,39 @@ class Captions(Survey[CaptionsConfig]):
 
     version = 1
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         languages, speakers = self._fit(read)
         for clip in read():
             yield self._captioned(clip, languages.get(clip.lang.code), speakers.get(speaker_of(clip)))
 
-    def _fit(self, read: Read) -> tuple[dict[str, Bins], dict[str, Bins]]:
+    def _fit(self, read: ReadClips) -> tuple[dict[str, Bins], dict[str, Bins]]:
         languages: dict[str, Histogram] = {}
-        everywhere: dict[str, Moments] = {}
+        everywhere: dict[str, RunningMoments] = {}
         known: dict[str, Bins] = {}
         for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
-            here: dict[str, Moments] = {}
+            here: dict[str, RunningMoments] = {}
             for clip in clips:
                 values, speaker = measured(clip), speaker_of(clip)
                 if clip.kept and values is not None:
                     languages.setdefault(clip.lang.code, Histogram()).add(values)
                     if speaker:
-                        (here if HEARD in clip.labels_from else everywhere).setdefault(speaker, Moments()).add(values)
+                        (here if HEARD in clip.labels_from else everywhere).setdefault(speaker, RunningMoments()).add(
+                            values
+                        )
             known.update(self._bins(here))
         config = self.config
         common = {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough}
         return common, {**known, **self._bins(everywhere)}
 
-    def _bins(self, speakers: dict[str, Moments]) -> dict[str, Bins]:
+    def _bins(self, speakers: dict[str, RunningMoments]) -> dict[str, Bins]:
         config = self.config
         return {name: seen.bins(config.deviations) for name, seen in speakers.items() if seen.clips >= config.enough}
 
     def _captioned(self, clip: Clip, language: Bins | None, speaker: Bins | None) -> Clip:
         values = measured(clip)
-        if not clip.kept or values is None or language is None or is_true(clip, "style"):
+        if not clip.kept or values is None or language is None or is_ground_truth(clip, "style"):
             return clip
-        english, chinese = zip(_voice(values, language, speaker), *_manner(values, language, speaker))
+        english, chinese = zip(_voice(values, language, speaker), *_style_phrases(values, language, speaker))
         style = replace(clip.style, caption_en=", ".join(english) + ".", caption_zh="，".join(chinese) + "。")
         clips = (speaker or language).clips
         label = Label(self.name, str(self.version), round(clips / (clips + self.config.enough), 3))
@@ -164,7 +166,7 @@ class Histogram:
         return np.interp(np.array(shares) * total[-1], total, np.linspace(*RANGES[measure], CELLS + 1)).tolist()
 
 
-class Moments:
+class RunningMoments:
     """Mean and spread of the four measures over a speaker's clips."""
 
     def __init__(self) -> None:
@@ -196,7 +198,7 @@ def _voice(values: Sequence[float], language: Bins, speaker: Bins | None) -> Phr
     return VOICE[sign > 0] if sign else MIDDLE
 
 
-def _manner(values: Sequence[float], language: Bins, speaker: Bins | None) -> list[Phrase]:
-    table, ordinary = (CHANGE, speaker) if speaker else (MANNER, language)
+def _style_phrases(values: Sequence[float], language: Bins, speaker: Bins | None) -> list[Phrase]:
+    table, ordinary = (CHANGE, speaker) if speaker else (STYLE_PHRASES, language)
     signs = {measure: ordinary.sign(measure, values[measure]) for measure in table}
     return [pair[signs[measure] > 0] for measure, pair in table.items() if signs[measure]] or [ORDINARY]

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.annotate.align import is_true
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.annotate.align import is_ground_truth
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.spectra import activity_of, power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Label, Prosody
@@ -48,8 +48,8 @@ class MeasureProsody(Stage[ProsodyConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
-        if is_true(clip, "prosody"):
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        if is_ground_truth(clip, "prosody"):
             return clip
         pcm = sound.pcm
         activity = activity_of(sound)
@@ -102,7 +102,7 @@ def spoken(align: Alignment, shortest_pause: float) -> list[tuple[float, float]]
     return runs
 
 
-def _rate(clip: Clip, sound: Sound, speech: list[tuple[float, float]]) -> tuple[float | None, Label]:
+def _rate(clip: Clip, sound: ClipAudio, speech: list[tuple[float, float]]) -> tuple[float | None, Label]:
     """Syllables per second of speech, pauses left out; and where that comes from."""
     seconds = sum(end - start for start, end in speech)
     if clip.align.words:

@@ -1,4 +1,5 @@
-"""Faults to plant into clean speech, each as strong as asked: noise, clipping, a second voice, music, a narrow band.
+"""Deviations to plant into clean speech, each as strong as asked: noise, clipping, a second voice, music, a narrow
+band.
 
 The audit plants them and sees whether the filters find them; a test or an augmentation may use them as well.
 """

@@ -1,4 +1,4 @@
-"""Faults planted on purpose into clean speech, and how many of them each filter finds.
+"""Deviations planted on purpose into clean speech, and how many of them each filter finds.
 
     found = audit(clips=40)                    # synthetic voices, English and Mandarin
     print(table(found))
@@ -22,14 +22,14 @@ from speechgpt2 import audio
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data.audit import faults
 from speechgpt2.data.clean.duplicates import Duplicates, DuplicatesConfig, Fingerprint, FingerprintConfig
-from speechgpt2.data.clean.echo import Echo, EchoConfig
-from speechgpt2.data.clean.quality import Measure, QualityConfig
+from speechgpt2.data.clean.quality import MeasureQuality, QualityConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
-from speechgpt2.data.clean.wording import Transcript, TranscriptConfig
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.clean.text_match import TextMatch, TextMatchConfig
+from speechgpt2.data.clean.transcript_checks import CheckTranscript, TranscriptConfig
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
+from speechgpt2.data.pipeline.global_steps import Rule, score_of
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.pipeline.survey import Rule, score_of
-from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
+from speechgpt2.data.record import AudioInfo, Clip, Language, Transcript
 from speechgpt2.tts.voices import draw_voice, speak
 from speechgpt2.types import SAMPLE_RATE
 
@@ -48,7 +48,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Found:
+class FilterResult:
     """One filter's line: of `faulty` clips with its fault it rejected `hits`, of `clean` ones `misses`."""
 
     filter: str
@@ -68,19 +68,19 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FilterCase:
     """A filter with the fault that is planted for it: `plant` makes a faulty sample from a clean one."""
 
     filter: str
     fault: str
     stage: Stage
     rule: Rule
-    plant: Callable[[Sample, _Drawn], Sample]
+    plant: Callable[[Sample, _FaultSource], Sample]
     needs_text: bool = False
     needs_voice: bool = False  # whispers have no period, and are not what the filter can find
 
 
-class _Drawn:
+class _FaultSource:
     """What a fault may draw from: chance, and the other samples."""
 
     def __init__(self, samples: list[Sample], seed: int):
@@ -100,78 +100,80 @@ class _Drawn:
         return fitting[int(self.numbers.integers(min(4, len(fitting))))]
 
 
-def trials() -> list[Trial]:
+def trials() -> list[FilterCase]:
     """Every default filter with its fault; thresholds as in the preset tts-strict."""
-    quality = Measure(QualityConfig())
+    quality = MeasureQuality(QualityConfig())
     return [
-        Trial("snr", "noise 0…15 dB below the speech", quality, Rule("noisy", "quality.snr", at_least=20.0), _noise),
-        Trial("clipping", "1…10 % of samples cut", quality, Rule("clipped", "quality.clipping", at_most=0.005), _clip),
-        Trial("bandwidth", "a telephone line", quality, Rule("narrow", "quality.bandwidth", at_least=7e3), _band),
-        Trial(
+        FilterCase("snr", "noise 0…15 dB below the speech", quality,
+                   Rule("noisy", "quality.snr", at_least=20.0), _noise),
+        FilterCase("clipping", "1…10 % of samples cut", quality,
+                   Rule("clipped", "quality.clipping", at_most=0.005), _clip),
+        FilterCase("bandwidth", "a telephone line", quality, Rule("narrow", "quality.bandwidth", at_least=7e3), _band),
+        FilterCase(
             "overlap", "another voice 0…6 dB below", quality, Rule("overlap", "quality.overlap", at_most=0.014), _voice,
             needs_voice=True,
         ),
-        Trial("music", "music 0…15 dB below", quality, Rule("music", "quality.music", at_most=0.15), _music),
-        Trial(
+        FilterCase("music", "music 0…15 dB below", quality, Rule("music", "quality.music", at_most=0.15), _music),
+        FilterCase(
             "silence", "pauses of more than half of it", Segment(SegmentConfig(gap=60.0)),
             Rule("silence", "quality.silence", at_most=0.5), _silence,
         ),
-        Trial(
-            "language", "declared as another one", Transcript(TranscriptConfig()),
+        FilterCase(
+            "language", "declared as another one", CheckTranscript(TranscriptConfig()),
             Rule("language", "quality.extra.language_mismatch", at_most=0.0), _language, needs_text=True,
         ),
-        Trial(
-            "repeats", "a recogniser's loop", Transcript(TranscriptConfig()),
+        FilterCase(
+            "repeats", "a recogniser's loop", CheckTranscript(TranscriptConfig()),
             Rule("repeats", "quality.extra.repeats", at_most=3.0), _loop, needs_text=True,
         ),
-        Trial(
-            "text", "another sentence, about as long", Echo(EchoConfig()),
+        FilterCase(
+            "text", "another sentence, about as long", TextMatch(TextMatchConfig()),
             Rule("wrong-text", "quality.extra.text_mismatch", at_most=0.925), _text, needs_text=True,
         ),
     ]  # fmt: skip
 
 
-def _noise(sample: Sample, drawn: _Drawn) -> Sample:
+def _noise(sample: Sample, drawn: _FaultSource) -> Sample:
     ratio, slope = drawn.numbers.uniform(0, 15), drawn.numbers.uniform(0, 1)
     return replace(sample, pcm=faults.noisy(sample.pcm, ratio, slope, drawn.numbers))
 
 
-def _clip(sample: Sample, drawn: _Drawn) -> Sample:
+def _clip(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, pcm=faults.clipped(sample.pcm, drawn.numbers.uniform(0.01, 0.1)))
 
 
-def _band(sample: Sample, drawn: _Drawn) -> Sample:
+def _band(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, pcm=faults.narrow(sample.pcm, drawn.numbers.uniform(3400, 4000)))
 
 
-def _voice(sample: Sample, drawn: _Drawn) -> Sample:
+def _voice(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, pcm=faults.mixed(sample.pcm, drawn.other(sample).pcm, drawn.numbers.uniform(0, 6)))
 
 
-def _music(sample: Sample, drawn: _Drawn) -> Sample:
+def _music(sample: Sample, drawn: _FaultSource) -> Sample:
     tune = faults.tune(len(sample.pcm) / SAMPLE_RATE, drawn.numbers)
     return replace(sample, pcm=faults.mixed(sample.pcm, tune, drawn.numbers.uniform(0, 15)))
 
 
-def _silence(sample: Sample, drawn: _Drawn) -> Sample:
+def _silence(sample: Sample, drawn: _FaultSource) -> Sample:
     half = len(sample.pcm) // 2
     pause = np.zeros(int(len(sample.pcm) * drawn.numbers.uniform(1.5, 3)), np.float32)
     return replace(sample, pcm=np.concatenate([sample.pcm[:half], pause, sample.pcm[half:]]))
 
 
-def _language(sample: Sample, drawn: _Drawn) -> Sample:
+def _language(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, lang="en" if sample.lang == "zh" else "zh")
 
 
-def _loop(sample: Sample, drawn: _Drawn) -> Sample:
+def _loop(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, text=" ".join([sample.text] * int(drawn.numbers.integers(5, 12))))
 
 
-def _text(sample: Sample, drawn: _Drawn) -> Sample:
+def _text(sample: Sample, drawn: _FaultSource) -> Sample:
     return replace(sample, text=drawn.alike(sample).text)
 
 
-def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[Found]:
+def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[FilterResult]:
     """Every trial on `clips` synthetic samples, and the recordings below a folder. Needs the voices' engines."""
     samples = [*_synthetic(clips, seed), *(_recorded(recordings) if recordings is not None else ())]
     with tempfile.TemporaryDirectory() as folder:
@@ -200,18 +202,18 @@ def _recorded(folder: Path) -> Iterator[Sample]:
             yield Sample(pcm[:longest], text, "zh" if any("一" <= c <= "鿿" for c in text) else "en")
 
 
-def _tried(trial: Trial, samples: list[Sample], workspace: Workspace, seed: int) -> Found:
+def _tried(trial: FilterCase, samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
     used = [s for s in samples if (s.text or not trial.needs_text) and (s.voiced or not trial.needs_voice)]
-    drawn = _Drawn(used, seed)
+    drawn = _FaultSource(used, seed)
     misses = sum(_rejects(trial, sample, workspace) for sample in used)
     hits = sum(_rejects(trial, trial.plant(sample, drawn), workspace) for sample in used)
-    return Found(trial.filter, trial.fault, len(used), hits, len(used), misses)
+    return FilterResult(trial.filter, trial.fault, len(used), hits, len(used), misses)
 
 
-def _rejects(trial: Trial, sample: Sample, workspace: Workspace) -> bool:
+def _rejects(trial: FilterCase, sample: Sample, workspace: Workspace) -> bool:
     clip = _clip_of(sample, workspace, "sample")
     try:
-        made = trial.stage(clip, Sound(clip, workspace))
+        made = trial.stage(clip, ClipAudio(clip, workspace))
     except Rejected:
         return True
     made = made if isinstance(made, Clip) else made[0]
@@ -221,22 +223,22 @@ def _rejects(trial: Trial, sample: Sample, workspace: Workspace) -> bool:
 def _clip_of(sample: Sample, workspace: Workspace, id: str) -> Clip:
     name, samples = workspace.add([sample.pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
-    return Clip(id, audio=info, text=Wording(sample.text), lang=Language(sample.lang))
+    return Clip(id, audio=info, text=Transcript(sample.text), lang=Language(sample.lang))
 
 
-def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> Found:
+def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
     """Every sample once, and half of them again as another site would have them."""
-    drawn, fingerprint = _Drawn(samples, seed), Fingerprint(FingerprintConfig())
+    drawn, fingerprint = _FaultSource(samples, seed), Fingerprint(FingerprintConfig())
     again = [replace(s, pcm=faults.retouched(s.pcm, drawn.numbers)) for s in samples[::2]]
     clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *again])]
-    marked = [fingerprint(clip, Sound(clip, workspace)) for clip in clips]
+    marked = [fingerprint(clip, ClipAudio(clip, workspace)) for clip in clips]
     judged = list(Duplicates(DuplicatesConfig())(lambda: iter(marked)))
     misses = sum(not clip.kept for clip in judged[: len(samples)])
     hits = sum(not clip.kept for clip in judged[len(samples) :])
-    return Found("duplicates", "cut, recoded, other gain", len(again), hits, len(samples), misses)
+    return FilterResult("duplicates", "cut, recoded, other gain", len(again), hits, len(samples), misses)
 
 
-def table(found: list[Found]) -> str:
+def table(found: list[FilterResult]) -> str:
     """As Markdown."""
     rows = [
         f"| {line.filter} | {line.fault} | {line.hits} of {line.faulty} | {line.misses} of {line.clean} "

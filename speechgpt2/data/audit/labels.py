@@ -21,11 +21,11 @@ import numpy as np
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data.annotate.align import AGREEMENT, Align, AlignConfig
 from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
+from speechgpt2.data.annotate.known_labels import label_synthetic
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, spoken
-from speechgpt2.data.annotate.truth import labelled
-from speechgpt2.data.conversations.manner import drive
-from speechgpt2.data.conversations.script import MANNERS, Style
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
+from speechgpt2.data.conversations.speaking_style import drive
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Speaker
 from speechgpt2.dsp import autocorrelation_pitch
 from speechgpt2.dsp import world_pitch as other_pitch
@@ -99,11 +99,11 @@ def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
     yield from clock.lines()
 
 
-def _clip(said: Utterance, workspace: Workspace) -> tuple[Clip, Sound]:
+def _clip(said: Utterance, workspace: Workspace) -> tuple[Clip, ClipAudio]:
     name, samples = workspace.add([said.pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
-    clip = labelled(Clip("audited", audio=info), said)
-    return clip, Sound(clip, workspace)
+    clip = label_synthetic(Clip("audited", audio=info), said)
+    return clip, ClipAudio(clip, workspace)
 
 
 def _as_long(text: str, other: str) -> str:
@@ -199,7 +199,7 @@ ASKED = {
 
 
 def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
-    """Of readings in a manner beside twenty plain ones by the same speaker: how many captions name the manner."""
+    """Of readings in a style beside twenty plain ones by the same speaker: how many captions name the style."""
     plain = max(20, readings)
     voices = [voice for group in _voices().values() for voice in group if voice.engine == "espeak"]
     told: dict[str, list[bool]] = defaultdict(list)
@@ -221,7 +221,7 @@ def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
 
 
 def _said_in(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
-    said = speak(sentence(rng, voice.lang), drive(voice, MANNERS.get(style, Style())))
+    said = speak(sentence(rng, voice.lang), drive(voice, STYLES.get(style, SpeakingStyle())))
     clip, sound = _clip(said, workspace)
     aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), sound)
     measured = MeasureProsody(ProsodyConfig())(aligned, sound)
@@ -234,7 +234,7 @@ class _Clock:
     def __init__(self) -> None:
         self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    def __call__(self, stage: Align | MeasureProsody, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, stage: Align | MeasureProsody, clip: Clip, sound: ClipAudio) -> Clip:
         begun = time.process_time()
         found = stage(clip, sound)
         spent = self._spent[stage.name]

@@ -1,4 +1,4 @@
-"""Manners asked for against manners measured, over many voices: the tables in docs/synthesize.md.
+"""Styles asked for against styles measured, over many voices: the tables in docs/synthesize.md.
 
 python -m speechgpt2.data.audit.styles [EVERY]      # of the training voices every 5th, if not said otherwise
 """
@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from speechgpt2.data.conversations.checks import best_of
-from speechgpt2.data.conversations.manner import Measured, Tolerance, drive, error, measure
-from speechgpt2.data.conversations.script import MANNERS, NEUTRAL, Style
+from speechgpt2.data.conversations.checks import best_reading
+from speechgpt2.data.conversations.script import NEUTRAL_STYLE, STYLES, SpeakingStyle
+from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, drive, error, measure
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import speak, training_voices
 
@@ -30,16 +30,16 @@ DIMENSIONS = {  # one at a time, the others as they are
 SPREAD = (0.1, 0.5, 0.9)  # quantiles of what is measured
 
 
-def manners(every: int) -> Iterator[str]:
+def styles(every: int) -> Iterator[str]:
     """Rows of a Markdown table: asked → median measured, and the share of voices with a good reading among `TRIES`."""
-    found: dict[str, list[tuple[Measured, int]]] = {name: [] for name in MANNERS}
+    found: dict[str, list[tuple[Measured, int]]] = {name: [] for name in STYLES}
     for voice, neutral in _voices(every):
-        for name, style in MANNERS.items():
+        for name, style in STYLES.items():
             found[name].append(_tried(voice, style, neutral))
-    yield f"| manner | rate | pitch, semitones | range | loudness, dB | voiced | good at once | of {TRIES} |"
+    yield f"| style | rate | pitch, semitones | range | loudness, dB | voiced | good at once | of {TRIES} |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, rows in found.items():
-        style = MANNERS[name]
+        style = STYLES[name]
         middle = {key: float(np.median([getattr(got, key) for got, _ in rows])) for key in vars(rows[0][0])}
         pairs = [f"{getattr(style, key):g} → {middle[key]:.2f}" for key in DIMENSIONS]
         shares = [float(np.mean([0 < tries <= most for _, tries in rows])) for most in (1, TRIES)]
@@ -51,7 +51,7 @@ def dimensions(every: int) -> Iterator[str]:
     found: dict[tuple[str, float], list[float]] = {(k, v): [] for k, values in DIMENSIONS.items() for v in values}
     for voice, neutral in _voices(every):
         for (key, asked), got in found.items():
-            style: Style = replace(NEUTRAL, **{key: asked})  # type: ignore[arg-type]  # none of the keys is `whisper`
+            style: SpeakingStyle = replace(NEUTRAL_STYLE, **{key: asked})  # type: ignore[arg-type]  # none of the keys is `whisper`
             got.append(getattr(measure(speak(neutral.text, drive(voice, style)), neutral), key))
     yield "| asked for | measured: median (10 % … 90 % of the voices) |"
     yield "|---|---|"
@@ -70,7 +70,7 @@ def _voices(every: int) -> Iterator[tuple[Voice, Utterance]]:
             yield voice, speak(text, voice)
 
 
-def _tried(voice: Voice, style: Style, neutral: Utterance) -> tuple[Measured, int]:
+def _tried(voice: Voice, style: SpeakingStyle, neutral: Utterance) -> tuple[Measured, int]:
     """What the first reading measures, and how many it took until one was good; 0 if none was."""
     rng, measured = random.Random(voice.id), list[Measured]()
 
@@ -78,13 +78,13 @@ def _tried(voice: Voice, style: Style, neutral: Utterance) -> tuple[Measured, in
         measured.append(measure(spoken, neutral))
         return {"style": error(style, measured[-1], Tolerance())}
 
-    _, faults = best_of(TRIES, lambda n: speak(neutral.text, drive(voice, style, rng if n else None)), judge)
-    return measured[0], len(measured) if faults["style"] <= 1 else 0
+    _, deviations = best_reading(TRIES, lambda n: speak(neutral.text, drive(voice, style, rng if n else None)), judge)
+    return measured[0], len(measured) if deviations["style"] <= 1 else 0
 
 
 def audit(every: int = EVERY) -> Iterable[str]:
     """Both tables."""
-    yield from manners(every)
+    yield from styles(every)
     yield ""
     yield from dimensions(every)
 

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.audio import Resampler
-from speechgpt2.data.decoding import Media, Undecodable, opened
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.decoding import AudioFile, Undecodable, open_audio
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import AudioInfo, Clip
 from speechgpt2.types import SAMPLE_RATE
@@ -33,12 +33,12 @@ class Decode(Stage[DecodeConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip | list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | list[Clip]:
         path = sound.workspace.source(clip.audio.path)
         if path is None or not path.is_file():
             raise Rejected("unreadable", f"no file {clip.audio.path!r} below the sources")
         try:
-            with opened(path) as file:
+            with open_audio(path) as file:
                 count = file.channels if self.config.channels == "split" else 0
             if count < 2:
                 return self._decoded(clip, sound, path, None)
@@ -47,13 +47,13 @@ class Decode(Stage[DecodeConfig]):
             raise Rejected(error.reason, error.detail) from None
         return [replace(part, id=f"{clip.id}-c{n}", parent_id=clip.id) for n, part in enumerate(parts)]
 
-    def _decoded(self, clip: Clip, sound: Sound, path: Path, channel: int | None) -> Clip:
-        with opened(path) as file:
+    def _decoded(self, clip: Clip, sound: ClipAudio, path: Path, channel: int | None) -> Clip:
+        with open_audio(path) as file:
             pcm_hash, samples = sound.workspace.add(self._blocks(file, channel))
         info = AudioInfo(clip.audio.path, file.rate, file.channels, 0.0, samples / SAMPLE_RATE, file.format, pcm_hash)
         return replace(clip, audio=info)
 
-    def _blocks(self, file: Media, channel: int | None) -> Iterator[np.ndarray]:
+    def _blocks(self, file: AudioFile, channel: int | None) -> Iterator[np.ndarray]:
         """float32 [N] at 24 kHz: one channel, or the mean of all."""
         resampler = Resampler(file.rate)
         for block in file.blocks(self.config.max_hours):

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.dsp.spectrum import QUIETEST, decibels, mel_bands
 
@@ -58,7 +58,7 @@ class Fingerprint(Stage[FingerprintConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         bits = fingerprint(power_of(sound))
         return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
 
@@ -72,12 +72,12 @@ class DuplicatesConfig:
     stretch: float = 0.06
 
 
-class Duplicates(Survey[DuplicatesConfig]):
+class Duplicates(GlobalStep[DuplicatesConfig]):
     """Rejects what is like an earlier clip that is kept; of equal ones the first stays."""
 
     version = 1
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         prints, seconds = bytearray(), array("d")
         for clip in read():
             if clip.kept and clip.audio.fingerprint:

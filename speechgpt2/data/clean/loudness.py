@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip
 from speechgpt2.dsp.spectrum import fft, squared
@@ -69,7 +69,7 @@ class Loudness(Stage[LoudnessConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         pcm = sound.raw
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)

@@ -21,8 +21,8 @@ import numpy as np
 
 from speechgpt2 import asr
 from speechgpt2.audio import resample
-from speechgpt2.data.clean.cutting import part
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.clean.cut_clip import part
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, Label, Language, Speaker
 from speechgpt2.dnsmos import DnsMos
@@ -39,7 +39,7 @@ def _needed(module: str, install: str, weights: str) -> Any:
         raise UserError(f"this step needs {module}: pip install {install}; {weights}") from None
 
 
-def _heard(sound: Sound) -> np.ndarray:
+def _heard(sound: ClipAudio) -> np.ndarray:
     return resample(sound.pcm, SAMPLE_RATE, HEARD)
 
 
@@ -72,7 +72,7 @@ class Recognise(Stage[RecogniseConfig]):
     def _recogniser(self) -> asr.Recogniser:
         return asr.load(self.config.model, self.config.engine, self.config.threads)
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         code = clip.lang.code.split("-")[0]
         # A language that the model does not know is left to it to detect.
         heard = self._recogniser.transcribe(sound.pcm, code if code in self._recogniser.languages else "")
@@ -111,7 +111,7 @@ def utmos(model: str) -> Score:
 
 
 @dataclass(frozen=True)
-class OpinionConfig:
+class OpinionScoreConfig:
     """A model of opinion scores.
 
     Attributes:
@@ -124,7 +124,7 @@ class OpinionConfig:
     kind: Literal["opinion"] = "opinion"
 
 
-class Opinion(Stage[OpinionConfig]):
+class OpinionScore(Stage[OpinionScoreConfig]):
     """Scores in `quality.mos`."""
 
     version = 3
@@ -137,7 +137,7 @@ class Opinion(Stage[OpinionConfig]):
     def _score(self) -> Score:
         return {"dnsmos": dnsmos, "utmos": utmos}[self.config.engine](self.config.model)
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         quality = replace(clip.quality, mos={**clip.quality.mos, **self._score(sound.pcm)})
         return replace(clip, quality=quality)
 
@@ -162,11 +162,11 @@ class Separate(Stage[SeparateConfig]):
         module = _needed("demucs.api", "demucs", f"weights of '{self.config.model}' are fetched by demucs itself")
         return module.Separator(model=self.config.model)
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         pcm_hash, samples = sound.workspace.add(self._voices(clip, sound))
         return replace(clip, audio=replace(clip.audio, start=0.0, duration=samples / SAMPLE_RATE, pcm_hash=pcm_hash))
 
-    def _voices(self, clip: Clip, sound: Sound) -> Iterator[np.ndarray]:
+    def _voices(self, clip: Clip, sound: ClipAudio) -> Iterator[np.ndarray]:
         import torch
 
         start = 0.0
@@ -181,12 +181,12 @@ class Separate(Stage[SeparateConfig]):
 
 
 @dataclass(frozen=True)
-class VoicesConfig:
+class DiariseConfig:
     model: str = "pyannote/speaker-diarization-3.1"
     kind: Literal["diarise"] = "diarise"
 
 
-class Voices(Stage[VoicesConfig]):
+class Diarise(Stage[DiariseConfig]):
     """One clip for each turn that pyannote hears, with its speaker."""
 
     version = 2
@@ -204,7 +204,7 @@ class Voices(Stage[VoicesConfig]):
             raise UserError(f"{self.config.model} cannot be loaded: {weights}")
         return pipeline
 
-    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
         import torch
 
         heard = self._pipeline({"waveform": torch.from_numpy(_heard(sound))[None], "sample_rate": HEARD})

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.audio import resample
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
@@ -137,12 +137,12 @@ class QualityConfig:
     kind: Literal["quality"] = "quality"
 
 
-class Measure(Stage[QualityConfig]):
+class MeasureQuality(Stage[QualityConfig]):
     """All measures of this file."""
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         pcm, spectrum = sound.pcm, power_of(sound)
         quality = replace(
             clip.quality,

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.cutting import part, text_of
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.clean.cut_clip import part, text_of
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.record import Clip, Wording
+from speechgpt2.data.record import Clip, Transcript
 from speechgpt2.dsp.activity import (
     SPEECH_THRESHOLD,
     ActivityDetector,
@@ -51,7 +51,7 @@ class Segment(Stage[SegmentConfig]):
     def model(self) -> str:
         return "silero-5" if self.config.detector == "silero" else ""
 
-    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
         config = self.config
         detect: ActivityDetector = silero_activity if config.detector == "silero" else energy_activity
         activity = detect(_blocks(clip, sound))
@@ -81,7 +81,7 @@ class Segment(Stage[SegmentConfig]):
         return made if count == 1 else _with_its_text(made, text_of(clip, start, end))
 
 
-def _with_its_text(clip: Clip, text: Wording) -> Clip:
+def _with_its_text(clip: Clip, text: Transcript) -> Clip:
     labels = {field: label for field, label in clip.labels_from.items() if text.raw or field.split(".")[0] != "text"}
     return replace(clip, text=text, labels_from=labels)
 
@@ -92,7 +92,7 @@ def _widened(span: tuple[float, float], clip: Clip) -> tuple[float, float]:
     return (min(span[0], words[0].start), max(span[1], words[-1].end)) if words else span
 
 
-def _blocks(clip: Clip, sound: Sound) -> Iterator[np.ndarray]:
+def _blocks(clip: Clip, sound: ClipAudio) -> Iterator[np.ndarray]:
     start = 0.0
     while start < clip.audio.duration:
         length = min(BLOCK, clip.audio.duration - start)

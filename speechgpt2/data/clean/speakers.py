@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.cutting import part
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.clean.cut_clip import part
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Label, Speaker
 from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels
 
@@ -53,19 +53,19 @@ def _log_determinants(moments: np.ndarray, size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TurnsConfig:
+class SpeakerChangesConfig:
     """Cut where the gain is above `gain`; no piece is shorter than a second and a half."""
 
-    kind: Literal["turns"] = "turns"
+    kind: Literal["speaker_changes"] = "speaker_changes"
     gain: float = 4.8
 
 
-class Turns(Stage[TurnsConfig]):
+class SpeakerChanges(Stage[SpeakerChangesConfig]):
     """Cuts a clip without a transcript where the speaker changes, unless one talks over the other."""
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
         if clip.text.raw:
             return [clip]
         spectrum = power_of(sound)
@@ -88,16 +88,16 @@ class Turns(Stage[TurnsConfig]):
 
 
 @dataclass(frozen=True)
-class VoiceConfig:
-    kind: Literal["voice"] = "voice"
+class SpeakerEmbeddingConfig:
+    kind: Literal["speaker_embedding"] = "speaker_embedding"
 
 
-class VoicePrint(Stage[VoiceConfig]):
+class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
     """One speaker for the clip, still without a name, with a vector `[24]`."""
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         if clip.speakers:
             return clip
         spectrum = power_of(sound)
@@ -117,12 +117,12 @@ class SpeakersConfig:
     nearest: float = 0.9
 
 
-class Speakers(Survey[SpeakersConfig]):
+class NameSpeakers(GlobalStep[SpeakersConfig]):
     """Names the speakers of each recording: "RECORDING/1" is who speaks first."""
 
     version = 1
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         count, total, squares = 0, np.zeros(2 * COEFFICIENTS), np.zeros(2 * COEFFICIENTS)
         for clip in read():
             if _nameless(clip):

@@ -6,8 +6,8 @@ scenes.py       the scenes themselves, English and Mandarin
 llm.py          scripts from a language model behind an OpenAI-compatible endpoint
 oral.py         fillers, repetitions and self-repairs
 timing.py       gaps, overlaps and reactions, drawn from distributions that can be fitted
-manner.py       styles asked for and styles measured
-checks.py       does it say the text, in the voice and the manner asked for: the best of several readings
+style.py       styles asked for and styles measured
+checks.py       does it say the text, in the voice and the style asked for: the best of several readings
 performance.py  a script becomes sound, with exact times of words
 place.py        rooms, noise, telephone
 build.py        a recipe becomes a folder of conversations

@@ -28,14 +28,14 @@ from speechgpt2 import config
 from speechgpt2.audio import to_pcm16
 from speechgpt2.corpus import conversation_turns as turns
 from speechgpt2.data.conversations import clips
-from speechgpt2.data.conversations.checks import Checks, ChecksConfig, Faults, best_of
-from speechgpt2.data.conversations.llm import BadScript, LlmConfig, write_script
-from speechgpt2.data.conversations.manner import Tolerance, drive, error, measure
-from speechgpt2.data.conversations.oral import OralConfig, loosen
-from speechgpt2.data.conversations.performance import Conversation, Speaker, perform
-from speechgpt2.data.conversations.place import PlaceConfig, put_in_place
+from speechgpt2.data.conversations.acoustics import AcousticsConfig, apply_acoustics
+from speechgpt2.data.conversations.checks import Checks, ChecksConfig, Deviations, best_reading
+from speechgpt2.data.conversations.disfluency import DisfluencyConfig, add_disfluencies
+from speechgpt2.data.conversations.llm import InvalidScript, LlmConfig, write_script
+from speechgpt2.data.conversations.render_script import LineSpeaker, SpokenConversation, render_script
 from speechgpt2.data.conversations.scenes import scenes
 from speechgpt2.data.conversations.script import Line, Script
+from speechgpt2.data.conversations.speaking_style import Tolerance, drive, error, measure
 from speechgpt2.data.conversations.timing import TimingConfig
 from speechgpt2.errors import UserError
 from speechgpt2.hub import write_atomically
@@ -59,27 +59,27 @@ class Recipe:
     voices     whom the speakers are drawn from, two of a language at least; the training voices of espeak if not given
     voice_set  the set that speakers are drawn from where no voices are given: "classic" or "natural"
     assistant  who speaks for the assistant, one voice of a language; drawn like the others if not given
-    tries      readings of a line until it counts as missed, and the conversation as rejected
+    attempts      readings of a line until it counts as missed, and the conversation as rejected
     """
 
     conversations: int
     languages: tuple[str, ...] = LANGUAGES
     scenes: tuple[str, ...] = ()
     seed: int = 0
-    tries: int = 3
+    attempts: int = 3
     voices: tuple[Voice, ...] = ()
     voice_set: str = "classic"
     assistant: tuple[Voice, ...] = ()
-    oral: OralConfig = field(default_factory=OralConfig)
+    disfluency: DisfluencyConfig = field(default_factory=DisfluencyConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
-    place: PlaceConfig = field(default_factory=PlaceConfig)
+    acoustics: AcousticsConfig = field(default_factory=AcousticsConfig)
     tolerance: Tolerance = field(default_factory=Tolerance)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     llm: LlmConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.conversations < 1 or self.tries < 1:
-            raise UserError("conversations and tries must be positive")
+        if self.conversations < 1 or self.attempts < 1:
+            raise UserError("conversations and attempts must be positive")
         if not self.languages or set(self.languages) - set(LANGUAGES):
             raise UserError(f"languages: there are {' and '.join(LANGUAGES)}")
         voice_set(self.voice_set)
@@ -94,7 +94,7 @@ class Recipe:
                 raise UserError(f"voices: a conversation needs two speakers, give two of {lang!r} at least")
 
 
-class Missed(ValueError):
+class LineRejected(ValueError):
     """No reading of a line was what was asked for."""
 
 
@@ -125,24 +125,24 @@ def build(
     return _join(out, len(parts), plain)
 
 
-def converse(recipe: Recipe, number: int) -> tuple[Conversation, dict[str, Any]]:
-    """Conversation `number` of the recipe, and what else its line holds: voices, place, faults.
+def make_conversation(recipe: Recipe, number: int) -> tuple[SpokenConversation, dict[str, Any]]:
+    """SpokenConversation `number` of the recipe, and what else its line holds: voices, place, deviations.
 
-    Errors: `Missed`, `BadScript`, `ValueError` if a line cannot be spoken; `UserError`.
+    Errors: `LineRejected`, `InvalidScript`, `ValueError` if a line cannot be spoken; `UserError`.
     """
     rng = random.Random(f"conversation/{recipe.seed}/{number}")
     lang = recipe.languages[number % len(recipe.languages)]
-    script = loosen(_script(recipe, lang, rng), recipe.oral, rng)
+    script = add_disfluencies(_script(recipe, lang, rng), recipe.disfluency, rng)
     voices = _two_voices(recipe, script, rng)
-    checks, worst = Checks(recipe.checks), Faults()
+    checks, worst = Checks(recipe.checks), Deviations()
     speakers = {
         role: _speaker(voice, recipe, random.Random(rng.getrandbits(64)), checks, worst)
         for role, voice in zip(script.roles, voices)
     }
-    spoken = perform(script, speakers, recipe.timing, rng)
-    pcm, place = put_in_place(spoken.pcm, recipe.place, rng)
-    about = {"voices": [asdict(voice) for voice in voices], "place": place, "faults": worst}
-    return Conversation(spoken.script, pcm, spoken.lines, spoken.events), about
+    spoken = render_script(script, speakers, recipe.timing, rng)
+    pcm, acoustics = apply_acoustics(spoken.pcm, recipe.acoustics, rng)
+    about = {"voices": [asdict(voice) for voice in voices], "acoustics": acoustics, "deviations": worst}
+    return SpokenConversation(spoken.script, pcm, spoken.lines, spoken.events), about
 
 
 def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
@@ -175,29 +175,31 @@ def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
             return voice
 
 
-def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, worst: Faults) -> Speaker:
-    """Speaks lines as `voice`; the largest fault that each check let pass is noted in `worst`."""
+def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, worst: Deviations) -> LineSpeaker:
+    """Speaks lines as `voice`; the largest deviation that each check let pass is noted in `worst`."""
 
     def say(line: Line) -> Utterance:
-        neutral = speak(line.text, voice) if line.manner else None
+        neutral = speak(line.text, voice) if line.style else None
 
         def read(number: int) -> Utterance:
             if neutral is not None:
-                return speak(line.text, drive(voice, line.style, rng if number else None))
+                return speak(line.text, drive(voice, line.speaking_style, rng if number else None))
             return speak(line.text, replace(voice, seed=rng.getrandbits(16)) if number else voice)
 
-        def judge(spoken: Utterance) -> Faults:
+        def judge(spoken: Utterance) -> Deviations:
             style = (
-                {} if neutral is None else {line.manner: error(line.style, measure(spoken, neutral), recipe.tolerance)}
+                {}
+                if neutral is None
+                else {line.style: error(line.speaking_style, measure(spoken, neutral), recipe.tolerance)}
             )
             return {**style, **(checks(spoken) if recipe.checks.any else {})}
 
-        said, faults = best_of(recipe.tries, read, judge)
-        for name, fault in faults.items():
-            worst[name] = round(max(fault, worst.get(name, 0.0)), 3)
-            if fault > 1:
-                raise Missed(f"{name}: {fault:.2f} tolerances off after {recipe.tries} readings")
-        if not line.style.whisper:
+        said, deviations = best_reading(recipe.attempts, read, judge)
+        for name, deviation in deviations.items():
+            worst[name] = round(max(deviation, worst.get(name, 0.0)), 3)
+            if deviation > 1:
+                raise LineRejected(f"{name}: {deviation:.2f} tolerances off after {recipe.attempts} readings")
+        if not line.speaking_style.whisper:
             checks.remember(said)
         return said
 
@@ -210,10 +212,10 @@ def _make_part(job: tuple[Recipe, Path, int]) -> None:
     for number in range(part * PART, min((part + 1) * PART, recipe.conversations)):
         name = f"{number:06d}"
         try:
-            conversation, about = converse(recipe, number)
+            conversation, about = make_conversation(recipe, number)
         except UserError:
             raise
-        except (Missed, BadScript, ValueError) as reason:
+        except (LineRejected, InvalidScript, ValueError) as reason:
             rows.append({"id": name, "rejected": type(reason).__name__.lower(), "detail": str(reason)})
             continue
         row = {"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()}

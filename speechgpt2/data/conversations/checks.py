@@ -1,11 +1,12 @@
 """Is it what was asked for? Checks of a reading, and the best of several.
 
-    style       the manner asked for against the manner measured (manner.py)
+    style       the style asked for against the style measured (style.py)
     alignment   how well the forced aligner finds the text in the sound (data/annotate), 0…1
     cer         the error rate of what a recogniser hears, against the text
     voice       how much nearer the reading is to its own speaker's voice than to the other one's
 
-Every check gives a fault in tolerances: up to 1 is good, and the reading with the least of its largest faults is taken.
+Every check gives a deviation in tolerances: up to 1 is good, and the reading with the least of its largest deviations
+is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2 import asr
-from speechgpt2.data.clean.wording import error_rate
+from speechgpt2.data.clean.transcript_checks import error_rate
 from speechgpt2.dsp.spectrum import cepstra, decibels, power
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment.align import align_speech
@@ -29,7 +30,7 @@ COEFFICIENTS = 12
 FAINT_DB = -25.0  # below the loudest frame: not counted as voice
 SHORTEST = 40  # frames that a voice is told by
 
-Faults = dict[str, float]  # name of a check -> fault in tolerances
+Deviations = dict[str, float]  # name of a check -> deviation in tolerances
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RecogniserConfig:
 
 @dataclass(frozen=True)
 class ChecksConfig:
-    """What a line must pass beside its manner; what is not set is not measured.
+    """What a line must pass beside its style; what is not set is not measured.
 
     alignment  the least agreement
     cer        the largest error rate of what `recogniser` hears
@@ -67,16 +68,17 @@ class ChecksConfig:
         return not all(value is None for value in (self.alignment, self.cer, self.voice))
 
 
-def best_of(
-    tries: int, read: Callable[[int], Utterance], judge: Callable[[Utterance], Faults]
-) -> tuple[Utterance, Faults]:
-    """The best of the readings `read(0)`, `read(1)` …, and its faults; the first without a fault ends the search.
+def best_reading(
+    attempts: int, read: Callable[[int], Utterance], judge: Callable[[Utterance], Deviations]
+) -> tuple[Utterance, Deviations]:
+    """The best of the readings `read(0)`, `read(1)` …, and its deviations; the first without a deviation ends the
+    search.
 
     A reading that fails counts as none. Errors: ValueError where all of them fail.
     """
-    found: list[tuple[float, int, Utterance, Faults]] = []
+    found: list[tuple[float, int, Utterance, Deviations]] = []
     failure = ValueError("nothing was read")
-    for number in range(tries):
+    for number in range(attempts):
         try:
             spoken = read(number)
         except UserError:
@@ -84,14 +86,14 @@ def best_of(
         except ValueError as error:
             failure = error
             continue
-        faults = judge(spoken)
-        found.append((max(faults.values(), default=0.0), number, spoken, faults))
+        deviations = judge(spoken)
+        found.append((max(deviations.values(), default=0.0), number, spoken, deviations))
         if found[-1][0] <= 1:
             break
     if not found:
         raise failure
-    _, _, spoken, faults = min(found, key=lambda each: each[:2])
-    return spoken, faults
+    _, _, spoken, deviations = min(found, key=lambda each: each[:2])
+    return spoken, deviations
 
 
 class Checks:
@@ -101,16 +103,16 @@ class Checks:
         self.config = config
         self._voices: dict[str, np.ndarray] = {}  # speaker -> voice of the first line
 
-    def __call__(self, spoken: Utterance) -> Faults:
-        """The faults of all checks but the style's. Errors: `UserError` where a recogniser is missing."""
-        config, faults = self.config, Faults()
+    def __call__(self, spoken: Utterance) -> Deviations:
+        """The deviations of all checks but the style's. Errors: `UserError` where a recogniser is missing."""
+        config, deviations = self.config, Deviations()
         if config.alignment is not None:
-            faults["alignment"] = _ratio(config.alignment, alignment(spoken))
+            deviations["alignment"] = _ratio(config.alignment, alignment(spoken))
         if config.cer is not None and config.recogniser is not None:
-            faults["cer"] = error_rate(spoken.text, _recogniser(config.recogniser)(spoken)) / config.cer
+            deviations["cer"] = error_rate(spoken.text, _recogniser(config.recogniser)(spoken)) / config.cer
         if config.voice is not None:
-            faults["voice"] = self._drift(spoken) / config.voice
-        return faults
+            deviations["voice"] = self._drift(spoken) / config.voice
+        return deviations
 
     def remember(self, spoken: Utterance) -> None:
         """The reading that was taken: a speaker's first one is what the later ones are held against."""

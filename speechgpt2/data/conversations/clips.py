@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.record import AudioInfo, Clip, Label, Language, Moment, Source, Speaker, Style, Wording
+from speechgpt2.data.record import AudioInfo, Clip, DialogueEvent, Label, Language, Source, Speaker, Style, Transcript
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.types import SAMPLE_RATE
@@ -44,9 +44,10 @@ def clips(row: Row) -> Iterator[Clip]:
         phones = tuple(Phone(*_moved(phone, line)) for phone in line["phones"])
         yield Clip(
             id, row["id"], row["scene"], Source(f"file:{path}"),
-            AudioInfo(path, SAMPLE_RATE, 1, 0.0, duration, "FLAC"), Language(row["lang"], 1.0), Wording(line["text"]),
+            AudioInfo(path, SAMPLE_RATE, 1, 0.0, duration, "FLAC"), Language(row["lang"], 1.0),
+            Transcript(line["text"]),
             (Speaker(voice.speaker),), Alignment(words, phones, tones_of(phones)),
-            style=Style(line["manner"], row["scene"], voice.accent), events=tuple(_moments(row, line)),
+            style=Style(line["style"], row["scene"], voice.accent), events=tuple(_dialogue_events(row, line)),
             labels_from=_labels(voice),
         )  # fmt: skip
 
@@ -58,7 +59,7 @@ def cut(row: Row) -> Row:
         "id": row["id"], "sources": [{"type": "file", "channels": [0, 1], "source": row["audio"]}],
         "sampling_rate": SAMPLE_RATE, "num_samples": row["samples"], "duration": duration, "channel_ids": [0, 1],
     }  # fmt: skip
-    about = {name: row[name] for name in ("scene", "roles", "place", "events")}
+    about = {name: row[name] for name in ("scene", "roles", "acoustics", "events")}
     return {
         "id": row["id"], "start": 0.0, "duration": duration, "channel": [0, 1],
         "supervisions": [_supervision(row, number) for number in range(len(row["lines"]))], "recording": recording,
@@ -89,17 +90,17 @@ def _supervision(row: Row, number: int) -> Row:
         "duration": round(line["end"] - line["start"], _DIGITS), "channel": line["channel"], "text": line["text"],
         "language": row["lang"], "speaker": Voice(**row["voices"][line["channel"]]).speaker,
         "alignment": {"word": words},
-        "custom": {name: line[name] for name in ("role", "kind", "manner", "cut", "tool")},
+        "custom": {name: line[name] for name in ("role", "kind", "style", "cut", "tool")},
     }  # fmt: skip
 
 
-def _moments(row: Row, line: Row) -> Iterator[Moment]:
+def _dialogue_events(row: Row, line: Row) -> Iterator[DialogueEvent]:
     """What happens while the line is spoken, on either channel."""
     for event in row["events"]:
         start, end = max(event["start"], line["start"]), min(event["end"], line["end"])
         if start < end:
             by = Voice(**row["voices"][event["by"]]).speaker
-            yield Moment(event["type"], *_moved(("", start, end), line)[1:], by)
+            yield DialogueEvent(event["type"], *_moved(("", start, end), line)[1:], by)
 
 
 def _labels(voice: Voice) -> dict[str, Label]:

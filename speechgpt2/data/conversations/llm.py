@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from speechgpt2.data.conversations.script import MANNERS, Line, Script
+from speechgpt2.data.conversations.script import STYLES, Line, Script
 from speechgpt2.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "Mandarin Chinese, written in simplified characters"}
@@ -21,13 +21,13 @@ LARGEST = 1 << 20  # bytes of an answer
 
 _WISH = """Write a short spoken conversation in {language} about: {topic}.
 Answer with one JSON object and nothing else:
-{{"roles": ["…", "…"], "lines": [{{"role": "…", "text": "…", "kind": "turn", "manner": ""}}]}}.
+{{"roles": ["…", "…"], "lines": [{{"role": "…", "text": "…", "kind": "turn", "style": ""}}]}}.
 kind is "turn", "backchannel" (a mm-hm said into the other's turn before it) or "interruption" (it cuts the other's
-turn before it short). manner is "" or, where a speaker is asked to speak so, one of: {manners}.
+turn before it short). style is "" or, where a speaker is asked to speak so, one of: {styles}.
 Write numbers as words. Use no abbreviations, no digits, no brackets and no markup in text."""
 
 
-class BadScript(ValueError):
+class InvalidScript(ValueError):
     """The model's answer is no script that can be performed."""
 
 
@@ -44,8 +44,8 @@ class LlmConfig:
 
 
 def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
-    """Ask for a script about `topic`. Errors: `BadScript`; `UserError` if the endpoint cannot be used."""
-    wish = _WISH.format(language=LANGUAGES[lang], topic=topic, manners=", ".join(MANNERS))
+    """Ask for a script about `topic`. Errors: `InvalidScript`; `UserError` if the endpoint cannot be used."""
+    wish = _WISH.format(language=LANGUAGES[lang], topic=topic, styles=", ".join(STYLES))
     asked = {
         "model": config.model, "temperature": config.temperature, "seed": seed,
         "messages": [{"role": "user", "content": wish}],
@@ -55,7 +55,7 @@ def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
         content = answer["choices"][0]["message"]["content"]
         return _script(json.loads(_inner(content)), f"llm: {topic}", lang)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise BadScript(f"the model's answer is no script ({type(error).__name__}: {error})") from None
+        raise InvalidScript(f"the model's answer is no script ({type(error).__name__}: {error})") from None
 
 
 def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{url}: cannot be reached ({error})") from None
     except ValueError:
-        raise BadScript("the server's answer is no JSON") from None
+        raise InvalidScript("the server's answer is no JSON") from None
 
 
 def _inner(content: str) -> str:
@@ -84,7 +84,7 @@ def _inner(content: str) -> str:
 
 def _script(values: dict[str, Any], name: str, lang: str) -> Script:
     lines = tuple(
-        Line(str(line["role"]), str(line["text"]).strip(), line.get("kind") or "turn", str(line.get("manner") or ""))
+        Line(str(line["role"]), str(line["text"]).strip(), line.get("kind") or "turn", str(line.get("style") or ""))
         for line in values["lines"][:MOST_LINES]
     )
     wrong = [line.kind for line in lines if line.kind not in ("turn", "backchannel", "interruption")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from speechgpt2.curriculum.texts import read
-from speechgpt2.data.conversations.grammar import Scene
+from speechgpt2.data.conversations.scene_grammar import Scene
 
 
 @cache

@@ -15,7 +15,7 @@ LONGEST = 400  # characters of a line
 
 
 @dataclass(frozen=True)
-class Style:
+class SpeakingStyle:
     """How a line is to be spoken, against the speaker's own way.
 
     rate      times as fast
@@ -32,14 +32,16 @@ class Style:
     whisper: bool = False
 
 
-NEUTRAL = Style()
+NEUTRAL_STYLE = SpeakingStyle()
 
-# The manners that instructions and scenes name. How feelings sound is a convention: slow, low and flat for sadness.
-MANNERS: dict[str, Style] = {
-    "fast": Style(rate=1.4), "slow": Style(rate=0.7), "high": Style(pitch=4), "low": Style(pitch=-4),
-    "loud": Style(loudness=6), "soft": Style(loudness=-8), "whisper": Style(whisper=True),
-    "sad": Style(rate=0.8, pitch=-2, range=0.5, loudness=-3), "happy": Style(rate=1.1, pitch=2, range=1.6),
-    "flat": Style(range=0.3),
+# The styles that instructions and scenes name. How feelings sound is a convention: slow, low and flat for sadness.
+STYLES: dict[str, SpeakingStyle] = {
+    "fast": SpeakingStyle(rate=1.4), "slow": SpeakingStyle(rate=0.7),
+    "high": SpeakingStyle(pitch=4), "low": SpeakingStyle(pitch=-4),
+    "loud": SpeakingStyle(loudness=6), "soft": SpeakingStyle(loudness=-8), "whisper": SpeakingStyle(whisper=True),
+    "sad": SpeakingStyle(rate=0.8, pitch=-2, range=0.5, loudness=-3),
+    "happy": SpeakingStyle(rate=1.1, pitch=2, range=1.6),
+    "flat": SpeakingStyle(range=0.3),
 }  # fmt: skip
 
 
@@ -56,20 +58,20 @@ class Line:
     """One contribution.
 
     kind    a `turn`; a `backchannel` spoken into the turn before it; an `interruption` that cuts that turn short
-    manner  a key of `MANNERS`, or ""
+    style  a key of `STYLES`, or ""
     tool    a tool call that this turn makes: {"name": …, "arguments": {…}}, or {}
     """
 
     role: str
     text: str
     kind: Kind = "turn"
-    manner: str = ""
+    style: str = ""
     marks: tuple[Mark, ...] = ()
     tool: tuple[tuple[str, str], ...] = ()
 
     @property
-    def style(self) -> Style:
-        return MANNERS[self.manner] if self.manner else NEUTRAL
+    def speaking_style(self) -> SpeakingStyle:
+        return STYLES[self.style] if self.style else NEUTRAL_STYLE
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Script:
             where = f"script {self.scene}, line {number}"
             if line.role not in self.roles:
                 raise UserError(f"{where}: no role {line.role!r}; there are {' and '.join(self.roles)}")
-            if line.manner and line.manner not in MANNERS:
-                raise UserError(f"{where}: no manner {line.manner!r}; there are {', '.join(MANNERS)}")
+            if line.style and line.style not in STYLES:
+                raise UserError(f"{where}: no style {line.style!r}; there are {', '.join(STYLES)}")
             if not words_of(line.text, self.lang) or len(line.text) > LONGEST:
                 raise UserError(f"{where}: must hold something to say, of at most {LONGEST} characters")
             if line.kind != "turn" and holder in ("", line.role):

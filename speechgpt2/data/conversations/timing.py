@@ -27,7 +27,7 @@ QUANTILES = 11  # of a fitted distribution
 ENOUGH = 20  # observations that a fit takes at least
 
 
-class Stretch(NamedTuple):
+class SpeechSpan(NamedTuple):
     """A turn or backchannel of a real conversation: who spoke, in seconds."""
 
     channel: int
@@ -72,17 +72,17 @@ class TimingConfig:
     interruption: Distribution = Distribution((0.35, 0.6, 0.85))
 
 
-def fit(conversations: Iterable[Sequence[Stretch]], base: TimingConfig | None = None) -> TimingConfig:
+def fit(conversations: Iterable[Sequence[SpeechSpan]], base: TimingConfig | None = None) -> TimingConfig:
     """Gaps and places of backchannels as in these conversations; the rest as in `base`.
 
     A gap is measured between the turns of different speakers that follow one another. Errors: `UserError` for too few.
     """
     gaps: list[float] = []
     places: list[float] = []
-    for stretches in conversations:
-        turns = sorted((s for s in stretches if not s.backchannel), key=lambda s: s.start)
+    for spans in conversations:
+        turns = sorted((s for s in spans if not s.backchannel), key=lambda s: s.start)
         gaps += [b.start - a.end for a, b in zip(turns, turns[1:]) if a.channel != b.channel]
-        for back in (s for s in stretches if s.backchannel):
+        for back in (s for s in spans if s.backchannel):
             places += [
                 (back.start - turn.start) / (turn.end - turn.start)
                 for turn in turns

@@ -1,16 +1,18 @@
-"""From seeds to recordings: a polite crawler for speech that can be killed, resumed, audited and taken back.
+"""A crawler for speech that respects robots.txt and licences, and can be stopped, resumed, audited and taken down.
 
-    seeds.py       what a person writes: seeds, licences, limits
-    frontier.py    what is to be fetched and what became of it: one SQLite file, shared by workers and processes
-    permit.py      who may be asked, and when: takedowns, robots.txt, the pace of a host
-    fetch.py       HTTP: guarded, limited, resumed
-    discover.py    feeds, sitemaps and pages -> links with their licences
-    licence.py     what a licence text means
-    probe.py       is it sound, how long, and which sound
-    provenance.py  how it was got: a WARC file per item
-    store.py       where the files of a crawl lie
-    crawler.py     the loop
-    takedown.py    a source is removed with everything derived from it, and stays away
+seeds.py          what a person writes: seeds, licences, limits
+frontier.py       the items to fetch and what became of them: one SQLite file, shared by workers and processes
+access_policy.py  whether and when a URL may be requested: takedowns, robots.txt, the pace of a host
+fetch.py          HTTP: guarded addresses, limits, resumed downloads
+discover.py       feeds, sitemaps and pages -> links with their licences
+licence.py        the meaning of a licence text
+probe.py          whether a file holds audio, how much, and its fingerprint
+provenance.py     the requests of an item, as a WARC file
+crawl_folder.py   where the files of a crawl are
+handlers.py       what is done with an item, by its kind
+crawler.py        the loop
+takedown.py       remove a source with everything derived from it, for ever
+demo_site.py      a small web site with difficult cases, for the demonstration and the tests
 
-Needs the extra ``speechgpt2[crawl]``.
+Needs the extra `speechgpt2[crawl]`.
 """

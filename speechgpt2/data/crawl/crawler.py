@@ -1,10 +1,10 @@
-"""The loop: lease an item, fetch it under a permit, look at it, note what became of it.
+"""The crawl loop: lease an item, check access, fetch it, inspect it, record the result.
 
     crawl = Crawl(config, folder)
-    totals = await crawl.run()      # ends when nothing is open, or soon after crawl.stop()
+    totals = await crawl.run()      # ends when no item is open, or soon after crawl.stop()
 
-Several processes may run on one folder. Whatever a source sends ends in a kept or a rejected item, never in an
-exception of the run.
+Several processes may work on one folder. An item ends as kept or rejected, whatever a source sends; it never ends the
+run with an exception.
 """
 
 from __future__ import annotations
@@ -15,28 +15,35 @@ from importlib.metadata import version
 from pathlib import Path
 
 from speechgpt2.data.crawl import licence, manifest
+from speechgpt2.data.crawl.access_policy import AccessPolicy
+from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
-from speechgpt2.data.crawl.decoder import Decoder
 from speechgpt2.data.crawl.fetch import Fetcher
-from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item, Lost, Totals
+from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item, LeaseLost, Totals
 from speechgpt2.data.crawl.handlers import Handlers, Tools
 from speechgpt2.data.crawl.hosts import Hosts
-from speechgpt2.data.crawl.permit import Permit
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
+from speechgpt2.data.crawl.probe_process import ProbeProcess
 from speechgpt2.data.crawl.seeds import CrawlConfig
-from speechgpt2.data.crawl.store import FRONTIER, Store
 from speechgpt2.data.crawl.tombstones import Tombstones
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.data.crawl.videos import Extractor
 
-NAP, SHORT_NAP = 0.5, 0.05  # seconds until an idle worker looks again
-RENEWALS = 4  # of a lease, within its time
+IDLE_SECONDS, SHORT_IDLE_SECONDS = 0.5, 0.05  # seconds until an idle worker checks again
+RENEWALS = 4  # of a lease, within its duration
 
 
 class Crawl:
-    """A crawl into `folder`, new or begun. `plan_only` looks at documents and leaves recordings where they are."""
+    """A crawl into `folder`, new or to be resumed.
+
+    Args:
+        config: seeds, licences and limits.
+        folder: where everything is stored.
+        extractor: fetches from video sites; yt-dlp if None.
+        plan_only: read documents, but fetch no recordings.
+    """
 
     def __init__(self, config: CrawlConfig, folder: Path, extractor: Extractor | None = None, plan_only: bool = False):
-        self.config, self.store = config, Store(folder)
+        self.config, self.store = config, CrawlFolder(folder)
         self._extractor, self._plan_only = extractor, plan_only
         self.store.create()
         self._database = Database(folder / FRONTIER)
@@ -44,55 +51,56 @@ class Crawl:
         self._hosts = Hosts(self._database, config.lease)
         self._running: list[asyncio.Task[None]] = []
         self._stopped = False
-        self.received = 0  # bytes that came over the network, finished or not
+        self.received = 0  # bytes from the network, of finished and unfinished items
 
     def close(self) -> None:
         self._database.close()
 
     def prepare(self, refresh: bool = False) -> None:
-        """Finish what a killed run left half done, add the seeds, and apply the licences as they are now.
+        """Finish what a killed run left, add the seeds, and apply the licences of the configuration.
 
-        With `refresh`, documents are asked again for what is new.
+        Args:
+            refresh: ask again for documents that were read before.
         """
         self.store.sweep(self.frontier)
         if refresh:
             self.frontier.refresh()
         self.frontier.add(seed.link() for seed in self.config.seeds)
-        self.judge()
+        self.apply_licences()
 
     async def run(self) -> Totals:
-        """Fetch until nothing is open; then the folder holds manifest.jsonl and rejected.jsonl.
-
-        Also after `stop`, when items are still open.
-        """
+        """Fetch until no item is open, or until `stop`. Then the folder has manifest.jsonl and rejected.jsonl."""
         user_agent = f"speechgpt2/{version('speechgpt2')} (speech data crawler; {self.config.contact})"
         async with Fetcher(self.config.fetch, user_agent) as fetcher:
-            permit = Permit(self.config.polite, self._hosts, Tombstones(self._database), fetcher)
-            tools = Tools(self.config, self.store, self.frontier, fetcher, permit, Decoder(), self._extractor)
+            access = AccessPolicy(self.config.polite, self._hosts, Tombstones(self._database), fetcher)
+            tools = Tools(self.config, self.store, self.frontier, fetcher, access, ProbeProcess(), self._extractor)
             handlers = Handlers(tools, self._plan_only)
-            heart = asyncio.create_task(self._keep_leases(fetcher))
+            renewal = asyncio.create_task(self._keep_leases(fetcher))
             try:
                 await self._until_done(handlers)
             finally:
-                heart.cancel()
+                renewal.cancel()
                 await tools.decoder.close()
         self.store.sweep(self.frontier)
         manifest.write(self.store, self.frontier)
         return self.frontier.totals()
 
     def stop(self) -> None:
-        """Give back all leases and end `run`; what was fetched of an item waits for the next run."""
+        """Release all leases and end `run`. The next run continues what was fetched."""
         self._stopped = True
         for task in self._running:
             task.cancel()
 
-    def judge(self) -> bool:
-        """Apply the licences again, by all that is known of each recording by now; whether any is open again for it.
+    def apply_licences(self) -> bool:
+        """Apply the licences again, by all statements that are known of each recording.
 
-        A recording may be found in several places, in any order: the verdict is over all of them.
+        A recording may be found in several places, in any order; the decision considers all of them.
+
+        Returns:
+            Whether an item may be open again.
         """
         opened = False
-        # A video that was refused told its licence then, and is not asked again.
+        # The licence of a rejected video is not known here: the site told it during the fetch.
         judged = "kind IN ('media', 'file', 'video') AND (state = 'done' OR (reason = 'licence' AND kind <> 'video'))"
         for item in self.frontier.items(judged):
             stated = licence.strongest(manifest.statements(self.frontier, item), self.config.licences)
@@ -100,7 +108,7 @@ class Crawl:
             if item.state == "done" and not permitted:
                 self.frontier.withdraw(item.id, licence.refusal(stated))
                 self.store.discard(item, self.frontier)
-                opened = True  # perhaps: its duplicates
+                opened = True  # its duplicates may be
             elif item.state == "rejected" and permitted:
                 self.frontier.reconsider(item.id)
                 opened = True
@@ -119,13 +127,13 @@ class Crawl:
                 for task in self._running:
                     task.cancel()
                 await asyncio.gather(*self._running, return_exceptions=True)
-            again = self.judge()
+            again = self.apply_licences()
 
     async def _work(self, handlers: Handlers) -> None:
         while (wait := self.frontier.next_due()) is not None:
-            item = self.frontier.take(self.config.per_host) if wait <= 0 else None
+            item = self.frontier.lease_item(self.config.per_host) if wait <= 0 else None
             if item is None:
-                await asyncio.sleep(min(max(wait, SHORT_NAP), NAP))
+                await asyncio.sleep(min(max(wait, SHORT_IDLE_SECONDS), IDLE_SECONDS))
             else:
                 await self._process(item, handlers)
 
@@ -133,26 +141,26 @@ class Crawl:
         try:
             try:
                 await (handlers.document(item) if item.kind in DOCUMENTS else handlers.recording(item))
-            except Rejected as refusal:
+            except ItemRejected as refusal:
                 self._reject(item, refusal)
-            except TryLater as fault:
+            except RetryLater as fault:
                 self._postpone(item, fault)
-        except Lost:  # somebody else's now, and its files with it
+        except LeaseLost:  # another worker has it now, and its files
             return
         except BaseException:
             self.frontier.release(item.id)
             raise
 
-    def _reject(self, item: Item, refusal: Rejected) -> None:
+    def _reject(self, item: Item, refusal: ItemRejected) -> None:
         self.frontier.reject(item.id, refusal)
         self.store.discard_work(item.id)
 
-    def _postpone(self, item: Item, fault: TryLater) -> None:
-        """Another attempt after a pause that doubles; one that brought bytes does not count."""
+    def _postpone(self, item: Item, fault: RetryLater) -> None:
+        """Schedule another attempt after a pause that doubles. An attempt that received bytes does not count."""
         if fault.progress:
             self.frontier.retry(item.id, self.config.backoff, count=False)
         elif item.attempts + 1 >= self.config.attempts:
-            self._reject(item, Rejected("gave-up", f"after {self.config.attempts} attempts: {fault.detail}"))
+            self._reject(item, ItemRejected("gave-up", f"after {self.config.attempts} attempts: {fault.detail}"))
         else:
             if fault.after:
                 self._hosts.rest(item.host, fault.after)
@@ -162,4 +170,4 @@ class Crawl:
         while True:
             self.received = fetcher.received
             self.frontier.renew()
-            await asyncio.sleep(min(self.config.lease / RENEWALS, NAP))
+            await asyncio.sleep(min(self.config.lease / RENEWALS, IDLE_SECONDS))

@@ -1,6 +1,6 @@
-"""The SQLite file of a crawl: its tables, and transactions that several processes may race for.
+"""The SQLite file of a crawl: its tables, and transactions for concurrent processes.
 
-Write-ahead logging lets readers go on while one writes; a process killed in a transaction leaves nothing of it.
+Write-ahead logging lets processes read while one writes. A killed process leaves no partial transaction.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from speechgpt2.errors import UserError
 
 VERSION = 1
-_WAIT = 60.0  # seconds for another process' transaction, which takes milliseconds
+_WAIT = 60.0  # seconds to wait for another process's transaction, which takes milliseconds
 
 _SCHEMA = """
 CREATE TABLE item (
@@ -40,9 +40,10 @@ CREATE TABLE tombstone (kind TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NUL
 
 
 class Database:
-    """An open connection; `clock` gives seconds since the epoch, the one time that processes share.
+    """An open connection. `clock` returns seconds since the epoch, which all processes share.
 
-    Errors: `UserError` if the file is of another version, or no SQLite file at all.
+    Raises:
+        UserError: the file has another version, or is no SQLite file.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
@@ -52,7 +53,7 @@ class Database:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA secure_delete = ON")  # what is taken down leaves nothing in free pages
+            self._db.execute("PRAGMA secure_delete = ON")  # free pages keep nothing of what was taken down
             with self.writing():
                 version = self.one("PRAGMA user_version")[0]
                 if version == 0:
@@ -62,23 +63,25 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path}: cannot be used as the frontier of a crawl ({error})") from None
         if version not in (0, VERSION):
-            raise UserError(f"{path}: a frontier of version {version}; this program knows {VERSION}")
+            raise UserError(
+                f"{path}: the frontier has version {version}; this program reads {VERSION}. Use another folder."
+            )
 
     def run(self, statement: str, *values: Any, **named: Any) -> int:
-        """Execute; returns the number of rows changed."""
+        """Execute a statement and return the number of changed rows."""
         return self._db.execute(statement, named or values).rowcount
 
     def one(self, query: str, *values: Any, **named: Any) -> Any:
-        """The first row, or None."""
+        """Return the first row, or None."""
         return self._db.execute(query, named or values).fetchone()
 
     def all(self, query: str, *values: Any, **named: Any) -> list[Any]:
-        """All rows."""
+        """Return all rows."""
         return self._db.execute(query, named or values).fetchall()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A transaction that is alone from its first statement; undone as a whole on any exception."""
+        """A write transaction that excludes others from its first statement on. Any exception rolls it back."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -88,7 +91,7 @@ class Database:
         self._db.execute("COMMIT")
 
     def copy_to(self, path: Path) -> None:
-        """A copy of everything, as it is now."""
+        """Copy the database as it is now."""
         copy = sqlite3.connect(path)
         self._db.backup(copy)
         copy.close()

@@ -1,8 +1,4 @@
-"""Feeds, sitemaps and pages -> links, each with what is said of its licence.
-
-Everything here reads hostile text: entities are refused before a parser sees them, nesting and numbers are bounded,
-links that are no proper URLs are left out.
-"""
+"""Links in feeds, sitemaps and pages, each with the statements about its licence."""
 
 from __future__ import annotations
 
@@ -20,10 +16,10 @@ import feedparser
 
 from speechgpt2.data.crawl import licence, transcript, urls
 from speechgpt2.data.crawl.frontier import Link
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.licence import Statement
-from speechgpt2.data.crawl.verdicts import Rejected
 
-MAX_LINKS = 50_000  # of one document: what a sitemap may hold by its standard
+MAX_LINKS = 50_000  # of one document: the limit that the sitemap standard sets
 MAX_UNPACKED = 50_000_000  # bytes of a sitemap that is a .gz file
 MAX_TITLE = 300
 PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "application/octet-stream", "")
@@ -37,8 +33,15 @@ _CHARSET = re.compile(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
 
 
 @dataclass(frozen=True)
-class Source:
-    """The document being read: where it lies, how many pages deep to go on, what is said of licence and language."""
+class DocumentSource:
+    """The document that is read.
+
+    Attributes:
+        url: its address.
+        depth: how many further pages may be followed.
+        stated: what is said of its licence.
+        language: what is said of its language.
+    """
 
     url: str
     depth: int = 0
@@ -46,8 +49,11 @@ class Source:
     language: str = ""
 
 
-def links_of(kind: str, body: bytes, content_type: str, source: Source) -> list[Link]:
-    """The links of a document, without repetition. Errors: `Rejected` if it is not of that kind, or hostile."""
+def links_of(kind: str, body: bytes, content_type: str, source: DocumentSource) -> list[Link]:
+    """Return the links of a document, without duplicates.
+
+    Raises `ItemRejected` if the document has another kind or is hostile.
+    """
     read = {"feed": read_feed, "sitemap": read_sitemap, "page": read_page}[kind]
     found: dict[str, Link] = {}
     for link in read(body, content_type, source):
@@ -55,24 +61,24 @@ def links_of(kind: str, body: bytes, content_type: str, source: Source) -> list[
         if known is None or (known.kind == "page" and link.kind != "page"):
             found[link.url] = link
         if len(found) > MAX_LINKS:
-            raise Rejected("too-large", f"more than {MAX_LINKS} links")
+            raise ItemRejected("too-large", f"more than {MAX_LINKS} links")
     return list(found.values())
 
 
-def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
-    """RSS and Atom: enclosures with title, language and licence of the episode or else of the channel."""
+def read_feed(body: bytes, content_type: str, source: DocumentSource) -> Iterator[Link]:
+    """Read RSS and Atom: enclosures with the title, language and licence of the episode, else of the channel."""
     text = decode(body, content_type)
     _refuse_declarations(text)
-    # feedparser keeps either the words or the URL of this tag: put both into the words.
+    # feedparser keeps either the text or the URL of this tag. So the URL is added to the text.
     text = _PODCAST_LICENCE.sub(r"<podcast:license>\2 \1</podcast:license>", text)
-    # Of several tags of a name it keeps the last, but of enclosures all, with whatever they say.
+    # feedparser keeps only the last of several equal tags, but all enclosures with their attributes.
     text = _TRANSCRIPT.sub(lambda tag: "</enclosure" if tag[1] else '<enclosure transcript="yes"', text)
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)  # it names an encoding that is no longer true
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)  # its encoding no longer applies
     headers = {"content-type": "application/xml; charset=utf-8"}
     data = text.encode("utf-8", "replace")
     feed = feedparser.parse(data, response_headers=headers, sanitize_html=False, resolve_relative_uris=False)
     if not feed.get("version"):
-        raise Rejected("not-a-feed", "holds neither RSS nor Atom")
+        raise ItemRejected("not-a-feed", "is neither RSS nor Atom")
     channel = _feed_licence(feed.feed, licence.CHANNEL) or source.licence
     language = str(feed.feed.get("language", "")) or source.language
     for entry in feed.entries:
@@ -81,12 +87,12 @@ def read_feed(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
         for link in entry.get("links", ()):
             if link.get("rel") != "enclosure" or link.get("transcript"):
                 continue
-            if _may_be_sound(link.get("type", ""), link.get("href", "")):
+            if _may_be_audio(link.get("type", ""), link.get("href", "")):
                 yield from _link(link.get("href", ""), source, "media", facts)
 
 
-def _transcript(entry: Any, source: Source) -> list[str]:
-    """URL and type of the best transcript that an episode names, or nothing."""
+def _transcript(entry: Any, source: DocumentSource) -> list[str]:
+    """Return URL and type of the best transcript that an episode names, or an empty list."""
     known = []
     for link in entry.get("links", ()):
         declared = link.get("type", "").partition(";")[0].strip().lower()
@@ -98,7 +104,9 @@ def _transcript(entry: Any, source: Source) -> list[str]:
 
 
 def _feed_licence(node: Any, level: int) -> Statement | None:
-    """What an episode or a channel says: its licence tags, or a copyright notice that grants or reserves something."""
+    """Return what an episode or a channel says: its licence tags, or a copyright notice that grants or reserves
+    rights.
+    """
     tags = [str(node["podcast_license"])] if isinstance(node.get("podcast_license"), str) else []
     tags += [str(link.get("href", "")) for link in node.get("links", ()) if link.get("rel") == "license"]
     notice = " ".join(str(node.get("rights", "")).split())
@@ -108,8 +116,8 @@ def _feed_licence(node: Any, level: int) -> Statement | None:
     return Statement(words, level) if licence.states_something(notice) else None
 
 
-def read_sitemap(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
-    """Sitemaps and their indexes, plain or gzipped: pages, recordings, and further sitemaps."""
+def read_sitemap(body: bytes, content_type: str, source: DocumentSource) -> Iterator[Link]:
+    """Read sitemaps and their indexes, plain or gzipped: pages, recordings, and further sitemaps."""
     if body[:2] == b"\x1f\x8b":
         body = _gunzip(body)
     text = decode(body, content_type)
@@ -122,7 +130,7 @@ def read_sitemap(body: bytes, content_type: str, source: Source) -> Iterator[Lin
             name = node.tag.rpartition("}")[2]
             if event == "start":
                 if not seen and name not in ("urlset", "sitemapindex"):
-                    raise Rejected("not-a-sitemap", f"holds <{name[:40]}>")
+                    raise ItemRejected("not-a-sitemap", f"contains <{name[:40]}>")
                 seen, nested = True, nested or name == "sitemapindex"
                 continue
             if name == "loc" and node.text:
@@ -132,13 +140,13 @@ def read_sitemap(body: bytes, content_type: str, source: Source) -> Iterator[Lin
             elif name in ("url", "sitemap"):
                 node.clear()
     except (ElementTree.ParseError, ValueError) as error:
-        raise Rejected("not-a-sitemap", f"is no XML ({error})") from None
+        raise ItemRejected("not-a-sitemap", f"is not XML ({error})") from None
 
 
-def read_page(body: bytes, content_type: str, source: Source) -> Iterator[Link]:
-    """HTML: recordings and feeds wherever they lie, pages of the same host while depth is left."""
+def read_page(body: bytes, content_type: str, source: DocumentSource) -> Iterator[Link]:
+    """Read HTML: recordings and feeds on any host, and pages of the same host while `depth` allows."""
     if content_type.partition(";")[0].strip().lower() not in PAGE_TYPES:
-        raise Rejected("type", f"{content_type[:80]} is no page")
+        raise ItemRejected("type", f"{content_type[:80]} is not HTML")
     reader = _Page()
     reader.feed(decode(body, content_type))
     reader.close()
@@ -198,7 +206,7 @@ class _Page(HTMLParser):
 
 
 def decode(body: bytes, content_type: str) -> str:
-    """Text by its byte-order mark, the encoding it declares, or UTF-8; what cannot be read becomes U+FFFD."""
+    """Decode by the byte-order mark, the declared encoding, or UTF-8; invalid bytes become U+FFFD."""
     for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if body.startswith(mark):
             return body.decode(name, "replace")
@@ -207,31 +215,31 @@ def decode(body: bytes, content_type: str) -> str:
             return body.decode(name, "replace")
     declared = _CHARSET.search(content_type.encode("utf-8", "replace")) or _CHARSET.search(body[:1024])
     name = declared[1].decode("ascii", "replace") if declared else "utf-8"
-    if not _ENCODINGS.match(name):  # Python knows stranger ones, some of them slow
+    if not _ENCODINGS.match(name):  # Python has further ones, some of them slow
         name = "utf-8"
     try:
         return body.decode(name, "replace")
-    except (LookupError, UnicodeError):  # no such encoding, or one that is no encoding of text
+    except (LookupError, UnicodeError):  # unknown, or not an encoding of text
         return body.decode("utf-8", "replace")
 
 
 def _refuse_declarations(text: str) -> None:
-    """Declared entities can unfold into gigabytes, and feeds and sitemaps need none."""
+    """Reject declared entities: they can expand to gigabytes, and feeds and sitemaps need none."""
     if _ENTITY.search(text):
-        raise Rejected("entities", "declares entities of its own")
+        raise ItemRejected("entities", "declares XML entities")
 
 
 def _gunzip(body: bytes) -> bytes:
     try:
         unpacked = gzip.GzipFile(fileobj=io.BytesIO(body)).read(MAX_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise Rejected("corrupt", f"its gzip packing is damaged ({error})") from None
+        raise ItemRejected("corrupt", f"its gzip data is damaged ({error})") from None
     if len(unpacked) > MAX_UNPACKED:
-        raise Rejected("too-large", f"unpacks to more than {MAX_UNPACKED / 1e6:g} MB")
+        raise ItemRejected("too-large", f"unpacks to more than {MAX_UNPACKED / 1e6:g} MB")
     return unpacked
 
 
-def _may_be_sound(declared: str, url: str) -> bool:
+def _may_be_audio(declared: str, url: str) -> bool:
     return (
         declared.lower().startswith(("audio/", "video/"))
         or not declared
@@ -240,12 +248,12 @@ def _may_be_sound(declared: str, url: str) -> bool:
 
 
 def _link(
-    href: str, source: Source, kind: str, facts: dict[str, Any], depth: int = 0, base: str = ""
+    href: str, source: DocumentSource, kind: str, facts: dict[str, Any], depth: int = 0, base: str = ""
 ) -> Iterable[Link]:
-    """The link if it is a URL that may be fetched, or nothing."""
+    """Yield the link if its URL may be fetched."""
     try:
         return (Link(urls.normalise(href, base or source.url), kind, depth, facts),)
-    except Rejected:
+    except ItemRejected:
         return ()
 
 

@@ -1,7 +1,7 @@
 """HTTP as a careful stranger speaks it: guarded addresses, limits on everything, downloads that go on where they broke.
 
-Who may be asked, and when, is decided by the `permit` that every request waits for, each step of a redirect included.
-What a server says of itself (length, type, encoding) is a claim, never a fact.
+Who may be asked, and when, is decided by the `check_access` that every request waits for, each step of a redirect
+included. What a server says of itself (length, type, encoding) is a claim, never a fact.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ import aiohttp
 from yarl import URL
 
 from speechgpt2.data.crawl import urls
-from speechgpt2.data.crawl.guard import ForbiddenAddress, Guard
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
+from speechgpt2.data.crawl.address_guard import AddressGuard, ForbiddenAddress
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 
-Permit = Callable[[str], Awaitable[None]]
+CheckAccess = Callable[[str], Awaitable[None]]
 Remember = Callable[[dict[str, str]], None]
 
 REDIRECTS = (301, 302, 303, 307, 308)
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # faults that may pass
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # temporary errors
 MEDIA_TYPES = re.compile(r"audio/|video/|application/(ogg|octet-stream|x-flac|mp4)$|binary/octet-stream$|$")
 CONNECT_SECONDS = 20.0
-LONGEST_PAUSE = 3600.0  # seconds that a server's Retry-After is obeyed for
+LONGEST_PAUSE = 3600.0  # seconds: the longest Retry-After that is obeyed
 CHUNK = 1 << 16
-FAULTS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)  # of the network; never of our own disk
+FAULTS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)  # of the network, not of the local disk
 
 
 @dataclass(frozen=True)
 class FetchConfig:
     """Limits of a request.
 
-    allow_networks     networks that may be reached though they are not public, e.g. "127.0.0.0/8"
-    max_document_mb    of a feed, sitemap or page, unpacked
-    max_recording_mb   of a recording
-    max_seconds        for one request, however it trickles
-    idle_seconds       without a byte until the connection counts as broken
+    Attributes:
+        allow_networks: networks that may be reached besides public addresses.
+        max_document_mb: of a feed, sitemap, page or transcript.
+        max_recording_mb: of a recording.
+        max_redirects: of a request.
+        max_seconds: of a download.
+        idle_seconds: without a byte, after which a download is given up.
     """
 
     allow_networks: tuple[str, ...] = ()
@@ -55,8 +57,8 @@ class FetchConfig:
     idle_seconds: float = 60.0
 
 
-class Exchange(NamedTuple):
-    """One request and the head of its answer, as they went over the wire."""
+class HttpExchange(NamedTuple):
+    """A request and the head of its response, as sent and received."""
 
     url: str
     request: tuple[tuple[str, str], ...]
@@ -66,34 +68,34 @@ class Exchange(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A fetched text: `body` is None where the server says that it is unchanged."""
+    """A fetched text; `body` is None if the server says that it is unchanged."""
 
     url: str  # after redirects
     body: bytes | None
     content_type: str
     validator: dict[str, str]
-    exchanges: list[Exchange]
+    exchanges: list[HttpExchange]
 
 
 class Download(NamedTuple):
-    """A fetched file, whole at the place where the caller wanted it."""
+    """A fetched file, complete at the caller's path."""
 
     url: str  # after redirects
     content_type: str
     validator: dict[str, str]
-    exchanges: list[Exchange]
+    exchanges: list[HttpExchange]
 
 
 class Fetcher:
-    """Use as `async with Fetcher(config, user_agent) as fetcher`; `received` counts the bytes that came."""
+    """An HTTP client: `async with Fetcher(config, user_agent) as fetcher`. `received` counts bytes from the network."""
 
     def __init__(self, config: FetchConfig, user_agent: str):
         self.config, self.user_agent, self.received = config, user_agent, 0
-        self._guard = Guard(config.allow_networks)
+        self._guard = AddressGuard(config.allow_networks)
 
     async def __aenter__(self) -> Fetcher:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self.config.idle_seconds)
-        # No cookies, no proxy from the environment, nothing unpacked behind our back.
+        # No cookies, no proxy from the environment, no automatic decompression.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(socket_factory=self._guard.socket),
             headers={"User-Agent": self.user_agent, "Accept-Encoding": "identity"},
@@ -104,14 +106,16 @@ class Fetcher:
     async def __aexit__(self, *exception: object) -> None:
         await self._session.close()
 
-    async def document(self, url: str, permit: Permit, validator: dict[str, str] | None = None) -> Document:
-        """Fetch a text; with the `validator` of an earlier answer, only if it changed since.
+    async def document(self, url: str, check_access: CheckAccess, validator: dict[str, str] | None = None) -> Document:
+        """Fetch a text; with the `validator` of an earlier response, only if it changed.
 
-        Errors: `Rejected`, `TryLater`.
+        Raises:
+            ItemRejected: it cannot be fetched.
+            RetryLater: a temporary error.
         """
         conditions = {"etag": "If-None-Match", "last_modified": "If-Modified-Since"}
         headers = {conditions[key]: value for key, value in (validator or {}).items() if key in conditions}
-        async with self._open(url, headers, permit) as (response, exchanges):
+        async with self._open(url, headers, check_access) as (response, exchanges):
             kind = response.headers.get("Content-Type", "")
             if response.status == 304 and headers:
                 return Document(exchanges[-1].url, None, kind, validator or {}, exchanges)
@@ -120,17 +124,20 @@ class Fetcher:
             return Document(exchanges[-1].url, body, kind, _validator(response), exchanges)
 
     async def download(
-        self, url: str, to: Path, permit: Permit, validator: dict[str, str], remember: Remember
+        self, url: str, to: Path, check_access: CheckAccess, validator: dict[str, str], remember: Remember
     ) -> Download:
-        """Fetch a recording into the file `to`, going on with what is there if it is of the version `validator`.
+        """Fetch a recording into the file `to`, and resume if the file has the version `validator`.
 
         `remember` is called with the new validator before the first byte of another version is written.
-        Errors: `Rejected`, `TryLater`.
+
+        Raises:
+            ItemRejected: it cannot be fetched.
+            RetryLater: a temporary error.
         """
         offset = to.stat().st_size if to.exists() else 0
         tag = _strong(validator)
         resume = {"Range": f"bytes={offset}-", "If-Range": tag} if offset and tag else {}
-        async with self._open(url, resume, permit) as (response, exchanges):
+        async with self._open(url, resume, check_access) as (response, exchanges):
             _check_status(response, {200, 206, 416} if resume else {200})
             if response.status == 206 and _continues(response, offset, validator):
                 await self._receive(response, to, offset)
@@ -140,34 +147,37 @@ class Fetcher:
                 remember(validator)
                 await self._receive(response, to, 0)
                 return Download(exchanges[-1].url, response.content_type, validator, exchanges)
-        # 206 of another version, or 416: the server honours neither If-Range nor what it said before.
+        # 206 of another version, or 416: the server ignores If-Range or contradicts its earlier answer.
         to.unlink()
-        return await self.download(url, to, permit, {}, remember)
+        return await self.download(url, to, check_access, {}, remember)
 
     @asynccontextmanager
     async def _open(
-        self, url: str, headers: dict[str, str], permit: Permit
-    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, list[Exchange]]]:
-        """The answer after redirects, with every exchange on the way; network faults become ours."""
-        exchanges: list[Exchange] = []
+        self, url: str, headers: dict[str, str], check_access: CheckAccess
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, list[HttpExchange]]]:
+        """Open a URL after redirects, and yield the response with every exchange. Network errors become
+        `ItemRejected` or
+        `RetryLater`.
+        """
+        exchanges: list[HttpExchange] = []
         try:
-            response = await self._follow(url, headers, permit, exchanges)
+            response = await self._follow(url, headers, check_access, exchanges)
             try:
                 yield response, exchanges
             finally:
-                response.close()  # a connection with an unread rest is not used again
+                response.close()  # a connection with unread data is not reused
         except FAULTS as error:
-            raise _ours(error) from error
+            raise _translated(error) from error
 
     async def _follow(
-        self, url: str, headers: dict[str, str], permit: Permit, exchanges: list[Exchange]
+        self, url: str, headers: dict[str, str], check_access: CheckAccess, exchanges: list[HttpExchange]
     ) -> aiohttp.ClientResponse:
         while True:
             if any(url == exchange.url for exchange in exchanges):
-                raise Rejected("redirect-loop", f"leads back to {url}")
+                raise ItemRejected("redirect-loop", f"leads back to {url}")
             if len(exchanges) > self.config.max_redirects:
-                raise Rejected("redirect-loop", f"more than {self.config.max_redirects} redirects")
-            await permit(url)
+                raise ItemRejected("redirect-loop", f"more than {self.config.max_redirects} redirects")
+            await check_access(url)
             response = await self._session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
             exchanges.append(_exchange(url, response))
             if response.status not in REDIRECTS or "Location" not in response.headers:
@@ -180,18 +190,21 @@ class Fetcher:
         async for chunk in self._chunks(response):
             body += unpack(chunk, limit + 1 - len(body))
             if len(body) > limit:
-                raise Rejected("too-large", f"more than {limit / 1e6:g} MB")
+                raise ItemRejected("too-large", f"more than {limit / 1e6:g} MB")
         return bytes(body)
 
     async def _receive(self, response: aiohttp.ClientResponse, to: Path, offset: int) -> None:
-        """Write the body behind the first `offset` bytes of the file. Nothing is written that is not wanted."""
+        """Write the body after the first `offset` bytes of the file, unless its type or size is not accepted."""
         limit = int(self.config.max_recording_mb * 1e6)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Rejected("type", f"packed as {response.headers['Content-Encoding']} though asked not to be")
+            raise ItemRejected(
+                "type",
+                f"the server compressed it ({response.headers['Content-Encoding']}) although identity was requested",
+            )
         if not MEDIA_TYPES.match(response.headers.get("Content-Type", "").partition(";")[0].strip().lower()):
-            raise Rejected("type", f"{response.content_type} is no sound")
+            raise ItemRejected("type", f"{response.content_type} is not audio")
         if offset + (response.content_length or 0) > limit:
-            raise Rejected("too-large", f"{response.content_length} bytes announced, the limit is {limit}")
+            raise ItemRejected("too-large", f"{response.content_length} bytes announced, the limit is {limit}")
         size = offset
         try:
             with to.open("r+b" if offset else "wb") as file:
@@ -199,33 +212,33 @@ class Fetcher:
                 async for chunk in self._chunks(response):
                     size += len(chunk)
                     if size > limit:
-                        raise Rejected("too-large", f"no end after {limit} bytes")
+                        raise ItemRejected("too-large", f"no end after {limit} bytes")
                     file.write(chunk)
         except FAULTS as error:
-            later = _ours(error)
-            if isinstance(later, TryLater):
+            later = _translated(error)
+            if isinstance(later, RetryLater):
                 later.progress = bool(offset) and size > offset
             raise later from error
         promised = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
         if promised and size < int(promised[1]):
-            raise TryLater(f"{size} of {promised[1]} bytes came", progress=size > offset)
+            raise RetryLater(f"{size} of {promised[1]} bytes received", progress=size > offset)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         end = time.monotonic() + self.config.max_seconds
         async for chunk in response.content.iter_chunked(CHUNK):
             if time.monotonic() > end:
-                raise Rejected("endless", f"no end after {self.config.max_seconds:g} s")
+                raise ItemRejected("endless", f"no end after {self.config.max_seconds:g} s")
             self.received += len(chunk)
             yield chunk
 
 
-def _exchange(url: str, response: aiohttp.ClientResponse) -> Exchange:
+def _exchange(url: str, response: aiohttp.ClientResponse) -> HttpExchange:
     def decode(pairs: object) -> tuple[tuple[str, str], ...]:
         return tuple((str(name), str(value)) for name, value in pairs)  # type: ignore[attr-defined]
 
     sent = decode(response.request_info.headers.items())
     raw = ((n.decode("latin-1"), v.decode("latin-1")) for n, v in response.raw_headers)
-    return Exchange(url, sent, response.status, response.reason or "", decode(raw))
+    return HttpExchange(url, sent, response.status, response.reason or "", decode(raw))
 
 
 def _validator(response: aiohttp.ClientResponse) -> dict[str, str]:
@@ -234,7 +247,7 @@ def _validator(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def _strong(validator: dict[str, str]) -> str | None:
-    """What If-Range may carry: a strong ETag, or the date where there is no ETag."""
+    """Return the value for If-Range: a strong ETag, or the date if there is no ETag."""
     if "etag" in validator:
         return None if validator["etag"].startswith("W/") else validator["etag"]
     return validator.get("last_modified")
@@ -254,12 +267,12 @@ def _check_status(response: aiohttp.ClientResponse, wanted: set[int]) -> None:
     if response.status in wanted:
         return
     if response.status in PASSING:
-        raise TryLater(f"the server answers {response.status}", after=_pause(response))
-    raise Rejected(f"http-{response.status}", f"the server answers {response.status} {response.reason}")
+        raise RetryLater(f"the server responds with {response.status}", after=_pause(response))
+    raise ItemRejected(f"http-{response.status}", f"the server responds with {response.status} {response.reason}")
 
 
 def _pause(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds of the Retry-After header, which holds a number or a date."""
+    """Return the seconds of the Retry-After header, a number or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), LONGEST_PAUSE)
@@ -270,32 +283,32 @@ def _pause(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
-    """A function that unpacks a chunk into at most so many bytes."""
+    """Return a function that decompresses a chunk to at most a given number of bytes."""
     if encoding in ("", "identity"):
         return lambda chunk, room: chunk
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Rejected("type", f"packed as {encoding} though asked not to be")
+        raise ItemRejected("type", f"the server compressed it ({encoding}) although identity was requested")
     unzip = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def unpack(chunk: bytes, room: int) -> bytes:
         try:
             return unzip.decompress(chunk, max(1, room))
         except zlib.error as error:
-            raise Rejected("corrupt", f"its {encoding} packing is damaged ({error})") from None
+            raise ItemRejected("corrupt", f"its {encoding} data is damaged ({error})") from None
 
     return unpack
 
 
-def _ours(error: Exception) -> Rejected | TryLater:
-    """What a network fault means for the item."""
+def _translated(error: Exception) -> ItemRejected | RetryLater:
+    """Translate a network error."""
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ForbiddenAddress):
-        return Rejected("private-address", f"{error.host}: {error.os_error}")
+        return ItemRejected("private-address", f"{error.host}: {error.os_error}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return Rejected("certificate", f"{error.host}: its certificate is not valid")
+        return ItemRejected("certificate", f"{error.host}: its certificate is not valid")
     if isinstance(error, (aiohttp.InvalidURL, aiohttp.ClientResponseError)) and not isinstance(
         error, aiohttp.ServerDisconnectedError
     ):
-        return Rejected("bad-http", f"the answer is no HTTP ({str(error)[:200] or type(error).__name__})")
+        return ItemRejected("bad-http", f"the response is not HTTP ({str(error)[:200] or type(error).__name__})")
     if isinstance(error, asyncio.TimeoutError):
-        return TryLater("the server fell silent")
-    return TryLater(str(error)[:200] or type(error).__name__)
+        return RetryLater("the server fell silent")
+    return RetryLater(str(error)[:200] or type(error).__name__)

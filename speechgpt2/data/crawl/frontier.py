@@ -1,10 +1,10 @@
-"""What is to be fetched and what became of it, shared by all workers of a crawl; no kill can break it.
+"""The items of a crawl and their states, shared by all workers.
 
-An item is `open`, `done` or `rejected`. An open item can be taken when its `due` time has come; taking it is a lease:
-`owner` is set and `due` moves to the lease's end, so that an item whose worker died is simply due again. Every change
-is one transaction. Nothing here knows HTTP or what a licence means.
+An item is `open`, `done` or `rejected`. An open item can be leased when its `due` time has come. A lease sets `owner`
+and moves `due` to the end of the lease, so an item whose worker died becomes due again. Every change is one
+transaction, so a kill cannot damage it. This module knows neither HTTP nor licences.
 
-What is kept never depends on who was faster: of equal recordings the one with the smallest URL stays.
+The result never depends on the speed of workers: of equal recordings the one with the smallest URL is kept.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from speechgpt2.data.crawl.database import Database
-from speechgpt2.data.crawl.tombstones import CONTENT, SOUND, URL, Tombstones
+from speechgpt2.data.crawl.item_errors import ItemRejected
+from speechgpt2.data.crawl.tombstones import AUDIO, CONTENT, URL, Tombstones
 from speechgpt2.data.crawl.urls import host_of, item_id
-from speechgpt2.data.crawl.verdicts import Rejected
 
 RECORDINGS = ("media", "file", "video")
 DOCUMENTS = ("feed", "sitemap", "page", "folder", "videos")
 
-# What one worker may take now: the host is not resting, and has fewer leases than it is allowed.
-_TAKE = """
+# The next item that may be leased: its host is not paused and has fewer leases than `per_host`.
+_NEXT_DUE = """
 SELECT item.id FROM host JOIN item ON item.id = (
     SELECT id FROM item WHERE host = host.name AND state = 'open' AND due <= :now ORDER BY due, id LIMIT 1)
 WHERE host.next_at <= :now AND (
@@ -32,7 +32,8 @@ WHERE host.next_at <= :now AND (
 ORDER BY host.next_at, host.name LIMIT 1
 """
 
-# What is derived from a source: all that it led to. A page's links to other pages and feeds are mere references.
+# What is derived from a source: everything that was found through it. Links of a page to other pages and feeds do not
+# count.
 _DERIVED = """
 WITH RECURSIVE below (id, kind) AS (
     SELECT id, kind FROM item WHERE url = :url OR (:url LIKE '%/' AND substr(url, 1, length(:url)) = :url)
@@ -47,7 +48,7 @@ SELECT item.* FROM item JOIN below ON item.id = below.id
 
 @dataclass(frozen=True)
 class Link:
-    """That `url` is to be fetched as `kind`, and what its parent says of it; `depth` links may be followed from it."""
+    """A URL to fetch as `kind`, and what its parent says of it; `depth` further links may be followed from it."""
 
     url: str
     kind: str
@@ -59,8 +60,11 @@ class Link:
 class Item:
     """A row of the frontier.
 
-    validator  what the server said of the version at hand (ETag, date)
-    outcome    what a finished item's record is made of; `{}` until then
+    Attributes:
+        depth: how many further links may be followed.
+        state: "open", "done" or "rejected".
+        validator: the version of the content that is stored (ETag, date).
+        outcome: what the record of a finished item is made of; `{}` before.
     """
 
     id: str
@@ -82,7 +86,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts of a crawl; hours and bytes of what is kept."""
+    """Counts of a crawl; hours and bytes of the kept recordings."""
 
     open: int
     documents: int
@@ -92,12 +96,15 @@ class Totals:
     rejected: dict[str, int]
 
 
-class Lost(Exception):
-    """The lease ran out, or the item was taken down meanwhile: what was fetched for it is nobody's."""
+class LeaseLost(Exception):
+    """The lease expired, or the item was taken down: what was fetched for it is dropped."""
 
 
 class Frontier:
-    """The items of `database`, for the worker process `owner`; leases last `lease` seconds unless renewed."""
+    """The items of a `database`, for the worker process `owner`.
+
+    Leases last `lease` seconds unless they are renewed.
+    """
 
     def __init__(self, database: Database, owner: str, lease: float):
         self._db, self.owner, self.lease = database, owner, lease
@@ -106,7 +113,7 @@ class Frontier:
     # Adding
 
     def add(self, links: Iterable[Link], parent: str = "") -> None:
-        """Make links known; a known item gets one more parent, and a page found by a shorter way is open again."""
+        """Add links. A known item gets one more parent; a page that was found by a shorter path is open again."""
         with self._db.writing():
             self._add(links, parent)
 
@@ -118,12 +125,12 @@ class Frontier:
                 "INSERT OR IGNORE INTO item (id, url, kind, host, depth, due) VALUES (?, ?, ?, ?, ?, ?)",
                 id, link.url, link.kind, host, link.depth, now,
             )  # fmt: skip
-            buried = self._tombstones.cover_url(link.url)
-            facts = json.dumps({} if buried else link.facts, ensure_ascii=False, sort_keys=True)
+            taken_down = self._tombstones.covers_url(link.url)
+            facts = json.dumps({} if taken_down else link.facts, ensure_ascii=False, sort_keys=True)
             self._db.run("INSERT OR REPLACE INTO link VALUES (?, ?, ?)", parent, id, facts)
             self._db.run("INSERT OR IGNORE INTO host (name) VALUES (?)", host)
-            if new and buried:
-                self._reject(id, Rejected("taken-down", "its source was taken down"))
+            if new and taken_down:
+                self._reject(id, ItemRejected("taken-down", "its source was taken down"))
             elif not new and link.kind == "page":
                 self._deepen(id, link.depth)
 
@@ -136,7 +143,7 @@ class Frontier:
         return self._db.run(f"UPDATE item SET {changes}, due = ? WHERE {condition}", self._db.clock(), *values)
 
     def refresh(self) -> None:
-        """Ask again for the documents, and for what could not be reached."""
+        """Open documents again, and items that could not be reached."""
         marks = ", ".join("?" * len(DOCUMENTS))
         with self._db.writing():
             self._reopen(f"state = 'done' AND kind IN ({marks})", *DOCUMENTS)
@@ -144,20 +151,20 @@ class Frontier:
 
     # Leases
 
-    def take(self, per_host: int) -> Item | None:
+    def lease_item(self, per_host: int) -> Item | None:
         """Lease an item that is due, or None."""
         now = self._db.clock()
-        if self._db.one(_TAKE, now=now, per_host=per_host) is None:  # most often; so nobody is kept from writing
+        if self._db.one(_NEXT_DUE, now=now, per_host=per_host) is None:  # the common case, without a write lock
             return None
         with self._db.writing():
-            row = self._db.one(_TAKE, now=now, per_host=per_host)
+            row = self._db.one(_NEXT_DUE, now=now, per_host=per_host)
             if row is None:
                 return None
             self._db.run("UPDATE item SET owner = ?, due = ? WHERE id = ?", self.owner, now + self.lease, row["id"])
             return self.get(row["id"])
 
     def renew(self) -> None:
-        """Prolong this owner's leases that have not run out; call it a few times per `lease`."""
+        """Renew this owner's leases that have not expired; call it a few times per `lease`."""
         now = self._db.clock()
         with self._db.writing():
             self._db.run(
@@ -166,13 +173,13 @@ class Frontier:
             )  # fmt: skip
 
     def release(self, id: str) -> None:
-        """Give a lease back unused; nothing happens if it is no longer held."""
+        """Release a lease; nothing happens if it is no longer held."""
         with self._db.writing():
             now = self._db.clock()
             self._db.run("UPDATE item SET owner = NULL, due = ? WHERE id = ? AND owner = ?", now, id, self.owner)
 
     def retry(self, id: str, after: float, count: bool = True) -> None:
-        """Give the item back, to be taken again in `after` seconds; `count` it as a failed attempt. Errors: `Lost`."""
+        """Release the item until `after` seconds have passed; `count` it as a failed attempt. Raises `LeaseLost`."""
         with self._db.writing():
             self._check_lease(id)
             self._db.run(
@@ -181,15 +188,15 @@ class Frontier:
             )  # fmt: skip
 
     def remember(self, id: str, validator: dict[str, str]) -> None:
-        """Note which version of the item the part on disk belongs to. Errors: `Lost`."""
+        """Store which version the partial file has. Raises `LeaseLost`."""
         with self._db.writing():
             self._check_lease(id)
             self._db.run("UPDATE item SET validator = ? WHERE id = ?", json.dumps(validator), id)
 
     # Ends
 
-    def reject(self, id: str, refusal: Rejected) -> None:
-        """End the item with a reason. Errors: `Lost`."""
+    def reject(self, id: str, refusal: ItemRejected) -> None:
+        """Reject the item. Raises `LeaseLost`."""
         with self._db.writing():
             self._check_lease(id)
             self._reject(id, refusal)
@@ -197,17 +204,19 @@ class Frontier:
     def finish_document(
         self, id: str, links: Sequence[Link], validator: dict[str, str], outcome: dict[str, Any]
     ) -> None:
-        """End a feed, sitemap, page or folder and add what it links to, in one step. Errors: `Lost`, `Rejected`."""
+        """Finish a document and add its links, in one transaction. Raises `LeaseLost` and `ItemRejected`."""
         with self._db.writing():
             item = self._check_lease(id)
             self._check_hops(item, outcome)
             self._add(links, id)
             self._db.run("UPDATE item SET validator = ? WHERE id = ?", json.dumps(validator), id)
             self._finish(id, outcome)
-            self._reopen("id = ? AND kind = 'page' AND depth > ?", id, outcome["depth"])  # deepened meanwhile
+            self._reopen(
+                "id = ? AND kind = 'page' AND depth > ?", id, outcome["depth"]
+            )  # a shorter path was found meanwhile
 
     def finish_unchanged(self, id: str) -> None:
-        """End a document that is still what it was. Errors: `Lost`."""
+        """Finish a document that has not changed. Raises `LeaseLost`."""
         with self._db.writing():
             self._check_lease(id)
             self._db.run("UPDATE item SET state = 'done', owner = NULL, attempts = 0 WHERE id = ?", id)
@@ -215,15 +224,20 @@ class Frontier:
     def finish_recording(
         self, id: str, sha256: str, fingerprint: str, size: int, seconds: float, outcome: dict[str, Any]
     ) -> list[Item]:
-        """End a recording; of equal ones the smallest URL is kept, the others are rejected duplicates and returned.
+        """Finish a recording. Of equal ones the smallest URL is kept; the others are rejected as duplicates.
 
-        Errors: `Lost`; `Rejected` if its content was taken down.
+        Returns:
+            The duplicates.
+
+        Raises:
+            LeaseLost: another worker has the item.
+            ItemRejected: the content was taken down.
         """
         with self._db.writing():
             item = self._check_lease(id)
             self._check_hops(item, outcome)
-            if self._tombstones.cover_content(sha256, fingerprint):
-                raise Rejected("taken-down", "its content was taken down")
+            if self._tombstones.covers_content(sha256, fingerprint):
+                raise ItemRejected("taken-down", "its content was taken down")
             self._db.run(
                 "UPDATE item SET sha256 = ?, fingerprint = ?, bytes = ?, seconds = ? WHERE id = ?",
                 sha256, fingerprint, size, seconds, id,
@@ -231,7 +245,7 @@ class Frontier:
             self._finish(id, outcome)
             copies = self._copies(fingerprint)
             for copy in copies[1:]:
-                self._reject(copy.id, Rejected("duplicate", f"the same sound as {copies[0].url}"))
+                self._reject(copy.id, ItemRejected("duplicate", f"the same audio as {copies[0].url}"))
         return copies[1:]
 
     def _finish(self, id: str, outcome: dict[str, Any]) -> None:
@@ -242,11 +256,11 @@ class Frontier:
             self._db.run("INSERT OR IGNORE INTO hop VALUES (?, ?)", id, url)
 
     def _copies(self, fingerprint: str) -> list[Item]:
-        """The recordings that sound alike, the one to keep first."""
+        """Return the recordings with equal audio; the one to keep is first."""
         query = "SELECT * FROM item WHERE fingerprint = ? AND (state = 'done' OR reason = 'duplicate')"
         return sorted(map(_item, self._db.all(query, fingerprint)), key=lambda item: item.url)
 
-    def _reject(self, id: str, refusal: Rejected) -> None:
+    def _reject(self, id: str, refusal: ItemRejected) -> None:
         self._db.run(
             "UPDATE item SET state = 'rejected', owner = NULL, reason = ?, detail = ? WHERE id = ?",
             refusal.reason, refusal.detail, id,
@@ -255,17 +269,17 @@ class Frontier:
     def _check_lease(self, id: str) -> Item:
         row = self._db.one("SELECT * FROM item WHERE id = ? AND state = 'open' AND owner = ?", id, self.owner)
         if row is None:
-            raise Lost(id)
+            raise LeaseLost(id)
         return _item(row)
 
     def _check_hops(self, item: Item, outcome: dict[str, Any]) -> None:
-        """A takedown may have come while the item was being fetched."""
-        if any(self._tombstones.cover_url(url) for url in (item.url, *outcome.get("hops", ()))):
-            raise Rejected("taken-down", "its source was taken down")
+        """Reject an item whose source was taken down while it was fetched."""
+        if any(self._tombstones.covers_url(url) for url in (item.url, *outcome.get("hops", ()))):
+            raise ItemRejected("taken-down", "its source was taken down")
 
     # Second thoughts
 
-    def withdraw(self, id: str, refusal: Rejected) -> None:
+    def withdraw(self, id: str, refusal: ItemRejected) -> None:
         """Reject what was kept; its duplicates get their chance again."""
         with self._db.writing():
             self._reopen("reason = 'duplicate' AND fingerprint = (SELECT fingerprint FROM item WHERE id = ?)", id)
@@ -277,7 +291,9 @@ class Frontier:
             self._reopen("id = ? AND state = 'rejected'", id)
 
     def take_down(self, url: str) -> list[Item]:
-        """Reject and bury `url` with everything derived from it, content included; returns those items as they were."""
+        """Reject and take_down `url` with everything derived from it, content included; returns those items as they
+        were.
+        """
         with self._db.writing():
             self._tombstones.add(URL, url)
             derived = {row["id"]: _item(row) for row in self._db.all(_DERIVED, url=url)}
@@ -285,11 +301,11 @@ class Frontier:
                 self._tombstones.add(URL, item.url)
                 if item.sha256 and item.fingerprint:
                     self._tombstones.add(CONTENT, item.sha256)
-                    self._tombstones.add(SOUND, item.fingerprint)
+                    self._tombstones.add(AUDIO, item.fingerprint)
                     copies = self._db.all("SELECT * FROM item WHERE fingerprint = ?", item.fingerprint)
                     derived.update((row["id"], _item(row)) for row in copies)
             for id in derived:
-                self._reject(id, Rejected("taken-down", f"with {url}"))
+                self._reject(id, ItemRejected("taken-down", f"with {url}"))
                 self._db.run("UPDATE item SET outcome = '{}', validator = '{}', settled = 1 WHERE id = ?", id)
                 self._db.run("UPDATE link SET facts = '{}' WHERE child = ?", id)
         return list(derived.values())
@@ -317,16 +333,16 @@ class Frontier:
             last = rows[-1]["id"]
 
     def facts(self, id: str) -> list[dict[str, Any]]:
-        """What each parent says of an item, in the order of the parents' ids."""
+        """Return what each parent says of an item, in the order of the parents' ids."""
         rows = self._db.all("SELECT facts FROM link WHERE child = ? ORDER BY parent", id)
         return [json.loads(row["facts"]) for row in rows]
 
     def unsettled(self) -> list[Item]:
-        """Finished items whose files may not be in their places yet."""
+        """Return finished items whose files may not be in their final place."""
         return [_item(row) for row in self._db.all("SELECT * FROM item WHERE settled = 0 AND state <> 'rejected'")]
 
     def settle(self, id: str) -> None:
-        """The item's files are in their places."""
+        """Record that the item's files are in their final place."""
         with self._db.writing():
             self._db.run("UPDATE item SET settled = 1 WHERE id = ?", id)
 
@@ -335,13 +351,13 @@ class Frontier:
         return self._db.one("SELECT 1 FROM item WHERE sha256 = ? AND state = 'done'", sha256) is not None
 
     def next_due(self) -> float | None:
-        """Seconds until some open item may be due, whoever holds it; None if nothing is open."""
+        """Return the seconds until an open item may be due, including leased ones; None if nothing is open."""
         due = "SELECT min(due) FROM item WHERE item.host = host.name AND state = 'open'"
         row = self._db.one(f"SELECT min(max(next_at, ({due}))) FROM host")
         return None if row[0] is None else max(0.0, row[0] - self._db.clock())
 
     def totals(self) -> Totals:
-        """Counts, from an index alone."""
+        """Count items, by an index only."""
         query = "SELECT state, reason, kind, count(*), total(seconds), total(bytes) FROM item GROUP BY 1, 2, 3"
         waiting = documents = recordings = 0
         seconds = size = 0.0

@@ -1,4 +1,4 @@
-"""What is done with an item, by its kind: documents are read for links, recordings are fetched and listened to."""
+"""What is done with an item, by its kind: documents are read for links, recordings are fetched and probed."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt2.data.crawl import discover, licence, manifest, provenance, transcript, urls
-from speechgpt2.data.crawl.decoder import Decoder
-from speechgpt2.data.crawl.discover import Source
-from speechgpt2.data.crawl.fetch import Document, Download, Exchange, Fetcher
+from speechgpt2.data.crawl.access_policy import AccessPolicy
+from speechgpt2.data.crawl.crawl_folder import CrawlFolder
+from speechgpt2.data.crawl.discover import DocumentSource
+from speechgpt2.data.crawl.fetch import Document, Download, Fetcher, HttpExchange
 from speechgpt2.data.crawl.frontier import Frontier, Item, Link
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.data.crawl.licence import ITEM, Statement
-from speechgpt2.data.crawl.permit import Permit
+from speechgpt2.data.crawl.probe_process import ProbeProcess
 from speechgpt2.data.crawl.seeds import CrawlConfig
-from speechgpt2.data.crawl.store import Store
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.utterance import Word
 
-PLANNED = "planned"  # the reason that a dry run gives for what it would fetch
+PLANNED = "planned"  # the reason in a dry run for what would be fetched
 
 
 @dataclass
 class Tools:
-    """What handling an item takes; the extractor is made when the first video needs it."""
+    """What the handlers use; the extractor is created for the first video."""
 
     config: CrawlConfig
-    store: Store
+    store: CrawlFolder
     frontier: Frontier
     fetcher: Fetcher
-    permit: Permit
-    decoder: Decoder
+    access: AccessPolicy
+    decoder: ProbeProcess
     extractor: Extractor | None = None
 
     def videos(self) -> Extractor:
-        """Errors: `UserError` if yt-dlp is not installed."""
+        """Return the extractor of video sites. Raises `UserError` if yt-dlp is not installed."""
         if self.extractor is None:
             limit = int(self.config.fetch.max_recording_mb * 1e6)
             self.extractor = YtDlp(self.fetcher.user_agent, self.config.polite.delay, limit)
@@ -50,7 +50,7 @@ class Tools:
 
 
 class Handlers:
-    """Each method ends the leased item, or raises `Rejected`, `TryLater` or `Lost`."""
+    """Each method finishes the leased item, or raises `ItemRejected`, `RetryLater` or `LeaseLost`."""
 
     def __init__(self, tools: Tools, plan_only: bool = False):
         self._tools, self._plan_only = tools, plan_only
@@ -63,7 +63,7 @@ class Handlers:
             links = await asyncio.to_thread(_recordings_below, item, self._facts(item))
             self._finish_document(item, Document(item.url, b"", "", {}, []), links)
         elif item.kind == "videos":
-            await self._tools.permit(item.url)
+            await self._tools.access(item.url)
             found = await asyncio.to_thread(self._tools.videos().list, item.url)
             links = [link for video in found for link in self._video_link(video, item)]
             self._finish_document(item, Document(item.url, b"", "", {}, []), links)
@@ -76,14 +76,14 @@ class Handlers:
                 self._finish_document(item, document, links)
 
     async def _get(self, item: Item) -> Document:
-        """The document: from its archive where a page was only found by a shorter way, else over the network."""
+        """Return the document: from its archive if only a shorter path to it was found, else from the network."""
         seen = item.outcome.get("depth")
         if seen is not None and seen < item.depth:
             archived = provenance.read_body(self._tools.store.warc(item.id))
             if archived is not None:
                 return Document(item.outcome["hops"][-1], *archived, item.validator, [])
         return await self._tools.fetcher.document(
-            item.url, self._tools.permit, item.validator if item.outcome else None
+            item.url, self._tools.access, item.validator if item.outcome else None
         )
 
     def _finish_document(self, item: Item, document: Document, links: list[Link]) -> None:
@@ -95,11 +95,11 @@ class Handlers:
         self._tools.frontier.finish_document(item.id, links, document.validator, {**about, "depth": item.depth})
         self._tools.store.settle(item, self._tools.frontier)
 
-    def _source(self, item: Item, url: str) -> Source:
-        return Source(url, item.depth, self._stated(item), self._facts(item).get("language", ""))
+    def _source(self, item: Item, url: str) -> DocumentSource:
+        return DocumentSource(url, item.depth, self._stated(item), self._facts(item).get("language", ""))
 
     def _facts(self, item: Item) -> dict[str, Any]:
-        """What a document hands down to its members where it says nothing itself."""
+        """Return what a document hands down to its members."""
         known = self._tools.frontier.facts(item.id)
         return known[0] if known else {}
 
@@ -107,20 +107,20 @@ class Handlers:
         try:
             facts = {**self._facts(item), **({"title": video.title} if video.title else {})}
             return [Link(urls.normalise(video.url), "video", 0, facts)]
-        except Rejected:
+        except ItemRejected:
             return []
 
     # Recordings
 
     async def recording(self, item: Item) -> None:
-        """Fetch a recording, decode it to the end, and keep it if it is allowed, sound, and not there already."""
+        """Fetch a recording, decode it completely, and keep it if its licence allows it and it is new audio."""
         stated = self._stated(item)
         if item.kind != "video" and not licence.permits(stated, self._tools.config.licences):
             raise licence.refusal(stated)
         if self._plan_only:
             if item.kind != "file":
-                await self._tools.permit.delay(item.url)
-            raise Rejected(PLANNED, stated.spdx or stated.raw or "no licence stated")
+                await self._tools.access.delay(item.url)
+            raise ItemRejected(PLANNED, stated.spdx or stated.raw or "no licence stated")
         work = self._tools.store.work(item)
         download, video = await self._fetch(item, work)
         body = work / "body"
@@ -136,47 +136,50 @@ class Handlers:
             "transcript": {"url": said.url, "lines": lines} if said else None,
         }  # fmt: skip
         provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256}, said)
-        losers = self._tools.frontier.finish_recording(
+        duplicates = self._tools.frontier.finish_recording(
             item.id, sha256, sound.fingerprint, body.stat().st_size, sound.seconds, outcome
         )
-        if item.id not in [loser.id for loser in losers]:
+        if item.id not in [duplicate.id for duplicate in duplicates]:
             self._tools.store.settle(self._tools.frontier.get(item.id), self._tools.frontier)
-        for loser in losers:
-            self._tools.store.discard(loser, self._tools.frontier)
+        for duplicate in duplicates:
+            self._tools.store.discard(duplicate, self._tools.frontier)
 
     async def _transcript(self, item: Item) -> tuple[Document | None, tuple[Word, ...]]:
-        """What a feed names as the recording's transcript, with its lines; without one that cannot be had or read the
-        recording is kept all the same."""
+        """Fetch the transcript that a feed names. A missing or unreadable transcript does not reject the recording.
+
+        Returns:
+            The transcript's document and its lines; (None, ()) without one.
+        """
         named = manifest.transcript_of(self._tools.frontier, item)
         if not named:
             return None, ()
         url, type = named
         try:
-            document = await self._tools.fetcher.document(url, self._tools.permit)
+            document = await self._tools.fetcher.document(url, self._tools.access)
             text = discover.decode(document.body or b"", document.content_type)
             return document, transcript.lines_of(text, type)
-        except Rejected:
+        except ItemRejected:
             return None, ()
-        except TryLater:
+        except RetryLater:
             if item.attempts + 1 < self._tools.config.attempts:
                 raise
             return None, ()
 
     async def _fetch(self, item: Item, work: Path) -> tuple[Download, Video | None]:
-        """The recording as `work`/body; what was fetched whole before a kill is not fetched again."""
+        """Fetch the recording into `work`/body, unless a killed run completed it."""
         body, note = work / "body", work / "fetched.json"
         if note.exists():
             return _recall(json.loads(note.read_text(encoding="utf-8")))
         video = None
         if item.kind == "media":
             remember = lambda validator: self._tools.frontier.remember(item.id, validator)  # noqa: E731
-            download = await self._tools.fetcher.download(item.url, body, self._tools.permit, item.validator, remember)
+            download = await self._tools.fetcher.download(item.url, body, self._tools.access, item.validator, remember)
         elif item.kind == "file":
             limit = self._tools.config.fetch.max_recording_mb * 1e6
             await asyncio.to_thread(_copy, urls.to_file(item.url), body, limit)
             download = Download(item.url, "", {}, [])
         else:
-            await self._tools.permit(item.url)
+            await self._tools.access(item.url)
             video = await asyncio.to_thread(self._tools.videos().download, item.url, body, self._accept(item))
             download = Download(item.url, "", {}, [])
         text = json.dumps([download, video], ensure_ascii=False)
@@ -184,9 +187,9 @@ class Handlers:
         return download, video
 
     def _accept(self, item: Item) -> Any:
-        """Why not to fetch a video, by the licence it states."""
+        """Return a function that says why a video must not be fetched, by its licence, or None."""
         frontier, allowed = self._tools.frontier, self._tools.config.licences
-        known = manifest.statements(frontier, item)  # read here: the extractor runs in another thread
+        known = manifest.statements(frontier, item)  # read in this thread: the extractor runs in another one
 
         def decide(video: Video) -> str | None:
             own = [Statement(video.licence, ITEM)] if video.licence else []
@@ -207,18 +210,18 @@ class Handlers:
         }  # fmt: skip
 
 
-def _read(kind: str, document: Document, source: Source) -> list[Link]:
-    """The links of a fetched document; a parser that breaks on it is the document's fault."""
+def _read(kind: str, document: Document, source: DocumentSource) -> list[Link]:
+    """Return the links of a fetched document. A parser error rejects the document."""
     try:
         return discover.links_of(kind, document.body or b"", document.content_type, source)
-    except Rejected:
+    except ItemRejected:
         raise
-    except Exception as error:  # hostile text finds corners of three parsers that raise whatever they raise
-        raise Rejected("unreadable", f"{type(error).__name__}: {str(error)[:200]}") from error
+    except Exception as error:  # hostile text can cause any exception in the parsers
+        raise ItemRejected("unreadable", f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _recordings_below(item: Item, facts: dict[str, Any]) -> list[Link]:
-    """Sound files in a folder and below, by their endings; links in the file system are not followed."""
+    """Return the audio files in a folder and below, by their endings. Symbolic links are not followed."""
     found = []
     for folder, folders, names in os.walk(urls.to_file(item.url)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -231,12 +234,12 @@ def _copy(source: Path, target: Path, limit: float) -> None:
     try:
         found = source.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise Rejected("type", "is no regular file")
+            raise ItemRejected("type", "is not a regular file")
         if found.st_size > limit:
-            raise Rejected("too-large", f"{found.st_size} bytes, the limit is {limit:.0f}")
+            raise ItemRejected("too-large", f"{found.st_size} bytes, the limit is {limit:.0f}")
         reader = source.open("rb")
     except OSError as error:
-        raise Rejected("unreadable", error.strerror or str(error)) from None
+        raise ItemRejected("unreadable", error.strerror or str(error)) from None
     with reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
@@ -250,10 +253,10 @@ def _digest(path: Path) -> str:
 
 
 def _recall(saved: list[Any]) -> tuple[Download, Video | None]:
-    """The inverse of the note that `_fetch` leaves."""
+    """Read the note that `_fetch` writes."""
     url, content_type, validator, exchanges = saved[0]
     pairs = [
-        Exchange(e[0], tuple(map(tuple, e[1])), e[2], e[3], tuple(map(tuple, e[4])))  # type: ignore[arg-type]
+        HttpExchange(e[0], tuple(map(tuple, e[1])), e[2], e[3], tuple(map(tuple, e[4])))  # type: ignore[arg-type]
         for e in exchanges
     ]
     return Download(url, content_type, validator, pairs), Video(*saved[1]) if saved[1] else None

@@ -1,8 +1,4 @@
-"""What a licence text means: the raw string and, where it is certain, the SPDX identifier.
-
-A text that names no version, or none that is known, has no identifier: the gate then refuses it, and the raw string
-stays for a person to judge.
-"""
+"""The meaning of a licence text: the raw string and, if it is certain, the SPDX identifier."""
 
 from __future__ import annotations
 
@@ -10,12 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.item_errors import ItemRejected
 
-# How near to the recording a statement stands; nearer ones override.
+# The level of a statement; statements nearer to the recording take precedence.
 ITEM, CHANNEL, SEED, NONE = 3, 2, 1, 0
 
-ANY = "any"  # in an allow-list: everything, stated or not
+ANY = "any"  # in an allow-list: every recording, with or without a licence
 OPEN = (
     "CC0-1.0", "CC-PDM-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-2.0", "CC-BY-SA-2.5",
     "CC-BY-SA-3.0", "CC-BY-SA-4.0",
@@ -39,14 +35,14 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Statement:
-    """What is said about a recording's licence: the words as they stood, and how near to it."""
+    """A statement about a recording's licence: the raw text, and its level."""
 
     raw: str = ""
     level: int = NONE
 
     @property
     def spdx(self) -> str | None:
-        """The identifier, where the words leave no doubt."""
+        """The SPDX identifier if the text is unambiguous."""
         return spdx(self.raw)
 
 
@@ -84,7 +80,7 @@ def _conditions(name: str) -> str | None:
 
 
 def states_something(copyright_notice: str) -> bool:
-    """Whether a copyright notice grants or reserves rights; a bare "© 2024 Someone" does neither."""
+    """Whether a copyright notice grants or reserves rights; "© 2024 Someone" alone does neither."""
     return spdx(copyright_notice) is not None or bool(_RESERVED.search(copyright_notice))
 
 
@@ -97,12 +93,12 @@ def strongest(statements: Iterable[Statement], allowed: Sequence[str]) -> Statem
 
 
 def permits(statement: Statement, allowed: Sequence[str]) -> bool:
-    """Whether the allow-list lets a recording through."""
+    """Whether the allow-list permits the recording."""
     return ANY in allowed or statement.spdx in allowed
 
 
-def refusal(statement: Statement) -> Rejected:
-    """Why a recording is not let through."""
+def refusal(statement: Statement) -> ItemRejected:
+    """Return the rejection of a recording by its licence."""
     if not statement.raw:
-        return Rejected("licence", "no licence is stated")
-    return Rejected("licence", f"{statement.spdx or statement.raw[:200]!r} is not on the list")
+        return ItemRejected("licence", "no licence is stated")
+    return ItemRejected("licence", f"{statement.spdx or statement.raw[:200]!r} is not on the list")

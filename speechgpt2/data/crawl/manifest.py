@@ -10,31 +10,31 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from speechgpt2.data.crawl.crawl_folder import CrawlFolder
 from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
-from speechgpt2.data.crawl.store import Store
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source, Wording
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source, Transcript
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.utterance import Word
 
 KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1
-STATED, SAID = Label("crawl"), Label("podcast:transcript")  # a source's word, not ours
+STATED, SAID = Label("crawl"), Label("podcast:transcript")  # the source's statement
 
 
 def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statement]:
-    """What each source that led to an item says of its licence, and what a `video` says itself."""
+    """Return what each source of an item says of its licence, and what a `video` says itself."""
     own = video or (item.outcome.get("video") or {}).get("licence", "")
     found = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
     return [*found, Statement(own, ITEM)] if own else found
 
 
 def transcript_of(frontier: Frontier, item: Item) -> list[str]:
-    """URL and type of the transcript that the nearest source names, or nothing."""
+    """Return URL and type of the transcript that the nearest source names, or an empty list."""
     return _first(frontier.facts(item.id), "transcript") or []
 
 
-def write(store: Store, frontier: Frontier) -> None:
+def write(store: CrawlFolder, frontier: Frontier) -> None:
     """Write both manifests into the crawl's folder, in the order of the items' ids."""
     kinds = ", ".join(f"'{kind}'" for kind in RECORDINGS)
     kept = (record_of(item, frontier, store) for item in frontier.items(f"state = 'done' AND kind IN ({kinds})"))
@@ -43,11 +43,11 @@ def write(store: Store, frontier: Frontier) -> None:
     _write_lines(store.folder / REJECTED, refused)
 
 
-def record_of(item: Item, frontier: Frontier, store: Store) -> Clip:
-    """The record of a kept recording; its path is relative to the crawl's folder."""
+def record_of(item: Item, frontier: Frontier, store: CrawlFolder) -> Clip:
+    """Return the record of a kept recording; its path is relative to the crawl's folder."""
     known, outcome = frontier.facts(item.id), item.outcome
     video = outcome.get("video") or {}
-    # For what was let through, the list of licences no longer matters.
+    # For kept recordings the allow-list no longer matters.
     stated = strongest(statements(frontier, item), allowed=())
     language = (video.get("language") or _first(known, "language")).partition("-")[0].lower()
     source = Source(
@@ -62,31 +62,33 @@ def record_of(item: Item, frontier: Frontier, store: Store) -> Clip:
     labels = {**({"lang.code": STATED} if language else {}), **({"text": SAID} if said else {})}
     return Clip(
         item.id, title=video.get("title") or _first(known, "title"), source=source, audio=audio,
-        lang=Language(language), text=_wording(said["lines"]) if said else Wording(), decisions=(_decision(item),),
+        lang=Language(language),
+        text=_transcript_of(said["lines"]) if said else Transcript(), decisions=(_decision(item),),
         labels_from=labels,
     )  # fmt: skip
 
 
-def _wording(lines: list[list[Any]]) -> Wording:
+def _transcript_of(lines: list[list[Any]]) -> Transcript:
     words = tuple(Word(*line) for line in lines)
     timed = len(words) > 1 or words[0].end > words[0].start
-    return Wording(raw=" ".join(word.text for word in words), lines=words if timed else ())
+    return Transcript(raw=" ".join(word.text for word in words), lines=words if timed else ())
 
 
 def refusal_of(item: Item) -> Clip:
-    """The record of a rejected item: where it came from, and why not; of what was taken down, by which hash later
-    stages know it."""
+    """Return the record of a rejected item: its source and the reason. After a takedown it has the hash by which later
+    stages recognise the content.
+    """
     sha256 = item.sha256 if item.reason == "taken-down" else None
     return Clip(item.id, source=Source(item.url, sha256=sha256), decisions=(_decision(item),))
 
 
 def kept_urls(folder: Path) -> list[str]:
-    """The URLs of the recordings that a crawl kept."""
+    """Return the URLs of the recordings that a crawl kept."""
     return [clip.source.url for clip in _read_lines(folder / KEPT)]
 
 
 def refused_urls(folder: Path) -> dict[str, str]:
-    """URL -> reason of what a crawl rejected."""
+    """Return the reason for every URL that a crawl rejected."""
     return {clip.source.url: clip.decisions[0].reason for clip in _read_lines(folder / REJECTED)}
 
 
@@ -96,7 +98,7 @@ def _decision(item: Item) -> Decision:
 
 
 def _first(known: list[dict[str, Any]], key: str) -> Any:
-    """The nearest source's word, the smallest where several are as near."""
+    """Return the value of the nearest source; of equally near ones the smallest."""
     words = [(-facts.get("level", 0), facts[key]) for facts in known if facts.get(key)]
     return min(words)[1] if words else ""
 

@@ -1,4 +1,4 @@
-"""Is it sound, how long, and which sound: a file is decoded once, to its end."""
+"""Whether a file holds audio, how much, and its fingerprint: it is decoded once, completely."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt2.data.crawl.verdicts import Rejected
-from speechgpt2.data.decoding import Undecodable, opened
+from speechgpt2.data.crawl.item_errors import ItemRejected
+from speechgpt2.data.decoding import Undecodable, open_audio
 
 
 @dataclass(frozen=True)
-class Sound:
-    """What a file holds.
+class ProbedAudio:
+    """The content of a file.
 
-    format       the container as libsndfile or ffmpeg names it
-    ending       what the file should be named, from its content
-    fingerprint  hash of the decoded 16-bit samples, equal for equal sound in any lossless wrapping
+    Attributes:
+        format: the container, as libsndfile or ffmpeg names it.
+        ending: of the file name, from the content.
+        fingerprint: hash of the decoded 16-bit samples, equal for equal audio in any lossless format.
     """
 
     format: str
@@ -33,14 +34,14 @@ class Sound:
         return self.samples / self.sample_rate
 
 
-def probe(path: Path, max_hours: float) -> Sound:
-    """Decode the whole file. Errors: `Rejected` ("not-audio", "corrupt", "endless", "silent")."""
+def probe(path: Path, max_hours: float) -> ProbedAudio:
+    """Decode the whole file. Raises `ItemRejected` ("not-audio", "corrupt", "endless", "silent")."""
     try:
-        with opened(path) as file:
+        with open_audio(path) as file:
             digest, samples = hashlib.sha256(f"{file.rate} {file.channels}".encode()), 0
             for block in file.blocks(max_hours):
                 digest.update(np.clip(np.round(block * 32768.0), -32768, 32767).astype("<i2").tobytes())
                 samples += len(block)
-            return Sound(file.format, file.ending, file.rate, file.channels, samples, digest.hexdigest())
+            return ProbedAudio(file.format, file.ending, file.rate, file.channels, samples, digest.hexdigest())
     except Undecodable as error:
-        raise Rejected(error.reason, error.detail) from None
+        raise ItemRejected(error.reason, error.detail) from None

@@ -1,8 +1,4 @@
-"""How an item was got: one WARC file beside it, which any archive tool reads.
-
-Every request and answer is in it, redirects included. A document's text is in it whole; a recording is named by its
-hash, since its bytes lie in the crawl's folder already.
-"""
+"""The provenance of an item: one WARC file, which any archive tool reads."""
 
 from __future__ import annotations
 
@@ -18,18 +14,23 @@ from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from speechgpt2.data.crawl.fetch import Document, Exchange
+from speechgpt2.data.crawl.fetch import Document, HttpExchange
 
-# Headers of the transport, which would tell a reader to unpack what is stored unpacked.
+# Headers of the transport. A reader would decompress content that is stored uncompressed.
 _TRANSPORT = ("content-encoding", "transfer-encoding")
 
 
 def write(
-    path: Path, exchanges: Sequence[Exchange], body: bytes | None, sha256: str, about: dict[str, Any],
+    path: Path, exchanges: Sequence[HttpExchange], body: bytes | None, sha256: str, about: dict[str, Any],
     beside: Document | None = None,
 ) -> None:  # fmt: skip
-    """Write the WARC of one item: `about` becomes a metadata record, `body` None stands for content kept elsewhere.
-    `beside` is a text that belongs to it, a transcript."""
+    """Write the WARC of one item.
+
+    Args:
+        about: becomes a metadata record.
+        body: the content of a document; None if it is stored as a file.
+        beside: a transcript that belongs to the item.
+    """
     date = about["fetched_at"]
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=True, warc_version="1.1")
@@ -50,10 +51,12 @@ def write(
         )  # fmt: skip
 
 
-def _write_exchange(writer: WARCWriter, exchange: Exchange, date: str, body: bytes | None, sha256: str | None) -> None:
+def _write_exchange(
+    writer: WARCWriter, exchange: HttpExchange, date: str, body: bytes | None, sha256: str | None
+) -> None:
     named = {"WARC-Date": date, **({"WARC-Payload-Digest": f"sha256:{sha256}"} if sha256 else {})}
     if body is None:
-        named["WARC-Truncated"] = "unspecified"  # the content is the file of that hash
+        named["WARC-Truncated"] = "unspecified"  # the content is the file with that hash
     kept = [(f"X-Archive-Orig-{n}" if n.lower() in _TRANSPORT else n, v) for n, v in exchange.response]
     answer = StatusAndHeaders(f"{exchange.status} {exchange.reason}".strip(), kept, protocol="HTTP/1.1")
     response = writer.create_warc_record(
@@ -73,7 +76,7 @@ def _write_exchange(writer: WARCWriter, exchange: Exchange, date: str, body: byt
 
 
 def read_body(path: Path) -> tuple[bytes, str] | None:
-    """The text of a document and its Content-Type, from its WARC; None if there is none."""
+    """Return the text of a document and its Content-Type from its WARC; None if there is none."""
     try:
         with path.open("rb") as file:
             for record in ArchiveIterator(file):
@@ -85,7 +88,7 @@ def read_body(path: Path) -> tuple[bytes, str] | None:
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as WARC and our records write them: 2026-01-31T12:00:00Z."""
+    """Format seconds since the epoch as in WARC: 2026-01-31T12:00:00Z."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

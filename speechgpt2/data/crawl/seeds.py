@@ -1,4 +1,4 @@
-"""What a person writes to start a crawl: where to look, which licences to accept, how fast to go."""
+"""The configuration of a crawl: where to look, which licences to accept, how fast to go."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 from speechgpt2 import config
 from speechgpt2.data.crawl import licence, urls
+from speechgpt2.data.crawl.access_policy import PoliteConfig
 from speechgpt2.data.crawl.fetch import FetchConfig
 from speechgpt2.data.crawl.frontier import Link
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.licence import SEED
-from speechgpt2.data.crawl.permit import PoliteConfig
-from speechgpt2.data.crawl.verdicts import Rejected
 from speechgpt2.errors import UserError
 
 
@@ -34,7 +34,7 @@ class Seed:
     depth: int = 1
 
     def link(self) -> Link:
-        """The seed as the frontier knows it. Errors: `UserError`."""
+        """Return the seed as a link of the frontier. Raises `UserError`."""
         if self.kind == "folder":
             if not Path(self.url).is_dir():
                 raise UserError(f"seed {self.url}: no such folder")
@@ -42,7 +42,7 @@ class Seed:
         else:
             try:
                 url = urls.normalise(self.url)
-            except Rejected as refusal:
+            except ItemRejected as refusal:
                 raise UserError(f"seed {self.url}: {refusal.detail}") from None
         facts = {"licence": self.licence, "level": SEED if self.licence else 0, "language": self.language}
         return Link(url, self.kind, self.depth, {key: value for key, value in facts.items() if value})
@@ -74,7 +74,7 @@ class CrawlConfig:
 
     def __post_init__(self) -> None:
         if not self.contact.strip():
-            raise UserError("contact is empty; give a URL or an address that the people you fetch from can write to")
+            raise UserError("contact is empty; give a URL or an e-mail address for the operators of the sites")
         if min(self.workers, self.per_host, self.attempts) < 1 or min(self.lease, self.max_hours) <= 0:
             raise UserError("workers, per_host, attempts, lease and max_hours must be positive")
         if min(self.backoff, self.polite.delay) < 0:
@@ -82,7 +82,7 @@ class CrawlConfig:
 
 
 def load(path: str | Path) -> CrawlConfig:
-    """Read seeds.yaml; folders in it are relative to it. Errors: `UserError`."""
+    """Read seeds.yaml; folders in it are relative to its own folder. Raises `UserError`."""
     values = config.read(path)
     for seed in values.get("seeds") or () if isinstance(values, dict) else ():
         if isinstance(seed, dict) and seed.get("kind") == "folder" and isinstance(seed.get("url"), str):

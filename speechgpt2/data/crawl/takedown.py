@@ -1,33 +1,34 @@
-"""A source is taken back: everything derived from it is removed, and neither it nor its content comes again.
-
-    removed = take_down("https://example.org/feed.xml", folder)
-
-What is derived from a feed are its episodes, from a sitemap its pages and their recordings, from a page its
-recordings, from a URL that ends in "/" all that lies below it. Content is buried by its hashes, too, so that another
-address of the same sound is no way around.
-"""
+"""Takedown: remove everything derived from a source, and never fetch the source or its content again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from speechgpt2.data.crawl import manifest, urls
+from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
 from speechgpt2.data.crawl.frontier import Frontier, Item
-from speechgpt2.data.crawl.store import FRONTIER, Store
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.errors import UserError
 
 
 def take_down(source: str, folder: Path) -> list[Item]:
-    """Take a URL, or a path of a folder that was crawled, out of the crawl in `folder`; returns what it had led to.
+    """Take a source down.
 
-    May be done while the crawl runs, and before anything of the source was seen. Errors: `UserError`.
+    Args:
+        source: a URL, or the path of a crawled folder.
+        folder: of the crawl.
+
+    Returns:
+        What was derived from the source.
+
+    Raises:
+        UserError: the folder has no crawl, or the source is no URL.
     """
     if not (folder / FRONTIER).is_file():
-        raise UserError(f"{folder}: holds no crawl (no {FRONTIER})")
+        raise UserError(f"{folder}: not a crawl (there is no {FRONTIER})")
     url = _url_of(source)
-    store, database = Store(folder), Database(folder / FRONTIER)
+    store, database = CrawlFolder(folder), Database(folder / FRONTIER)
     try:
         frontier = Frontier(database, owner="takedown", lease=1.0)
         removed = frontier.take_down(url)
@@ -46,5 +47,5 @@ def _url_of(source: str) -> str:
         return source
     try:
         return urls.normalise(source)
-    except Rejected as refusal:
+    except ItemRejected as refusal:
         raise UserError(f"{source}: {refusal.detail}") from None

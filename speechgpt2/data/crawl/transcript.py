@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.tts.utterance import Word
 
 TYPES = ("text/vtt", "application/x-subrip", "application/srt", "application/json", "text/plain")  # the best first
@@ -25,19 +25,19 @@ _TAG = re.compile(r"<[^<>]{0,300}>")  # <v Speaker>, <b>, <00:01.000>
 def lines_of(text: str, type: str) -> tuple[Word, ...]:
     """The lines with their times in seconds, in order; of plain text a single one that ends when it begins.
 
-    Errors: `Rejected`.
+    Errors: `ItemRejected`.
     """
     if len(text) > MAX_TEXT:
-        raise Rejected("too-large", f"a transcript of more than {MAX_TEXT} characters")
+        raise ItemRejected("too-large", f"a transcript of more than {MAX_TEXT} characters")
     read = {"application/json": _json, "text/plain": _plain}.get(type, _cues)
     lines = sorted((line for line in read(text) if line.text), key=lambda line: (line.start, line.end))
     if not lines or len(lines) > MAX_LINES:
-        raise Rejected("transcript", "holds no line" if not lines else f"holds more than {MAX_LINES} lines")
+        raise ItemRejected("transcript", "has no line" if not lines else f"has more than {MAX_LINES} lines")
     return tuple(lines)
 
 
 def _cues(text: str) -> Iterator[Word]:
-    """WebVTT and SubRip are alike in this: a line of times, lines of text, an empty line."""
+    """Parse WebVTT and SubRip, which share this form: a line of times, lines of text, an empty line."""
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
         rows = block.split("\n")
         for number, row in enumerate(rows):
@@ -49,7 +49,7 @@ def _cues(text: str) -> Iterator[Word]:
 
 
 def _json(text: str) -> Iterator[Word]:
-    """The podcast namespace's: {"segments": [{"startTime": 0.5, "endTime": 1.5, "body": "Hello."}]}."""
+    """Parse the JSON of the podcast namespace: {"segments": [{"startTime": 0.5, "endTime": 1.5, "body": "Hello."}]}."""
     try:
         segments = json.loads(text)["segments"]
         for segment in segments:
@@ -57,7 +57,7 @@ def _json(text: str) -> Iterator[Word]:
             if math.isfinite(start) and math.isfinite(end):
                 yield Word(_single(str(segment["body"])), round(start, 3), round(end, 3))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Rejected("transcript", f"is no JSON of a transcript ({type(error).__name__})") from None
+        raise ItemRejected("transcript", f"is not a transcript in JSON ({type(error).__name__})") from None
 
 
 def _plain(text: str) -> Iterator[Word]:

@@ -1,4 +1,4 @@
-"""One spelling for every URL, and which URLs a crawler may know at all."""
+"""Normalised URLs, and which URLs may be fetched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.request import url2pathname
 
 from yarl import URL
 
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.item_errors import ItemRejected
 
 MAX_LENGTH = 2048
 AUDIO_ENDINGS = (".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".mp4", ".webm", ".aiff")
@@ -19,7 +19,7 @@ AUDIO_ENDINGS = (".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".m4b
 def normalise(url: str, base: str = "") -> str:
     """The one spelling of an http(s) URL: host in lower case and ASCII, no fragment, no default port, no dot segments.
 
-    Errors: `Rejected` ("bad-url") for other schemes, credentials in the URL, no host, over-long or unreadable ones.
+    Errors: `ItemRejected` ("bad-url") for other schemes, credentials in the URL, no host, over-long or unreadable ones.
     """
     try:
         absolute = urljoin(base, url.strip())
@@ -28,44 +28,44 @@ def normalise(url: str, base: str = "") -> str:
             parsed = parsed.with_path("/", keep_query=True)
         host, text = parsed.raw_host, str(parsed)
     except ValueError as error:
-        raise Rejected("bad-url", f"{url[:200]!r} is no URL ({error})") from None
+        raise ItemRejected("bad-url", f"{url[:200]!r} is not a URL ({error})") from None
     if parsed.scheme not in ("http", "https"):
-        raise Rejected("bad-url", f"{absolute[:200]!r}: only http and https are fetched")
+        raise ItemRejected("bad-url", f"{absolute[:200]!r}: only http and https are fetched")
     if not host or any(c.isspace() or c in "\\%" for c in host):
-        raise Rejected("bad-url", f"{absolute[:200]!r} names no host")
+        raise ItemRejected("bad-url", f"{absolute[:200]!r} has no host")
     if parsed.raw_user is not None or parsed.raw_password is not None:
-        raise Rejected("bad-url", f"{host}: a URL with a name or password in it is not fetched")
+        raise ItemRejected("bad-url", f"{host}: URLs with a user name or password are not fetched")
     if len(text) > MAX_LENGTH:
-        raise Rejected("bad-url", f"{text[:80]}…: {len(text)} characters, the limit is {MAX_LENGTH}")
+        raise ItemRejected("bad-url", f"{text[:80]}…: {len(text)} characters, the limit is {MAX_LENGTH}")
     return text
 
 
 def of_file(path: Path) -> str:
-    """The `file:` URL of a local file, by its real path."""
+    """Return the `file:` URL of a local file, by its real path."""
     return path.resolve().as_uri()
 
 
 def to_file(url: str) -> Path:
-    """The inverse of `of_file`."""
+    """Return the path of a `file:` URL."""
     path = urlsplit(url).path
     return Path(url2pathname(path) if os.name == "nt" else os.fsdecode(unquote_to_bytes(path)))
 
 
 def host_of(url: str) -> str:
-    """Host and port as the unit of politeness; "" for local files."""
+    """Return host and port, the unit of rate limits; "" for local files."""
     return URL(url, encoded=True).raw_authority or "" if url.startswith("http") else ""
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port: what one robots.txt speaks for."""
+    """Return scheme, host and port: what one robots.txt applies to."""
     return str(URL(url, encoded=True).origin())
 
 
 def item_id(url: str) -> str:
-    """A short name that is stable, unique, and safe as a file name whatever the URL holds."""
+    """Return a short, stable and unique name that is safe as a file name."""
     return hashlib.sha256(url.encode()).hexdigest()[:20]
 
 
 def looks_like_audio(url: str) -> bool:
-    """Whether the path ends as sound files do."""
+    """Whether the path ends like an audio file's."""
     return URL(url, encoded=True).raw_path.lower().endswith(AUDIO_ENDINGS)

@@ -1,8 +1,4 @@
-"""Video sites through yt-dlp, where it is installed (``speechgpt2[video]``): it lists channels and fetches the sound.
-
-yt-dlp makes its own connections: robots.txt, takedowns, pace and the address guard are applied to the page it is sent
-to, not to what it opens from there.
-"""
+"""Video sites through yt-dlp, if it is installed (`speechgpt2[video]`): list channels, fetch the audio."""
 
 from __future__ import annotations
 
@@ -11,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.errors import UserError
 
 _LOG = logging.getLogger(__name__)
-_LOG.addHandler(logging.NullHandler())  # yt-dlp would print what we raise
+_LOG.addHandler(logging.NullHandler())  # yt-dlp would print errors that are raised anyway
 
 
 class Video(NamedTuple):
-    """What a site says of a video; `licence` is "" where it says nothing."""
+    """What a site says of a video; `licence` is "" if it says nothing."""
 
     url: str
     title: str
@@ -28,17 +24,17 @@ class Video(NamedTuple):
 
 
 class Extractor(Protocol):
-    """What the crawler needs of a video site. Both raise `Rejected` or `TryLater`."""
+    """The interface of video sites. Both methods raise `ItemRejected` or `RetryLater`."""
 
     def list(self, url: str) -> list[Video]:
-        """The videos of a channel or playlist; a single video lists itself."""
+        """List the videos of a channel or playlist; a single video lists itself."""
 
     def download(self, url: str, to: Path, accept: Callable[[Video], str | None]) -> Video:
-        """Fetch the sound of a video into the file `to`, unless `accept` gives a reason against it."""
+        """Fetch the audio of a video into the file `to`, unless `accept` gives a reason against it."""
 
 
 class YtDlp:
-    """An `Extractor`. Errors: `UserError` if yt-dlp is not installed."""
+    """An `Extractor` by yt-dlp. Raises `UserError` if yt-dlp is not installed."""
 
     def __init__(self, user_agent: str, delay: float, max_bytes: int):
         try:
@@ -71,9 +67,9 @@ class YtDlp:
         }  # fmt: skip
         info = self._extract(options, url, download=True)
         if refusals:
-            raise Rejected("licence", refusals[0])
+            raise ItemRejected("licence", refusals[0])
         if not to.exists():
-            raise Rejected("too-large", "yt-dlp left it out: no sound within the limits")
+            raise ItemRejected("too-large", "yt-dlp skipped it: no audio within the limits")
         return _video(info, url)
 
     def _extract(self, options: dict[str, Any], url: str, download: bool) -> dict[str, Any]:
@@ -81,7 +77,7 @@ class YtDlp:
             with self._library.YoutubeDL({**self._options, **options}) as session:
                 return session.extract_info(url, download=download) or {}
         except self._library.utils.DownloadError as error:
-            raise TryLater(f"yt-dlp: {str(error)[:200]}") from None
+            raise RetryLater(f"yt-dlp: {str(error)[:200]}") from None
 
 
 def _video(info: dict[str, Any], url: str) -> Video:

@@ -1,11 +1,11 @@
-"""What a run leaves: shards of kept clips, scores of all, rejected records.
+"""The output of a run: shards of kept clips, scores of all clips, rejected records.
 
     out/shar/            cuts and recordings (shar.py)
-    out/scores.parquet   what was measured (scores.py)
+    out/scores.parquet   all measures (scores.py)
     out/rejected.jsonl   rejected records, with the decision that rejected each
-    out/work/            results by key, standard recordings: delete it, and the next run computes everything again
+    out/work/            cached results and standard recordings: after deletion the next run computes everything again
 
-All of it is a function of the clips and the steps alone: no times, no places, nothing of how the run went.
+The output depends on the clips and the steps only, not on times, paths or interruptions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAR, SCORES, REJECTED = "shar", "scores.parquet", "rejected.jsonl"
 
 @dataclass
 class Summary:
-    """Counts and seconds of what a run led to; `reasons` maps a reason to both."""
+    """Counts and seconds of a run's output; `reasons` maps a reason to both."""
 
     kept: int = 0
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class Summary:
 
 
 def write(run: Run, shard: int = shar.SHARD) -> Summary:
-    """Write everything. Needs the extra `data` (pyarrow)."""
+    """Write the whole output. Needs the extra `data` (pyarrow)."""
     summary = write_records(run)
     shar.write((clip for clip in run.clips() if clip.kept), run.workspace, run.out / SHAR, run.work / "shards", shard)
     if not summary.unfinished:
@@ -59,7 +59,7 @@ def write(run: Run, shard: int = shar.SHARD) -> Summary:
 
 
 def write_records(run: Run) -> Summary:
-    """Write scores and rejected records, all that takes no sound."""
+    """Write scores and rejected records: the output without audio."""
     summary, part = Summary(), run.work / "rejected.part"
     with part.open("w", encoding="utf-8", newline="\n") as rejected:
         scores.write(_noted(run.clips(), summary, rejected), run.out / SCORES, run.work)
@@ -76,7 +76,7 @@ def _noted(clips: Iterable[Clip], summary: Summary, rejected: TextIO) -> Iterato
 
 
 def summarise(run: Run) -> Summary:
-    """Count what the run led to."""
+    """Count the clips of a finished run."""
     summary = Summary()
     for clip in run.clips():
         summary.add(clip)

@@ -1,7 +1,7 @@
-"""Results by key, in one SQLite file: what a stage made of a clip, as the difference to it, and how long that took.
+"""The results database of a run, one SQLite file: a stage's changes to a clip, by key, and how long they took.
 
-A result is written once and never changes. A killed run loses the results of the last moment, never a whole one.
-Each knows the source that it was made from, and goes with it when that is taken down.
+A result is written once and never changes. A killed run loses results of the last moment, but no partial ones. Each
+result knows its source, and is deleted with it after a takedown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from speechgpt2.data.pipeline import wire
+from speechgpt2.data.pipeline import serialization
 from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
@@ -30,9 +30,9 @@ CREATE INDEX IF NOT EXISTS buried_url ON buried(url);
 CREATE INDEX IF NOT EXISTS buried_sha256 ON buried(sha256);
 """
 
-CACHE = 64 << 10  # KiB of pages: keys are spread over their whole index
+CACHE = 64 << 10  # KiB of cached pages: keys are spread over the whole index
 
-# After a burial; a result whose source is not known might be of any.
+# After a takedown. A result without a known source might come from the removed one.
 _FORGET = """
 DELETE FROM sources WHERE url IN (SELECT url FROM buried WHERE url <> '') OR sha256 IN (SELECT sha256 FROM buried);
 DELETE FROM results WHERE source IS NULL OR source NOT IN (SELECT number FROM sources);
@@ -43,26 +43,31 @@ DELETE FROM files WHERE sha256 IN (SELECT sha256 FROM buried)
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage made of a clip: `outputs` as differences to it, or a `refusal`.
+    """The result of a stage for a clip.
 
-    ms       that it took
-    seconds  of sound that went in
+    Attributes:
+        key: of stage and clip.
+        stage: its name.
+        outputs: clips, as changes of the input clip.
+        refusal: the decision that rejects the clip, instead of outputs.
+        ms: time of the computation.
+        seconds: of audio in the input.
     """
 
     key: bytes
     stage: str
-    outputs: tuple[wire.Change, ...] = ()
+    outputs: tuple[serialization.Change, ...] = ()
     refusal: Decision | None = None
     ms: float = 0.0
     seconds: float = 0.0
 
     def clips(self, clip: Clip) -> list[Clip]:
-        """What became of `clip`, without the decisions."""
+        """Apply the changes to `clip`, without decisions."""
         return [replace(clip, **change) for change in self.outputs]
 
 
 class Results:
-    """The file of results. One process writes."""
+    """The results database. Only one process may write."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,23 +79,23 @@ class Results:
             self._db.execute(f"PRAGMA cache_size=-{CACHE}")
             self._db.executescript(SCHEMA)
             if "source" not in [row[1] for row in self._db.execute("PRAGMA table_info(results)")]:
-                self._db.execute("ALTER TABLE results ADD COLUMN source INTEGER")  # of a file from before takedowns
+                self._db.execute("ALTER TABLE results ADD COLUMN source INTEGER")  # older files lack the column
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path}: cannot be used as a file of results ({error})") from None
-        self._any_buried = self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
+            raise UserError(f"{path}: cannot be used as a results database ({error})") from None
+        self._any_takedown = self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
 
     def get(self, key: bytes) -> Result | None:
         row = self._db.execute("SELECT stage, outcome, ms, seconds FROM results WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        return Result(key, row[0], *wire.unpack(zlib.decompress(row[1])), row[2], row[3])
+        return Result(key, row[0], *serialization.unpack(zlib.decompress(row[1])), row[2], row[3])
 
     def add(self, results: Iterable[tuple[Result, Source]]) -> None:
-        """File results, each with the source of its clip, all or none."""
+        """Add results, each with the source of its clip, in one transaction."""
         self._db.execute("BEGIN")
         for result, source in results:
             number = self._number(source.url, source.sha256 or "")
-            packed = zlib.compress(wire.pack(result.outputs, result.refusal), 1)
+            packed = zlib.compress(serialization.pack(result.outputs, result.refusal), 1)
             row = (result.key, result.stage, packed, result.ms, result.seconds, number)
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
             for recording in {change["audio"].pcm_hash for change in result.outputs if "audio" in change}:
@@ -104,15 +109,18 @@ class Results:
         query = "SELECT number FROM sources WHERE url = ? AND sha256 = ?"
         return self._db.execute(query, (url, sha256)).fetchone()[0]
 
-    def bury(self, clips: Iterable[Clip], recordings: Path) -> None:
-        """Forget for ever what was made from the sources of these clips, and delete from the folder `recordings` what
-        nothing else was made from. Does nothing where that was done before; killed half-way, it is done again."""
-        news = [
+    def take_down(self, clips: Iterable[Clip], recordings: Path) -> None:
+        """Delete everything that was made from the sources of these clips, for ever.
+
+        Files in the folder `recordings` are deleted unless another source needs them. Clips that were taken down
+        before are skipped. After a kill it can be repeated.
+        """
+        new_clips = [
             clip for clip in clips if not self._db.execute("SELECT 1 FROM buried WHERE id = ?", (clip.id,)).fetchone()
         ]
-        if news:
+        if new_clips:
             self._db.execute("BEGIN")
-            for clip in news:
+            for clip in new_clips:
                 detail = clip.refusal.detail if clip.refusal else ""
                 values = (clip.id, clip.source.url, clip.source.sha256, detail)
                 self._db.execute("INSERT INTO buried(id, url, sha256, detail) VALUES (?, ?, ?, ?)", values)
@@ -122,26 +130,26 @@ class Results:
                 if not self._db.execute("SELECT 1 FROM recordings WHERE pcm_hash = ?", (path.stem,)).fetchone():
                     path.unlink()
             self._db.execute("COMMIT")
-            self._any_buried = True
+            self._any_takedown = True
         if self._db.execute("SELECT 1 FROM buried WHERE NOT wiped LIMIT 1").fetchone():
-            self._db.execute("VACUUM")  # what was deleted still lies in the file's free pages, and in its log
+            self._db.execute("VACUUM")  # deleted data remains in free pages and in the log until then
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.execute("UPDATE buried SET wiped = 1")
 
-    def is_buried(self, clip: Clip) -> str | None:
-        """Why nothing may be made from the clip's source: what its takedown says; None if it was not taken down."""
-        if not self._any_buried:
+    def takedown_reason(self, clip: Clip) -> str | None:
+        """Return the detail of the takedown that covers the clip's source; None if there is none."""
+        if not self._any_takedown:
             return None
         query = "SELECT detail FROM buried WHERE id = ? OR (url = ? AND url <> '') OR sha256 = ?"
         row = self._db.execute(query, (clip.id, clip.source.url, clip.source.sha256)).fetchone()
         return None if row is None else row[0]
 
-    def graves(self) -> Iterator[tuple[str, str, str]]:
-        """Id, URL and detail of all that was taken down."""
+    def takedowns(self) -> Iterator[tuple[str, str, str]]:
+        """Yield id, URL and detail of everything that was taken down."""
         yield from self._db.execute("SELECT id, url, detail FROM buried ORDER BY id")
 
     def known_file(self, path: str, size: int, changed: int) -> str | None:
-        """The SHA-256 of a file that has not changed since it was read."""
+        """Return the SHA-256 of a file that has not changed since it was read."""
         row = self._db.execute("SELECT size, changed, sha256 FROM files WHERE path = ?", (path,)).fetchone()
         return row[2] if row is not None and row[:2] == (size, changed) else None
 
@@ -149,16 +157,16 @@ class Results:
         self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path, size, changed, sha256))
 
     def forget_ids(self) -> None:
-        """Begin a new list of ids."""
+        """Start a new list of ids."""
         self._db.execute("DROP TABLE IF EXISTS temp.ids")
         self._db.execute("CREATE TEMP TABLE ids(id TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def new_id(self, id: str) -> bool:
-        """Whether an id stands on the list for the first time."""
+        """Whether an id is new on the list; adds it."""
         return self._db.execute("INSERT OR IGNORE INTO temp.ids VALUES (?)", (id,)).rowcount == 1
 
     def times(self) -> Iterator[tuple[str, int, float, float]]:
-        """Of each stage: name, results, seconds of work, seconds of sound."""
+        """Yield for each stage: name, results, seconds of work, seconds of audio."""
         yield from self._db.execute(
             "SELECT stage, COUNT(*), SUM(ms) / 1000, SUM(seconds) FROM results GROUP BY stage ORDER BY stage"
         )

@@ -1,12 +1,12 @@
-"""The whole run: clips through all steps, resumable at any moment, with the same bytes as its end whatever happened.
+"""A run: clips through all steps. It can be interrupted at any moment, and always ends with the same bytes.
 
     with Run(source, out, steps) as run:
-        run.process(workers=2)            # kill it, run it again: it goes on
+        run.process(workers=2)            # after a kill, run it again: it continues
         summary = output.write(run)       # shards, scores, rejected records
 
-Steps are stages (cached by key, in worker processes) and surveys (cheap, over all clips, computed afresh). Each group
-of stages is first *worked*, in any order, until all its results are filed; then *walked*, in the order of the clips,
-from the file of results alone. What is written is made by the walk, so it cannot depend on who was faster, or on kills.
+A step is a stage (cached by key, in worker processes) or a global step (cheap, over all clips, computed in every run).
+A group of stages is first *computed*, in any order, until the database has all results. Then the results are *applied*
+in the order of the clips, from the database only. So the output depends neither on speed nor on interruptions.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.pipeline import intake, takedown, wire
+from speechgpt2.data.pipeline import input_clips, serialization, takedown
+from speechgpt2.data.pipeline.clip_audio import Workspace
+from speechgpt2.data.pipeline.global_steps import GlobalStep
 from speechgpt2.data.pipeline.results import Result, Results
-from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.survey import Survey
-from speechgpt2.data.pipeline.workers import Crew, Done, Task, Workers
+from speechgpt2.data.pipeline.workers import LocalWorkers, Task, TaskResult, WorkerPool
 from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 
-Step = Stage[Any] | Survey[Any]
-MakeCrew = Callable[[Sequence[Stage[Any]], Workspace, int | None], Crew]
-BATCH, OVERDUE = 256, 1.0  # results that are filed at once, and seconds after which fewer are
-FAULT, PENDING = "failed", "pending"  # reasons that are nobody's decision, and not for ever
+Step = Stage[Any] | GlobalStep[Any]
+MakePool = Callable[[Sequence[Stage[Any]], Workspace, int | None], WorkerPool]
+BATCH, OVERDUE = 256, 1.0  # results that are stored at once, and seconds after which fewer are
+FAULT, PENDING = "failed", "pending"  # temporary reasons: the next run tries again
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it is: the stages at work, clips and seconds of sound that have passed or left them so far."""
+    """Progress: the running stages, and the clips and seconds of audio that have passed them."""
 
     stages: str
     clips: int
     seconds: float
 
 
-Report = Callable[[Progress], None]
+ReportProgress = Callable[[Progress], None]
 
 
 class Run:
-    """A source, the steps, and the folder `out` in which everything lies. See the module's text."""
+    """A source, the steps, and the folder `out` with all files of the run (see the module)."""
 
     def __init__(self, source: Path, out: Path, steps: Sequence[Step]):
         self.source, self.out, self.steps = source, out, list(steps)
@@ -59,14 +59,14 @@ class Run:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{out}: cannot be used as a folder ({error.strerror})") from None
-        self.workspace = Workspace(intake.root_of(source), self.work)
+        self.workspace = Workspace(input_clips.root_of(source), self.work)
         self.faults: dict[str, str] = {}
         self._done, self._digest = self.work / "done", ""
         self._lock = (self.work / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{out}: another run is at work in this folder") from None
+            raise UserError(f"{out}: another process uses this folder") from None
         self.results = Results(self.work / "results.db")
         for pattern in ("audio/.*", "[0-9][0-9].jsonl", "*.part", "shards/*.part"):  # of a run that was killed
             for leftover in self.work.glob(pattern):
@@ -86,24 +86,30 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """Of the steps."""
+        """Identifies the steps."""
         return hashlib.sha256("\n".join(step.identity for step in self.steps).encode()).hexdigest()
 
     def process(
         self,
         workers: int | None = None,
-        report: Report | None = None,
+        report: ReportProgress | None = None,
         compute: bool = True,
-        crew: MakeCrew = Workers,
+        pool: MakePool = LocalWorkers,
     ) -> bool:
-        """Take all clips through all steps; False if that was done before, to the end, with the same clips and steps.
+        """Take all clips through all steps.
 
-        `crew` makes so many `workers`: processes, or a cluster's (cluster.py). With `compute=False` only results on
-        file are used, and clips that lack one are rejected as "pending".
+        Args:
+            workers: how many; one per processor if None.
+            report: called with the progress.
+            compute: if False, use stored results only; clips without one are rejected as "pending".
+            pool: makes the workers: local processes, or those of a cluster (cluster.py).
+
+        Returns:
+            False if the same clips and steps were completed before.
         """
-        self.results.bury(takedown.taken_down(self.source), self.work / "audio")
+        self.results.take_down(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
-        wire.write(current, intake.read(self.source, self.results))
+        serialization.write(current, input_clips.read(self.source, self.results))
         self._digest = f"{self.identity} {_digest_of(current)}"
         if self.final.exists() and self._done.exists() and self._done.read_text() == self._digest:
             current.unlink()
@@ -111,61 +117,66 @@ class Run:
         self._done.unlink(missing_ok=True)
         for number, group in enumerate(_groups(self.steps), 1):
             following = self.work / f"{number:02d}.jsonl"
-            if isinstance(group, Survey):
-                wire.write(following, group(partial(wire.read, current)))
+            if isinstance(group, GlobalStep):
+                serialization.write(following, group(partial(serialization.read, current)))
             else:
                 if compute:
-                    self._work(group, current, partial(crew, group, self.workspace, workers), report)
-                wire.write(following, self._walk(group, wire.read(current)))
+                    self._compute(group, current, partial(pool, group, self.workspace, workers), report)
+                serialization.write(following, self._apply_results(group, serialization.read(current)))
             current.unlink()
             current = following
         os.replace(current, self.final)
         return True
 
     def mark_done(self) -> None:
-        """Everything has been written: the next run with the same clips and steps has nothing to do."""
+        """Record that everything was written: the next run with the same clips and steps has nothing to do."""
         scratch = self._done.with_suffix(".part")
         scratch.write_text(self._digest)
         os.replace(scratch, self._done)
 
     def clips(self) -> Iterator[Clip]:
-        """What `process` led to."""
-        return wire.read(self.final)
+        """Yield the clips after the last step."""
+        return serialization.read(self.final)
 
-    def _work(self, stages: list[Stage[Any]], source: Path, make: Callable[[], Crew], report: Report | None) -> None:
-        """File the results of all stages for all clips, in any order."""
+    def _compute(
+        self, stages: list[Stage[Any]], source: Path, make: Callable[[], WorkerPool], report: ReportProgress | None
+    ) -> None:
+        """Store the results of all stages for all clips, in any order."""
         waiting: list[Task] = []
-        inputs = (Task(clip, 0) for clip in wire.read(source) if clip.kept)
+        inputs = (Task(clip, 0) for clip in serialization.read(source) if clip.kept)
         label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
         fresh: list[tuple[Result, Source]] = []
-        filed = time.monotonic()
-        with _Lazy(make) as crew:
+        stored = time.monotonic()
+        with _LazyPool(make) as pool:
             more = True
-            while more or waiting or crew.busy:
-                while (more or waiting) and crew.idle:
+            while more or waiting or pool.busy:
+                while (more or waiting) and pool.idle:
                     task = waiting.pop() if waiting else next(inputs, None)
                     if task is None:
                         more = False
                         break
-                    task, ended = self._follow(task, stages, waiting)
+                    task, ended = self._skip_stored(task, stages, waiting)
                     if ended:
                         clips, seconds = clips + 1, seconds + task.clip.audio.duration
                     else:
-                        crew.submit(task)
-                for done in crew.collect() if crew.busy else ():
+                        pool.submit(task)
+                for done in pool.collect() if pool.busy else ():
                     fresh += [(result, done.task.clip.source) for result in done.results]
-                    self._sort(done, stages, waiting)
+                    self._enqueue(done, stages, waiting)
                     clips += 1
                     seconds += done.task.clip.audio.duration
-                if len(fresh) >= BATCH or (fresh and time.monotonic() - filed > OVERDUE):
+                if len(fresh) >= BATCH or (fresh and time.monotonic() - stored > OVERDUE):
                     self.results.add(fresh)
-                    fresh, filed = [], time.monotonic()
+                    fresh, stored = [], time.monotonic()
                 if report is not None:
                     report(Progress(label, clips, seconds))
         self.results.add(fresh)
 
-    def _follow(self, task: Task, stages: list[Stage[Any]], waiting: list[Task]) -> tuple[Task, bool]:
-        """As far as results are on file; clips that one falls into join `waiting`. True where nothing is left to do."""
+    def _skip_stored(self, task: Task, stages: list[Stage[Any]], waiting: list[Task]) -> tuple[Task, bool]:
+        """Skip stages with stored results; if one splits the clip, its parts join `waiting`.
+
+        True if nothing is left to do.
+        """
         clip = task.clip
         for number in range(task.stage, len(stages)):
             result = self.results.get(stages[number].key(clip))
@@ -178,23 +189,23 @@ class Run:
             clip = outputs[0]
         return task, True
 
-    def _sort(self, done: Done, stages: list[Stage[Any]], waiting: list[Task]) -> None:
-        """What is to become of what a task led to."""
+    def _enqueue(self, done: TaskResult, stages: list[Stage[Any]], waiting: list[Task]) -> None:
+        """Enqueue what follows from a task."""
         if done.fault:
             clip = done.clips[0]
             self.faults[stages[done.stage].key(clip).hex()] = done.fault
         elif done.stage < len(stages):
             waiting += [Task(clip, done.stage) for clip in reversed(done.clips)]
 
-    def _walk(self, stages: list[Stage[Any]], clips: Iterable[Clip]) -> Iterator[Clip]:
-        """In order, from the file of results alone."""
+    def _apply_results(self, stages: list[Stage[Any]], clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Apply stored results in the order of the clips."""
         for clip in clips:
             if clip.kept:
-                yield from self._descend(clip, stages)
+                yield from self._apply_to(clip, stages)
             else:
                 yield clip
 
-    def _descend(self, clip: Clip, stages: list[Stage[Any]]) -> Iterator[Clip]:
+    def _apply_to(self, clip: Clip, stages: list[Stage[Any]]) -> Iterator[Clip]:
         pending = [(clip, 0)]
         while pending:
             clip, number = pending.pop()
@@ -219,11 +230,11 @@ class Run:
         return Decision(stage.name, stage.version, False, stage.config_hash, reason, detail=fault or "")
 
 
-class _Lazy(AbstractContextManager["_Lazy"]):
-    """Workers that are not started before there is work: a run with nothing left to do starts no process."""
+class _LazyPool(AbstractContextManager["_LazyPool"]):
+    """Workers that start with the first task: a run without work starts no process."""
 
-    def __init__(self, make: Callable[[], Crew]):
-        self._make, self._made = make, None  # type: tuple[Callable[[], Crew], Crew | None]
+    def __init__(self, make: Callable[[], WorkerPool]):
+        self._make, self._made = make, None  # type: tuple[Callable[[], WorkerPool], WorkerPool | None]
 
     @property
     def idle(self) -> int:
@@ -237,7 +248,7 @@ class _Lazy(AbstractContextManager["_Lazy"]):
         self._made = self._made or self._make()
         self._made.submit(task)
 
-    def collect(self) -> list[Done]:
+    def collect(self) -> list[TaskResult]:
         assert self._made is not None
         return self._made.collect()
 
@@ -246,8 +257,8 @@ class _Lazy(AbstractContextManager["_Lazy"]):
             self._made.__exit__(*error)
 
 
-def _groups(steps: Sequence[Step]) -> Iterator[list[Stage[Any]] | Survey[Any]]:
-    """Stages that follow one another, together; surveys alone."""
+def _groups(steps: Sequence[Step]) -> Iterator[list[Stage[Any]] | GlobalStep[Any]]:
+    """Group consecutive stages; a global step stands alone."""
     stages: list[Stage[Any]] = []
     for step in steps:
         if isinstance(step, Stage):

@@ -1,7 +1,7 @@
-"""Everything that was measured, of kept and rejected clips, as one Parquet file. Needs the extra `data` (pyarrow).
+"""All measures of kept and rejected clips in one Parquet file. Needs the extra `data` (pyarrow).
 
 A row per clip, in the order of the clips: id, parent, url, licence, language, seconds, kept, stage and reason of the
-refusal with its score and threshold, and every number of prosody, quality and text.
+rejection with score and threshold, and all numbers of prosody, quality and text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
 
-ROWS = 4096  # in a group, and in memory
+ROWS = 4096  # rows in a group, and in memory
 TEXTS = ("id", "parent_id", "url", "spdx", "language", "text", "speaker", "stage", "reason", "detail")
 NUMBERS = (
     "snr", "loudness", "bandwidth", "clipping", "overlap", "music", "noise", "silence",
@@ -24,7 +24,7 @@ NUMBERS = (
 
 
 def row_of(clip: Clip) -> dict[str, Any]:
-    """The plain values of one row."""
+    """Return the plain values of a row."""
     refusal = clip.refusal
     return {
         "id": clip.id, "parent_id": clip.parent_id, "url": clip.source.url, "spdx": clip.source.spdx or "",
@@ -40,7 +40,7 @@ def row_of(clip: Clip) -> dict[str, Any]:
 
 
 def write(clips: Iterable[Clip], path: Path, scratch: Path) -> int:
-    """Write the scores of `clips`; returns the number of rows. `scratch` is a folder on the same disk."""
+    """Write the scores of `clips` and return the number of rows. `scratch` is a folder on the same disk."""
     pyarrow, parquet = _pyarrow()
     schema, rows = _schema(pyarrow), 0
     clips = iter(clips)
@@ -54,17 +54,17 @@ def write(clips: Iterable[Clip], path: Path, scratch: Path) -> int:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of scores. Errors: `UserError` if there is none."""
+    """Yield the rows of a scores file. Raises `UserError` if there is none."""
     _, parquet = _pyarrow()
     if not path.is_file():
-        raise UserError(f"{path}: no such file of scores")
+        raise UserError(f"{path}: there is no scores file")
     for batch in parquet.ParquetFile(path).iter_batches(ROWS):
         for row in batch.to_pylist():
             yield {**row, "mos": dict(row["mos"]), "extra": dict(row["extra"])}
 
 
 def check() -> None:
-    """Errors: `UserError` if scores cannot be written here."""
+    """Raise `UserError` if scores cannot be written on this machine."""
     _pyarrow()
 
 

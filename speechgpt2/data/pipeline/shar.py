@@ -1,10 +1,10 @@
-"""Clips -> Lhotse cuts in Shar, with FLAC, and back.
+"""Clips to and from Lhotse cuts in Shar format, with FLAC.
 
-    shar/cuts.000000.jsonl.gz      cuts; `CutSet.from_shar(in_dir="shar")` reads them with their sound
+    shar/cuts.000000.jsonl.gz      cuts; `CutSet.from_shar(in_dir="shar")` reads them with their audio
     shar/recording.000000.tar      24 kHz, mono, 16 bit, gain applied
 
-Words stand in each cut's supervision as Lhotse aligns them, everything else of a clip in the cut's custom field `clip`.
-Written here rather than by Lhotse, whose archives carry the time of day: equal clips shall give equal bytes.
+Words are in the supervision of a cut as Lhotse aligns them; the rest of a clip is in the custom field `clip`. The files
+are not written by Lhotse itself, since its archives contain the time of day: equal clips must give equal bytes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from speechgpt2.data.pipeline.sound import Sound, Workspace, to_int16
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace, to_int16
 from speechgpt2.data.record import Clip
 from speechgpt2.tts.utterance import Alignment, Word
 from speechgpt2.types import SAMPLE_RATE
 
 SHARD = 500  # clips
-DIGESTS = "shards.json"  # what the files of each shard were made of, so that those that are still right are left alone
-_DIGITS = 6  # of a time: microseconds survive Lhotse's (start, duration) and the way back
+DIGESTS = "shards.json"  # hashes of the shards' content: unchanged shards are not rewritten
+_DIGITS = 6  # of a time: microseconds survive the conversion to (start, duration) and back
 
 
 def to_cut(clip: Clip, samples: int) -> dict[str, Any]:
-    """A Lhotse `MonoCut` as plain data; its recording has `samples` samples."""
+    """Convert a clip to a Lhotse `MonoCut` as plain data; its recording has `samples` samples."""
     duration = samples / SAMPLE_RATE
     rest = replace(clip, align=replace(clip.align, words=()))
     return {
@@ -66,7 +66,7 @@ def _recording(clip: Clip, samples: int) -> dict[str, Any]:
 
 
 def from_cut(cut: dict[str, Any]) -> Clip:
-    """The clip of a cut of ours, as `cut.to_dict()` or a line of the shard gives it."""
+    """Return the clip of a cut, given as `cut.to_dict()` or as a line of a shard."""
     clip = Clip.from_dict(cut["custom"]["clip"])
     aligned = cut["supervisions"][0].get("alignment", {}).get("word", ())
     words = tuple(Word(text, start, round(start + length, _DIGITS)) for text, start, length, *_ in aligned)
@@ -74,9 +74,9 @@ def from_cut(cut: dict[str, Any]) -> Clip:
 
 
 def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Path, size: int = SHARD) -> int:
-    """Write the clips as shards of `size` into `folder`, leaving alone those that are right; returns how many shards.
+    """Write clips as shards of `size` into `folder`; unchanged shards stay. Returns the number of shards.
 
-    `scratch` is a folder on the same disk: in `folder` itself Lhotse would take a half-written file for a field.
+    `scratch` is a folder on the same disk: Lhotse would read a partial file in `folder` as a field.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -85,22 +85,22 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
     clips, number = iter(clips), 0
     while shard := list(islice(clips, size)):
         recordings, cuts = folder / f"recording.{number:06d}.tar", folder / f"cuts.{number:06d}.jsonl.gz"
-        parts = (  # labels change more often than sound
+        parts = (  # labels change more often than audio
             (recordings, [f"{clip.id} {clip.audio}" for clip in shard], _write_recordings),
             (cuts, [clip.to_json() for clip in shard], _write_cuts),
         )
-        for path, said, write_part in parts:
-            digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
+        for path, content, write_part in parts:
+            digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
             if digests.get(path.name) == digest and path.exists():
                 continue
-            if digests.pop(path.name, None):  # from here on it is of neither kind, should this be the end
+            if digests.pop(path.name, None):  # if the run is killed now, the shard counts as neither old nor new
                 _replace_text(digests_file, json.dumps(digests))
             write_part(shard, workspace, scratch / "shard.part")
             os.replace(scratch / "shard.part", path)
             digests[path.name] = digest
             _replace_text(digests_file, json.dumps(digests))
         number += 1
-    for path in folder.iterdir():  # of an earlier run with more clips
+    for path in folder.iterdir():  # from an earlier run with more clips
         kind, _, rest = path.name.partition(".")
         if kind in ("cuts", "recording") and rest[:6].isdigit() and int(rest.split(".")[0]) >= number:
             path.unlink()
@@ -110,7 +110,7 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
 def _write_recordings(shard: list[Clip], workspace: Workspace, path: Path) -> None:
     with path.open("wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive:
         for clip in shard:
-            pcm = Sound(clip, workspace).pcm
+            pcm = ClipAudio(clip, workspace).pcm
             _add(archive, f"{clip.id}.flac", flac(pcm))
             _add(archive, f"{clip.id}.json", json.dumps(_recording(clip, len(pcm))).encode())
 
@@ -118,7 +118,7 @@ def _write_recordings(shard: list[Clip], workspace: Workspace, path: Path) -> No
 def _write_cuts(shard: list[Clip], workspace: Workspace, path: Path) -> None:
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         for clip in shard:
-            cut = to_cut(clip, Sound(clip, workspace).samples)
+            cut = to_cut(clip, ClipAudio(clip, workspace).samples)
             packed.write(json.dumps(cut, ensure_ascii=False, sort_keys=True).encode() + b"\n")
 
 
@@ -129,14 +129,14 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def flac(pcm: np.ndarray) -> bytes:
-    """`pcm [N]` at 24 kHz as a FLAC file of 16 bit."""
+    """Encode `pcm [N]` at 24 kHz as a 16-bit FLAC file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, to_int16(pcm), SAMPLE_RATE, "PCM_16", format="FLAC")
     return buffer.getvalue()
 
 
 def read(folder: Path) -> Iterator[tuple[Clip, np.ndarray]]:
-    """The clips of a folder of shards with their sound, float32 [N] at 24 kHz."""
+    """Yield the clips of a folder of shards with their audio, float32 `[N]` at 24 kHz."""
     for cuts in sorted(folder.glob("cuts.*.jsonl.gz")):
         recordings = cuts.with_name(cuts.name.replace("cuts.", "recording.").replace(".jsonl.gz", ".tar"))
         with gzip.open(cuts, "rt", encoding="utf-8") as lines, tarfile.open(recordings) as archive:

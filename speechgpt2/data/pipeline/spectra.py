@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.dsp.activity import energy_activity_of_power
 from speechgpt2.dsp.spectrum import power
 
 
-def power_of(sound: Sound) -> np.ndarray:
+def power_of(sound: ClipAudio) -> np.ndarray:
     """Return the clip's power per frame and bin `[T, BINS]`, with its gain (`dsp.spectrum.power`)."""
-    return sound.once("power", power, degree=2)
+    return sound.cached("power", power, degree=2)
 
 
-def activity_of(sound: Sound) -> np.ndarray:
+def activity_of(sound: ClipAudio) -> np.ndarray:
     """Return how likely speech is in every 10 ms of the clip, `[T]` in 0…1 (`dsp.activity.energy`)."""
     return energy_activity_of_power(power_of(sound), len(sound.raw))

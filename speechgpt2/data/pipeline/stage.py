@@ -1,4 +1,4 @@
-"""A stage: one clip in, one or several clips or a refusal out, the same for the same clip, wherever it runs.
+"""A stage: one clip in; one clip, several clips or a rejection out. The same clip always gives the same result.
 
     @dataclass(frozen=True)
     class TrimConfig:
@@ -8,10 +8,10 @@
     class Trim(Stage[TrimConfig]):
         version = 1
 
-        def __call__(self, clip: Clip, sound: Sound) -> Clip: ...
+        def __call__(self, clip: Clip, sound: ClipAudio) -> Clip: ...
 
-A stage measures; whether a score is good enough is a rule's business (survey.py), so that a threshold can move without
-anything being measured again. What cannot be used at all, such as a damaged file, a stage refuses itself.
+A stage measures. Rules compare scores with thresholds (global_steps.py), so a threshold can change without new
+measurements. A stage itself rejects only what cannot be used at all, such as a damaged file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from speechgpt2 import config as configs
-from speechgpt2.data.pipeline.sound import Sound
-from speechgpt2.data.pipeline.wire import content_hash
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.serialization import content_hash
 from speechgpt2.data.record import Clip
 
 
@@ -39,7 +39,7 @@ C = TypeVar("C", bound=StepConfig)
 
 
 class Rejected(Exception):
-    """A clip is refused: `reason` is one word for counting, `detail` a line for people."""
+    """A clip is rejected: `reason` is one word for statistics, `detail` a line for people."""
 
     def __init__(self, reason: str, detail: str = "", score: float | None = None, threshold: float | None = None):
         super().__init__(f"{reason}: {detail}")
@@ -47,9 +47,9 @@ class Rejected(Exception):
 
 
 class Stage(Generic[C]):
-    """See the module's text. `version` counts up whenever the code gives another result for the same clip.
+    """A stage (see the module). Increase `version` whenever the code gives other results for the same clip.
 
-    Constructing one costs nothing, since it may only be needed for its identity; a model is loaded on first use.
+    The constructor must be cheap: some instances only give their identity. A model is loaded on first use.
     """
 
     version: ClassVar[int]
@@ -63,21 +63,21 @@ class Stage(Generic[C]):
 
     @property
     def model(self) -> str:
-        """Which model it asks, with its version; empty for plain code."""
+        """The model that the stage uses, with its version; empty without a model."""
         return ""
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip | Sequence[Clip]:
-        """The clip with something added, or the clips it falls into. Errors: `Rejected`."""
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | Sequence[Clip]:
+        """Return the clip with additions, or the clips it is split into. Raises `Rejected`."""
         raise NotImplementedError
 
     @property
     def identity(self) -> str:
-        """Of everything but the clip that decides a result, as text."""
+        """Everything besides the clip that determines a result, as text."""
         return identity_of(self.name, self.version, self.config, self.model)
 
     @cached_property
     def config_hash(self) -> str:
-        """Short, for the records."""
+        """A short hash for the records."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
     @cached_property
@@ -85,10 +85,10 @@ class Stage(Generic[C]):
         return f"{self.identity}\n".encode()
 
     def key(self, clip: Clip) -> bytes:
-        """Under which the result for `clip` is filed."""
+        """Return the key of the result for `clip`."""
         return hashlib.sha256(self._prefix + content_hash(clip)).digest()[:16]
 
 
 def identity_of(name: str, version: int, config: Any, model: str = "") -> str:
-    """Canonical text of a step's name, version, config and model."""
+    """Return a canonical text of a step's name, version, config and model."""
     return json.dumps([name, version, configs.to_dict(config), model], sort_keys=True)

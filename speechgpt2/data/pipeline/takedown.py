@@ -1,10 +1,10 @@
-"""What a crawl took down goes out of the runs that were made from it: recordings, results, records, shards, pages.
+"""Takedowns of a crawl reach the runs made from it: recordings, results, records, shards and reports are removed.
 
-    rejected.jsonl   beside a crawl's manifest: what was taken down, among other refusals
-    runs.txt         beside it, too: the folders of the runs that were made from it, one a line
+    rejected.jsonl   in the crawl's folder: rejections, takedowns among them
+    runs.txt         in the crawl's folder: the folders of the runs made from it, one per line
 
-Every run looks at the first before it reads a clip (`Run.process`), so none can bring back what is gone; a takedown
-looks at the second and lets those runs do so at once.
+Every run reads the first file before it reads a clip (`Run.process`), so it cannot restore what was removed. A takedown
+reads the second file, and updates those runs at once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from speechgpt2.data.record import Clip
 
 REASON = "taken-down"
-REFUSED, RUNS = "rejected.jsonl", "runs.txt"
+REJECTED, RUNS = "rejected.jsonl", "runs.txt"
 
 
 def refusals(source: Path) -> Path | None:
-    """The list of refusals of the crawl that a source, a manifest or a folder of it, belongs to."""
+    """Return the rejections file of the crawl that a source (a manifest or its folder) belongs to."""
     folders = (source, source.parent) if source.is_dir() else (source.parent,)
-    return next((folder / REFUSED for folder in folders if (folder / REFUSED).is_file()), None)
+    return next((folder / REJECTED for folder in folders if (folder / REJECTED).is_file()), None)
 
 
 def taken_down(source: Path) -> Iterator[Clip]:
-    """The records of what the source's crawl took down: id, URL, and the hash of the file if it was ever fetched."""
+    """Yield the records of takedowns in the source's crawl: id, URL, and the hash of the file if it was fetched."""
     path = refusals(source)
     if path is None:
         return
@@ -37,7 +37,7 @@ def taken_down(source: Path) -> Iterator[Clip]:
 
 
 def note_run(source: Path, run: Path) -> None:
-    """Note beside a crawl's manifest that `run` is made from it."""
+    """Record in the crawl's folder that `run` is made from it."""
     path = refusals(source)
     if path is not None and run.resolve() not in runs_of(path.parent):
         with path.with_name(RUNS).open("a", encoding="utf-8") as file:
@@ -45,6 +45,6 @@ def note_run(source: Path, run: Path) -> None:
 
 
 def runs_of(crawl: Path) -> list[Path]:
-    """The runs that were made from the crawl in a folder, wherever they lie now."""
+    """Return the runs that were made from a crawl, by its folder."""
     path = crawl / RUNS
     return [Path(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -1,11 +1,11 @@
-"""Processes that take clips through stages, and may die of one without harm.
+"""Worker processes that take clips through stages, and may crash without further harm.
 
-    with Workers(stages, workspace, count=2) as workers:
+    with LocalWorkers(stages, workspace, count=2) as workers:
         workers.submit(Task(clip, stage=0))
         for done in workers.collect(): ...          # done.results, done.clips
 
-A decoder that crashes or stalls on a hostile file takes a worker with it: the clip is rejected, the worker replaced.
-With `count=0` the work is done in the calling process, which then has no such protection.
+If a decoder crashes or stalls on a hostile file, its worker ends: the clip is rejected, the worker replaced. With
+`count=0` the calling process does the work, without this protection.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.pipeline.results import Result
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.serialization import Change, difference
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.pipeline.wire import Change, difference
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 from speechgpt2.processes import single_threaded
 
-PATIENCE = 1800.0  # seconds for one task; at 60 times real time that is 30 hours of sound
-DETAIL = 300  # characters of an error that are kept
+TASK_TIMEOUT = 1800.0  # seconds for one task; at 60 times real time that is 30 hours of audio
+DETAIL = 300  # characters of an error message that are kept
 
 
 @dataclass(frozen=True)
 class Task:
-    """Take `clip` through the stages from number `stage` on."""
+    """Take `clip` through the stages, from number `stage` on."""
 
     clip: Clip
     stage: int
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a task led to: results to file, and `clips` that wait for the stage number `stage`.
+class TaskResult:
+    """The result of a task: results to store, and `clips` that wait for the stage number `stage`.
 
-    `fault` is set where a stage failed in a way that is nobody's decision (a crash, a bug, a server that does not
-    answer): the clip counts as rejected in this run, nothing is filed, and the next run tries again.
+    `fault` is set if a stage failed without a decision (a crash, a bug, an unreachable server). Then the clip counts as
+    rejected in this run, nothing is stored, and the next run tries again.
     """
 
     task: Task
@@ -56,8 +56,8 @@ class Done:
     fault: str = ""
 
 
-class Crew(Protocol):
-    """Who does a run's work: processes of this machine (`Workers`), or of a cluster (cluster.py)."""
+class WorkerPool(Protocol):
+    """The workers of a run: processes of this machine (`LocalWorkers`) or of a cluster (cluster.py)."""
 
     @property
     def idle(self) -> int:
@@ -69,22 +69,22 @@ class Crew(Protocol):
 
     def submit(self, task: Task) -> None: ...
 
-    def collect(self) -> list[Done]:
+    def collect(self) -> list[TaskResult]:
         """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
         ...
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
-    """Take a clip through stages until it is rejected, falls into several, or has passed the last."""
+def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> TaskResult:
+    """Take a clip through stages until it is rejected, split, or has passed the last one."""
     clip = task.clip
     results: list[Result] = []
-    sound = Sound(clip, workspace)
+    sound = ClipAudio(clip, workspace)
     for number in range(task.stage, len(stages)):
         stage = stages[number]
         if clip.audio != sound.info:
-            sound = sound.of(clip)
+            sound = sound.for_clip(clip)
         begun = time.perf_counter()
         try:
             changes, refusal = _changes(clip, stage(clip, sound)), None
@@ -92,21 +92,21 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> Done:
             changes, refusal = (), _refusal(stage, error)
         except UserError:
             raise
-        except Exception as error:  # whatever a decoder or a model throws at us must not end the run
+        except Exception as error:  # no exception of a decoder or a model may end the run
             fault = f"{stage.name}: {type(error).__name__}: {error}"[:DETAIL]
-            return Done(task, tuple(results), (clip,), number, fault)
+            return TaskResult(task, tuple(results), (clip,), number, fault)
         taken = (time.perf_counter() - begun) * 1000
         following = [replace(clip, **change) for change in changes]
-        seconds = clip.audio.duration or sum(made.audio.duration for made in following)  # of a file, once it is known
+        seconds = clip.audio.duration or sum(made.audio.duration for made in following)  # of a file, after decoding
         results.append(Result(stage.key(clip), stage.name, changes, refusal, taken, seconds))
         if len(following) != 1:
-            return Done(task, tuple(results), tuple(following), number + 1)
+            return TaskResult(task, tuple(results), tuple(following), number + 1)
         clip = following[0]
-    return Done(task, tuple(results), (clip,), len(stages))
+    return TaskResult(task, tuple(results), (clip,), len(stages))
 
 
 def _changes(clip: Clip, made: Clip | Sequence[Clip]) -> tuple[Change, ...]:
-    """What a stage made of a clip, as the file of results will give it back, to the last digit."""
+    """Return the changes that a stage made, exactly as the results database will return them."""
     return tuple(difference(clip, one) for one in ([made] if isinstance(made, Clip) else made))
 
 
@@ -134,15 +134,15 @@ class _Worker:
 
 
 def _serve(pipe: Any, stages: Sequence[Stage[Any]], workspace: Workspace) -> None:
-    """Work until the other end is closed, by an orderly end or by the parent's death."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Work until the other end of the pipe is closed, by an orderly end or by the parent's death."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            answer: Done | UserError = run(task, stages, workspace)
+            answer: TaskResult | UserError = run(task, stages, workspace)
         except UserError as error:
             answer = error
         try:
@@ -151,18 +151,22 @@ def _serve(pipe: Any, stages: Sequence[Stage[Any]], workspace: Workspace) -> Non
             return
 
 
-class Workers:
-    """`count` processes with the same stages; see the module's text."""
+class LocalWorkers:
+    """`count` processes with the same stages (see the module)."""
 
     def __init__(
-        self, stages: Sequence[Stage[Any]], workspace: Workspace, count: int | None = None, patience: float = PATIENCE
+        self,
+        stages: Sequence[Stage[Any]],
+        workspace: Workspace,
+        count: int | None = None,
+        timeout: float = TASK_TIMEOUT,
     ):
-        self._stages, self._workspace, self._patience = stages, workspace, patience
+        self._stages, self._workspace, self._timeout = stages, workspace, timeout
         count = (os.cpu_count() or 1) if count is None else count
         self._workers = [_Worker(stages, workspace) for _ in range(count)]
         self._inline: list[Task] = []
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -185,38 +189,38 @@ class Workers:
             self._inline.append(task)
             return
         worker = next(worker for worker in self._workers if worker.task is None)
-        worker.task, worker.deadline = task, time.monotonic() + self._patience
-        with suppress(OSError):  # it has died before it began; `collect` sees its end
+        worker.task, worker.deadline = task, time.monotonic() + self._timeout
+        with suppress(OSError):  # it died before it began; `collect` notices
             worker.pipe.send(task)
 
-    def collect(self) -> list[Done]:
+    def collect(self) -> list[TaskResult]:
         """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
         if not self._workers:
             tasks, self._inline = self._inline, []
             return [run(task, self._stages, self._workspace) for task in tasks]
-        done: list[Done] = []
+        done: list[TaskResult] = []
         while not done and self.busy:
             working = {worker.pipe: worker for worker in self._workers if worker.task is not None}
             nearest = min(worker.deadline for worker in working.values())
             ready = multiprocessing.connection.wait(list(working), max(0.0, nearest - time.monotonic()))
             done += [self._answer(working[pipe]) for pipe in ready]  # type: ignore[index]
             late = [w for w in working.values() if w.task is not None and w.deadline <= time.monotonic()]
-            done += [self._lost(worker, f"no end within {self._patience:g} s") for worker in late]
+            done += [self._lost(worker, f"not finished within {self._timeout:g} s") for worker in late]
         return done
 
-    def _answer(self, worker: _Worker) -> Done:
+    def _answer(self, worker: _Worker) -> TaskResult:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
-            return self._lost(worker, "the worker's process died of it")
+            return self._lost(worker, "the worker process crashed")
         worker.task = None
         if isinstance(answer, UserError):
             raise answer
         return answer
 
-    def _lost(self, worker: _Worker, fault: str) -> Done:
-        """A worker that died or does not answer: a new one takes its place."""
+    def _lost(self, worker: _Worker, fault: str) -> TaskResult:
+        """Replace a worker that died or does not answer."""
         assert worker.task is not None
         worker.end()
         self._workers[self._workers.index(worker)] = _Worker(self._stages, self._workspace)
-        return Done(worker.task, (), (worker.task.clip,), worker.task.stage, fault)
+        return TaskResult(worker.task, (), (worker.task.clip,), worker.task.stage, fault)

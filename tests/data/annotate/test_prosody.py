@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, melody, nuclei, syllables
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Label, Prosody
 from speechgpt2.dsp.spectrum import power
 from speechgpt2.tts.utterance import Alignment, Word
@@ -35,7 +35,7 @@ def heard(tmp_path, pcm, gain=0.0, **fields):
     name, samples = workspace.add([pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name, gain)
     clip = Clip("x", audio=info, **fields)
-    return MeasureProsody(ProsodyConfig())(clip, Sound(clip, workspace))
+    return MeasureProsody(ProsodyConfig())(clip, ClipAudio(clip, workspace))
 
 
 def test_a_voice_is_measured_as_it_was_made(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from speechgpt2.data.annotate.truth import labelled
+from speechgpt2.data.annotate.known_labels import label_synthetic
 from speechgpt2.data.audit import labels as audit
 from speechgpt2.data.record import Clip, Label
 from speechgpt2.tts.alignment.synthesis_aligner import REFERENCE_VOICES
@@ -44,7 +44,7 @@ def test_labels_are_near_the_truth():
 @needs.voice(REFERENCE_VOICES["zh"])
 def test_what_a_synthesiser_said_is_the_truth():
     spoken = speak("你好吗？", REFERENCE_VOICES["zh"])
-    clip = labelled(Clip("x"), spoken)
+    clip = label_synthetic(Clip("x"), spoken)
     assert [word.text for word in clip.align.words] == ["你", "好", "吗"]
     assert "".join(tone.label for tone in clip.align.tones)[-1] in "015"
     assert clip.labels_from["align"] == Label("espeak", confidence=1.0, kind="truth")

@@ -17,12 +17,19 @@ from speechgpt2.data import steps as presets
 from speechgpt2.data.audit import faults
 from speechgpt2.data.clean.decode import Decode, DecodeConfig
 from speechgpt2.data.clean.segment import Segment, SegmentConfig
-from speechgpt2.data.clean.speakers import Speakers, SpeakersConfig, Turns, TurnsConfig, VoiceConfig, VoicePrint
+from speechgpt2.data.clean.speakers import (
+    NameSpeakers,
+    SpeakerChanges,
+    SpeakerChangesConfig,
+    SpeakerEmbedding,
+    SpeakerEmbeddingConfig,
+    SpeakersConfig,
+)
 from speechgpt2.data.pipeline import shar
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
-from speechgpt2.data.record import AudioInfo, Clip, Label, Moment, Wording
-from speechgpt2.dsp.activity import energy, silero, spans
+from speechgpt2.data.record import AudioInfo, Clip, DialogueEvent, Label, Transcript
+from speechgpt2.dsp.activity import active_spans, energy_activity, silero_activity
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word
 from speechgpt2.tts.voices import speak
@@ -39,14 +46,14 @@ def workspace(tmp_path) -> Workspace:
 
 def decode(workspace: Workspace, name: str, **settings):
     clip = Clip("a", audio=AudioInfo(path=name))
-    return Decode(DecodeConfig(**settings))(clip, Sound(clip, workspace))
+    return Decode(DecodeConfig(**settings))(clip, ClipAudio(clip, workspace))
 
 
-def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Clip, Sound]:
+def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Clip, ClipAudio]:
     name, samples = workspace.add([pcm.astype(np.float32)])
     info = AudioInfo("a.wav", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "WAV", name)
-    clip = Clip("a", "whole", audio=info, text=Wording(text))
-    return clip, Sound(clip, workspace)
+    clip = Clip("a", "whole", audio=info, text=Transcript(text))
+    return clip, ClipAudio(clip, workspace)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_what_libsndfile_reads(workspace, name, rate):
     soundfile.write(workspace.sources / name, np.stack([sine, sine], 1), rate)
     clip = decode(workspace, name)
     assert clip.audio.duration == pytest.approx(1.0, abs=0.06) and clip.audio.sample_rate == rate
-    pcm = Sound(clip, workspace).pcm[6000:18_000]
+    pcm = ClipAudio(clip, workspace).pcm[6000:18_000]
     assert np.abs(np.fft.rfft(pcm)).argmax() == pytest.approx(220, abs=1)  # 440 Hz in half a second
     assert np.abs(pcm).max() == pytest.approx(0.5, abs=0.03)
 
@@ -119,7 +126,7 @@ def test_bad_files_are_rejected_with_a_reason(workspace):
 def test_where_speech_is(workspace):
     pause = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 1e-3
     pcm = np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause])
-    found = spans(energy(iter([pcm.astype(np.float32)])), 0.6, 0.3)
+    found = active_spans(energy_activity(iter([pcm.astype(np.float32)])), 0.6, 0.3)
     assert np.allclose(found, [(2.0, 5.0), (7.0, 9.0)], atol=0.25)
 
 
@@ -129,9 +136,9 @@ def test_silero_hears_speech_and_not_a_siren():
     said = speak("Good morning, how are you today?", Voice("espeak", "m3", "en", "en-us")).pcm
     siren = 0.3 * np.sin(2 * np.pi * np.cumsum(600 + 300 * np.sin(np.arange(2 * SAMPLE_RATE) / 9000)) / SAMPLE_RATE)
     pcm = np.concatenate([siren, np.zeros(SAMPLE_RATE), said, np.zeros(SAMPLE_RATE)]).astype(np.float32)
-    activity = silero(iter(np.array_split(pcm, 7)))
+    activity = silero_activity(iter(np.array_split(pcm, 7)))
     assert len(activity) == pytest.approx(len(pcm) / 240, abs=8)
-    [(start, end)] = spans(activity, 0.5, 0.3)
+    [(start, end)] = active_spans(activity, 0.5, 0.3)
     assert start == pytest.approx(3.0, abs=0.25) and end == pytest.approx(3 + len(said) / SAMPLE_RATE, abs=0.4)
 
 
@@ -141,7 +148,7 @@ def test_a_recording_falls_into_clips(workspace):
     pieces = Segment(SegmentConfig(gap=0.7))(clip, sound)
     assert len(pieces) == 2 and all(piece.parent_id == "a" for piece in pieces)
     assert [piece.audio.start for piece in pieces] == pytest.approx([1.9, 6.9], abs=0.25)
-    [whole] = Segment(SegmentConfig())(replace(clip, text=Wording("two sentences")), sound)
+    [whole] = Segment(SegmentConfig())(replace(clip, text=Transcript("two sentences")), sound)
     assert whole.text.raw == "two sentences" and whole.audio.duration > 7
 
 
@@ -149,7 +156,7 @@ def test_known_times_move_with_the_start_of_a_clip(workspace):
     pause = np.zeros(SAMPLE_RATE)
     clip, sound = recording(workspace, np.concatenate([pause, voice(120, 2.0), pause]), "one two")
     words, phones = (Word("one", 1.02, 1.9), Word("two", 1.9, 3.2)), (Phone("w", 1.02, 1.1), Phone("a3", 1.1, 1.3))
-    event = Moment("filler", 1.9, 2.5, "a")
+    event = DialogueEvent("filler", 1.9, 2.5, "a")
     known = replace(clip, align=Alignment(words, phones, (Phone("3", 1.1, 1.3),)), events=(event,))
     [made] = Segment(SegmentConfig())(known, sound)
     start = made.audio.start
@@ -177,11 +184,13 @@ def test_lines_of_a_transcript_go_to_the_clips_that_hold_them(workspace):
     parts = [part for number in range(3) for part in (voice(120, 3.0, number), pause)]
     clip, sound = recording(workspace, np.concatenate(parts))
     lines = [Word("One.", 0.0, 1.5), Word("Two.", 1.6, 3.0), Word("Three.", 5.1, 8.2), Word("Four.", 10.1, 13.0)]
-    known = replace(clip, text=Wording("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")})
+    known = replace(
+        clip, text=Transcript("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")}
+    )
     pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(known, sound)
     assert [piece.text.raw for piece in pieces] == ["One. Two.", "Three.", "Four."]
     assert pieces[2].text.lines[0].start + pieces[2].audio.start == pytest.approx(10.1)
-    torn = replace(known, text=Wording("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
+    torn = replace(known, text=Transcript("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
     pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(torn, sound)
     assert not any(piece.text.raw or piece.text.lines or piece.labels_from for piece in pieces)
 
@@ -204,15 +213,15 @@ def test_silence_and_speech(workspace):
 def test_a_change_of_speaker_is_cut_and_named(workspace):
     one, two = voice(110, 5.0, 1), faults.narrow(voice(230, 5.0, 2), 3000)
     clip, sound = recording(workspace, np.concatenate([one, two, one]))
-    pieces = Turns(TurnsConfig())(clip, sound)
+    pieces = SpeakerChanges(SpeakerChangesConfig())(clip, sound)
     assert len(pieces) == 3
     assert [piece.audio.start for piece in pieces] == pytest.approx([0, 5, 10], abs=0.5)
-    printed = [VoicePrint(VoiceConfig())(piece, Sound(piece, workspace)) for piece in pieces]
-    named = [clip.speakers[0].id for clip in Speakers(SpeakersConfig())(lambda: iter(printed))]
+    printed = [SpeakerEmbedding(SpeakerEmbeddingConfig())(piece, ClipAudio(piece, workspace)) for piece in pieces]
+    named = [clip.speakers[0].id for clip in NameSpeakers(SpeakersConfig())(lambda: iter(printed))]
     assert named[0] == named[2] != named[1]
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.preset_names())
 def test_every_preset_can_be_built(name):
     steps = presets.load(name).build()
     assert steps[0].name == "decode" and steps[-1].name in ("speakers", "duplicates")
@@ -224,8 +233,8 @@ def test_presets_that_make_no_sense(tmp_path):
     (tmp_path / "mine.yaml").write_text("steps: [{kind: loudness}]")
     with pytest.raises(UserError, match="first step"):
         presets.load(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match="no rule rejects as 'noise'; there are"):
-        presets.load("asr").moved({"noise": 1.0})
+    with pytest.raises(UserError, match="no rule has the reason 'noise'; there are"):
+        presets.load("asr").with_thresholds({"noise": 1.0})
 
 
 def test_from_the_command_line(tmp_path):

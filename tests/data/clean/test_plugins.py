@@ -16,7 +16,7 @@ from speechgpt2 import audio
 from speechgpt2.asr import Transcription, normalise
 from speechgpt2.data import steps
 from speechgpt2.data.clean import plugins
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language
 from speechgpt2.data.steps import PipelineConfig
 from speechgpt2.dnsmos import packaged
@@ -26,11 +26,11 @@ from tests import needs
 
 
 @pytest.fixture
-def heard(tmp_path) -> tuple[Clip, Sound]:
+def heard(tmp_path) -> tuple[Clip, ClipAudio]:
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([np.sin(np.arange(3 * SAMPLE_RATE) * 0.05).astype(np.float32) * 0.3])
     clip = Clip("a", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
-    return clip, Sound(clip, workspace)
+    return clip, ClipAudio(clip, workspace)
 
 
 class FakeRecogniser:
@@ -69,12 +69,12 @@ def test_sensevoice(heard, monkeypatch):
 
 
 @pytest.fixture
-def question(tmp_path) -> tuple[Clip, Sound]:
+def question(tmp_path) -> tuple[Clip, ClipAudio]:
     """A shipped recording: "What is three plus five?"."""
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([audio.load(Path(__file__).parents[3] / "examples" / "question-1.wav")])
     clip = Clip("q", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
-    return clip, Sound(clip, workspace)
+    return clip, ClipAudio(clip, workspace)
 
 
 @needs.model("SG2_WHISPER")
@@ -96,13 +96,15 @@ def test_dnsmos_scores_speech_above_noise(question, heard, tmp_path):
     mos = stage(*question).quality.mos
     assert set(mos) == {"dnsmos", "dnsmos_sig", "dnsmos_bak"} and 2.5 < mos["dnsmos"] < 5
     assert stage(*heard).quality.mos["dnsmos"] < mos["dnsmos"]
-    by_path = plugins.Opinion(plugins.OpinionConfig(str(packaged())))
+    by_path = plugins.OpinionScore(plugins.OpinionScoreConfig(str(packaged())))
     assert by_path(*question).quality.mos == mos and by_path.identity != stage.identity
 
 
 def test_utmos(heard, monkeypatch):
     monkeypatch.setattr(torch.hub, "load", lambda repo, name, trust_repo: lambda wave, rate: torch.tensor([4.2]))
-    assert plugins.Opinion(plugins.OpinionConfig("tarepan/SpeechMOS", "utmos"))(*heard).quality.mos == {"utmos": 4.2}
+    assert plugins.OpinionScore(plugins.OpinionScoreConfig("tarepan/SpeechMOS", "utmos"))(*heard).quality.mos == {
+        "utmos": 4.2
+    }
 
 
 def test_separation(heard, monkeypatch):
@@ -122,7 +124,7 @@ def test_separation(heard, monkeypatch):
     monkeypatch.setitem(sys.modules, "demucs.api", SimpleNamespace(Separator=Separator))
     clip = plugins.Separate(plugins.SeparateConfig())(*heard)
     assert clip.audio.duration == 3.0 and clip.audio.pcm_hash != heard[0].audio.pcm_hash
-    assert np.allclose(Sound(clip, heard[1].workspace).pcm[1000:-1000], 0.25, atol=1e-3)
+    assert np.allclose(ClipAudio(clip, heard[1].workspace).pcm[1000:-1000], 0.25, atol=1e-3)
 
 
 def test_pyannote(heard, monkeypatch):
@@ -138,13 +140,13 @@ def test_pyannote(heard, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pyannote", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pyannote.audio", SimpleNamespace(Pipeline=Pipeline))
-    clips = plugins.Voices(plugins.VoicesConfig())(*heard)
+    clips = plugins.Diarise(plugins.DiariseConfig())(*heard)
     assert [(c.audio.start, c.audio.duration, c.speakers[0].id) for c in clips] == [
         (0.5, 0.5, "a/SPEAKER_00"), (1.5, 1.0, "a/SPEAKER_01"),
     ]  # fmt: skip
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda model: None)
     with pytest.raises(UserError, match="HF_TOKEN"):
-        plugins.Voices(plugins.VoicesConfig())(*heard)
+        plugins.Diarise(plugins.DiariseConfig())(*heard)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_pyannote(heard, monkeypatch):
         (plugins.Recognise(plugins.RecogniseConfig("tiny")), "pip install 'speechgpt2[asr]'"),
         (plugins.Recognise(plugins.RecogniseConfig("m", "funasr")), "pip install funasr"),
         (plugins.Separate(plugins.SeparateConfig()), "pip install demucs"),
-        (plugins.Voices(plugins.VoicesConfig()), "pip install pyannote.audio; accept the terms"),
+        (plugins.Diarise(plugins.DiariseConfig()), "pip install pyannote.audio; accept the terms"),
     ],
 )
 def test_what_is_missing_is_said(heard, stage, words, monkeypatch):

@@ -12,10 +12,10 @@ from speechgpt2.asr import Transcription
 from speechgpt2.config import from_dict
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations import checks
-from speechgpt2.data.conversations.build import Missed, Recipe, converse
-from speechgpt2.data.conversations.checks import Checks, ChecksConfig, RecogniserConfig, alignment, best_of
-from speechgpt2.data.conversations.manner import Tolerance, drive, error, in_words, measure
-from speechgpt2.data.conversations.script import MANNERS, Style
+from speechgpt2.data.conversations.build import LineRejected, Recipe, make_conversation
+from speechgpt2.data.conversations.checks import Checks, ChecksConfig, RecogniserConfig, alignment, best_reading
+from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
+from speechgpt2.data.conversations.speaking_style import Tolerance, drive, error, in_words, measure
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import speak, training_voices
@@ -38,13 +38,13 @@ def test_the_best_is_taken_and_a_good_one_ends_the_search():
             raise ValueError("said nothing")
         return utterance(number)
 
-    faults = {0: {"a": 3.0, "b": 0.1}, 2: {"a": 1.5, "b": 1.4}, 3: {"a": 0.2, "b": 2.0}, 4: {"a": 0.9, "b": 1.0}}
-    said, found = best_of(4, reading, lambda spoken: faults[len(spoken.pcm) - 1])
-    assert len(said.pcm) == 3 and found == faults[2] and read == [0, 1, 2, 3]
-    said, found = best_of(9, reading, lambda spoken: faults[len(spoken.pcm) - 1])
-    assert found == faults[4] and read[4:] == [0, 1, 2, 3, 4]
+    deviations = {0: {"a": 3.0, "b": 0.1}, 2: {"a": 1.5, "b": 1.4}, 3: {"a": 0.2, "b": 2.0}, 4: {"a": 0.9, "b": 1.0}}
+    said, found = best_reading(4, reading, lambda spoken: deviations[len(spoken.pcm) - 1])
+    assert len(said.pcm) == 3 and found == deviations[2] and read == [0, 1, 2, 3]
+    said, found = best_reading(9, reading, lambda spoken: deviations[len(spoken.pcm) - 1])
+    assert found == deviations[4] and read[4:] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="said nothing"):
-        best_of(1, lambda number: reading(1), lambda spoken: {})
+        best_reading(1, lambda number: reading(1), lambda spoken: {})
 
 
 @needs.extra("synthesis", "pyworld")
@@ -52,12 +52,12 @@ def test_the_best_is_taken_and_a_good_one_ends_the_search():
 def test_a_manner_is_chosen_among_readings():
     voice = SPEAKER
     neutral = speak(TEXT, voice)
-    styles = [Style(rate=0.7), Style(rate=1.0), Style(rate=1.38)]
-    said, faults = best_of(
+    styles = [SpeakingStyle(rate=0.7), SpeakingStyle(rate=1.0), SpeakingStyle(rate=1.38)]
+    said, deviations = best_reading(
         3, lambda n: speak(TEXT, drive(voice, styles[n])),
-        lambda spoken: {"fast": error(MANNERS["fast"], measure(spoken, neutral), Tolerance())},
+        lambda spoken: {"fast": error(STYLES["fast"], measure(spoken, neutral), Tolerance())},
     )  # fmt: skip
-    assert said.voice.rate == round(voice.rate * 1.38) and faults["fast"] < 1
+    assert said.voice.rate == round(voice.rate * 1.38) and deviations["fast"] < 1
 
 
 @needs.voice(SPEAKER)
@@ -92,28 +92,30 @@ def test_another_voice_than_before_is_found():
 
 
 def recipe(**changes) -> Recipe:
-    return from_dict(Recipe, {"conversations": 4, "languages": ["en"], "scenes": ["travel"], "oral": {}, **changes})
+    return from_dict(
+        Recipe, {"conversations": 4, "languages": ["en"], "scenes": ["travel"], "disfluency": {}, **changes}
+    )
 
 
 @needs.voice(SPEAKER)
 def test_a_speaker_that_says_something_else_is_read_again_and_rejected(monkeypatch):
     """A stuttering engine: each line's first reading is of another text."""
-    tries: dict[str, int] = {}
+    attempts: dict[str, int] = {}
 
     def stutter(text, voice):
-        tries[text] = tries.get(text, 0) + 1
-        said = speak(OTHER if tries[text] % 2 else text, voice)
+        attempts[text] = attempts.get(text, 0) + 1
+        said = speak(OTHER if attempts[text] % 2 else text, voice)
         return replace(said, text=text, voice=voice)
 
     monkeypatch.setattr(building, "speak", stutter)
     asked = recipe(checks={"alignment": 0.3}, timing={"interruption": {"values": [0.99, 1.0]}})
     monkeypatch.setattr(building, "error", lambda *_: 0.0)
-    with pytest.raises(Missed, match="alignment"):
-        converse(replace(asked, tries=1), 0)
-    tries.clear()
-    _, about = converse(asked, 0)
-    assert about["faults"]["alignment"] <= 1
-    assert max(tries.values()) >= 2
+    with pytest.raises(LineRejected, match="alignment"):
+        make_conversation(replace(asked, attempts=1), 0)
+    attempts.clear()
+    _, about = make_conversation(asked, 0)
+    assert about["deviations"]["alignment"] <= 1
+    assert max(attempts.values()) >= 2
 
 
 @needs.voice(SPEAKER)
@@ -122,7 +124,7 @@ def test_speakers_are_those_of_the_recipe():
     assistant = [{"engine": "espeak", "name": "f2", "lang": "en", "accent": "en-us"}]
     asked = recipe(voices=voices, assistant=assistant, scenes=["weather"])
     for number in range(3):
-        _, about = converse(asked, number)
+        _, about = make_conversation(asked, number)
         first, second = (Voice(**voice).speaker for voice in about["voices"])
         assert second == "espeak/en-us+f2" and first in {f"espeak/en-us+{name}" for name in ("f3", "m5", "m7")}
 
@@ -142,5 +144,5 @@ def test_mistakes_are_for_people(values, complaint):
 
 def test_every_manner_can_be_told():
     for lang in ("en", "zh"):
-        assert len({in_words(style, lang) for style in MANNERS.values()}) == len(MANNERS)
-    assert in_words(Style(rate=1.23), "en") == ""
+        assert len({in_words(style, lang) for style in STYLES.values()}) == len(STYLES)
+    assert in_words(SpeakingStyle(rate=1.23), "en") == ""

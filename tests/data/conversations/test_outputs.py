@@ -20,7 +20,7 @@ from speechgpt2.corpus.conversation_dataset import ConversationSource, Sides
 from speechgpt2.corpus.lm_dataset import LATER, encode_corpus, new_model
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations import clips
-from speechgpt2.data.conversations.performance import perform
+from speechgpt2.data.conversations.render_script import render_script
 from speechgpt2.data.conversations.script import Line, Script
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
@@ -31,12 +31,12 @@ from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import SAMPLE_RATE, Patches
 from tests import needs
-from tests.data.conversations.test_performance import LONG, beeps, timing
+from tests.data.conversations.test_render_script import LONG, beeps, timing
 
 SCRIPTS = (
     Script("story", "en", ("user", "assistant"), (
         Line("user", "tell me"), Line("assistant", LONG), Line("user", "mhm", "backchannel"),
-        Line("user", "wait please", "interruption"), Line("assistant", "of course", manner="sad"),
+        Line("user", "wait please", "interruption"), Line("assistant", "of course", style="sad"),
     )),
     Script("shop", "en", ("waiter", "guest"), (
         Line("waiter", "good day"), Line("guest", "the soup"), Line("guest", "and tea"), Line("waiter", "thank you"),
@@ -52,15 +52,15 @@ VOICES = (
 def folder(tmp_path_factory):
     """What a build leaves, of two conversations in beeps."""
 
-    def converse(recipe, number):
+    def make_conversation(recipe, number):
         script = SCRIPTS[number]
-        spoken = perform(script, dict.fromkeys(script.roles, beeps), timing(), random.Random(number))
-        return spoken, {"voices": list(VOICES), "place": [], "faults": {}}
+        spoken = render_script(script, dict.fromkeys(script.roles, beeps), timing(), random.Random(number))
+        return spoken, {"voices": list(VOICES), "acoustics": [], "deviations": {}}
 
     out = tmp_path_factory.mktemp("made") / "talks"
     recipe = building.Recipe(2, seed=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "converse", converse)
+        patch.setattr(building, "make_conversation", make_conversation)
         for name in ("audio", "turns", "parts"):
             (out / name).mkdir(parents=True)
         building._make_part((recipe, out, 0))

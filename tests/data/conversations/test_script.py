@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from speechgpt2.data.conversations.grammar import Scene
-from speechgpt2.data.conversations.llm import BadScript, LlmConfig, write_script
-from speechgpt2.data.conversations.oral import FILLERS, OralConfig, loosen
+from speechgpt2.data.conversations.disfluency import FILLERS, DisfluencyConfig, add_disfluencies
+from speechgpt2.data.conversations.llm import InvalidScript, LlmConfig, write_script
+from speechgpt2.data.conversations.scene_grammar import Scene
 from speechgpt2.data.conversations.scenes import scenes
-from speechgpt2.data.conversations.script import MANNERS, Line, Script, first_words, words_of
-from speechgpt2.data.conversations.timing import Distribution, Stretch, TimingConfig, fit
+from speechgpt2.data.conversations.script import STYLES, Line, Script, first_words, words_of
+from speechgpt2.data.conversations.timing import Distribution, SpeechSpan, TimingConfig, fit
 from speechgpt2.errors import UserError
 
 
@@ -21,8 +21,10 @@ def test_every_scene_gives_scripts_that_can_be_spoken(lang):
     seen = set()
     for name, scene in scenes(lang).items():
         for seed in range(30):
-            script = loosen(scene.draw(random.Random(seed)), OralConfig(0.4, 0.3, 0.3), random.Random(seed))
-            seen |= {line.kind for line in script.lines} | {line.manner for line in script.lines}
+            script = add_disfluencies(
+                scene.draw(random.Random(seed)), DisfluencyConfig(0.4, 0.3, 0.3), random.Random(seed)
+            )
+            seen |= {line.kind for line in script.lines} | {line.style for line in script.lines}
             for line in script.lines:
                 assert not set(line.text) & set("{}=[]0123456789"), (name, line)
                 if lang == "zh":
@@ -40,7 +42,7 @@ def test_slots_are_drawn_once_or_anew_and_lines_left_out_together():
         first, second, *_ = script.lines[0].text.lower().split()
         assert first == second and script.lines[-1].text.lower() == first
         assert script.lines[-1].tool == (("name", "call"), ("key", first))
-    assert {line.manner for script in drawn for line in script.lines} == {"", "fast", "slow"}
+    assert {line.style for script in drawn for line in script.lines} == {"", "fast", "slow"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_broken_scene_is_found_when_it_is_read(text, rules, complaint):
     "lines, complaint",
     [
         ([Line("c", "x")], "no role 'c'"),
-        ([Line("a", "x", manner="angry")], "no manner"),
+        ([Line("a", "x", style="angry")], "no style"),
         ([Line("a", "...")], "something to say"),
         ([Line("a", "x" * 500)], "at most"),
         ([Line("a", "mm", "backchannel")], "needs a turn"),
@@ -82,7 +84,7 @@ def test_marks_cover_what_was_put_in_and_the_rest_is_as_written(lang, text):
     script = Script("s", lang, ("a", "b"), (Line("a", text),))
     kinds = set()
     for seed in range(200):
-        (line,) = loosen(script, OralConfig(0.4, 0.3, 0.3), random.Random(seed)).lines
+        (line,) = add_disfluencies(script, DisfluencyConfig(0.4, 0.3, 0.3), random.Random(seed)).lines
         (mark,) = line.marks
         words = words_of(line.text, lang)
         kinds.add(mark.kind)
@@ -98,9 +100,9 @@ def test_marks_cover_what_was_put_in_and_the_rest_is_as_written(lang, text):
 
 def test_backchannels_and_lines_in_a_manner_stay_as_they_are():
     lines = (Line("a", "this is long enough for it"), Line("b", "yes I see that too", "backchannel"),
-             Line("b", "now I say it very slowly", manner="slow"))  # fmt: skip
+             Line("b", "now I say it very slowly", style="slow"))  # fmt: skip
     script = Script("s", "en", ("a", "b"), lines)
-    loose = loosen(script, OralConfig(1.0, 0.0, 0.0), random.Random(0))
+    loose = add_disfluencies(script, DisfluencyConfig(1.0, 0.0, 0.0), random.Random(0))
     assert loose.lines[0] != lines[0] and loose.lines[1:] == lines[1:]
 
 
@@ -113,15 +115,15 @@ def test_a_fitted_distribution_is_the_one_that_was_seen():
     rng = random.Random(0)
     conversations = []
     for _ in range(40):
-        stretches, at = [], 0.0
+        spans, at = [], 0.0
         for number in range(10):
             length = rng.uniform(1, 3)
-            stretches.append(Stretch(number % 2, at, at + length))
+            spans.append(SpeechSpan(number % 2, at, at + length))
             if number % 3 == 0:
                 back = at + rng.uniform(0.4, 0.6) * length
-                stretches.append(Stretch(1 - number % 2, back, back + 0.2, backchannel=True))
+                spans.append(SpeechSpan(1 - number % 2, back, back + 0.2, backchannel=True))
             at += length + rng.gauss(0.2, 0.3)
-        conversations.append(stretches)
+        conversations.append(spans)
     fitted = fit(conversations)
     drawn = sorted(fitted.gap.draw(rng) for _ in range(4000))
     assert drawn[2000] == pytest.approx(0.2, abs=0.05)
@@ -164,7 +166,7 @@ def said(content: str) -> tuple[int, dict]:
 
 GOOD = {"roles": ["host", "guest"], "lines": [
     {"role": "host", "text": "Would you like some tea?"}, {"role": "guest", "text": "mm-hm", "kind": "backchannel"},
-    {"role": "guest", "text": "Yes, please.", "manner": "happy"},
+    {"role": "guest", "text": "Yes, please.", "style": "happy"},
 ]}  # fmt: skip
 
 
@@ -172,10 +174,10 @@ def test_a_language_model_writes(endpoint):
     config, answers, asked = endpoint
     answers.append(said(f"Here you are:\n```json\n{json.dumps(GOOD)}\n```"))
     script = write_script(config, "tea", "en", seed=7)
-    assert [line.kind for line in script.lines] == ["turn", "backchannel", "turn"] and script.lines[2].manner == "happy"
+    assert [line.kind for line in script.lines] == ["turn", "backchannel", "turn"] and script.lines[2].style == "happy"
     ((path, body),) = asked
     assert path == "/v1/chat/completions" and body["model"] == "some-model" and body["seed"] == 7
-    assert "tea" in body["messages"][0]["content"] and all(m in body["messages"][0]["content"] for m in MANNERS)
+    assert "tea" in body["messages"][0]["content"] and all(m in body["messages"][0]["content"] for m in STYLES)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_a_language_model_writes(endpoint):
 def test_answers_that_are_no_script(endpoint, content):
     config, answers, _ = endpoint
     answers.append(said(content))
-    with pytest.raises(BadScript):
+    with pytest.raises(InvalidScript):
         write_script(config, "tea", "en", seed=0)
 
 
@@ -196,7 +198,7 @@ def test_endpoints_that_cannot_be_used(endpoint):
     with pytest.raises(UserError, match="401"):
         write_script(config, "tea", "en", seed=0)
     answers.append((200, b"not json"))
-    with pytest.raises(BadScript):
+    with pytest.raises(InvalidScript):
         write_script(config, "tea", "en", seed=0)
     for url in ("http://127.0.0.1:9/v1", "file:///etc"):
         with pytest.raises(UserError):

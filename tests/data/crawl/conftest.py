@@ -14,15 +14,15 @@ RATE = 24_000
 
 
 class Site:
-    """A `demo.Server` that runs beside the test; `ask(coroutine)` runs something in its loop."""
+    """A `demo.DemoServer` that runs beside the test; `ask(coroutine)` runs something in its loop."""
 
     def __init__(self, routes: Mapping[str, Any]):
-        from speechgpt2.data.crawl.demo import Server
+        from speechgpt2.data.crawl.demo_site import DemoServer
 
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server = Server(routes)
+        self.server = DemoServer(routes)
         self.ask(self.server.__aenter__())
 
     def ask(self, coroutine: Any) -> Any:
@@ -70,6 +70,6 @@ def tone() -> Callable[[int], np.ndarray]:
 @pytest.fixture(scope="session")
 def wav(tone) -> Callable[[int], bytes]:
     """Number -> a WAV file with that tone."""
-    from speechgpt2.data.crawl.demo import encode
+    from speechgpt2.data.crawl.demo_site import encode
 
     return lambda number: encode(tone(number), "WAV")

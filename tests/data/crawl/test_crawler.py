@@ -24,7 +24,7 @@ import yaml
 from warcio.archiveiterator import ArchiveIterator
 
 from speechgpt2.config import from_dict
-from speechgpt2.data.crawl import demo, manifest
+from speechgpt2.data.crawl import demo_site, manifest
 from speechgpt2.data.crawl.crawler import Crawl
 from speechgpt2.data.crawl.seeds import CrawlConfig, load
 from speechgpt2.data.crawl.takedown import take_down
@@ -89,15 +89,15 @@ def files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def sounds(tone):
     """The demonstration's episodes as plain tones, so that no voice is needed."""
-    return {name: tone(number) for number, name in enumerate(demo._EPISODES)}
+    return {name: tone(number) for number, name in enumerate(demo_site._EPISODES)}
 
 
 def test_the_whole_site_comes_out_as_it_should(serve, sounds, tmp_path):
-    site = serve(demo.routes_of(sounds, away="http://10.0.0.1/inside.mp3"))
-    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo.seeds_of(site.server)))
+    site = serve(demo_site.routes_of(sounds, away="http://10.0.0.1/inside.mp3"))
+    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     folder = tmp_path / "crawl"
     totals = run(load(tmp_path / "seeds.yaml"), folder)
-    assert demo.compare(folder, site.server) == []
+    assert demo_site.compare(folder, site.server) == []
     assert totals.open == 0 and totals.recordings == 7 and totals.hours == pytest.approx(7 * 0.5 / 3600)
     assert "/private/hidden.wav" not in site.paths and "/audio/secret.mp3" not in site.paths
     assert all("test" not in visit.user_agent and "speechgpt2/" in visit.user_agent for visit in site.server.visits)
@@ -105,7 +105,7 @@ def test_the_whole_site_comes_out_as_it_should(serve, sounds, tmp_path):
     audio = {path.stem: path for path in (folder / "audio").rglob("*.*")}
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == name for name, path in audio.items())
     assert len(audio) == 7 and not list((folder / "work").iterdir())
-    replaced = demo.encode(sounds["final"], "WAV")
+    replaced = demo_site.encode(sounds["final"], "WAV")
     assert hashlib.sha256(replaced).hexdigest() in audio  # the new version, not two halves
 
     records = [Clip.from_json(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
@@ -131,9 +131,9 @@ def test_provenance_is_an_archive(serve, wav, tmp_path):
     feed = rss(item("/moved.wav"))
     site = serve(
         {
-            "/feed": demo.text(feed, "text/xml"),
-            "/moved.wav": demo.redirect("/a.wav"),
-            "/a.wav": demo.data(wav(1), "audio/wav"),
+            "/feed": demo_site.text(feed, "text/xml"),
+            "/moved.wav": demo_site.redirect("/a.wav"),
+            "/a.wav": demo_site.data(wav(1), "audio/wav"),
         }
     )
     run(configure({"kind": "feed", "url": site.url("/feed")}), tmp_path)
@@ -179,7 +179,7 @@ def slow(body: bytes, seconds: float = 0.02, gate=None):
             "Content-Type": "audio/wav",
             **place,
         }
-        response = demo.web.StreamResponse(status=status, headers=headers)
+        response = demo_site.web.StreamResponse(status=status, headers=headers)
         if gate is not None:
             await gate(request)
         await response.prepare(request)
@@ -210,10 +210,11 @@ def episodes(count: int, wav, **options):
     """A site of `count` recordings: a feed for half of them, pages for the rest, and a duplicate of each third."""
     names = [f"/{number}.wav" for number in range(count)]
     pages = {
-        f"/page{n}": demo.text(f'<a href="/page{n + 1}">on</a><audio src="/{n}.wav">') for n in range(count // 2, count)
+        f"/page{n}": demo_site.text(f'<a href="/page{n + 1}">on</a><audio src="/{n}.wav">')
+        for n in range(count // 2, count)
     }
     feed = rss(*map(item, names[: count // 2]), *(item(f"/copy{name[1:]}") for name in names[::3]))
-    routes = {"/feed": demo.text(feed, "text/xml"), **pages}
+    routes = {"/feed": demo_site.text(feed, "text/xml"), **pages}
     routes |= {name: slow(wav(number), **options) for number, name in enumerate(names)}
     routes |= {f"/copy{name[1:]}": slow(wav(number), **options) for number, name in enumerate(names) if number % 3 == 0}
     return routes
@@ -293,7 +294,7 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(serve, wav, tmp_path):
 
 def test_a_host_is_asked_no_faster_than_it_likes(serve, wav, tmp_path):
     routes = episodes(6, wav)
-    routes["/robots.txt"] = demo.text("User-agent: speechgpt2\nCrawl-delay: 0.15\n", "text/plain")
+    routes["/robots.txt"] = demo_site.text("User-agent: speechgpt2\nCrawl-delay: 0.15\n", "text/plain")
     at_once = most = 0
 
     async def gate(request):
@@ -316,14 +317,14 @@ def test_faults_that_pass_are_waited_out_and_others_given_up(serve, wav, tmp_pat
     async def moody(request):
         nonlocal asked
         asked += 1
-        return demo.web.Response(status=503) if asked < 3 else await demo.data(wav(1), "audio/wav")(request)
+        return demo_site.web.Response(status=503) if asked < 3 else await demo_site.data(wav(1), "audio/wav")(request)
 
     async def down(request):
-        return demo.web.Response(status=500)
+        return demo_site.web.Response(status=500)
 
     site = serve(
         {
-            "/feed": demo.text(rss(item("/moody.wav"), item("/down.wav")), "text/xml"),
+            "/feed": demo_site.text(rss(item("/moody.wav"), item("/down.wav")), "text/xml"),
             "/moody.wav": moody,
             "/down.wav": down,
         }
@@ -331,22 +332,22 @@ def test_faults_that_pass_are_waited_out_and_others_given_up(serve, wav, tmp_pat
     run(configure({"kind": "feed", "url": site.url("/feed")}, attempts=3), tmp_path)
     assert kept(tmp_path) == ["moody.wav"] and refused(tmp_path) == {"down.wav": "gave-up"}
     assert site.paths.count("/down.wav") == 3
-    site.server._routes["/down.wav"] = demo.data(wav(2), "audio/wav")
+    site.server._routes["/down.wav"] = demo_site.data(wav(2), "audio/wav")
     run(configure({"kind": "feed", "url": site.url("/feed")}, attempts=3), tmp_path, refresh=True)
     assert kept(tmp_path) == ["down.wav", "moody.wav"]
 
 
 def test_robots_rules_stand_at_every_step(serve, wav, tmp_path):
-    recording = demo.data(wav(1), "audio/wav")
-    other = serve({"/robots.txt": demo.text("User-agent: *\nDisallow: /\n", "text/plain"), "/x.wav": recording})
-    silent = serve({"/robots.txt": demo.redirect("/robots.txt"), "/y.wav": recording})
+    recording = demo_site.data(wav(1), "audio/wav")
+    other = serve({"/robots.txt": demo_site.text("User-agent: *\nDisallow: /\n", "text/plain"), "/x.wav": recording})
+    silent = serve({"/robots.txt": demo_site.redirect("/robots.txt"), "/y.wav": recording})
 
     async def broken(request):
-        return demo.web.Response(status=503)
+        return demo_site.web.Response(status=503)
 
     down = serve({"/robots.txt": broken, "/z.wav": recording})
     feed = rss(item("/to-x.wav"), item(silent.url("/y.wav")), item(down.url("/z.wav")))
-    site = serve({"/feed": demo.text(feed, "text/xml"), "/to-x.wav": demo.redirect(other.url("/x.wav"))})
+    site = serve({"/feed": demo_site.text(feed, "text/xml"), "/to-x.wav": demo_site.redirect(other.url("/x.wav"))})
     run(configure({"kind": "feed", "url": site.url("/feed")}, attempts=2), tmp_path)
     assert kept(tmp_path) == []
     assert refused(tmp_path) == {"to-x.wav": "robots", "y.wav": "redirect-loop", "z.wav": "gave-up"}
@@ -354,25 +355,25 @@ def test_robots_rules_stand_at_every_step(serve, wav, tmp_path):
 
 
 def test_refresh_finds_what_is_new_and_asks_politely(serve, wav, tmp_path):
-    recordings = {f"/{n}.wav": demo.data(wav(n), "audio/wav") for n in range(3)}
-    site = serve({"/feed": demo.text(rss(item("/0.wav")), "text/xml"), **recordings})
+    recordings = {f"/{n}.wav": demo_site.data(wav(n), "audio/wav") for n in range(3)}
+    site = serve({"/feed": demo_site.text(rss(item("/0.wav")), "text/xml"), **recordings})
     config = configure({"kind": "feed", "url": site.url("/feed")})
     run(config, tmp_path)
     run(config, tmp_path, refresh=True)
     assert site.paths == ["/feed", "/0.wav", "/feed"]
     assert len(list((tmp_path / "warc").rglob("*.gz"))) == 2
-    site.server._routes["/feed"] = demo.text(rss(item("/0.wav"), item("/1.wav")), "text/xml")
+    site.server._routes["/feed"] = demo_site.text(rss(item("/0.wav"), item("/1.wav")), "text/xml")
     run(config, tmp_path, refresh=True)
     assert kept(tmp_path) == ["0.wav", "1.wav"] and site.paths.count("/0.wav") == 1
 
 
 def test_a_page_found_by_a_shorter_way_is_read_from_its_archive(serve, wav, tmp_path):
     pages = {
-        "/far": demo.text('<a href="/near">near</a>'),
-        "/near": demo.text('<a href="/deep">deep</a>'),
-        "/deep": demo.text('<audio src="/a.wav">'),
+        "/far": demo_site.text('<a href="/near">near</a>'),
+        "/near": demo_site.text('<a href="/deep">deep</a>'),
+        "/deep": demo_site.text('<audio src="/a.wav">'),
     }
-    site = serve({**pages, "/a.wav": demo.data(wav(1), "audio/wav")})
+    site = serve({**pages, "/a.wav": demo_site.data(wav(1), "audio/wav")})
     page = {"kind": "page", "licence": "CC0-1.0"}
     run(configure({**page, "url": site.url("/far"), "depth": 1}), tmp_path)
     assert kept(tmp_path) == []
@@ -386,11 +387,13 @@ def test_the_licence_does_not_depend_on_who_was_read_first(serve, wav, tmp_path,
     free = rss(item("/a.wav"), item("/b.wav"))
     closed = rss(item("/b.wav"), channel="<copyright>All rights reserved</copyright>")
     routes = {
-        "/good": demo.text(free, "text/xml"),
-        "/bad": demo.text(closed, "text/xml"),
-        "/page": demo.text('<audio src="/a.wav">'),
+        "/good": demo_site.text(free, "text/xml"),
+        "/bad": demo_site.text(closed, "text/xml"),
+        "/page": demo_site.text('<audio src="/a.wav">'),
     }
-    site = serve({**routes, "/a.wav": demo.data(wav(1), "audio/wav"), "/b.wav": demo.data(wav(2), "audio/wav")})
+    site = serve(
+        {**routes, "/a.wav": demo_site.data(wav(1), "audio/wav"), "/b.wav": demo_site.data(wav(2), "audio/wav")}
+    )
     run(configure({"kind": "page", "url": site.url("/page")}), tmp_path)
     assert refused(tmp_path) == {"a.wav": "licence"}
     for path in order:
@@ -400,7 +403,9 @@ def test_the_licence_does_not_depend_on_who_was_read_first(serve, wav, tmp_path,
 
 
 def test_another_list_of_licences_is_applied_to_what_is_there(serve, wav, tmp_path):
-    site = serve({"/feed": demo.text(rss(item("/a.wav")), "text/xml"), "/a.wav": demo.data(wav(1), "audio/wav")})
+    site = serve(
+        {"/feed": demo_site.text(rss(item("/a.wav")), "text/xml"), "/a.wav": demo_site.data(wav(1), "audio/wav")}
+    )
     seed = {"kind": "feed", "url": site.url("/feed")}
     for licences, outcome in ((["CC0-1.0"], []), (["CC-BY-4.0"], ["a.wav"]), (["CC0-1.0"], []), (["any"], ["a.wav"])):
         run(configure(seed, licences=licences), tmp_path)
@@ -411,12 +416,12 @@ def test_a_takedown_removes_everything_and_for_good(serve, wav, tmp_path):
     first = rss(item("/a.wav"), item("/b.wav"))
     second = rss(item("/c.wav"), item("/copy.wav"))
     routes = {
-        "/first": demo.text(first, "text/xml"),
-        "/second": demo.text(second, "text/xml"),
-        "/to-a": demo.redirect("/a.wav"),
+        "/first": demo_site.text(first, "text/xml"),
+        "/second": demo_site.text(second, "text/xml"),
+        "/to-a": demo_site.redirect("/a.wav"),
     }
     routes |= {
-        f"/{name}.wav": demo.data(wav(n), "audio/wav") for name, n in (("a", 1), ("b", 2), ("c", 3), ("copy", 2))
+        f"/{name}.wav": demo_site.data(wav(n), "audio/wav") for name, n in (("a", 1), ("b", 2), ("c", 3), ("copy", 2))
     }
     site = serve(routes)
     config = configure(*({"kind": "feed", "url": site.url(path)} for path in ("/first", "/second")))
@@ -432,7 +437,7 @@ def test_a_takedown_removes_everything_and_for_good(serve, wav, tmp_path):
     asked = len(site.paths)
     back = {"kind": "media", "licence": "CC0-1.0"}
     again = [{**back, "url": site.url(path)} for path in ("/a.wav", "/copy.wav", "/to-a")]
-    site.server._routes["/new.wav"] = demo.data(wav(1), "audio/wav")
+    site.server._routes["/new.wav"] = demo_site.data(wav(1), "audio/wav")
     again.append({**back, "url": site.url("/new.wav")})  # a new address of what was taken down
     run(configure(*again, {"kind": "feed", "url": site.url("/first")}), tmp_path, refresh=True)
     assert kept(tmp_path) == ["c.wav"]
@@ -509,9 +514,9 @@ class Extractor:
 
 
 def no_licence(reason):
-    from speechgpt2.data.crawl.verdicts import Rejected
+    from speechgpt2.data.crawl.item_errors import ItemRejected
 
-    return Rejected("licence", reason)
+    return ItemRejected("licence", reason)
 
 
 def test_videos_by_their_own_licence(serve, wav, tmp_path):
@@ -527,8 +532,8 @@ def test_videos_by_their_own_licence(serve, wav, tmp_path):
 def test_dry_run_keeps_nothing(serve, sounds, tmp_path, capsys):
     from speechgpt2.cli.data.crawl import crawl
 
-    site = serve(demo.routes_of(sounds, away="http://10.0.0.1/"))
-    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo.seeds_of(site.server)))
+    site = serve(demo_site.routes_of(sounds, away="http://10.0.0.1/"))
+    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     crawl(tmp_path / "seeds.yaml", tmp_path / "crawl", dry_run=True)
     said = capsys.readouterr().out
     assert "would fetch 16 recordings" in said and "'licence': 1" in said and "'robots': 1" in said
@@ -569,7 +574,7 @@ def test_noise_in_every_place_is_survived(serve, tmp_path):
         b"OggS\0",
         b"ID3\4",
     ]
-    routes = {f"/{n}": demo.data(head + body, "") for n, (head, body) in enumerate(zip(heads, noise))}
+    routes = {f"/{n}": demo_site.data(head + body, "") for n, (head, body) in enumerate(zip(heads, noise))}
     site = serve(routes)
     kinds = ("feed", "sitemap", "page", "media")
     seeds = [

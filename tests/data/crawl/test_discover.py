@@ -8,9 +8,9 @@ from tests import needs
 
 needs.module("aiohttp", "crawl")
 
-from speechgpt2.data.crawl.discover import Source, decode, links_of
+from speechgpt2.data.crawl.discover import DocumentSource, decode, links_of
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.licence import CHANNEL, ITEM, SEED, Statement
-from speechgpt2.data.crawl.verdicts import Rejected
 
 HERE = "http://example.org/show/feed.xml"
 NAMESPACES = (
@@ -29,8 +29,8 @@ def item(url: str, extra: str = "", kind: str = "audio/mpeg") -> str:
     return f'<item><title>Episode</title><enclosure url="{url}" type="{kind}" length="1"/>{extra}</item>'
 
 
-def feed(text: str, source: Source | None = None) -> dict[str, Statement]:
-    links = links_of("feed", text.encode(), "application/rss+xml", source or Source(HERE))
+def feed(text: str, source: DocumentSource | None = None) -> dict[str, Statement]:
+    links = links_of("feed", text.encode(), "application/rss+xml", source or DocumentSource(HERE))
     return {link.url: Statement(link.facts.get("licence", ""), link.facts.get("level", 0)) for link in links}
 
 
@@ -55,10 +55,10 @@ def test_enclosures_with_the_nearest_licence():
 
 def test_a_bare_copyright_leaves_the_seed_its_word():
     seed = Statement("CC-BY-4.0", SEED)
-    assert feed(rss(item("a.mp3"), "<copyright>© 2024 Them</copyright>"), Source(HERE, 0, seed)) == {
+    assert feed(rss(item("a.mp3"), "<copyright>© 2024 Them</copyright>"), DocumentSource(HERE, 0, seed)) == {
         "http://example.org/show/a.mp3": seed
     }
-    reserved = feed(rss(item("a.mp3"), "<copyright>All rights reserved</copyright>"), Source(HERE, 0, seed))
+    reserved = feed(rss(item("a.mp3"), "<copyright>All rights reserved</copyright>"), DocumentSource(HERE, 0, seed))
     assert reserved["http://example.org/show/a.mp3"].spdx is None
 
 
@@ -67,7 +67,7 @@ def test_atom():
         '<feed xmlns="http://www.w3.org/2005/Atom" xml:lang="zh"><title>集</title><entry><title>一</title>'
         f'<link rel="license" href="{BY}"/><link rel="enclosure" type="audio/ogg" href="/一.ogg"/></entry></feed>'
     )
-    (link,) = links_of("feed", text.encode(), "application/atom+xml", Source(HERE))
+    (link,) = links_of("feed", text.encode(), "application/atom+xml", DocumentSource(HERE))
     assert link.url == "http://example.org/%E4%B8%80.ogg" and link.facts["title"] == "一"
     assert Statement(link.facts["licence"]).spdx == "CC-BY-4.0"
 
@@ -84,8 +84,8 @@ BOMB = '<!DOCTYPE rss [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><rss version=
 @pytest.mark.parametrize("kind", ["feed", "sitemap"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_entities_are_refused_in_any_encoding(kind, encoding):
-    with pytest.raises(Rejected) as refusal:
-        links_of(kind, BOMB.encode(encoding), "text/xml", Source(HERE))
+    with pytest.raises(ItemRejected) as refusal:
+        links_of(kind, BOMB.encode(encoding), "text/xml", DocumentSource(HERE))
     assert refusal.value.reason == "entities"
 
 
@@ -93,7 +93,9 @@ def test_text_that_is_not_utf8():
     latin = rss(item("a.mp3").replace("Episode", "Épisode"), encoding="ISO-8859-1").encode("latin-1")
     chinese = rss(item("b.mp3").replace("Episode", "第一集"), encoding="GBK").encode("gbk")
     broken = rss(item("c.mp3")).encode().replace(b"Episode", b"\xff\xfe\xfa")
-    titles = [links_of("feed", body, "text/xml", Source(HERE))[0].facts["title"] for body in (latin, chinese, broken)]
+    titles = [
+        links_of("feed", body, "text/xml", DocumentSource(HERE))[0].facts["title"] for body in (latin, chinese, broken)
+    ]
     assert titles == ["Épisode", "第一集", "\N{REPLACEMENT CHARACTER}" * 3]
 
 
@@ -104,8 +106,8 @@ def test_strange_encodings_do_no_harm(name):
 
 @pytest.mark.parametrize("body", [b"", b"\0\1\2", b"<html><body>no feed", b'{"a": 1}', b"<rss"])
 def test_what_is_no_feed(body):
-    with pytest.raises(Rejected):
-        links_of("feed", body, "text/xml", Source(HERE))
+    with pytest.raises(ItemRejected):
+        links_of("feed", body, "text/xml", DocumentSource(HERE))
 
 
 def urlset(*locations: str, name: str = "urlset") -> bytes:
@@ -116,15 +118,15 @@ def urlset(*locations: str, name: str = "urlset") -> bytes:
 def test_sitemaps_plain_zipped_and_nested():
     pages = urlset("http://example.org/a.html", "http://example.org/b.MP3", "ftp://example.org/c")
     for body in (pages, gzip.compress(pages)):
-        links = links_of("sitemap", body, "application/xml", Source("http://example.org/sitemap.xml"))
+        links = links_of("sitemap", body, "application/xml", DocumentSource("http://example.org/sitemap.xml"))
         assert [(link.url, link.kind) for link in links] == [
             ("http://example.org/a.html", "page"),
             ("http://example.org/b.MP3", "media"),
         ]
     index = urlset("http://example.org/more.xml", name="sitemapindex")
-    (nested,) = links_of("sitemap", index, "", Source("http://example.org/sitemap.xml", depth=1))
+    (nested,) = links_of("sitemap", index, "", DocumentSource("http://example.org/sitemap.xml", depth=1))
     assert (nested.kind, nested.depth) == ("sitemap", 0)
-    assert links_of("sitemap", index, "", Source("http://example.org/sitemap.xml", depth=0)) == []
+    assert links_of("sitemap", index, "", DocumentSource("http://example.org/sitemap.xml", depth=0)) == []
 
 
 def test_hostile_sitemaps():
@@ -135,8 +137,8 @@ def test_hostile_sitemaps():
         (b"<urlset><url>", "not-a-sitemap"),
         (urlset(*(f"http://example.org/{i}" for i in range(50_001))), "too-large"),
     ]:
-        with pytest.raises(Rejected) as refusal:
-            links_of("sitemap", body, "", Source(HERE))
+        with pytest.raises(ItemRejected) as refusal:
+            links_of("sitemap", body, "", DocumentSource(HERE))
         assert refusal.value.reason == reason
 
 
@@ -147,7 +149,9 @@ page </title><link rel=alternate type="application/rss+xml" href=/feed.xml>
 
 
 def test_pages():
-    links = links_of("page", PAGE.format(by=BY).encode(), "text/html; charset=utf-8", Source("http://example.org/", 1))
+    links = links_of(
+        "page", PAGE.format(by=BY).encode(), "text/html; charset=utf-8", DocumentSource("http://example.org/", 1)
+    )
     assert {link.url: (link.kind, link.depth) for link in links} == {
         "http://example.org/feed.xml": ("feed", 0),
         "http://example.org/deep/one.html": ("page", 0),
@@ -159,7 +163,7 @@ def test_pages():
 
 
 def test_pages_are_not_followed_beyond_their_depth_nor_believed_to_be_anything():
-    links = links_of("page", PAGE.format(by=BY).encode(), "text/html", Source("http://example.org/", 0))
+    links = links_of("page", PAGE.format(by=BY).encode(), "text/html", DocumentSource("http://example.org/", 0))
     assert [link.url for link in links if link.kind == "page"] == []
-    with pytest.raises(Rejected, match="no page"):
-        links_of("page", b"\x89PNG", "image/png", Source("http://example.org/"))
+    with pytest.raises(ItemRejected, match="no page"):
+        links_of("page", b"\x89PNG", "image/png", DocumentSource("http://example.org/"))

@@ -13,9 +13,9 @@ needs.module("aiohttp", "crawl")
 
 from aiohttp import web
 
-from speechgpt2.data.crawl import demo
+from speechgpt2.data.crawl import demo_site
 from speechgpt2.data.crawl.fetch import FetchConfig, Fetcher
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 
 LOCAL = ("127.0.0.0/8",)
 BODY = bytes(range(256)) * 4000  # 1 MB
@@ -30,17 +30,17 @@ def fetch(routes, action, **limits):
 
     async def run():
         config = FetchConfig(**{"allow_networks": LOCAL, "idle_seconds": 5.0, **limits})
-        async with demo.Server(routes) as server, Fetcher(config, "test") as fetcher:
+        async with demo_site.DemoServer(routes) as server, Fetcher(config, "test") as fetcher:
             return await action(fetcher, server)
 
     return asyncio.run(run())
 
 
-def refused(routes, path="/a", **limits) -> Rejected | TryLater:
+def refused(routes, path="/a", **limits) -> ItemRejected | RetryLater:
     """What comes of downloading `path`."""
 
     async def action(fetcher, server):
-        with pytest.raises((Rejected, TryLater)) as refusal:
+        with pytest.raises((ItemRejected, RetryLater)) as refusal:
             await fetcher.document(server.url(path), permit)
         return refusal.value
 
@@ -90,7 +90,7 @@ def download_twice(tmp_path, first: Versions, second: Versions):
     async def action(fetcher, server):
         kept = {}
         remember = lambda validator: (kept.clear(), kept.update(validator))  # noqa: E731
-        with pytest.raises(TryLater) as fault:
+        with pytest.raises(RetryLater) as fault:
             await fetcher.download(server.url("/a"), tmp_path / "body", permit, {}, remember)
         versions.pop(0)
         result = await fetcher.download(server.url("/a"), tmp_path / "body", permit, dict(kept), remember)
@@ -137,7 +137,7 @@ def test_without_a_strong_name_for_the_version_it_starts_over(tmp_path, etag):
 def test_a_resumed_download_that_breaks_again_has_come_forward(tmp_path):
     async def action(fetcher, server):
         (tmp_path / "body").write_bytes(BODY[:1000])
-        with pytest.raises(TryLater) as fault:
+        with pytest.raises(RetryLater) as fault:
             await fetcher.download(server.url("/a"), tmp_path / "body", permit, {"etag": '"one"'}, print)
         return fault.value
 
@@ -152,7 +152,7 @@ def test_documents_are_asked_for_again_only_if_they_changed():
         changed = await fetcher.document(server.url("/a"), permit, {"etag": '"another"'})
         return first.body, again.body, changed.body
 
-    assert fetch({"/a": demo.text("text")}, action) == (b"text", None, b"text")
+    assert fetch({"/a": demo_site.text("text")}, action) == (b"text", None, b"text")
 
 
 def test_redirects_are_permitted_one_by_one():
@@ -161,18 +161,18 @@ def test_redirects_are_permitted_one_by_one():
     async def note(url):
         asked.append(url.rpartition("/")[2])
         if url.endswith("/no"):
-            raise Rejected("robots", "no")
+            raise ItemRejected("robots", "no")
 
     routes = {
-        "/a": demo.redirect("/b", 301),
-        "/b": demo.redirect("c", 307),
-        "/c": demo.text("here"),
-        "/x": demo.redirect("/no"),
+        "/a": demo_site.redirect("/b", 301),
+        "/b": demo_site.redirect("c", 307),
+        "/c": demo_site.text("here"),
+        "/x": demo_site.redirect("/no"),
     }
 
     async def action(fetcher, server):
         document = await fetcher.document(server.url("/a"), note)
-        with pytest.raises(Rejected, match="robots"):
+        with pytest.raises(ItemRejected, match="robots"):
             await fetcher.document(server.url("/x"), note)
         return document, [visit.path for visit in server.visits]
 
@@ -194,29 +194,35 @@ def test_redirects_are_permitted_one_by_one():
     ],
 )
 def test_redirects_to_nowhere_good(location, reason):
-    assert refused({"/a": demo.redirect(location)}).reason == reason
+    assert refused({"/a": demo_site.redirect(location)}).reason == reason
 
 
 def test_a_chain_of_redirects_has_an_end():
     async def ever(request):
-        return await demo.redirect(f"/?{time.monotonic_ns()}")(request)
+        return await demo_site.redirect(f"/?{time.monotonic_ns()}")(request)
 
     assert refused({"/": ever}, "/").reason == "redirect-loop"
 
 
 def test_names_are_judged_by_the_address_they_resolve_to():
     async def action(fetcher, server):
-        with pytest.raises(Rejected) as refusal:
+        with pytest.raises(ItemRejected) as refusal:
             await fetcher.document(server.url("/a").replace("127.0.0.1", "localhost"), permit)
         return refusal.value.reason, server.visits
 
-    assert fetch({"/a": demo.text("secret")}, action, allow_networks=()) == ("private-address", [])
-    assert refused({"/a": demo.text("secret")}, allow_networks=("10.0.0.0/8",)).reason == "private-address"
+    assert fetch({"/a": demo_site.text("secret")}, action, allow_networks=()) == ("private-address", [])
+    assert refused({"/a": demo_site.text("secret")}, allow_networks=("10.0.0.0/8",)).reason == "private-address"
 
 
 @pytest.mark.parametrize(
     "status, kind, after",
-    [(404, Rejected, None), (401, Rejected, None), (429, TryLater, 7.0), (503, TryLater, 7.0), (500, TryLater, 7.0)],
+    [
+        (404, ItemRejected, None),
+        (401, ItemRejected, None),
+        (429, RetryLater, 7.0),
+        (503, RetryLater, 7.0),
+        (500, RetryLater, 7.0),
+    ],
 )
 def test_statuses(status, kind, after):
     async def handler(request):
@@ -247,7 +253,7 @@ async def packed_badly(request):
 
 
 def test_documents_have_a_size():
-    assert refused({"/a": demo.endless("text/html")}, max_document_mb=1.0).reason == "too-large"
+    assert refused({"/a": demo_site.endless("text/html")}, max_document_mb=1.0).reason == "too-large"
     assert refused({"/a": packed_bomb}, max_document_mb=1.0).reason == "too-large"
     assert refused({"/a": packed_badly}).reason == "corrupt"
 
@@ -280,17 +286,17 @@ async def packed_sound(request):
 @pytest.mark.parametrize(
     "handler, reason",
     [
-        (demo.endless(), "too-large"),
-        (demo.data(BODY * 3), "too-large"),  # announced: not a byte of it is written
-        (demo.data(b"<html>", "text/html"), "type"),
-        (demo.data(b"x", "image/png"), "type"),
+        (demo_site.endless(), "too-large"),
+        (demo_site.data(BODY * 3), "too-large"),  # announced: not a byte of it is written
+        (demo_site.data(b"<html>", "text/html"), "type"),
+        (demo_site.data(b"x", "image/png"), "type"),
         (packed_sound, "type"),
         (trickle, "endless"),
     ],
 )
 def test_recordings_have_a_size_a_time_and_a_type(tmp_path, handler, reason):
     async def action(fetcher, server):
-        with pytest.raises(Rejected) as refusal:
+        with pytest.raises(ItemRejected) as refusal:
             await fetcher.download(server.url("/a"), tmp_path / "body", permit, {}, lambda validator: None)
         return refusal.value.reason
 
@@ -320,14 +326,14 @@ LONG = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 4\r\n\r\
 @pytest.mark.parametrize(
     "answer, outcome",
     [
-        (SHORT, TryLater),
-        (LONG, Rejected),
-        (b"SSH-2.0-OpenSSH_9.0\r\n", Rejected),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", Rejected),
-        (b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 100_000 + b"\r\n\r\n", Rejected),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", (Rejected, TryLater)),
-        (b"HTTP/1.1 302 Found\r\nLocation: http://\xff\xfe/\r\n\r\n", Rejected),
-        (b"", TryLater),
+        (SHORT, RetryLater),
+        (LONG, ItemRejected),
+        (b"SSH-2.0-OpenSSH_9.0\r\n", ItemRejected),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", ItemRejected),
+        (b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 100_000 + b"\r\n\r\n", ItemRejected),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", (ItemRejected, RetryLater)),
+        (b"HTTP/1.1 302 FilterResult\r\nLocation: http://\xff\xfe/\r\n\r\n", ItemRejected),
+        (b"", RetryLater),
     ],
 )
 def test_servers_that_lie(tmp_path, answer, outcome):

@@ -11,10 +11,10 @@ from tests import needs
 needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.database import Database
-from speechgpt2.data.crawl.frontier import Frontier, Link, Lost
+from speechgpt2.data.crawl.frontier import Frontier, LeaseLost, Link
 from speechgpt2.data.crawl.hosts import Hosts, RobotsText
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.urls import item_id
-from speechgpt2.data.crawl.verdicts import Rejected
 from speechgpt2.errors import UserError
 
 LEASE = 10.0
@@ -55,7 +55,7 @@ def media(*names: str) -> list[Link]:
 def fetched(frontier: Frontier, name: str, sound: str, sha: str = "") -> None:
     """Take exactly that item and finish it."""
     others = []
-    while (item := frontier.take(per_host=99)).url != url(name):
+    while (item := frontier.lease_item(per_host=99)).url != url(name):
         others.append(item.id)
     for other in others:
         frontier.release(other)
@@ -69,44 +69,44 @@ def states(frontier: Frontier) -> dict[str, str]:
 def test_a_lease_is_exclusive_until_it_runs_out(frontier, database, clock):
     other = Frontier(database, "second", LEASE)
     frontier.add(media("a"))
-    item = frontier.take(2)
-    assert item.url == url("a") and other.take(2) is None
+    item = frontier.lease_item(2)
+    assert item.url == url("a") and other.lease_item(2) is None
     clock.now += LEASE - 1
     frontier.renew()
     clock.now += LEASE - 1
-    assert other.take(2) is None
+    assert other.lease_item(2) is None
     clock.now += 2
-    assert other.take(2).id == item.id
+    assert other.lease_item(2).id == item.id
     for late in (
-        lambda: frontier.reject(item.id, Rejected("x", "")),
+        lambda: frontier.reject(item.id, ItemRejected("x", "")),
         lambda: frontier.retry(item.id, 1.0),
         lambda: frontier.remember(item.id, {}),
         lambda: frontier.finish_recording(item.id, "s", "f", 1, 1.0, {}),
     ):
-        with pytest.raises(Lost):
+        with pytest.raises(LeaseLost):
             late()
     frontier.release(item.id)  # no longer held: nothing happens
-    assert frontier.take(2) is None
+    assert frontier.lease_item(2) is None
 
 
 def test_a_lease_that_ran_out_is_not_renewed(frontier, database, clock):
     frontier.add(media("a"))
-    frontier.take(2)
+    frontier.lease_item(2)
     clock.now += LEASE + 1
     frontier.renew()
-    assert Frontier(database, "second", LEASE).take(2) is not None
+    assert Frontier(database, "second", LEASE).lease_item(2) is not None
 
 
 def test_hosts_have_their_share_and_their_rest(frontier, database, clock):
     frontier.add([*media("a", "b", "c"), Link("http://other.example/d", "media")])
     hosts = Hosts(database, LEASE)
-    taken = [frontier.take(per_host=2) for _ in range(4)]
+    taken = [frontier.lease_item(per_host=2) for _ in range(4)]
     assert sorted(item.host for item in taken if item) == ["example.org", "example.org", "other.example"]
     frontier.release(taken[0].id)
     hosts.rest(taken[0].host, 5.0)
-    assert frontier.take(per_host=2) is None and frontier.next_due() == pytest.approx(5.0)
+    assert frontier.lease_item(per_host=2) is None and frontier.next_due() == pytest.approx(5.0)
     clock.now += 5.1
-    assert frontier.take(per_host=2) is not None
+    assert frontier.lease_item(per_host=2) is not None
 
 
 def test_requests_to_a_host_are_spaced_whoever_asks(database, clock):
@@ -132,13 +132,13 @@ def test_one_worker_fetches_a_robots_txt(database, clock):
 
 def test_a_retry_waits_and_counts(frontier, clock):
     frontier.add(media("a"))
-    item = frontier.take(2)
+    item = frontier.lease_item(2)
     frontier.retry(item.id, after=30.0)
-    assert frontier.take(2) is None and frontier.next_due() == pytest.approx(30.0)
+    assert frontier.lease_item(2) is None and frontier.next_due() == pytest.approx(30.0)
     clock.now += 31
-    assert frontier.take(2).attempts == 1
+    assert frontier.lease_item(2).attempts == 1
     frontier.retry(item.id, after=0.0, count=False)
-    assert frontier.take(2).attempts == 1
+    assert frontier.lease_item(2).attempts == 1
 
 
 @pytest.mark.parametrize("order", permutations("abc"))
@@ -153,7 +153,7 @@ def test_a_withdrawn_recording_gives_its_duplicates_their_chance(frontier):
     frontier.add(media("a", "b", "c"))
     for name, sound in (("a", "x"), ("b", "x"), ("c", "y")):
         fetched(frontier, name, sound)
-    frontier.withdraw(item_id(url("a")), Rejected("licence", ""))
+    frontier.withdraw(item_id(url("a")), ItemRejected("licence", ""))
     assert states(frontier) == {"a": "licence", "b": "open", "c": "done"}
     fetched(frontier, "b", "x")
     assert states(frontier) == {"a": "licence", "b": "done", "c": "done"}
@@ -161,16 +161,16 @@ def test_a_withdrawn_recording_gives_its_duplicates_their_chance(frontier):
 
 def test_a_page_found_by_a_shorter_way_is_read_again(frontier):
     frontier.add([Link(url("p"), "page", 0)])
-    item = frontier.take(2)
+    item = frontier.lease_item(2)
     frontier.finish_document(item.id, [], {}, {"depth": 0})
     frontier.add([Link(url("p"), "page", 0)])
-    assert frontier.take(2) is None
+    assert frontier.lease_item(2) is None
     frontier.add([Link(url("p"), "page", 2)])
-    again = frontier.take(2)
+    again = frontier.lease_item(2)
     assert again.depth == 2
     frontier.add([Link(url("p"), "page", 3)])  # while it is being read
     frontier.finish_document(item.id, [], {}, {"depth": 2})
-    assert frontier.take(2).depth == 3
+    assert frontier.lease_item(2).depth == 3
 
 
 def family(frontier: Frontier) -> None:
@@ -178,14 +178,14 @@ def family(frontier: Frontier) -> None:
     frontier.add([Link(url("page"), "page", 1), Link("http://other.example/copy", "media")])
 
     def document(name: str, links: list[Link]) -> None:
-        item = next(item for item in iter(lambda: frontier.take(9), None) if item.url == url(name))
+        item = next(item for item in iter(lambda: frontier.lease_item(9), None) if item.url == url(name))
         frontier.finish_document(item.id, links, {}, {"depth": 1})
 
     document("page", [Link(url("show/feed"), "feed"), Link(url("talk"), "media")])
     document("show/feed", media("show/1", "show/2"))
     for item in frontier.items("state = 'open'"):
         frontier.release(item.id)
-    while item := frontier.take(9):
+    while item := frontier.lease_item(9):
         sound = "same" if item.url.endswith(("copy", "show/2")) else item.url
         frontier.finish_recording(item.id, item.url, sound, 1, 1.0, {"hops": [item.url, item.url + "?moved"]})
 
@@ -226,18 +226,18 @@ def test_what_was_taken_down_does_not_come_back(frontier):
     fetched(frontier, "else", "sound")
     frontier.take_down(url("else"))
     frontier.add(media("mirror", "through"))
-    item = frontier.take(9)
-    with pytest.raises(Rejected, match="content was taken down"):
+    item = frontier.lease_item(9)
+    with pytest.raises(ItemRejected, match="content was taken down"):
         frontier.finish_recording(item.id, "bytes", "sound", 1, 1.0, {"hops": [item.url]})
-    with pytest.raises(Rejected, match="source was taken down"):
+    with pytest.raises(ItemRejected, match="source was taken down"):
         frontier.finish_recording(item.id, "b", "s", 1, 1.0, {"hops": [item.url, url("show/x")]})
 
 
 def test_a_takedown_ends_a_lease(frontier):
     frontier.add(media("a"))
-    item = frontier.take(9)
+    item = frontier.lease_item(9)
     frontier.take_down(url("a"))
-    with pytest.raises(Lost):
+    with pytest.raises(LeaseLost):
         frontier.finish_recording(item.id, "s", "f", 1, 1.0, {})
 
 
@@ -256,7 +256,7 @@ from pathlib import Path
 from speechgpt2.data.crawl.database import Database
 from speechgpt2.data.crawl.frontier import Frontier
 frontier = Frontier(Database(Path(sys.argv[1])), sys.argv[2], 60.0)
-while item := frontier.take(1000):
+while item := frontier.lease_item(1000):
     frontier.finish_recording(item.id, item.url, item.url, 1, 1.0, {"hops": []})
     print(item.url)
 """

@@ -14,10 +14,10 @@ from tests import needs
 
 needs.module("aiohttp", "crawl")
 
-from speechgpt2.data.crawl.decoder import Decoder
-from speechgpt2.data.crawl.demo import encode
+from speechgpt2.data.crawl.demo_site import encode
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.probe import probe
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.probe_process import ProbeProcess
 
 
 def look(tmp_path, body: bytes, max_hours: float = 1.0):
@@ -51,7 +51,7 @@ def test_what_only_ffmpeg_reads(tmp_path, wav, ending):
     assert sound.ending == ending and sound.seconds == pytest.approx(0.5, abs=0.1)
     body = (tmp_path / "body").read_bytes()
     if ending == "m4a":
-        with pytest.raises(Rejected, match="corrupt"):
+        with pytest.raises(ItemRejected, match="corrupt"):
             look(tmp_path, body[: len(body) // 2])
 
 
@@ -88,7 +88,7 @@ def test_files_that_are_no_sound_or_broken(tmp_path, tone):
         (encode(np.zeros(0, np.float32), "WAV"), "silent"),
     ]
     for number, (body, reason) in enumerate(cases):
-        with pytest.raises(Rejected) as refusal:
+        with pytest.raises(ItemRejected) as refusal:
             look(tmp_path, body)
         assert refusal.value.reason == reason, f"case {number}: {refusal.value}"
 
@@ -96,7 +96,7 @@ def test_files_that_are_no_sound_or_broken(tmp_path, tone):
 def test_a_small_file_that_unfolds_is_given_up_on_the_way(tmp_path):
     bomb = encode(np.zeros(24_000 * 300, np.float32), "FLAC")
     assert len(bomb) < 24_000 * 300 / 50
-    with pytest.raises(Rejected) as refusal:
+    with pytest.raises(ItemRejected) as refusal:
         look(tmp_path, bomb, max_hours=60 / 3600)
     assert refusal.value.reason == "endless"
 
@@ -105,18 +105,18 @@ def test_a_decoder_that_dies_takes_nobody_with_it(tmp_path, wav):
     (tmp_path / "body").write_bytes(wav(1))
 
     async def scenario():
-        decoder = Decoder()
+        decoder = ProbeProcess()
         first = await decoder.probe(tmp_path / "body", 1.0)
         os.kill(decoder._process.pid, signal.SIGSTOP)  # it hangs …
         asked = asyncio.create_task(decoder.probe(tmp_path / "body", 1.0))
         await asyncio.sleep(0.1)
         os.kill(decoder._process.pid, signal.SIGKILL)  # … and crashes
-        with pytest.raises(Rejected, match="crashed"):
+        with pytest.raises(ItemRejected, match="crashed"):
             await asked
         again = await decoder.probe(tmp_path / "body", 1.0)
         os.kill(decoder._process.pid, signal.SIGSTOP)
-        decoder._patience = 0.1
-        with pytest.raises(Rejected, match="did not end"):
+        decoder._timeout = 0.1
+        with pytest.raises(ItemRejected, match="did not end"):
             await decoder.probe(tmp_path / "body", 1.0)
         await decoder.close()
         return first == again

@@ -8,10 +8,10 @@ from tests import needs
 
 needs.module("aiohttp", "crawl")
 
-from speechgpt2.data.crawl import demo
-from speechgpt2.data.crawl.discover import Source, links_of
+from speechgpt2.data.crawl import demo_site
+from speechgpt2.data.crawl.discover import DocumentSource, links_of
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.transcript import lines_of
-from speechgpt2.data.crawl.verdicts import Rejected
 from speechgpt2.tts.utterance import Word
 from tests.data.crawl.test_discover import item, rss
 
@@ -46,7 +46,7 @@ def test_lines_with_their_times(text, type, lines):
 
 def test_what_is_written_is_read():
     lines = (Word("One.", 0.0, 61.25), Word("二。", 3661.5, 3700.0))
-    assert lines_of(demo.subtitles(lines), "text/vtt") == lines
+    assert lines_of(demo_site.subtitles(lines), "text/vtt") == lines
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_written_is_read():
     ],
 )  # fmt: skip
 def test_what_is_no_transcript_is_refused(text, type):
-    with pytest.raises(Rejected):
+    with pytest.raises(ItemRejected):
         lines_of(text, type)
 
 
@@ -74,7 +74,7 @@ def test_the_best_transcript_of_each_episode_is_named():
         "feed",
         rss(item("a.mp3", named) + item("b.mp3")).encode(),
         "text/xml",
-        Source("http://example.org/show/feed.xml"),
+        DocumentSource("http://example.org/show/feed.xml"),
     )
     assert [link.url for link in links] == ["http://example.org/show/a.mp3", "http://example.org/show/b.mp3"]
     assert links[0].facts["transcript"] == ["http://example.org/show/a.vtt", "text/vtt"]

@@ -9,8 +9,8 @@ from tests import needs
 needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl import urls
-from speechgpt2.data.crawl.guard import ForbiddenAddress, Guard
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.address_guard import AddressGuard, ForbiddenAddress
+from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_spelling(given, spelled):
     ],
 )  # fmt: skip
 def test_what_is_no_url_of_ours(url):
-    with pytest.raises(Rejected) as refusal:
+    with pytest.raises(ItemRejected) as refusal:
         urls.normalise(url)
     assert refusal.value.reason == "bad-url"
 
@@ -66,19 +66,19 @@ def test_an_id_is_a_safe_name():
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address):
-    assert not Guard().permits(address)
+    assert not AddressGuard().permits(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"])
 def test_public_addresses(address):
-    assert Guard().permits(address)
+    assert AddressGuard().permits(address)
 
 
 def test_a_network_may_be_allowed_and_no_more_than_it():
-    guard = Guard(["127.0.0.0/8"])
+    guard = AddressGuard(["127.0.0.0/8"])
     assert guard.permits("127.1.2.3") and guard.permits("::ffff:127.0.0.1")
     assert not guard.permits("10.0.0.1") and not guard.permits("::1")
     with pytest.raises(ForbiddenAddress):
         guard.socket((2, 1, 6, "", ("10.0.0.1", 80)))
     with pytest.raises(UserError, match=r"127\.0\.0\.0/8"):
-        Guard(["loopback"])
+        AddressGuard(["loopback"])

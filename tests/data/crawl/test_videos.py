@@ -9,7 +9,7 @@ from tests import needs
 
 needs.module("aiohttp", "crawl")
 
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.data.crawl.videos import YtDlp
 from speechgpt2.errors import UserError
 
@@ -84,10 +84,10 @@ def test_fetches_politely_and_into_the_place_asked_for(extractor, tmp_path):
 
 
 def test_refusals_and_faults(extractor, tmp_path):
-    with pytest.raises(Rejected, match="not on the list"):
+    with pytest.raises(ItemRejected, match="not on the list"):
         extractor.download("https://v.example/1", tmp_path / "a", lambda video: f"{video.licence} is not on the list")
-    with pytest.raises(Rejected, match="too-large"):
+    with pytest.raises(ItemRejected, match="too-large"):
         extractor.download("https://v.example/huge", tmp_path / "a", lambda video: None)
-    with pytest.raises(TryLater, match="unreachable"):
+    with pytest.raises(RetryLater, match="unreachable"):
         extractor.list("https://v.example/broken")
     assert not (tmp_path / "a").exists()

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import Rule, Rules, RulesConfig
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.pipeline.survey import Rule, Rules, RulesConfig
 from speechgpt2.data.record import AudioInfo, Clip
 from speechgpt2.types import SAMPLE_RATE
 
@@ -28,7 +28,7 @@ class Take(Stage[TakeConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         path = sound.workspace.source(clip.audio.path)
         assert path is not None
         if path.stem == "crash":
@@ -55,7 +55,7 @@ class Cut(Stage[CutConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: Sound) -> list[Clip]:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
         step, pieces = self.config.seconds, []
         for number in range(int(clip.audio.duration / step)):
             info = replace(clip.audio, start=number * step, duration=step)
@@ -79,7 +79,7 @@ class Level(Stage[LevelConfig]):
     def identity(self) -> str:
         return "level"  # neither the file nor the pause changes the result
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         if self.config.calls:
             with Path(self.config.calls).open("ab") as file:
                 file.write(b".")

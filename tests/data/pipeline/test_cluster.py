@@ -38,7 +38,7 @@ def ray():
 
 def on_ray(source, out, made=None):
     with Run(source, out, made or steps()) as run:
-        run.process(2, crew=RayWorkers)
+        run.process(2, pool=RayWorkers)
         return output.write(run, shard=4)
 
 
@@ -49,7 +49,7 @@ def test_ray_makes_what_one_process_makes(ray, recordings, tmp_path):
     assert summary.kept == 10 and calls.stat().st_size == 20  # the work was done, and once
     assert tree(tmp_path / "one") == tree(tmp_path / "ray")
     with Run(recordings, tmp_path / "ray", steps(str(calls))) as run:
-        assert not run.process(2, crew=RayWorkers)
+        assert not run.process(2, pool=RayWorkers)
 
 
 @pytest.mark.slow

@@ -11,15 +11,15 @@ from speechgpt2.data.record import (
     AudioInfo,
     Clip,
     Decision,
+    DialogueEvent,
     Label,
     Language,
-    Moment,
     Prosody,
     Quality,
     Source,
     Speaker,
     Style,
-    Wording,
+    Transcript,
 )  # fmt: skip
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Word
@@ -28,12 +28,12 @@ FULL = Clip(
     "a-0001", "a", "A talk",
     Source("https://x.org/a.mp3", "2026-01-01T00:00:00Z", '"1"', "ab", True, "CC BY", "CC-BY-4.0"),
     AudioInfo("audio/a.mp3", 24_000, 1, 1.5, 3.0, "MP3", "cd", -2.5), Language("zh", 0.9),
-    Wording("你好", "你好", ("你好", "你号"), 0.5, (Word("你好", 0.1, 0.5),)),
+    Transcript("你好", "你好", ("你好", "你号"), 0.5, (Word("你好", 0.1, 0.5),)),
     (Speaker("s1", (0.5, -0.5), "female", "adult"),),
     Alignment((Word("你", 0.1, 0.3),), (Phone("n", 0.1, 0.2),), (Phone("3", 0.1, 0.3),)),
     Prosody(200.0, 2.0, 150.0, 300.0, -23.0, 4.0, (0.5,)),
     Quality(30.0, -23.0, 11_000.0, 0.0, 0.0, 0.1, 0.1, 0.2, {"dnsmos": 3.5}, {"repeats": 0.0}),
-    Style("sad", "home", "北京", "慢", "slow"), (Moment("laugh", 0.5, 0.75, "s1"),),
+    Style("sad", "home", "北京", "慢", "slow"), (DialogueEvent("laugh", 0.5, 0.75, "s1"),),
     (Decision("snr", 1, False, "ef", "snr", 3.0, 10.0, "too noisy", 1.0),), {"lang": Label("x", "1", 0.5, "truth")},
 )  # fmt: skip
 

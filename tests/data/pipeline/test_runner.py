@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from speechgpt2.data.pipeline import output, shar
+from speechgpt2.data.pipeline.clip_audio import Workspace
 from speechgpt2.data.pipeline.runner import Run
-from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.workers import Task, Workers
+from speechgpt2.data.pipeline.workers import LocalWorkers, Task
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
 from tests import needs
@@ -138,7 +138,7 @@ def test_a_clip_that_kills_its_worker_is_rejected_alone(recordings, tmp_path):
 def test_a_clip_without_end_is_given_up(recordings, tmp_path):
 
     slow: list[Stage] = [Level(LevelConfig(pause=60.0))]
-    with Workers(slow, Workspace(recordings, tmp_path), count=1, patience=1.0) as workers:
+    with LocalWorkers(slow, Workspace(recordings, tmp_path), count=1, timeout=1.0) as workers:
         workers.submit(Task(Clip("a"), 0))
         [done] = workers.collect()
         assert done.fault == "no end within 1 s" and workers.idle == 1

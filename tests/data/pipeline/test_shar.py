@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.pipeline import scores, shar
-from speechgpt2.data.pipeline.sound import Sound, Workspace
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Moment, Quality, Speaker, Style, Wording
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
+from speechgpt2.data.record import (
+    AudioInfo,
+    Clip,
+    Decision,
+    DialogueEvent,
+    Label,
+    Language,
+    Quality,
+    Speaker,
+    Style,
+    Transcript,
+)
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Alignment, Phone, Word
 from speechgpt2.types import SAMPLE_RATE
@@ -48,11 +59,11 @@ def clips(workspace) -> list[Clip]:
         audio = AudioInfo("a.wav", SAMPLE_RATE, 1, number * 0.5, 1.0, "FLAC", name, -6.0)
         made.append(
             Clip(
-                f"a.b-{number}", "a", audio=audio, lang=Language("zh", 0.5), text=Wording("你好"),
+                f"a.b-{number}", "a", audio=audio, lang=Language("zh", 0.5), text=Transcript("你好"),
                 speakers=(Speaker("s1", (0.25,), "female"),),
                 align=Alignment((Word("你", 0.1, 0.3), Word("好", 0.3, 0.7001)), (Phone("n", 0.1, 0.2),)),
                 quality=Quality(snr=20.0, mos={"dnsmos": 3.25}, extra={"repeats": 1.0}), style=Style(caption_zh="慢"),
-                events=(Moment("laugh", 0.1, 0.2, "s1"),), decisions=(Decision("level", 1, True, "ab"),),
+                events=(DialogueEvent("laugh", 0.1, 0.2, "s1"),), decisions=(Decision("level", 1, True, "ab"),),
                 labels_from={"text": Label("x", kind="truth")},
             )
         )  # fmt: skip
@@ -64,7 +75,7 @@ def test_there_and_back(clips, workspace, tmp_path):
     found = list(shar.read(tmp_path / "shar"))
     assert [clip for clip, _ in found] == clips
     for clip, pcm in found:
-        assert np.abs(pcm - Sound(clip, workspace).pcm).max() < 1 / 32768
+        assert np.abs(pcm - ClipAudio(clip, workspace).pcm).max() < 1 / 32768
 
 
 def test_lhotse_reads_it(clips, workspace, tmp_path):
@@ -77,7 +88,7 @@ def test_lhotse_reads_it(clips, workspace, tmp_path):
         [supervision] = cut.supervisions
         assert (supervision.text, supervision.language, supervision.speaker) == ("你好", "zh", "s1")
         assert [(item.symbol, item.start) for item in supervision.alignment["word"]] == [("你", 0.1), ("好", 0.3)]
-        assert np.abs(cut.load_audio()[0] - Sound(clip, workspace).pcm).max() < 1 / 32768
+        assert np.abs(cut.load_audio()[0] - ClipAudio(clip, workspace).pcm).max() < 1 / 32768
 
 
 def test_lhotse_writes_it_again(clips, workspace, tmp_path):

@@ -171,7 +171,7 @@ def test_results_of_unknown_sources_are_computed_again(crawled):
         database.execute("UPDATE results SET source = NULL")
         database.execute("DELETE FROM recordings")
     results = Results(path)
-    results.bury(taken_down(crawled / "crawl" / "manifest.jsonl"), crawled / "run" / "work" / "audio")
+    results.take_down(taken_down(crawled / "crawl" / "manifest.jsonl"), crawled / "run" / "work" / "audio")
     assert list(results.times())  # nothing was taken down
     results.close()
     sg2("takedown", crawled / "voices" / "gone.wav", crawled / "crawl")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.annotate.align import Align, AlignConfig
-from speechgpt2.data.pipeline.sound import Sound, Workspace
+from speechgpt2.data.pipeline.clip_audio import Sound, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment.ctc import CtcModel, tokenize

@@ -18,7 +18,7 @@ _LOUDEST = 0.95
 
 
 @dataclass(frozen=True)
-class PlaceConfig:
+class AcousticsConfig:
     """Chances that a conversation is held over the telephone, in rooms, with noise. None of them by default."""
 
     telephone: float = 0.0
@@ -26,7 +26,7 @@ class PlaceConfig:
     noise: float = 0.0
 
 
-def put_in_place(pcm: np.ndarray, config: PlaceConfig, rng: random.Random) -> tuple[np.ndarray, list[str]]:
+def apply_acoustics(pcm: np.ndarray, config: AcousticsConfig, rng: random.Random) -> tuple[np.ndarray, list[str]]:
     """`pcm [2, N]` -> the same length somewhere, and the names of what was done to it."""
     noise = np.random.default_rng(rng.getrandbits(64))
     done: list[str] = []

@@ -1,7 +1,8 @@
 """Features in which two voices that say the same are near: cepstra with their surroundings, seen as phones differ.
 
-Linear discriminant analysis (Haeb-Umbach and Ney 1992) of 180 ms of cepstra, on synthetic speech of known phones.
-The projection comes with the package (ears.npz, 8 kB); `python -m speechgpt2.data.clean.ears` makes it again.
+Linear discriminant analysis (Haeb-Umbach and Ney 1992) of 180 ms of cepstra, on synthetic speech of known phones. The
+projection comes with the package (phone_features.npz, 8 kB); `python -m speechgpt2.data.clean.phone_features` makes
+it again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels, power
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.voices import draw_voice, speak
 
-FILE = Path(__file__).with_name("ears.npz")
+FILE = Path(__file__).with_name("phone_features.npz")
 OFFSETS = np.arange(-9, 10, 3)  # frames around one that are seen with it
 DIMENSIONS = 20
 UTTERANCES, RARE = 400, 100  # to learn from; phones with fewer frames are left out

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from speechgpt2.data.clean.wording import Rates, RatesConfig, disagreement, error_rate, language_of, repeats, units
+from speechgpt2.data.clean.transcript_checks import (
+    RateOutliers,
+    RateOutliersConfig,
+    disagreement,
+    error_rate,
+    language_of,
+    repeats,
+    units,
+)
 from speechgpt2.data.record import Clip, Language, Quality
 
 
@@ -65,7 +73,7 @@ def test_rates_are_judged_by_their_recording():
     fast = [rated(n, 18 + n % 4, "q") for n in range(20)]
     odd = rated(99, 19.0)  # ordinary elsewhere
     clips = [*slow, odd, *fast, rated(0, 19.0, "lonely"), replace(rated(100, 1.0), quality=Quality())]
-    judged = list(Rates(RatesConfig())(lambda: iter(clips)))
+    judged = list(RateOutliers(RateOutliersConfig())(lambda: iter(clips)))
     outliers = {clip.id: clip.quality.extra.get("rate_outlier") for clip in judged}
     assert [clip.id for clip in judged] == [clip.id for clip in clips]
     assert outliers["p-99"] > 1.5 and outliers["p-2"] == 0 and outliers["q-3"] < 1.5

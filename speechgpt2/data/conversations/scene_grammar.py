@@ -6,7 +6,7 @@ A scene is text, a line for each contribution:
     guest: I'd like {=dish}, please.                 {=dish} is drawn once and stays the same in the scene
     waiter~ {yes}                                    ~ a backchannel, spoken into the line above
     guest! Sorry, {=dish} without onions.            ! an interruption of the line above
-    waiter[slow]: No onions.                         [manner], one of script.MANNERS; may be a slot, too
+    waiter[slow]: No onions.                         [style], one of script.STYLES; may be a slot, too
     guest?: Thank you.                               ? left out half of the time, with all such lines beside it
     waiter{order dish={=dish}}: One moment.          a tool call of that name with its arguments
 
@@ -26,7 +26,7 @@ from speechgpt2.errors import UserError
 DEEPEST = 12  # rules within rules; a deeper nesting goes in circles
 _SLOT = re.compile(r"\{(=?)([a-z_]+)\}")
 _LINE = re.compile(
-    r"(?P<role>\w+)(?:\[(?P<manner>[^\]]+)\])?"
+    r"(?P<role>\w+)(?:\[(?P<style>[^\]]+)\])?"
     r"(?:\{(?P<tool>\w+)(?P<arguments>(?: \w+=[^ }]+\}?)*)\})?"
     r"(?P<maybe>\?)?(?P<kind>[:~!])\s*(?P<text>.+)"
 )
@@ -40,7 +40,7 @@ class Pattern:
     role: str
     text: str
     kind: Kind
-    manner: str
+    style: str
     maybe: bool
     tool: str
     arguments: tuple[tuple[str, str], ...]
@@ -59,7 +59,7 @@ class Scene:
         if len(self.roles) != 2:
             raise UserError(f"scene {name}: needs two roles, has {len(self.roles)}")
         for pattern in self.patterns:
-            for part in (pattern.text, pattern.manner, *(value for _, value in pattern.arguments)):
+            for part in (pattern.text, pattern.style, *(value for _, value in pattern.arguments)):
                 self._check(part, ())
 
     def draw(self, rng: random.Random) -> Script:
@@ -82,8 +82,8 @@ class Scene:
         text = self._expand(pattern.text, rng, known)
         tool = [("name", pattern.tool)] if pattern.tool else []
         tool += [(key, self._expand(value, rng, known)) for key, value in pattern.arguments]
-        manner = self._expand(pattern.manner, rng, known)
-        return Line(pattern.role, text[0].upper() + text[1:], pattern.kind, manner, (), tuple(tool))
+        style = self._expand(pattern.style, rng, known)
+        return Line(pattern.role, text[0].upper() + text[1:], pattern.kind, style, (), tuple(tool))
 
     def _expand(self, text: str, rng: random.Random, known: dict[str, str]) -> str:
         def fill(match: re.Match[str]) -> str:
@@ -113,6 +113,6 @@ def _pattern(scene: str, line: str) -> Pattern:
         raise UserError(f"scene {scene}: {line!r} is no line; write 'role: text'")
     pairs = re.findall(r"(\w+)=(\S+?)(?= |$)", match["arguments"] or "")
     return Pattern(
-        match["role"], match["text"], _KINDS[match["kind"]], match["manner"] or "", bool(match["maybe"]),
+        match["role"], match["text"], _KINDS[match["kind"]], match["style"] or "", bool(match["maybe"]),
         match["tool"] or "", tuple(pairs),
     )  # fmt: skip

@@ -1,8 +1,7 @@
-"""No connection to where a crawler has no business: the guard sits where sockets are made.
+"""Block connections to private addresses at the place where sockets are made.
 
-A host name may resolve to anything, differently each time, and a redirect may lead anywhere. So nothing is decided
-from names: the address is judged at the moment when the connection to it is made, and no socket comes into being for
-a forbidden one.
+A host name may resolve to any address, differently each time, and a redirect may lead anywhere. So the check uses the
+address at the moment of the connection, and no socket is created for a forbidden one.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class ForbiddenAddress(OSError):
     """The address is private, loopback, link-local or otherwise not public."""
 
 
-class Guard:
-    """Makes sockets to public addresses and to the `allowed` networks ("127.0.0.0/8"), and to nothing else."""
+class AddressGuard:
+    """Creates sockets to public addresses and to the `allowed` networks ("127.0.0.0/8") only."""
 
     def __init__(self, allowed: Sequence[str] = ()):
         try:
@@ -35,22 +34,24 @@ class Guard:
             raise UserError(f"not a network: {error}; write it as 127.0.0.0/8") from None
 
     def permits(self, address: str) -> bool:
-        """Whether a connection to the numeric `address` may be made."""
+        """Whether a connection to the numeric `address` is allowed."""
         inner = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
         if any(inner.version == network.version and inner in network for network in self._allowed):
             return True
         return inner.is_global and not (inner.is_multicast or inner.is_reserved)
 
     def socket(self, address_info: tuple[Any, ...]) -> socket.socket:
-        """A socket for `address_info`, as aiohttp asks for one before it connects. Errors: `ForbiddenAddress`."""
+        """Create a socket for `address_info`; aiohttp calls it before it connects. Raises `ForbiddenAddress`."""
         family, kind, protocol, _, place = address_info
         if not self.permits(place[0]):
-            raise ForbiddenAddress("not a public address")  # one text for all, as alike faults are merged by text
+            raise ForbiddenAddress("not a public address")  # always the same text: equal errors are merged by text
         return socket.socket(family, kind, protocol)
 
 
 def _unwrap(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address carries inside, if it does: mapped, 6to4, Teredo, NAT64, compatible."""
+    """Return the IPv4 address inside an IPv6 address (mapped, 6to4, Teredo, NAT64, compatible), else the address
+    itself.
+    """
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address.teredo:

@@ -1,14 +1,14 @@
-"""Where the files of a crawl lie, and how they get there without a moment at which a kill would lose or leave one.
+"""The files of a crawl. Each file gets to its final place so that a kill neither loses it nor leaves a stray one.
 
-    frontier.db               what is known
-    work/ID/                  what is being fetched: body, fetched.json, warc.gz
+    frontier.db               states of items
+    work/ID/                  downloads in progress: body, fetched.json, warc.gz
     audio/ab/ab12….mp3        recordings, named by their content
     warc/ab/ab12….warc.gz     provenance, named by the item
-    manifest.jsonl            records of what is kept, in the order of their ids
-    rejected.jsonl            what is not, with reasons
+    manifest.jsonl            records of kept recordings, in the order of their ids
+    rejected.jsonl            records of rejected items, with reasons
 
-The frontier decides, files follow: an item is marked done first, then its files are moved into place, then that is
-noted. What a kill leaves undone is done by the next start (`settle`), what it leaves over is removed (`sweep`).
+The frontier changes first, files follow: an item is marked as done, then its files are moved, then that is recorded.
+The next start finishes what a kill left undone (`settle`) and removes what it left over (`sweep`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item
 FRONTIER = "frontier.db"
 
 
-class Store:
+class CrawlFolder:
     """The folder of a crawl."""
 
     def __init__(self, folder: Path):
@@ -36,22 +36,22 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
 
     def work(self, item: Item) -> Path:
-        """The item's folder for files in the making."""
+        """Return the item's folder for downloads in progress."""
         folder = self._work / item.id
         folder.mkdir(exist_ok=True)
         return folder
 
     def audio(self, item: Item) -> Path:
-        """Where the recording of a finished item lies."""
+        """Return the path of a finished recording."""
         assert item.sha256
         return self._audio / item.sha256[:2] / f"{item.sha256}.{item.outcome['ending']}"
 
     def warc(self, id: str) -> Path:
-        """Where an item's provenance lies."""
+        """Return the path of an item's provenance."""
         return self._warc / id[:2] / f"{id}.warc.gz"
 
     def settle(self, item: Item, frontier: Frontier) -> None:
-        """Move a finished item's files into their places; may be done again, and by several at once."""
+        """Move a finished item's files to their final places. Repeated and concurrent calls do no harm."""
         work = self._work / item.id
         _move(work / "warc.gz", self.warc(item.id))
         if item.kind not in DOCUMENTS:
@@ -60,11 +60,11 @@ class Store:
         frontier.settle(item.id)
 
     def discard_work(self, id: str) -> None:
-        """Remove what was fetched of an item."""
+        """Remove what was fetched for an item."""
         shutil.rmtree(self._work / id, ignore_errors=True)
 
     def discard(self, item: Item, frontier: Frontier) -> None:
-        """Remove the files of an item that is no longer kept; content that another kept item shares stays."""
+        """Remove the files of an item that is no longer kept. Content of another kept item stays."""
         self.discard_work(item.id)
         self.warc(item.id).unlink(missing_ok=True)
         if item.sha256 and not frontier.keeps(item.sha256):
@@ -72,7 +72,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def sweep(self, frontier: Frontier) -> None:
-        """Settle what is done, and remove what belongs to nothing that is open or kept."""
+        """Settle finished items, and remove files that belong to no open or kept item."""
         for item in frontier.unsettled():
             self.settle(item, frontier)
         for path in self._work.iterdir() if self._work.is_dir() else ():

@@ -17,7 +17,7 @@ _COMMA = {"en": ", ", "zh": "，"}
 
 
 @dataclass(frozen=True)
-class OralConfig:
+class DisfluencyConfig:
     """Chances, per turn of at least `shortest` words."""
 
     filler: float = 0.25
@@ -30,15 +30,15 @@ class OralConfig:
         return self.filler + self.repetition + self.repair
 
 
-def loosen(script: Script, config: OralConfig, rng: random.Random) -> Script:
-    """The script as people would say it; lines in a manner of their own and backchannels stay as they are."""
+def add_disfluencies(script: Script, config: DisfluencyConfig, rng: random.Random) -> Script:
+    """The script as people would say it; lines in a style of their own and backchannels stay as they are."""
     return replace(script, lines=tuple(_loosen(line, script.lang, config, rng) for line in script.lines))
 
 
-def _loosen(line: Line, lang: str, config: OralConfig, rng: random.Random) -> Line:
+def _loosen(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random) -> Line:
     drawn = rng.random()
     long = len(words_of(line.text, lang)) >= config.shortest
-    if not long or line.manner or line.kind != "turn" or drawn >= config.total:
+    if not long or line.style or line.kind != "turn" or drawn >= config.total:
         return line
     nouns = _nouns(line.text, lang)
     if drawn < config.filler:

@@ -1,8 +1,7 @@
-"""Clips and what stages change in them as bytes, for the files that a run keeps for itself. Needs the extra `data`.
+"""Clips and their changes as bytes, for the internal files of a run. Needs the extra `data`.
 
-The JSON of record.py is for others: it says what is known and nothing else, and every line that comes in is checked key
-by key. Between the steps of a run the same clips are written and read a dozen times; there msgspec does both in a tenth
-of the time, still with every type checked.
+The JSON of record.py is for others: it omits unknown fields, and every input line is checked key by key. Within a run
+the same clips are written and read a dozen times. msgspec does both in a tenth of the time, and checks all types.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from typing import Any
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 
-Change = dict[str, Any]  # the fields of a clip that a stage gave another value
+Change = dict[str, Any]  # the fields of a clip that a stage changed
 BUFFER = 1 << 20
 
 
 def read(path: Path) -> Iterator[Clip]:
-    """The clips of a file of `write`."""
+    """Yield the clips of a file that `write` wrote."""
     decode = _codec().clip.decode
     with path.open("rb", BUFFER) as file:
         for line in file:
@@ -32,7 +31,7 @@ def read(path: Path) -> Iterator[Clip]:
 
 
 def write(path: Path, clips: Iterable[Clip]) -> None:
-    """A clip a line, whole or not at all: what is half-written is named `….part`."""
+    """Write a clip per line, atomically: a partial file is named `….part`."""
     encode = _codec().encoder.encode
     scratch = path.with_suffix(".part")
     with scratch.open("wb", BUFFER) as file:
@@ -41,31 +40,33 @@ def write(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def content_hash(clip: Clip) -> bytes:
-    """Of all but the decisions: equal for clips that a stage cannot tell apart."""
+    """Hash everything but the decisions: equal for clips that a stage cannot distinguish."""
     return hashlib.sha256(_codec().encoder.encode({**vars(clip), "decisions": ()})).digest()
 
 
 def difference(before: Clip, after: Clip) -> Change:
-    """What `after` says otherwise, as `unpack` will give it back. Errors: ValueError for a number that is none (NaN,
-    infinity) and for what is of another type than the record's."""
+    """Return the fields that differ, as `unpack` will return them.
+
+    Raises ValueError for NaN, infinity and wrong types.
+    """
     old = vars(before)
     change = {name: value for name, value in vars(after).items() if value is not old[name] and value != old[name]}
     [again], _ = unpack(pack([change], None))
     if again != change:
         raise ValueError(
-            f"{', '.join(name for name in change if again.get(name) != change[name])}: no record can hold it"
+            f"{', '.join(name for name in change if again.get(name) != change[name])}: not a valid value of a record"
         )
     return again
 
 
 def pack(changes: Iterable[Change], refusal: Decision | None) -> bytes:
-    """As JSON."""
+    """Encode changes and a rejection as JSON."""
     codec = _codec()
     return codec.encoder.encode(codec.outcome_type([codec.change_type(**change) for change in changes], refusal))
 
 
 def unpack(data: bytes) -> tuple[tuple[Change, ...], Decision | None]:
-    """The inverse of `pack`."""
+    """Decode the output of `pack`."""
     codec = _codec()
     outcome = codec.outcome.decode(data)
     names = codec.change_type.__struct_fields__
@@ -103,4 +104,4 @@ def _plain_number(value: Any) -> Any:
     """Of numpy's."""
     if hasattr(value, "item"):
         return value.item()
-    raise ValueError(f"a {type(value).__name__} stands in a record")
+    raise ValueError(f"a record contains a {type(value).__name__}")

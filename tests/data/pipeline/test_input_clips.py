@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from speechgpt2.data.pipeline import intake
+from speechgpt2.data.pipeline import input_clips
 from speechgpt2.data.pipeline.results import Results
 from speechgpt2.data.record import Clip
 from speechgpt2.errors import UserError
@@ -29,19 +29,19 @@ def test_a_folder(tmp_path, results):
     (root / "b").mkdir(parents=True)
     for name, data in {"b/x.wav": b"1", "a é.mp3": b"2", "a é.txt": "说话".encode(), ".hidden.wav": b"3"}.items():
         (root / name).write_bytes(data)
-    clips = list(intake.read(root, results))
+    clips = list(input_clips.read(root, results))
     assert [clip.audio.path for clip in clips] == ["a é.mp3", "b/x.wav"]
     assert clips[0].text.raw == "说话" and clips[0].source.sha256 and clips[0].id.startswith("a-")
-    assert all(intake.SAFE_ID.fullmatch(clip.id) for clip in clips)
+    assert all(input_clips.SAFE_ID.fullmatch(clip.id) for clip in clips)
 
 
 def test_a_file_is_read_again_only_if_it_changed(tmp_path, results, monkeypatch):
     root = tmp_path / "in"
     root.mkdir()
     (root / "a.wav").write_bytes(b"1")
-    [first] = intake.read(root, results)
+    [first] = input_clips.read(root, results)
     monkeypatch.setattr(Results, "remember_file", lambda *_: pytest.fail("read again"))
-    assert list(intake.read(root, results)) == [first]
+    assert list(input_clips.read(root, results)) == [first]
 
 
 def test_names_that_are_traps(tmp_path, results):
@@ -56,7 +56,7 @@ def test_names_that_are_traps(tmp_path, results):
     (root / "text.txt").write_bytes(b"\xff\xfe\x00")
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "pipe.wav")
-    assert refusals(list(intake.read(root, results))) == ["name", "text"]
+    assert refusals(list(input_clips.read(root, results))) == ["name", "text"]
 
 
 def test_a_manifest_full_of_traps(tmp_path, results):
@@ -74,16 +74,16 @@ def test_a_manifest_full_of_traps(tmp_path, results):
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\xfe\n\n{\n"
     (tmp_path / "in" / "manifest.jsonl").write_bytes(text)
-    clips = list(intake.read(tmp_path / "in" / "manifest.jsonl", results))
+    clips = list(input_clips.read(tmp_path / "in" / "manifest.jsonl", results))
     assert refusals(clips) == [
         "", "path", "path", "path", "unreadable", "unreadable", "", "id-twice", "manifest", "path",
         "manifest", "manifest", "manifest", "manifest",
     ]  # fmt: skip
     assert len({clip.id for clip in clips}) == len(clips)
-    assert all(intake.SAFE_ID.fullmatch(clip.id) for clip in clips)
+    assert all(input_clips.SAFE_ID.fullmatch(clip.id) for clip in clips)
     assert all(clip == Clip.from_json(clip.to_json()) for clip in clips)
 
 
 def test_nothing_there(tmp_path, results):
     with pytest.raises(UserError, match="no such folder or manifest"):
-        list(intake.read(tmp_path / "absent", results))
+        list(input_clips.read(tmp_path / "absent", results))

@@ -1,10 +1,10 @@
-"""`probe` in a process of its own, where a file that crashes or stalls a decoder harms nobody else.
+"""`probe` in a process of its own, so that a file that crashes or stalls a decoder does no other harm.
 
-The process reads requests from its standard input and ends with it, so none is left behind by a killed crawler.
+The process reads requests from its standard input and ends with it, so a killed crawler leaves none behind.
 
-    decoder = Decoder()
-    sound = await decoder.probe(path, max_hours=12)
-    await decoder.close()
+    process = ProbeProcess()
+    found = await process.probe(path, max_hours=12)
+    await process.close()
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from speechgpt2.data.crawl.probe import Sound, probe
-from speechgpt2.data.crawl.verdicts import Rejected
+from speechgpt2.data.crawl.item_errors import ItemRejected
+from speechgpt2.data.crawl.probe import ProbedAudio, probe
 
-PATIENCE = 1800.0  # seconds for one file; at 200 times real time that is 100 hours of sound
+PROBE_TIMEOUT = 1800.0  # seconds for one file; at 200 times real time that is 100 hours of sound
 
 
-class Decoder:
-    """One file at a time, so that a crash is the fault of the file at hand."""
+class ProbeProcess:
+    """Probes one file at a time, so that a crash is caused by that file."""
 
-    def __init__(self, patience: float = PATIENCE):
-        self._patience = patience
+    def __init__(self, timeout: float = PROBE_TIMEOUT):
+        self._timeout = timeout
         self._process: asyncio.subprocess.Process | None = None
         self._busy = asyncio.Lock()
 
-    async def probe(self, path: Path, max_hours: float) -> Sound:
-        """As `probe.probe`. Errors: `Rejected`, also where decoding crashes or does not end."""
+    async def probe(self, path: Path, max_hours: float) -> ProbedAudio:
+        """Probe a file like `probe.probe`. Raises `ItemRejected` also if decoding crashes or does not end."""
         async with self._busy:
             try:
-                answer = await asyncio.wait_for(self._ask(path, max_hours), self._patience)
+                answer = await asyncio.wait_for(self._ask(path, max_hours), self._timeout)
             except asyncio.TimeoutError:
                 await self._kill()
-                raise Rejected("corrupt", f"decoding did not end within {self._patience:g} s") from None
-            except BaseException:  # cancelled in the middle: its answer must not be taken for the next one's
+                raise ItemRejected("corrupt", f"decoding did not end within {self._timeout:g} s") from None
+            except BaseException:  # cancelled: the next request must not read this one's answer
                 await self._kill()
                 raise
             if not answer:
                 await self._kill()
-                raise Rejected("corrupt", "the decoder crashed on it")
+                raise ItemRejected("corrupt", "the decoder crashed on the file")
         values = json.loads(answer)
         if "reason" in values:
-            raise Rejected(values["reason"], values["detail"])
-        return Sound(**values)
+            raise ItemRejected(values["reason"], values["detail"])
+        return ProbedAudio(**values)
 
     async def close(self) -> None:
         """End the process."""
@@ -78,13 +78,13 @@ class Decoder:
 
 
 def serve() -> None:
-    """Answer requests, one JSON object a line, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the crawler's to handle
+    """Answer requests, one JSON object per line, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the crawler handles Ctrl-C
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = asdict(probe(Path(request["path"]), request["max_hours"]))
-        except Rejected as refusal:
+        except ItemRejected as refusal:
             answer = {"reason": refusal.reason, "detail": refusal.detail}
         print(json.dumps(answer), flush=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from speechgpt2.data.record import Clip, Moment, Wording
+from speechgpt2.data.record import Clip, DialogueEvent, Transcript
 from speechgpt2.tts.utterance import Alignment, Phone, Word
 
 DIGITS = 3  # of the seconds at which a part begins and ends
@@ -35,13 +35,13 @@ def part(clip: Clip, start: float, end: float) -> Clip:
     return replace(clip, audio=audio, align=align, events=events, text=text)
 
 
-def text_of(clip: Clip, start: float, end: float) -> Wording:
+def text_of(clip: Clip, start: float, end: float) -> Transcript:
     """What the lines say from `start` to `end` seconds of a clip; nothing where one of them is cut in two."""
     start, seconds = round(start, DIGITS), round(end - start, DIGITS)
     lines = _named(clip.text.lines, start, seconds)
     edges = (start, start + seconds)
     torn = any(line.start < edge - SPILL and line.end > edge + SPILL for line in clip.text.lines for edge in edges)
-    return Wording() if torn else Wording(raw=" ".join(line.text for line in lines), lines=lines)
+    return Transcript() if torn else Transcript(raw=" ".join(line.text for line in lines), lines=lines)
 
 
 def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:
@@ -52,7 +52,7 @@ def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:
     )
 
 
-def _lies_in(span: Word | Phone | Moment, start: float, seconds: float) -> bool:
+def _lies_in(span: Word | Phone | DialogueEvent, start: float, seconds: float) -> bool:
     return start <= (span.start + span.end) / 2 < start + seconds
 
 

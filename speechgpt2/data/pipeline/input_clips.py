@@ -1,7 +1,7 @@
-"""A folder of recordings or a manifest of records -> clips, one at a time, in a stable order.
+"""Input of a run: the clips of a folder of recordings or of a manifest, one at a time, in a stable order.
 
-Nothing that can stand in a name or a line ends a run: what cannot be used becomes a rejected clip with a reason.
-Beside `talk.mp3` a file `talk.txt` may hold what is said in it.
+No file name and no line of a manifest can end a run: what cannot be used becomes a rejected clip with a reason. Beside
+`talk.mp3` a file `talk.txt` may hold its text.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from speechgpt2.data.pipeline.clip_audio import Workspace
 from speechgpt2.data.pipeline.results import Results
-from speechgpt2.data.pipeline.sound import Workspace
 from speechgpt2.data.pipeline.takedown import REASON
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Source, Wording
+from speechgpt2.data.record import AudioInfo, Clip, Decision, Source, Transcript
 from speechgpt2.errors import UserError
 
-STAGE, STAGE_VERSION = "intake", 1
-NOT_SOUND = {".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".html", ".xml", ".gz", ".db"}
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")  # what may become a file's name in an archive
+STAGE, STAGE_VERSION = "input", 1
+NOT_AUDIO = {".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".html", ".xml", ".gz", ".db"}
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")  # ids that may become file names in an archive
 LONGEST_LINE = 16 << 20  # bytes of a manifest's line
 LONGEST_TEXT = 1 << 20  # bytes of a transcript
 
 
 def read(source: Path, results: Results) -> Iterator[Clip]:
-    """The clips of a folder or a manifest (JSON lines). Errors: `UserError` if there is no such thing."""
+    """Yield the clips of a folder or a manifest (JSON lines). Raises `UserError` if it does not exist."""
     if not source.is_dir() and not source.is_file():
         raise UserError(f"{source}: no such folder or manifest")
     results.forget_ids()
     for clip in _folder(source, results) if source.is_dir() else _manifest(source, results):
-        detail = results.is_buried(clip)
+        detail = results.takedown_reason(clip)
         if detail is not None:
             clip = _refused(clip.id, REASON, clip.source.url, detail)
         if results.new_id(clip.id):
@@ -41,13 +41,13 @@ def read(source: Path, results: Results) -> Iterator[Clip]:
         else:
             again = replace(clip, id=_short_hash(f"{clip.id} again {clip.to_json()}".encode()))
             yield _refuse(again, "id-twice", f"another clip is named {clip.id}") if clip.kept else again
-    for id, url, detail in results.graves():  # of which a manifest no longer speaks
+    for id, url, detail in results.takedowns():  # that the manifest no longer lists
         if results.new_id(id):
             yield _refused(id, REASON, url, detail)
 
 
 def root_of(source: Path) -> Path:
-    """What paths in the clips are relative to."""
+    """Return the folder that paths in clips are relative to."""
     return source if source.is_dir() else source.parent
 
 
@@ -64,7 +64,10 @@ def _folder(root: Path, results: Results) -> Iterator[Clip]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder` that may hold sound, in the order of their names, without following links to folders."""
+    """Yield files below `folder` that may hold audio, in the order of their names.
+
+    Links to folders are not followed.
+    """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
     for entry in found:
@@ -72,12 +75,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))
-        elif entry.is_file() and Path(entry.name).suffix.lower() not in NOT_SOUND:
+        elif entry.is_file() and Path(entry.name).suffix.lower() not in NOT_AUDIO:
             yield Path(entry.path)
 
 
 def _with_text(clip: Clip, path: Path) -> Clip:
-    """With the transcript that lies beside it."""
+    """Add the transcript that lies beside the file."""
     beside = path.with_suffix(".txt")
     if not clip.kept or not beside.is_file():
         return clip
@@ -88,9 +91,9 @@ def _with_text(clip: Clip, path: Path) -> Clip:
     except UnicodeDecodeError:
         return _refuse(clip, "text", f"{beside.name} is not UTF-8")
     return (
-        _refuse(clip, "text", f"{beside.name} is endless")
+        _refuse(clip, "text", f"{beside.name} is larger than {LONGEST_TEXT} bytes")
         if len(raw) > LONGEST_TEXT
-        else replace(clip, text=Wording(raw=text))
+        else replace(clip, text=Transcript(raw=text))
     )
 
 
@@ -108,7 +111,7 @@ def _of_line(line: bytes, number: int, root: Path, results: Results) -> Clip:
     where = f"line {number}"
     try:
         clip = Clip.from_json(line.decode("utf-8"))
-        clip.to_json().encode("utf-8")  # JSON can spell half a character, and a number that is none
+        clip.to_json().encode("utf-8")  # JSON allows lone surrogates and NaN
     except ValueError as error:
         said = "is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         return _refused(f"line-{number:09d}", "manifest", "", f"{where}: {said}"[:300])
@@ -118,14 +121,14 @@ def _of_line(line: bytes, number: int, root: Path, results: Results) -> Clip:
         return clip
     path = Workspace(root, root).source(clip.audio.path)
     if path is None:
-        return _refuse(clip, "path", f"{where}: its path does not lie below the manifest's folder")
+        return _refuse(clip, "path", f"{where}: its path is not below the manifest's folder")
     if not path.is_file():
         return _refuse(clip, "unreadable", f"{where}: no file {clip.audio.path}")
     return clip if clip.source.sha256 else _with_hash(clip, path, results)
 
 
 def _with_hash(clip: Clip, path: Path, results: Results) -> Clip:
-    """With the hash of the file, which is read only if it has changed since the last time."""
+    """Add the hash of the file, which is read only if it has changed since the last run."""
     try:
         status = path.stat()
         known = results.known_file(str(path), status.st_size, status.st_mtime_ns)
@@ -142,7 +145,7 @@ def _with_hash(clip: Clip, path: Path, results: Results) -> Clip:
 
 
 def _id_of(name: str) -> str:
-    """A name for people with a hash that tells it from all others."""
+    """Return a readable name with a hash that makes it unique."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).with_suffix("").as_posix()).strip("-")[-60:].strip("-")
     return f"{plain}-{_short_hash(name.encode())}" if plain else _short_hash(name.encode())
 

@@ -1,6 +1,6 @@
-"""Styles asked for and styles measured: how an engine is driven for a manner, and whether it came out.
+"""Styles asked for and styles measured: how an engine is driven for a style, and whether it came out.
 
-A synthesiser does not always do what it is told (a rate is clipped, a whisper stays voiced), so a line in a manner is
+A synthesiser does not always do what it is told (a rate is clipped, a whisper stays voiced), so a line in a style is
 rendered beside a neutral reading of the same words, and the difference is measured.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechgpt2.data.conversations.script import MANNERS, Style
+from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
 from speechgpt2.dsp.world_pitch import F0_HOP, track_pitch
 from speechgpt2.tts.utterance import Utterance, Voice
 
@@ -58,7 +58,7 @@ class Tolerance:
     loudness: float = 3.0
 
 
-def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice:
+def drive(voice: Voice, style: SpeakingStyle, rng: random.Random | None = None) -> Voice:
     """The voice's settings for a style; with `rng` another try nearby."""
     nudge = (lambda low, high: rng.uniform(low, high)) if rng else (lambda low, high: (low + high) / 2)
     rate = round(voice.rate * style.rate * nudge(0.93, 1.07))
@@ -71,9 +71,9 @@ def drive(voice: Voice, style: Style, rng: random.Random | None = None) -> Voice
     )  # fmt: skip
 
 
-def in_words(style: Style, lang: str) -> str:
+def in_words(style: SpeakingStyle, lang: str) -> str:
     """The wish for a style, for engines that can be told; empty for a style without a name."""
-    name = next((name for name, known in MANNERS.items() if known == style), "")
+    name = next((name for name, known in STYLES.items() if known == style), "")
     return TOLD[lang][name] if name else ""
 
 
@@ -90,18 +90,18 @@ def measure(spoken: Utterance, neutral: Utterance) -> Measured:
     )
 
 
-def error(asked: Style, got: Measured, tolerance: Tolerance) -> float:
+def error(asked: SpeakingStyle, got: Measured, tolerance: Tolerance) -> float:
     """How far the result is from what was asked for, in tolerances; up to 1 is good."""
     if asked.whisper:
         return got.voiced / VOICED_SHARE
-    faults = [
+    deviations = [
         abs(np.log(got.rate / asked.rate)) / np.log(tolerance.rate),
         abs(got.pitch - asked.pitch) / tolerance.pitch,
         abs(got.loudness - asked.loudness) / tolerance.loudness,
     ]
     if asked.range != 1.0:
-        faults.append(abs(np.log(max(got.range, 1e-3) / asked.range)) / np.log(tolerance.range))
-    return float(max(faults))
+        deviations.append(abs(np.log(max(got.range, 1e-3) / asked.range)) / np.log(tolerance.range))
+    return float(max(deviations))
 
 
 def _length(utterance: Utterance) -> float:

@@ -1,4 +1,4 @@
-"""Conversations as sound: exact times, cut turns, places, manners that are measured, builds that resume."""
+"""Conversations as sound: exact times, cut turns, places, styles that are measured, builds that resume."""
 
 import json
 import random
@@ -10,10 +10,10 @@ import soundfile
 
 from speechgpt2.config import from_dict
 from speechgpt2.data.conversations import build as building
-from speechgpt2.data.conversations.manner import Measured, Tolerance, drive, error, measure
-from speechgpt2.data.conversations.performance import MOST_OVERLAP, perform
-from speechgpt2.data.conversations.place import PlaceConfig, put_in_place, telephone
-from speechgpt2.data.conversations.script import MANNERS, NEUTRAL, Line, Mark, Script, words_of
+from speechgpt2.data.conversations.acoustics import AcousticsConfig, apply_acoustics, telephone
+from speechgpt2.data.conversations.render_script import MOST_OVERLAP, render_script
+from speechgpt2.data.conversations.script import NEUTRAL_STYLE, STYLES, Line, Mark, Script, words_of
+from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, drive, error, measure
 from speechgpt2.data.conversations.timing import Distribution, TimingConfig
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice, Word
@@ -39,7 +39,7 @@ def timing(gap=0.3, reaction=0.25, backchannel=0.5, interruption=0.5) -> TimingC
 
 def act(*lines: Line, **times):
     script = Script("s", "en", ("a", "b"), lines)
-    return perform(script, {"a": beeps, "b": beeps}, timing(**times), random.Random(0))
+    return render_script(script, {"a": beeps, "b": beeps}, timing(**times), random.Random(0))
 
 
 LONG = "one two three four five, six seven eight nine ten"
@@ -102,9 +102,9 @@ def test_marks_become_events_with_times_unless_they_were_never_said():
 def test_places_keep_length_and_time():
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     pcm = np.stack([0.3 * np.sin(2 * np.pi * 1000 * time), np.zeros(SAMPLE_RATE)]).astype(np.float32)
-    same, done = put_in_place(pcm, PlaceConfig(), random.Random(0))
+    same, done = apply_acoustics(pcm, AcousticsConfig(), random.Random(0))
     assert np.array_equal(same, pcm) and done == []
-    other, done = put_in_place(pcm, PlaceConfig(1.0, 1.0, 1.0), random.Random(0))
+    other, done = apply_acoustics(pcm, AcousticsConfig(1.0, 1.0, 1.0), random.Random(0))
     assert other.shape == pcm.shape and done == ["room", "noise", "telephone"] and not np.allclose(other, pcm)
     heard = telephone(pcm[0])
     middle = slice(2000, -2000)
@@ -118,13 +118,13 @@ SPEAKERS = [training_voices(lang)[12] for lang in ("en", "zh")]
 
 
 def test_errors_are_in_tolerances():
-    assert error(NEUTRAL, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
-    assert error(MANNERS["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
-    assert error(MANNERS["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert error(MANNERS["low"], Measured(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
-    assert error(MANNERS["soft"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert error(MANNERS["happy"], Measured(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
-    assert error(MANNERS["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert error(NEUTRAL_STYLE, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
+    assert error(STYLES["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
+    assert error(STYLES["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert error(STYLES["low"], Measured(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
+    assert error(STYLES["soft"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert error(STYLES["happy"], Measured(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
+    assert error(STYLES["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
 
 
 @needs.extra("synthesis", "pyworld")
@@ -134,10 +134,10 @@ def test_errors_are_in_tolerances():
 )
 def test_an_engine_speaks_in_the_manner_asked_for(voice, text):
     neutral = speak(text, voice)
-    for name, style in ((name, MANNERS[name]) for name in ("fast", "soft", "sad", "whisper")):
+    for name, style in ((name, STYLES[name]) for name in ("fast", "soft", "sad", "whisper")):
         said = speak(text, drive(voice, style))
         assert error(style, measure(said, neutral), TOLERANCE) < 1, name
-        wrong = MANNERS["slow" if style.rate >= 1 else "fast"]
+        wrong = STYLES["slow" if style.rate >= 1 else "fast"]
         assert error(wrong, measure(said, neutral), TOLERANCE) > 1 or name == "whisper"
 
 

@@ -1,7 +1,7 @@
 """A small web site with spoken episodes and every trap of the trade, on this machine: the crawler's demonstration.
 
-    python -m speechgpt2.data.crawl.demo FOLDER      serve it, crawl it, compare with what should come out
-    python -m speechgpt2.data.crawl.demo --serve     only serve it, for a crawl or a browser of your own
+    python -m speechgpt2.data.crawl.demo_site FOLDER      serve it, crawl it, compare with what should come out
+    python -m speechgpt2.data.crawl.demo_site --serve     only serve it, for a crawl or a browser of your own
 
 `sg2 data demo` goes on from there, with two feeds of longer talks, to clean and labelled clips. The voices are
 synthetic (``speechgpt2[synthesis]``); nothing leaves the machine.
@@ -32,11 +32,11 @@ from speechgpt2.types import SAMPLE_RATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-AWAY = "http://10.0.0.1/inside.mp3"  # an address that a crawler from outside must not be led to
+AWAY = "http://10.0.0.1/inside.mp3"  # a private address that a crawler must not reach
 _BY = "https://creativecommons.org/licenses/by/4.0/"
 _GAP = 0.4  # seconds between the sentences of an episode
-TALKS, _SENTENCES = 10, 20  # of each language, enough for captions; of each talk
-_WOMEN = 47  # the first of them among the training voices, after the men
+TALKS, _SENTENCES = 10, 20  # talks per language, enough for captions; sentences per talk
+_WOMEN = 47  # index of the first female voice among the training voices
 _EPISODES = {
     "weather": ("en", "Good morning. How is the weather today?", "It is cold, but the sun is out. Take a warm coat."),
     "kitchen": ("en", "What are we cooking tonight?", "Soup with carrots and beans. It takes about half an hour."),
@@ -50,7 +50,7 @@ _EPISODES = {
     "final": ("en", "This is the second version of an episode.", "It came while you were listening to the first."),
 }
 
-# What the crawl should say of each path; what is kept has no reason.
+# The expected reason for every path; None if it is kept.
 EXPECTED: dict[str, str | None] = {
     "/audio/weather.mp3": None,
     "/audio/kitchen.flac": None,
@@ -75,7 +75,7 @@ EXPECTED: dict[str, str | None] = {
 
 
 class Visit(NamedTuple):
-    """A request that a `Server` answered; `range` is its Range header."""
+    """A request that a `DemoServer` answered; `range` is its Range header."""
 
     path: str
     range: str
@@ -83,14 +83,16 @@ class Visit(NamedTuple):
     at: float
 
 
-class Server:
-    """An HTTP server on 127.0.0.1 that remembers its visits: `async with Server(routes) as server: server.url("/")`."""
+class DemoServer:
+    """An HTTP server on 127.0.0.1 that records its requests: `async with DemoServer(routes) as server:
+    server.url("/")`.
+    """
 
     def __init__(self, routes: Mapping[str, Handler], port: int = 0):
         self.visits: list[Visit] = []
         self._routes, self._port = routes, port
 
-    async def __aenter__(self) -> Server:
+    async def __aenter__(self) -> DemoServer:
         self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -113,8 +115,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def in_background(server: Server) -> Iterator[Server]:
-    """Serve in a thread, for a program that crawls in its own. Errors: `OSError` if the port is taken."""
+def in_background(server: DemoServer) -> Iterator[DemoServer]:
+    """Serve in a thread, for a program that crawls in the same process. Raises `OSError` if the port is taken."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -131,7 +133,7 @@ def in_background(server: Server) -> Iterator[Server]:
 
 
 def text(body: str, content_type: str = "text/html") -> Handler:
-    """A handler that serves text, with an ETag, and 304 to who has it."""
+    """Return a handler that serves text with an ETag, and 304 to a client that has it."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.Response(text=body, content_type=content_type)
@@ -143,7 +145,7 @@ def text(body: str, content_type: str = "text/html") -> Handler:
 
 
 def data(body: bytes, content_type: str = "audio/mpeg") -> Handler:
-    """A handler that serves bytes whole."""
+    """Return a handler that serves bytes."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(body=body, content_type=content_type)
@@ -152,7 +154,7 @@ def data(body: bytes, content_type: str = "audio/mpeg") -> Handler:
 
 
 def redirect(location: str, status: int = 302) -> Handler:
-    """A handler that sends elsewhere."""
+    """Return a handler that redirects."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(status=status, headers={"Location": location})
@@ -161,12 +163,12 @@ def redirect(location: str, status: int = 302) -> Handler:
 
 
 def endless(content_type: str = "audio/mpeg") -> Handler:
-    """A handler whose answer does not end."""
+    """Return a handler whose response does not end."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": content_type})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError):  # the client has had enough
+        with contextlib.suppress(ConnectionError):  # the client closes the connection
             while True:
                 await response.write(bytes(1 << 16))
         return response
@@ -175,8 +177,11 @@ def endless(content_type: str = "audio/mpeg") -> Handler:
 
 
 def replaced(first: bytes, second: bytes) -> Handler:
-    """The stale-ETag trap: the first answer breaks off in the middle, then the file is another one, and a Range request
-    gets 206 with bytes of the new file whatever its If-Range says."""
+    """Return a handler for the stale-ETag case.
+
+    The first response breaks off in the middle; then the file is another one, and a Range request gets 206 with bytes
+    of the new file, whatever its If-Range says.
+    """
     asked = 0
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -187,7 +192,7 @@ def replaced(first: bytes, second: bytes) -> Handler:
             response.content_type = "audio/wav"
             await response.prepare(request)
             await response.write(first[: len(first) // 2])
-            await asyncio.sleep(0.05)  # so that the half is read before the connection breaks
+            await asyncio.sleep(0.05)  # the client must read the first half before the connection breaks
             assert request.transport is not None
             request.transport.abort()
             return response
@@ -202,14 +207,14 @@ def replaced(first: bytes, second: bytes) -> Handler:
 
 
 class Episode(NamedTuple):
-    """Its sound, `pcm [N]` float32 at 24 kHz, and its sentences with their times."""
+    """Audio, `pcm [N]` float32 at 24 kHz, and sentences with their times."""
 
     pcm: np.ndarray
     lines: tuple[Word, ...]
 
 
 def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5, 35)) -> Episode:
-    """The sentences, by two of the training voices in turn. Errors: `MissingDependency`."""
+    """Speak the sentences by two of the training voices in turn. Raises `MissingDependency`."""
     from speechgpt2.tts.voices import speak, training_voices
 
     voices = training_voices(language)
@@ -224,12 +229,12 @@ def speak_episode(language: str, *sentences: str, speakers: tuple[int, int] = (5
 
 
 def speak_site() -> dict[str, np.ndarray]:
-    """The sound of all episodes by name. Errors: `MissingDependency`."""
+    """Return the audio of all episodes by name. Raises `MissingDependency`."""
     return {name: speak_episode(*episode).pcm for name, episode in _EPISODES.items()}
 
 
 def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
-    """By language, `count` talks of about a minute each. Errors: `MissingDependency`."""
+    """Return `count` talks of about a minute for each language. Raises `MissingDependency`."""
     from speechgpt2.curriculum.sentences import sentence
 
     talks: dict[str, list[Episode]] = {}
@@ -244,7 +249,7 @@ def speak_talks(count: int = TALKS) -> dict[str, list[Episode]]:
 
 
 def subtitles(lines: Sequence[Word]) -> str:
-    """WebVTT."""
+    """Write WebVTT."""
 
     def clock(seconds: float) -> str:
         minutes, ms = divmod(round(1000 * seconds), 60_000)
@@ -254,15 +259,20 @@ def subtitles(lines: Sequence[Word]) -> str:
 
 
 def encode(pcm: np.ndarray, format: str) -> bytes:
-    """`pcm [N]` at 24 kHz as a WAV, FLAC, OGG or MP3 file."""
+    """Encode `pcm [N]` at 24 kHz as a WAV, FLAC, OGG or MP3 file."""
     file = io.BytesIO()
-    samples = np.frombuffer(to_pcm16(pcm), "<i2")  # rounded here: libsndfile rounds differently for each format
+    samples = np.frombuffer(to_pcm16(pcm), "<i2")  # rounded here, since libsndfile rounds differently for each format
     soundfile.write(file, samples, SAMPLE_RATE, format=format)
     return file.getvalue()
 
 
 def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
-    """The site, from the sound of `_EPISODES`; `away` is a URL on another address."""
+    """Return the routes of the site.
+
+    Args:
+        pcm: the audio of `_EPISODES`.
+        away: a URL on another address.
+    """
     flac = encode(pcm["kitchen"], "FLAC")
     said = {name: " ".join(sentences) for name, (_, *sentences) in _EPISODES.items()}
     kitchen = subtitles([Word(said["kitchen"], 0.0, len(pcm["kitchen"]) / SAMPLE_RATE - _GAP)])
@@ -299,7 +309,7 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
 
 
 def talk_routes(talks: Mapping[str, Sequence[Episode]]) -> dict[str, Handler]:
-    """A feed of talks for each language, their recordings and subtitles."""
+    """Return the routes of the talks: a feed for each language, recordings and subtitles."""
     routes: dict[str, Handler] = {}
     for language, spoken in talks.items():
         items = ""
@@ -312,8 +322,8 @@ def talk_routes(talks: Mapping[str, Sequence[Episode]]) -> dict[str, Handler]:
     return routes
 
 
-def seeds_of(server: Server, *more: str) -> dict[str, Any]:
-    """What seeds.yaml holds for the site; `more` are paths of further feeds."""
+def seeds_of(server: DemoServer, *more: str) -> dict[str, Any]:
+    """Return the seeds.yaml of the site; `more` are paths of further feeds."""
     feeds = [{"kind": "feed", "url": server.url(path)} for path in ("/feed.xml", "/laughs.xml", *more)]
     return {
         "contact": "nobody@localhost",
@@ -324,8 +334,8 @@ def seeds_of(server: Server, *more: str) -> dict[str, Any]:
     }
 
 
-def compare(folder: Path, server: Server) -> list[str]:
-    """Where the crawl in `folder` and `EXPECTED` disagree, a line each."""
+def compare(folder: Path, server: DemoServer) -> list[str]:
+    """Return a line for every difference between the crawl in `folder` and `EXPECTED`."""
     found: dict[str, str | None] = dict.fromkeys(manifest.kept_urls(folder))
     found.update(manifest.refused_urls(folder))
     wanted = {server.url(path): reason for path, reason in EXPECTED.items()}
@@ -334,11 +344,11 @@ def compare(folder: Path, server: Server) -> list[str]:
 
 
 async def serve(folder: Path | None, port: int) -> int:
-    """Serve the site, for one crawl into `folder` or, without one, until interrupted. Returns an exit code."""
+    """Serve the site, for one crawl into `folder`, or until interrupted without one. Returns an exit code."""
     from speechgpt2.data.crawl.crawler import Crawl
     from speechgpt2.data.crawl.seeds import load
 
-    async with Server(routes_of(speak_site(), away=AWAY), port) as server:
+    async with DemoServer(routes_of(speak_site(), away=AWAY), port) as server:
         plan = yaml.safe_dump(seeds_of(server), sort_keys=False)
         if folder is None:
             print(f"# the site is up, until Ctrl-C; save this as seeds.yaml and crawl it\n{plan}", flush=True)

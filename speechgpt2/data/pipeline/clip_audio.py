@@ -1,7 +1,7 @@
-"""Where the sound of a run lies, and how a stage gets at that of a clip.
+"""The audio files of a run, and the audio of a clip.
 
-Files are decoded once, into standard recordings (24 kHz, mono, FLAC) named by their content; from then on a clip is a
-span of one of them with a gain. So nothing is copied when a recording falls into segments.
+Files are decoded once, into standard recordings (24 kHz, mono, FLAC) named by their content. A clip is a span of one of
+them with a gain, so segmentation copies nothing.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 class Workspace:
-    """The folders of a run: `sources`, which is only read, and `folder`, which holds the standard recordings."""
+    """The folders of a run: `sources`, which is only read, and `folder`, which has the standard recordings."""
 
     def __init__(self, sources: Path, folder: Path):
         self.sources, self.folder = sources, folder
 
     def source(self, path: str) -> Path | None:
-        """The file of a clip as it was found; None if that is no path below the sources' folder."""
+        """Return the original file of a clip; None if the path is not below the folder of sources."""
         try:
             found = (self.sources / path).resolve()
             inside = found.is_relative_to(self.sources.resolve())
-        except (ValueError, OSError, RuntimeError):  # a zero byte, a name too long, a circle of links
+        except (ValueError, OSError, RuntimeError):  # a zero byte, a name that is too long, a loop of links
             return None
         return found if inside and path else None
 
     def recording(self, pcm_hash: str) -> Path:
-        """The file of a standard recording."""
+        """Return the path of a standard recording."""
         return self.folder / "audio" / pcm_hash[:2] / f"{pcm_hash}.flac"
 
     def add(self, blocks: Iterable[np.ndarray]) -> tuple[str, int]:
-        """Keep a standard recording, given as blocks `[N]` float32 at 24 kHz; returns its hash and samples."""
+        """Store a standard recording, given as blocks `[N]` float32 at 24 kHz.
+
+        Returns its hash and the number of samples.
+        """
         (self.folder / "audio").mkdir(parents=True, exist_ok=True)
         scratch = self.folder / "audio" / f".{secrets.token_hex(8)}"
         digest, samples = hashlib.sha256(), 0
@@ -64,30 +67,30 @@ class Workspace:
         return digest.hexdigest(), samples
 
 
-class Sound:
-    """The sound of one clip, read when it is first asked for; what stages derive from it is kept along."""
+class ClipAudio:
+    """The audio of one clip, read on first use. Features that stages derive from it are cached."""
 
     def __init__(self, clip: Clip, workspace: Workspace):
         self.info, self.workspace = clip.audio, workspace
         self._known: dict[str, Any] = {}  # without the gain
 
-    def of(self, clip: Clip) -> Sound:
-        """The sound of what a stage made of the clip; where only the gain is another, nothing is read again."""
-        other = Sound(clip, self.workspace)
+    def for_clip(self, clip: Clip) -> ClipAudio:
+        """Return the audio of a clip that a stage made of this one. If only the gain differs, the cache is shared."""
+        other = ClipAudio(clip, self.workspace)
         if _span(other.info) == _span(self.info):
             other._known = self._known
         return other
 
     @property
     def raw(self) -> np.ndarray:
-        """float32 [N] at 24 kHz, as recorded."""
+        """float32 `[N]` at 24 kHz, as recorded."""
         if "pcm" not in self._known:
             self._known["pcm"] = self.span(self.info.start, self.info.duration)
         return self._known["pcm"]
 
     @cached_property
     def pcm(self) -> np.ndarray:
-        """float32 [N] at 24 kHz, with the clip's gain."""
+        """float32 `[N]` at 24 kHz, with the clip's gain."""
         return self.raw * self._gain
 
     @property
@@ -95,21 +98,24 @@ class Sound:
         return np.float32(10 ** (self.info.gain / 20))
 
     def span(self, start: float, duration: float) -> np.ndarray:
-        """float32 [N] from `start` seconds of the recording, without gain. Errors: `UserError` if its file is gone."""
+        """Return float32 `[N]` from `start` seconds of the recording, without gain.
+
+        Raises `UserError` if the file is gone.
+        """
         first, count = round(start * SAMPLE_RATE), round(duration * SAMPLE_RATE)
-        with self._opened() as file:
+        with self._open() as file:
             file.seek(first)
             return file.read(count, dtype="float32")
 
     @property
     def samples(self) -> int:
-        """How many `pcm` has, without reading it: rounding can ask for some more than the recording holds."""
+        """Length of `pcm`, without reading it. Rounding can ask for a few samples more than the recording has."""
         first, count = round(self.info.start * SAMPLE_RATE), round(self.info.duration * SAMPLE_RATE)
-        with self._opened() as file:
+        with self._open() as file:
             return min(count, file.frames - first)
 
     @contextmanager
-    def _opened(self) -> Iterator[soundfile.SoundFile]:
+    def _open(self) -> Iterator[soundfile.SoundFile]:
         path = self.workspace.recording(self.info.pcm_hash)
         try:
             with soundfile.SoundFile(path) as file:
@@ -117,9 +123,14 @@ class Sound:
         except (soundfile.SoundFileError, OSError) as error:
             raise UserError(f"{path}: a recording of this run is missing or damaged ({error})") from None
 
-    def once(self, name: str, derive: Callable[[np.ndarray], np.ndarray], degree: int) -> np.ndarray:
-        """`derive(pcm)`, computed once for all stages that ask for `name`, whatever gain a stage sets between them:
-        what it gives must grow with the gain to the power of `degree`."""
+    def cached(self, name: str, derive: Callable[[np.ndarray], np.ndarray], degree: int) -> np.ndarray:
+        """Return `derive(pcm)`, computed once for all stages that ask for `name`, for any gain.
+
+        Args:
+            name: of the feature.
+            derive: a function of the samples without gain.
+            degree: the feature grows with the gain to this power.
+        """
         if name not in self._known:
             self._known[name] = derive(self.raw)
         return self._known[name] * self._gain**degree
@@ -130,5 +141,5 @@ def _span(info: AudioInfo) -> tuple[str, float, float]:
 
 
 def to_int16(pcm: np.ndarray) -> np.ndarray:
-    """float `[N]` -> int16 `[N]`; what exceeds full scale is clipped."""
+    """Convert float `[N]` to int16 `[N]`; values beyond full scale are clipped."""
     return np.clip(np.round(np.asarray(pcm, np.float32) * 32768), -32768, 32767).astype(np.int16)

@@ -1,7 +1,7 @@
-"""What looks at all clips of a run at once, cheaply: rules with thresholds, comparisons among clips.
+"""Global steps look at all clips of a run: rules with thresholds, comparisons among clips.
 
-A survey needs nothing but the records, reads them as a stream, as often as it must, and is computed afresh in every
-run. So a threshold can move, or a clip come and go, without a stage having to work again.
+A global step needs the records only, reads them as a stream as often as necessary, and is computed in every run. So a
+threshold can change, or a clip be added, without new work of the stages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from speechgpt2.data.pipeline.stage import C, identity_of
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 
-Read = Callable[[], Iterator[Clip]]  # opens the stream of clips once more
+ReadClips = Callable[[], Iterator[Clip]]  # opens the stream of clips again
 
 
-class Survey(Generic[C]):
-    """Clips in, the same clips in the same order out, with fields or decisions added; rejected ones untouched."""
+class GlobalStep(Generic[C]):
+    """Clips in; the same clips in the same order out, with added fields or decisions. Rejected clips stay unchanged."""
 
     version: ClassVar[int]
 
@@ -35,16 +35,20 @@ class Survey(Generic[C]):
     def identity(self) -> str:
         return identity_of(self.name, self.version, self.config)
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Reject as `reason` what lies outside one bound, `at_least` or `at_most`.
+    """Reject clips whose score is outside of one bound, `at_least` or `at_most`.
 
-    score    the path of a number in the record, such as "quality.snr" or "quality.mos.dnsmos"
-    unknown  whether a clip without that score is kept
+    Attributes:
+        reason: of the rejection.
+        score: path of a number in the record, such as "quality.snr" or "quality.mos.dnsmos".
+        at_least: lower bound.
+        at_most: upper bound.
+        unknown: whether a clip without the score is kept.
     """
 
     reason: str
@@ -55,8 +59,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.at_most is None):
-            raise UserError(f"the rule '{self.reason}' needs one of at_least and at_most")
-        score_of(_NOBODY, self.score)
+            raise UserError(f"the rule '{self.reason}' needs either at_least or at_most")
+        score_of(_EMPTY, self.score)
 
     @property
     def threshold(self) -> float:
@@ -69,18 +73,18 @@ class Rule:
             return self.unknown == "keep"
         return score >= self.threshold if self.at_least is not None else score <= self.threshold
 
-    def moved(self, threshold: float) -> Rule:
-        """The same rule with another threshold."""
+    def with_threshold(self, threshold: float) -> Rule:
+        """Return the same rule with another threshold."""
         if self.at_least is not None:
             return replace(self, at_least=threshold)
         return replace(self, at_most=threshold)
 
 
-_NOBODY = Clip("nobody")
+_EMPTY = Clip("empty")
 
 
 def score_of(clip: Clip, path: str) -> float | None:
-    """The number at a path such as "quality.snr". Errors: `UserError` if a record has no such field."""
+    """Return the number at a path such as "quality.snr". Raises `UserError` if records have no such field."""
     value: Any = clip
     for name in path.split("."):
         if isinstance(value, dict):
@@ -90,20 +94,20 @@ def score_of(clip: Clip, path: str) -> float | None:
         else:
             raise UserError(f"a record has no score '{path}'")
     if value is not None and type(value) not in (float, int):
-        raise UserError(f"'{path}' is no number of a record")
+        raise UserError(f"'{path}' is not a number in records")
     return value
 
 
 @dataclass(frozen=True)
 class RulesConfig:
-    """Rules in the order in which they are asked; the first that rejects gives the reason."""
+    """Rules in order; the first one that rejects gives the reason."""
 
     kind: Literal["rules"] = "rules"
     rules: tuple[Rule, ...] = ()
 
 
-class Rules(Survey[RulesConfig]):
-    """Every rule is asked of every clip that came so far, so that all scores stand in its decisions."""
+class Rules(GlobalStep[RulesConfig]):
+    """Applies every rule to every clip, so that decisions show all scores."""
 
     version = 1
 
@@ -111,12 +115,12 @@ class Rules(Survey[RulesConfig]):
     def _hash(self) -> str:
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         for clip in read():
             yield self.judge(clip) if clip.kept else clip
 
     def judge(self, clip: Clip) -> Clip:
-        """The clip with the decision of every rule that knows its score."""
+        """Return the clip with the decision of every rule whose score is known."""
         decisions = []
         for rule in self.config.rules:
             score = score_of(clip, rule.score)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt2.data.clean import drawing
+from speechgpt2.data.clean import html_parts
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import Rules, score_of
 from speechgpt2.data.pipeline.runner import Run
-from speechgpt2.data.pipeline.sound import Sound
-from speechgpt2.data.pipeline.survey import Rules, score_of
 from speechgpt2.data.record import Clip
 from speechgpt2.hub import write_atomically
 
@@ -65,7 +65,7 @@ def write(run: Run, path: Path) -> None:
     parts = [
         _summary(run, gathered),
         "<h2>Where the hours went</h2>",
-        drawing.waterfall(_steps(gathered)),
+        html_parts.waterfall(_steps(gathered)),
         "<h2>Scores</h2>",
         _histograms(gathered, thresholds),
         "<h2>Kept</h2>",
@@ -75,14 +75,14 @@ def write(run: Run, path: Path) -> None:
         "<h2>Speed</h2>",
         _speed(run),
     ]
-    page = drawing.page(f"Report of {run.out.name}", "\n".join(parts))
+    page = html_parts.page(f"Report of {run.out.name}", "\n".join(parts))
     write_atomically(path, lambda scratch: scratch.write_text(page, encoding="utf-8"))
 
 
 def _gather(clips: Iterable[Clip]) -> _Gathered:
     found = _Gathered()
     for path in SCORES:
-        found.kept[path], found.rejected[path] = np.zeros(drawing.BARS, int), np.zeros(drawing.BARS, int)
+        found.kept[path], found.rejected[path] = np.zeros(html_parts.BARS, int), np.zeros(html_parts.BARS, int)
     for clip in clips:
         reason = clip.refusal.reason if clip.refusal else KEPT
         found.counts[reason] += 1
@@ -90,7 +90,7 @@ def _gather(clips: Iterable[Clip]) -> _Gathered:
         for path, (_, low, high) in SCORES.items():
             score = score_of(clip, path)
             if score is not None and clip.quality.loudness is not None:
-                bar = min(max(int((score - low) / (high - low) * drawing.BARS), 0), drawing.BARS - 1)
+                bar = min(max(int((score - low) / (high - low) * html_parts.BARS), 0), html_parts.BARS - 1)
                 (found.rejected if reason else found.kept)[path][bar] += 1
         _sample(found.samples[reason], clip, SHOWN_REJECTED if reason else SHOWN_KEPT)
     return found
@@ -121,7 +121,8 @@ def _summary(run: Run, found: _Gathered) -> str:
     share = found.seconds[KEPT] / total if total else 0.0
     steps = " → ".join(step.name for step in run.steps)
     return (
-        f"<p class=lead>Kept <b>{drawing.length(found.seconds[KEPT] / 3600)}</b> of {drawing.length(total / 3600)} "
+        f"<p class=lead>Kept <b>{html_parts.length(found.seconds[KEPT] / 3600)}</b> of "
+        f"{html_parts.length(total / 3600)} "
         f"({share:.0%}), "
         f"{found.counts[KEPT]} of {clips} clips.</p><p class=quiet>{html.escape(steps)}</p>"
     )
@@ -129,7 +130,7 @@ def _summary(run: Run, found: _Gathered) -> str:
 
 def _histograms(found: _Gathered, thresholds: dict[str, list[float]]) -> str:
     drawn = [
-        drawing.histogram(name, low, high, found.kept[path], found.rejected[path], thresholds[path])
+        html_parts.histogram(name, low, high, found.kept[path], found.rejected[path], thresholds[path])
         for path, (name, low, high) in SCORES.items()
         if (found.kept[path] + found.rejected[path]).any()
     ]
@@ -154,8 +155,8 @@ def _card(clip: Clip, run: Run) -> str:
     lines.append(", ".join(f"{name} {value:g}" for name, value in measured if value is not None))
     picture = ""
     if clip.audio.pcm_hash and run.workspace.recording(clip.audio.pcm_hash).is_file():
-        pcm = Sound(clip, run.workspace).pcm[: int(HEARD * 24_000)]
-        picture = drawing.spectrogram(pcm) + drawing.player(pcm)
+        pcm = ClipAudio(clip, run.workspace).pcm[: int(HEARD * 24_000)]
+        picture = html_parts.spectrogram(pcm) + html_parts.player(pcm)
     text = "".join(f"<div>{line}</div>" for line in lines if line)
     return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
@@ -167,4 +168,4 @@ def _speed(run: Run) -> str:
         rows.append((stage, f"{count}", f"{seconds / 3600:.3f}", f"{work:.1f}", speed))
     head = ("stage", "results", "hours of sound", "seconds of work", "hours per hour")
     note = "<p class=quiet>Of all results on file, by the clock of the process that made each.</p>"
-    return drawing.table(head, rows) + note
+    return html_parts.table(head, rows) + note

@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 
 from speechgpt2.asr import edit_distance
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
+from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.survey import Read, Survey
 from speechgpt2.data.record import Clip, Language
 
 NGRAM = 10  # words, or characters of Chinese: the length of what a looping recogniser repeats
@@ -91,14 +91,14 @@ class TranscriptConfig:
     kind: Literal["transcript"] = "transcript"
 
 
-class Transcript(Stage[TranscriptConfig]):
+class CheckTranscript(Stage[TranscriptConfig]):
     """Measures the words: `text.cer` (disagreement of transcript and hypotheses), and in `quality.extra` "repeats",
     "characters_per_second", and "language_mismatch" (1 where the script is not that of the declared language).
     """
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         text = clip.text.raw or next(iter(clip.text.hypotheses), "")
         if not text:
             return clip
@@ -119,11 +119,11 @@ class Transcript(Stage[TranscriptConfig]):
 
 
 @dataclass(frozen=True)
-class RatesConfig:
-    kind: Literal["rates"] = "rates"
+class RateOutliersConfig:
+    kind: Literal["rate_outliers"] = "rate_outliers"
 
 
-class Rates(Survey[RatesConfig]):
+class RateOutliers(GlobalStep[RateOutliersConfig]):
     """How far a clip's characters per second lie outside the quartiles of its recording, in interquartile ranges:
     `quality.extra.rate_outlier`, 0 within them. Recordings of few clips are judged by their language's quartiles.
 
@@ -132,7 +132,7 @@ class Rates(Survey[RatesConfig]):
 
     version = 1
 
-    def __call__(self, read: Read) -> Iterator[Clip]:
+    def __call__(self, read: ReadClips) -> Iterator[Clip]:
         recordings, languages = self._fit(read)
         for clip in read():
             rate = _rate(clip)
@@ -145,7 +145,7 @@ class Rates(Survey[RatesConfig]):
             extra = {**clip.quality.extra, "rate_outlier": round(outside, 4)}
             yield replace(clip, quality=replace(clip.quality, extra=extra))
 
-    def _fit(self, read: Read) -> tuple[dict[str, Quartiles], dict[str, Quartiles]]:
+    def _fit(self, read: ReadClips) -> tuple[dict[str, Quartiles], dict[str, Quartiles]]:
         """Of recordings, whose clips follow one another, and of languages: those that have enough clips."""
         recordings: dict[str, Quartiles] = {}
         languages: dict[str, array[float]] = defaultdict(lambda: array("d"))  # eight bytes a clip

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speechgpt2.data.pipeline import wire
+from speechgpt2.data.pipeline import serialization
 from speechgpt2.data.record import Clip, Decision, Label
 from tests import needs
 from tests.data.pipeline.test_record import FULL
@@ -18,32 +18,38 @@ needs.module("msgspec", "data")
 
 def test_clips_come_back(tmp_path):
     clips = [FULL, Clip("a"), replace(FULL, title="line\nline\u2028")]
-    wire.write(tmp_path / "clips.jsonl", clips)
-    assert list(wire.read(tmp_path / "clips.jsonl")) == clips
+    serialization.write(tmp_path / "clips.jsonl", clips)
+    assert list(serialization.read(tmp_path / "clips.jsonl")) == clips
     assert [path.name for path in tmp_path.iterdir()] == ["clips.jsonl"]
 
 
 def test_changes_come_back():
-    changes = [wire.difference(Clip("a"), FULL), wire.difference(FULL, Clip("a")), wire.difference(FULL, FULL)]
+    changes = [
+        serialization.difference(Clip("a"), FULL),
+        serialization.difference(FULL, Clip("a")),
+        serialization.difference(FULL, FULL),
+    ]
     assert replace(Clip("a"), **changes[0]) == FULL and replace(FULL, **changes[1]) == Clip("a") and changes[2] == {}
     refusal = Decision("snr", 1, False, score=0.1 + 0.2)
-    assert wire.unpack(wire.pack(changes, refusal)) == (tuple(changes), refusal)
+    assert serialization.unpack(serialization.pack(changes, refusal)) == (tuple(changes), refusal)
 
 
 def test_whole_numbers_and_numpys_are_the_records():
-    [change], _ = wire.unpack(wire.pack([{"quality": replace(FULL.quality, snr=np.float64(3), loudness=-20)}], None))
+    [change], _ = serialization.unpack(
+        serialization.pack([{"quality": replace(FULL.quality, snr=np.float64(3), loudness=-20)}], None)
+    )
     assert type(change["quality"].snr) is type(change["quality"].loudness) is float
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "loud", [1.0], object()])
 def test_what_is_no_number_is_not_filed(value):
     with pytest.raises(ValueError):
-        wire.difference(FULL, replace(FULL, quality=replace(FULL.quality, snr=value)))
+        serialization.difference(FULL, replace(FULL, quality=replace(FULL.quality, snr=value)))
 
 
 def test_the_hash_sees_the_content_and_not_the_decisions():
     same = [replace(FULL, decisions=()), replace(FULL, quality=replace(FULL.quality))]
-    assert {wire.content_hash(clip) for clip in same} == {wire.content_hash(FULL)}
+    assert {serialization.content_hash(clip) for clip in same} == {serialization.content_hash(FULL)}
     label = Label("x")
     one, two = (replace(FULL, labels_from=labels) for labels in ({"a": label, "b": label}, {"b": label, "a": label}))
-    assert wire.content_hash(one) == wire.content_hash(two) != wire.content_hash(FULL)
+    assert serialization.content_hash(one) == serialization.content_hash(two) != serialization.content_hash(FULL)

@@ -1,7 +1,7 @@
-"""Who may be asked, and when: every request, each step of a redirect included, passes here first.
+"""Whether and when a URL may be requested. Every request, and every step of a redirect, is checked first.
 
-permit = Permit(config, hosts, tombstones, fetcher)
-await permit(url)        # returns when the request may be made
+access = AccessPolicy(config, hosts, tombstones, fetcher)
+await access(url)        # returns when the request may be made
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from protego import Protego
 
 from speechgpt2.data.crawl.fetch import Fetcher
 from speechgpt2.data.crawl.hosts import Hosts, RobotsText
+from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.data.crawl.tombstones import Tombstones
 from speechgpt2.data.crawl.urls import host_of, origin_of
-from speechgpt2.data.crawl.verdicts import Rejected, TryLater
 
-MAX_ROBOTS = 500 * 1024  # bytes that are read of a robots.txt (RFC 9309 asks for no more)
-RULES_HELD = 1000  # parsed files in memory
+MAX_ROBOTS = 500 * 1024  # bytes of a robots.txt that are read (the minimum of RFC 9309)
+RULES_CACHED = 1000  # parsed robots.txt files in memory
 POLL = 0.1  # seconds, while another worker fetches a robots.txt
 
 
 @dataclass(frozen=True)
 class PoliteConfig:
-    """How to treat hosts.
+    """How hosts are treated.
 
-    robot          the name that robots.txt files may address
-    delay          seconds between two requests to a host; a host's Crawl-delay lengthens it
-    longest_delay  a host that asks for more is left alone
-    robots_hours   how long a robots.txt is believed
-    robots_pause   seconds until one that could not be had is asked for again
+    Attributes:
+        robot: the name that robots.txt files may address.
+        delay: seconds between two requests to a host; a Crawl-delay of the host may lengthen it.
+        longest_delay: a host that asks for more is not crawled.
+        robots_hours: how long a robots.txt is valid.
+        robots_pause: seconds until an unreachable robots.txt is requested again.
     """
 
     robot: str = "speechgpt2"
@@ -40,8 +41,13 @@ class PoliteConfig:
     robots_pause: float = 30.0
 
 
-class Permit:
-    """Errors of a call: `Rejected` ("taken-down", "robots"), `TryLater` where robots.txt cannot be had."""
+class AccessPolicy:
+    """Waits until a URL may be requested.
+
+    Raises:
+        ItemRejected: "taken-down" or "robots".
+        RetryLater: robots.txt cannot be fetched.
+    """
 
     def __init__(self, config: PoliteConfig, hosts: Hosts, tombstones: Tombstones, fetcher: Fetcher):
         self.config, self._hosts, self._tombstones, self._fetcher = config, hosts, tombstones, fetcher
@@ -49,18 +55,18 @@ class Permit:
 
     async def __call__(self, url: str) -> None:
         await self._turn(url, await self.delay(url))
-        self._check_tombstone(url)  # the wait may have been long
+        self._check_tombstone(url)  # a takedown may have come during the wait
 
     async def delay(self, url: str) -> float:
-        """Seconds between requests to the host of `url`, which may be fetched at all. Errors: as of a call."""
+        """Return the seconds between requests to the host of `url`. Raises the errors of a call."""
         self._check_tombstone(url)
         rules = await self._rules_of(url)
         if not rules.can_fetch(url, self.config.robot):
-            raise Rejected("robots", f"robots.txt of {host_of(url)} says no")
+            raise ItemRejected("robots", f"robots.txt of {host_of(url)} forbids the URL")
         return self._delay(rules)
 
     async def _rules_of(self, url: str) -> Protego:
-        """The robots.txt that speaks for `url`."""
+        """Return the robots.txt that applies to `url`."""
         origin = origin_of(url)
         while (text := self._hosts.robots(origin)) is None:
             if self._hosts.claim_robots(origin):
@@ -68,23 +74,25 @@ class Permit:
                 break
             await asyncio.sleep(POLL)
         if text.status == 0 or text.status >= 500:
-            raise TryLater(f"robots.txt of {host_of(url)} cannot be had ({text.body})", after=self.config.robots_pause)
+            raise RetryLater(
+                f"robots.txt of {host_of(url)} cannot be fetched ({text.body})", after=self.config.robots_pause
+            )
         if text not in self._rules:
-            if len(self._rules) >= RULES_HELD:
+            if len(self._rules) >= RULES_CACHED:
                 self._rules.clear()
             self._rules[text] = Protego.parse(text.body)
         return self._rules[text]
 
     def _check_tombstone(self, url: str) -> None:
-        if self._tombstones.cover_url(url):
-            raise Rejected("taken-down", f"{url} was taken down")
+        if self._tombstones.covers_url(url):
+            raise ItemRejected("taken-down", f"{url} was taken down")
 
     def _delay(self, rules: Protego) -> float:
         rate, asked = rules.request_rate(self.config.robot), rules.crawl_delay(self.config.robot) or 0.0
         if rate is not None and rate.requests:
             asked = max(asked, rate.seconds / rate.requests)
         if asked > self.config.longest_delay:
-            raise Rejected("robots", f"robots.txt asks for {asked:g} s between requests")
+            raise ItemRejected("robots", f"robots.txt asks for {asked:g} s between requests")
         return max(self.config.delay, asked)
 
     async def _turn(self, url: str, delay: float) -> None:
@@ -93,7 +101,7 @@ class Permit:
             await asyncio.sleep(wait)
 
     async def _fetch_robots(self, origin: str) -> RobotsText:
-        """What the host answers: without the file all is allowed, with a faulty server nothing is, for a while."""
+        """Fetch robots.txt. Without the file everything is allowed; while the server fails nothing is."""
         keep = self.config.robots_hours * 3600
 
         async def turn(url: str) -> None:
@@ -105,11 +113,11 @@ class Permit:
                 document = await self._fetcher.document(f"{origin}/robots.txt", turn)
                 body = (document.body or b"")[:MAX_ROBOTS].decode("utf-8", "replace")
                 text = RobotsText(200, body)
-            except Rejected as refusal:
+            except ItemRejected as refusal:
                 if not refusal.reason.startswith("http-4"):
                     raise
                 text = RobotsText(404, "")
-            except TryLater as fault:
+            except RetryLater as fault:
                 text, keep = RobotsText(0, fault.detail), self.config.robots_pause
         except BaseException:
             self._hosts.give_up_robots(origin)

@@ -1,8 +1,8 @@
 """A script becomes sound: two channels, one for each speaker, with the exact times of all words.
 
-Turns follow one another with a drawn gap, which may be an overlap. A backchannel is spoken into the turn before it. An
-interruption begins within the turn before it, which breaks off after a reaction at the end of a word: what was not
-spoken is in neither sound nor text.
+SpeakerChanges follow one another with a drawn gap, which may be an overlap. A backchannel is spoken into the turn
+before it. An interruption begins within the turn before it, which breaks off after a reaction at the end of a word:
+what was not spoken is in neither sound nor text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from speechgpt2.data.conversations.timing import TimingConfig
 from speechgpt2.tts.utterance import Phone, Utterance, Word
 from speechgpt2.types import SAMPLE_RATE
 
-Speaker = Callable[[Line], Utterance]  # speaks a line of a role; raises ValueError where it cannot
+LineSpeaker = Callable[[Line], Utterance]  # speaks a line of a role; raises ValueError where it cannot
 
 LEAD = 0.3  # seconds of silence at both ends
 BREATH = 0.1  # seconds between two contributions on one channel, at least
@@ -27,7 +27,7 @@ FADE = 0.02  # seconds in which an interrupted voice falls silent
 MOST_OVERLAP = 0.5  # of a turn, by the gap that follows it
 
 
-class Event(NamedTuple):
+class ConversationEvent(NamedTuple):
     """Something that happens between people, in seconds; `by` is a channel."""
 
     type: str  # backchannel, interruption, overlap, filler, repetition, repair
@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenLine:
     """A line as it was spoken; times in seconds from the start of the conversation.
 
     text   what was said; shorter than the script's where it was interrupted
@@ -52,19 +52,19 @@ class Spoken:
     end: float
     words: tuple[Word, ...]
     phones: tuple[Phone, ...] = ()
-    manner: str = ""
+    style: str = ""
     tool: dict[str, str] = field(default_factory=dict)
     cut: bool = False
 
 
 @dataclass(frozen=True)
-class Conversation:
+class SpokenConversation:
     """`pcm [2, N]` float32 at 24 kHz, channel 0 is the script's first role; lines in the order of their starts."""
 
     script: Script
     pcm: np.ndarray = field(repr=False)
-    lines: tuple[Spoken, ...]
-    events: tuple[Event, ...]
+    lines: tuple[SpokenLine, ...]
+    events: tuple[ConversationEvent, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """All but the sound, as plain values."""
@@ -79,7 +79,7 @@ class Conversation:
 
 
 @dataclass
-class _Placed:
+class _ScheduledLine:
     """A line with its sound at its place; `shown` is how much of it is left."""
 
     line: Line
@@ -93,10 +93,12 @@ class _Placed:
         return self.start + self.said.duration
 
 
-def perform(script: Script, speakers: Mapping[str, Speaker], timing: TimingConfig, rng: random.Random) -> Conversation:
+def render_script(
+    script: Script, speakers: Mapping[str, LineSpeaker], timing: TimingConfig, rng: random.Random
+) -> SpokenConversation:
     """Speak the script. Errors: `ValueError` if a line cannot be spoken."""
-    placed: list[_Placed] = []
-    turn: _Placed | None = None  # the last one that is no backchannel
+    placed: list[_ScheduledLine] = []
+    turn: _ScheduledLine | None = None  # the last one that is no backchannel
     free = [LEAD, LEAD]  # when each channel is silent
     for line in script.lines:
         channel = script.roles.index(line.role)
@@ -110,16 +112,16 @@ def perform(script: Script, speakers: Mapping[str, Speaker], timing: TimingConfi
             free[turn.channel] = turn.end + BREATH
         else:
             start = LEAD if turn is None else turn.end + max(timing.gap.draw(rng), -MOST_OVERLAP * turn.said.duration)
-        spoken = _Placed(line, channel, said, max(start, free[channel]))
+        spoken = _ScheduledLine(line, channel, said, max(start, free[channel]))
         free[channel] = spoken.end + BREATH
         placed.append(spoken)
         turn = turn if line.kind == "backchannel" else spoken
     placed.sort(key=lambda p: (p.start, p.channel))
     lines = tuple(_spoken(p) for p in placed)
-    return Conversation(script, _mix(placed), lines, _events(placed, lines))
+    return SpokenConversation(script, _mix(placed), lines, _events(placed, lines))
 
 
-def _interrupt(turn: _Placed, timing: TimingConfig, rng: random.Random, earliest: float) -> float:
+def _interrupt(turn: _ScheduledLine, timing: TimingConfig, rng: random.Random, earliest: float) -> float:
     """Cut the turn short at the end of a word; returns when the interruption begins."""
     start = max(turn.start + timing.interruption.draw(rng) * turn.said.duration, earliest)
     silent = start + timing.reaction.draw(rng) - turn.start
@@ -137,19 +139,19 @@ def _interrupt(turn: _Placed, timing: TimingConfig, rng: random.Random, earliest
     return start
 
 
-def _spoken(p: _Placed) -> Spoken:
+def _spoken(p: _ScheduledLine) -> SpokenLine:
     def at(time: float) -> float:
         return round(time + p.start, 4)
 
     words = tuple(Word(w.text, at(w.start), at(w.end)) for w in p.said.words)
     phones = tuple(Phone(s.label, at(s.start), at(s.end)) for s in p.said.phones)
-    return Spoken(
-        p.channel, p.line.role, p.line.kind, p.said.text, at(0.0), at(p.said.duration), words, phones, p.line.manner,
+    return SpokenLine(
+        p.channel, p.line.role, p.line.kind, p.said.text, at(0.0), at(p.said.duration), words, phones, p.line.style,
         dict(p.line.tool), p.cut,
     )  # fmt: skip
 
 
-def _mix(placed: list[_Placed]) -> np.ndarray:
+def _mix(placed: list[_ScheduledLine]) -> np.ndarray:
     """`[2, N]` float32: every line at its place."""
     pcm = np.zeros((2, int((max(p.end for p in placed) + LEAD) * SAMPLE_RATE)), np.float32)
     for p in placed:
@@ -158,16 +160,20 @@ def _mix(placed: list[_Placed]) -> np.ndarray:
     return pcm
 
 
-def _events(placed: list[_Placed], lines: tuple[Spoken, ...]) -> tuple[Event, ...]:
-    found: list[Event] = []
+def _events(placed: list[_ScheduledLine], lines: tuple[SpokenLine, ...]) -> tuple[ConversationEvent, ...]:
+    found: list[ConversationEvent] = []
     for p, line in zip(placed, lines):
         if line.kind != "turn":
-            found.append(Event(line.kind, line.start, line.end, line.channel))
+            found.append(ConversationEvent(line.kind, line.start, line.end, line.channel))
         for mark in p.line.marks:
             if mark.end <= len(line.words):
-                found.append(Event(mark.kind, line.words[mark.start].start, line.words[mark.end - 1].end, line.channel))
+                found.append(
+                    ConversationEvent(
+                        mark.kind, line.words[mark.start].start, line.words[mark.end - 1].end, line.channel
+                    )
+                )
     for number, line in enumerate(lines):
         for other in lines[number + 1 :]:
             if other.channel != line.channel and other.start < line.end:
-                found.append(Event("overlap", other.start, min(line.end, other.end), other.channel))
+                found.append(ConversationEvent("overlap", other.start, min(line.end, other.end), other.channel))
     return tuple(sorted(found, key=lambda event: (event.start, event.type)))

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.ears import features
-from speechgpt2.data.pipeline.sound import Sound
+from speechgpt2.data.clean.phone_features import features
+from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.spectra import power_of
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip
@@ -53,11 +53,11 @@ def mismatch(heard: np.ndarray, said: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class EchoConfig:
-    kind: Literal["echo"] = "echo"
+class TextMatchConfig:
+    kind: Literal["text_match"] = "text_match"
 
 
-class Echo(Stage[EchoConfig]):
+class TextMatch(Stage[TextMatchConfig]):
     """`quality.extra.text_mismatch`, for English and Mandarin with a transcript, up to 40 seconds.
 
     Errors: `UserError` if espeak-ng's library or pypinyin is missing.
@@ -66,7 +66,7 @@ class Echo(Stage[EchoConfig]):
     version = 2
     model = "espeak-ng"
 
-    def __call__(self, clip: Clip, sound: Sound) -> Clip:
+    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
         voice = VOICES.get(clip.lang.code.split("-")[0])
         if voice is None or not clip.text.raw or clip.audio.duration > LONGEST:
             return clip

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from speechgpt2 import config
-from speechgpt2.data.pipeline.survey import Rule, Rules, RulesConfig, score_of
-from speechgpt2.data.record import Clip, Decision, Quality, Wording
+from speechgpt2.data.pipeline.global_steps import Rule, Rules, RulesConfig, score_of
+from speechgpt2.data.record import Clip, Decision, Quality, Transcript
 from speechgpt2.errors import UserError
 
 
@@ -43,10 +43,10 @@ def test_what_was_rejected_before_is_not_asked():
 @pytest.mark.parametrize("path", ["quality.snrr", "quality", "text.raw", "quality.mos", "text", "nothing"])
 def test_what_is_no_score(path):
     with pytest.raises(UserError, match=r"score|number"):
-        score_of(Clip("a", text=Wording("x")), path)
+        score_of(Clip("a", text=Transcript("x")), path)
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1, "at_most": 2}])
 def test_a_rule_has_one_bound(bounds):
-    with pytest.raises(UserError, match="one of at_least and at_most"):
+    with pytest.raises(UserError, match="either at_least or at_most"):
         config.from_dict(Rule, {"reason": "x", "score": "quality.snr", **bounds})
