@@ -31,7 +31,7 @@ from speechgpt2.tts.augment import augment_utterance
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
 from speechgpt2.tts.voices import Voice, speak, vary_voice
 
-PART_SECONDS = 600.0  # of sound in a part of the codec corpus, about
+PART_SECONDS = 600.0  # of audio in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
 PART_EXCHANGES = 250  # exchanges, or items of plain synthesis, in a part
 TYPED_SHARE = 0.1  # exchanges in text only

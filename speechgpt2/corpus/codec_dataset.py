@@ -1,4 +1,6 @@
-"""Random crops of a corpus, with pitch and phones, for the codec's training: as they were said, and as heard."""
+"""Random crops of a corpus with pitch and phones, for codec training: the clean audio, and an augmented copy as
+input.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Conversations as a language model learns from them: examples of many turns, drawn from a corpus of turns (turns.py).
+"""Training examples of many turns, drawn from a corpus of conversation turns (conversation_turns.py).
 
-The model takes the side of the assistant, or in talk among people either side: what the other one says is heard, what
-its own side says is learnt. Its words before anybody spoke to it are a greeting, which tells the voice and is not
-learnt.
+The model takes the side of the assistant, or either side in conversations among people. The other side is its input,
+its own side is learnt. If its side speaks first, that turn is a greeting: it sets the voice and is not learnt.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from speechgpt2.types import MODES, Mode
 
 @dataclass(frozen=True)
 class Sides:
-    """How often each mode is drawn: who speaks, who writes."""
+    """Probability of each mode: input and output, speech or text."""
 
     s2s: float = 0.5
     s2t: float = 0.2
@@ -33,7 +32,7 @@ class Sides:
 
 
 class ConversationSource(CodedSource):
-    """Draws conversations as examples; see `lm.train`. Errors: `UserError`, also where no turn could be learnt."""
+    """Draws conversations as examples (see `lm.train`). Raises `UserError`, also if no turn could be learnt."""
 
     def __init__(self, corpus: Corpus, codes: str | Path, prompt: Prompt, sides: Sides = Sides()):
         super().__init__(corpus, codes, prompt)
@@ -42,24 +41,24 @@ class ConversationSource(CodedSource):
         talks = [list(records) for _, records in by_talk]
         self.talks = [talk for talk in talks if any(len(_pairs(talk, own)) for own in _sides(talk))]
         if not self.talks:
-            raise UserError(f"{corpus.path}: nobody is answered in these conversations")
+            raise UserError(f"{corpus.path}: these conversations have no replies to learn")
 
     def example(self, random: np.random.Generator) -> TrainingExample:
-        """A conversation from one side, in a random mode."""
+        """Draw a conversation from one side, in a random mode."""
         talk = self.talks[int(random.integers(len(self.talks)))]
         own = [side for side in _sides(talk) if _pairs(talk, side)]
         weights = np.array([getattr(self.sides, mode) for mode in MODES])
         mode = MODES[int(random.choice(len(MODES), p=weights / weights.sum()))]
-        return self.seen_from(talk, own[int(random.integers(len(own)))], mode, random)
+        return self.example_of(talk, own[int(random.integers(len(own)))], mode, random)
 
-    def seen_from(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> TrainingExample:
-        """The conversation `talk` as the speaker on channel `own` has it."""
+    def example_of(self, talk: Sequence[Record], own: int, mode: Mode, random: np.random.Generator) -> TrainingExample:
+        """Make an example of a conversation, from the side of the speaker on channel `own`."""
         begins = talk[0].extra["channel"] == own and mode[2] == "s"
         greeting = self._spoken(talk[0]) if begins else None
         pairs = _pairs(talk, own)
         exchanges = [self._exchange(asked, told, mode, random) for asked, told in pairs]
         example = training_example(self.prompt, mode, exchanges, greeting)
-        return self._without_cuts(example, [told.extra["cut"] for _, told in pairs])
+        return self._mask_cut_replies(example, [told.extra["cut"] for _, told in pairs])
 
     def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> TurnPair:
         spoken = self._spoken(told) if mode[2] == "s" else None
@@ -68,8 +67,8 @@ class ConversationSource(CodedSource):
         heard = self._listened(asked, random)
         return TurnPair(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
 
-    def _without_cuts(self, example: TrainingExample, cut: Sequence[bool]) -> TrainingExample:
-        """Nobody learns to break off: what follows the last word of a reply that was cut short is not learnt."""
+    def _mask_cut_replies(self, example: TrainingExample, cut: Sequence[bool]) -> TrainingExample:
+        """Exclude from the loss what follows the last word of a reply that was cut short."""
         ids, text = self.prompt.special_ids, example.patches.text[0]
         speaking = example.patches.codes[0, :, 0, 0] != self.prompt.config.no_speech
         ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
@@ -87,11 +86,11 @@ class ConversationSource(CodedSource):
 
 
 def _sides(talk: Sequence[Record]) -> list[int]:
-    """The channels that the model may take: the assistant's, or else both."""
+    """Return the channels that the model may take: the assistant's, else both."""
     assistants = {record.extra["channel"] for record in talk if record.role == "assistant"}
     return sorted(assistants) or [0, 1]
 
 
 def _pairs(talk: Sequence[Record], own: int) -> list[tuple[Record, Record]]:
-    """What was said to the speaker on channel `own`, and the answer."""
+    """Return pairs of a turn to the speaker on channel `own`, and the reply."""
     return [(a, b) for a, b in zip(talk, talk[1:]) if a.extra["channel"] != own and b.extra["channel"] == own]

@@ -1,8 +1,8 @@
-"""Conversations as a corpus of turns: what a language model learns from (learning.py), without what is between them.
+"""Conversations as a corpus of turns, for training of the language model (conversation_dataset.py).
 
     corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --corpus FOLDER` encodes and draws from
 
-A turn is all that one of the two says before the other one takes the floor; backchannels are no turns.
+A turn is everything that one side says before the other takes the floor. Backchannels are no turns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
 
 
 def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> Corpus:
-    """The corpus of the conversations in `folder`; one that is there already is opened."""
+    """Write the corpus of the conversations in `folder`; an existing one is opened."""
     path, parts = folder / CORPUS, 0
     if (path / "corpus.json").exists():
         return Corpus.open(path)
@@ -40,7 +40,7 @@ def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> C
 
 
 def open_corpus(path: Path) -> Corpus:
-    """A corpus, or that of a folder of conversations. Errors: `CorpusError`."""
+    """Open a corpus, or that of a folder of conversations. Raises `CorpusError`."""
     return Corpus.open(path / CORPUS if (path / CORPUS).is_dir() else path)
 
 
@@ -50,7 +50,7 @@ def is_of_conversations(corpus: Corpus) -> bool:
 
 
 def items(row: Row, folder: Path) -> Iterator[Item]:
-    """The turns of a conversation with their sound, in order."""
+    """Yield the turns of a conversation with their audio, in order."""
     pcm, _ = soundfile.read(folder / row["audio"], dtype="float32")
     for number, lines in enumerate(turns(row["lines"])):
         first, last, channel = lines[0], lines[-1], lines[0]["channel"]
@@ -69,6 +69,6 @@ def items(row: Row, folder: Path) -> Iterator[Item]:
 
 
 def turns(lines: Iterable[Row]) -> Iterator[list[Row]]:
-    """Lines that follow one another on a channel, together."""
+    """Group consecutive lines of a channel."""
     for _, group in groupby((line for line in lines if line["kind"] != "backchannel"), lambda line: line["channel"]):
         yield list(group)

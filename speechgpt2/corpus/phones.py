@@ -1,4 +1,4 @@
-"""The phones of a corpus as labels of codec frames: what a model that listens is helped by to learn to hear."""
+"""The phones of a corpus as labels of codec frames: an auxiliary target for models that recognise speech."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SILENCE, UNKNOWN = 0, -1
 
 
 def saved_labels(run: Path) -> tuple[str, ...] | None:
-    """The labels that a training run began with, so that it can go on with a larger corpus; None for a new run."""
+    """The phones that are frequent enough in some utterances; `names[0]` is silence."""
     path = run / LABELS
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
@@ -43,7 +43,7 @@ class PhoneSet:
         self.index = {label: i for i, label in enumerate(self.names)}
 
     def labels(self, phones: Sequence[Phone], frames: int) -> np.ndarray:
-        """The phone at the middle of each frame, `[frames]` int64; 0 between phones, −1 where nothing is known."""
+        """Return the phone at the middle of each frame, `[frames]` int64; 0 between phones, −1 if unknown."""
         if not phones:
             return np.full(frames, UNKNOWN, np.int64)
         labels = np.full(frames, SILENCE, np.int64)

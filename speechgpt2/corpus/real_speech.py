@@ -42,7 +42,7 @@ class Recording:
 
 
 def find_recordings(root: Path) -> list[Recording]:
-    """All recordings below ``root``, in a stable order. Raises FileNotFoundError if there are none."""
+    """Return all recordings below `root`, in a stable order. Raises FileNotFoundError if there are none."""
     found = [
         *_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn"), *_orders(root / "orders"),
     ]  # fmt: skip
@@ -52,7 +52,7 @@ def find_recordings(root: Path) -> list[Recording]:
 
 
 def load_recording(recording: Recording) -> Item | None:
-    """Read, resample, trim and level one recording, with its pitch; None if it holds no sound.
+    """Read, resample, trim and level a recording, and add its pitch; None if it is silent.
 
     A single word or character gets the whole span as its time.
     """

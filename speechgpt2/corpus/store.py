@@ -44,7 +44,7 @@ class Record:
 
     start, length   samples in ``pcm.i16``, both multiples of 960
     speaker, voice  who spoke, and the full id with settings (equal for real recordings)
-    role            "user", "assistant", or "" where it matters to nobody
+    role            "user", "assistant", or "" if neither
     split           "train" or "test"
     extra           what a builder adds: exchange id, skill, question, answer key, source …
     """
@@ -77,7 +77,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Item:
-    """A record to be written, with its sound: ``pcm`` float32 [N], ``f0`` float [⌈N/240⌉] in Hz or None."""
+    """A record to be written, with its audio: `pcm` float32 [N], `f0` float [⌈N/240⌉] in Hz or None."""
 
     record: Record
     pcm: np.ndarray | None = None

@@ -1,9 +1,9 @@
-"""Stage: words, phones and tones with the times at which they are said.
+"""Stage: words, phones and tones with their times.
 
-    Align(AlignConfig())                       # with what comes along
+    Align(AlignConfig())                              # by comparison with synthetic speech
     Align(AlignConfig(), emission_model=my_model)     # with any other emissions
 
-Times that are labelled as the truth, as those of synthetic speech, are never replaced.
+Times that are labelled as ground truth, such as those of synthetic speech, are never replaced.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from speechgpt2.tts.alignment.synthesis_aligner import SynthesisAligner
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.utterance import Alignment
 
-AGREEMENT = "alignment"  # in `quality.extra`: how well sound and text agree
+AGREEMENT = "alignment"  # in `quality.extra`: the agreement of audio and text
 
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """model: the folder of a CTC model (ctc.py); without one, espeak reads the text (extra `synthesis`)."""
+    """Options: `model` is the folder of a CTC model (tts/alignment/ctc.py); without one, espeak is used (extra
+    `synthesis`).
+    """
 
     kind: Literal["align"] = "align"
     model: str = ""
 
 
 class Align(Stage[AlignConfig]):
-    """The alignment of clips with a transcript in English or Mandarin.
+    """Aligns clips with a transcript in English or Mandarin.
 
-    How well sound and text agree, 0…1, is filed as the score "quality.extra.alignment": 0 for a text that cannot be
-    aligned at all, which then stays without times.
+    The agreement of audio and text, 0…1, becomes the score "quality.extra.alignment". It is 0 for a text that cannot be
+    aligned, which then has no times.
     """
 
     version = 1
@@ -52,7 +54,7 @@ class Align(Stage[AlignConfig]):
         return self._emission_model.id
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
-        text = clip.text.raw or clip.text.norm  # with its punctuation, at which a reader pauses
+        text = clip.text.raw or clip.text.norm  # with punctuation, where speakers pause
         if not text or is_ground_truth(clip, "align"):
             return clip
         try:
@@ -68,6 +70,6 @@ class Align(Stage[AlignConfig]):
 
 
 def is_ground_truth(clip: Clip, field: str) -> bool:
-    """Whether what the clip says of a field is known, not measured."""
+    """Whether a field of the clip is ground truth."""
     label = clip.labels_from.get(field)
     return label is not None and label.kind == "truth"

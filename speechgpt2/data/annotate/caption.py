@@ -1,9 +1,9 @@
-"""GlobalStep: how a clip is said, in an English and a Chinese sentence, from its measured prosody.
+"""Global step: captions of the speaking style in English and Chinese, from measured prosody.
 
-A voice is high or low against all clips of its language; it speaks fast, lively or loudly against what it usually does,
-where there are enough clips of the speaker, and else against the language. Loudness is the microphone's as much as the
-speaker's, so it is told of known speakers only. What is ordinary is not mentioned. (After DataSpeech, Lyth and King
-2024, whose bins are those of the whole corpus.)
+A voice is high or low relative to all clips of its language. It is fast, lively or loud relative to the speaker's
+other clips if there are enough, else relative to the language. Loudness depends on the microphone, so it is mentioned
+for known speakers only. Ordinary values are not mentioned. After DataSpeech (Lyth and King 2024), whose bins are
+those of the whole corpus.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from speechgpt2.data.record import Clip, Label
 
 PITCH, MELODY, RATE, ENERGY = range(4)
 RANGES = ((60.0, 110.0), (0.0, 8.0), (0.0, 12.0), (-80.0, 0.0))  # semitones above 1 Hz, semitones, per second, dBFS
-NOTICED = (1.0, 0.5, 0.35, 2.0)  # differences below these are heard by nobody
-CELLS = 250  # of a range
+NOTICED = (1.0, 0.5, 0.35, 2.0)  # smaller differences are inaudible
+CELLS = 250  # of a histogram
 
-# (less, more) than the language; what is said of a known speaker adds "than usual".
+# Phrases for (less, more) than the language. Those for known speakers add "than usual".
 VOICE = (("A low voice", "嗓音低沉"), ("A high voice", "嗓音较高"))
 STYLE_PHRASES = {
     RATE: (("speaking slowly", "语速较慢"), ("speaking quickly", "语速较快")),
@@ -50,9 +50,12 @@ Phrase = tuple[str, str]
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """outer    share of a language's clips that are low, and high; likewise slow, and fast, and so on
-    deviations  standard deviations from a speaker's mean that make a clip unusual
-    enough      clips that a language's, or a speaker's, bins must stand on
+    """Options.
+
+    Attributes:
+        outer: share of a language's clips that are low, and high; likewise slow and fast, and so on.
+        deviations: standard deviations from a speaker's mean from which a clip is unusual.
+        enough: clips that the bins of a language or a speaker need.
     """
 
     kind: Literal["captions"] = "captions"
@@ -61,12 +64,14 @@ class CaptionsConfig:
     enough: int = 20
 
 
-HEARD = "speakers.id"  # the label of a speaker who was named by listening
+ESTIMATED = "speakers.id"  # the label of a speaker that a stage named
 
 
 @dataclass(frozen=True)
 class Bins:
-    """What is ordinary: for each measure the bounds `low` and `high` and the mean; made of so many clips."""
+    """Ordinary values: for each measure the bounds `low` and `high` and the mean, and the number of clips they come
+    from.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -74,15 +79,15 @@ class Bins:
     clips: int
 
     def sign(self, measure: int, value: float) -> int:
-        """−1 below the bounds, 1 above, else 0, and 0 for NaN."""
+        """Return −1 below the bounds, 1 above, else 0; 0 for NaN."""
         return (value > self.high[measure]) - (value < self.low[measure])
 
 
 class Captions(GlobalStep[CaptionsConfig]):
-    """Fills in "style.caption_en" and "style.caption_zh".
+    """Sets "style.caption_en" and "style.caption_zh".
 
-    Memory: some kilobytes a language, less for each speaker with enough clips. Speakers that were named by listening
-    are of one recording, whose clips follow one another, and are forgotten after it where they have too few.
+    Memory: some kilobytes per language, less for each speaker with enough clips. Speakers that a stage named belong
+    to one recording, whose clips follow one another; they are dropped after it if they have too few clips.
     """
 
     version = 1
@@ -103,9 +108,9 @@ class Captions(GlobalStep[CaptionsConfig]):
                 if clip.kept and values is not None:
                     languages.setdefault(clip.lang.code, Histogram()).add(values)
                     if speaker:
-                        (here if HEARD in clip.labels_from else everywhere).setdefault(speaker, RunningMoments()).add(
-                            values
-                        )
+                        (here if ESTIMATED in clip.labels_from else everywhere).setdefault(
+                            speaker, RunningMoments()
+                        ).add(values)
             known.update(self._bins(here))
         config = self.config
         common = {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough}
@@ -127,12 +132,12 @@ class Captions(GlobalStep[CaptionsConfig]):
 
 
 def speaker_of(clip: Clip) -> str:
-    """The only speaker's id, or nothing."""
+    """Return the id of the only speaker, or ""."""
     return clip.speakers[0].id if len(clip.speakers) == 1 else ""
 
 
 def measured(clip: Clip) -> tuple[float, ...] | None:
-    """The four measures of a clip, NaN where one is not known; None if none is."""
+    """Return the four measures of a clip, NaN where unknown; None if all are."""
     prosody = clip.prosody
     pitch = 12 * math.log2(prosody.f0_mean) if prosody.f0_mean else None
     known = (pitch, prosody.f0_std, prosody.rate, prosody.energy)
@@ -142,7 +147,7 @@ def measured(clip: Clip) -> tuple[float, ...] | None:
 
 
 class Histogram:
-    """How the four measures are spread over a language's clips."""
+    """Histograms of the four measures over a language's clips."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((len(RANGES), CELLS), np.int64)
@@ -155,7 +160,7 @@ class Histogram:
                 counts[min(max(int((value - low) / (high - low) * CELLS), 0), CELLS - 1)] += 1
 
     def bins(self, outer: float) -> Bins:
-        """Ordinary is all but the share `outer` on either side."""
+        """Return bins; all but the share `outer` on either side is ordinary."""
         low, middle, high = zip(*(self._quantiles(measure, (outer, 0.5, 1 - outer)) for measure in range(len(RANGES))))
         return Bins(low, high, middle, self.clips)
 
@@ -180,7 +185,7 @@ class RunningMoments:
                 sums[:] = sums[0] + 1, sums[1] + value, sums[2] + value * value
 
     def bins(self, deviations: float) -> Bins:
-        """Ordinary is what lies within so many standard deviations from the mean."""
+        """Return bins; values within so many standard deviations from the mean are ordinary."""
         means = [total / count if count else math.nan for count, total, _ in self._sums]
         spreads = [
             math.sqrt(max(0.0, squares / max(count, 1) - mean * mean))

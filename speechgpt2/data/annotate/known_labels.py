@@ -1,4 +1,4 @@
-"""What is known of synthetic speech goes into its record as the truth, which no later stage replaces."""
+"""Labels of synthetic speech, as ground truth that no later stage replaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ DIGITS = 4  # of a time in seconds: a tenth of a millisecond
 
 
 def label_synthetic(clip: Clip, spoken: Utterance) -> Clip:
-    """The clip with the text, language, speaker and times of the utterance that it holds, from its first sample on."""
+    """Add the text, language, speaker and times of an utterance to the clip that contains it from the first sample
+    on.
+    """
     words = tuple(w._replace(start=round(w.start, DIGITS), end=round(w.end, DIGITS)) for w in spoken.words)
     phones = tuple(p._replace(start=round(p.start, DIGITS), end=round(p.end, DIGITS)) for p in spoken.phones)
     label = Label(spoken.voice.engine, confidence=1.0, kind="truth")

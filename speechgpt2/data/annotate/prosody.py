@@ -1,7 +1,7 @@
-"""Stage: F0, energy, speaking rate and pauses, from the sound and, where there is one, the alignment.
+"""Stage: F0, energy, speaking rate and pauses, from the audio and the alignment if there is one.
 
-Syllables are counted in the text where its alignment is known; otherwise as peaks of the voices' energy (after de Jong
-and Wempe 2009), which is right for the average of many clips rather than for one, and is labelled as less certain.
+With an alignment, syllables are counted in the text. Without, they are peaks of the energy (after de Jong and Wempe
+2009): right on average over many clips rather than for one, and labelled as less certain.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from speechgpt2.tts.utterance import Alignment
 from speechgpt2.types import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // FRAMES_PER_SECOND
-FEWEST = 10  # voiced steps of 10 ms from which a pitch is told
-LEAST = 0.25  # share of the speech that is voiced, unless it is a whisper
-STRAY = 9.0  # semitones from the median: an octave missed rather than a melody
-SYLLABLE_BAND = (300.0, 2500.0)  # Hz: where vowels are loud
+FEWEST = 10  # voiced 10 ms steps that a pitch needs
+LEAST = 0.25  # share of voiced speech below which it is a whisper
+STRAY = 9.0  # semitones from the median: beyond, an octave error is more likely than melody
+SYLLABLE_BAND = (300.0, 2500.0)  # Hz: the band of vowels
 DIP = 1.5  # dB between two syllables
-FAINT = 20.0  # dB below the loud syllables, where none are counted
-QUIETEST = -80.0  # dB: below it there is nobody
-CERTAIN, UNCERTAIN = 0.8, 0.55  # of a rate by text, and by peaks: the share within 10 % of the truth in audit.py
+FAINT = 20.0  # dB below the loud syllables, under which none are counted
+QUIETEST = -80.0  # dB, under which there is no speech
+CERTAIN, UNCERTAIN = 0.8, 0.55  # confidence of a rate by text and by peaks: share within 10 % of the truth (data/audit)
 
 
 @dataclass(frozen=True)
 class ProsodyConfig:
-    """shortest_pause in seconds; shorter ones are closures of consonants."""
+    """Options: `shortest_pause` in seconds; shorter ones are closures of consonants."""
 
     kind: Literal["prosody"] = "prosody"
     shortest_pause: float = 0.15
 
 
 class MeasureProsody(Stage[ProsodyConfig]):
-    """All of the record's prosody."""
+    """Sets the prosody of the record."""
 
     version = 2
 
@@ -70,7 +70,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
 
 
 def melody(hertz: np.ndarray, speech: int) -> Prosody:
-    """The F0 fields of a track `[T]` (0 where unvoiced) with so many steps of speech; empty for a whisper."""
+    """Return the F0 fields of a track `[T]` (0 where unvoiced) with `speech` steps of speech; empty for a whisper."""
     voiced = hertz[hertz > 0]
     if len(voiced) < max(FEWEST, LEAST * speech):
         return Prosody()
@@ -85,14 +85,14 @@ def melody(hertz: np.ndarray, speech: int) -> Prosody:
 
 
 def level(pcm: np.ndarray, activity: np.ndarray) -> float:
-    """RMS in dBFS of `pcm [N]` where somebody speaks."""
+    """Return the RMS in dBFS of the speech in `pcm [N]`."""
     steps = np.square(pcm[: len(activity) * HOP].reshape(-1, HOP)).mean(axis=1)
     active = activity[: len(steps)] >= SPEECH_THRESHOLD
     return 10 * float(np.log10(max(steps[active].mean() if active.any() else 0.0, 1e-10)))
 
 
 def spoken(align: Alignment, shortest_pause: float) -> list[tuple[float, float]]:
-    """(start, end) of runs of words without a pause."""
+    """Return (start, end) of runs of words without a pause."""
     runs: list[tuple[float, float]] = []
     for word in align.words:
         if runs and word.start - runs[-1][1] < shortest_pause:
@@ -103,7 +103,7 @@ def spoken(align: Alignment, shortest_pause: float) -> list[tuple[float, float]]
 
 
 def _rate(clip: Clip, sound: ClipAudio, speech: list[tuple[float, float]]) -> tuple[float | None, Label]:
-    """Syllables per second of speech, pauses left out; and where that comes from."""
+    """Return syllables per second of speech without pauses, and their label."""
     seconds = sum(end - start for start, end in speech)
     if clip.align.words:
         count, label = sum(syllables(word.text) for word in clip.align.words), Label("text", "1", CERTAIN)
@@ -112,7 +112,7 @@ def _rate(clip: Clip, sound: ClipAudio, speech: list[tuple[float, float]]) -> tu
     return (count / seconds if count and seconds > 0 else None), label
 
 
-# What is written in English and not said: a last e, that of -ed but after t and d, that of -es but after a hiss.
+# Silent in English: a final e, the e of -ed except after t and d, the e of -es except after a sibilant.
 _SILENT = re.compile(
     r"(?<=[aeiouy])([^aeiouy]+)(?:(?<![^aeiouy]l)e|(?<![td])ed|(?<![szxgc])(?<![sc]h)(?<![^aeiouy]l)es)$"
 )
@@ -121,7 +121,9 @@ _TWO = re.compile(r"(?<![ctsg])(?<!ll)i[ao]")  # two syllables in lion, one in n
 
 
 def syllables(word: str) -> int:
-    """Of Chinese characters their number; of an English word the vowels that its spelling says. At least 1."""
+    """Return the number of syllables: of Chinese characters their number, of an English word its spelled vowels; at
+    least 1.
+    """
     hanzi = sum("\u4e00" <= char <= "\u9fff" for char in word)
     if hanzi:
         return hanzi
@@ -130,7 +132,7 @@ def syllables(word: str) -> int:
 
 
 def nuclei(spectrum: np.ndarray) -> Iterator[int]:
-    """Steps of 10 ms at which a syllable is loudest, from power `[T, BINS]`: peaks with a dip on both sides."""
+    """Yield the 10 ms steps of syllable peaks, from power `[T, BINS]`: peaks with a dip on both sides."""
     first, last = (round(hertz / BIN_HERTZ) for hertz in SYLLABLE_BAND)
     levels = decibels(spectrum[:, first:last].sum(axis=1))
     window = np.hanning(9) / np.hanning(9).sum()

@@ -1,15 +1,15 @@
-"""From recordings to clean clips: what is measured, what is cut, and the presets of rules that judge it.
+"""From recordings to clean clips: decoding, segmentation, measures, and filters.
 
-decode.py       any file -> a standard recording
-activity.py     where somebody speaks, by energy or by a model
-segment.py      a recording -> clips of speech
-spectrum.py     short-time spectra, mel bands, cepstra: what the measures stand on
-loudness.py     loudness by ITU-R BS.1770
-quality.py      SNR, bandwidth, clipping, overlap, music from the spectrum
-speakers.py     changes of speaker, voices as vectors, who is who
-wording.py      checks of the transcript: language, rate, repeats, agreement with the sound
-duplicates.py   near-duplicates by fingerprint
-plugins.py      recognisers, opinion scores, separation, diarisation by others
-presets.py      all steps by name; the presets in presets/*.yaml
-audit.py        faults planted on purpose, and how many of them each filter finds
+decode.py             any file -> a standard recording
+segment.py            a recording -> clips of speech
+cut_clip.py           a part of a clip, with its labels
+loudness.py           loudness by ITU-R BS.1770
+quality.py            SNR, bandwidth, clipping, overlap, music from the spectrum
+speakers.py           speaker changes, speaker embeddings, speaker names
+transcript_checks.py  language, speaking rate, repeats, agreement of transcripts
+text_match.py         does the audio contain the text? by comparison with synthetic speech
+phone_features.py     features that distinguish phones, for text_match.py
+duplicates.py         near-duplicates by fingerprint
+plugins.py            models of others: recognition, opinion scores, separation, diarisation
+html_report.py        the HTML report of a run; its parts are in html_parts.py
 """

@@ -1,4 +1,4 @@
-"""A part of a clip: its sound, and what is known of times within it, on the part's own clock."""
+"""Cut a part out of a clip, with the labels that belong to it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TypeVar
 from speechgpt2.data.record import Clip, DialogueEvent, Transcript
 from speechgpt2.tts.utterance import Alignment, Phone, Word
 
-DIGITS = 3  # of the seconds at which a part begins and ends
-SPILL = 0.3  # seconds that a line may reach out of a clip: subtitles are not exact
-FINE = 6  # of a time within it: moving it costs nothing
+DIGITS = 3  # decimals of the seconds at which a part begins and ends
+SPILL = 0.3  # seconds by which a line may exceed a clip, since subtitles are not exact
+FINE = 6  # decimals of the times within a part
 
 T = TypeVar("T", Word, Phone)
 
 
 def part(clip: Clip, start: float, end: float) -> Clip:
-    """From `start` to `end` seconds of the clip, to the millisecond. Words, phones, events and lines of text go to the
-    part that holds their middle, and end where it ends. The text itself and the id are the caller's business."""
+    """Return the part from `start` to `end` seconds, to the millisecond.
+
+    Words, phones, events and lines belong to the part that contains their middle, and are clipped to it. The caller
+    sets text and id.
+    """
     start, seconds = round(start, DIGITS), round(end - start, DIGITS)
     audio = replace(clip.audio, start=round(clip.audio.start + start, DIGITS), duration=seconds)
     align = Alignment(
@@ -36,12 +39,12 @@ def part(clip: Clip, start: float, end: float) -> Clip:
 
 
 def text_of(clip: Clip, start: float, end: float) -> Transcript:
-    """What the lines say from `start` to `end` seconds of a clip; nothing where one of them is cut in two."""
+    """Return the text of the lines from `start` to `end` seconds; an empty one if a boundary splits a line."""
     start, seconds = round(start, DIGITS), round(end - start, DIGITS)
     lines = _named(clip.text.lines, start, seconds)
     edges = (start, start + seconds)
-    torn = any(line.start < edge - SPILL and line.end > edge + SPILL for line in clip.text.lines for edge in edges)
-    return Transcript() if torn else Transcript(raw=" ".join(line.text for line in lines), lines=lines)
+    split = any(line.start < edge - SPILL and line.end > edge + SPILL for line in clip.text.lines for edge in edges)
+    return Transcript() if split else Transcript(raw=" ".join(line.text for line in lines), lines=lines)
 
 
 def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:

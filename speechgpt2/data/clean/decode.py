@@ -1,4 +1,4 @@
-"""Any file -> a standard recording: 24 kHz, mono, 16 bit."""
+"""Decode any file to a standard recording: 24 kHz, mono, 16 bit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from speechgpt2.types import SAMPLE_RATE
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """max_hours   of one file
-    channels    "mix" them, or "split": a clip for each, such as the two sides of a call
+    """Options of decoding.
+
+    Attributes:
+        max_hours: of one file.
+        channels: "mix" them, or "split" into a clip for each, such as the two sides of a call.
     """
 
     kind: Literal["decode"] = "decode"
@@ -29,14 +32,14 @@ class DecodeConfig:
 
 
 class Decode(Stage[DecodeConfig]):
-    """The file of a clip becomes a standard recording, or one for each channel."""
+    """Decodes the file of a clip to a standard recording, or to one for each channel."""
 
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | list[Clip]:
         path = sound.workspace.source(clip.audio.path)
         if path is None or not path.is_file():
-            raise Rejected("unreadable", f"no file {clip.audio.path!r} below the sources")
+            raise Rejected("unreadable", f"no file {clip.audio.path!r} in the folder of sources")
         try:
             with open_audio(path) as file:
                 count = file.channels if self.config.channels == "split" else 0
@@ -54,7 +57,7 @@ class Decode(Stage[DecodeConfig]):
         return replace(clip, audio=info)
 
     def _blocks(self, file: AudioFile, channel: int | None) -> Iterator[np.ndarray]:
-        """float32 [N] at 24 kHz: one channel, or the mean of all."""
+        """Yield float32 `[N]` at 24 kHz: one channel, or the mean of all."""
         resampler = Resampler(file.rate)
         for block in file.blocks(self.config.max_hours):
             yield resampler.push(block.mean(axis=1) if channel is None else block[:, channel])

@@ -1,7 +1,7 @@
-"""Near-duplicates: the same sound again, louder, cut a little, through another codec, is found by its fingerprint.
+"""Near-duplicates by fingerprint: the same audio again with another gain, slightly cut, or through another codec.
 
-After Haitsma and Kalker (2002): the signs of the differences of energy between neighbouring bands and times; here over
-what sounds of a clip, in as many slots whatever its length, so that clips are compared as wholes.
+After Haitsma and Kalker (2002): the signs of energy differences between neighbouring bands and times. Here the sounding
+part of a clip is divided into a fixed number of slots, so that whole clips are compared.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.dsp.spectrum import QUIETEST, decibels, mel_bands
 
-SLOTS, BANDS = 24, 17  # 23 differences in time of 16 between bands: 368 bits
+SLOTS, BANDS = 24, 17  # 23 differences in time × 16 between bands = 368 bits
 _BITS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)
-PART = 1 << 16  # pairs that are compared at once
-NEIGHBOURS = 64  # of a clip in the order of one slot that are compared with it
+PART = 1 << 16  # pairs per comparison
+NEIGHBOURS = 64  # clips that a clip is compared with, in the order of one slot
 
 
 def fingerprint(spectrum: np.ndarray) -> np.ndarray:
-    """Power `[T, BINS]` -> `[SLOTS − 1]` uint16."""
+    """Return the fingerprint `[SLOTS − 1]` uint16 of power `[T, BINS]`."""
     bands = spectrum @ mel_bands(BANDS, 150.0, 3600.0)
     level = bands.sum(axis=1)
     loud = np.flatnonzero(level > max(level.max() * 10**-3.0, QUIETEST))
@@ -44,7 +44,7 @@ def fingerprint(spectrum: np.ndarray) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Share of equal bits of fingerprints `[…, SLOTS − 1]`: about 0.5 for unrelated ones."""
+    """Return the share of equal bits of fingerprints `[…, SLOTS − 1]`; about 0.5 for unrelated ones."""
     return 1 - _BITS[a ^ b].sum(axis=-1, dtype=np.int32) / (16 * (SLOTS - 1))
 
 
@@ -65,7 +65,9 @@ class Fingerprint(Stage[FingerprintConfig]):
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Clips are the same if more than `at_most` of their bits are, and their lengths differ by at most `stretch`."""
+    """Two clips are duplicates if more than `at_most` of their bits are equal, and their lengths differ by at most
+    `stretch`.
+    """
 
     kind: Literal["duplicates"] = "duplicates"
     at_most: float = 0.72
@@ -73,7 +75,7 @@ class DuplicatesConfig:
 
 
 class Duplicates(GlobalStep[DuplicatesConfig]):
-    """Rejects what is like an earlier clip that is kept; of equal ones the first stays."""
+    """Rejects a clip that resembles an earlier kept one; the first of equal clips stays."""
 
     version = 1
 
@@ -83,7 +85,9 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
             if clip.kept and clip.audio.fingerprint:
                 prints += bytes.fromhex(clip.audio.fingerprint)
                 seconds.append(clip.audio.duration)
-        matrix = np.frombuffer(prints, np.uint16).reshape(-1, SLOTS - 1)  # whichever byte comes first: bits are counted
+        matrix = np.frombuffer(prints, np.uint16).reshape(
+            -1, SLOTS - 1
+        )  # the byte order does not matter, since bits are counted
         like = self._like(matrix, np.frombuffer(seconds))
         ids: dict[int, str] = {first: "" for first, _ in like.values()}
         number = 0
@@ -105,9 +109,9 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
         return replace(clip, decisions=(*clip.decisions, decision))
 
     def _like(self, prints: np.ndarray, seconds: np.ndarray) -> dict[int, tuple[int, float]]:
-        """Of each clip that is a duplicate, the earliest kept one that it is like, and how much.
+        """Return for each duplicate the earliest kept clip that it resembles, and their similarity.
 
-        Candidates are equal in one slot at least: in its order they are neighbours.
+        Candidates are equal in at least one slot: in the order of that slot they are neighbours.
         """
         pairs: dict[tuple[int, int], float] = {}
         for slot in range(prints.shape[1]):

@@ -1,4 +1,4 @@
-"""The parts of the report's page: tables, bars, histograms, spectrograms, players, as HTML and SVG text."""
+"""Parts of the report: tables, bars, histograms, spectrograms, players, as HTML and SVG text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ svg text { fill: currentColor; font-size: 12px; } svg { max-width: 100%; }
 
 
 def page(title: str, body: str) -> str:
-    """A whole page."""
+    """Return a whole page."""
     name = html.escape(title)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -50,15 +50,17 @@ def page(title: str, body: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Text is escaped."""
+    """Return a table; text is escaped."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class=wide><table><tr>{top}</tr>{lines}</table></div>"
 
 
 def waterfall(steps: Sequence[tuple[str, float, int]]) -> str:
-    """Bars of (what, hours, clips): the first and the last stand on the ground, what is negative hangs where the one
-    above ended."""
+    """Return bars of (name, hours, clips).
+
+    The first and last start at zero; a negative one starts where the previous one ended.
+    """
     total, at, lines = max(steps[0][1], 1e-9), 0.0, []
     for number, (name, hours, clips) in enumerate(steps):
         start = at + hours if hours < 0 else 0.0
@@ -73,14 +75,14 @@ def waterfall(steps: Sequence[tuple[str, float, int]]) -> str:
 
 
 def length(hours: float) -> str:
-    """For people: hours, or minutes where there are few."""
+    """Format hours, or minutes where there are few."""
     return f"{abs(hours):.2f} h" if abs(hours) >= 1 else f"{abs(hours) * 60:.1f} min"
 
 
 def histogram(
     name: str, low: float, high: float, kept: np.ndarray, rejected: np.ndarray, thresholds: Sequence[float]
 ) -> str:
-    """Two kinds of counts `[BARS]`, one on the other; what lies outside stands in the outermost bars."""
+    """Return a histogram of kept and rejected counts `[BARS]`, stacked; values outside are in the outermost bars."""
     top, step = max(int((kept + rejected).max()), 1), WIDTH / BARS
     bars = []
     for bar in range(BARS):
@@ -102,7 +104,7 @@ def histogram(
 
 
 def spectrogram(pcm: np.ndarray) -> str:
-    """A picture of `pcm [N]` up to 12 kHz, loud is bright."""
+    """Return a spectrogram of `pcm [N]` up to 12 kHz as an image; loud is bright."""
     levels = decibels(power(pcm, 512, max(240, len(pcm) // 600)))
     shade = np.clip((levels - levels.max() + RANGE) / RANGE, 0, 1).T[::-2]
     colours = np.stack([np.clip(shade * 2 - 0.4, 0, 1), np.clip(shade * 1.6 - 0.6, 0, 1), np.clip(shade * 1.4, 0, 0.9)])
@@ -110,14 +112,16 @@ def spectrogram(pcm: np.ndarray) -> str:
 
 
 def player(pcm: np.ndarray) -> str:
-    """`pcm [N]` to hear."""
+    """Return an audio player of `pcm [N]`."""
     return f"<audio controls preload=none src='data:audio/flac;base64,{_encoded(flac(pcm))}'></audio>"
 
 
 def _png(colours: np.ndarray) -> bytes:
-    """uint8 `[3, H, W]` as a PNG file."""
+    """Encode uint8 `[3, H, W]` as a PNG file."""
     _, height, width = colours.shape
-    lines = np.pad(colours.transpose(1, 2, 0).reshape(height, -1), ((0, 0), (1, 0)))  # each begins with its filter, 0
+    lines = np.pad(
+        colours.transpose(1, 2, 0).reshape(height, -1), ((0, 0), (1, 0))
+    )  # each row begins with its filter type, 0
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,8 +1,8 @@
-"""A page about a run, in one file: what was kept and rejected and why, the scores, clips to hear and see, the speed.
+"""The HTML report of a run, in one file: kept and rejected clips with reasons, scores, examples, speed.
 
     write(run, Path("report.html"))
 
-The page holds everything, so that it can be mailed; it is read in a browser without a network.
+The page contains everything, so it can be mailed and read without a network.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from speechgpt2.data.pipeline.runner import Run
 from speechgpt2.data.record import Clip
 from speechgpt2.hub import write_atomically
 
-KEPT = ""  # in the place of a reason
-SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # clips with sound: of those kept, and of each reason
-MEASURABLE = 0.5  # seconds of work from which a speed is told
-HEARD = 15.0  # seconds of a clip
-SCORES: dict[str, tuple[str, float, float]] = {  # path: what it is, from, to
+KEPT = ""  # instead of a reason
+SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # examples of kept clips, and of each reason
+MEASURABLE = 0.5  # seconds of work from which a speed is shown
+HEARD = 15.0  # seconds of an example
+SCORES: dict[str, tuple[str, float, float]] = {  # path: name, lower end, upper end
     "audio.duration": ("duration, s", 0, 40),
     "quality.snr": ("SNR, dB", -10, 60),
     "quality.loudness": ("loudness as found, LUFS", -60, 0),
     "quality.bandwidth": ("bandwidth, Hz", 0, 12_000),
     "quality.clipping": ("samples near the peak, share", 0, 0.02),
     "quality.overlap": ("frames with two voices, share", 0, 0.2),
-    "quality.music": ("frames with standing tones, share", 0, 1),
+    "quality.music": ("frames with constant tones, share", 0, 1),
     "quality.silence": ("silence, share", 0, 1),
     "quality.extra.characters_per_second": ("characters per second", 0, 30),
     "quality.extra.text_mismatch": ("text mismatch", 0.5, 1.1),
@@ -46,7 +46,7 @@ SCORES: dict[str, tuple[str, float, float]] = {  # path: what it is, from, to
 
 @dataclass
 class _Gathered:
-    """Of one pass over the clips: counts and seconds by reason, histograms by score, a few clips by reason."""
+    """Collected in one pass over the clips: counts and seconds by reason, histograms by score, examples by reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -97,7 +97,7 @@ def _gather(clips: Iterable[Clip]) -> _Gathered:
 
 
 def _sample(chosen: list[tuple[str, Clip]], clip: Clip, count: int) -> None:
-    """A choice by chance that is the same in every report of the run."""
+    """Keep `count` examples, the same in every report of the run."""
     chosen.append((hashlib.sha256(clip.id.encode()).hexdigest(), clip))
     chosen.sort(key=lambda pair: pair[0])
     del chosen[count:]
@@ -108,7 +108,7 @@ def _by_hours(found: _Gathered) -> list[str]:
 
 
 def _steps(found: _Gathered) -> list[tuple[str, float, int]]:
-    """(what, hours, clips): all, what each reason took away, what is left."""
+    """Return (name, hours, clips): all clips, the loss by each reason, the rest."""
     lost = [(reason, -found.seconds[reason] / 3600, found.counts[reason]) for reason in _by_hours(found)]
     total = sum(found.seconds.values()) / 3600
     return [
@@ -166,6 +166,6 @@ def _speed(run: Run) -> str:
     for stage, count, work, seconds in run.results.times():
         speed = f"{seconds / work:.0f}" if work >= MEASURABLE and seconds else "–"
         rows.append((stage, f"{count}", f"{seconds / 3600:.3f}", f"{work:.1f}", speed))
-    head = ("stage", "results", "hours of sound", "seconds of work", "hours per hour")
-    note = "<p class=quiet>Of all results on file, by the clock of the process that made each.</p>"
+    head = ("stage", "results", "hours of audio", "seconds of work", "hours per hour")
+    note = "<p class=quiet>Over all stored results, by the clock of the process that computed each.</p>"
     return html_parts.table(head, rows) + note

@@ -1,4 +1,4 @@
-"""Loudness by ITU-R BS.1770-4, and the gain that brings a clip to a standard loudness."""
+"""Loudness by ITU-R BS.1770-4, and the gain that brings a clip to a target loudness."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from speechgpt2.dsp.spectrum import fft, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BLOCK, STEP = round(0.4 * SAMPLE_RATE), round(0.1 * SAMPLE_RATE)
-AT_ONCE = 64  # blocks that are transformed together
+AT_ONCE = 64  # blocks per transform
 SILENT, RELATIVE = -70.0, -10.0  # LUFS, LU: gates
-# The two filters of the recommendation (a head, and what is hardly heard at low frequencies), given for 48 kHz.
+# The two filters of the recommendation (the effect of the head, and a high-pass), given for 48 kHz.
 _FILTERS = (
     ((1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)),
     ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621)),
@@ -26,7 +26,9 @@ _FILTERS = (
 
 @cache
 def _weights() -> np.ndarray:
-    """Of the bins of a block's spectrum: the filters' squared response, and two for what a real spectrum leaves out."""
+    """Weights of a block's bins: the squared response of the filters, doubled for the omitted half of a real
+    spectrum.
+    """
     frequency = np.fft.rfftfreq(BLOCK, 1 / SAMPLE_RATE)
     z = np.exp(-2j * np.pi * frequency / 48_000)
     response = np.ones_like(z)
@@ -38,7 +40,7 @@ def _weights() -> np.ndarray:
 
 
 def loudness(pcm: np.ndarray) -> float:
-    """Integrated loudness of `pcm [N]` (24 kHz, mono) in LUFS; −70 for silence."""
+    """Return the integrated loudness of `pcm [N]` (24 kHz, mono) in LUFS; −70 for silence."""
     if len(pcm) < BLOCK:
         pcm = np.pad(pcm, (0, BLOCK - len(pcm)))
     blocks = np.lib.stride_tricks.sliding_window_view(pcm, BLOCK)[::STEP]
@@ -57,7 +59,7 @@ def _power_of(lufs: float) -> float:
 
 @dataclass(frozen=True)
 class LoudnessConfig:
-    """target in LUFS; peaks stay below `peak` dBFS, so that a clip with a high crest stays quieter."""
+    """Options: `target` in LUFS; peaks stay below `peak` dBFS, so a clip with a high crest factor stays quieter."""
 
     kind: Literal["loudness"] = "loudness"
     target: float = -23.0
@@ -65,7 +67,7 @@ class LoudnessConfig:
 
 
 class Loudness(Stage[LoudnessConfig]):
-    """Measures the loudness, and sets the gain that makes it the standard's."""
+    """Measures the loudness, and sets the gain to the target."""
 
     version = 2
 
@@ -74,7 +76,7 @@ class Loudness(Stage[LoudnessConfig]):
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)
         if measured <= SILENT or peak == 0:
-            raise Rejected("silent", "holds nothing that could be made louder", measured, SILENT)
+            raise Rejected("silent", "is too quiet to be normalised", measured, SILENT)
         gain = min(self.config.target - measured, self.config.peak - 20 * float(np.log10(peak)))
         return replace(
             clip,

@@ -1,8 +1,8 @@
-"""Features in which two voices that say the same are near: cepstra with their surroundings, seen as phones differ.
+"""Features in which two voices that say the same are close: cepstra with context, projected to distinguish phones.
 
-Linear discriminant analysis (Haeb-Umbach and Ney 1992) of 180 ms of cepstra, on synthetic speech of known phones. The
-projection comes with the package (phone_features.npz, 8 kB); `python -m speechgpt2.data.clean.phone_features` makes
-it again.
+Linear discriminant analysis (Haeb-Umbach and Ney 1992) of 180 ms of cepstra, fitted on synthetic speech with known
+phones. The package has the projection (phone_features.npz, 8 kB). `python -m speechgpt2.data.clean.phone_features`
+fits it again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from speechgpt2.hub import write_atomically
 from speechgpt2.tts.voices import draw_voice, speak
 
 FILE = Path(__file__).with_name("phone_features.npz")
-OFFSETS = np.arange(-9, 10, 3)  # frames around one that are seen with it
+OFFSETS = np.arange(-9, 10, 3)  # context frames
 DIMENSIONS = 20
-UTTERANCES, RARE = 400, 100  # to learn from; phones with fewer frames are left out
-STEP = 2  # frames between two that are compared
+UTTERANCES, RARE = 400, 100  # utterances to fit on; phones with fewer frames are left out
+STEP = 2  # frames between two features
 
 
 def features(spectrum: np.ndarray) -> np.ndarray:
-    """Power `[T, BINS]` -> `[about T / 2, DIMENSIONS]` float32, of the frames that sound."""
+    """Return features `[about T / 2, DIMENSIONS]` float32 of the loud frames of power `[T, BINS]`."""
     mean, projection = _projection()
     seen, loud = _seen(spectrum)
     return ((seen[loud][::STEP] - mean) @ projection).astype(np.float32)
@@ -42,7 +42,7 @@ def _projection() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _seen(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cepstra without the mean and spread of the voice, with their surroundings `[T, 84]`; which frames sound `[T]`."""
+    """Return cepstra with context, normalised by mean and spread, `[T, 84]`, and which frames are loud `[T]`."""
     level = decibels(spectrum.sum(axis=1))
     loud = level > np.quantile(level, 0.97) - 32
     mel = cepstra(spectrum, 12, 26, 5500.0)
@@ -52,7 +52,7 @@ def _seen(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(utterances: int = UTTERANCES) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `[84]` and projection `[84, DIMENSIONS]` from synthetic speech of random training voices."""
+    """Fit mean `[84]` and projection `[84, DIMENSIONS]` on synthetic speech of random training voices."""
     frames, labels = zip(*_labelled(utterances))
     seen, phones = np.concatenate(frames), np.concatenate(labels)
     names, counts = np.unique(phones, return_counts=True)
@@ -69,12 +69,12 @@ def fit(utterances: int = UTTERANCES) -> tuple[np.ndarray, np.ndarray]:
     whitening = axes / np.sqrt(spread)
     worth, turned = np.linalg.eigh(whitening.T @ between @ whitening)
     best = slice(None, -DIMENSIONS - 1, -1)
-    # What tells phones apart better counts for more.
+    # Directions that separate phones better get more weight.
     return mean, (whitening @ turned)[:, best] * np.sqrt(np.maximum(worth[best], 0))
 
 
 def _labelled(utterances: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each utterance, what is seen `[N, 84]` and the phone of each frame `[N]`."""
+    """Yield for each utterance its inputs `[N, 84]` and the phone of each frame `[N]`."""
     rng = random.Random("ears")
     for number in range(utterances):
         lang = ("en", "zh")[number % 2]

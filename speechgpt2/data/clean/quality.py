@@ -1,7 +1,7 @@
-"""What the spectrum says of a clip's quality: SNR, bandwidth, clipping, a second voice, music.
+"""Quality measures from the spectrum: SNR, bandwidth, clipping, overlapping voices, music.
 
-Each measure is a function of samples or power, calibrated on planted faults (audit.py), and honest about its limits:
-the harmonics of a second voice are told from those of music only by how long they stand still.
+Each measure is a function of samples or power, calibrated on planted faults (data/audit). Overlap is limited: the
+harmonics of a second voice differ from those of music only in how long they are constant.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from speechgpt2.data.record import Clip
 from speechgpt2.dsp.spectrum import BIN_HERTZ, decibels, fft, power, squared
 from speechgpt2.types import SAMPLE_RATE
 
-BEST_SNR, WORST_SNR = 60.0, -10.0  # dB that a 16-bit recording can tell apart
-PERIODS, WINDOW = 8_000, 560  # Hz, samples (70 ms): where a second voice is looked for
+BEST_SNR, WORST_SNR = 60.0, -10.0  # dB: the range of a 16-bit recording
+PERIODS, WINDOW = 8_000, 560  # Hz, samples (70 ms): frames for overlap
 SHORT, LONG = 20, 115  # samples: periods of 400 … 70 Hz
-ONE_VOICE, TWO_VOICES = 0.25, 0.3  # more is left of a frame by one period; less of that by two
-TONES, TONES_HOP = 2048, 480  # samples: frames in which tones stand apart
+ONE_VOICE, TWO_VOICES = 0.25, 0.3  # residual above which one period does not explain a frame; below which two do
+TONES, TONES_HOP = 2048, 480  # samples: frames that resolve tones
 STANDING = 16  # frames (a third of a second)
 
 
 def snr(spectrum: np.ndarray) -> float:
-    """dB of speech above the background, from power `[T, BINS]`: what a bin has in its quietest tenth is background.
+    """Return the dB of speech above the background, from power `[T, BINS]`.
 
-    Minimum statistics (Martin 2001), over a clip as a whole.
+    Minimum statistics (Martin 2001) over the whole clip: the quietest tenth of a bin is background.
     """
     smooth = _smoothed(spectrum, 5)[:, 3:]
-    noise = float(_quantile(smooth, 0.1).sum()) * 1.9  # a tenth of noise lies below half its mean
+    noise = float(_quantile(smooth, 0.1).sum()) * 1.9  # the lowest tenth of noise lies near half its mean
     total = float(smooth.mean(axis=0).sum())
     ratio = max(total - noise, 1e-12) / max(noise, 1e-12)
     return float(np.clip(10 * np.log10(ratio), WORST_SNR, BEST_SNR))
 
 
 def _smoothed(spectrum: np.ndarray, frames: int) -> np.ndarray:
-    """Means over `frames` frames `[T − frames + 1, F]`; what is too short for that is one mean."""
+    """Return means over `frames` frames `[T − frames + 1, F]`; of a shorter input one mean."""
     if len(spectrum) <= frames:
         return spectrum.mean(axis=0, keepdims=True)
     sums = np.cumsum(np.concatenate([np.zeros_like(spectrum[:1]), spectrum]), axis=0, dtype=np.float64)
@@ -49,8 +49,7 @@ def _smoothed(spectrum: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _quantile(values: np.ndarray, share: float) -> np.ndarray:
-    """Of each column of `[T, F]`, as `np.quantile` has it; but numpy sorts numbers of four bytes faster than it finds
-    one among them."""
+    """Return a quantile of each column of `[T, F]`, like `np.quantile`. Sorting float32 is faster than partitioning."""
     ordered = np.sort(values.astype(np.float32, copy=False), axis=0)
     below, part = divmod(share * (len(ordered) - 1), 1.0)
     low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
@@ -58,24 +57,24 @@ def _quantile(values: np.ndarray, share: float) -> np.ndarray:
 
 
 def bandwidth(spectrum: np.ndarray) -> float:
-    """Hz up to which there is sound, from power `[T, BINS]`: above it, even the loudest moments hold 60 dB less."""
+    """Return the Hz up to which there is audio, from power `[T, BINS]`: above, the loudest moments are 60 dB weaker."""
     loud = decibels(_quantile(spectrum, 0.98))
     heard = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
     return float((heard[-1] + 0.5) * BIN_HERTZ) if len(heard) else 0.0
 
 
 def clipping(pcm: np.ndarray) -> float:
-    """Share of the samples `[N]` that lie within 5 % of the clip's peak: speech hardly has any, a flat top many."""
+    """Return the share of samples of `pcm [N]` within 5 % of the peak: speech has hardly any, clipped audio many."""
     peak = float(np.abs(pcm).max(initial=0))
     return float((np.abs(pcm) > 0.95 * peak).mean()) if peak else 0.0
 
 
 def overlap(pcm: np.ndarray) -> float:
-    """Share of the loud frames of `pcm [N]` that two periods explain, and one does not.
+    """Return the share of loud frames of `pcm [N]` that two periods explain and one does not.
 
-    De Cheveigné's cascaded cancellation (1993): a delay of T and a subtraction silence a voice of period T, two such
-    steps two voices; a whisper has no period, and escapes. What remains is written in the autocorrelation, so that all
-    pairs of periods can be tried.
+    De Cheveigné's cascaded cancellation (1993): a delay by T and a subtraction cancel a voice of period T, two such
+    steps cancel two voices. Whispered speech has no period and is not found. The residual follows from the
+    autocorrelation, so all pairs of periods can be tried.
     """
     correlation = _correlations(pcm)
     if not len(correlation):
@@ -93,13 +92,13 @@ def overlap(pcm: np.ndarray) -> float:
 
 @cache
 def _pairs() -> tuple[np.ndarray, np.ndarray]:
-    """Two periods each, at least three samples apart, as lags `[pairs]`."""
+    """Pairs of periods, at least three samples apart, as lags `[pairs]`."""
     first, second = np.triu_indices(LONG - SHORT, 3)
     return first + SHORT, second + SHORT
 
 
 def _correlations(pcm: np.ndarray) -> np.ndarray:
-    """Normalised autocorrelation `[T, lags]` of the loud frames, below 1.5 kHz, where harmonics are true."""
+    """Normalised autocorrelation `[T, lags]` of the loud frames below 1.5 kHz, where harmonics are exact."""
     low = resample(pcm, SAMPLE_RATE, PERIODS)
     if len(low) < WINDOW:
         return np.zeros((0, 2 * LONG))
@@ -111,14 +110,14 @@ def _correlations(pcm: np.ndarray) -> np.ndarray:
     level = np.square(frames).mean(axis=1)
     frames = frames[level > level.max() * 10**-2.3]
     window = np.hanning(WINDOW).astype(np.float32)
-    size = fft.next_fast_len(WINDOW + 2 * LONG, True)  # longer lags fold back into what is not used
+    size = fft.next_fast_len(WINDOW + 2 * LONG, True)  # longer lags wrap around into the unused part
     products = fft.irfft(squared(fft.rfft(frames * window, size, axis=1)), size, axis=1)[:, : 2 * LONG]
     taper = fft.irfft(squared(fft.rfft(window, size)), size)[: 2 * LONG]
     return products / np.maximum(products[:, :1], 1e-12) / (taper / taper[0])
 
 
 def music(pcm: np.ndarray) -> float:
-    """Share of the frames of `pcm [N]` with tones that stand still for a third of a second, as no voice's do."""
+    """Return the share of frames of `pcm [N]` with tones that are constant for a third of a second, as in no voice."""
     levels = decibels(power(pcm, TONES, TONES_HOP, slice(24, 430)))  # 280 Hz … 5 kHz
     if len(levels) < STANDING:
         return 0.0
@@ -127,8 +126,10 @@ def music(pcm: np.ndarray) -> float:
     peak = (levels > around + 7) & (levels > levels.max() - 60)
     peak[:, 1:-1] &= (levels[:, 1:-1] >= levels[:, :-2]) & (levels[:, 1:-1] >= levels[:, 2:])
     runs = np.cumsum(np.pad(peak.astype(np.int16), ((1, 0), (0, 0))), axis=0, dtype=np.int32)
-    tones = (runs[STANDING:] - runs[:-STANDING] == STANDING).sum(axis=1)  # that begin to stand at each frame
-    standing = np.convolve(tones >= 2, np.ones(STANDING))  # and go on for as long
+    tones = (runs[STANDING:] - runs[:-STANDING] == STANDING).sum(
+        axis=1
+    )  # tones that start to be constant at each frame
+    standing = np.convolve(tones >= 2, np.ones(STANDING))  # and stay constant for STANDING frames
     return float((standing > 0).mean())
 
 
@@ -138,7 +139,7 @@ class QualityConfig:
 
 
 class MeasureQuality(Stage[QualityConfig]):
-    """All measures of this file."""
+    """Sets all measures of this module."""
 
     version = 2
 

@@ -1,4 +1,4 @@
-"""A recording -> clips of speech, cut where nobody speaks."""
+"""Cut a recording into clips of speech, at pauses."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ BLOCK = 300.0  # seconds read at a time
 
 @dataclass(frozen=True)
 class SegmentConfig:
-    """Seconds: pauses up to `gap` stay within a clip; what is longer than `longest` is cut at its longest pauses; what
-    is shorter than `shortest` is no speech; `margin` is kept on both sides.
+    """Options, in seconds.
 
-    A recording that is no longer than `longest` and has a transcript is one clip, since its words are of the whole;
-    of a longer one the lines whose times are known go to the clips that hold them.
+    A recording with a transcript that is not longer than `longest` becomes one clip. Of a longer one, lines with
+    known times go to the clips that contain them.
+
+    Attributes:
+        detector: of voice activity.
+        gap: pauses up to this length stay within a clip.
+        shortest: a shorter span is no speech.
+        longest: a longer span is cut at its longest pauses.
+        margin: kept on both sides.
     """
 
     kind: Literal["segment"] = "segment"
@@ -43,7 +49,7 @@ class SegmentConfig:
 
 
 class Segment(Stage[SegmentConfig]):
-    """One clip for each span of speech, named by where it starts (in ms). Words whose times are known are never cut."""
+    """Makes a clip for each span of speech, named by its start in ms. Words with known times are never cut."""
 
     version = 2
 
@@ -58,7 +64,7 @@ class Segment(Stage[SegmentConfig]):
         active = active_spans(activity, 0.1, 0.0)
         found = active_spans(activity, config.gap, config.shortest)
         if not found:
-            raise Rejected("no-speech", "nobody speaks in it", 0.0, config.shortest)
+            raise Rejected("no-speech", "contains no speech", 0.0, config.shortest)
         if clip.text.raw and clip.audio.duration <= config.longest:
             found = [_widened((found[0][0], found[-1][1]), clip)]
         pieces = [piece for span in found for piece in _cut(span, active, config.longest - 2 * config.margin)]
@@ -87,7 +93,7 @@ def _with_its_text(clip: Clip, text: Transcript) -> Clip:
 
 
 def _widened(span: tuple[float, float], clip: Clip) -> tuple[float, float]:
-    """The span with all words in it whose times are known: a soft one may lie outside of what was heard."""
+    """Extend the span to all words with known times: soft words may lie outside of the detected speech."""
     words = clip.align.words
     return (min(span[0], words[0].start), max(span[1], words[-1].end)) if words else span
 
@@ -101,13 +107,13 @@ def _blocks(clip: Clip, sound: ClipAudio) -> Iterator[np.ndarray]:
 
 
 def _cut(span: tuple[float, float], active: list[tuple[float, float]], longest: float) -> list[tuple[float, float]]:
-    """The span in pieces of at most `longest` seconds, cut in the middle of the longest pauses."""
+    """Cut the span into pieces of at most `longest` seconds, in the middle of the longest pauses."""
     start, end = span
     if end - start <= longest:
         return [span]
     inside = [(s, e) for s, e in active if e > start and s < end]
     pauses = [(b[0] - a[1], a[1], b[0]) for a, b in zip(inside, inside[1:])]
-    if not pauses:  # no breath in it: wherever the clock says
+    if not pauses:  # without a pause: at a fixed length
         middle = start + min(longest, (end - start) / 2)
         return [*_cut((start, middle), active, longest), *_cut((middle, end), active, longest)]
     _, before, after = max(pauses, key=lambda pause: (pause[0], -pause[1]))

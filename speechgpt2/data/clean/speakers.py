@@ -1,8 +1,8 @@
-"""Who speaks: where the speaker changes within a clip, a vector for each clip's voice, and who is who in a recording.
+"""Speaker changes within a clip, speaker embeddings, and the speakers of a recording.
 
-The light default: Bayesian information (Chen and Gopalakrishnan 1998) finds changes; the mean and spread of a clip's
-cepstra is its voice; clips of one recording whose voices are near are one speaker's. Good enough for voices that
-differ; for anything that matters use a plug-in (plugins.py).
+Simple methods without a model: the Bayesian information criterion (Chen and Gopalakrishnan 1998) finds changes; mean
+and spread of the cepstra are the embedding; close clips of a recording have the same speaker. They suffice for
+distinct voices. For better results use plugins.py.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels
 
 COEFFICIENTS = 12
 SIDE = 150  # frames on each side of a change that are compared
-STRIDE = 10  # frames between two moments that are tried
+STRIDE = 10  # frames between two candidates
 TOOL = "cepstra-1"
 
 
 def change(mel: np.ndarray) -> tuple[int, float]:
-    """The frame of `[T, D]` at which two Gaussians explain its surroundings best, and by how much more than one does,
-    in nats per frame; 0 where it is too short to say."""
+    """Find the best speaker change.
+
+    Returns:
+        The frame of `[T, D]` at which two Gaussians explain its surroundings better than one, and the gain in nats per
+        frame; (0, 0) if there is none.
+    """
     size = mel.shape[1]
     ones = np.concatenate([mel, np.ones((len(mel), 1))], axis=1)
     moments = np.cumsum(np.pad(ones[:, :, None] * ones[:, None, :], ((1, 0), (0, 0), (0, 0))), axis=0)
@@ -45,7 +49,7 @@ def change(mel: np.ndarray) -> tuple[int, float]:
 
 
 def _log_determinants(moments: np.ndarray, size: int) -> np.ndarray:
-    """Of the covariances that sums of outer products `[T, size + 1, size + 1]` lead to, `[T]`."""
+    """Log-determinants `[T]` of the covariances of sums of outer products `[T, size + 1, size + 1]`."""
     count = moments[:, size, size, None]
     mean = moments[:, size, :size] / count
     covariance = moments[:, :size, :size] / count[:, :, None] - mean[:, :, None] * mean[:, None, :]
@@ -54,14 +58,14 @@ def _log_determinants(moments: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpeakerChangesConfig:
-    """Cut where the gain is above `gain`; no piece is shorter than a second and a half."""
+    """Cut where the gain exceeds `gain`; no piece is shorter than 1.5 s."""
 
     kind: Literal["speaker_changes"] = "speaker_changes"
     gain: float = 4.8
 
 
 class SpeakerChanges(Stage[SpeakerChangesConfig]):
-    """Cuts a clip without a transcript where the speaker changes, unless one talks over the other."""
+    """Cuts a clip without a transcript at speaker changes. Overlapping speech is not cut."""
 
     version = 2
 
@@ -93,7 +97,7 @@ class SpeakerEmbeddingConfig:
 
 
 class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
-    """One speaker for the clip, still without a name, with a vector `[24]`."""
+    """Adds a speaker without a name, with an embedding `[24]`."""
 
     version = 2
 
@@ -111,28 +115,30 @@ class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
 
 @dataclass(frozen=True)
 class SpeakersConfig:
-    """Voices nearer than `nearest` (a distance per dimension, in spreads of the run) are one speaker's."""
+    """Embeddings closer than `nearest` (distance per dimension, in standard deviations of the run) have the same
+    speaker.
+    """
 
     kind: Literal["speakers"] = "speakers"
     nearest: float = 0.9
 
 
 class NameSpeakers(GlobalStep[SpeakersConfig]):
-    """Names the speakers of each recording: "RECORDING/1" is who speaks first."""
+    """Names the speakers of each recording: "RECORDING/1" speaks first."""
 
     version = 1
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
         count, total, squares = 0, np.zeros(2 * COEFFICIENTS), np.zeros(2 * COEFFICIENTS)
         for clip in read():
-            if _nameless(clip):
+            if _is_nameless(clip):
                 vector = np.array(clip.speakers[0].embedding)
                 count, total, squares = count + 1, total + vector, squares + np.square(vector)
         spread = np.sqrt(np.maximum(squares / max(count, 1) - np.square(total / max(count, 1)), 1e-6))
         for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
-            known: list[tuple[np.ndarray, int]] = []  # the recording's voices: mean vectors and counts
+            known: list[tuple[np.ndarray, int]] = []  # speakers of the recording: mean embeddings and counts
             for clip in clips:
-                yield self._named(clip, known, spread) if _nameless(clip) else clip
+                yield self._named(clip, known, spread) if _is_nameless(clip) else clip
 
     def _named(self, clip: Clip, known: list[tuple[np.ndarray, int]], spread: np.ndarray) -> Clip:
         vector = np.array(clip.speakers[0].embedding) / spread
@@ -149,5 +155,5 @@ class NameSpeakers(GlobalStep[SpeakersConfig]):
         return replace(clip, speakers=(speaker,), labels_from=labels)
 
 
-def _nameless(clip: Clip) -> bool:
+def _is_nameless(clip: Clip) -> bool:
     return clip.kept and len(clip.speakers) == 1 and not clip.speakers[0].id and bool(clip.speakers[0].embedding)

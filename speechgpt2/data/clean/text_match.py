@@ -1,8 +1,8 @@
-"""Does the sound say the text? A synthesiser says it, and the two are laid over each other. Needs espeak-ng.
+"""Does the audio contain the text? The text is synthesised, and both are compared. Needs espeak-ng.
 
-Dynamic time warping, as in forced alignment by synthesis (aeneas), in features that know phones (ears.py). How well two
-voices fit depends on the voices and the room, so the cost is set in relation to what the same synthetic sounds cost in
-wrong orders: well below 1 for the right text, about 1 for a wrong one.
+Dynamic time warping, as in forced alignment by synthesis (aeneas), on features that distinguish phones
+(phone_features.py). The cost also depends on voices and room. So it is divided by the cost of the same synthetic
+audio in wrong orders: well below 1 for the right text, about 1 for a wrong one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from speechgpt2.tts.voices import speak
 VOICES = {"en": Voice("espeak", "m3", "en", "en-us"), "zh": Voice("espeak", "f3", "zh", MANDARIN, rate=200)}
 LONGEST = 40.0  # seconds
 SHORTEST = 25  # compared frames (half a second of sound)
-BAND = 0.15  # of the length: how far two ways of saying a text may run apart
+BAND = 0.15  # share of the length by which two utterances may differ in time
 
 
 def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
-    """The least mean distance of two sequences `[N, D]` and `[M, D]` along a monotonous path near the diagonal."""
+    """Return the least mean distance of two sequences `[N, D]` and `[M, D]` along a monotonic path near the
+    diagonal.
+    """
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
     n, m = squares.shape
     distance = np.sqrt(np.maximum(squares, 0)).ravel()
@@ -39,14 +41,19 @@ def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
         centre = diagonal * n / (n + m - 1)
         rows = np.arange(max(0, diagonal - m + 1, int(centre - reach)), min(n, diagonal + 1, int(centre + reach) + 1))
         cost = distance[rows * m + (diagonal - rows)]
-        come = np.minimum(np.minimum(last[rows], last[rows + 1]), before[rows] + cost)
+        arrival = np.minimum(np.minimum(last[rows], last[rows + 1]), before[rows] + cost)
         before, last = last, np.full(n + 1, np.inf)
-        last[rows + 1] = cost if diagonal == 0 else come + cost
+        last[rows + 1] = cost if diagonal == 0 else arrival + cost
     return float(last[n]) / (n + m)
 
 
 def mismatch(heard: np.ndarray, said: np.ndarray) -> float:
-    """The cost of laying `said` over `heard`, against that of the same sounds in wrong orders."""
+    """Return the warping cost of two feature sequences, divided by that of the synthetic one in wrong orders.
+
+    Args:
+        heard: features of the recording `[N, D]`.
+        said: features of the synthetic speech `[M, D]`.
+    """
     turns = [np.roll(said, len(said) * part // 6, axis=0) for part in (2, 3, 4)]
     wrong = [warping_cost(heard, order) for order in (*turns, np.ascontiguousarray(said[::-1]))]
     return warping_cost(heard, said) / float(np.mean(wrong))
@@ -72,7 +79,7 @@ class TextMatch(Stage[TextMatchConfig]):
             return clip
         try:
             said = speak(clip.text.raw, voice).pcm
-        except ValueError:  # a text without a sound
+        except ValueError:  # a text without sounds
             return clip
         heard = features(power_of(sound))
         if len(heard) < SHORTEST:

@@ -1,7 +1,7 @@
-"""Checks of the transcript: its language, how fast it would have to be spoken, repeats, what recognisers agree on.
+"""Checks of the transcript: its language, the speaking rate, repeats, the agreement of recognisers.
 
-The language is that of the script, so it knows Chinese, Japanese, Korean, Russian … from a language in Latin letters,
-and takes the latter for what was declared, or English. Telling those apart, or hearing a language, takes a plug-in.
+The script decides the language. So Chinese, Japanese, Korean, Russian … are told from languages in Latin letters, but
+those not from one another: they count as the declared language, or English. More takes a plug-in.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Language
 
-NGRAM = 10  # words, or characters of Chinese: the length of what a looping recogniser repeats
-ENOUGH = 8  # clips that make quartiles
+NGRAM = 10  # words, or Chinese characters: the length of a recogniser's loop
+ENOUGH = 8  # clips that quartiles need
 Quartiles = tuple[float, float]  # the first and the third
 SCRIPTS = (
     ("ja", re.compile(r"[぀-ヿ]")),
@@ -34,7 +34,7 @@ SCRIPTS = (
     ("ar", re.compile(r"[؀-ۿ]+")),
     ("latin", re.compile(r"[A-Za-zÀ-ɏ]+")),
 )
-ELSEWHERE = {"ja", "ko", "zh", "yue", "ru", "ar"}  # languages that are not written in Latin letters
+NOT_LATIN = {"ja", "ko", "zh", "yue", "ru", "ar"}  # languages that are not written in Latin letters
 
 
 def normalised(text: str) -> str:
@@ -50,7 +50,10 @@ def units(text: str) -> list[str]:
 
 
 def language_of(text: str, declared: str = "") -> Language:
-    """By the script of most characters, a word in Latin letters counting as one, with their share as confidence."""
+    """Return the language by the script of most characters, with their share as confidence.
+
+    A word in Latin letters counts as one character.
+    """
     counts = {code: len(pattern.findall(text)) for code, pattern in SCRIPTS}
     total = sum(counts.values())
     if not total:
@@ -61,12 +64,12 @@ def language_of(text: str, declared: str = "") -> Language:
     share = round(counts[code] / total, 3)
     base = declared.split("-")[0].lower()
     if code == "latin":
-        return Language(declared if base and base not in ELSEWHERE else "en", share)
+        return Language(declared if base and base not in NOT_LATIN else "en", share)
     return Language(declared if base == code or (base == "yue" and code == "zh") else code, share)
 
 
 def repeats(text: str, length: int = NGRAM) -> int:
-    """How often the most frequent run of `length` units stands in it."""
+    """Return how often the most frequent run of `length` units occurs."""
     words = units(text)
     runs = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
     return max(runs.values(), default=0)
@@ -81,7 +84,7 @@ def error_rate(text: str, other: str) -> float:
 
 
 def disagreement(texts: Sequence[str]) -> float | None:
-    """The mean error rate between all pairs of texts; None if there are fewer than two."""
+    """Return the mean error rate between all pairs of texts; None for fewer than two."""
     pairs = [(a, b) for i, a in enumerate(texts) for b in texts[i + 1 :]]
     return float(np.mean([error_rate(a, b) for a, b in pairs])) if pairs else None
 
@@ -92,8 +95,10 @@ class TranscriptConfig:
 
 
 class CheckTranscript(Stage[TranscriptConfig]):
-    """Measures the words: `text.cer` (disagreement of transcript and hypotheses), and in `quality.extra` "repeats",
-    "characters_per_second", and "language_mismatch" (1 where the script is not that of the declared language).
+    """Measures the transcript.
+
+    Sets `text.cer` (disagreement of transcript and hypotheses), and in `quality.extra` "repeats",
+    "characters_per_second" and "language_mismatch" (1 if the script is not that of the declared language).
     """
 
     version = 1
@@ -124,10 +129,11 @@ class RateOutliersConfig:
 
 
 class RateOutliers(GlobalStep[RateOutliersConfig]):
-    """How far a clip's characters per second lie outside the quartiles of its recording, in interquartile ranges:
-    `quality.extra.rate_outlier`, 0 within them. Recordings of few clips are judged by their language's quartiles.
+    """Sets `quality.extra.rate_outlier`: how far a clip's characters per second lie outside the quartiles of its
+    recording, in
+    interquartile ranges; 0 within them. Recordings with few clips use the quartiles of their language.
 
-    Emilia (He et al. 2024) drops what lies more than 1.5 outside.
+    Emilia (He et al. 2024) drops clips above 1.5.
     """
 
     version = 1
@@ -146,7 +152,9 @@ class RateOutliers(GlobalStep[RateOutliersConfig]):
             yield replace(clip, quality=replace(clip.quality, extra=extra))
 
     def _fit(self, read: ReadClips) -> tuple[dict[str, Quartiles], dict[str, Quartiles]]:
-        """Of recordings, whose clips follow one another, and of languages: those that have enough clips."""
+        """Return the quartiles of recordings, whose clips follow one another, and of languages, where there are
+        enough clips.
+        """
         recordings: dict[str, Quartiles] = {}
         languages: dict[str, array[float]] = defaultdict(lambda: array("d"))  # eight bytes a clip
         for name, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
@@ -162,7 +170,7 @@ class RateOutliers(GlobalStep[RateOutliersConfig]):
 
 
 def _rate(clip: Clip) -> float | None:
-    """Characters per second of a clip that is kept."""
+    """Return the characters per second of a kept clip."""
     return clip.quality.extra.get("characters_per_second") if clip.kept else None
 
 

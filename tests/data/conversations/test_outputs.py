@@ -186,7 +186,7 @@ def written(source, example, mask) -> str:
 def test_the_assistant_learns_its_own_side(source):
     story = source.talks[0]
     assert learning._sides(story) == [1]
-    example = source.seen_from(story, 1, "s2s", np.random.default_rng(0))
+    example = source.example_of(story, 1, "s2s", np.random.default_rng(0))
     learnt = written(source, example, example.text_loss_mask)
     assert "of course" in learnt and "seven eight" in learnt
     assert learnt.count("wait please") == 2 and "mhm" not in learnt  # named while heard, and written down
@@ -196,7 +196,7 @@ def test_the_assistant_learns_its_own_side(source):
 def test_nobody_learns_to_break_off(source):
     ids = source.prompt.special_ids
     for mode in ("s2s", "s2t", "t2s", "t2t"):
-        example = source.seen_from(source.talks[0], 1, mode, np.random.default_rng(0))
+        example = source.example_of(source.talks[0], 1, mode, np.random.default_rng(0))
         text, learnt = example.patches.text[0], example.text_loss_mask[0]
         first, second = (text == ids.eos).nonzero()[:, 0].tolist()
         assert not learnt[first] and learnt[second]
@@ -210,9 +210,9 @@ def test_nobody_learns_to_break_off(source):
 
 def test_people_are_learnt_from_both_sides(source):
     shop, ids = source.talks[1], source.prompt.special_ids
-    asked = source.seen_from(shop, 1, "s2s", np.random.default_rng(0))
+    asked = source.example_of(shop, 1, "s2s", np.random.default_rng(0))
     assert int((asked.patches.text == ids.eos).sum()) == 1
-    greeted = source.seen_from(shop, 0, "s2s", np.random.default_rng(0))
+    greeted = source.example_of(shop, 0, "s2s", np.random.default_rng(0))
     ends = (greeted.patches.text[0] == ids.eos).nonzero()[:, 0]
     assert len(ends) == 2 and not greeted.text_loss_mask[0, : ends[0] + 1].any()  # its greeting tells only the voice
     assert "thank you" in written(source, greeted, greeted.text_loss_mask)
@@ -223,7 +223,7 @@ def test_people_are_learnt_from_both_sides(source):
 def test_words_are_named_once_they_were_heard(source):
     """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
     story, prompt = source.talks[0], source.prompt
-    example = source.seen_from(story, 1, "s2s", np.random.default_rng(3))
+    example = source.example_of(story, 1, "s2s", np.random.default_rng(3))
     later = int(np.random.default_rng(3).integers(LATER))
     start = int((example.patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1
     word = story[0].words[1]
@@ -237,7 +237,7 @@ def test_patches_stream(source, folder, codec):
     corpus = turns.open_corpus(folder)
     torch.manual_seed(1)
     lm = new_model(TINY, corpus, codec).eval()
-    patches = source.seen_from(source.talks[0], 1, "s2s", np.random.default_rng(0)).patches
+    patches = source.example_of(source.talks[0], 1, "s2s", np.random.default_rng(0)).patches
     with torch.no_grad():
         whole = lm(patches)
         for sizes in ([1], [7, 2, 19]):

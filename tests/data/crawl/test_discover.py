@@ -165,5 +165,5 @@ def test_pages():
 def test_pages_are_not_followed_beyond_their_depth_nor_believed_to_be_anything():
     links = links_of("page", PAGE.format(by=BY).encode(), "text/html", DocumentSource("http://example.org/", 0))
     assert [link.url for link in links if link.kind == "page"] == []
-    with pytest.raises(ItemRejected, match="no page"):
+    with pytest.raises(ItemRejected, match="is not HTML"):
         links_of("page", b"\x89PNG", "image/png", DocumentSource("http://example.org/"))

@@ -59,7 +59,7 @@ def test_a_clip_that_kills_its_worker_is_rejected_alone(ray, recordings, tmp_pat
     summary = on_ray(recordings, tmp_path / "out")
     assert summary.kept == 10 and summary.reasons["failed"][0] == 2 == summary.unfinished
     details = (tmp_path / "out" / "rejected.jsonl").read_text()
-    assert "ZeroDivisionError: one of ours" in details and "process died" in details
+    assert "ZeroDivisionError: one of ours" in details and "process crashed" in details
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_a_clip_that_kills_its_worker_is_rejected_alone(recordings, tmp_path):
     summary = process(recordings, tmp_path / "out", workers=1)
     assert summary.kept == 10 and summary.reasons["failed"][0] == 2 == summary.unfinished
     details = (tmp_path / "out" / "rejected.jsonl").read_text()
-    assert "ZeroDivisionError: one of ours" in details and "process died" in details
+    assert "ZeroDivisionError: one of ours" in details and "process crashed" in details
 
 
 def test_a_clip_without_end_is_given_up(recordings, tmp_path):
@@ -141,11 +141,11 @@ def test_a_clip_without_end_is_given_up(recordings, tmp_path):
     with LocalWorkers(slow, Workspace(recordings, tmp_path), count=1, timeout=1.0) as workers:
         workers.submit(Task(Clip("a"), 0))
         [done] = workers.collect()
-        assert done.fault == "no end within 1 s" and workers.idle == 1
+        assert done.fault == "not finished within 1 s" and workers.idle == 1
 
 
 def test_two_runs_do_not_share_a_folder(recordings, tmp_path):
-    with Run(recordings, tmp_path / "out", steps()), pytest.raises(UserError, match="another run is at work"):
+    with Run(recordings, tmp_path / "out", steps()), pytest.raises(UserError, match="another process uses"):
         Run(recordings, tmp_path / "out", steps())
 
 

@@ -124,5 +124,5 @@ def test_scores_of_all(clips, tmp_path):
     assert [row["kept"] for row in rows] == [True, True, False]
     assert rows[0]["snr"] == 20.0 and rows[0]["mos"] == {"dnsmos": 3.25} and rows[0]["extra"] == {"repeats": 1.0}
     assert (rows[2]["reason"], rows[2]["score"], rows[2]["threshold"]) == ("noisy", 3.0, 10.0)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="there is no scores file"):
         list(scores.read(tmp_path / "absent"))
