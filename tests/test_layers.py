@@ -99,9 +99,6 @@ UNITS_MAY_IMPORT = {
     "data.audit": RECORDS | {"data.pipeline", "data.clean", "data.annotate", "data.conversations"},
 }  # fmt: skip
 
-# Cycles that are still there.
-KNOWN_CYCLES: list[set[str]] = []
-
 # Where a corpus becomes a trainer's batches: the modules of `corpus` that know torch and a trainer's types.
 BATCHES = {"speechgpt2.corpus.codec_dataset", "speechgpt2.corpus.lm_dataset", "speechgpt2.corpus.conversation_dataset"}
 
@@ -208,12 +205,6 @@ def cycles(pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
     return found
 
 
-def is_known(cycle: set[str]) -> bool:
-    """Whether every module or unit of a cycle belongs to packages whose cycle is known."""
-    packages = {(name.removeprefix("speechgpt2.")).split(".")[0] for name in cycle}
-    return any(packages <= known for known in KNOWN_CYCLES)
-
-
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_imports_only_allowed_packages(path):
     package = package_of(path)
@@ -240,17 +231,17 @@ def test_module_imports_only_allowed_subpackages(path):
 
 
 def test_no_import_cycle_between_modules():
-    assert [cycle for cycle in cycles(edges()) if not is_known(cycle)] == []
+    assert cycles(edges()) == []
 
 
 def test_no_import_cycle_between_units():
     pairs = {(unit_of(a), unit_of(b)) for a, b in edges()}
-    assert [cycle for cycle in cycles(pairs) if not is_known(cycle)] == []
+    assert cycles(pairs) == []
 
 
 def test_no_import_cycle_between_packages():
     pairs = {(a.split(".")[1], b.split(".")[1]) for a, b in edges() if a.count(".") and b.count(".")}
-    assert [cycle for cycle in cycles(pairs) if not is_known(cycle)] == []
+    assert cycles(pairs) == []
 
 
 def test_cycles_are_found():

@@ -1,6 +1,4 @@
-"""Random crops of a corpus with pitch and phones, for codec training: the clean audio, and an augmented copy as
-input.
-"""
+"""Random crops of a corpus with pitch and phones for codec training: clean audio, and an augmented copy as input."""
 
 from __future__ import annotations
 
