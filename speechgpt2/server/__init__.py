@@ -6,14 +6,14 @@ Every wire protocol:
     protocols.py      the list of wire protocols; a new one is registered here
     gateway.py        authentication, admission, opening and closing of sessions
     channel.py        the loops of one session: read messages, follow the dialogue's events, write, watch limits
+    websocket.py      the routes of a protocol over WebSocket
 
 OpenAI Realtime, by WebSocket and WebRTC:
 
-    websocket.py      the WebSocket route and client secrets
     realtime.py       one session: client messages in, server events out
     user_turns.py     its input audio buffer and the user's spoken turns
     responses.py      its responses, one after the other
-    messages.py, session_config.py, items.py, response.py, settings.py
+    realtime_websocket.py, messages.py, session_config.py, items.py, response.py, settings.py
     webrtc_calls.py, webrtc_session.py, webrtc_peer.py, playout.py
 
 REST: rest.py, chat_completions.py. The process: launch.py, config.py, metrics.py, logs.py.

@@ -1,7 +1,7 @@
 """The FastAPI application of the server.
 
 GET  /                     the page            GET  /health /ready /metrics /page-config
-WS   /v1/realtime          websocket.py        POST /v1/realtime/client_secrets
+WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
 POST /v1/chat/completions · /v1/audio/speech · /v1/audio/transcriptions, GET /v1/models      rest.py
 """

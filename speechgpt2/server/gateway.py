@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fastapi import Request, WebSocket
+from fastapi import APIRouter, Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from speechgpt2.duplex.protocol import Dialogue, DialogueSettings, Engine, EngineFull, Session, SessionSettings
@@ -161,3 +161,20 @@ class Gateway:
         end = time.monotonic() + self.config.limits.drain_seconds
         while self.admission.active and time.monotonic() < end:
             await asyncio.sleep(DRAIN_POLL_INTERVAL)
+
+
+class WireProtocol:
+    """Base class of wire protocols. A protocol with sessions runs each in a `channel.Channel`.
+
+    Args:
+        gateway: Opens the sessions.
+
+    Attributes:
+        router: The protocol's HTTP and WebSocket routes.
+    """
+
+    def __init__(self, gateway: Gateway):
+        self.gateway, self.router = gateway, APIRouter()
+
+    async def close(self) -> None:
+        """End the sessions that do not end with the server's sockets."""

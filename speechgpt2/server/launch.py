@@ -27,8 +27,8 @@ SEND_BUFFER = 128 * 1024  # bytes that the kernel may buffer: 2 s of PCM16 in ba
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which also detects slow clients early and always closes its socket."""
+class WebSocketConnection(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket connection, which also detects slow clients early and always closes its socket."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Limit the kernel's send buffer, whose content the outbound queue does not count."""
@@ -130,8 +130,8 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
     settings: dict[str, Any] = {
         "host": config.host,
         "port": config.port,
-        "loop": "asyncio",  # not uvloop, with which `WebSocketProtocol` is not tested
-        "ws": WebSocketProtocol,
+        "loop": "asyncio",  # not uvloop, with which `WebSocketConnection` is not tested
+        "ws": WebSocketConnection,
         "callback_notify": collect_garbage,
         "timeout_notify": GC_INTERVAL,
         "ws_max_size": config.limits.message_bytes + 1024,  # a larger message closes the socket with 1009

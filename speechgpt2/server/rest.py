@@ -15,7 +15,7 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import Field
 from starlette.datastructures import UploadFile
@@ -28,7 +28,7 @@ from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_json
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.chat_completions import ChatCompletion, ChatRequest, input_usage
-from speechgpt2.server.gateway import Gateway
+from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.response import PATCH
 from speechgpt2.server.schema import ProtocolError, WireModel, validate
 from speechgpt2.server.session_config import SessionConfig
@@ -60,18 +60,17 @@ class TranscriptionRequest(WireModel):
     stream: Literal["true", "false"] = "false"
 
 
-class RestApi:
+class RestApi(WireProtocol):
     """The routes of the REST interface."""
 
     def __init__(self, gateway: Gateway):
-        self.gateway = gateway
+        super().__init__(gateway)
         self._transcripts: OrderedDict[str, str] = OrderedDict()  # of spoken replies, by the id of their audio
-        self.router = APIRouter(prefix="/v1")
-        self.router.add_api_route("/models", self.list_models)
-        self.router.add_api_route("/models/{name:path}", self.get_model)
-        self.router.add_api_route("/chat/completions", self.create_chat_completion, methods=["POST"])
-        self.router.add_api_route("/audio/speech", self.create_speech, methods=["POST"])
-        self.router.add_api_route("/audio/transcriptions", self.create_transcription, methods=["POST"])
+        self.router.add_api_route("/v1/models", self.list_models)
+        self.router.add_api_route("/v1/models/{name:path}", self.get_model)
+        self.router.add_api_route("/v1/chat/completions", self.create_chat_completion, methods=["POST"])
+        self.router.add_api_route("/v1/audio/speech", self.create_speech, methods=["POST"])
+        self.router.add_api_route("/v1/audio/transcriptions", self.create_transcription, methods=["POST"])
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -219,9 +218,6 @@ class RestApi:
             raise self.gateway.rejection(error) from None
         except UserError as error:
             raise ApiError(400, str(error), "invalid_value") from None
-
-    async def close(self) -> None:
-        """End nothing: uvicorn closes the sockets."""
 
 
 class ReplyEvents:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from starlette.datastructures import UploadFile
 
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_body
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.channel import Channel
-from speechgpt2.server.gateway import Gateway
+from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.items import new_id
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
@@ -31,6 +31,7 @@ from speechgpt2.server.webrtc_session import CallSerializer, CallSession
 if TYPE_CHECKING:
     from speechgpt2.server.webrtc_peer import PeerConnection
 
+PATH = "/v1/realtime/calls"
 SDP = "application/sdp"
 FORM = "multipart/form-data"
 MAX_REQUEST = 256 * 1024  # bytes
@@ -46,15 +47,14 @@ class ActiveCall:
     task: asyncio.Task[None]
 
 
-class RealtimeCalls:
+class RealtimeCalls(WireProtocol):
     """The routes of Realtime sessions over WebRTC."""
 
     def __init__(self, gateway: Gateway):
-        self.gateway = gateway
+        super().__init__(gateway)
         self.active: dict[str, ActiveCall] = {}
-        self.router = APIRouter(prefix="/v1/realtime/calls")
-        self.router.add_api_route("", self.create, methods=["POST"])
-        self.router.add_api_route("/{id}/hangup", self.hang_up, methods=["POST"])
+        self.router.add_api_route(PATH, self.create, methods=["POST"])
+        self.router.add_api_route(PATH + "/{id}/hangup", self.hang_up, methods=["POST"])
 
     async def create(self, request: Request) -> Response:
         """Answer an offer, or reject it at once."""
@@ -84,7 +84,7 @@ class RealtimeCalls:
         id = new_id("rtc")
         task = asyncio.create_task(self._run(id, principal, peer, resources))
         self.active[id] = ActiveCall(principal, peer, task)
-        return Response(answer, 201, {"Location": f"{self.router.prefix}/{id}"}, SDP)
+        return Response(answer, 201, {"Location": f"{PATH}/{id}"}, SDP)
 
     def _open_session(self, stack: ExitStack, config: SessionConfig) -> CallSession:
         """Open a session that closes with `stack`."""

@@ -1,30 +1,25 @@
-"""OpenAI Realtime over WebSocket, and client secrets for browsers.
-
-WS   /v1/realtime?model=…
-POST /v1/realtime/client_secrets
-"""
+"""Sessions over WebSocket, for every wire protocol that uses it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
+from typing import Any
 
-from fastapi import APIRouter, Request, Response, WebSocket
-from fastapi.responses import JSONResponse
+from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from speechgpt2.duplex.protocol import Dialogue
 from speechgpt2.server.admission import AdmissionError
-from speechgpt2.server.api_errors import ApiError, error_response, read_json
-from speechgpt2.server.auth import DEFAULT_TTL, SUBPROTOCOL, TTL_RANGE, Principal
-from speechgpt2.server.channel import CLIENT_DISCONNECTED, Channel, ClientDisconnected
-from speechgpt2.server.gateway import Gateway
-from speechgpt2.server.messages import RealtimeSerializer
-from speechgpt2.server.realtime import RealtimeSession
+from speechgpt2.server.api_errors import ApiError, error_response
+from speechgpt2.server.auth import Principal
+from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, WireSession
+from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.session_config import SessionConfig
 
 log = logging.getLogger("sg2.server")
 CLOSE_TIMEOUT = 1.0  # seconds
-MAX_REQUEST = 64 * 1024  # bytes of a request for a client secret
 
 
 class WebSocketTransport:
@@ -53,14 +48,24 @@ class WebSocketTransport:
             await self._socket.send_bytes(data)
 
 
-class RealtimeWebSocket:
-    """The routes of Realtime sessions over WebSocket."""
+class WebSocketProtocol(WireProtocol, ABC):
+    """A wire protocol over WebSocket.
+
+    Attributes:
+        path: The route.
+        subprotocol: The WebSocket subprotocol, echoed to clients that offer it.
+    """
+
+    path: str
+    subprotocol: str | None = None
 
     def __init__(self, gateway: Gateway):
-        self.gateway = gateway
-        self.router = APIRouter()
-        self.router.add_api_websocket_route("/v1/realtime", self.connect)
-        self.router.add_api_route("/v1/realtime/client_secrets", self.create_client_secret, methods=["POST"])
+        super().__init__(gateway)
+        self.router.add_api_websocket_route(self.path, self.connect)
+
+    @abstractmethod
+    def make_session(self, dialogue: Dialogue, config: SessionConfig) -> WireSession[Any]:
+        """Make the session of a client, with a channel of its own."""
 
     async def connect(self, socket: WebSocket) -> None:
         """Run a session, or reject it before the upgrade."""
@@ -75,41 +80,18 @@ class RealtimeWebSocket:
             await _reject(socket, self.gateway.rejection(error))
 
     async def _run(self, socket: WebSocket, principal: Principal, config: SessionConfig) -> None:
-        server = self.gateway.config
         with self.gateway.open_dialogue(config) as dialogue:
-            channel = Channel(RealtimeSerializer(), server.limits)
-            session = RealtimeSession(
-                dialogue, self.gateway.engine, config, channel, self.gateway.metrics, server.log_transcripts
-            )
+            session = self.make_session(dialogue, config)
             with self.gateway.register(session):
-                code, reason = await self.gateway.run_session(session, principal, _accept_and_run(socket, session))
+                running = self._accept_and_run(socket, session)
+                code, reason = await self.gateway.run_session(session, principal, running)
         if reason != CLIENT_DISCONNECTED:
             await _close(socket, code, reason)
 
-    async def create_client_secret(self, request: Request) -> Response:
-        """Create a short-lived secret that a browser may use instead of an API key."""
-        principal = self.gateway.authenticate(request)
-        body = await read_json(request, MAX_REQUEST)
-        seconds = (body.get("expires_after") or {}).get("seconds", DEFAULT_TTL)
-        if not isinstance(seconds, int) or seconds not in TTL_RANGE:
-            message = f"expires_after.seconds must be {TTL_RANGE.start}…{TTL_RANGE.stop - 1}."
-            raise ApiError(400, message, "invalid_value", "expires_after.seconds")
-        settings = body.get("session") or {}
-        config = self.gateway.session_config(Principal(principal.key_id, settings), None)
-        try:
-            value, expires_at = self.gateway.authenticator.create_client_secret(principal, settings, seconds)
-        except ValueError as error:
-            raise ApiError(400, f"session: {error}.", "invalid_value", "session") from None
-        session = {"id": "sess_unopened", "object": "realtime.session", "expires_at": 0, **config.model_dump()}
-        return JSONResponse({"value": value, "expires_at": expires_at, "session": session})
-
-    async def close(self) -> None:
-        """End nothing: uvicorn closes the sockets."""
-
-
-async def _accept_and_run(socket: WebSocket, session: RealtimeSession) -> None:
-    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
-    await session.channel.run(session, WebSocketTransport(socket))
+    async def _accept_and_run(self, socket: WebSocket, session: WireSession[Any]) -> None:
+        offered = self.subprotocol in socket.scope["subprotocols"]
+        await socket.accept(self.subprotocol if offered else None)
+        await session.channel.run(session, WebSocketTransport(socket))
 
 
 async def _reject(socket: WebSocket, error: ApiError) -> None:
