@@ -94,7 +94,7 @@ def mini(
     """Evaluate a model's answers to held-out questions.
 
     Tables of correct answers by skill and language, of times, of the end of turns, of the audio as `sg2 eval speech`
-    has them, and with --real-speech of what the model understands of people.
+    has them, of the rejection of inputs without a question, and with --real-speech of the transcripts of people.
     """
     from speechgpt2.eval import spoken_qa
     from speechgpt2.tts.voice_sets import voice_set

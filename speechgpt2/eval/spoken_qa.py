@@ -3,9 +3,10 @@
     sg2 eval mini --limit 200 --asr FOLDER --real-speech FOLDER --out results/
 
 The tables: *Answers* (right or not, by who asks, skill and language; errors of the transcript of the question), *Time*,
-*End of turn* (does it tell a whole question from one that breaks off), *Speech* and *Voice* (`eval.speech`), and with
-recordings *People* (`eval.transcripts`). Nothing is teacher-forced: with the true reply audio as input a model that
-cannot add gets every sum right. Questions are asked by voices that no training material holds.
+*End of turn* (does it tell a whole question from one that breaks off), *Speech* and *Voice* (`eval.speech`),
+*Rejection* (`eval.rejection`), and with recordings *People* (`eval.transcripts`). Nothing is teacher-forced: with the
+true reply audio as input a model that cannot add gets every sum right. Questions are asked by voices that no training
+material holds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.progress import Progress
 from speechgpt2.asr import count_errors
 from speechgpt2.corpus.held_out import HeldOutQuestion, held_out_questions
 from speechgpt2.curriculum.skills import SKILLS
-from speechgpt2.eval import judges, report, speech_sets
+from speechgpt2.eval import judges, rejection, report, speech_sets
 from speechgpt2.eval import speech as speech_evaluation
 from speechgpt2.eval.answers import MODES, EvaluatedAnswer, ask, load, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
@@ -145,6 +146,9 @@ def main(
         if speech:
             task = progress.add_task("judging", total=None)
             tables |= speech_evaluation.evaluate(talker, first, panel, teacher, done=lambda: progress.advance(task))
+        drawn = rejection.inputs(seed=seed)
+        task = progress.add_task("no questions", total=sum(map(len, drawn.values())))
+        tables["Rejection"] = rejection.rejection_rows(talker, drawn, lambda: progress.advance(task))
         if people:
             tables["People"] = transcript_rows(talker, people, panel)
     report.show_all(tables, panel.notes, console)

@@ -56,7 +56,9 @@ class Oracle:
         assert stream
         segment = turns[-1].segments[0]
         spoken = isinstance(segment, Speech)
-        exchange = self.by_sound[id(segment.pcm)] if spoken else self.by_question[segment.text]
+        exchange = self.by_sound.get(id(segment.pcm)) if spoken else self.by_question[segment.text]
+        if exchange is None:  # no question
+            return
         reply = "我不知道。" if exchange is list(self.by_question.values())[1] else exchange.reply
         if spoken:
             yield Transcript(exchange.question)
@@ -114,6 +116,7 @@ def panel(monkeypatch):
     """Judges: a listener to the oracle that is put in `panel.oracle`, without the slow ones."""
     listener = Listener(None)
     monkeypatch.setattr(judges, "load", lambda *_: Judges(listener, None, None, ()))
+    monkeypatch.setattr(spoken_qa.rejection, "inputs", lambda seed: {"silence": [np.zeros(2400, np.float32)]})
     return listener
 
 
@@ -142,6 +145,7 @@ def test_an_oracle_is_right(trials, panel, tmp_path):
     assert endings["en", "whole"] == endings["zh", "whole"] == 1
     assert endings["en", "broken off"] == endings["zh", "broken off"] == 0
 
+    assert [(row.kind, row.n, row.rejected) for row in tables["Rejection"]] == [("silence", 1, 1.0)]
     spoken = tables["Time"][0]
     assert spoken.n == TRIALS and 0 < spoken.first_audio <= spoken.first_audio_p95
     content = json.loads((tmp_path / "spoken_qa.json").read_text())
