@@ -23,7 +23,16 @@ C = TypeVar("C")
 
 
 def from_dict(cls: type[C], values: Any, where: str = "") -> C:
-    """Build `cls` from plain dicts and lists. Errors: `UserError` for unknown, missing or mistyped keys."""
+    """Build the dataclass `cls` from plain dicts and lists.
+
+    Args:
+        cls: A frozen dataclass.
+        values: The content.
+        where: What errors call it; by default the name of the class.
+
+    Raises:
+        UserError: If a key is unknown, missing or of the wrong type.
+    """
     name = where or cls.__name__
     if not isinstance(values, dict):
         raise UserError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
@@ -44,7 +53,7 @@ def from_dict(cls: type[C], values: Any, where: str = "") -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The inverse of `from_dict`: plain dicts, lists and scalars."""
+    """Return plain dicts, lists and scalars, the inverse of `from_dict`."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -55,12 +64,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def load(cls: type[C], path: str | Path) -> C:
-    """Read a YAML or JSON file (JSON is YAML). Errors: `UserError` naming the file."""
+    """Read a YAML or JSON file (JSON is YAML). Raises `UserError`, which names the file."""
     return from_dict(cls, read(path), Path(path).name)
 
 
 def read(path: str | Path) -> Any:
-    """The plain content of a YAML or JSON file. Errors: `UserError` if it is absent or not YAML."""
+    """Return the plain content of a YAML or JSON file. Raises `UserError` if it is absent or not YAML."""
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,7 +79,7 @@ def read(path: str | Path) -> Any:
 
 
 def dump(config: Any, path: str | Path) -> None:
-    """Write as JSON or YAML, by the file's ending."""
+    """Write JSON or YAML, by the file's suffix."""
     values, path = to_dict(config), Path(path)
     if path.suffix == ".json":
         text = json.dumps(values, indent=2) + "\n"

@@ -1,13 +1,13 @@
-"""The one exception that is meant to be read by people.
+"""The exception whose message is for users.
 
-Anything a user can cause (a missing file, a folder that is no checkpoint, an unknown key) raises `UserError` with one
-line that says what is wrong and what to do. The command line prints that line and exits with 2; a server turns it
-into the protocol's error. Every other exception is a bug in the project.
+Whatever a user can cause (a missing file, a folder that is no checkpoint, an unknown key) raises `UserError` with one
+line that says what is wrong and what to do. The command line prints that line and exits with status 2. A server turns
+it into the protocol's error. Every other exception is a bug in the project.
 """
 
 
 class UserError(ValueError):
-    """What was asked cannot be done; the message is one clear line for the person who asked."""
+    """The request cannot be fulfilled. The message is one line for the user."""
 
 
 class MissingDependency(UserError):

@@ -1,10 +1,10 @@
-"""Where checkpoints live and how they are read and written.
+"""Where checkpoints are, and how they are read and written.
 
     folder = hub.resolve("mini", "codec.json").parent     # a folder, a built-in name, or a Hugging Face id
     tensors = hub.load_tensors(folder / "codec.safetensors")
-    hub.load_into(module, tensors, "mini")                # every tensor must find its place
+    hub.load_into(module, tensors, "mini")                # every tensor must fit
 
-Nothing is fetched in silence, and no file is ever left half-written: a file appears under its name when it is complete.
+Downloads are announced on stderr. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -19,27 +19,32 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechgpt2.errors import UserError
 
-if TYPE_CHECKING:  # what only writes a file should not wait for torch
+if TYPE_CHECKING:  # for annotations only: writing a file should not wait for torch
     import numpy as np
     import torch
     from tokenizers import Tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FETCHED = ("*.json", "*.safetensors", "README.md")  # what a checkpoint is made of, besides the file asked for
-NAMED = 3  # tensors that an error names; the rest are counted
+FETCHED = ("*.json", "*.safetensors", "README.md")  # downloaded files of a checkpoint, besides the requested one
+NAMED = 3  # tensors that an error names; it counts the others
 
 
 def built_in() -> list[str]:
-    """Names of the models that come with the package."""
+    """Return the names of the models that come with the package."""
     return sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
 
 
 def resolve(name: str | Path, *files: str) -> Path:
-    """The first of `files` that the checkpoint `name` holds: a built-in name, a folder, or a Hugging Face id.
+    """Find a checkpoint and return the first of `files` that it holds.
 
-    A built-in name goes before a folder of that name (say `./mini` for the folder). A Hugging Face id `owner/name` is
-    downloaded once, with a line on stderr that says so. Errors: `UserError` if there is none such, or it holds none.
+    Args:
+        name: A built-in name, a folder, or a Hugging Face id `owner/name`, which is downloaded once. A built-in name
+            goes before a folder of that name (write `./mini` for the folder).
+        *files: File names that identify the kind of checkpoint.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it holds none of the files.
     """
     text, wanted = str(name), " or ".join(files)
     if text in built_in():
@@ -48,9 +53,8 @@ def resolve(name: str | Path, *files: str) -> Path:
         folder = Path(name)
     elif Path(name).exists():
         raise UserError(f"{name}: a file, where a folder with {wanted} is needed")
-    elif (
-        HUB_ID.fullmatch(text) and not Path(name).parent.is_dir()
-    ):  # a typo in a local path is not looked for elsewhere
+    elif HUB_ID.fullmatch(text) and not Path(name).parent.is_dir():
+        # If the parent folder exists, the name is a local path with a typo.
         folder = _fetch(text, files)
     else:
         raise UserError(f"{name}: no such folder or built-in model (built in: {', '.join(built_in()) or 'none'})")
@@ -61,7 +65,7 @@ def resolve(name: str | Path, *files: str) -> Path:
 
 
 def _fetch(repo: str, files: tuple[str, ...]) -> Path:
-    """The local folder of a Hugging Face repository, from the cache if one of `files` is there."""
+    """Return the local folder of a Hugging Face repository, from the cache if it holds one of `files`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -71,20 +75,20 @@ def _fetch(repo: str, files: tuple[str, ...]) -> Path:
         if any((folder / file).is_file() for file in files):
             return folder
     except LocalEntryNotFoundError:
-        pass  # not fetched yet
-    print(f"fetching {repo} from Hugging Face …", file=sys.stderr, flush=True)
+        pass  # not downloaded yet
+    print(f"downloading {repo} from Hugging Face …", file=sys.stderr, flush=True)
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except LocalEntryNotFoundError:
         raise UserError(f"{repo}: no such folder, and Hugging Face cannot be reached") from None
     except RepositoryNotFoundError:
         raise UserError(f"{repo}: no such folder, and no such model on Hugging Face") from None
-    except (OSError, ValueError) as error:  # the client's errors are many, and all of them one or the other
-        raise UserError(f"{repo}: cannot be fetched from Hugging Face ({_first_line(error)})") from None
+    except (OSError, ValueError) as error:  # the base classes of all other errors of the client
+        raise UserError(f"{repo}: cannot be downloaded from Hugging Face ({_first_line(error)})") from None
 
 
 def check_writable(path: str | Path) -> None:
-    """Errors: `UserError` unless a file can be written at `path`; a command asks before it spends minutes."""
+    """Raise `UserError` unless a file can be written at `path`. Commands check it before they work for minutes."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise UserError(f"cannot write {path}: it is a folder")
@@ -95,10 +99,16 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file beside `path`, then put it in `path`'s place; on any failure nothing is left.
+    """Write a temporary file beside `path`, then rename it. After a failure nothing is left.
 
-    A link is followed; what is no regular file, such as `/dev/null`, is written to directly.
-    Errors: `UserError` if it cannot be written.
+    A link is followed. Something that is not a regular file, such as `/dev/null`, is written directly.
+
+    Args:
+        path: The file.
+        write: Called with the path of the temporary file.
+
+    Raises:
+        UserError: If it cannot be written.
     """
     target = Path(os.path.realpath(path))
     special = target.exists() and not target.is_file() and not target.is_dir()
@@ -117,11 +127,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def save_array(path: str | Path, values: np.ndarray) -> None:
-    """Write an array as .npy. Errors: `UserError` if the file cannot be written."""
+    """Write an array as `.npy`. Raises `UserError` if the file cannot be written."""
     import numpy as np
 
     def write(scratch: Path) -> None:
-        with scratch.open("wb") as file:  # given a name, numpy would add an ending where there is none
+        with scratch.open("wb") as file:  # given a name without a suffix, numpy would add one
             np.save(file, values)
 
     write_atomically(path, write)
@@ -130,7 +140,7 @@ def save_array(path: str | Path, values: np.ndarray) -> None:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors as safetensors. Errors: `UserError` if the file cannot be written."""
+    """Write named tensors as safetensors. Raises `UserError` if the file cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -142,7 +152,7 @@ def save_tensors(
 
 
 def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Read a safetensors file. Errors: `UserError` if it is absent or damaged."""
+    """Read a safetensors file. Raises `UserError` if it is absent or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -154,29 +164,35 @@ def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[s
 
 
 class TensorInfo(NamedTuple):
-    """What a file says of a tensor without its content being read; `dtype` as safetensors writes it, e.g. "BF16"."""
+    """Precision and shape of a tensor in a file; `dtype` is as safetensors writes it, for example "BF16"."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def list_tensors(path: str | Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, from its header alone. Errors: `UserError` as for `load_tensors`."""
+    """List the tensors of a safetensors file from its header. Raises `UserError` as `load_tensors` does."""
     from safetensors import SafetensorError, safe_open
 
     _check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return {name: TensorInfo(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged, or not safetensors ({_first_line(error)})") from None
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Copy `tensors` into `module`; one built on the meta device takes them as they are, dtype and device included.
+    """Copy `tensors` into `module`. A module on the meta device adopts them with their precision and device.
 
-    Errors: `UserError` that names `what` and the missing, unexpected and mis-shaped tensors.
+    Args:
+        module: The module.
+        tensors: Tensors under the names of its state dict.
+        what: What errors call the checkpoint.
+
+    Raises:
+        UserError: If tensors are missing, unexpected or of another shape.
     """
     own = module.state_dict()
     wrong = [
@@ -196,7 +212,7 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read `tokenizer.json` in `folder`. Errors: `UserError` if it is absent or damaged."""
+    """Read `tokenizer.json` in `folder`. Raises `UserError` if it is absent or damaged."""
     from tokenizers import Tokenizer
 
     path = Path(folder) / "tokenizer.json"

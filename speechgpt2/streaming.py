@@ -1,13 +1,15 @@
-"""The one contract of every streaming module: state is a value.
+"""The contract of every streaming module: state is a value.
 
     y, state = module(x, state)          # a chunk and the state before it -> its output and the state after it
-    state = module.init_state(batch)     # the state before anything was heard; `None` means the same
+    state = module.init_state(batch)     # the state before any input; `None` means the same
 
-There is one code path: offline is one big chunk from the initial state, and any chunking gives what offline gives. A
-state is a tree (tuples, named tuples) of tensors that mirrors the module tree, batch row first, with nothing hidden
-on modules: a row is reset, forked or moved by indexing. Two kinds of leaves exist. *Carried* leaves (convolution
-tails, key-value tails, positions) are new tensors after every call; *cache* leaves (`Cache`) are preallocated and
-written in place, and a cell counts only below its row's position, so that a row rewinds by moving its position back.
+There is one code path. Offline is one big chunk from the initial state, and streaming equals offline for any chunking.
+A state is a tree (tuples, named tuples) of tensors with the batch row first. Nothing is hidden on modules, so a row is
+reset, forked or moved by indexing.
+
+A state has two kinds of leaves. *Carried* leaves (convolution tails, key-value tails, positions) are new tensors after
+every call. *Cache* leaves (`Cache`) are preallocated and written in place. A cell counts only below its row's position,
+so a row rewinds by moving its position back.
 """
 
 from __future__ import annotations
@@ -22,22 +24,26 @@ S = TypeVar("S")
 
 
 class Streaming(Protocol[S]):
-    """What a streaming module offers (see the module's text)."""
+    """The interface of a streaming module."""
 
-    def init_state(self, batch: int) -> S: ...
+    def init_state(self, batch: int) -> S:
+        """Return the state of `batch` rows before any input."""
+        ...
 
-    def forward(self, x: Tensor, state: S | None = None) -> tuple[Tensor, S]: ...
+    def forward(self, x: Tensor, state: S | None = None) -> tuple[Tensor, S]:
+        """Process one chunk and return its output and the next state."""
+        ...
 
 
 class Cache(NamedTuple):
-    """Preallocated keys and values `[B, H, capacity, head_dim]`; cells at or past a row's position are void."""
+    """Preallocated keys and values `[B, H, capacity, head_dim]`; cells at or past a row's position are never read."""
 
     keys: Tensor
     values: Tensor
 
 
 def tree_map(fn: Callable[..., Any], *trees: Any) -> Any:
-    """Apply `fn` to the corresponding leaves of trees of one shape; a `Cache` counts as two leaves."""
+    """Apply `fn` to the corresponding leaves of trees of one shape. A `Cache` counts as two leaves."""
     first = trees[0]
     if isinstance(first, Tensor):
         return fn(*trees)
@@ -48,26 +54,24 @@ def tree_map(fn: Callable[..., Any], *trees: Any) -> Any:
 
 
 def select_rows(state: S, rows: Tensor) -> S:
-    """A copy of the rows `rows [R]` (int64), in that order: fork a row by naming it twice."""
+    """Return a copy of the rows `rows [R]` (int64), in that order. A row that is listed twice is forked."""
     return tree_map(lambda leaf: leaf.index_select(0, rows), state)
 
 
 def join_rows(states: list[S]) -> S:
-    """One batch from several states of the same module, one after the other."""
+    """Concatenate states of the same module along the batch."""
     return tree_map(lambda *leaves: torch.cat(leaves), *states)
 
 
 def overwrite_rows(state: S, rows: Tensor, source: S) -> None:
-    """Replace the rows `rows [R]` by the R rows of `source`; from `init_state(R)`, a reset. In place: for a state that
-    nobody else holds.
-    """
+    """Replace, in place, the rows `rows [R]` by the R rows of `source`; `init_state(R)` resets them."""
     tree_map(lambda leaf, new: leaf.index_copy_(0, rows, new), state, source)
 
 
 def where_active(active: Tensor, new: Any, old: Any) -> Any:
-    """After a call on the whole batch: the new state where `active [B]` is true, the old one where a row sat idle.
+    """Return the new state of the rows that are `active [B]` (bool) and the old state of the others.
 
-    Cache leaves are shared and stay as they are: what an idle row's turn wrote there lies past its position.
+    Cache leaves are shared and stay as they are: what a call wrote for an inactive row lies past its position.
     """
     if isinstance(new, Cache):
         return new

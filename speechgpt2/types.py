@@ -1,4 +1,4 @@
-"""The words that everything else speaks: audio constants, turns and their segments, patches, events.
+"""Data types of the whole project: audio constants, turns and their segments, patches, events.
 
 Axes: B batch, N samples, T frames, K codebooks, P patches, G frames in a patch. Time comes before codebook, so a
 patch is a view of codes.
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # only named here: what needs no model should not wait for torch
+if TYPE_CHECKING:  # for annotations only: modules that need no model should not wait for torch
     from torch import Tensor
 
 SAMPLE_RATE = 24_000  # samples per second, everywhere inside the project
 FRAME_SIZE = 960  # samples in a codec frame (40 ms)
 FRAME_RATE = SAMPLE_RATE // FRAME_SIZE  # 25 frames per second
 
-Role = Literal["system", "user", "assistant", "tool"]  # tool: what the tools gave that were called
+Role = Literal["system", "user", "assistant", "tool"]  # tool: the results of tool calls
 Mode = Literal["s2s", "s2t", "t2s", "t2t"]
 MODES: tuple[Mode, ...] = ("s2s", "s2t", "t2s", "t2t")
 
@@ -48,7 +48,7 @@ class Speech:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The model asks for a tool: its name and its arguments as JSON text. In a turn, after its words; or an event."""
+    """The model calls a tool: its name and its arguments as JSON text. A segment after a turn's text, and an event."""
 
     name: str
     arguments: str
@@ -68,19 +68,19 @@ class Tool:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side contributes: a role and its segments in order."""
+    """One turn of a conversation: a role and its segments in order."""
 
     role: Role
     segments: tuple[Segment, ...]
 
     @classmethod
     def user(cls, text: str | None = None, speech: np.ndarray | None = None) -> Turn:
-        """A user's turn, typed or spoken (`speech [N]` float32 at 24 kHz)."""
+        """Return a user's turn, typed or spoken (`speech [N]`, float32 at 24 kHz)."""
         return cls("user", _segments(text, speech))
 
     @classmethod
     def assistant(cls, text: str | None = None, speech: np.ndarray | None = None) -> Turn:
-        """A turn of the model's, as history."""
+        """Return a turn of the model, for the history."""
         return cls("assistant", _segments(text, speech))
 
 
@@ -94,59 +94,59 @@ def _segments(text: str | None, speech: np.ndarray | None) -> tuple[Segment, ...
 
 @dataclass(frozen=True)
 class SpeechStarted:
-    """The user began to speak, `at` samples into the session."""
+    """The user began to speak at sample `at` of the session."""
 
     at: int
 
 
 @dataclass(frozen=True)
 class SpeechStopped:
-    """The user stopped speaking, `at` samples into the session."""
+    """The user stopped speaking at sample `at` of the session."""
 
     at: int
 
 
-UNFINISHED = "…"
+UNFINISHED = "…"  # ends the transcript of a turn that seems to break off
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What the model heard the user say; it ends with `UNFINISHED` where the user seems not to have finished."""
+    """The text of the user's speech. It ends with `UNFINISHED` if the user seems not to have finished."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next piece of the answer's text."""
+    """The next piece of the reply's text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class AudioDelta:
-    """The next piece of the answer's speech: `pcm [N]` float32 at 24 kHz."""
+    """The next piece of the reply's speech: `pcm [N]`, float32 at 24 kHz."""
 
     pcm: np.ndarray
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The reply was cut off; its listener had heard `played` samples of it."""
+    """The reply was cut off after `played` samples of it had been played."""
 
     played: int
 
 
 @dataclass(frozen=True)
 class ReplyDone:
-    """The answer is complete."""
+    """The reply is complete."""
 
     reason: Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Error:
-    """Something went wrong in this session only."""
+    """An error that concerns this session only."""
 
     message: str
 

@@ -62,14 +62,14 @@ def header(rate: int, samples: int = 100) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read as sound"),
-        (b"this is no sound" * 100, "cannot be read as sound"),
-        (header(SAMPLE_RATE)[:20], "cannot be read as sound"),
-        (header(SAMPLE_RATE, samples=0), "holds no sound"),
-        (header(0), "cannot be read as sound"),
+        (b"", "cannot be read as audio"),
+        (b"this is no sound" * 100, "cannot be read as audio"),
+        (header(SAMPLE_RATE)[:20], "cannot be read as audio"),
+        (header(SAMPLE_RATE, samples=0), "holds no audio"),
+        (header(0), "cannot be read as audio"),
         (header(1), "sampling rate of 1 Hz"),
         (header(2**31 - 1), "sampling rate"),
-        (header(192_000, samples=1), "holds no sound"),  # less than one sample at 24 kHz
+        (header(192_000, samples=1), "holds no audio"),  # less than one sample at 24 kHz
     ],
 )
 def test_what_is_no_sound(tmp_path, content, message):

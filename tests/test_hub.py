@@ -81,7 +81,7 @@ def test_a_repository_is_announced_once_and_then_taken_from_the_cache(monkeypatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert hub.resolve("owner/name", "lm.json") == tmp_path / "lm.json"
-    assert "fetching owner/name" in capsys.readouterr().err
+    assert "downloading owner/name" in capsys.readouterr().err
     assert hub.resolve("owner/name", "lm.json") == tmp_path / "lm.json"
     assert capsys.readouterr().err == ""
     assert calls == [True, False, True]

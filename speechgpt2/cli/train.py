@@ -38,7 +38,7 @@ def codec(
     """Train a codec. The result is a codec folder in RUN."""
     from speechgpt2.training import distributed
 
-    distributed.run(processes, partial(_codec, config, corpus, out, resume, init, favour, device))
+    distributed.launch(processes, partial(_codec, config, corpus, out, resume, init, favour, device))
 
 
 def lm(
@@ -58,7 +58,7 @@ def lm(
     """
     from speechgpt2.training import distributed
 
-    distributed.run(processes, partial(_lm, config, corpus, codec, out, resume, init, device))
+    distributed.launch(processes, partial(_lm, config, corpus, codec, out, resume, init, device))
 
 
 def _codec(config: Path, corpus: Path, out: Path, resume: bool, init: str | None, favour: float, device: str) -> None:

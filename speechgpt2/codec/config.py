@@ -1,4 +1,4 @@
-"""What a codec is made of: one frozen dataclass per part, and the two presets, `released` and `mini`."""
+"""Configuration of the codec: one frozen dataclass per part, and the presets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from speechgpt2.types import FRAME_SIZE
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Log-mel features at 100 Hz: `hop` samples apart, a window of `window` samples that ends with the hop.
+    """Log-mel features at 100 Hz, `hop` samples apart, from windows of `window` samples that end with the hop.
 
-    The encoder sees (log-mel − `mean`) / `std`; the released one sees the logarithm as it is.
+    The encoder's input is (log-mel − `mean`) / `std`. The released encoder does not normalise.
     """
 
     bins: int = 128
@@ -27,7 +27,7 @@ class MelConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Residual vector quantization: `codebooks` tables of `size` vectors as wide as the latent."""
+    """Residual vector quantization with `codebooks` tables of `size` vectors."""
 
     codebooks: int = 3
     size: int = 1024
@@ -35,7 +35,7 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
-    """The released head: upsampling by transposed convolutions (Kong et al., 2020), grouped residual blocks."""
+    """The released waveform head: HiFi-GAN with grouped residual blocks (codec/hifigan.py)."""
 
     kind: Literal["hifigan"] = "hifigan"
     channels: int = 512
@@ -48,10 +48,10 @@ class HiFiGANConfig:
 
 @dataclass(frozen=True)
 class HarmonicConfig:
-    """The light head: a pulse train and noise, each shaped by a filter per 10 ms (Liu et al., 2020).
+    """The light waveform head: pulses and noise, shaped by one filter per 10 ms each (codec/harmonic.py).
 
-    `fft` bounds block plus impulse response; `harmonic_bands` and `noise_bands` are the points on the mel scale at
-    which the filters' gains are predicted.
+    `fft` bounds the length of a block plus its impulse response. The filters' gains are predicted at `harmonic_bands`
+    and `noise_bands` points on the mel scale. Pitch lies between `f0_min` and `f0_max` Hz.
     """
 
     kind: Literal["harmonic"] = "harmonic"
@@ -66,9 +66,9 @@ class HarmonicConfig:
 class CodecConfig:
     """The whole codec.
 
-    `delay`: samples by which the decoded waveform trails the encoded one (trained in; 0 as released).
-    `normalized_latent`: latents are scaled to zero mean and unit variance across channels, so that in joint training
-    they cannot outrun the codebooks.
+    `delay` is how many samples the decoded waveform trails the encoded one, as trained (0 in the released codec). With
+    `normalized_latent` latents have zero mean and unit variance across channels, so that they do not drift away from
+    the codebooks in joint training.
     """
 
     mel: MelConfig
@@ -88,7 +88,7 @@ class CodecConfig:
         if self.encoder_convnext.dims[-1] != self.encoder_transformer.width:
             raise UserError("encoder_convnext.dims must end with encoder_transformer.width")
         if self.decoder_transformer.width != self.latent:
-            raise UserError("decoder_transformer.width must equal encoder_transformer.width, the latent's")
+            raise UserError("decoder_transformer.width must equal encoder_transformer.width, the width of the latent")
         if isinstance(self.head, HiFiGANConfig) and _product(self.head.scales) != self.mel.hop:
             raise UserError(f"head.scales must multiply to {self.mel.hop}, the samples of a 10 ms step")
 
@@ -106,7 +106,7 @@ def _product(values: tuple[int, ...]) -> int:
 
 
 def released() -> CodecConfig:
-    """The released codec, 237.5 M parameters."""
+    """Return the released codec, 237.5 M parameters."""
     transformer = TransformerConfig(width=512, heads=8, layers=8, ffn=2048, context=500)
     return CodecConfig(
         mel=MelConfig(),
@@ -121,7 +121,7 @@ def released() -> CodecConfig:
 
 
 def mini() -> CodecConfig:
-    """The small codec that the project trains: most of its work at 25 Hz, where a step is cheap."""
+    """Return the small codec of the project. Most of its work is at 25 Hz, where a step is cheap."""
     return CodecConfig(
         mel=MelConfig(bins=80, mean=-7.0, std=3.0),
         encoder_convnext=ConvNeXtConfig(depths=(1, 1, 1, 1), dims=(96, 128, 192, 256)),
@@ -137,7 +137,7 @@ def mini() -> CodecConfig:
 
 
 def mini_deep() -> CodecConfig:
-    """`mini` with more layers, 19 M parameters; `codec.growth` makes one from a trained `mini`."""
+    """Return `mini` with more layers, 19 M parameters; `codec.growth` makes one from a trained `mini`."""
     small = mini()
     return replace(
         small,

@@ -1,5 +1,6 @@
-"""From codes to samples: a transformer at 25 Hz, two upsamplers to 100 Hz, transformer and ConvNeXt, and a waveform
-head.
+"""The decoder, from the quantized latent to samples.
+
+A transformer at 25 Hz, two upsamplers to 100 Hz, a transformer and a ConvNeXt there, and a waveform head.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from speechgpt2.nn.transformer import Transformer, TransformerState
 
 
 class DecoderState(NamedTuple):
-    """What the decoder remembers of a stream."""
+    """State of the decoder's parts."""
 
     vq_transformer: TransformerState
     up: tuple[EdgeTail, ...]
@@ -28,7 +29,7 @@ class DecoderState(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Quantized latent `[B, T, D] -> pcm [B, 960·T]`."""
+    """Quantized latent `[B, T, D]` -> `pcm [B, 960·T]`."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -46,6 +47,7 @@ class Decoder(nn.Module):
             self.head = HarmonicHead(features, config.mel.hop, config.head)
 
     def init_state(self, batch: int) -> DecoderState:
+        """Return the state of `batch` rows before any input."""
         return DecoderState(
             self.vq_transformer.init_state(batch),
             tuple(up.init_state(batch) for up in self.up),  # type: ignore[operator]
@@ -55,12 +57,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, x: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
+        """Decode one chunk of the latent."""
         x, (vq_transformer, up, transformer, convnext) = self.features(x, state)
         pcm, head = self.head(x, state and state.head)
         return pcm, DecoderState(vq_transformer, up, transformer, convnext, head)
 
     def features(self, x: Tensor, state: DecoderState | None = None) -> tuple[Tensor, tuple[Any, ...]]:
-        """All but the head: `[B, T, D] -> [B, 4·T, C]` at 100 Hz, and the states so far."""
+        """Run all parts but the head: `[B, T, D]` -> `[B, 4·T, C]` at 100 Hz, and their next states."""
         x, vq_transformer = self.vq_transformer(self.widen(x), state and state.vq_transformer)
         x, ups = self.narrow(x).transpose(1, 2), []
         for i, layer in enumerate(self.up):

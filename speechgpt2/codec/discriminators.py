@@ -1,5 +1,7 @@
-"""Discriminators for the codec's last phase: waveforms folded by periods (Kong et al., 2020) and spectrograms at
-several resolutions (Jang et al., 2021), least squares, with feature matching.
+"""Discriminators for the adversarial phase of codec training: least squares with feature matching.
+
+Waveforms are folded by periods (Kong et al., 2020, https://arxiv.org/abs/2010.05646), and spectrograms have several
+resolutions (Jang et al., 2021, https://arxiv.org/abs/2106.07889).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ SLOPE = 0.1
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """`channels` of the first layers; `periods` in samples, `windows` of the spectrograms in samples."""
+    """`channels` of the first layers; `periods` and the `windows` of spectrograms are in samples."""
 
     channels: int = 16
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
@@ -23,7 +25,7 @@ class DiscriminatorConfig:
 
 
 class Discriminators(nn.Module):
-    """All of them together. `pcm [B, N]` in; features of every layer out, the last of each being the verdict."""
+    """All discriminators: `pcm [B, N]` -> the features of every layer of each; the last is its score."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -33,20 +35,22 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, pcm: Tensor) -> list[list[Tensor]]:
+        """Return the features of every layer of every discriminator."""
         return [member(pcm) for member in self.members]
 
     def loss(self, fake: Tensor, real: Tensor) -> Tensor:
-        """What the discriminators minimise: real is 1, fake is 0."""
+        """Return the discriminators' loss, with target 1 for `real` and 0 for `fake`."""
         both = self(torch.cat([real, fake]))
         terms = []
-        for *_, verdict in both:
-            yes, no = verdict.chunk(2)
-            terms.append((1 - yes).square().mean() + no.square().mean())
+        for *_, score in both:
+            real_score, fake_score = score.chunk(2)
+            terms.append((1 - real_score).square().mean() + fake_score.square().mean())
         return torch.stack(terms).mean()
 
     def generator_terms(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """`adversarial`: fake should be taken for 1; `features`: the layers should not tell them apart. Parameters
-        get no gradient.
+        """Return the generator's loss terms; the discriminators get no gradient.
+
+        `adversarial` has target 1 for `fake`. `features` is the distance of the layers' activations.
         """
         self.requires_grad_(False)
         adversarial, features = [], []
@@ -60,7 +64,7 @@ class Discriminators(nn.Module):
 
 
 class PeriodDiscriminator(nn.Module):
-    """Sees every `period`-th sample in one row of a picture."""
+    """Sees a waveform folded into rows of `period` samples."""
 
     def __init__(self, period: int, channels: int):
         super().__init__()
@@ -69,15 +73,16 @@ class PeriodDiscriminator(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, (5, 1), stride=(3, 1), padding=(2, 0)) for a, b in zip(widths, widths[1:])
         )
-        self.verdict = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
+        self.score = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
 
     def forward(self, pcm: Tensor) -> list[Tensor]:
+        """Return the features of every layer, the score last."""
         x = pcm[:, : pcm.shape[1] // self.period * self.period].view(len(pcm), 1, -1, self.period)
-        return _through(self.layers, self.verdict, x)
+        return _through(self.layers, self.score, x)
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Sees the magnitude spectrogram at one resolution."""
+    """Sees a magnitude spectrogram at one resolution."""
 
     window: Tensor
 
@@ -88,18 +93,19 @@ class SpectrogramDiscriminator(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, (3, 9), stride=(1, 2), padding=(1, 4)) for a, b in zip(widths, widths[1:])
         )
-        self.verdict = nn.Conv2d(channels, 1, 3, padding=1)
+        self.score = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, pcm: Tensor) -> list[Tensor]:
+        """Return the features of every layer, the score last."""
         n = len(self.window)
         spectrum = torch.stft(pcm, n, n // 4, window=self.window, return_complex=True)
         magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-        return _through(self.layers, self.verdict, magnitude.transpose(1, 2)[:, None])
+        return _through(self.layers, self.score, magnitude.transpose(1, 2)[:, None])
 
 
-def _through(layers: nn.ModuleList, verdict: nn.Module, x: Tensor) -> list[Tensor]:
+def _through(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> list[Tensor]:
     features = []
     for layer in layers:
         x = F.leaky_relu(layer(x), SLOPE)
         features.append(x)
-    return [*features, verdict(x)]
+    return [*features, score(x)]

@@ -1,4 +1,4 @@
-"""From samples to the latent: mel, ConvNeXt and transformer at 100 Hz, then two downsamplers to 25 Hz."""
+"""The encoder, from samples to the latent: mel, ConvNeXt and transformer at 100 Hz, two downsamplers to 25 Hz."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from speechgpt2.nn.transformer import Transformer, TransformerState
 
 
 class EncoderState(NamedTuple):
-    """What the encoder remembers of a stream."""
+    """State of the encoder's parts."""
 
     mel: EdgeTail
     convnext: tuple[Tensor, ...]
@@ -24,7 +24,7 @@ class EncoderState(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """`pcm [B, N] -> latent [B, ⌈⌈⌊N/240⌋/2⌉/2⌉, D]`. A chunk that is not a multiple of 960 samples ends its stream."""
+    """`pcm [B, N]` -> latent `[B, ⌈⌈⌊N/240⌋/2⌉/2⌉, D]`. A chunk off the 960-sample grid ends the stream."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -35,6 +35,7 @@ class Encoder(nn.Module):
         self.normalized = config.normalized_latent
 
     def init_state(self, batch: int) -> EncoderState:
+        """Return the state of `batch` rows before any input."""
         return EncoderState(
             self.mel.init_state(batch),
             self.convnext.init_state(batch),
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
     def forward(
         self, pcm: Tensor, state: EncoderState | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, EncoderState]:
-        """`lengths [B]`: the samples that count in each row of a padded batch."""
+        """Encode one chunk. `lengths [B]` are the valid samples of each row of a padded batch."""
         x, mel = self.mel(pcm, state and state.mel)
         x, convnext = self.convnext(x, state and state.convnext)
         x, transformer = self.transformer(x, state and state.transformer)

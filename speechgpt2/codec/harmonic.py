@@ -1,15 +1,16 @@
-"""The light waveform head: pulses and noise through predicted filters (neural homomorphic vocoder, Liu et al., 2020).
+"""The light waveform head: pulses and noise through predicted filters.
 
-Every 10 ms step predicts a pitch, whether there is one, and two filters: log gains on the mel scale, made minimum-phase
-through their cepstrum. A block of excitation is filtered in the frequency domain and added into the blocks after it:
+Source: Liu et al., Neural Homomorphic Vocoder, 2020 (https://doi.org/10.21437/Interspeech.2020-3188).
+
+Every 10 ms step predicts pitch, voicing and two filters. A filter is given as log gains on the mel scale and made
+minimum-phase through its cepstrum. A block of excitation is filtered in the frequency domain and overlap-added:
 
     pulses  ─ × H(harmonic gains) ─┐
                                    + ─ overlap-add ─ pcm       240 samples out per step, no look-ahead
     noise   ─ × H(noise gains) ────┘
 
-Over a block the filters fade from the step before into its own (the block goes through both); switched at once, they
-would be heard as a buzz at the step rate. The pitch is explicit rather than left to the filters, and the source costs
-next to nothing. The noise is a fixed table read at the row's own position, so that streaming equals offline.
+Over a block the filters fade from those of the previous step to its own. Filters that switch at once cause a buzz at
+the step rate. Noise is read from a fixed table at the row's own position, so that streaming equals offline.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
 class HarmonicState(NamedTuple):
-    """`phase [B]` in cycles (float64); of the step before `f0 [B]` and `gains [B, bands]` of both filters; `noise [B]`,
-    the next index into the table; `tail [B, fft − hop]`, what is already known of the samples to come.
+    """State of a stream.
+
+    `phase [B]` is in cycles (float64). `f0 [B]` and `gains [B, bands]` (of both filters) are those of the previous
+    step. `noise [B]` is the next index into the noise table. `tail [B, fft − hop]` is what past blocks add to the
+    samples that follow.
     """
 
     phase: Tensor
@@ -43,7 +47,7 @@ class HarmonicState(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """What a step predicts: `log_f0 [B, T]`, `voicing [B, T]` (logit), log gains `[B, T, bands]` of both filters."""
+    """Predictions of every step: `log_f0 [B, T]`, `voicing [B, T]` (logit), log `gains [B, T, bands]` of both."""
 
     log_f0: Tensor
     voicing: Tensor
@@ -51,7 +55,7 @@ class Controls(NamedTuple):
 
 
 class HarmonicHead(nn.Module):
-    """`[B, T, C] -> pcm [B, hop · T]`."""
+    """`[B, T, C]` -> `pcm [B, hop · T]`."""
 
     table: Tensor
     harmonic_curve: Tensor
@@ -64,7 +68,8 @@ class HarmonicHead(nn.Module):
         self.pitch = nn.Sequential(nn.Linear(c_in, c_in), nn.GELU(), nn.Linear(c_in, 2))
         self.bands = (config.harmonic_bands, config.noise_bands)
         self.gains = nn.Linear(c_in, sum(self.bands))
-        nn.init.constant_(self.gains.bias, START_LEVEL)  # or the first steps go into finding speech's usual level
+        # Otherwise the first training steps only find the usual level of speech.
+        nn.init.constant_(self.gains.bias, START_LEVEL)
         for name, bands in zip(("harmonic_curve", "noise_curve"), self.bands):
             self.register_buffer(name, mel_interpolation(bands, config.fft), persistent=False)
         self.register_buffer("rising", (torch.arange(hop) + 0.5) / hop, persistent=False)
@@ -72,6 +77,7 @@ class HarmonicHead(nn.Module):
         self.register_buffer("table", torch.randn(NOISE_TABLE, generator=generator), persistent=False)
 
     def init_state(self, batch: int) -> HarmonicState:
+        """Return the state of `batch` rows before any input."""
         zeros = self.gains.weight.new_zeros
         return HarmonicState(
             zeros(batch, dtype=torch.float64),
@@ -82,11 +88,12 @@ class HarmonicHead(nn.Module):
         )
 
     def forward(self, x: Tensor, state: HarmonicState | None = None) -> tuple[Tensor, HarmonicState]:
+        """Process one chunk `[B, T, C]`."""
         controls = self.control(x)
         return self.synthesize(controls, self.f0(controls), state or self.init_state(x.shape[0]))
 
     def control(self, x: Tensor) -> Controls:
-        """Predict the controls of every step. `[B, T, C]` in."""
+        """Predict the controls of every step from `x [B, T, C]`."""
         pitch = self.pitch(x).float()
         low, high = self.config.f0_min, self.config.f0_max
         span = torch.log(torch.tensor(high / low))
@@ -94,17 +101,26 @@ class HarmonicHead(nn.Module):
         return Controls(log_f0, pitch[..., 1], self.gains(x).float())
 
     def f0(self, controls: Controls) -> Tensor:
-        """Pitch in Hz, 0 where unvoiced, `[B, T]`."""
+        """Return the pitch in Hz, `[B, T]`, 0 where unvoiced."""
         return torch.where(controls.voicing > 0, controls.log_f0.exp(), 0.0)
 
     def synthesize(self, controls: Controls, f0: Tensor, state: HarmonicState) -> tuple[Tensor, HarmonicState]:
-        """`f0 [B, T]` in Hz (0: unvoiced) drives the pulses; the filters come from `controls`."""
+        """Synthesize audio.
+
+        Args:
+            controls: They give the filters.
+            f0: The pitch of the pulses in Hz, `[B, T]`, 0 where unvoiced.
+            state: The state before the chunk.
+
+        Returns:
+            `pcm [B, hop · T]` and the next state.
+        """
         steps = f0.shape[1]
         with torch.no_grad():
             pulses, phase = pulse_train(f0, state.f0, state.phase, self.hop)
             noise, position = self._noise(state.noise, steps)
         fft = self.config.fft
-        gains = torch.cat([state.gains[:, None], controls.gains], dim=1)  # one step more than blocks
+        gains = torch.cat([state.gains[:, None], controls.gains], dim=1)  # the previous step first
         harmonic, breath = gains.split(self.bands, dim=-1)
         spectrum = self._filtered(pulses, harmonic @ self.harmonic_curve.float())
         spectrum = spectrum + self._filtered(noise, breath @ self.noise_curve.float())
@@ -114,8 +130,11 @@ class HarmonicHead(nn.Module):
         return pcm[:, :cut], HarmonicState(phase, f0[:, -1].float(), gains[:, -1], position, pcm[:, cut:])
 
     def _filtered(self, excitation: Tensor, log_gain: Tensor) -> Tensor:
-        """Spectra `[B, T, fft / 2 + 1]` of the blocks `[B, T, hop]`, each fading from one filter into the next of the
-        T + 1 with `log_gain [B, T + 1, fft / 2 + 1]`.
+        """Filter blocks and return their spectra `[B, T, fft / 2 + 1]`.
+
+        Args:
+            excitation: The blocks, `[B, T, hop]`.
+            log_gain: T + 1 filters, `[B, T + 1, fft / 2 + 1]`. Block t fades from filter t to filter t + 1.
         """
         response = minimum_phase(log_gain)
         new = torch.fft.rfft(excitation * self.rising.float(), self.config.fft)
@@ -129,7 +148,7 @@ class HarmonicHead(nn.Module):
 
 
 def mel_interpolation(bands: int, fft: int) -> Tensor:
-    """Matrix `[bands, fft / 2 + 1]` that draws straight lines between `bands` points, evenly spaced in mel."""
+    """Return the matrix `[bands, fft / 2 + 1]` that interpolates linearly between points evenly spaced in mel."""
     frequency = np.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1)
     place = hz_to_mel(frequency) / hz_to_mel(SAMPLE_RATE / 2) * (bands - 1)
     hats = 1 - np.abs(place[None] - np.arange(bands)[:, None])
@@ -137,9 +156,10 @@ def mel_interpolation(bands: int, fft: int) -> Tensor:
 
 
 def minimum_phase(log_gain: Tensor) -> Tensor:
-    """The complex response of minimum phase with these log gains, both `[..., fft / 2 + 1]`.
+    """Return the minimum-phase response (complex) with the given log gains, both `[..., fft / 2 + 1]`.
 
-    Its cepstrum is that of the gains with the negative quefrencies folded onto the positive ones (Oppenheim & Schafer).
+    Its cepstrum is that of the gains with negative quefrencies folded onto the positive ones (Oppenheim & Schafer,
+    Discrete-Time Signal Processing).
     """
     log_gain = log_gain.clamp(min=SILENT, max=LOUDEST)
     cepstrum = torch.fft.irfft(log_gain)
@@ -149,11 +169,20 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
 
 
 def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Tensor, Tensor]:
-    """Band-limited pulses of unit power. `f0 [B, T]` Hz, `before [B]` the step before, `phase [B]` cycles (float64).
+    """Generate band-limited pulses of unit power.
 
-    Returns `[B, T, hop]` and the next phase. Pitch glides linearly over a step. A voiced stretch begins at its own
-    pitch and with a pulse, so that rounding does not add up over a stream. The sum of all harmonics below half the rate
-    has a closed form (Dirichlet's kernel), so no harmonic is summed.
+    Pitch changes linearly over a step. A voiced segment begins at its own pitch and with a pulse, so that rounding
+    does not accumulate over a stream. The sum of all harmonics below the Nyquist frequency has a closed form
+    (Dirichlet's kernel).
+
+    Args:
+        f0: Pitch at the end of every step in Hz, `[B, T]`, 0 where unvoiced.
+        before: Pitch of the previous step, `[B]`.
+        phase: Phase in cycles, `[B]` (float64).
+        hop: Samples in a step.
+
+    Returns:
+        Pulses `[B, T, hop]` and the next phase.
     """
     f0, before = f0.double(), before.double()
     previous = torch.cat([before[:, None], f0[:, :-1]], dim=1)
@@ -166,7 +195,7 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     n = torch.arange(1, hop + 1, device=f0.device, dtype=torch.float64)
     cycles = offset[..., None] + (start[..., None] * n + gain[..., None] * n * n / 2) / SAMPLE_RATE
     harmonics = torch.floor(SAMPLE_RATE / 2 / torch.maximum(start, f0).clamp(min=1.0))[..., None]
-    half = (torch.remainder(cycles + 0.5, 1.0) - 0.5) * torch.pi  # around 0 at a pulse, where precision counts
+    half = (torch.remainder(cycles + 0.5, 1.0) - 0.5) * torch.pi  # near 0 at a pulse, where precision matters
     near = half.abs() < 1e-9
     odd = 2 * harmonics + 1
     kernel = torch.where(near, odd, (odd * half).sin() / torch.where(near, 1.0, half.sin()))
@@ -176,14 +205,14 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
 
 
 def _latest(values: Tensor, marks: Tensor) -> Tensor:
-    """For every step of `values [B, T]` the value at the last step up to it that is marked, 0 before the first."""
+    """Return, for every step, the value of `values [B, T]` at the latest marked step up to it, 0 before the first."""
     steps = torch.arange(1, values.shape[1] + 1, device=values.device)
     last = torch.where(marks, steps, 0).cummax(dim=1).values
     return F.pad(values, (1, 0)).gather(1, last)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """`frames [B, T, L]`, each `hop` after the one before, added up: `[B, hop · (T − 1) + L]`."""
+    """Overlap-add `frames [B, T, L]` at distances of `hop`: `[B, hop · (T − 1) + L]`."""
     _, steps, length = frames.shape
     size = hop * (steps - 1) + length
     return F.fold(frames.transpose(1, 2), (1, size), (1, length), stride=(1, hop))[:, 0, 0]

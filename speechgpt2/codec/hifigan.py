@@ -1,4 +1,7 @@
-"""The released waveform head: a HiFi-GAN generator (Kong et al., 2020), causal, with grouped residual blocks."""
+"""The released waveform head: a causal HiFi-GAN generator with grouped residual blocks.
+
+Source: Kong et al., HiFi-GAN, 2020 (https://arxiv.org/abs/2010.05646).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from torch import Tensor, nn
 from speechgpt2.codec.config import HiFiGANConfig
 from speechgpt2.nn.conv import CausalConv1d, CausalConvTranspose1d
 
-SLOPE = 0.1  # of the leaky rectifiers inside
+SLOPE = 0.1  # of the leaky ReLUs inside
 OUTPUT_SLOPE = 0.01  # of the last one
 
 
 class HiFiGAN(nn.Module):
-    """`[B, T, C] -> pcm [B, T · product of scales]`, within −1…1."""
+    """`[B, T, C]` -> `pcm [B, T · product of scales]`, within −1…1."""
 
     def __init__(self, c_in: int, config: HiFiGANConfig):
         super().__init__()
@@ -29,9 +32,11 @@ class HiFiGAN(nn.Module):
         self.output = CausalConv1d(widths[-1], 1, config.kernel)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
+        """Return the state of `batch` rows before any input."""
         return tuple(m.init_state(batch) for m in (self.input, *self.up, *self.blocks, self.output))  # type: ignore[operator]
 
     def forward(self, x: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Process one chunk `[B, T, C]`."""
         before = state or self.init_state(x.shape[0])
         scales = len(self.up)
         x, tail = self.input(x.transpose(1, 2), before[0])
@@ -46,7 +51,7 @@ class HiFiGAN(nn.Module):
 
 
 class GroupedResidualBlock(nn.Module):
-    """Parallel branches as groups: the input tiled, dilated residual convolutions in each, mixed back by a 1×1."""
+    """Parallel branches as groups: tiled input, dilated residual convolutions, and a 1×1 convolution to mix them."""
 
     def __init__(self, channels: int, config: HiFiGANConfig):
         super().__init__()
@@ -57,10 +62,12 @@ class GroupedResidualBlock(nn.Module):
         self.mix = CausalConv1d(wide, channels, 1, bias=False)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
+        """Return the state of `batch` rows before any input."""
         pairs = zip(self.dilated, self.plain)
         return tuple(conv.init_state(batch) for pair in pairs for conv in pair)  # type: ignore[operator]
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Process one chunk `[B, C, T]`."""
         x, after = x.repeat(1, self.groups, 1), []
         for i, (dilated, plain) in enumerate(zip(self.dilated, self.plain)):
             y, tail = dilated(F.leaky_relu(x, SLOPE), state[2 * i])
@@ -71,6 +78,6 @@ class GroupedResidualBlock(nn.Module):
 
 
 def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The weight w = g · v / ‖v‖ of a weight-normalised layer, the norm over all dimensions but the first."""
+    """Return the weight g · v / ‖v‖ of a weight-normalised layer, with the norm over all dimensions but the first."""
     norm = torch.linalg.vector_norm(v, dim=tuple(range(1, v.dim())), keepdim=True)
     return v * (g / norm)

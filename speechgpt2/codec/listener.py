@@ -1,8 +1,8 @@
-"""A small network that hears phones in a waveform, so that codec training can ask whether speech is still understood.
+"""The listener: a small phone classifier, whose activations and outputs give codec training a perceptual loss.
 
-A spectral distance weighs a vowel's every partial, but hardly the burst by which "three" differs from "tree". The
-listener learns from the original what is being said, and the decoder learns to make it hear the same in the copy: a
-distance in the activations of a network that knows the task (Germain et al., 2018) and in its answers.
+A spectral distance weighs every partial of a vowel, but hardly the burst that tells "three" from "tree". The listener
+learns to classify the phones of the original. The decoder learns to give the same activations and outputs for the copy:
+a deep feature loss (Germain et al., 2018, https://arxiv.org/abs/1806.10522).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from speechgpt2.codec.mel import log_mel, slaney_filters
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 WINDOW, HOP, BINS = 512, 240, 80
-STEPS = FRAME_SIZE // HOP  # of the spectrum in a frame
-MEAN, DEVIATION = -3.0, 2.0  # of the spectrum's logarithm, about
+STEPS = FRAME_SIZE // HOP  # spectral steps in a frame
+MEAN, DEVIATION = -3.0, 2.0  # rough statistics of the log spectrum
 
 
 class Listener(nn.Module):
-    """`pcm [B, N] -> logits [B, ⌊N / 960⌋, phones]` and the activations `[B, ⌊N / 960⌋, width]` of every layer.
+    """`pcm [B, N]` -> phone logits `[B, ⌊N / 960⌋, phones]` and the activations `[B, ⌊N / 960⌋, width]` of all layers.
 
-    It hears both past and future, for it is never used in a stream.
+    It is not causal, because it is used in training only.
     """
 
     filters: Tensor
@@ -39,27 +39,31 @@ class Listener(nn.Module):
         self.tell = nn.Linear(width, phones)
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Classify the phone of every frame."""
         x = self.take(self._spectrum(pcm))
         activations = []
         for norm, conv in zip(self.norms, self.convs):
-            heard = F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
-            activations.append(heard)
-            x = x + heard
+            activation = F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
+            activations.append(activation)
+            x = x + activation
         return self.tell(x), activations
 
-    def distance(self, ours: Tensor, heard: tuple[Tensor, list[Tensor]]) -> Tensor:
-        """How differently `ours [B, N]` is heard from another sound, of which that was `heard`: the divergence of
-        the answers, and the mean difference of the activations relative to its own. Only `ours` gets a gradient.
+    def distance(self, ours: Tensor, reference: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Return the divergence of the outputs plus the mean relative distance of the activations.
+
+        Args:
+            ours: Audio `[B, N]`, which alone gets a gradient.
+            reference: What `forward` returned for the original.
         """
-        wanted, theirs = heard[0].detach(), [activation.detach() for activation in heard[1]]
+        wanted, theirs = reference[0].detach(), [activation.detach() for activation in reference[1]]
         fixed = {name: value.detach() for name, value in (*self.named_parameters(), *self.named_buffers())}
         logits, activations = functional_call(self, fixed, (ours,))
-        surprise = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True)
-        apart = [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in zip(activations, theirs)]
-        return surprise.sum(-1).mean() + torch.stack(apart).mean()
+        divergence = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True)
+        distances = [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in zip(activations, theirs)]
+        return divergence.sum(-1).mean() + torch.stack(distances).mean()
 
     def _spectrum(self, pcm: Tensor) -> Tensor:
-        """Log-mel steps around each 10 ms, those of a frame side by side: `[B, ⌊N / 960⌋, 4 · 80]`."""
+        """Return the four log-mel steps of each frame side by side: `[B, ⌊N / 960⌋, 4 · 80]`."""
         frames = pcm.shape[1] // FRAME_SIZE
         around = F.pad(pcm, ((WINDOW - HOP) // 2,) * 2)
         spectrum = log_mel(around, HOP, self.window, self.filters)[:, : STEPS * frames]

@@ -1,6 +1,6 @@
-"""What codec training minimises: distances between spectra, pitch, and what is being said.
+"""Losses of codec training: log-mel distances at several resolutions, and pitch.
 
-Spectral distances are taken on several window lengths at once (Yamamoto et al., 2020), on mel scales, in the logarithm.
+Source of the multi-resolution distance: Yamamoto et al., Parallel WaveGAN, 2020 (https://arxiv.org/abs/1910.11480).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 class MultiScaleMel(nn.Module):
-    """Mean L1 distance of log-mel spectra, `pcm [B, N]` against `pcm [B, N]`, over windows of different lengths."""
+    """Mean L1 distance of log-mel spectra of two `pcm [B, N]`, over windows of several lengths."""
 
     def __init__(self, windows: tuple[int, ...] = (512, 1024, 2048), bins: tuple[int, ...] = (40, 80, 120)):
         super().__init__()
@@ -25,6 +25,7 @@ class MultiScaleMel(nn.Module):
             self.register_buffer(f"window_{window}", torch.hann_window(window))
 
     def forward(self, ours: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of `ours` from `target`, which gets no gradient."""
         losses = []
         for window in self.windows:
             with torch.no_grad():
@@ -37,7 +38,12 @@ class MultiScaleMel(nn.Module):
 
 
 def pitch_losses(controls: Controls, f0: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean |Δ log F0| over voiced steps, and the cross-entropy of voicing; `f0 [B, T]` in Hz, 0 where unvoiced."""
+    """Return the mean |Δ log F0| over voiced steps and the cross-entropy of voicing.
+
+    Args:
+        controls: Predictions.
+        f0: True pitch in Hz, `[B, T]`, 0 where unvoiced.
+    """
     voiced = f0 > 0
     error = (controls.log_f0 - f0.clamp(min=1.0).log()).abs() * voiced
     return (

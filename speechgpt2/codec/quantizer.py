@@ -1,7 +1,8 @@
-"""Residual vector quantization (Zeghidour et al., 2021): each codebook codes what the ones before it left over.
+"""Residual vector quantization: each codebook quantizes the residual of the previous ones.
 
-Codebooks are learnt by exponential moving averages of the vectors assigned to them (van den Oord et al., 2017), with
-k-means on a first batch, and entries that fall out of use are put back where the data is.
+Source: Zeghidour et al., SoundStream, 2021 (https://arxiv.org/abs/2107.03312). Codebooks start from k-means and follow
+exponential moving averages of the vectors assigned to them (van den Oord et al., 2017,
+https://arxiv.org/abs/1711.00937). Entries that are no longer used restart at vectors of the batch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from speechgpt2.codec.config import QuantizerConfig
 from speechgpt2.nn.linear import Kernel, packed
 
-CANDIDATES = 4  # entries that float64 decides among
+CANDIDATES = 4  # nearest entries that are compared in float64
 
 
 class ResidualQuantizer(nn.Module):
-    """`encode`: latent `[B, T, D]` -> codes `[B, T, K]`; `decode`: codes -> the sum of their vectors `[B, T, D]`."""
+    """Latent `[B, T, D]` to codes `[B, T, K]` and back."""
 
     def __init__(self, config: QuantizerConfig, dim: int):
         super().__init__()
@@ -25,6 +26,7 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.ModuleList(Codebook(config.size, dim) for _ in range(config.codebooks))
 
     def encode(self, latent: Tensor) -> Tensor:
+        """Return the codes `[B, T, K]` of a latent `[B, T, D]`."""
         residual, codes = latent, []
         for codebook in self.codebooks:
             codes.append(codebook.nearest(residual))  # type: ignore[operator]
@@ -32,12 +34,13 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Return the sum of the vectors `[B, T, D]` of `codes [B, T, K]`."""
         vectors = [book.lookup(code) for book, code in zip(self.codebooks, codes.unbind(-1))]  # type: ignore[operator]
         return torch.stack(vectors).sum(0)
 
 
 class Codebook(nn.Module):
-    """`size` vectors; `embed = embed_sum / usage`, both moving averages while it learns."""
+    """A table of `size` vectors `embed = embed_sum / usage`, which are moving averages in training."""
 
     embed: Tensor
     embed_sum: Tensor
@@ -51,26 +54,27 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.ones(size), persistent=False)
 
     def pack(self, rows: int, half: bool) -> None:
-        """See `nn.linear.pack`; a codebook that is packed learns no more."""
+        """Pack the table (`nn.linear.pack`) for inference."""
         self.packed = self.packed or packed(self.embed, -self.embed.square().sum(-1) / 2, rows, half)
 
     def lookup(self, codes: Tensor) -> Tensor:
+        """Return the vectors `[..., D]` of `codes [...]`."""
         return F.embedding(codes, self.embed)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The nearest entry by Euclidean distance, `[..., D] -> [...]`.
+        """Return the nearest entry by Euclidean distance, `[..., D] -> [...]`.
 
-        A quick product in float32 finds a few candidates, float64 decides among them: latents share a large offset, and
-        with float32 alone codes would depend on how a stream was cut into chunks.
+        A product in float32 finds a few candidates, which are compared in float64. Latents share a large offset, so
+        with float32 alone codes would depend on how a stream is cut into chunks.
         """
         flat = x.reshape(-1, x.shape[-1]).float()
-        likely = self._closeness(flat).topk(min(CANDIDATES, len(self.embed))).indices.sort(-1).values
+        likely = self._similarity(flat).topk(min(CANDIDATES, len(self.embed))).indices.sort(-1).values
         distance = (flat[:, None].double() - self.embed[likely].double()).square().sum(-1)
         return likely.gather(-1, distance.argmin(-1, keepdim=True)).view(x.shape[:-1])
 
     @torch.no_grad()
     def kmeans_init(self, x: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
-        """Start from k-means on `x [N, D]`."""
+        """Initialise the table by k-means on `x [N, D]`."""
         size = self.embed.shape[0]
         self.embed.copy_(x[torch.randint(len(x), (size,), generator=generator).to(x.device)])
         for _ in range(iterations):
@@ -81,15 +85,22 @@ class Codebook(nn.Module):
         self.embed_sum.copy_(self.embed * self.usage[:, None])
 
     @torch.no_grad()
-    def go_on(self) -> None:
-        """Moving averages that give the entries of now: they are not stored with a codec that is to learn further."""
+    def restart_averages(self) -> None:
+        """Set the moving averages, which a saved codec does not hold, to the present entries."""
         self.usage.fill_(1.0)
         self.embed_sum.copy_(self.embed)
 
     @torch.no_grad()
-    def learn(self, x: Tensor, codes: Tensor, decay: float, revive_below: float, generator: torch.Generator) -> None:
-        """One moving-average update from `x [N, D]` and its `codes [N]`; then revive entries used less than
-        `revive_below` times the mean. Revival resets the entry's sum and usage too, or the next update would undo it.
+    def update(self, x: Tensor, codes: Tensor, decay: float, revive_below: float, generator: torch.Generator) -> None:
+        """Update the moving averages and restart unused entries.
+
+        Args:
+            x: Vectors, `[N, D]`.
+            codes: Their entries, `[N]`.
+            decay: Decay of the averages.
+            revive_below: Entries used less than this share of the mean restart at a random vector of `x`. That sets
+                their sum and usage too; otherwise the next update would undo it.
+            generator: Source of randomness.
         """
         total, count = self._assigned(x, codes)
         self.embed_sum.lerp_(total, 1 - decay)
@@ -102,13 +113,11 @@ class Codebook(nn.Module):
         self.embed.copy_(self.embed_sum / self.usage[:, None].clamp(min=1e-5))
 
     def fast_nearest(self, x: Tensor) -> Tensor:
-        """`nearest` by matrix product: quicker, and near enough while training (`x [N, D]`)."""
-        return self._closeness(x).argmax(-1)
+        """Return the nearest entries of `x [N, D]` in float32, which is faster and sufficient in training."""
+        return self._similarity(x).argmax(-1)
 
-    def _closeness(self, x: Tensor) -> Tensor:
-        """x·e − ‖e‖² / 2 for every entry e, `[N, size]`: half the squared distance, less ‖x‖² / 2, with its sign
-        turned.
-        """
+    def _similarity(self, x: Tensor) -> Tensor:
+        """Return x·e − ‖e‖² / 2 for every entry e, `[N, size]`, which is greatest for the nearest entry."""
         if self.packed is not None and self.packed.takes(x):
             return self.packed(x)
         entries = self.embed.to(x.dtype)

@@ -2,13 +2,12 @@
 
     0 … quantize_from       continuous autoencoder
     quantize_from …         residual quantizer: k-means, then moving averages; straight-through gradients
-    freeze_from …           encoder and codebooks fixed, so that codes stay what they are; the decoder goes on
+    freeze_from …           encoder and codebooks fixed, so that codes do not change; the decoder continues
     adversarial_from …      discriminators join (decoder only)
 
-What the encoder hears went through rooms and noise, what the decoder is to say did not. Supervision besides the
-waveform: the pitch of every step; the phone being spoken, told from the first codebook's vectors from its frame on (the
-encoder is causal, so it learns of a sound late), which ties codes to content; and what a listener hears in the copy,
-which ties the decoder to it.
+The encoder's input has room acoustics and noise, the decoder's target has none. Besides the waveform there is
+supervision of pitch; of the phone, predicted from the vectors of the first codebook some frames later (the encoder is
+causal), which ties codes to content; and of the listener's response to the copy (codec/listener.py).
 """
 
 from __future__ import annotations
@@ -32,25 +31,29 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
-from speechgpt2.training.run import Average, Run, bf16_pays, generators, learning_rate
+from speechgpt2.training.run import RunFolder, WeightAverage, generators, has_fast_bf16, learning_rate
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
-KMEANS_BATCHES = 32  # that the codebooks start from
+KMEANS_BATCHES = 32  # batches for the k-means that initialises the codebooks
 STEP = FRAME_SIZE // 4  # samples
 
 
 class CropSource(Protocol):
-    """Where crops come from: see `speechgpt2.corpus.codec_dataset`."""
+    """Source of crops, see `speechgpt2.corpus.codec_dataset`. `phones` are the names of the phone labels."""
 
     phones: tuple[str, ...]
 
-    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops: ...
+    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
+        """Return `batch` crops of `frames` frames."""
+        ...
 
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch: `pcm [B, 960·T]` float32, `heard` the same through rooms and noise, `f0 [B, 4·T]` Hz (0 unvoiced),
-    `phones [B, T]` (−1 unknown).
+    """A batch of crops.
+
+    `pcm [B, 960·T]` (float32) is clean, `heard` is the same with room acoustics and noise. `f0 [B, 4·T]` is in Hz, 0
+    where unvoiced. `phones [B, T]` are labels, −1 where unknown.
     """
 
     pcm: Tensor
@@ -76,12 +79,12 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class CodecTrainConfig:
-    """A run. `codec` is a preset's name. Crops are `frames` long (25 per second)."""
+    """Configuration of a run. `codec` names a preset. Crops have `frames` frames (25 per second)."""
 
     codec: str = "mini"
-    init: str | None = None  # a codec folder to go on from
+    init: str | None = None  # a codec folder to continue from
     grow_to: str | None = None  # a deeper preset that `init` grows to, see `codec.growth`
-    delay: int | None = None  # samples by which sound is to trail its codes, where another than the codec's is wanted
+    delay: int | None = None  # samples by which audio trails its codes, instead of the codec's
     steps: int = 20_000
     batch: int = 12
     frames: int = 32
@@ -110,7 +113,7 @@ class CodecTrainConfig:
             )
 
     def new_codec(self) -> Codec:
-        """The codec that training begins with."""
+        """Return the codec that training begins with."""
         if self.init is None:
             if self.grow_to is not None:
                 raise UserError("grow_to needs init, the codec that grows")
@@ -122,7 +125,7 @@ class CodecTrainConfig:
 
 
 def preset(name: str) -> CodecConfig:
-    """The preset of this name. Errors: `UserError` if there is none."""
+    """Return the preset of this name. Raises `UserError` if there is none."""
     if name not in presets.PRESETS:
         raise UserError(f"codec: unknown preset '{name}'; there are {', '.join(presets.PRESETS)}")
     return presets.PRESETS[name]()
@@ -131,14 +134,14 @@ def preset(name: str) -> CodecConfig:
 def train(
     config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu"
 ) -> Codec:
-    """Train to `config.steps`, checkpointing in `folder`; the result is also saved there as a codec folder."""
+    """Train to `config.steps`, with checkpoints in `folder`, where the averaged codec is saved as well."""
     trainer = CodecTrainer(config, source, torch.device(device))
     run.train(trainer, config, folder, resume, "codec")
     return trainer.codec
 
 
 class CodecTrainer:
-    """Codec, phone head, listener, discriminators and their optimizers; `step(i)` takes one training step."""
+    """Codec, phone head, listener, discriminators and their optimizers."""
 
     def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
         torch.manual_seed(config.seed)
@@ -148,24 +151,24 @@ class CodecTrainer:
             codec.config = replace(codec.config, delay=config.delay)
         self.codec = codec.float().to(device).train()
         for book in self.codec.quantizer.codebooks:
-            book.go_on()  # type: ignore[operator]
+            book.restart_averages()  # type: ignore[operator]
         self.phone_head = nn.Conv1d(self.codec.config.latent, len(source.phones), config.phone_delay + 1).to(device)
         self.listener = Listener(len(source.phones)).to(device)
         self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head, "listener": self.listener})
-        distributed.agree(self.modules)
-        self.average = Average(self.codec, config.average)
+        distributed.broadcast_weights(self.modules)
+        self.average = WeightAverage(self.codec, config.average)
         self.mel = MultiScaleMel().to(device)
         adam: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
         self.optimizer = torch.optim.AdamW(self.modules.parameters(), **adam, fused=True)
         self.discriminators = self.optimizer_d = None
         if config.adversarial_from is not None:
             self.discriminators = Discriminators(config.discriminators).to(device).train()
-            distributed.agree(self.discriminators)
+            distributed.broadcast_weights(self.discriminators)
             self.optimizer_d = torch.optim.AdamW(self.discriminators.parameters(), **adam, fused=True)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """One optimizer step; returns the terms of the loss."""
+        """Take one optimizer step and return the terms of the loss."""
         config = self.config
         random, generator = generators(config.seed, step)
         crops = self.source.crops(random, config.batch, config.frames)
@@ -203,7 +206,7 @@ class CodecTrainer:
         delay = self.codec.config.delay
         target = crops.pcm[:, : crops.pcm.shape[1] - delay]
         ours = ours[:, delay:]
-        terms = {**terms, **pitch, "mel": self.mel(ours, target), **self._understanding(ours, target, crops.phones)}
+        terms = {**terms, **pitch, "mel": self.mel(ours, target), **self._listener_terms(ours, target, crops.phones)}
         if self.discriminators is not None and step >= (self.config.adversarial_from or 0):
             terms |= self._adversarial(ours, target, values)
         return terms, values
@@ -211,7 +214,7 @@ class CodecTrainer:
     def _quantize(
         self, latent: Tensor, crops: Crops, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Quantized latent (straight-through), the terms that shape it, and codebook perplexities."""
+        """Return the quantized latent (straight-through), its loss terms, and codebook perplexities."""
         config = self.config
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
@@ -222,8 +225,8 @@ class CodecTrainer:
             flat = residual.reshape(-1, residual.shape[-1])
             codes = book.fast_nearest(flat)  # type: ignore[operator]
             vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
-            everyone = distributed.gather(flat), distributed.gather(codes)
-            book.learn(*everyone, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
+            gathered = distributed.gather(flat), distributed.gather(codes)
+            book.update(*gathered, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
             values[f"perplexity_{k}"] = _perplexity(book.usage)  # type: ignore[arg-type]
             residual, total = residual - vectors, total + vectors
             first = vectors if first is None else first
@@ -234,7 +237,7 @@ class CodecTrainer:
 
     @torch.no_grad()
     def _start_codebooks(self, random: np.random.Generator, generator: torch.Generator) -> None:
-        """k-means on the latents of a few batches, one codebook on what the ones before leave."""
+        """Initialise each codebook by k-means on the residuals of a few batches."""
         crops = [self.source.crops(random, self.config.batch, self.config.frames) for _ in range(KMEANS_BATCHES)]
         residual = torch.cat([self.codec.encoder(c.pcm.to(self.device))[0].flatten(0, 1) for c in crops])
         residual = distributed.gather(residual)
@@ -245,28 +248,28 @@ class CodecTrainer:
     def _phone_loss(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
         logits = self.phone_head(x.transpose(1, 2)).transpose(1, 2)
         labels = crops.phones[:, : logits.shape[1]]
-        return {"phone": cross_entropy(logits, labels)}  # recordings alone know no phones
+        return {"phone": cross_entropy(logits, labels)}  # 0 if all are recordings without phone labels
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pcm [B, N]`, and the pitch terms where the head has a pitch: the true one drives the pulses in training."""
+        """Return `pcm [B, N]` and, if the head has a pitch, its terms. In training the true pitch drives the pulses."""
         head = self.codec.decoder.head
         if not isinstance(head, HarmonicHead):
             return head(features)[0], {}
         controls = head.control(features)
-        shift = self.codec.config.delay // head.hop - 1  # the pitch at a block's end, `delay` samples earlier
+        shift = self.codec.config.delay // head.hop - 1  # pitch at the end of a block, `delay` samples earlier
         f0 = F.pad(crops.f0, (shift, 0))[:, : crops.f0.shape[1]]
         error, voicing = pitch_losses(controls, f0)
         pcm, _ = head.synthesize(controls, f0, head.init_state(len(f0)))
         return pcm, {"f0": error, "voicing": voicing}
 
-    def _understanding(self, ours: Tensor, target: Tensor, phones: Tensor) -> dict[str, Tensor]:
-        """What the listener learns by, and how far it hears other things in our copy."""
-        heard = self.listener(target)
-        known = cross_entropy(heard[0], phones[:, : heard[0].shape[1]])
-        return {"listener": known, "understood": self.listener.distance(ours, heard)}
+    def _listener_terms(self, ours: Tensor, target: Tensor, phones: Tensor) -> dict[str, Tensor]:
+        """Return the listener's own loss on the original, and its distance between copy and original."""
+        reference = self.listener(target)
+        known = cross_entropy(reference[0], phones[:, : reference[0].shape[1]])
+        return {"listener": known, "understood": self.listener.distance(ours, reference)}
 
     def _adversarial(self, ours: Tensor, target: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Steps the discriminators, then returns the decoder's terms."""
+        """Take one step of the discriminators, then return the decoder's terms."""
         assert self.discriminators is not None and self.optimizer_d is not None
         loss = self.discriminators.loss(ours.detach(), target)
         self.optimizer_d.zero_grad(set_to_none=True)
@@ -278,7 +281,7 @@ class CodecTrainer:
         return self.discriminators.generator_terms(ours, target)
 
     def content(self, step: int) -> dict[str, Any]:
-        """Everything the next step depends on."""
+        """Return everything that the next step depends on."""
         books = {
             f"{k}.{n}": getattr(b, n)
             for k, b in enumerate(self.codec.quantizer.codebooks)
@@ -299,7 +302,7 @@ class CodecTrainer:
         return content
 
     def restore(self, content: dict[str, Any] | None) -> int:
-        """Take up a checkpoint; returns the step to go on from."""
+        """Restore a checkpoint and return the step to continue from."""
         if content is None:
             return 0
         self.modules.load_state_dict(content["modules"])
@@ -313,8 +316,8 @@ class CodecTrainer:
             self.optimizer_d.load_state_dict(content["optimizer_d"])
         return content["step"]
 
-    def export(self, run: Run, step: int) -> None:
-        """Write the averaged codec to the run's folder and log one sample, decoded from its codes."""
+    def export(self, run: RunFolder, step: int) -> None:
+        """Write the averaged codec to the run's folder and log one decoded sample."""
         codec = Codec(self.codec.config).to(self.device).eval()
         codec.load_state_dict(self.codec.state_dict())
         self.average.copy_to(codec)

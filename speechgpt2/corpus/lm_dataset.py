@@ -25,7 +25,7 @@ from speechgpt2.lm.prompt import AlignedSpeech, Prompt
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.training import distributed
-from speechgpt2.training.run import bf16_pays
+from speechgpt2.training.run import has_fast_bf16
 from speechgpt2.types import FRAME_RATE, MODES, UNFINISHED, Mode
 
 CODES = "codes.npy"
@@ -57,13 +57,13 @@ def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
     hub.check_writable(out)
     codes = np.zeros((len(corpus.samples) // PAD_TO, codec.config.quantizer.codebooks), np.int16)
     spoken = sorted((r for r in corpus.records if r.length), key=lambda r: r.length)
-    mine = range(BATCH * distributed.rank(), len(spoken), BATCH * distributed.count())
+    mine = range(BATCH * distributed.rank(), len(spoken), BATCH * distributed.world_size())
     for i in track(mine, description="encoding", console=Console(stderr=True, quiet=distributed.rank() > 0)):
         group = spoken[i : i + BATCH]
         pcm = torch.zeros(len(group), group[-1].length)
         for row, record in zip(pcm, group):
             row[: record.length] = torch.from_numpy(corpus.pcm(record))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(torch.device("cpu"))):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(torch.device("cpu"))):
             rows = codec.encode(pcm)
         for row, record in zip(rows, group):
             first, frames = record.start // PAD_TO, record.length // PAD_TO
@@ -71,7 +71,7 @@ def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
     parts = distributed.gather(torch.from_numpy(codes)[None].int())  # each is 0 where others encoded
     if distributed.rank() == 0:
         hub.save_array(Path(out), parts.sum(0).numpy().astype(np.int16))
-    distributed.wait()
+    distributed.barrier()
 
 
 def silence_frame(codec: Codec) -> tuple[int, ...]:

@@ -137,6 +137,7 @@ class DecoderLayer(nn.Module):
         self.ffn = SwiGLU(config)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
+        """Process one chunk `[B, P, D]` and write its keys and values to the cache, if there is one."""
         x = x + self.attention(self.attention_norm(x), cache, plan)
         return x + self.ffn(self.ffn_norm(x))
 
@@ -150,6 +151,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., D]` to `[..., D]`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
@@ -170,6 +172,7 @@ class GroupedQueryAttention(nn.Module):
         self.out = Linear(config.heads * config.head_dim, config.width, bias=False)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
+        """Process one chunk `[B, P, D]` and write its keys and values to the cache, if there is one."""
         batch, steps, _ = x.shape
         heads = self.qkv(x).view(batch, steps, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention, by the kernel that is fastest where it runs.
+"""Scaled dot-product attention with the fastest kernel for the device.
 
-Fused kernels save memory, and on a CPU they are the better ones for streaming; but their backward pass there took a
-quarter of a training step at the sizes of small models, where plain matrix products take a twentieth.
+Fused kernels save memory, and on a CPU they are faster for streaming. Their backward pass on a CPU took a quarter of a
+training step of a small model, where plain matrix products take a twentieth.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """`q [B, H, P, d]` over `k, v [B, H, S, d]` -> `[B, H, P, d]`.
+    """Attend with `q [B, H, P, d]` over `k, v [B, H, S, d]`.
 
-    `mask` (bool, true: seen) broadcasts to `[B, H, P, S]`; or, `causal`, a query sees the keys up to its own index.
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: Which keys each query sees (bool), broadcast to `[B, H, P, S]`.
+        causal: A query sees the keys up to its own index. It replaces the mask.
+
+    Returns:
+        `[B, H, P, d]`.
     """
     if q.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

@@ -1,16 +1,16 @@
 """Causal convolutions that stream: plain, strided and transposed. Layout is torch's `[B, C, T]`.
 
-    plain      k = 4          . . . x x x x x     three zeros, or the last three inputs of the chunk before
+    plain      k = 4          . . . x x x x x     three zeros, or the last three inputs of the previous chunk
                               └─────┘ → y0
-    strided    k = 4, s = 2   e e x x x x (x)     two edge values before, the last window completed at the end
-    transposed k = 2s         e x x x x           one edge frame before; every input gives s outputs
+    strided    k = 4, s = 2   e e x x x x (x)     two edge values first; the last window is completed at the end
+    transposed k = 2s         e x x x x           one edge frame first; every input gives s outputs
 
-Where a convolution starts from its edge value instead of zeros, the state holds a flag per row: "nothing heard yet".
+If a convolution starts from its edge value instead of zeros, the state holds a flag per row: whether it has started.
 
-On a CPU a few outputs of a wide convolution are computed as a matrix product over windows: convolution kernels
-rearrange all weights at every call, which then costs more than the arithmetic (two to four times the whole, measured).
-Not so in float32 with AVX-512 on AMD's processors, where only a handful of outputs is better as a product. There a
-model that is `pack`ed (see nn/linear.py) has its weights in the kernels' own order, once and for all.
+On a CPU a few outputs of a wide convolution are computed as a matrix product over windows. Convolution kernels
+rearrange all weights at every call, which then takes two to four times as long as the arithmetic. On AMD processors
+with AVX-512 this holds in float32 only for very few outputs; there a `pack`ed model (nn/linear.py) keeps its weights in
+the layout of the kernels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from speechgpt2.nn.linear import AMX, AVX2, PROCESSOR, Kernel, packed
 
-HANDFUL = 8
+FEW_OUTPUTS = 8
 HAS_BLOCKED = PROCESSOR == "avx512" and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-STEPS = 12  # of a row, that weights are laid out for: as a patch has; another layout may be 30 times as slow
-MANY_VALUES = 1 << 19  # from here on oneDNN may do better in an order that it chooses for itself
+STEPS = 12  # steps per row, as in a patch, that the layout is made for; another layout may be 30 times as slow
+MANY_VALUES = 1 << 19  # for larger inputs oneDNN may be faster in a layout of its own choice
 
 
 class EdgeTail(NamedTuple):
@@ -37,17 +37,18 @@ class EdgeTail(NamedTuple):
 
     @classmethod
     def empty(cls, batch: int, channels: int, n: int, like: Tensor) -> EdgeTail:
+        """Return the state before any input, with a tail of `n` inputs."""
         return cls(like.new_zeros(batch, channels, n), torch.zeros(batch, dtype=torch.bool, device=like.device))
 
     def prepend(self, x: Tensor) -> tuple[Tensor, EdgeTail]:
-        """`x [B, C, T]` -> `[B, C, n + T]` with what came before it, and the next state."""
+        """Put the tail before `x [B, C, T]`; return `[B, C, n + T]` and the next state."""
         tail = torch.where(self.started[:, None, None], self.tail.to(x.dtype), x[..., :1])
         x = torch.cat([tail, x], dim=-1)
         return x, EdgeTail(x[..., x.shape[-1] - tail.shape[-1] :].contiguous(), torch.ones_like(self.started))
 
 
 class BlockedConv(NamedTuple):
-    """oneDNN's: the weights of a convolution in its own order."""
+    """A convolution of oneDNN with weights in its own memory layout."""
 
     packed: Tensor
     bias: Tensor | None
@@ -57,7 +58,7 @@ class BlockedConv(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv1d) -> BlockedConv | None:
-        """None where torch's own kernel is to be preferred."""
+        """Pack `conv`; return None if torch's own kernel is faster."""
         weight = conv.weight.detach()
         if not HAS_BLOCKED or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
@@ -69,10 +70,11 @@ class BlockedConv(NamedTuple):
         return cls(blocked, None if conv.bias is None else conv.bias.detach(), stride, dilation, groups)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether it can convolve `x`, and should."""
+        """Return whether it can convolve `x` and is faster."""
         return x.dtype == self.packed.dtype and 0 < x.numel() <= MANY_VALUES and not torch.is_grad_enabled()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Convolve `x [B, C, T]`."""
         stride, dilation = [1, self.stride], [1, self.dilation]
         y = torch.ops.mkldnn._convolution_pointwise(
             x[:, :, None], self.packed, self.bias, [0, 0], stride, dilation, self.groups, "none", [], ""
@@ -90,13 +92,15 @@ class CausalConv1d(nn.Conv1d):
         self.past = (kernel - 1) * dilation  # inputs needed before the first
 
     def pack(self, rows: int, half: bool) -> None:
-        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
         self.packed = self.packed or BlockedConv.of(self)
 
     def init_state(self, batch: int) -> Tensor:
+        """Return the state of `batch` rows before any input."""
         return self.weight.new_zeros(batch, self.in_channels, self.past)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Process one chunk `[B, C, T]` -> `[B, D, T]`."""
         state = self.init_state(x.shape[0]) if state is None else state
         if self.past:
             x = torch.cat([state.to(x.dtype), x], dim=-1)
@@ -119,16 +123,26 @@ class Downsample(nn.Module):
         self.conv = nn.Conv1d(channels, channels, 4, stride=2, bias=False)
 
     def pack(self, rows: int, half: bool) -> None:
-        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
         self.packed = self.packed or BlockedConv.of(self.conv)
 
     def init_state(self, batch: int) -> EdgeTail:
+        """Return the state of `batch` rows before any input."""
         return EdgeTail.empty(batch, self.conv.in_channels, 2, self.conv.weight)
 
     def forward(
         self, x: Tensor, state: EdgeTail | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, EdgeTail]:
-        """`lengths [B]`: how many of the T inputs count in each row; past its own last one a row repeats that one."""
+        """Process one chunk.
+
+        Args:
+            x: `[B, C, T]`.
+            state: The state before the chunk.
+            lengths: Valid inputs of each row, `[B]`. After them the row's last valid input is repeated.
+
+        Returns:
+            `[B, C, ⌈T/2⌉]` and the next state.
+        """
         if lengths is not None:
             index = torch.arange(x.shape[-1], device=x.device).minimum((lengths - 1).clamp(min=0)[:, None])
             x = x.gather(2, index[:, None].expand_as(x))
@@ -149,13 +163,15 @@ class CausalConvTranspose1d(nn.ConvTranspose1d):
         super().__init__(c_in, c_out, 2 * stride, stride=stride, bias=bias)
 
     def pack(self, rows: int, half: bool) -> None:
-        """See `nn.linear.pack`; the weights, which are few, are kept too."""
+        """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
         self.packed = self.packed or packed(self.weight.flatten(1).t(), None, rows, half)
 
     def init_state(self, batch: int) -> EdgeTail:
+        """Return the state of `batch` rows before any input."""
         return EdgeTail.empty(batch, self.in_channels, 1, self.weight)
 
     def forward(self, x: Tensor, state: EdgeTail | None = None) -> tuple[Tensor, EdgeTail]:  # type: ignore[override]
+        """Process one chunk `[B, C, T]` -> `[B, D, stride·T]`."""
         x, state = (state or self.init_state(x.shape[0])).prepend(x)
         if self.packed is not None and self.packed.takes(x) and x[:, 0].numel() <= self.in_channels:
             return self._product(x, self.packed), state
@@ -165,7 +181,7 @@ class CausalConvTranspose1d(nn.ConvTranspose1d):
         return F.conv_transpose1d(x, self.weight, self.bias, stride=stride)[..., stride:-stride], state
 
     def _product(self, x: Tensor, kernel: Kernel | None = None) -> Tensor:
-        """The same as one matrix product: both halves of every input's outputs, added where they meet."""
+        """Compute the same as a matrix product: each input gives two halves, and overlapping halves are added."""
         batch, channels, steps = x.shape
         columns = x.transpose(1, 2).reshape(-1, channels)
         halves = columns @ self.weight.view(channels, -1) if kernel is None else kernel(columns)
@@ -177,16 +193,16 @@ class CausalConvTranspose1d(nn.ConvTranspose1d):
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> Tensor:
-    """`F.conv1d`, for few outputs as a matrix product: `x [B, C, T]`, `weight [D, C / groups, k]`."""
+    """Compute `F.conv1d`, for few outputs as a matrix product: `x [B, C, T]`, `weight [D, C / groups, k]`."""
     width, kernel = weight.shape[1:]
     span = (kernel - 1) * dilation + 1
     steps = (x.shape[-1] - span) // stride + 1
-    if width == 1 or not _few(x, steps, 2 * width):  # depthwise: no weights to speak of
+    if width == 1 or not _few(x, steps, 2 * width):  # a depthwise convolution has few weights
         return F.conv1d(x, weight, bias, stride=stride, dilation=dilation, groups=groups)
     last = stride * (steps - 1) + 1
     windows = torch.stack([x[..., i : i + last : stride] for i in range(0, span, dilation)], dim=2)  # [B, C, k, T]
     columns = windows.unflatten(1, (groups, width)).permute(1, 2, 3, 0, 4).reshape(groups, width * kernel, -1)
-    if columns.shape[2] < HANDFUL:  # as in nn/linear.py, few columns are best one after the other
+    if columns.shape[2] < FEW_OUTPUTS:  # as in nn/linear.py, few columns are fastest one after the other
         columns = columns.transpose(1, 2).contiguous().transpose(1, 2)
     y = torch.bmm(weight.view(groups, -1, width * kernel), columns)  # [G, D/G, B·T]
     y = y.reshape(-1, x.shape[0], steps).transpose(0, 1)
@@ -195,5 +211,5 @@ def convolve(
 
 def _few(x: Tensor, steps: int, limit: int) -> bool:
     if not (AVX2 or AMX) and x.dtype == torch.float32:
-        limit = min(limit, HANDFUL - 1)
+        limit = min(limit, FEW_OUTPUTS - 1)
     return not x.is_cuda and x.shape[0] * steps <= limit

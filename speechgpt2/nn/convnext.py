@@ -1,4 +1,7 @@
-"""A causal one-dimensional ConvNeXt (Liu et al., 2022) that streams. Layout `[B, T, C]`."""
+"""A causal, streaming, one-dimensional ConvNeXt; layout `[B, T, C]`.
+
+Source: Liu et al., A ConvNet for the 2020s, 2022 (https://arxiv.org/abs/2201.03545).
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from speechgpt2.nn.linear import Linear
 
 @dataclass(frozen=True)
 class ConvNeXtConfig:
-    """Stages of `depths[i]` blocks at width `dims[i]`; depthwise kernel 7."""
+    """Stages of `depths[i]` blocks at width `dims[i]`, with a depthwise kernel of `kernel` steps."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
     kernel: int = 7
-    drop_path: float = 0.0  # stochastic depth of the last block in training; earlier blocks proportionally less
+    drop_path: float = 0.0  # stochastic depth of the last block in training; less in earlier blocks
 
 
 class ConvNeXt(nn.Module):
-    """`[B, T, c_in] -> [B, T, dims[-1]]`, causal, rate kept."""
+    """`[B, T, c_in] -> [B, T, dims[-1]]`, causal, at the same rate."""
 
     def __init__(self, c_in: int, config: ConvNeXtConfig):
         super().__init__()
@@ -41,10 +44,12 @@ class ConvNeXt(nn.Module):
         self.norm = nn.LayerNorm(config.dims[-1], eps=1e-6)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
+        """Return the state of `batch` rows before any input."""
         blocks = [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
         return (self.stem.init_state(batch), *(block.init_state(batch) for block in blocks))
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Process one chunk `[B, T, c_in]`."""
         before = iter(state or self.init_state(x.shape[0]))
         x, tail = self.stem(x.transpose(1, 2), next(before))
         x, after = self.stem_norm(x.transpose(1, 2)), [tail]
@@ -58,7 +63,7 @@ class ConvNeXt(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, norm, a ×4 perceptron, a learnt scale, and the input added. `[B, T, C] -> [B, T, C]`."""
+    """Depthwise convolution, norm, a ×4 perceptron and a learnt scale, added to the input: `[B, T, C] -> [B, T, C]`."""
 
     def __init__(self, dim: int, kernel: int, drop_path: float = 0.0):
         super().__init__()
@@ -70,9 +75,11 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = drop_path
 
     def init_state(self, batch: int) -> Tensor:
+        """Return the state of `batch` rows before any input."""
         return self.depthwise.init_state(batch)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Process one chunk `[B, T, C]`."""
         y, state = self.depthwise(x.transpose(1, 2), state)
         y = self.gamma * self.project(F.gelu(self.expand(self.norm(y.transpose(1, 2)))))
         if self.training and self.drop_path:

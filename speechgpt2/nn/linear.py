@@ -1,16 +1,14 @@
-"""Matrix products with few rows, as streaming makes them: there the time is that of reading the weights, if the kernel
-lets it be.
+"""Matrix products with few rows, which streaming needs. The best time is that of reading the weights.
 
-Which kernel does depends on the processor, the precision and the number of rows: for a handful of rows W·xᵀ is up to
-five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the numbers of rows for which it was the
-faster, on AMD's processors with AVX2 and with AVX-512 and on Intel's with AMX, where a single row in half precision is
-best as a matrix times a vector.
+Which kernel is fastest depends on the processor, the precision and the number of rows. For a few rows W·xᵀ is up to
+five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the numbers of rows for which W·xᵀ was
+faster, measured on AMD processors with AVX2 and with AVX-512 and on Intel processors with AMX. A single row in half
+precision is fastest as a matrix times a vector.
 
-A model that is done with learning can be `pack`ed, and then computes without gradients only. Weights that float16
-holds exactly, up to a power of two, as those of a model that is stored in half precision of either kind, are read as
-such by FBGEMM's kernels, which compute in float32 all the same: at the speed of memory for a row or a few. Other large
-ones, and those of bfloat16 models that work on more rows at once, are laid out for oneDNN, which then reads them two to
-three times as fast. Large ones are not kept twice.
+A model for inference can be `pack`ed; then it computes without gradients only. If float16 holds a weight exactly, up
+to a power of two, FBGEMM reads it as float16 and computes in float32, at the speed of memory for a few rows. That is
+so for every model that is stored in half precision. Other large weights, and those of bfloat16 models with more rows,
+are laid out for oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
 """
 
 from __future__ import annotations
@@ -26,73 +24,89 @@ AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 PROCESSOR = "amx" if AMX else "avx2" if AVX2 else "avx512"
 HALF_IS_SLOW = AVX2  # this processor multiplies no half-precision matrices
-FEW_ROWS = 8  # from here on converting a matrix to float32 costs less than multiplying it in slow half precision
+FEW_ROWS = 8  # from here on, converting a matrix to float32 is cheaper than slow half-precision products
 MANY_ROWS = 64  # above it the order does not matter
 FLIPPED = {"avx2": range(2, MANY_ROWS + 1), "avx512": range(2, 8), "amx": range(8, MANY_ROWS + 1)}[PROCESSOR]
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
-LARGE = 1 << 18  # weights that pay to be laid out anew
-A_ROW_OR_A_FEW = 3  # up to here FBGEMM reads a matrix faster than oneDNN multiplies it in bfloat16
-HALF_EXPONENT = 15  # float16 holds what is smaller than two to this power
+LARGE = 1 << 18  # weights; a matrix of this size is worth packing
+FBGEMM_ROWS = 3  # rows up to which FBGEMM is faster than oneDNN in bfloat16
+HALF_EXPONENT = 15  # float16 holds values below two to this power
 
 
 class Kernel(Protocol):
-    """A matrix and its bias, packed."""
+    """A packed matrix and its bias."""
 
     def takes(self, x: Tensor) -> bool:
-        """Whether it can multiply `x`, of which no gradient may be wanted."""
+        """Return whether it can multiply `x`; it cannot if gradients are needed."""
         ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
+        ...
 
 
 class HalfKernel(NamedTuple):
-    """FBGEMM's: float16 weights, float32 arithmetic. `unit [1]` (float32): what the packed weights are multiples of;
-    None: they are the weights.
+    """FBGEMM's kernel: float16 weights, float32 arithmetic.
+
+    The weights are the packed values times `unit [1]` (float32), or the packed values themselves without a unit.
     """
 
     packed: torch.ScriptObject
     unit: Tensor | None
 
     def takes(self, x: Tensor) -> bool:
+        """Return whether it can multiply `x`."""
         return not torch.is_grad_enabled()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
         scaled = x.float() if self.unit is None else x * self.unit
         return torch.ops.quantized.linear_dynamic_fp16(scaled, self.packed).to(x.dtype)
 
 
 class BlockedKernel(NamedTuple):
-    """oneDNN's: weights in its own order."""
+    """oneDNN's kernel: weights in its own memory layout."""
 
     packed: Tensor
     bias: Tensor | None
 
     def takes(self, x: Tensor) -> bool:
+        """Return whether it can multiply `x`."""
         return x.dtype == self.packed.dtype and not torch.is_grad_enabled()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that stays near the speed of memory for few rows. `[..., C] -> [..., D]`."""
+    """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`."""
 
     packed: Kernel | None = None
 
     def pack(self, rows: int, half: bool) -> None:
+        """Pack the weight and release a large one."""
         if self.packed is None:
             self.packed = packed(self.weight, self.bias, rows, half)
         if self.packed is not None and self.weight.numel() >= LARGE:
             self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., C]` to `[..., D]`."""
         return linear(x, self.weight, self.bias, self.packed)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel | None = None) -> Tensor:
-    """`F.linear` by the fastest order of multiplication: `x [..., C]`, `weight [D, C]` -> `[..., D]`.
+    """Compute `F.linear` in the fastest order of multiplication.
 
-    `packed`: weight and bias, which are read in their place unless gradients are wanted.
+    Args:
+        x: `[..., C]`.
+        weight: `[D, C]`.
+        bias: `[D]`.
+        packed: The packed weight and bias, which replace the others if no gradients are needed.
+
+    Returns:
+        `[..., D]`.
     """
     rows = x.numel() // x.shape[-1]
     if not rows:
@@ -108,37 +122,47 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel
         return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
     if rows not in (FLIPPED_HALF if half else FLIPPED):
         return F.linear(x, weight, bias)
-    x, shape = x.reshape(-1, x.shape[-1]).contiguous(), x.shape  # of other strides all that follows is slow
+    x, shape = x.reshape(-1, x.shape[-1]).contiguous(), x.shape  # with other strides the products are slow
     y = weight.mv(x[0]) if rows == 1 else (weight @ x.t()).t().contiguous()
     return (y if bias is None else y + bias).reshape(*shape[:-1], len(weight))
 
 
 @runtime_checkable
 class Packable(Protocol):
-    """A module with matrices of its own to pack."""
+    """A module that packs its own matrices."""
 
-    def pack(self, rows: int, half: bool) -> None: ...
+    def pack(self, rows: int, half: bool) -> None:
+        """Pack for `rows` rows; `half` allows float16."""
+        ...
 
 
 def pack(model: nn.Module, rows: int = 1, half: bool = True) -> None:
-    """Pack what can be packed, on a CPU, for products of mostly `rows` rows; `half`: also what float16 holds.
+    """Pack a model's weights, on a CPU.
 
-    For a model that will neither be trained nor saved nor moved any more, and only be run under `torch.no_grad` or
+    Afterwards the model must not be trained, saved or moved, and runs only under `torch.no_grad` or
     `torch.inference_mode`.
+
+    Args:
+        model: The model, changed in place.
+        rows: Usual number of rows of a product.
+        half: Whether weights that float16 holds exactly may be packed as float16.
     """
-    for module in reversed(list(model.modules())):  # parts before the whole, which may look at them
+    # Parts first, because a module may depend on how its parts are packed.
+    for module in reversed(list(model.modules())):
         if isinstance(module, Packable):
             module.pack(rows, half)
 
 
 def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool = True) -> Kernel | None:
-    """`weight [D, C]` and its bias for the kernel that this processor multiplies `rows` rows fastest with; None if none
-    is better than torch's own.
+    """Pack `weight [D, C]` and its bias for the kernel that is fastest for `rows` rows on this processor.
+
+    Returns:
+        The kernel, or None if torch's own is as good.
     """
     if weight.device.type != "cpu":
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= A_ROW_OR_A_FEW):
+    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
         kernel = _half_kernel(weight, bias)
         if kernel is not None:
             return kernel
@@ -149,7 +173,7 @@ def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool
 
 
 def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | None:
-    """None if float16 does not hold the weights exactly, not even as multiples of a power of two."""
+    """Return None if float16 does not hold the weights exactly, even as multiples of a power of two."""
     if "fbgemm" not in torch.backends.quantized.supported_engines or not weight.numel():
         return None
     weight, bias = weight.float(), None if bias is None else bias.float()

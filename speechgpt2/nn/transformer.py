@@ -1,9 +1,9 @@
-"""A causal transformer with a sliding window that streams. Layout `[B, T, D]`.
+"""A causal, streaming transformer with a sliding window. Layout `[B, T, D]`.
 
 A query at position p sees the keys at p − context < position ≤ p. The state carries each row's position and the last
-context − 1 keys and values (already rotated) of every layer; queries are taken in blocks, so a chunk may be longer
-than the window and memory stays linear in its length. Rotary angles (Su et al., 2021) are formed in float64: a stream
-may run for days.
+context − 1 keys and values (already rotated) of every layer. Queries attend in blocks, so a chunk may be longer than
+the window, and memory is linear in its length. Rotary angles (Su et al., 2021, https://arxiv.org/abs/2104.09864) are
+formed in float64, because a stream may run for days.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long c
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """`width` in and out; `context` is how many steps, itself included, a step sees."""
+    """Sizes: `width` of input and output, and `context`, the steps that a step sees, itself included."""
 
     width: int
     heads: int
@@ -39,23 +39,21 @@ class TransformerConfig:
 
 
 class KeyValueTail(NamedTuple):
-    """The newest keys and values of one layer, `[B, H, S, head_dim]` each; S is context − 1, or 0 before the first
-    chunk.
-    """
+    """The newest keys and values of one layer, `[B, H, S, head_dim]` each, with S = context − 1."""
 
     keys: Tensor
     values: Tensor
 
 
 class TransformerState(NamedTuple):
-    """`position [B]` (int64): steps seen so far; `layers`: a tail each."""
+    """The steps so far, `position [B]` (int64), and the tail of each layer."""
 
     position: Tensor
     layers: tuple[KeyValueTail, ...]
 
 
 class Transformer(nn.Module):
-    """Pre-norm layers with scaled residuals, no biases in the matrices, no final norm. `[B, T, D] -> [B, T, D]`."""
+    """Pre-norm layers with scaled residuals, matrices without biases, no final norm: `[B, T, D] -> [B, T, D]`."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -63,12 +61,14 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
     def init_state(self, batch: int) -> TransformerState:
+        """Return the state of `batch` rows before any input."""
         weight, c = next(self.parameters()), self.config
         shape = (batch, c.heads, c.context - 1, c.width // c.heads)
         tails = tuple(KeyValueTail(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers)
         return TransformerState(torch.zeros(batch, dtype=torch.int64, device=weight.device), tails)
 
     def forward(self, x: Tensor, state: TransformerState | None = None) -> tuple[Tensor, TransformerState]:
+        """Process one chunk `[B, T, D]`."""
         batch, steps, _ = x.shape
         position = state.position if state else torch.zeros(batch, dtype=torch.int64, device=x.device)
         past = self.config.context - 1 if state else 0
@@ -95,15 +95,16 @@ class TransformerLayer(nn.Module):
         self.ffn_scale = nn.Parameter(torch.full((config.width,), 0.1))
 
     def forward(
-        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[Block]
+        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[WindowBlock]
     ) -> tuple[Tensor, KeyValueTail]:
+        """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
         y, tail = self.attention(self.attention_norm(x), tail, rotation, blocks)
         x = x + self.attention_scale * y
         return x + self.ffn_scale * self.project(F.gelu(self.expand(self.ffn_norm(x)))), tail
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention over the window; queries, keys and values come from one projection, in that order."""
+    """Multi-head attention over the window. One projection gives queries, keys and values, in that order."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -112,8 +113,9 @@ class WindowAttention(nn.Module):
         self.out_proj = Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[Block]
+        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[WindowBlock]
     ) -> tuple[Tensor, KeyValueTail]:
+        """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
         batch, steps, width = x.shape
         heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
         (q, k), v = rotate(heads[:2], *rotation), heads[2]
@@ -124,25 +126,23 @@ class WindowAttention(nn.Module):
 
     def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
         more = k.shape[2] - self.past
-        if 0 <= more <= self.past:  # in a stream: a copy would only save the little that came before
+        if 0 <= more <= self.past:  # the usual case of a stream; a copy would save little memory
             return KeyValueTail(k[:, :, more:], v[:, :, more:])
-        start, missing = max(more, 0), max(-more, 0)  # before a window is full; such cells never count
+        start, missing = max(more, 0), max(-more, 0)  # before the window is full; masks exclude the padding
         pad = (0, 0, missing, 0)
         return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
 
 
-class Block(NamedTuple):
-    """Queries that attend together, the keys they can reach, and which of those each may see, `[B, 1, queries,
-    keys]`.
-    """
+class WindowBlock(NamedTuple):
+    """Queries that attend together, the keys in their reach, and the mask `[B, 1, queries, keys]`."""
 
     queries: slice
     keys: slice
     mask: Tensor
 
 
-def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list[Block]:
-    """Cut `steps` queries into blocks. Key index j stands for position `position − past + j`."""
+def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list[WindowBlock]:
+    """Cut `steps` queries into blocks. Key index j has the position `position − past + j`."""
     blocks = []
     for start in range(0, steps, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, steps)
@@ -150,13 +150,13 @@ def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list
         q = torch.arange(start, stop, device=position.device)[:, None] + past
         k = torch.arange(first, last, device=position.device)
         visible = (k <= q) & (k > q - context)
-        heard = k >= past - position[:, None]  # [B, keys]: not before the row's first step
-        blocks.append(Block(slice(start, stop), slice(first, last), (visible & heard[:, None])[:, None]))
+        exists = k >= past - position[:, None]  # [B, keys]: not before the row's first step
+        blocks.append(WindowBlock(slice(start, stop), slice(first, last), (visible & exists[:, None])[:, None]))
     return blocks
 
 
 def rotary(position: Tensor, steps: int, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[B, 1, steps, head_dim / 2]` for the steps from `position [B]` on."""
+    """Return cosines and sines `[B, 1, steps, head_dim / 2]` for the steps from `position [B]` on."""
     dim = config.width // config.heads
     frequency = config.rope_base ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     step = position[:, None] + torch.arange(steps, device=position.device)

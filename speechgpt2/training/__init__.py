@@ -1,1 +1,1 @@
-"""What both train loops share: the run folder with its checkpoints and scalars, the learning rate, precision."""
+"""What both trainers share: the loop, the run's folder with checkpoints and scalars, several processes."""

@@ -1,8 +1,8 @@
-"""Several processes that train one model: each draws a part of every step's batch, and their gradients are averaged.
+"""Data-parallel training: each process draws its own part of a batch, and gradients are averaged.
 
-On a CPU two processes of one thread each get through more than one process of two threads, which wait for each other at
-every operation; on a machine with several accelerators each process takes one. Everything here does nothing where
-there is only one process, so a trainer is written once.
+On a CPU two processes of one thread train faster than one process of two threads, which wait for each other at every
+operation. On a machine with several accelerators each process takes one. With a single process all functions here do
+nothing, so a trainer is written once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from torch import Tensor, nn
 from speechgpt2.errors import UserError
 
 
-def run(processes: int, work: Callable[[], None]) -> None:
-    """Call `work` (it must pickle: a partial of a module's function) in so many processes that know each other.
+def launch(processes: int, work: Callable[[], None]) -> None:
+    """Call `work` in several connected processes, of which this one is the first.
 
-    This process is the first of them: where it ends, however it ends, the others lose their connection and end too.
+    If the first process ends for any reason, the others lose their connection and end too.
+
+    Args:
+        processes: How many.
+        work: The function. It must be picklable, such as a partial of a module's function.
     """
     if processes == 1:
         work()
@@ -44,7 +48,7 @@ def run(processes: int, work: Callable[[], None]) -> None:
 
 
 def _follow(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> None:
-    with contextlib.suppress(UserError, KeyboardInterrupt):  # the first process meets them too, and tells
+    with contextlib.suppress(UserError, KeyboardInterrupt):  # the first process has the same error and reports it
         _join(rank, processes, meeting, work)
 
 
@@ -64,52 +68,53 @@ def _join(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> 
 
 
 def rank() -> int:
-    """The number of this process; 0 leads: it alone writes and reports."""
+    """Return the number of this process. Process 0 leads: it alone writes and reports."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait() -> None:
-    """Until all processes are here."""
-    if count() > 1:
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
         dist.barrier()
 
 
-def agree(module: nn.Module) -> None:
-    """Give all processes the first one's weights and buffers."""
-    if count() > 1:
+def broadcast_weights(module: nn.Module) -> None:
+    """Give all processes the weights and buffers of the first one."""
+    if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), src=0)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the processes, in one message. Where some processes have none, theirs
-    counts as zero: what one of them draws may hold no speech to learn.
+    """Replace every gradient by its mean over the processes, in one message.
+
+    A process without a gradient counts as zero: its part of a batch may hold no speech to learn.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
-    learning = [p for p in parameters if p.requires_grad]
-    there = torch.tensor([float(p.grad is not None) for p in learning])
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
-    message = torch.cat([there.to(gradients[0]), *(g.flatten() for g in gradients)])
+    trained = [p for p in parameters if p.requires_grad]
+    known = torch.tensor([float(p.grad is not None) for p in trained])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    message = torch.cat([known.to(gradients[0]), *(g.flatten() for g in gradients)])
     dist.all_reduce(message)
-    message /= count()
-    somewhere, *means = message.split([len(learning), *(g.numel() for g in gradients)])
-    for parameter, known, mean in zip(learning, somewhere.tolist(), means, strict=True):
-        if known:
+    message /= world_size()
+    counts, *means = message.split([len(trained), *(g.numel() for g in gradients)])
+    for parameter, count, mean in zip(trained, counts.tolist(), means, strict=True):
+        if count:
             parameter.grad = mean.view_as(parameter)
 
 
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
-    """`x [N, …]` of all processes, one after the other: `[count · N, …]`, without gradient."""
-    if count() == 1:
+    """Concatenate `x [N, …]` of all processes: `[world_size · N, …]`, without gradient."""
+    if world_size() == 1:
         return x.detach()
-    parts = [torch.empty_like(x) for _ in range(count())]
+    parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Labels of which some are not known."""
+"""Losses with labels of which some are unknown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ UNKNOWN = -1
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the known of `labels [...]`, from `logits [..., C]`; 0 where none is known."""
+    """Return the mean cross-entropy of `logits [..., C]` over the known `labels [...]`, or 0 if none is known."""
     error = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=UNKNOWN, reduction="sum")
     return error / (labels != UNKNOWN).sum().clamp(min=1)

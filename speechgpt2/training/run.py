@@ -1,12 +1,12 @@
 """A training run: its loop, and its folder with exact checkpoints, scalars and samples.
 
-    RUN/config.yaml        what it trains
+    RUN/config.yaml        the configuration
     RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
-    RUN/events.*           TensorBoard scalars and audio, where tensorboard is installed
+    RUN/events.*           TensorBoard scalars and audio, if tensorboard is installed
     RUN/log.jsonl          the same scalars, one line per report
 
-Every random choice of a step is drawn from a generator seeded by (seed, step), so a run that is killed and resumed
-takes the very steps it would have taken.
+Every random choice of a step comes from a generator seeded by (seed, step), so a resumed run takes exactly the steps
+that it would have taken without the interruption.
 """
 
 from __future__ import annotations
@@ -30,30 +30,58 @@ from speechgpt2.training import distributed
 
 
 class Schedule(Protocol):
-    """What the loop needs to know of a trainer's configuration, in steps."""
+    """The part of a trainer's configuration that the loop reads, in steps."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Length of the run."""
+        ...
+
     @property
-    def report_every(self) -> int: ...
+    def report_every(self) -> int:
+        """Steps between two reports."""
+        ...
+
     @property
-    def save_every(self) -> int: ...
+    def save_every(self) -> int:
+        """Steps between two checkpoints."""
+        ...
 
 
 class Trainer(Protocol):
-    """Takes steps. `content(step)` is everything the next step depends on; `restore` takes it up again and returns the
-    step to go on from; `export` writes the model of that moment to the run's folder.
-    """
+    """The interface of a trainer."""
 
-    def step(self, step: int) -> dict[str, Tensor]: ...
-    def content(self, step: int) -> dict[str, Any]: ...
-    def restore(self, content: dict[str, Any] | None) -> int: ...
-    def export(self, run: Run, step: int) -> None: ...
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Take one optimizer step and return scalars to report."""
+        ...
+
+    def content(self, step: int) -> dict[str, Any]:
+        """Return everything that the next step depends on."""
+        ...
+
+    def restore(self, content: dict[str, Any] | None) -> int:
+        """Restore a checkpoint and return the step to continue from."""
+        ...
+
+    def export(self, run: RunFolder, step: int) -> None:
+        """Write the present model to the run's folder."""
+        ...
 
 
 def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, what: str) -> None:
-    """Take all steps that are left. Errors: `UserError` if the folder holds a run and `resume` is False."""
-    run = Run(folder, config, resume)
+    """Take all remaining steps.
+
+    Args:
+        trainer: What trains.
+        config: Its configuration, written to the folder.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
+        what: Name of the run in progress reports.
+
+    Raises:
+        UserError: If the folder holds a run and `resume` is False.
+    """
+    run = RunFolder(folder, config, resume)
     first, meter = trainer.restore(run.load()), Meter()
     for step in _steps(first, config, meter, run, what):
         meter.add(trainer.step(step))
@@ -62,11 +90,11 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
             trainer.export(run, step + 1)
 
 
-class Run:
-    """One training run in `folder`. Of several processes the first leads; the others write nothing."""
+class RunFolder:
+    """The folder of one training run. Of several processes only the first writes."""
 
     def __init__(self, folder: str | Path, config: Any, resume: bool):
-        """Errors: `UserError` if the folder holds a run and `resume` is False."""
+        """Raise `UserError` if the folder holds a run and `resume` is False."""
         self.folder = Path(folder)
         self.checkpoint = self.folder / "checkpoint.pt"
         if self.checkpoint.exists() and not resume:
@@ -78,13 +106,13 @@ class Run:
             self.writer = _summary_writer(self.folder)
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None in a new run."""
+        """Return the last checkpoint, or None in a new run."""
         if not self.checkpoint.exists():
             return None
         return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
 
     def save(self, **content: Any) -> None:
-        """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+        """Replace the checkpoint atomically."""
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(content, temporary)
         os.replace(temporary, self.checkpoint)
@@ -104,25 +132,27 @@ class Run:
 
 
 class Meter:
-    """Means of the scalars since the last report, kept on the device until asked for."""
+    """Means of scalars since the last report, kept on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
+        """Add the scalars of one step."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
+        """Return the means and start anew."""
         means = {name: (total / self.counts[name]).item() for name, total in self.sums.items()}
         self.__init__()  # type: ignore[misc]
         return means
 
 
-def _steps(first: int, config: Schedule, meter: Meter, run: Run, what: str) -> Iterator[int]:
-    """Yield the steps from `first` on behind a progress bar, reporting the meter's means now and then."""
+def _steps(first: int, config: Schedule, meter: Meter, run: RunFolder, what: str) -> Iterator[int]:
+    """Yield the steps from `first` on with a progress bar, and report the meter's means regularly."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -147,7 +177,7 @@ def _steps(first: int, config: Schedule, meter: Meter, run: Run, what: str) -> I
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
-    """Linear warm-up, then a cosine down to `floor` of the peak."""
+    """Return the learning rate of a step: linear warm-up, then a cosine down to `floor` times the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -155,16 +185,19 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float 
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random sources of one step: the first differs between the processes of a run, which draw different data; the
-    second is the same in all of them. Torch's global one is seeded too (stochastic depth draws from it).
+    """Return the random generators of one step, and seed torch's global one, which stochastic depth uses.
+
+    Returns:
+        A generator that differs between the processes of a run, which draw different data, and one that is the same in
+        all of them.
     """
     random, shared = np.random.default_rng((seed, step, distributed.rank())), np.random.default_rng((seed, step))
     torch.manual_seed(int(random.integers(1 << 62)))
     return random, torch.Generator().manual_seed(int(shared.integers(1 << 62)))
 
 
-class Average:
-    """Exponential moving average of a module's parameters; the decay warms up with the steps taken."""
+class WeightAverage:
+    """Exponential moving average of a module's parameters. The decay warms up with the steps."""
 
     def __init__(self, module: torch.nn.Module, decay: float):
         self.decay = decay
@@ -172,18 +205,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: torch.nn.Module, step: int) -> None:
+        """Move the average towards the parameters of `module`."""
         decay = min(self.decay, (step + 1) / (step + 10))
         mine = list(self.values.values())
         torch._foreach_lerp_(mine, [p.detach() for _, p in module.named_parameters()], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: torch.nn.Module) -> None:
+        """Copy the average into `module`."""
         for name, parameter in module.named_parameters():
             parameter.copy_(self.values[name])
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; emulation would be many times slower than float32."""
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the hardware computes in bfloat16. Emulation is many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = torch.backends.cpu.get_cpu_capability()
@@ -195,5 +230,5 @@ def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return None  # the scalars are in log.jsonl all the same
+        return None  # log.jsonl has the scalars as well
     return SummaryWriter(str(folder))

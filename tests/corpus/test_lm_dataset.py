@@ -100,7 +100,7 @@ def corpus(tmp_path_factory):
 def source(corpus, codec, tmp_path_factory):
     codes = tmp_path_factory.mktemp("codes") / "run" / "codes.npy"  # the run's folder is not there yet
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchanges, "bf16_pays", lambda device: False)
+        patch.setattr(exchanges, "has_fast_bf16", lambda device: False)
         encode_corpus(corpus, codec, codes)
     config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
     return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
@@ -114,7 +114,7 @@ def test_encoded_as_if_alone(source, corpus, codec):
 
 
 def test_half_precision_gives_mostly_the_same_codes(corpus, codec, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(exchanges, "bf16_pays", lambda device: True)
+    monkeypatch.setattr(exchanges, "has_fast_bf16", lambda device: True)
     encode_corpus(corpus, codec, tmp_path / "codes.npy")
     same = np.load(tmp_path / "codes.npy") == source.codes
     assert 0.5 < same.mean() < 1 or same.all()

@@ -155,14 +155,14 @@ def test_invalid_chat_requests_name_the_field(client, served, fields, param):
 
 
 def test_other_invalid_requests(client, served):
-    with pytest.raises(openai.BadRequestError, match="cannot be read as sound"):
+    with pytest.raises(openai.BadRequestError, match="cannot be read as audio"):
         client.audio.transcriptions.create(model="mini", file=("x.wav", b"no sound"))
     form = {"headers": {"Content-Type": "multipart/form-data"}}
     with pytest.raises(openai.BadRequestError, match="file"):
         client.post(
             "/audio/transcriptions", cast_to=object, body={"model": "mini"}, files=[("other", b"x")], options=form
         )
-    with pytest.raises(openai.BadRequestError, match="holds no sound"):
+    with pytest.raises(openai.BadRequestError, match="holds no audio"):
         client.audio.transcriptions.create(model="mini", file=("x.wav", wav(silence(0))))
     with pytest.raises(openai.BadRequestError, match="response_format"):
         client.audio.speech.create(model="mini", voice="x", input="x", response_format="aac")

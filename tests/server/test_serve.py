@@ -59,7 +59,7 @@ def test_talk_interrupts(tmp_path, served):
     ("arguments", "message"),
     [
         ([], "nothing to say"),
-        (["--text", "x", "-o", "x.txt"], "the ending must be"),
+        (["--text", "x", "-o", "x.txt"], "the suffix must be"),
         (["--text", "x", "--url", "ws://127.0.0.1:9"], "no server at"),
         (["absent.wav"], "no such file"),
     ],

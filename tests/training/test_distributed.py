@@ -66,7 +66,7 @@ def train_tiny(folder: Path, steps: int) -> None:
 
 
 def test_gradients_are_averaged_and_parts_joined(tmp_path):
-    distributed.run(2, partial(exchange_messages, tmp_path))
+    distributed.launch(2, partial(exchange_messages, tmp_path))
     for rank in range(2):
         gradient, none, sometimes, joined = torch.load(tmp_path / f"{rank}.pt")
         assert gradient.tolist() == [1.5, 3.0, 4.5] and none is None and sometimes.tolist() == [2.0]
@@ -75,7 +75,7 @@ def test_gradients_are_averaged_and_parts_joined(tmp_path):
 
 def test_two_processes_draw_different_data_and_stay_one_model(tmp_path):
     for steps in (2, 4):  # the second goes on from the first's checkpoint
-        distributed.run(2, partial(train_tiny, tmp_path, steps))
+        distributed.launch(2, partial(train_tiny, tmp_path, steps))
         (first, drawn), (second, other) = (torch.load(tmp_path / f"{rank}-{steps}.pt") for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert drawn != other
@@ -98,7 +98,7 @@ def test_nobody_stays_behind_when_the_first_process_is_killed(tmp_path):
     code = (
         "from functools import partial; from pathlib import Path; from speechgpt2.training import distributed;"
         "from tests.training.test_distributed import wait_for_ever;"
-        f"distributed.run(2, partial(wait_for_ever, Path({str(tmp_path)!r})))"
+        f"distributed.launch(2, partial(wait_for_ever, Path({str(tmp_path)!r})))"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     other = tmp_path / "1"
@@ -127,7 +127,7 @@ def alive(pid: int) -> bool:
 
 def test_an_error_of_the_user_is_told_once(tmp_path, capfd):
     with pytest.raises(UserError, match="no such thing"):
-        distributed.run(2, partial(refuse, "no such thing"))
+        distributed.launch(2, partial(refuse, "no such thing"))
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -137,7 +137,7 @@ def refuse(reason: str) -> None:
 
 def test_one_process_needs_no_others():
     called = []
-    distributed.run(1, lambda: called.append(distributed.count()))
+    distributed.launch(1, lambda: called.append(distributed.world_size()))
     assert called == [1] and distributed.rank() == 0
     x = torch.ones(2, requires_grad=True)
     assert not distributed.gather(x).requires_grad

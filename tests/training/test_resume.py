@@ -22,7 +22,7 @@ from speechgpt2.lm.train import LMTrainConfig, LMTrainer, corrupt, pack
 from speechgpt2.lm.train import train as train_lm
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
-from speechgpt2.training.run import Average, bf16_pays, learning_rate
+from speechgpt2.training.run import WeightAverage, has_fast_bf16, learning_rate
 
 
 class Vowels:
@@ -175,7 +175,7 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     trainer = LMTrainer(config, model, Counting(model.prompt), torch.device("cpu"))
     for step in range(150):
         values = trainer.step(step)
-    assert values["phones_right"] > 0.95 and values["ahead_1_right"] > 0.95 and values["ahead_2_right"] > 0.95
+    assert values["phones_right"] > 0.95 and values["draft_1_right"] > 0.95 and values["draft_2_right"] > 0.95
     model.eval()
     from speechgpt2.lm.reply import parse_reply
     from speechgpt2.lm.sampling import SamplingParams
@@ -259,7 +259,7 @@ def test_learning_rate_rises_and_falls():
 
 def test_average_follows(tiny_lm):
     model = torch.nn.Linear(2, 2)
-    average = Average(model, 0.9)
+    average = WeightAverage(model, 0.9)
     with torch.no_grad():
         model.weight.add_(1.0)
     for step in range(300):
@@ -268,4 +268,4 @@ def test_average_follows(tiny_lm):
 
 
 def test_bf16_is_a_property_of_the_hardware():
-    assert bf16_pays(torch.device("cpu")) in (True, False)
+    assert has_fast_bf16(torch.device("cpu")) in (True, False)
