@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.corpus.real_speech import Recording, find_recordings, load_recording
-from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, item_of
+from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, item_of
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
 from speechgpt2.dsp.world_pitch import track_pitch
@@ -40,7 +40,7 @@ OWN_VOICE = 0.15  # dictations in the assistant's voice
 EVALUATION_SEED = 0  # of the dialogues' test split
 CLASSIC = "classic"  # the voices that the shipped `mini` learnt from
 
-Part = Callable[[], Iterator[Item]]
+Part = Callable[[], Iterator[CorpusItem]]
 
 
 def build_codec_corpus(
@@ -72,7 +72,7 @@ def build_codec_corpus(
     return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
 
 
-def _codec_part(voices: str, seed: int, index: int, least: float, split: str) -> Iterator[Item]:
+def _codec_part(voices: str, seed: int, index: int, least: float, split: str) -> Iterator[CorpusItem]:
     """Utterances until ``least`` seconds are full."""
     bank = voice_set(voices)
     rng = random.Random(f"codec/{seed}/{index}")
@@ -100,7 +100,7 @@ def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
     return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
-def _recorded_part(chunk: list[Recording]) -> Iterator[Item]:
+def _recorded_part(chunk: list[Recording]) -> Iterator[CorpusItem]:
     for recording in chunk:
         item = load_recording(recording)
         if item is not None:
@@ -144,13 +144,13 @@ def build_dialogue_corpus(
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 
-def _test_part(voices: str, count: int) -> Iterator[Item]:
+def _test_part(voices: str, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random("replies of the test split"), voice_set(voices)
     for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED)):
         yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, bank, rng, "test")
 
 
-def _exchange_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+def _exchange_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"exchanges/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
@@ -162,7 +162,7 @@ def _exchange_part(voices: str, seed: int, index: int, count: int) -> Iterator[I
             yield from _spoken(name, exchange, bank.draw(lang, rng), bank, rng, "train")
 
 
-def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"says/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
@@ -171,7 +171,7 @@ def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
         yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
 
 
-def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[Item]:
+def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"dictations/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
@@ -184,7 +184,7 @@ def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[
 
 def _spoken(
     name: str, exchange: SkillExchange, voice: Voice, bank: VoiceSet, rng: random.Random, split: str
-) -> Iterator[Item]:
+) -> Iterator[CorpusItem]:
     """Question in ``voice``, reply in one of the assistant's."""
     asked, told = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
@@ -195,12 +195,12 @@ def _spoken(
     yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
 
 
-def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[Item]:
+def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[CorpusItem]:
     """Question as a user would type it, and the reply, without sound."""
     asked, told = _extras(name, exchange, rng)
     text = rng.choice(asked["typed"])
-    yield Item(Record(f"{name}-q", text, exchange.lang, role="user", extra=asked))
-    yield Item(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
+    yield CorpusItem(Record(f"{name}-q", text, exchange.lang, role="user", extra=asked))
+    yield CorpusItem(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
 
 
 def _extras(name: str, exchange: SkillExchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,8 +213,8 @@ def _extras(name: str, exchange: SkillExchange, rng: random.Random) -> tuple[dic
 def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) -> Corpus:
     """Write the parts that are not yet there, ``workers`` at a time, and join them.
 
-    Each part gets a process of its own: the engines carry state from one utterance to the next, and
-    only from a fresh start does a part come out the same whoever was at work before.
+    Each part runs in its own process. The engines carry state from one utterance to the next, so only a fresh process
+    gives the same part every time.
     """
     jobs = [_Job(writer.path, writer.recipe, i, part) for i, part in enumerate(parts) if not writer.done(i)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

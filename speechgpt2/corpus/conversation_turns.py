@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from speechgpt2.corpus.store import Corpus, CorpusWriter, Item, Record
+from speechgpt2.corpus.store import Corpus, CorpusItem, CorpusWriter, Record
 from speechgpt2.tts.utterance import Phone, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 
@@ -49,7 +49,7 @@ def is_of_conversations(corpus: Corpus) -> bool:
     return isinstance(corpus.meta["recipe"], dict) and corpus.meta["recipe"].get("kind") == KIND
 
 
-def items(row: Row, folder: Path) -> Iterator[Item]:
+def items(row: Row, folder: Path) -> Iterator[CorpusItem]:
     """Yield the turns of a conversation with their audio, in order."""
     pcm, _ = soundfile.read(folder / row["audio"], dtype="float32")
     for number, lines in enumerate(turns(row["lines"])):
@@ -65,7 +65,7 @@ def items(row: Row, folder: Path) -> Iterator[Item]:
             role="assistant" if first["role"] in ASSISTANTS else "", words=words, phones=phones, extra=extra,
         )  # fmt: skip
         span = slice(round(start * SAMPLE_RATE), round(last["end"] * SAMPLE_RATE))
-        yield Item(record, np.ascontiguousarray(pcm[span, channel]))
+        yield CorpusItem(record, np.ascontiguousarray(pcm[span, channel]))
 
 
 def turns(lines: Iterable[Row]) -> Iterator[list[Row]]:

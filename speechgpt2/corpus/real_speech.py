@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from speechgpt2.corpus.store import Item, Record
+from speechgpt2.corpus.store import CorpusItem, Record
 from speechgpt2.curriculum.numbers import ONES
 from speechgpt2.dsp.levels import active_span, normalise_level
 from speechgpt2.dsp.world_pitch import track_pitch
@@ -51,7 +51,7 @@ def find_recordings(root: Path) -> list[Recording]:
     return found
 
 
-def load_recording(recording: Recording) -> Item | None:
+def load_recording(recording: Recording) -> CorpusItem | None:
     """Read, resample, trim and level a recording, and add its pitch; None if it is silent.
 
     A single word or character gets the whole span as its time.
@@ -69,7 +69,7 @@ def load_recording(recording: Recording) -> Item | None:
         speaker=recording.speaker, voice=recording.speaker, split=recording.split,
         words=_whole(recording, mono), extra={"source": recording.source},
     )  # fmt: skip
-    return Item(record, mono, track_pitch(mono))
+    return CorpusItem(record, mono, track_pitch(mono))
 
 
 def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:

@@ -76,7 +76,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Item:
+class CorpusItem:
     """A record to be written, with its audio: `pcm` float32 [N], `f0` float [⌈N/240⌉] in Hz or None."""
 
     record: Record
@@ -84,14 +84,14 @@ class Item:
     f0: np.ndarray | None = None
 
 
-def item_of(utterance: Utterance, id: str, *, f0: np.ndarray | None = None, **fields: Any) -> Item:
-    """An `Item` for a synthetic utterance; ``fields`` are those of `Record` that it does not know."""
+def item_of(utterance: Utterance, id: str, *, f0: np.ndarray | None = None, **fields: Any) -> CorpusItem:
+    """An `CorpusItem` for a synthetic utterance; ``fields`` are those of `Record` that it does not know."""
     voice = utterance.voice
     record = Record(
         id, utterance.text, utterance.lang, speaker=voice.speaker, voice=voice.id,
         words=utterance.words, phones=utterance.phones, **fields,
     )  # fmt: skip
-    return Item(record, utterance.pcm, f0)
+    return CorpusItem(record, utterance.pcm, f0)
 
 
 class CorpusWriter:
@@ -115,7 +115,7 @@ class CorpusWriter:
         """Whether part ``part`` is complete."""
         return self._file(part, "jsonl").exists()
 
-    def write_part(self, part: int, items: Iterable[Item]) -> None:
+    def write_part(self, part: int, items: Iterable[CorpusItem]) -> None:
         """Write one part. Its index is renamed last, so an index promises its samples."""
         start, records = 0, []
         pcm_temp, f0_temp = self._file(part, f"pcm.{os.getpid()}"), self._file(part, f"f0.{os.getpid()}")

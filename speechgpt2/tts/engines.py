@@ -25,7 +25,7 @@ from speechgpt2.tts.utterance import Rendering, Voice
 
 
 @dataclass(frozen=True)
-class Engine:
+class SynthesisEngine:
     """A synthesis engine.
 
     Attributes:
@@ -39,12 +39,12 @@ class Engine:
     adjustable: bool = False
 
 
-ENGINES: dict[str, Engine] = {
-    "kokoro": Engine(kokoro.render, exact_times=True, adjustable=True),
-    "espeak": Engine(espeak.render, exact_times=True, adjustable=True),
-    "flite": Engine(flite.render, exact_times=True, adjustable=True),
-    "festival": Engine(festival.render, exact_times=True),
-    "recordings": Engine(word_bank.render),
-    "model": Engine(own_model.render),
-    "server": Engine(cosyvoice_server.render),
+ENGINES: dict[str, SynthesisEngine] = {
+    "kokoro": SynthesisEngine(kokoro.render, exact_times=True, adjustable=True),
+    "espeak": SynthesisEngine(espeak.render, exact_times=True, adjustable=True),
+    "flite": SynthesisEngine(flite.render, exact_times=True, adjustable=True),
+    "festival": SynthesisEngine(festival.render, exact_times=True),
+    "recordings": SynthesisEngine(word_bank.render),
+    "model": SynthesisEngine(own_model.render),
+    "server": SynthesisEngine(cosyvoice_server.render),
 }

@@ -125,7 +125,7 @@ def find_files() -> tuple[Path, Path]:
     return MODEL.fetch(folder, LICENCE), STYLES.fetch(folder, LICENCE)
 
 
-class Engine:
+class KokoroModel:
     """The loaded model and the styles of its voices."""
 
     def __init__(self, model: Path, styles: Path) -> None:
@@ -165,8 +165,8 @@ class Engine:
 
 
 @cache
-def _engine() -> Engine:
-    return Engine(*find_files())
+def _engine() -> KokoroModel:
+    return KokoroModel(*find_files())
 
 
 def with_output(model: bytes, name: str) -> bytes:

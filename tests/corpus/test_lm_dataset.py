@@ -18,7 +18,7 @@ from speechgpt2.corpus.lm_dataset import (
     new_model,
     silence_frame,
 )
-from speechgpt2.corpus.store import CorpusWriter, Item, Record
+from speechgpt2.corpus.store import CorpusItem, CorpusWriter, Record
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.train import LMTrainConfig
@@ -58,13 +58,13 @@ def items():
         asked = {"exchange": f"e{i}", "typed": [question.upper()]}
         f0 = np.full(400, 150.0, np.float32)
         phones = tuple(Phone("ab"[k % 2], 0.1 * k, 0.1 * k + 0.1) for k in range(8))
-        yield Item(
+        yield CorpusItem(
             Record(f"e{i}-q", question, role="user", words=asked_words(question), extra=asked, phones=phones, **fields),
             sound(random, 1 + i / 4),
             f0,
         )
         words = (Word(reply, 0.1, 0.5),)
-        yield Item(
+        yield CorpusItem(
             Record(f"e{i}-a", reply, role="assistant", words=words, extra={"exchange": f"e{i}"}, **fields),
             sound(random, 1),
             f0,
@@ -72,17 +72,17 @@ def items():
         say = Record(
             f"s{i}", f"say {i}", role="assistant", words=(Word(f"say {i}", 0.0, 0.4),), extra={"skill": "say"}, **fields
         )
-        yield Item(say, sound(random, 0.8), f0)
+        yield CorpusItem(say, sound(random, 0.8), f0)
         heard = f"hear {i}" if lang == "en" else f"听{i}"
         words = (Word(heard, 0.1, 0.4),)
-        yield Item(
+        yield CorpusItem(
             Record(f"h{i}", heard, role="user", words=words, extra={"skill": "dictation"}, **fields),
             sound(random, 0.6),
             f0,
         )
-    yield Item(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
-    yield Item(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
-    yield Item(
+    yield CorpusItem(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
+    yield CorpusItem(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
+    yield CorpusItem(
         Record("x-q", "held out", "en", role="user", split="test", extra={"exchange": "x", "typed": []}),
         sound(random, 1),
         np.zeros(100),

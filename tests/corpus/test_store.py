@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.corpus import build_corpora
-from speechgpt2.corpus.store import Corpus, CorpusError, CorpusWriter, Item, Record, pairs
+from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, pairs
 from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.tts.voices import ASSISTANT_VOICES
 from tests import needs
@@ -27,8 +27,8 @@ def noise(samples: int) -> np.ndarray:
 def test_round_trip(tmp_path):
     writer = CorpusWriter(tmp_path, {"seed": 1})
     pitch = np.full(5, 200.0)
-    writer.write_part(0, [Item(RECORD, noise(1000), pitch), Item(Record("b", "typed", "en"))])
-    writer.write_part(1, [Item(Record("c", "x", "en", split="test"), noise(960), pitch)])
+    writer.write_part(0, [CorpusItem(RECORD, noise(1000), pitch), CorpusItem(Record("b", "typed", "en"))])
+    writer.write_part(1, [CorpusItem(Record("c", "x", "en", split="test"), noise(960), pitch)])
     corpus = writer.finish(2)
     a, b, c = corpus.records
     assert (a.start, a.length, b.length, c.start, c.length) == (0, 1920, 0, 1920, 960)
@@ -43,7 +43,7 @@ def test_refusals_say_why(tmp_path):
     with pytest.raises(CorpusError, match="holds no corpus"):
         Corpus.open(tmp_path / "none")
     writer = CorpusWriter(tmp_path / "c", {"seed": 1})
-    writer.write_part(0, [Item(RECORD, noise(960))])
+    writer.write_part(0, [CorpusItem(RECORD, noise(960))])
     with pytest.raises(CorpusError, match="unfinished"):
         Corpus.open(tmp_path / "c")
     with pytest.raises(CorpusError, match="lacks 1 of 2"):
@@ -60,7 +60,7 @@ def test_refusals_say_why(tmp_path):
 
 def test_a_part_that_fails_half_way_is_not_there(tmp_path):
     def items():
-        yield Item(RECORD, noise(960))
+        yield CorpusItem(RECORD, noise(960))
         raise KeyboardInterrupt
 
     writer = CorpusWriter(tmp_path, {})
@@ -114,7 +114,7 @@ def test_a_part_that_dies_is_told_and_the_others_are_kept(tmp_path):
 
 
 def good_part():
-    yield Item(Record("a", "hello", "en"))
+    yield CorpusItem(Record("a", "hello", "en"))
 
 
 def deadly_part():

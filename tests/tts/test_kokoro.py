@@ -107,7 +107,7 @@ def test_equal_arguments_give_equal_samples(folder):
 
 
 def test_a_mixture_averages_styles(folder):
-    engine = kokoro.Engine(folder / kokoro.MODEL.name, folder / "voices.npz")
+    engine = kokoro.KokoroModel(folder / kokoro.MODEL.name, folder / "voices.npz")
     heart, adam = engine.style("af_heart"), engine.style("am_adam")
     assert engine.style("af_heart:3+am_adam:1") == pytest.approx(0.75 * heart + 0.25 * adam)
     assert engine.style(kokoro.mixture({"af_heart": 1})) == pytest.approx(heart)

@@ -1,4 +1,4 @@
-"""What is said, by whom and how: the value between whoever writes a conversation and whoever speaks it."""
+"""A script: the lines of a conversation, their speakers and styles, between the writer and the synthesis."""
 
 from __future__ import annotations
 

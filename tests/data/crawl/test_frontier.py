@@ -109,7 +109,7 @@ def test_hosts_have_their_share_and_their_rest(frontier, database, clock):
     assert frontier.lease_item(per_host=2) is not None
 
 
-def test_requests_to_a_host_are_spaced_whoever_asks(database, clock):
+def test_requests_to_a_host_are_spaced_over_all_processes(database, clock):
     first, second = Hosts(database, LEASE), Hosts(database, LEASE)
     waits = [hosts.reserve("h", 2.0) for hosts in (first, second, first)] + [second.reserve("other", 2.0)]
     assert waits == [0.0, 2.0, 4.0, 0.0]
