@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Trains the built-in model `mini` from nothing: synthetic speech, codec, dialogues, language model, evaluation.
 #
-#   recipes/mini.sh [OUT] [REAL_SPEECH]
+#   recipes/mini.sh [OUT] [REAL_SPEECH] [ASR]
 #
 # OUT (default runs/mini) needs some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/; the codec
-# then also learns from these recordings. Each step resumes where it stopped, and a finished step is not repeated.
+# then also learns from these recordings. ASR is an optional faster-whisper folder, the independent judge of the result.
+# Each step resumes where it stopped, and a finished step is not repeated.
 # Needs the Debian package flite and `pip install -e '.[train,synthesis,eval]'`.
 #
 # No step trains on the voices listed as HELD_OUT_VOICES in speechgpt2/tts/voices.py. The model card
@@ -13,6 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
 real=${2:-}
+asr=${3:-}
 run=(--resume --processes 2)
 
 stage() { printf '\n== %s\n' "$1"; }
@@ -71,5 +73,6 @@ stage "10. Export and evaluation"
 # Both parts in float16 in one folder, as shipped; then the tables of docs/results.md.
 sg2 convert "$out/lm-recognition" "$out/model" --dtype float16
 sg2 convert "$out/codec-further" "$out/model" --dtype float16
-sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"}
-sg2 eval mini --model "$out/model"
+sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
+sg2 eval speech --model "$out/model" ${asr:+--asr "$asr"}
+sg2 eval mini --model "$out/model" ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
