@@ -197,6 +197,8 @@ def _parts(tokens: list[Token]) -> Iterator[list[Token]]:
     """Cut a long text behind punctuation where there is some, so that every part can be read at once."""
     while len(_symbols(tokens)) > LONGEST:
         fitting = next(n for n in range(len(tokens), 0, -1) if len(_symbols(tokens[:n])) <= LONGEST or n == 1)
+        if fitting == 1 and len(_symbols(tokens[:1])) > LONGEST:
+            raise ValueError(f"kokoro cannot read a word of more than {LONGEST} phonemes")
         cut = next((n for n in range(fitting, 0, -1) if tokens[n - 1].after.strip()), fitting)
         yield tokens[:cut]
         tokens = tokens[cut:]

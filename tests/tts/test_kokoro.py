@@ -129,6 +129,7 @@ def test_a_long_text_is_read_in_parts(folder):
         (replace(HEART, lang="fr"), "salut", UserError, r"English \(en\) and Mandarin \(zh\), not 'fr'"),
         (HEART, "hello 你好", ValueError, "cannot read '你好'"),
         (HEART, "...", ValueError, "nothing to say"),
+        (HEART, "-".join(["banana"] * 150), ValueError, "a word of more than 500"),
     ],
 )
 def test_what_a_voice_cannot_read(folder, voice, text, error, message):
