@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import (
-    CODEC_HELP,
-    MODEL_HELP,
-    Device,
-    DType,
-    engine_config,
-    spinner,
-    torch_device,
-    torch_dtype,
-)
+from speechgpt2.cli import common
+from speechgpt2.cli.common import Device, DType, spinner
 from speechgpt2.cli.serve import SERVER_EXTRA
 from speechgpt2.errors import UserError
 
@@ -38,8 +30,10 @@ START_TIMEOUT = 20.0  # seconds from the loaded model to a listening server
 
 
 def demo(
-    model: Annotated[str, typer.Option("--model_path", "--model", help=MODEL_HELP, metavar="NAME")] = "mini",
-    codec: Annotated[str | None, typer.Option("--codec_ckpt_path", "--codec", help=CODEC_HELP, metavar="NAME")] = None,
+    model: Annotated[str, typer.Option("--model_path", "--model", help=common.MODEL_HELP, metavar="NAME")] = "mini",
+    codec: Annotated[
+        str | None, typer.Option("--codec_ckpt_path", "--codec", help=common.CODEC_HELP, metavar="NAME")
+    ] = None,
     codec_config: Annotated[
         Path | None, typer.Option("--codec_config_path", help="The YAML file of a released codec.", metavar="FILE")
     ] = None,
@@ -143,7 +137,7 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
     """
     from speechgpt2.codec.model import Codec
 
-    return Codec.from_pretrained(name, config=config, device=torch_device(device))
+    return Codec.from_pretrained(name, config=config, device=common.torch_device(device))
 
 
 def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | None) -> Engine:
@@ -155,9 +149,9 @@ def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | 
     from speechgpt2.engine.engine import Engine
     from speechgpt2.lm.model import SpeechLM
 
-    model_device = torch_device(device)
-    lm = SpeechLM.from_pretrained(model, dtype=torch_dtype(dtype), device=model_device)
-    engine = Engine(codec, lm, engine_config(model_device, slots=slots))
+    model_device = common.torch_device(device)
+    lm = SpeechLM.from_pretrained(model, dtype=common.torch_dtype(dtype), device=model_device)
+    engine = Engine(codec, lm, common.engine_config(model_device, slots=slots))
     engine.start()
     return engine
 

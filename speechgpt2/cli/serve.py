@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import (
-    CODEC_HELP,
-    DEVICE_HELP,
-    MODEL_HELP,
-    DType,
-    engine_config,
-    spinner,
-    torch_device,
-    torch_dtype,
-)
+from speechgpt2.cli import common
+from speechgpt2.cli.common import DType, spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +23,8 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="A YAML file with any of these settings, and limits.", metavar="FILE")
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP} [default: mini]", metavar="NAME")] = None,
-    codec: Annotated[str | None, typer.Option(help=CODEC_HELP, metavar="NAME")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{common.MODEL_HELP} [default: mini]", metavar="NAME")] = None,
+    codec: Annotated[str | None, typer.Option(help=common.CODEC_HELP, metavar="NAME")] = None,
     slots: Annotated[int | None, typer.Option(help="Maximum number of concurrent sessions. [default: 8]")] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for the network. [default: 127.0.0.1]")
@@ -46,7 +38,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Allowed browser origin (repeatable); * allows all.", metavar="ORIGIN"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help=f"{DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
+    device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
@@ -115,8 +107,8 @@ def load_app(settings: ServerConfig) -> App:
     from speechgpt2.vad import network
 
     network()
-    place, precision = torch_device(settings.device), torch_dtype(settings.dtype)
-    sizes = engine_config(place, slots=settings.slots, context=settings.context)
+    place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
+    sizes = common.engine_config(place, slots=settings.slots, context=settings.context)
     engine = Engine.from_pretrained(settings.model, settings.codec, device=place, dtype=precision, config=sizes)
     engine.start()
     return App(settings, engine, Dialogue)
