@@ -1,4 +1,4 @@
-"""One test for every streaming module: what `speechgpt2.streaming` promises."""
+"""One test of the contract in `speechgpt2.streaming`, for every streaming module."""
 
 from __future__ import annotations
 

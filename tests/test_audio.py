@@ -1,4 +1,4 @@
-"""Sound files of every kind, resampling, PCM16 and blocks."""
+"""Audio files, resampling, 16-bit PCM and blocks."""
 
 import contextlib
 import struct
@@ -72,7 +72,7 @@ def header(rate: int, samples: int = 100) -> bytes:
         (header(192_000, samples=1), "holds no audio"),  # less than one sample at 24 kHz
     ],
 )
-def test_what_is_no_sound(tmp_path, content, message):
+def test_files_without_audio_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.wav"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -80,7 +80,7 @@ def test_what_is_no_sound(tmp_path, content, message):
     assert "bad.wav" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_absent_files_and_folders(tmp_path):
+def test_absent_files_and_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         audio.load(tmp_path / "absent.wav")
     with pytest.raises(UserError, match="a folder"):
@@ -88,7 +88,7 @@ def test_absent_files_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers(tmp_path, value):
+def test_samples_must_be_finite(tmp_path, value):
     path, samples = tmp_path / "nan.wav", tone(SAMPLE_RATE)
     samples[100] = value
     soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
@@ -96,8 +96,8 @@ def test_samples_that_are_no_numbers(tmp_path, value):
         audio.load(path)
 
 
-def test_noise_in_place_of_a_file_never_crashes(tmp_path):
-    """A good file with random bytes changed either loads as finite sound or says why not."""
+def test_random_bytes_raise_only_user_errors(tmp_path):
+    """A good file with random bytes changed either loads as finite audio or raises UserError."""
     good, random = tmp_path / "good.flac", np.random.default_rng(0)
     soundfile.write(good, tone(16_000, 0.2), 16_000)
     for _ in range(50):
@@ -111,7 +111,7 @@ def test_noise_in_place_of_a_file_never_crashes(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "WAV"])
-def test_save_and_load(tmp_path, ending):
+def test_saved_audio_loads_equal(tmp_path, ending):
     path, pcm = tmp_path / f"out.{ending}", tone(SAMPLE_RATE)
     audio.save(path, pcm)
     info = soundfile.info(path)
@@ -120,13 +120,13 @@ def test_save_and_load(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_save_clips(tmp_path):
+def test_save_clips_to_full_scale(tmp_path):
     audio.save(tmp_path / "loud.wav", np.array([2.0, -2.0, 1.0, -1.0]))
     assert np.array_equal(audio.load(tmp_path / "loud.wav") * audio.FULL_SCALE, [32767, -32768, 32767, -32768])
 
 
 @pytest.mark.parametrize("name", ["out.mp3", "out", "absent/out.wav"])
-def test_where_nothing_can_be_saved(tmp_path, name):
+def test_unwritable_paths_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="cannot write"):
         audio.save(tmp_path / name, tone(SAMPLE_RATE))
     assert not any(tmp_path.iterdir())
@@ -140,7 +140,7 @@ def test_pcm16_round_trip():
 
 
 @pytest.mark.parametrize(("source", "target"), [(8_000, 24_000), (44_100, 24_000), (24_000, 16_000), (24_000, 24_000)])
-def test_a_stream_resamples_as_the_whole_does(source, target):
+def test_streaming_resampler_equals_offline(source, target):
     pcm, random = tone(source, 1.0), np.random.default_rng(0)
     cuts = np.sort(random.integers(0, len(pcm), 30))
     resampler, pieces = audio.Resampler(source, target), np.split(pcm, cuts)
@@ -152,12 +152,12 @@ def test_a_stream_resamples_as_the_whole_does(source, target):
     assert np.abs(streamed - whole).max() < 1e-4
 
 
-def test_resampling_keeps_what_is_at_the_right_rate():
+def test_resampling_at_the_same_rate_copies():
     pcm = tone(SAMPLE_RATE)
     assert audio.resample(pcm, SAMPLE_RATE) is pcm
 
 
-def test_blocks_lose_nothing():
+def test_blocks_keep_every_sample():
     pcm, random = np.arange(10_000, dtype=np.float32), np.random.default_rng(0)
     blocks = audio.Blocks(960)
     out = [block for piece in np.split(pcm, np.sort(random.integers(0, 10_000, 40))) for block in blocks.push(piece)]
@@ -166,7 +166,7 @@ def test_blocks_lose_nothing():
     assert not len(blocks.rest())
 
 
-def test_loading_warns_of_nothing(tmp_path):
+def test_loading_raises_no_warning(tmp_path):
     audio.save(tmp_path / "a.wav", tone(SAMPLE_RATE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

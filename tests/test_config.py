@@ -54,7 +54,7 @@ def test_round_trip(tmp_path, ending, drawing):
     assert config.from_dict(Drawing, config.to_dict(drawing)) == drawing
 
 
-def test_defaults_fill_what_is_not_said():
+def test_defaults_fill_missing_keys():
     assert config.from_dict(Drawing, {"pen": {"width": 1}}) == Drawing(Pen(1))
 
 
@@ -85,21 +85,21 @@ def test_defaults_fill_what_is_not_said():
         (None, "Drawing: expected a mapping of keys, got NoneType"),
     ],
 )
-def test_what_is_wrong_is_named(values, message):
+def test_errors_name_the_wrong_key(values, message):
     with pytest.raises(UserError, match=message) as caught:
         config.from_dict(Drawing, values)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("2", 2.0), (".5", 0.5), ("3E+2", 300.0)])
-def test_numbers_as_people_write_them(tmp_path, text, value):
+def test_yaml_numbers_become_floats(tmp_path, text, value):
     path = tmp_path / "drawing.yaml"
     path.write_text(f"pen: {{width: 1}}\nscale: {text}\n")
     assert config.load(Drawing, path).scale == value
 
 
 @pytest.mark.parametrize("content", [b"pen: [1", b"\xff\xfe\x00", b"a: b: c", b"!!python/object:os.system {}"])
-def test_what_is_no_yaml(tmp_path, content):
+def test_invalid_yaml_is_refused(tmp_path, content):
     path = tmp_path / "drawing.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"drawing\.yaml: cannot be read as YAML") as caught:
@@ -107,7 +107,7 @@ def test_what_is_no_yaml(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_absent_files(tmp_path):
+def test_absent_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         config.load(Drawing, tmp_path / "absent.yaml")
     with pytest.raises(UserError, match="cannot be read"):

@@ -14,7 +14,7 @@ from speechgpt2.errors import UserError
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """No test may fetch anything, and the cache is empty."""
+    """No test may download anything, and the cache is empty."""
 
     def refuse(*args, **kwargs):
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -44,7 +44,7 @@ def test_resolve_finds_built_in_names_and_folders(assets, tmp_path):
     assert hub.resolve("mine", "codec.json", "lm.json") == Path("mine/lm.json")
 
 
-def test_a_built_in_name_goes_before_a_folder_of_that_name(assets, tmp_path):
+def test_built_in_name_goes_before_a_folder(assets, tmp_path):
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini" / "codec.json").write_text("{}")
     assert hub.resolve("mini", "codec.json") == assets / "mini" / "codec.json"
@@ -62,7 +62,7 @@ def test_a_built_in_name_goes_before_a_folder_of_that_name(assets, tmp_path):
         ("owner/name", "Hugging Face cannot be reached"),
     ],
 )
-def test_resolve_says_in_one_line_what_is_wrong(assets, tmp_path, name, message):
+def test_resolve_errors_are_one_line(assets, tmp_path, name, message):
     (tmp_path / "file").write_text("")
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match=message) as caught:
@@ -70,7 +70,7 @@ def test_resolve_says_in_one_line_what_is_wrong(assets, tmp_path, name, message)
     assert "\n" not in str(caught.value)
 
 
-def test_a_repository_is_announced_once_and_then_taken_from_the_cache(monkeypatch, tmp_path, capsys):
+def test_repository_is_downloaded_once(monkeypatch, tmp_path, capsys):
     calls = []
 
     def download(repo, allow_patterns, local_files_only=False):
@@ -87,7 +87,7 @@ def test_a_repository_is_announced_once_and_then_taken_from_the_cache(monkeypatc
     assert calls == [True, False, True]
 
 
-def test_a_write_replaces_the_file_and_respects_the_umask(tmp_path):
+def test_write_replaces_the_file_and_respects_umask(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("old")
     before = os.umask(0o022)
@@ -101,7 +101,7 @@ def test_a_write_replaces_the_file_and_respects_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failed_write_leaves_what_was_there(tmp_path, failure):
+def test_failed_write_keeps_the_old_file(tmp_path, failure):
     path = tmp_path / "out.txt"
     path.write_text("old")
 
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, failure):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_follows_links_and_leaves_devices_alone(tmp_path):
+def test_write_follows_links_and_keeps_devices(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     link.symlink_to(target)
@@ -126,7 +126,7 @@ def test_a_write_follows_links_and_leaves_devices_alone(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["absent/out.txt", "."])
-def test_where_nothing_can_be_written(path):
+def test_unwritable_paths_are_refused(path):
     with pytest.raises(UserError, match="cannot write"):
         hub.write_atomically(path, lambda scratch: scratch.write_text("x"))
 
@@ -143,7 +143,7 @@ def test_tensors_round_trip(tmp_path):
 
 @pytest.mark.parametrize("read", [hub.load_tensors, hub.list_tensors])
 @pytest.mark.parametrize("damage", ["absent", "folder", "empty", "noise", "cut"])
-def test_damaged_tensor_files(tmp_path, read, damage):
+def test_damaged_tensor_files_are_refused(tmp_path, read, damage):
     path = tmp_path / "x.safetensors"
     hub.save_tensors(path, {"a": torch.zeros(100)})
     whole = path.read_bytes()
@@ -157,7 +157,7 @@ def test_damaged_tensor_files(tmp_path, read, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_load_into_takes_only_what_fits():
+def test_load_into_refuses_what_does_not_fit():
     module, wanted = nn.Linear(3, 2), nn.Linear(3, 2)
     hub.load_into(module, wanted.state_dict(), "test")
     assert torch.equal(module.weight, wanted.weight)
@@ -171,19 +171,19 @@ def test_load_into_takes_only_what_fits():
     assert torch.equal(module.weight, wanted.weight)
 
 
-def test_load_into_a_module_without_storage_keeps_the_given_dtype():
+def test_load_into_meta_module_keeps_the_dtype():
     with torch.device("meta"):
         module = nn.Linear(3, 2)
     hub.load_into(module, {k: v.bfloat16() for k, v in nn.Linear(3, 2).state_dict().items()}, "test")
     assert module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
 
 
-def test_a_long_list_of_faults_is_counted():
+def test_long_error_lists_are_counted():
     with pytest.raises(UserError, match="and 7 more"):
         hub.load_into(nn.Sequential(*(nn.Linear(1, 1) for _ in range(5))), {}, "test")
 
 
-def test_tokenizer_files(tmp_path):
+def test_damaged_tokenizers_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         hub.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{]")

@@ -52,12 +52,12 @@ class CropSource(Protocol):
 class Crops:
     """A batch of crops.
 
-    `pcm [B, 960·T]` (float32) is clean, `heard` is the same with room acoustics and noise. `f0 [B, 4·T]` is in Hz, 0
-    where unvoiced. `phones [B, T]` are labels, −1 where unknown.
+    `pcm [B, 960·T]` (float32) is clean, `augmented` is the same with room acoustics and noise. `f0 [B, 4·T]` is in Hz,
+    0 where unvoiced. `phones [B, T]` are labels, −1 where unknown.
     """
 
     pcm: Tensor
-    heard: Tensor
+    augmented: Tensor
     f0: Tensor
     phones: Tensor
 
@@ -172,7 +172,7 @@ class CodecTrainer:
         config = self.config
         random, generator = generators(config.seed, step)
         crops = self.source.crops(random, config.batch, config.frames)
-        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.heard, crops.f0, crops.phones)))
+        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.augmented, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
         if config.init is None and step == config.quantize_from:
             self._start_codebooks(random, generator)
@@ -193,7 +193,7 @@ class CodecTrainer:
         self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with self.autocast, torch.set_grad_enabled(not frozen):
-            latent = self.codec.encoder(crops.heard)[0].float()
+            latent = self.codec.encoder(crops.augmented)[0].float()
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         if frozen:

@@ -46,8 +46,8 @@ class CorpusCrops:
         pcm, f0, phones = (np.stack(part) for part in zip(*rows))
         peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
         pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
-        heard = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
-        return Crops(*(torch.from_numpy(part) for part in (pcm, heard, f0, phones)))
+        augmented = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
+        return Crops(*(torch.from_numpy(part) for part in (pcm, augmented, f0, phones)))
 
     def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pieces, missing = [], frames

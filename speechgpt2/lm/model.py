@@ -26,14 +26,12 @@ from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.lm import huggingface, released
 from speechgpt2.lm.backbone import DecoderStack
-from speechgpt2.lm.config import LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.draft_head import DraftHead
-from speechgpt2.lm.families import read_backbone
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, SamplingParams
 from speechgpt2.lm.state import LMState, at_position
-from speechgpt2.lm.tokenizer import special_tokens
 from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.types import Patches
@@ -318,38 +316,6 @@ class SpeechLM(nn.Module):
             hub.load_into(model, tensors, str(folder))
         else:
             released.fill_released(model, tensors, folder)
-        return model.eval()
-
-    @classmethod
-    def from_text_model(
-        cls, name: str | Path, patch_decoder: PatchDecoderConfig, prompt: PromptConfig | None = None
-    ) -> SpeechLM:
-        """Begin a speech model with the weights of a text model from Hugging Face; its speech parts are untrained.
-
-        The tokenizer gains the special tokens that it lacks, and the text embedding gains rows for them if needed.
-
-        Args:
-            name: A folder or a Hugging Face id of one of the families in lm/families/.
-            patch_decoder: Sizes of the patch decoder.
-            prompt: The chat template; None means the released one with the text model's end of sequence.
-
-        Raises:
-            UserError: If it cannot be read or its family is not supported.
-        """
-        path = hub.resolve(name, "config.json")
-        folder, tensors = path.parent, huggingface.read_tensors(path.parent)
-        rows = huggingface.shape_of(tensors, "model.embed_tokens.weight", folder)[0]
-        prompt = prompt or PromptConfig(eos=huggingface.read_eos(folder))
-        tokenizer = hub.load_tokenizer(folder)
-        tokenizer.add_special_tokens(special_tokens(prompt))
-        backbone = read_backbone(configs.read(path), max(rows, tokenizer.get_vocab_size()), path)
-        model = cls(LMConfig(backbone, patch_decoder, prompt), tokenizer)
-        if model.text_head is None:
-            huggingface.tie(tensors, [("lm_head.weight", "model.embed_tokens.weight")], folder)
-        places = huggingface.text_places(model.text_embedding, model.text_head, model.backbone)
-        for vocabulary in {"model.embed_tokens.weight", "lm_head.weight"} & places.keys():
-            places[vocabulary] = places[vocabulary][:rows]
-        huggingface.fill(places, tensors, folder)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

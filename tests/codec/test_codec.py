@@ -1,4 +1,4 @@
-"""The codec as a whole: parity with the golden data, streaming, batches, and what it refuses."""
+"""The codec: parity with the golden data, streaming, batches and errors."""
 
 from pathlib import Path
 
@@ -46,8 +46,8 @@ HEADS = [HiFiGANConfig(channels=16), HarmonicConfig(harmonic_bands=30, noise_ban
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.kind)
-def test_a_decoder_in_half_precision_is_as_loud(head):
-    """Its waveform may run out of step, since a rounded pitch is another pitch."""
+def test_half_precision_decoder_keeps_the_loudness(head):
+    """Its waveform may drift, because a rounded pitch is another pitch."""
     codec = small(head)
     codes = torch.randint(64, (1, 12, 3), generator=torch.Generator().manual_seed(0))
     exact = codec.decode(codes)
@@ -58,7 +58,7 @@ def test_a_decoder_in_half_precision_is_as_loud(head):
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_the_nearest_entry_in_spite_of_a_common_offset(offset):
+def test_nearest_entry_with_a_common_offset(offset):
     torch.manual_seed(0)
     book = Codebook(64, 16)
     book.embed.copy_(torch.randn(64, 16) + offset)
@@ -92,7 +92,7 @@ def test_parity_of_the_stages(released, golden, i):
 
 
 def streamed_codes(codec, pcm, frames):
-    """Encode one row in chunks of the given numbers of frames, over and over."""
+    """Encode one row in chunks of the given numbers of frames, repeatedly."""
     state, at, turn, pieces = codec.init_encoder_state(1), 0, 0, []
     while at < pcm.shape[1]:
         size = frames[turn % len(frames)] * 960
@@ -118,7 +118,7 @@ def test_streaming_equals_offline_past_every_window(released, golden, i, frames)
     assert np.abs(torch.cat(pieces, 1)[0].numpy() - golden[f"wave_{i}"]).max() < 1e-5
 
 
-def test_rows_that_start_at_different_times(released, golden):
+def test_rows_may_start_at_different_times(released, golden):
     """Three streams in one batch, joining one second apart; each idle row is carried along untouched."""
     pcm = [torch.from_numpy(golden[f"pcm_{i}"])[: 24_000 if i == 2 else 48_000] for i in range(3)]
     alone = [released.encode(p[None])[0] for p in pcm]
@@ -177,7 +177,7 @@ def test_encoder_contract(chunks):
     )
 
 
-def test_long_recordings_are_cut_without_a_trace(released, monkeypatch):
+def test_long_recordings_are_chunked_exactly(released, monkeypatch):
     pcm = torch.randn(1, 960 * 40 + 300) * 0.1
     whole = released.encode(pcm)
     wave = released.decode(whole)
@@ -186,7 +186,7 @@ def test_long_recordings_are_cut_without_a_trace(released, monkeypatch):
     assert torch.allclose(released.decode(whole), wave, atol=1e-6)
 
 
-def test_save_and_load(tmp_path):
+def test_saved_codec_loads_equal(tmp_path):
     codec = small(HEADS[1])
     codec.save_pretrained(tmp_path)
     again = Codec.from_pretrained(tmp_path)
@@ -211,12 +211,12 @@ def test_released_size():
         lambda c: c.decode(torch.zeros(1, 4, 2, dtype=torch.int64)),
     ],
 )
-def test_refuses(released, call):
+def test_invalid_input_is_refused(released, call):
     with pytest.raises(ValueError, match=r"must|whole frames"):
         call(released)
 
 
-def test_nothing_in_gives_nothing_out(released):
+def test_empty_input_gives_empty_output(released):
     assert released.encode(torch.zeros(2, 0)).shape == (2, 0, 3)
     assert released.encode(torch.zeros(2, 239)).shape == (2, 0, 3)
     assert released.decode(torch.zeros(2, 0, 3, dtype=torch.int64)).shape == (2, 0)

@@ -1,4 +1,4 @@
-"""What is heard in a copy: nothing is apart from itself, only the copy learns, and distance grows with the damage."""
+"""The listener's distance: 0 to itself, growing with the damage, with gradients for the copy only."""
 
 import torch
 
@@ -10,12 +10,12 @@ def listener():
     return Listener(phones=6, width=32, layers=2)
 
 
-def test_frames_and_layers():
+def test_output_has_frames_and_layers():
     logits, activations = listener()(torch.randn(2, 960 * 5 + 500))
     assert logits.shape == (2, 5, 6) and [a.shape for a in activations] == [(2, 5, 32)] * 2
 
 
-def test_what_it_hears_at_a_frame_belongs_to_that_frame():
+def test_logits_belong_to_their_frame():
     net, pcm = listener(), torch.zeros(1, 960 * 20)
     pcm[:, 960 * 10 : 960 * 11] = torch.randn(960)
     changed = (net(pcm)[0] - net(torch.zeros_like(pcm))[0]).abs().amax(-1)[0] > 1e-6
@@ -23,7 +23,7 @@ def test_what_it_hears_at_a_frame_belongs_to_that_frame():
     assert changed.nonzero().flatten().tolist() == list(range(10 - reach - 1, 10 + reach + 2))
 
 
-def test_only_the_copy_learns_from_the_distance():
+def test_distance_gives_gradients_to_the_copy_only():
     net, target = listener(), torch.randn(2, 960 * 8)
     assert float(net.distance(target, net(target))) < 1e-5
     slight, bad = (target + level * torch.randn(target.shape) for level in (0.01, 1.0))

@@ -216,6 +216,6 @@ def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
     assert crops.phones == ("", "a", "b") and set(batch.phones.unique().tolist()) <= {-1, 0, 1, 2}
     assert (batch.phones > 0).any() and (batch.phones == -1).any() and batch.pcm.abs().max() < 1
     again = crops.crops(np.random.default_rng(0), 6, 32)
-    assert torch.equal(batch.pcm, again.pcm) and torch.equal(batch.heard, again.heard)
-    augment_utterance = (batch.heard != batch.pcm).any(dim=1)
-    assert batch.heard.shape == batch.pcm.shape and augment_utterance.any() and not augment_utterance.all()
+    assert torch.equal(batch.pcm, again.pcm) and torch.equal(batch.augmented, again.augmented)
+    augment_utterance = (batch.augmented != batch.pcm).any(dim=1)
+    assert batch.augmented.shape == batch.pcm.shape and augment_utterance.any() and not augment_utterance.all()

@@ -1,4 +1,4 @@
-"""Words over patches: the rules that the released greetings show."""
+"""Alignment of words and patches, by the rules that the released greetings show."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def picture(words: list[tuple[int, str]], patches: int) -> str:
     return "".join("_|"[token] if token < 2 else chr(token) for token in row)
 
 
-def test_examples_of_the_rules():
+def test_tokens_follow_the_alignment_rules():
     words = [(0, "嘿！"), (6, "终"), (7, "于"), (8, "等"), (9, "到"), (10, "你"), (13, "了！")]
     assert picture(words, 17) == "嘿！___|终于等到你_|了！_|"
     words = [(0, "天"), (2, "空"), (3, "一"), (4, "声"), (6, "巨"), (7, "响，"), (11, "小")]
     assert picture(words, 12) == "天|空一声|巨响，_|小"
 
 
-def test_leading_silence_is_plain_filler():
+def test_leading_silence_is_filler_only():
     assert picture([(2, "a")], 5) == "__a_|"
     assert picture([], 4) == "____"
 
@@ -39,8 +39,8 @@ def test_crowded_tokens_queue_and_the_row_grows():
 
 
 @pytest.mark.parametrize("line", GREETINGS.read_text().splitlines())
-def test_the_released_greetings_follow_the_rules(line):
-    """Given where each run of words begins, the fillers of every released greeting come out."""
+def test_released_greetings_follow_the_rules(line):
+    """The starts of word runs determine the fillers of every released greeting."""
     greeting = json.loads(line)
     row = greeting["text"]
     assert len(row) * 9 == len(greeting["audio"])
@@ -52,7 +52,7 @@ def test_the_released_greetings_follow_the_rules(line):
     assert all(b - a > 1 for a, b in pairwise(ends))
 
 
-def test_pieces_are_characters_or_what_is_between():
+def test_split_for_tokenizer_separates_characters():
     assert split_for_tokenizer("嘿！OK, 好") == ["嘿", "！", "OK, ", "好"]
     assert split_for_tokenizer(" don't") == [" don't"]
     assert split_for_tokenizer("") == []
@@ -62,7 +62,7 @@ def timed(*words: str) -> list[tuple[str, float, float]]:
     return [(word, i / 2, i / 2 + 0.4) for i, word in enumerate(words)]
 
 
-def test_spaced_takes_blanks_and_punctuation_from_the_text():
+def test_spacing_and_punctuation_come_from_the_text():
     assert restore_spacing(timed("hello", "there"), "Hello, there!") == ["Hello,", " there!"]
     assert restore_spacing(timed("嘿", "终", "于"), "嘿！终于……") == ["嘿！", "终", "于……"]
     assert restore_spacing(timed("he", "said", "yes"), 'He said: "Yes."\n') == ["He", " said:", ' "Yes."']
@@ -71,7 +71,7 @@ def test_spaced_takes_blanks_and_punctuation_from_the_text():
     assert "".join(restore_spacing(words, joined)) == joined
 
 
-def test_spaced_without_a_text_that_fits():
+def test_spacing_without_a_matching_text():
     assert restore_spacing(timed("two", "plus")) == ["two", " plus"]
     assert restore_spacing(timed("你", "好", "Bob", "Lee")) == ["你", "好", "Bob", " Lee"]
     assert restore_spacing(timed("twenty", "five"), "It's 25.") == ["twenty", " five"]

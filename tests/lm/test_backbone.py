@@ -1,4 +1,4 @@
-"""The decoder stack: it streams by the contract, and it is Qwen2."""
+"""The decoder stack: the streaming contract, and equality with Qwen2."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows(*seeds: int, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunks", [[1], [3, 1, 8], [30]])
 @torch.no_grad()
-def test_it_streams(stack, chunks):
+def test_streaming_equals_offline(stack, chunks):
     def step(x, state):
         return stack(x, state)
 
@@ -62,7 +62,7 @@ def test_rows_of_different_lengths_equal_single_rows(stack):
 
 @pytest.mark.parametrize("few_keys", [0, 100], ids=["each row by itself", "all at once"])
 @torch.no_grad()
-def test_steps_of_which_some_rows_sit_out(stack, monkeypatch, few_keys):
+def test_steps_with_inactive_rows_equal_single_rows(stack, monkeypatch, few_keys):
     monkeypatch.setattr(backbone, "FEW_KEYS", few_keys)
     x, lengths = rows(1, 2, 3, steps=12), torch.tensor([12, 5, 0])
     more, turns = rows(4, 5, 6, steps=4), [[1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
@@ -79,7 +79,7 @@ def test_steps_of_which_some_rows_sit_out(stack, monkeypatch, few_keys):
 
 
 @torch.no_grad()
-def test_rewound_is_never_gone_on(stack):
+def test_rewinding_forgets_later_positions(stack):
     x, wrong, right = rows(1, steps=9), rows(2, steps=6), rows(3, steps=6)
     _, state = stack(x, stack.init_state(1, 20))
     _, further = stack(wrong, state)
@@ -88,7 +88,7 @@ def test_rewound_is_never_gone_on(stack):
 
 
 @torch.no_grad()
-def test_a_fork_does_not_touch_the_original(stack):
+def test_fork_leaves_the_original_unchanged(stack):
     x = rows(1, steps=9)
     _, state = stack(x, stack.init_state(1, 20))
     fork = select_rows(state, torch.tensor([0]))
@@ -98,8 +98,8 @@ def test_a_fork_does_not_touch_the_original(stack):
 
 
 @torch.no_grad()
-def test_a_full_row_may_sit_idle(stack):
-    """What an idle row writes falls past its position, at the very end into the spare cell."""
+def test_full_row_may_be_inactive(stack):
+    """An inactive row writes past its position, at the end of the cache into the spare cell."""
     full, other = rows(1, steps=10), rows(2, steps=4)
     _, state = stack(rows(1, 3, steps=10), stack.init_state(2, 10), torch.tensor([10, 2]))
     _, state = stack(torch.cat([other, other]), state, torch.tensor([0, 4]))
@@ -109,14 +109,14 @@ def test_a_full_row_may_sit_idle(stack):
 
 
 @torch.no_grad()
-def test_a_bound_from_the_host_changes_nothing(stack):
+def test_kv_length_does_not_change_the_output(stack):
     x, state = rows(1, 2, steps=10), stack.init_state(2, 30)
     for filled in (10, 17, 30):
         torch.testing.assert_close(stack(x, state, kv_length=filled)[0], stack(x)[0], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_overflow_is_an_error_before_anything_is_written(stack):
+def test_overflow_is_refused_before_writing(stack):
     _, state = stack(rows(1, steps=8), stack.init_state(1, 10))
     before = state.layers[0].keys.clone()
     with pytest.raises(ValueError, match="capacity of 10"):
@@ -133,14 +133,14 @@ def test_segments_equal_separate_sequences(stack):
         torch.testing.assert_close(packed[row], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_gradients_reach_everything(stack):
+def test_gradients_reach_every_parameter(stack):
     stack(rows(1, steps=9), segments=torch.tensor([[0] * 4 + [1] * 5]))[0].pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in stack.parameters())
     assert all(p.grad.abs().max() > 0 for p in stack.parameters())
 
 
-def test_rotation_is_exact_far_out():
-    """Float32 angles would be off by some 1e-2 after a day."""
+def test_rotation_is_exact_at_large_positions():
+    """Float32 angles would be wrong by some 1e-2 after a day."""
     far = torch.tensor([[720_001]])
     cos, _ = rotary(far, CONFIG)
     frequency = CONFIG.rope_theta ** (-torch.arange(0, CONFIG.head_dim, 2).double() / CONFIG.head_dim)
@@ -148,12 +148,12 @@ def test_rotation_is_exact_far_out():
 
 
 @pytest.mark.parametrize("shape", [{"heads": 5}, {"heads": 0}, {"kv_heads": 3}, {"width": 36, "heads": 12}])
-def test_sizes_that_do_not_divide(shape):
+def test_indivisible_sizes_are_refused(shape):
     with pytest.raises(UserError):
         BackboneConfig(**{**CONFIG.__dict__, **shape})
 
 
-def test_it_is_qwen2():
+def test_output_equals_qwen2_of_transformers():
     transformers = needs.module("transformers", "dev")
     config = PatchDecoderConfig(width=32, layers=2, heads=4, ffn=48)
     for ours in (CONFIG, config):

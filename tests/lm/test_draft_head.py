@@ -1,4 +1,4 @@
-"""Text written several tokens at a step: the same as token by token, in fewer steps."""
+"""Speculative decoding of text: the same text in fewer steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from speechgpt2.lm.sampling import SamplingParams
 from tests.engine.tiny import BabblingLM
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
 
-LOOKAHEAD = 3
+DRAFT_TOKENS = 3
 
 
 @pytest.fixture(scope="module")
 def lm() -> SpeechLM:
-    """Its guess is always that the token before is said again, which is sometimes right."""
+    """Its draft head always proposes the previous token, which is sometimes right."""
     torch.manual_seed(2)
-    lm = BabblingLM(tiny_config(chain_of_modality=True, draft_tokens=LOOKAHEAD), tiny_tokenizer()).eval()
+    lm = BabblingLM(tiny_config(chain_of_modality=True, draft_tokens=DRAFT_TOKENS), tiny_tokenizer()).eval()
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "norm" not in name and "draft_head" not in name:
@@ -29,7 +29,7 @@ def lm() -> SpeechLM:
 
 
 def begun(lm: SpeechLM, batch: int = 3, capacity: int = 96):
-    """Rows that have taken in different lengths of text, none of which is speaking."""
+    """Rows after texts of different lengths, all outside speech."""
     lengths = torch.arange(5, 5 + 3 * batch, 3)
     patches = random_patches(lm, batch, int(lengths.max()))
     patches.text.clamp_(max=250)  # no special tokens
@@ -45,7 +45,7 @@ def without(lm: SpeechLM) -> SpeechLM:
 
 
 def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
-    """What each row writes and speaks, with its state's position and balance after it."""
+    """The tokens and codes of each row, with position and speech depth after each."""
     rows: list[list] = [[] for _ in range(batch)]
     for step in lm.generate(*begun(lm, batch), SamplingParams.of(batch), most):
         for row in step.active.nonzero()[:, 0].tolist():
@@ -54,32 +54,32 @@ def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
     return rows
 
 
-def test_the_same_as_token_by_token(lm):
+def test_drafted_text_equals_greedy_decoding(lm):
     for row, wanted in zip(told(lm, 1), told(without(lm), 1), strict=True):
         assert row == wanted and len(row) > 10
         assert any(balance for *_, balance in row), "it also speaks"
 
 
-def test_rows_that_are_at_different_tokens(lm):
-    """Those that guess better are further on, so only what they have in common is compared."""
+def test_rows_at_different_tokens(lm):
+    """Rows with more accepted tokens are further, so only the common part is compared."""
     for row, wanted in zip(told(lm, 3, 25), told(without(lm), 3, 25), strict=True):
         common = min(len(row), len(wanted))
         assert row[:common] == wanted[:common] and common > 5
 
 
-def test_right_guesses_save_steps(lm):
+def test_accepted_tokens_save_steps(lm):
     hidden, state = begun(lm)
     everyone = torch.ones(3, dtype=torch.bool)
     counts = []
     for _ in range(6):
         written = lm.draft_and_verify(hidden, state, everyone)
         kept, hidden, state = written.counts, written.last_hidden(hidden), written.state
-        assert (kept >= 1).all() and (kept <= 1 + LOOKAHEAD).all()
+        assert (kept >= 1).all() and (kept <= 1 + DRAFT_TOKENS).all()
         counts += kept.tolist()
     assert max(counts) > 1
 
 
-def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
+def test_state_follows_the_kept_tokens(lm):
     hidden, state = begun(lm)
     written = lm.draft_and_verify(hidden, state, torch.ones(3, dtype=torch.bool))
     after = written.last_hidden(hidden)
@@ -94,7 +94,7 @@ def test_the_state_is_that_after_the_tokens_that_are_kept(lm):
     assert torch.equal(written.state.speech_depth, again.speech_depth)
 
 
-def test_nothing_is_kept_after_a_token_that_begins_speech_or_ends_the_reply(lm):
+def test_nothing_is_kept_after_speech_start_or_eos(lm):
     class Oracle(BabblingLM):
         """Whatever is asked, it says this."""
 
@@ -106,13 +106,13 @@ def test_nothing_is_kept_after_a_token_that_begins_speech_or_ends_the_reply(lm):
     oracle = copy.deepcopy(lm)
     oracle.__class__ = Oracle
     ids = lm.prompt.special_ids
-    for token, kept in ((ids.speech_start, 1), (ids.eos, 1), (ids.filler, 1 + LOOKAHEAD)):
+    for token, kept in ((ids.speech_start, 1), (ids.eos, 1), (ids.filler, 1 + DRAFT_TOKENS)):
         oracle.token = token
         written = oracle.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool))
         assert written.counts.tolist() == [kept] * 3
 
 
-def test_idle_rows_stay_as_they_were(lm):
+def test_inactive_rows_are_unchanged(lm):
     hidden, state = begun(lm)
     written = lm.draft_and_verify(hidden, state, torch.tensor([True, False, True]))
     assert written.counts[1] == 0 and written.state.position[1] == state.position[1]
@@ -121,20 +121,20 @@ def test_idle_rows_stay_as_they_were(lm):
     assert written.patches.text[0].tolist() == alone.patches.text[0].tolist() and written.counts[0] == alone.counts[0]
 
 
-def test_no_more_than_wanted(lm):
+def test_max_tokens_limits_the_draft(lm):
     assert lm.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool), max_tokens=2).patches.text.shape == (3, 2)
     assert len(list(lm.generate(*begun(lm, 1), SamplingParams.of(1), 5))) == 5
     full = begun(lm, 1, capacity=8)
     assert len(list(lm.generate(*full, SamplingParams.of(1), 3))) == 3  # there is room for no more
 
 
-def test_saved_and_loaded(lm, tmp_path):
+def test_saved_draft_head_loads_equal(lm, tmp_path):
     lm.save_pretrained(tmp_path)
     loaded = SpeechLM.from_pretrained(tmp_path)
-    assert loaded.config.draft_tokens == LOOKAHEAD and loaded.draft_head is not None
+    assert loaded.config.draft_tokens == DRAFT_TOKENS and loaded.draft_head is not None
 
 
-def test_who_does_not_draft_does_not_look_ahead():
+def test_draft_head_needs_chain_of_modality():
     with pytest.raises(UserError, match="chain_of_modality"):
         tiny_config(draft_tokens=2)
     with pytest.raises(UserError, match="draft head"):

@@ -11,6 +11,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.families import FAMILIES
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.text_model import from_text_model
 from tests import needs
 from tests.lm.tiny import tiny_tokenizer
 
@@ -61,7 +62,7 @@ def save_text_model(name, folder):
 @torch.no_grad()
 def test_logits_equal_those_of_transformers(name, tmp_path):
     reference = save_text_model(name, tmp_path)
-    lm = SpeechLM.from_text_model(tmp_path, DECODER)
+    lm = from_text_model(tmp_path, DECODER)
     tokens = torch.randint(0, 300, (2, 90), generator=torch.Generator().manual_seed(1))
     wanted = reference(input_ids=tokens).logits
     hidden, _ = lm.backbone(lm.text_embedding(tokens))
@@ -85,7 +86,7 @@ def test_a_text_model_becomes_a_speech_model(tmp_path):
     save_text_model("qwen3", tmp_path)
     plain = Tokenizer(models.BPE(vocab={f"w{i}": i for i in range(500)}, merges=[]))
     plain.save(str(tmp_path / "tokenizer.json"))
-    lm = SpeechLM.from_text_model(tmp_path, DECODER)
+    lm = from_text_model(tmp_path, DECODER)
     assert min(lm.prompt.special_ids[:5]) >= 500 and lm.config.backbone.vocab == 505
     lm.save_pretrained(tmp_path / "ours")
     again = SpeechLM.from_pretrained(tmp_path / "ours")
@@ -109,4 +110,4 @@ def test_unsupported_configurations_are_named(change, message, tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=message):
-        SpeechLM.from_text_model(tmp_path, DECODER)
+        from_text_model(tmp_path, DECODER)

@@ -1,4 +1,4 @@
-"""The language model: prefill and draw by the contract, the rule of when speech is written, saving and loading."""
+"""The language model: prefill and sampling by the contract, when codes are generated, saving and loading."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut(patches: Patches, *which) -> Patches:
 def continuation(
     lm: SpeechLM, hidden: torch.Tensor, state: LMState, sampling: SamplingParams, steps: int = 6
 ) -> Patches:
-    """What is drawn from here on, stopping for nothing."""
+    """Sampled patches from here on, without a stop rule."""
     drawn = []
     for _ in range(steps):
         drawn.append(lm.sample(hidden, state, sampling))
@@ -43,7 +43,7 @@ def assert_equal(a: Patches, b: Patches) -> None:
     assert torch.equal(a.text, b.text) and torch.equal(a.codes, b.codes)
 
 
-def test_prefill_in_any_chunks_is_the_whole(lm):
+def test_prefill_in_chunks_equals_the_whole(lm):
     patches = random_patches(lm, 2, 20)
     with torch.no_grad():
         whole = lm(patches)
@@ -58,7 +58,7 @@ def test_prefill_in_any_chunks_is_the_whole(lm):
 
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 @pytest.mark.parametrize("options", [{"chained": True, "tied_embeddings": True}, {}], ids=str)
-def test_packed_it_says_the_same(options):
+def test_packing_does_not_change_the_output(options):
     lm = tiny_lm(**options).half().float()
     patches, sampling = random_patches(lm, 2, 20), SamplingParams.of(2)
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
@@ -74,7 +74,7 @@ def test_packed_it_says_the_same(options):
 
 
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
-def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
+def test_packed_bfloat16_model_computes_in_float32():
     exact = tiny_lm(chained=True, tied_embeddings=True).bfloat16().float()
     patches, sampling = random_patches(exact, 1, 20), SamplingParams.of(1)
     hidden, state = exact.prefill(patches, exact.init_state(1, 40))
@@ -88,7 +88,7 @@ def test_packed_for_one_row_a_bfloat16_model_computes_in_float32():
     assert_equal(continuation(lm, mine, state, sampling), wanted)
 
 
-def test_a_row_among_others_draws_what_it_draws_alone(lm):
+def test_row_in_a_batch_samples_as_alone(lm):
     patches, lengths = random_patches(lm, 3, 9), torch.tensor([9, 4, 0])
     patches.text[0, 2] = patches.text[1, 3] = lm.prompt.special_ids.speech_start
     sampling = SamplingParams.of(3, temperature=1.0, seed=5)
@@ -103,7 +103,7 @@ def test_a_row_among_others_draws_what_it_draws_alone(lm):
         assert_equal(alone, cut(together, slice(row, row + 1)))
 
 
-def test_an_idle_row_is_unchanged(lm):
+def test_inactive_row_is_unchanged(lm):
     patches = random_patches(lm, 2, 9)
     patches.text[:, 3] = lm.prompt.special_ids.speech_start
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
@@ -116,7 +116,7 @@ def test_an_idle_row_is_unchanged(lm):
     assert_equal(cut(drawn, slice(1, 2)), cut(wanted, slice(1, 2)))
 
 
-def test_rewound_is_never_gone_on(lm):
+def test_rewinding_forgets_later_patches(lm):
     ids = lm.prompt.special_ids
     patches = random_patches(lm, 2, 9)
     patches.text[:, 4] = ids.speech_start
@@ -134,7 +134,7 @@ def test_rewound_is_never_gone_on(lm):
     assert rewind(state, 0, 99).position.tolist() == [9, 9]
 
 
-def test_forks_and_resets(lm):
+def test_rows_can_be_forked_and_reset(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 40))
     wanted = continuation(lm, hidden, select_rows(state, torch.tensor([0])), SamplingParams.of(1, seed=3))
     fork = select_rows(state, torch.tensor([0, 0, 0]))
@@ -145,7 +145,7 @@ def test_forks_and_resets(lm):
     assert fork.position.tolist() == [9, 0, 9] and fork.speech_depth[1] == 0
 
 
-def test_more_room_changes_nothing(lm):
+def test_more_capacity_does_not_change_the_output(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 9))
     with pytest.raises(ValueError, match="capacity of 9"):
         lm.prefill(random_patches(lm, 2, 1), state)
@@ -157,7 +157,7 @@ def test_more_room_changes_nothing(lm):
     torch.testing.assert_close(hidden, wanted[:, -1], atol=1e-5, rtol=1e-4)
 
 
-def test_speech_is_written_between_start_and_end_only(lm):
+def test_codes_only_between_speech_start_and_end(lm):
     """The patch that opens or closes speech has no codes; more ends than starts count as speech, too."""
     ids = lm.prompt.special_ids
     tokens = [ids.speech_start, 50, ids.speech_end, 50, ids.speech_end, 50, ids.speech_start, 50]
@@ -174,14 +174,14 @@ def test_speech_is_written_between_start_and_end_only(lm):
     assert state.speech_depth.item() == 0
 
 
-def test_force_leaves_free_rows_alone(lm):
+def test_unforced_rows_sample_their_text(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     drawn = lm.sample(hidden, state, SamplingParams.greedy(2))
     forced = lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([UNFORCED, 77]))
     assert forced.text.tolist() == [[drawn.text[0, 0].item()], [77]]
 
 
-def test_generate_stops_at_eos_row_by_row(lm):
+def test_generate_stops_each_row_at_eos(lm):
     eos = lm.prompt.special_ids.eos
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     script = iter([[50, eos], [51, 99], [eos, 99]])
@@ -206,8 +206,8 @@ def test_generation_is_reproducible(lm):
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_training_sees_what_generation_sees(lm):
-    """Teacher-forced text and codes at p + 1 from the hidden state at p are the ones drawn greedily."""
+def test_training_logits_equal_generation(lm):
+    """Teacher-forced text and codes at p + 1 from the hidden state at p equal the greedy ones."""
     ids = lm.prompt.special_ids
     start = concat(random_patches(lm, 1, 5), lm.prompt.text_patches([ids.speech_start]))
     hidden, state = lm.prefill(start, lm.init_state(1, 40))
@@ -221,7 +221,7 @@ def test_training_sees_what_generation_sees(lm):
     assert speaking.any() and torch.equal(codes[speaking], whole.codes[0, 6:][speaking])
 
 
-def test_everything_is_learnt():
+def test_gradients_reach_every_parameter():
     lm = tiny_lm(chained=True)
     patches = random_patches(lm, 2, 12)
     hidden = lm(patches, segments=torch.tensor([[0] * 5 + [1] * 7, [0] * 12]))
@@ -232,7 +232,7 @@ def test_everything_is_learnt():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_saved_and_loaded(tmp_path, tied):
+def test_saved_model_loads_equal(tmp_path, tied):
     lm = tiny_lm(chain_of_modality=True, chained=True, tied_embeddings=tied)
     lm.save_pretrained(tmp_path / "model")
     loaded = SpeechLM.from_pretrained(tmp_path / "model")
@@ -247,18 +247,18 @@ def test_saved_and_loaded(tmp_path, tied):
     assert next(SpeechLM.from_pretrained(tmp_path / "small").parameters()).dtype == torch.bfloat16
 
 
-def test_half_precision_generates(tmp_path):
+def test_half_precision_model_generates(tmp_path):
     lm = tiny_lm().bfloat16()
     hidden, state = lm.prefill(concat(random_patches(lm, 1, 9), lm.prompt.text_patches([2])), lm.init_state(1, 40))
     assert hidden.dtype == torch.bfloat16
     assert len(list(lm.generate(hidden, state, SamplingParams.of(1), 5))) > 0
 
 
-def test_a_tokenizer_of_another_model():
+def test_tokenizer_with_more_tokens_is_refused():
     with pytest.raises(UserError, match="the model only 50"):
         tiny_lm(vocab=50)
 
 
-def test_a_folder_that_is_no_model(tmp_path):
+def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"lm\.json"):
         SpeechLM.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The patch decoder: what it draws is what it was taught to score."""
+"""The patch decoder: sampling agrees with teacher forcing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_SPEECH = 1024
 
 @pytest.mark.parametrize("chained", [False, True])
 @torch.no_grad()
-def test_drawn_greedily_is_the_likeliest_by_the_taught_scores(chained):
+def test_greedy_codes_maximise_teacher_forced_logits(chained):
     decoder = tiny_lm(chained=chained).patch_decoder
     hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     codes = decoder.sample(hidden, SamplingParams.greedy(5), torch.arange(5))
@@ -24,7 +24,7 @@ def test_drawn_greedily_is_the_likeliest_by_the_taught_scores(chained):
 
 
 @torch.no_grad()
-def test_a_row_draws_the_same_alone():
+def test_row_in_a_batch_samples_as_alone():
     decoder = tiny_lm(chained=True).patch_decoder
     hidden, position = torch.randn(4, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([7, 0, 3, 99])
     sampling = SamplingParams.of(4, temperature=1.0)
@@ -35,7 +35,7 @@ def test_a_row_draws_the_same_alone():
         assert torch.equal(drawn, together[row : row + 1])
 
 
-def test_only_the_chain_lets_a_frame_s_codes_see_each_other():
+def test_only_chained_heads_see_codes_of_their_frame():
     hidden, codes = torch.randn(1, 32), torch.randint(0, 1024, (1, 3, 3))
     other = codes.clone()
     other[0, 1, 0] = (other[0, 1, 0] + 1) % 1024
@@ -46,7 +46,7 @@ def test_only_the_chain_lets_a_frame_s_codes_see_each_other():
         assert changed.tolist() == [[False] * 3, within, [True] * 3]
 
 
-def test_a_new_chain_changes_nothing():
+def test_new_chain_equals_parallel_heads():
     decoder = tiny_lm(chained=True).patch_decoder
     hidden, codes = torch.randn(2, 32), torch.randint(0, 1024, (2, 3, 3))
     for link in decoder.chain.out:
@@ -57,7 +57,7 @@ def test_a_new_chain_changes_nothing():
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_the_row_of_no_speech_is_read_but_never_learnt(chained):
+def test_no_speech_row_is_read_but_not_trained(chained):
     lm = tiny_lm(chained=chained)
     table = lm.patch_decoder.codes.table
     assert table.shape[1] == NO_SPEECH + 1

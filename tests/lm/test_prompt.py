@@ -1,4 +1,4 @@
-"""Turns as patches. (That the released prompts come out is tested in test_released.py.)"""
+"""Turns as patches. Equality with the released prompts is tested in test_released.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def codes(frames: int) -> torch.Tensor:
 
 
 def written(prompt: Prompt, patches: Patches) -> str:
-    """The text row as text: filler `_` and `|`, speech in angle brackets, eos `$`, heard `?`."""
+    """The text row as text: filler `_` and `|`, speech in angle brackets, eos `$`, end of transcript `?`."""
     ids = prompt.special_ids
     marks = dict(zip(ids, "$<>_|?", strict=True))
     out, words = "", []
@@ -43,7 +43,7 @@ def is_silent(patches: Patches) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_opening(mode):
+def test_system_prompt_of_each_mode(mode):
     side = {"s": "speech", "t": "text"}
     task = f"You should answer the user's {side[mode[0]]} questions in {side[mode[2]]}."
     wanted = f"You are an helpful assistant. {task}\n\n\n"
@@ -55,7 +55,7 @@ def test_opening(mode):
     assert written(prompt, prompt.system_prompt(mode, system="Be brief.\n")) == "Be brief.\n"
 
 
-def test_unknown_mode():
+def test_unknown_mode_is_refused():
     with pytest.raises(UserError, match="unknown mode 's2x'; one of s2s"):
         make().system_prompt("s2x")
 
@@ -70,7 +70,7 @@ def test_user_speech_ends_in_silence(frames, patches):
     assert speech[frames:].tolist() == [SILENCE] * (3 * patches - frames)
 
 
-def test_speech_can_come_in_pieces():
+def test_user_speech_may_arrive_in_parts():
     prompt, said = make(), codes(17)
     pieces = [
         prompt.user_speech_start(),
@@ -82,28 +82,28 @@ def test_speech_can_come_in_pieces():
         assert torch.equal(ours, whole)
 
 
-def test_speech_comes_in_whole_patches():
+def test_partial_patches_are_refused():
     with pytest.raises(ValueError, match="whole patches"):
         make().speech_patches(codes(4))
     with pytest.raises(ValueError, match="one token each"):
         make().speech_patches(codes(6), [1])
 
 
-def test_names_of_special_tokens_are_just_text_in_someone_s_words():
+def test_special_token_names_in_user_text_are_text():
     prompt = make()
     turn = prompt.user_text("say <|im_end|> and <|sosp|>")
     assert not set(turn.text[0].tolist()) & set(prompt.special_ids)
     assert "say <|im_end|> and <|sosp|>" in written(prompt, turn)
 
 
-def test_reply_of_the_released_kind():
+def test_reply_without_chain_of_modality():
     prompt = make()
     spoken = prompt.align_speech(codes(7), [("hello", 0.0, 0.2), ("there", 0.26, 0.28)], "Hello there")
     assert written(prompt, prompt.reply("Hi", transcript="unused")) == "Hi ###\n$"
     assert written(prompt, prompt.reply("Hello there", spoken)) == "<Hello| there|> ###\n$"
 
 
-def test_reply_with_a_draft():
+def test_reply_with_chain_of_modality():
     prompt = make(chain_of_modality=True)
     spoken = prompt.align_speech(codes(3), text="Hello")
     full = prompt.reply("Hello", spoken, transcript="what is it")
@@ -111,7 +111,7 @@ def test_reply_with_a_draft():
     assert written(prompt, prompt.reply("Hello")) == "Hello ###\n$"
 
 
-def test_spoken_begins_with_silence_and_text_leads_by_a_patch():
+def test_aligned_text_leads_the_audio_by_a_patch():
     prompt, said = make(), codes(7)
     spoken = prompt.align_speech(said, [("你", 0.13, 0.2)])
     assert (
@@ -123,14 +123,14 @@ def test_spoken_begins_with_silence_and_text_leads_by_a_patch():
     assert crowded.codes[6:].tolist() == [SILENCE] * 6
 
 
-def test_recital_and_transcripts_need_drafts():
+def test_tts_needs_chain_of_modality():
     prompt = make(chain_of_modality=True)
     assert written(prompt, prompt.tts_prompt("Hello")).endswith(" in speech.\n\n\n[|SpeechGPT|]: Hello<")
     with pytest.raises(UserError, match="cannot read a given text aloud"):
         make().tts_prompt("Hello")
 
 
-def test_closing():
+def test_turn_end_closes_open_speech():
     prompt = make()
     assert written(prompt, prompt.turn_end(speaking=True)) == "> ###\n$"
     assert written(prompt, prompt.turn_end(speaking=False)) == " ###\n$"
@@ -138,7 +138,7 @@ def test_closing():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("chain_of_modality", [False, True])
-def test_an_example_is_the_dialogue_with_the_replies_marked(mode, chain_of_modality):
+def test_training_example_masks_the_replies(mode, chain_of_modality):
     prompt = make(chain_of_modality)
     spoken = prompt.align_speech(codes(5), text="你好")
     user = [codes(10), codes(4)] if mode[0] == "s" else ["Hello", "what"]
@@ -156,7 +156,7 @@ def test_an_example_is_the_dialogue_with_the_replies_marked(mode, chain_of_modal
     assert len(marked) == (2 * len(spoken.row) if mode[2] == "s" else 0) and not (marked == 1024).any()
 
 
-def test_phones_stand_at_the_frames_that_they_label():
+def test_phone_labels_stand_at_their_frames():
     prompt = make()
     labels = torch.arange(10)
     example = training_example(prompt, "s2t", [TurnPair(codes(10), "你好", user_phones=labels)])
@@ -166,14 +166,14 @@ def test_phones_stand_at_the_frames_that_they_label():
     assert (example.phones[0, ~turn] == -1).all()
 
 
-def test_an_example_without_a_user_is_a_recital():
+def test_training_example_without_a_user_is_tts():
     prompt = make(chain_of_modality=True)
     example = training_example(prompt, "t2s", [TurnPair(None, "Hello", prompt.align_speech(codes(3), text="Hello"))])
     recital = prompt.tts_prompt("Hello")
     assert torch.equal(example.patches.text[:, : recital.text.shape[1]], recital.text)
 
 
-def test_a_tokenizer_without_the_special_tokens():
+def test_tokenizer_without_special_tokens_is_refused():
     config = LMConfig(BackboneConfig(10, 8, 1, 1, 1, 8), PatchDecoderConfig(8, 1, 1, 8))
     with pytest.raises(UserError, match=r"does not know the special token <\|im_end\|>"):
         Prompt(config, Tokenizer(models.BPE()))
@@ -184,7 +184,7 @@ def test_silence_must_be_codes():
         LMConfig(BackboneConfig(10, 8, 1, 1, 1, 8), PatchDecoderConfig(8, 1, 1, 8), codebooks=2)
 
 
-def test_half_a_surrogate_pair_is_a_question_mark():
+def test_half_a_surrogate_pair_becomes_a_question_mark():
     prompt = make()
     assert prompt.encode("Hello \ud800") == prompt.encode("Hello ?")
 

@@ -1,4 +1,4 @@
-"""A folder in the released layout: the same prompts, the same logits, the same greedy patches as the reference."""
+"""A folder in the released layout: prompts, logits and greedy patches equal those of the reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lm() -> SpeechLM:
 
 
 def flat(patches: Patches) -> np.ndarray:
-    """As the reference writes patches: [4, 3·P], row 0 the text id then −100, −100."""
+    """Patches in the reference's layout: [4, 3·P]; row 0 holds the text id, then −100, −100."""
     text = np.full((patches.text.shape[1], 3), -100)
     text[:, 0] = patches.text[0]
     codes = patches.codes[0].flatten(0, 1).numpy()
@@ -58,12 +58,12 @@ def greedy(lm: SpeechLM, patches: Patches) -> Patches:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_prompt_is_the_released_one(lm, golden, mode):
+def test_prompt_equals_the_reference(lm, golden, mode):
     np.testing.assert_array_equal(flat(prompt(lm, golden, mode)), golden[f"{mode}_prompt"])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_greedy_patches_are_the_reference_s(lm, golden, mode):
+def test_greedy_patches_equal_the_reference(lm, golden, mode):
     start = prompt(lm, golden, mode)
     np.testing.assert_array_equal(flat(greedy(lm, start)), golden[f"{mode}_greedy"])
     speaking = concat(start, lm.prompt.text_patches([lm.prompt.special_ids.speech_start]))
@@ -71,7 +71,7 @@ def test_greedy_patches_are_the_reference_s(lm, golden, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_logits_are_the_reference_s(lm, golden, mode):
+def test_logits_equal_the_reference(lm, golden, mode):
     patches = concat(prompt(lm, golden, mode), lm.prompt.text_patches([lm.prompt.special_ids.speech_start]))
     with torch.no_grad():
         hidden = lm(patches)
@@ -83,8 +83,8 @@ def test_logits_are_the_reference_s(lm, golden, mode):
     np.testing.assert_allclose(codes, golden[f"{mode}_speech_head_logits"][:, :1024], atol=1e-4, rtol=0)
 
 
-def test_later_turns_go_on_with_three_segments(lm, golden):
-    """A second turn on the state of the first equals the whole history at once."""
+def test_second_turn_equals_the_whole_history(lm, golden):
+    """A second turn after the first equals the whole history in one prefill."""
     first = unflat(golden["t2s_greedy"])  # ends with eos
     second = lm.prompt.user_text("and tomorrow")
     _, state = lm.prefill(first, lm.init_state(1, 256))
@@ -132,13 +132,13 @@ def test_heads_and_config_keys_may_be_absent(lm, folder):
     assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
-def test_embeddings_may_be_stored_under_their_heads_name_only(lm, folder):
+def test_tied_embeddings_may_have_the_heads_name(lm, folder):
     rewrite(folder, lambda t: [t.pop(f"speech_embedddings.{k}.weight") for k in range(3)])
     assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards(lm, folder, kind):
+def test_shards_are_joined(lm, folder, kind):
     tensors = load_file(GOLDEN / "model.safetensors")
     (folder / "model.safetensors").unlink()
     base = "model" if kind == "safetensors" else "pytorch_model"
@@ -154,14 +154,14 @@ def test_shards(lm, folder, kind):
         SpeechLM.from_pretrained(folder, patch_heads=4)
 
 
-def test_a_single_old_pickle(lm, folder):
+def test_single_legacy_pickle(lm, folder):
     (folder / "model.safetensors").unlink()
     tensors = load_file(GOLDEN / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
 
 
-def test_cast_on_the_way(folder):
+def test_weights_are_cast_while_loading(folder):
     lm = SpeechLM.from_pretrained(folder, dtype=torch.bfloat16, patch_heads=4)
     assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
     hidden, state = lm.prefill(lm.prompt.user_text("hello"), lm.init_state(1, 64))
@@ -171,7 +171,7 @@ def test_cast_on_the_way(folder):
 # what can be wrong with a folder
 
 
-def test_sixteen_patch_heads_unless_told(folder):
+def test_patch_heads_default_to_sixteen(folder):
     assert SpeechLM.from_pretrained(folder).config.patch_decoder.heads == 16
 
 
@@ -188,7 +188,7 @@ def test_sixteen_patch_heads_unless_told(folder):
         ),
     ],
 )
-def test_wrong_tensors_are_named(folder, change, message):
+def test_errors_name_wrong_tensors(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
         SpeechLM.from_pretrained(folder, patch_heads=4)
@@ -203,13 +203,13 @@ def test_wrong_tensors_are_named(folder, change, message):
         (lambda c: c.update(hidden_size=66), "must divide into 4 heads"),
     ],
 )
-def test_wrong_configs_are_named(folder, change, message):
+def test_errors_name_wrong_configurations(folder, change, message):
     edit_config(folder, change)
     with pytest.raises(UserError, match=message):
         SpeechLM.from_pretrained(folder, patch_heads=4)
 
 
-def test_damaged_and_empty_folders(folder, tmp_path):
+def test_damaged_and_empty_folders_are_refused(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="damaged"):
         SpeechLM.from_pretrained(folder)

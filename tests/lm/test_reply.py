@@ -1,4 +1,4 @@
-"""Patches of a reply back into words."""
+"""Parsing of replies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def speech(prompt: Prompt, text: str):
 
 @pytest.mark.parametrize("text", ["Hello there.", "你好，hello", "🙂 unseen ñ 𠀀", "a ### b", "ends ##"])
 @pytest.mark.parametrize("chain_of_modality", [False, True])
-def test_a_reply_is_read_back(text, chain_of_modality):
+def test_parsed_reply_equals_the_original(text, chain_of_modality):
     prompt = make(chain_of_modality)
     for spoken in (None, speech(prompt, text)):
         found = parse_reply(prompt, prompt.reply(text, spoken, transcript="what is it"), user_spoke=True)
@@ -30,13 +30,13 @@ def test_a_reply_is_read_back(text, chain_of_modality):
         assert torch.equal(found.codes, spoken.codes if spoken else torch.zeros(0, 3, dtype=torch.int64))
 
 
-def test_without_a_spoken_turn_there_is_no_transcript():
+def test_no_transcript_without_a_spoken_turn():
     prompt = make(chain_of_modality=True)
     found = parse_reply(prompt, prompt.reply("Hello"), user_spoke=False)
     assert found.text == "Hello" and found.transcript is None
 
 
-def test_what_is_known_is_told_at_once_and_no_broken_characters():
+def test_text_streams_without_broken_characters():
     prompt, deltas = make(chain_of_modality=True), []
     patches = prompt.reply("Hi 🙂 ok", transcript="你 好")
     reader = ReplyParser(prompt, user_spoke=True)
@@ -48,7 +48,7 @@ def test_what_is_known_is_told_at_once_and_no_broken_characters():
     assert len(deltas) > 3
 
 
-def test_a_reply_cut_short():
+def test_truncated_reply_has_not_ended():
     prompt = make(chain_of_modality=False)
     patches = concat(prompt.text_patches(prompt.encode("Hello there #")))
     found = parse_reply(prompt, patches, user_spoke=False)
@@ -57,7 +57,7 @@ def test_a_reply_cut_short():
     assert cut.text == "" and cut.transcript == "what is"
 
 
-def test_bytes_that_form_no_character_do_not_hold_back_the_rest():
+def test_invalid_bytes_do_not_hold_back_the_rest():
     prompt = make(chain_of_modality=False)
     broken = prompt.encode("🙂")[:1] * 12
     reader = ReplyParser(prompt, user_spoke=False)

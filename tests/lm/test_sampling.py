@@ -1,4 +1,4 @@
-"""Drawing: reproducible per row, whatever its neighbours; filters hold; frequencies are those asked for."""
+"""Sampling: reproducible per row in any batch, filters, frequencies."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ def frequencies(draws: int = 4000, **settings) -> torch.Tensor:
     return torch.bincount(drawn, minlength=5) / draws
 
 
-def test_frequencies_are_the_probabilities():
+def test_sample_frequencies_match_probabilities():
     torch.testing.assert_close(frequencies(temperature=1.0, top_k=0, top_p=1.0), PROBABILITIES, atol=0.025, rtol=0)
 
 
-def test_temperature_sharpens():
+def test_low_temperature_sharpens():
     wanted = (PROBABILITIES.log() / 0.5).softmax(0)
     torch.testing.assert_close(frequencies(temperature=0.5, top_k=0, top_p=1.0), wanted, atol=0.025, rtol=0)
 
 
-def test_top_k_keeps_the_likeliest():
+def test_top_k_keeps_the_likeliest_tokens():
     wanted = torch.tensor([0.4, 0, 0.3, 0.2, 0]) / 0.9
     torch.testing.assert_close(frequencies(temperature=1.0, top_k=3, top_p=1.0), wanted, atol=0.025, rtol=0)
 
 
-def test_top_p_keeps_what_reaches_the_mass():
+def test_top_p_keeps_the_nucleus():
     wanted = torch.tensor([0.4, 0, 0.3, 0, 0]) / 0.7
     torch.testing.assert_close(frequencies(temperature=1.0, top_k=0, top_p=0.6), wanted, atol=0.025, rtol=0)
     only = frequencies(draws=50, temperature=1.0, top_k=0, top_p=0.0)
     assert only[0] == 1
 
 
-def test_top_p_counts_what_top_k_left():
+def test_top_p_applies_after_top_k():
     """Of (.4, .3)/.7 the first alone is .571: below .6, so both stay; below .5 it is alone."""
     assert frequencies(temperature=1.0, top_k=2, top_p=0.6)[2] > 0.3
     assert frequencies(temperature=1.0, top_k=2, top_p=0.5)[0] == 1
 
 
-def test_temperature_zero_takes_the_likeliest():
+def test_temperature_zero_is_greedy():
     logits = torch.randn(6, 3, 50)
     drawn = Sampler(SamplingParams.greedy(6), torch.arange(6)).sample(logits, 0)
     assert torch.equal(drawn, logits.argmax(-1))
 
 
-def test_impossible_tokens_are_never_drawn():
+def test_minus_infinity_is_never_sampled():
     logits = torch.full((200, 1, 30), -torch.inf)
     logits[..., [4, 9]] = 0.0
     drawn = Sampler(SamplingParams.of(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64)).sample(logits, 0)
     assert set(drawn.flatten().tolist()) == {4, 9}
 
 
-def test_a_row_draws_the_same_among_any_neighbours():
+def test_row_samples_do_not_depend_on_the_batch():
     logits, position = torch.randn(5, 2, 300), torch.tensor([3, 900, 0, 17, 5])
     sampling = SamplingParams(
         torch.tensor([0.8, 1.0, 0.0, 1.3, 0.8]),
@@ -75,7 +75,7 @@ def test_a_row_draws_the_same_among_any_neighbours():
         )
 
 
-def test_seed_position_and_number_all_count():
+def test_noise_depends_on_seed_position_and_draw():
     tokens, zero = torch.arange(64)[None, None], torch.zeros(1, dtype=torch.int64)
     noises = [
         gumbel(zero + seed, zero + position, number, tokens)
@@ -88,7 +88,7 @@ def test_seed_position_and_number_all_count():
         assert all(abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.5 for b in noises[:i])
 
 
-def test_no_more_candidates_than_needed_are_looked_at():
+def test_top_k_limits_the_candidates():
     position = torch.zeros(2, dtype=torch.int64)
     assert Sampler(SamplingParams.of(2, top_k=50), position).candidates == 50
     assert Sampler(SamplingParams.greedy(2), position).candidates == 1
@@ -96,7 +96,7 @@ def test_no_more_candidates_than_needed_are_looked_at():
     assert Sampler(SamplingParams.of(2, top_k=50), position).sample(torch.zeros(2, 1, 20), 0).max() < 20
 
 
-def test_noise_that_was_made_ahead_is_the_same():
+def test_planned_noise_equals_noise_on_demand():
     logits, position, sampling = torch.randn(3, 4, 70), torch.tensor([5, 0, 31]), SamplingParams.of(3, temperature=1.5)
     ahead = Sampler(sampling, position, planned=range(1, 5), tokens=70)
     assert ahead.noise is not None and ahead.noise.shape == (3, 4, 70)
@@ -104,8 +104,8 @@ def test_noise_that_was_made_ahead_is_the_same():
     assert torch.equal(ahead.sample(logits[:, 2:], 3), ahead.sample(logits, 1)[:, 2:])
 
 
-def test_equals_are_told_apart_in_the_same_way_among_any_neighbours():
-    """In bfloat16 many logits are equal: which of them is the likeliest must not follow from others' top-k."""
+def test_ties_break_the_same_way_in_any_batch():
+    """In bfloat16 many logits are equal; the choice among them must not depend on the top-k of other rows."""
     logits = torch.randint(0, 3, (2, 1, 400)).float()
     cold = SamplingParams.greedy(1)
     warm = SamplingParams.of(1, top_k=40)

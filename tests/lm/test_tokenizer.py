@@ -10,7 +10,7 @@ from tests.lm.tiny import TEXTS, tiny_tokenizer
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "ünknown 𠀀 words\r\n\t 12.5 ¿", "<|im_end|>", "  two  blanks "])
-def test_any_text_comes_back(text):
+def test_any_text_round_trips(text):
     tokenizer = tiny_tokenizer()
     tokenizer.encode_special_tokens = True
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
@@ -28,7 +28,7 @@ def test_words_keep_their_leading_blank_and_case():
     assert tokenizer.encode("the cat and The").tokens == ["the", "Ġcat", "Ġand", "ĠThe"]
 
 
-def test_chinese_is_one_character_at_a_time():
+def test_chinese_is_split_into_characters():
     tokenizer = train_tokenizer(["你好，今天天气怎么样"] * 50, 400)
     assert len(tokenizer.encode("今天天气").ids) == 4
 

@@ -1,4 +1,4 @@
-"""Tools in the hermes form: what the model is told, what it writes, what comes back."""
+"""Tools in the hermes format: system prompt, calls and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALL = ToolCall("weather", '{"city": "北京"}')
 WRITTEN = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
 
 
-def test_the_system_line_names_the_tools():
+def test_tools_system_prompt_lists_schemas():
     text = tools_system_prompt([WEATHER, Tool("bell", "", {})])
     lines = text.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
     first = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER.parameters}
@@ -27,7 +27,7 @@ def test_the_system_line_names_the_tools():
     assert text.startswith("# Tools\n\n") and '\n{"name": <function-name>, "arguments": <args-json-object>}\n' in text
 
 
-def test_the_system_line_carries_the_tools():
+def test_system_prompt_contains_the_tools():
     prompt = make()
     opened = prompt.tokenizer.decode(prompt.system_prompt("t2t", None, "Be kind.", [WEATHER]).text[0].tolist())
     assert opened == f"Be kind.\n\n{tools_system_prompt([WEATHER])}\n\n\n"
@@ -43,7 +43,7 @@ def test_the_system_line_carries_the_tools():
         *((text, [text]) for text in ("", "Hello", "<tool_call>", "a </tool_call> b", '<tool_call>{"name": "bell"}')),
     ],
 )
-def test_calls_are_found(text, parts):
+def test_tool_calls_are_parsed(text, parts):
     assert parse_tool_calls(text) == parts
 
 
@@ -55,12 +55,12 @@ def test_calls_are_found(text, parts):
         *('{"name": "a", "arguments": "{}"}', '{"name": "a", "arguments": {"b": "\\ud800"}}'),
     ],
 )
-def test_what_is_no_call_stays_text(inside):
+def test_invalid_calls_stay_text(inside):
     text = f"a <tool_call>{inside}</tool_call> b"
     assert parse_tool_calls(text) == [text] and parse_tool_calls(text + WRITTEN) == [text, CALL, ""]
 
 
-def test_where_a_call_may_begin():
+def test_partial_call_length():
     assert [partial_call_length(text) for text in ("", "a", "a<", "a<tool_cal", "a<tool_call>", WRITTEN[:-1])] == [
         *(0, 0, 1, 9, 11, len(WRITTEN) - 1)
     ]
@@ -70,7 +70,7 @@ def test_where_a_call_may_begin():
     )
 
 
-def test_turns_of_before():
+def test_tool_turns_are_rendered():
     assert render_tool_turn(Turn("assistant", (CALL,))) == WRITTEN
     assert (
         render_tool_turn(Turn("assistant", (Text("Let me see."), CALL, CALL))) == f"Let me see.\n{WRITTEN}\n{WRITTEN}"
@@ -97,7 +97,7 @@ def make(chain_of_modality: bool = False, tools: bool = True) -> Prompt:
 
 
 def read(prompt: Prompt, text: str, tools: bool = True, spoken: bool = False, speaking: bool = False, end: bool = True):
-    """The events, one list a token, and the reader; `text` in the tokens of single characters, then the turn's end."""
+    """Events per token, and the parser; `text` is read character by character, then the turn's end."""
     reader = ReplyParser(prompt, spoken, tools)
     tokens = [token for character in text for token in prompt.encode(character)]
     if end:
@@ -107,7 +107,7 @@ def read(prompt: Prompt, text: str, tools: bool = True, spoken: bool = False, sp
 
 
 def flat(events: list) -> list:
-    """Text in one piece as far as nothing is between."""
+    """Adjacent text events joined."""
     found: list = []
     for event in [event for some in events for event in some]:
         if isinstance(event, TextDelta) and found and isinstance(found[-1], str):
@@ -118,14 +118,14 @@ def flat(events: list) -> list:
 
 
 @pytest.mark.parametrize("speaking", [False, True], ids=["written", "in the row of speech"])
-def test_a_call_is_told_and_not_shown(speaking):
+def test_call_becomes_an_event_and_no_text(speaking):
     events, reader = read(make(), f"Let me see. \n{WRITTEN}\nDone.", speaking=speaking)
     assert flat(events) == ["Let me see.", CALL, " \n\nDone."]
     assert reader.text == "Let me see. \n\nDone." and reader.ended
     assert flat(read(make(), f"\n{WRITTEN}\n{WRITTEN}\n", speaking=speaking)[0]) == [CALL, CALL]
 
 
-def test_text_is_shown_as_it_comes():
+def test_text_before_a_call_streams():
     text = "It is <b>25</b> degrees < 30, # or so"
     events, _ = read(make(), text)
     assert flat(events) == [text] and sum(map(len, events)) > 20
@@ -134,11 +134,11 @@ def test_text_is_shown_as_it_comes():
 
 @pytest.mark.parametrize("text", [WRITTEN[:-3], "Well <tool_call>", 'a <tool_call>{"name": </tool_call> b', "a <tool"])
 @pytest.mark.parametrize("end", [False, True])
-def test_a_call_that_never_ends_or_is_broken_is_text(text, end):
+def test_unfinished_or_broken_call_is_text(text, end):
     assert flat(read(make(), text, end=end)[0]) == [text]
 
 
-def test_without_tools_nothing_changes():
+def test_prompt_is_unchanged_without_tools():
     text = f" \n a {WRITTEN} b "
     for prompt, tools in ((make(), False), (make(tools=False), True)):
         assert flat(read(prompt, text, tools=tools)[0]) == [text]
@@ -148,8 +148,8 @@ def test_without_tools_nothing_changes():
     assert "weather" in taught.tokenizer.decode(taught.system_prompt("s2s", tools=[WEATHER]).text[0].tolist())
 
 
-def test_tags_may_be_tokens_of_their_own():
-    """As they are in Qwen2.5's tokenizer, where they are not special."""
+def test_call_tags_may_be_special_tokens():
+    """In Qwen2.5's tokenizer they are tokens, but not special ones."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
     config = tiny_config(tools=True, vocab=tokenizer.get_vocab_size())
@@ -159,7 +159,7 @@ def test_tags_may_be_tokens_of_their_own():
     assert flat([reader.read(token, False) for token in [*tokens, prompt.special_ids.eos]]) == [CALL]
 
 
-def test_a_transcript_calls_nothing():
+def test_call_in_a_transcript_is_text():
     prompt = make(chain_of_modality=True)
     reader = ReplyParser(prompt, user_spoke=True, tools=True)
     tokens = [

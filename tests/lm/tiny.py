@@ -1,4 +1,4 @@
-"""A language model small enough for tests: random weights, a tokenizer that knows a few words."""
+"""A tiny language model with random weights and a tokenizer of a few words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning and answering use different kernels; both compute the same attention."""
+"""Training and inference use different kernels, which compute the same attention."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from speechgpt2.nn.attention import attention
 
 
 @pytest.mark.parametrize("kind", ["all", "causal", "mask"])
-def test_the_kernel_for_learning_is_the_one_for_answering(kind):
+def test_training_kernel_equals_the_fused_one(kind):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3))
     mask = torch.rand(2, 1, 7, 7) < 0.5

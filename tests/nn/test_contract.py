@@ -1,4 +1,4 @@
-"""Every building block keeps the streaming contract."""
+"""Every layer follows the streaming contract."""
 
 import copy
 
@@ -34,7 +34,7 @@ each_module = pytest.mark.parametrize(
 @pytest.mark.parametrize("packs", [False, True], ids=["", "packed"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @each_module
-def test_contract(name, module, shape, time, grid, chunks, packs):
+def test_streaming_contract(name, module, shape, time, grid, chunks, packs):
     if packs:
         module = copy.deepcopy(module)
         pack(module, rows=12)
@@ -43,14 +43,14 @@ def test_contract(name, module, shape, time, grid, chunks, packs):
 
 
 @each_module
-def test_packed_it_computes_the_same(name, module, shape, time, grid):
+def test_packing_does_not_change_the_output(name, module, shape, time, grid):
     other, x = copy.deepcopy(module), torch.randn(shape)
     pack(other, rows=12)
     with torch.no_grad():
         torch.testing.assert_close(other(x)[0], module(x)[0], atol=2e-6, rtol=1e-5)
 
 
-def test_a_chunk_may_be_longer_than_the_window_and_the_block():
+def test_chunk_may_exceed_window_and_block():
     torch.manual_seed(0)
     module = Transformer(TransformerConfig(8, 2, 1, 16, context=5))
     x = torch.randn(1, 2 * QUERY_BLOCK + 3, 8)
@@ -64,7 +64,7 @@ def test_a_chunk_may_be_longer_than_the_window_and_the_block():
     assert torch.allclose(torch.cat(pieces, 1), offline, atol=2e-6)
 
 
-def test_attention_forgets_what_lies_before_its_window():
+def test_attention_ignores_keys_before_its_window():
     torch.manual_seed(0)
     module = Transformer(TransformerConfig(8, 2, 1, 16, context=5))
     x = torch.randn(1, 20, 8)
@@ -95,7 +95,7 @@ def test_downsample_completes_an_odd_end_and_honours_lengths():
 
 
 def test_rotary_angles_stay_exact_after_days():
-    """An hour is 360,000 steps: attention must not depend on how far into a stream it happens."""
+    """An hour is 360,000 steps; attention must not depend on the position in a stream."""
     torch.manual_seed(0)
     module = Transformer(TransformerConfig(16, 2, 1, 32, context=6))
     x = torch.randn(1, 12, 16)
@@ -109,7 +109,7 @@ def test_rotary_angles_stay_exact_after_days():
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("steps", [1, 5, 40])  # the last goes to the convolution kernel
 @pytest.mark.parametrize("stride,dilation,groups,bias", [(1, 1, 1, True), (2, 1, 1, False), (1, 3, 3, True)])
-def test_few_outputs_by_windows_are_the_convolution(batch, steps, stride, dilation, groups, bias):
+def test_few_outputs_equal_the_convolution(batch, steps, stride, dilation, groups, bias):
     torch.manual_seed(0)
     weight, b = torch.randn(9, 12 // groups, 4), torch.randn(9) if bias else None
     x = torch.randn(batch, 12, (steps - 1) * stride + 3 * dilation + 1)
@@ -119,7 +119,7 @@ def test_few_outputs_by_windows_are_the_convolution(batch, steps, stride, dilati
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_few_outputs_by_halves_are_the_transposed_convolution(bias):
+def test_few_outputs_equal_the_transposed_convolution(bias):
     torch.manual_seed(0)
     layer = CausalConvTranspose1d(12, 5, 3, bias=bias)
     x = torch.randn(2, 12, 5)

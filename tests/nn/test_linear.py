@@ -1,4 +1,4 @@
-"""Every order of multiplication gives the same product, for every number of rows and precision."""
+"""Every kernel gives the same product, for any number of rows and precision."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)], ids=str)
 @pytest.mark.parametrize("slow,flipped,half", [(True, 2, 0), (False, 8, 1), (False, 2, 0)])
-def test_product(monkeypatch, dtype, shape, slow, flipped, half):
+def test_product_equals_torch(monkeypatch, dtype, shape, slow, flipped, half):
     monkeypatch.setattr(module, "HALF_IS_SLOW", slow)
     monkeypatch.setattr(module, "FLIPPED", range(flipped, MANY_ROWS + 1))
     monkeypatch.setattr(module, "FLIPPED_HALF", range(half, MANY_ROWS * half + 1))
@@ -28,7 +28,7 @@ def test_product(monkeypatch, dtype, shape, slow, flipped, half):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 100])
-def test_gradients(rows):
+def test_gradients_equal_torch(rows):
     torch.manual_seed(0)
     ours, theirs = Linear(8, 4), torch.nn.Linear(8, 4)
     theirs.load_state_dict(ours.state_dict())
@@ -46,7 +46,7 @@ needs_kernels = needs.condition(HAS_KERNELS, "the processor has no FBGEMM kernel
 @needs_kernels
 @pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_matrix_gives_the_same(shape, bias):
+def test_packed_product_equals_torch(shape, bias):
     torch.manual_seed(0)
     layer, x = Linear(48, 35, bias), torch.randn(*shape, 48)
     layer.half().float()
@@ -60,7 +60,7 @@ def test_a_packed_matrix_gives_the_same(shape, bias):
 
 
 @needs_kernels
-def test_a_row_of_a_packed_product_is_the_same_to_the_last_bit_in_any_place():
+def test_packed_row_is_bit_equal_in_any_place():
     torch.manual_seed(0)
     layer, x = Linear(384, 100), torch.randn(4, 384)
     pack(layer.half().float())
@@ -68,7 +68,7 @@ def test_a_row_of_a_packed_product_is_the_same_to_the_last_bit_in_any_place():
         assert torch.equal(layer(x)[[2, 0, 3, 1]], layer(x[[2, 0, 3, 1]]))
 
 
-def test_only_what_float16_holds_exactly_or_is_large_is_packed():
+def test_only_exact_float16_or_large_weights_are_packed():
     layer = Linear(48, 35)
     assert not torch.equal(layer.weight.half().float(), layer.weight) and packed(layer.weight) is None
 
@@ -76,7 +76,7 @@ def test_only_what_float16_holds_exactly_or_is_large_is_packed():
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS + 1])
-def test_bfloat16_weights_are_read_as_multiples_of_a_power_of_two(dtype, rows):
+def test_bfloat16_weights_are_packed_with_a_unit(dtype, rows):
     """Small ones are below what float16 holds by itself."""
     torch.manual_seed(0)
     layer = Linear(48, 35).bfloat16()
@@ -93,7 +93,7 @@ def test_bfloat16_weights_are_read_as_multiples_of_a_power_of_two(dtype, rows):
     torch.testing.assert_close(y.double(), wanted, **TOLERANCE[dtype])
 
 
-def test_bfloat16_is_left_to_bfloat16_kernels_for_more_rows(monkeypatch):
+def test_bfloat16_kernels_serve_more_rows(monkeypatch):
     monkeypatch.setattr(module, "HALF_IS_SLOW", False)
     assert not isinstance(packed(torch.randn(35, 48).bfloat16(), rows=4), module.HalfKernel)
 
@@ -101,7 +101,7 @@ def test_bfloat16_is_left_to_bfloat16_kernels_for_more_rows(monkeypatch):
 @needs.condition(hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), "this torch has no oneDNN kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, *([] if module.HALF_IS_SLOW else [torch.bfloat16])], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_large_matrix_is_laid_out_anew_and_not_kept_twice(dtype, bias):
+def test_large_packed_matrix_is_not_kept_twice(dtype, bias):
     torch.manual_seed(0)
     layer = Linear(1024, 1030, bias).to(dtype)
     shapes = [(0,), (1,), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)]
@@ -116,7 +116,7 @@ def test_a_large_matrix_is_laid_out_anew_and_not_kept_twice(dtype, bias):
 
 
 @needs_kernels
-def test_gradients_come_from_the_weights_themselves():
+def test_gradients_use_the_unpacked_weights():
     layer = Linear(8, 4).half().float()
     pack(layer)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Processes that train together: their gradients are averaged, their data joined, and they end with the same model."""
+"""Data-parallel training: averaged gradients, gathered data, and the same model in all processes."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ WORDS = ("one", "two", "three", "four", "five")
 
 
 class Counting:
-    """The user says a number in codes, the model writes and says the next; notes what it was asked to draw."""
+    """The user says a number in codes, the model writes and says the next. `drawn` lists the numbers."""
 
     phones = ("", "a", "b")
 
@@ -65,7 +65,7 @@ def train_tiny(folder: Path, steps: int) -> None:
     torch.save((model.state_dict(), source.drawn), folder / f"{distributed.rank()}-{steps}.pt")
 
 
-def test_gradients_are_averaged_and_parts_joined(tmp_path):
+def test_gradients_are_averaged_and_parts_gathered(tmp_path):
     distributed.launch(2, partial(exchange_messages, tmp_path))
     for rank in range(2):
         gradient, none, sometimes, joined = torch.load(tmp_path / f"{rank}.pt")
@@ -73,7 +73,7 @@ def test_gradients_are_averaged_and_parts_joined(tmp_path):
         assert joined.tolist() == [[0], [1]]
 
 
-def test_two_processes_draw_different_data_and_stay_one_model(tmp_path):
+def test_processes_draw_different_data_and_keep_one_model(tmp_path):
     for steps in (2, 4):  # the second goes on from the first's checkpoint
         distributed.launch(2, partial(train_tiny, tmp_path, steps))
         (first, drawn), (second, other) = (torch.load(tmp_path / f"{rank}-{steps}.pt") for rank in range(2))
@@ -94,7 +94,7 @@ def with_gradient() -> torch.Tensor:
 
 
 @needs.condition(hasattr(signal, "SIGKILL"), "the system has no SIGKILL")
-def test_nobody_stays_behind_when_the_first_process_is_killed(tmp_path):
+def test_processes_end_when_the_first_is_killed(tmp_path):
     code = (
         "from functools import partial; from pathlib import Path; from speechgpt2.training import distributed;"
         "from tests.training.test_distributed import wait_for_ever;"
@@ -125,7 +125,7 @@ def alive(pid: int) -> bool:
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_an_error_of_the_user_is_told_once(tmp_path, capfd):
+def test_user_error_is_reported_once(tmp_path, capfd):
     with pytest.raises(UserError, match="no such thing"):
         distributed.launch(2, partial(refuse, "no such thing"))
     assert "Traceback" not in capfd.readouterr().err
@@ -135,7 +135,7 @@ def refuse(reason: str) -> None:
     raise UserError(reason)
 
 
-def test_one_process_needs_no_others():
+def test_single_process_runs_in_place():
     called = []
     distributed.launch(1, lambda: called.append(distributed.world_size()))
     assert called == [1] and distributed.rank() == 0

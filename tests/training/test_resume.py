@@ -1,4 +1,4 @@
-"""A run that is killed and resumed takes the very steps it would have taken; losses fall; nothing is half written."""
+"""Training: exact resumption, falling losses, atomic checkpoints."""
 
 import json
 from dataclasses import replace
@@ -107,11 +107,11 @@ def test_codec_resumes_exactly_through_every_phase(tiny_codec, tmp_path):
     assert same(Codec.from_pretrained(tmp_path / "whole").state_dict(), Codec.from_pretrained(part).state_dict())
 
 
-def test_crops_without_known_phones(tiny_codec):
+def test_codec_trains_without_phone_labels(tiny_codec):
     class Unlabelled(Vowels):
         def crops(self, random, batch, frames):
             crops = super().crops(random, batch, frames)
-            return Crops(crops.pcm, crops.heard, crops.f0, torch.full_like(crops.phones, -1))
+            return Crops(crops.pcm, crops.augmented, crops.f0, torch.full_like(crops.phones, -1))
 
     values = CodecTrainer(tiny_codec, Unlabelled(), torch.device("cpu")).step(0)
     assert values["phone"] == 0 and values["grad_norm"].isfinite()
@@ -128,7 +128,7 @@ def test_frozen_codec_keeps_its_codes(tiny_codec):
     assert moved == {"decoder"}
 
 
-def test_a_codec_that_learns_further_keeps_its_codebooks(tiny_codec, tmp_path):
+def test_continued_codec_keeps_its_codebooks(tiny_codec, tmp_path):
     before = train_codec(tiny_codec, Vowels(), str(tmp_path / "first"))
     config = replace(tiny_codec, init=str(tmp_path / "first"), freeze_from=None, delay=720, codebook_decay=0.98)
     trainer = CodecTrainer(config, Vowels(), torch.device("cpu"))
@@ -142,7 +142,7 @@ def test_a_codec_that_learns_further_keeps_its_codebooks(tiny_codec, tmp_path):
         replace(config, delay=500)
 
 
-def test_codec_learns(tiny_codec):
+def test_codec_loss_falls(tiny_codec):
     config = replace(tiny_codec, steps=60, quantize_from=10, peak_lr=3e-3, adversarial_from=None, freeze_from=None)
     trainer = CodecTrainer(config, Vowels(), torch.device("cpu"))
     mel = [float(trainer.step(step)["mel"].detach()) for step in range(60)]
@@ -167,8 +167,8 @@ def test_lm_resumes_exactly(tiny_lm, tmp_path):
     assert lines[-1]["step"] == 8 and lines[-1]["text"] > 0
 
 
-def test_lm_learns_to_hear_write_and_speak(tiny_lm):
-    """Free running: the heard number, the next one as text, and the next one's codes."""
+def test_lm_learns_to_transcribe_write_and_speak(tiny_lm):
+    """Free running: transcript of the number, the next number as text, and its codes."""
     build, config = tiny_lm
     model = build()
     config = replace(config, steps=150, peak_lr=1e-2, corrupt=0.0)
@@ -199,7 +199,7 @@ def test_lm_learns_to_hear_write_and_speak(tiny_lm):
     assert (reply.codes[3:9] == 3).all()
 
 
-def test_a_batch_without_speech_to_learn(tiny_lm):
+def test_lm_trains_without_speech(tiny_lm):
     build, config = tiny_lm
     model = build()
     values = LMTrainer(config, model, Counting(model.prompt, "s2t"), torch.device("cpu")).step(0)
@@ -207,7 +207,7 @@ def test_a_batch_without_speech_to_learn(tiny_lm):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_batch_without_known_phones(tiny_lm):
+def test_lm_trains_without_phone_labels(tiny_lm):
     class Unlabelled(Counting):
         def example(self, random):
             example = super().example(random)
@@ -221,7 +221,7 @@ def test_a_batch_without_known_phones(tiny_lm):
 
 
 def test_packing_keeps_examples_apart(tiny_lm):
-    """A packed example gives the hidden states it gives alone."""
+    """A packed example has the same hidden states as alone."""
     build, _ = tiny_lm
     model = build().eval()
     source = Counting(model.prompt)
@@ -246,7 +246,7 @@ def test_corruption_touches_own_speech_only():
     assert torch.equal(noisy[~rows], codes[~rows]) and not torch.equal(noisy[rows], codes[rows])
 
 
-def test_a_run_is_not_overwritten(tiny_codec, tmp_path):
+def test_existing_run_is_not_overwritten(tiny_codec, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(UserError, match="--resume"):
         train_codec(tiny_codec, Vowels(), str(tmp_path))
@@ -257,7 +257,7 @@ def test_learning_rate_rises_and_falls():
     assert rates[0] == 0.1 and rates[9] == 1.0 and rates[99] < 0.06 and type(rates[50]) is float
 
 
-def test_average_follows(tiny_lm):
+def test_weight_average_follows_the_weights(tiny_lm):
     model = torch.nn.Linear(2, 2)
     average = WeightAverage(model, 0.9)
     with torch.no_grad():
@@ -267,5 +267,5 @@ def test_average_follows(tiny_lm):
     assert torch.allclose(average.values["weight"], model.weight, atol=1e-4)
 
 
-def test_bf16_is_a_property_of_the_hardware():
+def test_has_fast_bf16_returns_a_bool():
     assert has_fast_bf16(torch.device("cpu")) in (True, False)
