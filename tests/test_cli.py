@@ -122,8 +122,8 @@ def test_encode_in_chunks_equals_encode_at_once():
 
 
 def test_chat_prints_transcripts_and_saves_answers(monkeypatch):
-    def answer(self, spoken):
-        if spoken:
+    def reply(self, user_spoke):
+        if user_spoke:
             yield Transcript("what I heard")
         yield from (
             TextDelta(" What"),
@@ -132,7 +132,7 @@ def test_chat_prints_transcripts_and_saves_answers(monkeypatch):
             ReplyDone("stop"),
         )
 
-    monkeypatch.setattr(Conversation, "answer", answer)
+    monkeypatch.setattr(Conversation, "reply", reply)
     result = sg2("chat", "in.wav", "--text", "Hello", "--mode", "s2s", "-o", "answer.wav", *MODEL)
     turns = "you: what I heard\nsg2: What I say\nyou: Hello\nsg2: What I say\n"
     assert result.stdout == turns + "answer.wav: 0.70 s\n" and not result.stderr
@@ -186,7 +186,7 @@ def test_microphone_without_its_package(monkeypatch):
 
 
 def test_chat_reports_a_missing_answer(monkeypatch):
-    monkeypatch.setattr(Conversation, "answer", lambda self, spoken: iter([ReplyDone("stop")]))
+    monkeypatch.setattr(Conversation, "reply", lambda self, user_spoke: iter([ReplyDone("stop")]))
     assert "gave no audio" in fails("chat", "in.wav", "-o", "answer.wav", *MODEL)
 
 
