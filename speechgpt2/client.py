@@ -28,7 +28,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 BLOCK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, sent in one message
 MAX_MESSAGE_BYTES = 16 * 2**20
-RESUME_AFTER = 1.0  # seconds behind real time after which a stream of audio starts anew
+RESUME_AFTER = 1.0  # seconds behind real time after which the stream restarts at the current time
 
 
 class RealtimeConnection:

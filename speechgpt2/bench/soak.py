@@ -74,10 +74,10 @@ class SoakResult:
 
     minutes: float = column("min", ".0f")
     clients: int = column("clients")
-    misbehaving: int = column("misbehaving")
+    misbehaving: int = column("bad")
     rejected: int = column("rejected")
     responses: int = column("responses")
-    interrupted: int = column("interrupted")
+    interrupted: int = column("barge-in")
     memory: float = column("MiB", ".0f")
     growth: float = column("MiB/h", "+.0f")
     exit_code: int | None = column("exit", default=None)

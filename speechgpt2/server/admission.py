@@ -22,7 +22,7 @@ class AdmissionError(Exception):
 
 
 class Admission:
-    """Counts sessions against a capacity. Admits or rejects at once; nobody queues.
+    """Counts sessions against a capacity. Admits or rejects at once, without a queue.
 
     Args:
         capacity: Sessions at the same time.

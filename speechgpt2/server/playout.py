@@ -22,7 +22,7 @@ JITTER_FRAMES = 2  # frames of silence before audio that finds the buffer empty:
 
 
 class PlayoutListener(Protocol):
-    """Is told about the playout of responses."""
+    """Receives the start and the end of every response's playout."""
 
     def playout_started(self, response: RealtimeResponse) -> None:
         """The first frame of a response leaves."""

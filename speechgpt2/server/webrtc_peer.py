@@ -250,7 +250,7 @@ class PeerConnection:
             pending.cancel()
 
     async def _next_frame(self) -> AudioFrame:
-        """Wait for the microphone's next frame; for ever if no more come."""
+        """Wait for the microphone's next frame; without end if the track has ended."""
         if self._track is not None:
             with suppress(MediaStreamError):
                 frame = await self._track.recv()

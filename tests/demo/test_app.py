@@ -23,7 +23,7 @@ from speechgpt2.demo.greetings import load_greetings
 ANSWER = "and I answer that in some words more than you may want to hear"
 
 
-def greeting_sound(codes):
+def decode_greeting(codes):
     return voice(len(codes) * 0.04)
 
 
@@ -47,7 +47,7 @@ def greetings(tmp_path_factory):
     path = tmp_path_factory.mktemp("greetings") / "greetings.jsonl"
     lines = [{"text": [7, 8, 9], "audio": [1, 2, 3] * 9}, {"text": "Hello!", "audio": [4, 5, 6] * 12}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return load_greetings(path, 3, 1024, detokenize=lambda ids: f"ids {ids}", decode_audio=greeting_sound)
+    return load_greetings(path, 3, 1024, detokenize=lambda ids: f"ids {ids}", decode_audio=decode_greeting)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_errors_are_one_line(demo, turn, mode, message):
 
 def test_invalid_recordings(demo, tmp_path):
     client = demo.new_client()
-    (tmp_path / "no.wav").write_text("this is no sound")
+    (tmp_path / "no.wav").write_text("this is not audio")
     with pytest.raises(Exception, match="cannot be read as audio"):
         client.predict(handle_file(tmp_path / "no.wav"), "s2s", api_name="/speak")
     audio.save(tmp_path / "short.wav", np.zeros(240, np.float32))

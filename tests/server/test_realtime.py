@@ -241,11 +241,11 @@ def test_item_operations(served):
 def test_spoken_items_greeting_and_system_message(served):
     from speechgpt2 import audio
 
-    sound = base64.b64encode(audio.to_pcm16(voice(0.5))).decode()
+    data = base64.b64encode(audio.to_pcm16(voice(0.5))).decode()
     with open_client(served) as client:
         for role, part in (
-            ("assistant", {"type": "output_audio", "audio": sound, "transcript": "Welcome"}),
-            ("user", {"type": "input_audio", "audio": sound}),
+            ("assistant", {"type": "output_audio", "audio": data, "transcript": "Welcome"}),
+            ("user", {"type": "input_audio", "audio": data}),
             ("system", {"type": "input_text", "text": "Speak slowly."}),
         ):
             client.send("conversation.item.create", item={"type": "message", "role": role, "content": [part]})
@@ -292,10 +292,8 @@ def test_g711_in_both_directions(served):
         for pcm in (voice(0.3), silence(0.2)):
             client.send("input_audio_buffer.append", audio=base64.b64encode(encoder.push(pcm)).decode())
         events = client.until("response.done")
-        sound = b"".join(base64.b64decode(e["delta"]) for e in events if e["type"] == "response.output_audio.delta")
-        assert len(sound) == 3 * 960 and abs(WireDecoder("audio/pcmu").push(sound)).max() == pytest.approx(
-            0.2, abs=0.02
-        )
+        data = b"".join(base64.b64decode(e["delta"]) for e in events if e["type"] == "response.output_audio.delta")
+        assert len(data) == 3 * 960 and abs(WireDecoder("audio/pcmu").push(data)).max() == pytest.approx(0.2, abs=0.02)
 
 
 @pytest.mark.parametrize("message_type", MESSAGE_TYPES.values(), ids=lambda message_type: message_type.__name__)

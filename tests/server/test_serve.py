@@ -75,12 +75,12 @@ def test_talk_with_a_wrong_key():
 
 def test_transcripts_are_logged_only_on_request(caplog):
     caplog.set_level(logging.INFO, logger="sg2")
-    for asked in (False, True):
-        with serving(log_transcripts=asked) as served, open_client(served) as client:
+    for enabled in (False, True):
+        with serving(log_transcripts=enabled) as served, open_client(served) as client:
             client.update(output_modalities=["text"])
             client.write("secret words")
             client.until("response.done")
         served.wait(lambda served=served: not served.app.gateway.admission.active)
-        told = [json.dumps(getattr(record, "fields", {})) for record in caplog.records]
-        assert any("received_seconds" in fields for fields in told)
-        assert any("secret words" in fields for fields in told) == asked
+        logged = [json.dumps(getattr(record, "fields", {})) for record in caplog.records]
+        assert any("received_seconds" in fields for fields in logged)
+        assert any("secret words" in fields for fields in logged) == enabled

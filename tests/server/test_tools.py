@@ -25,7 +25,7 @@ ASKED = "weather in Paris?"
 
 
 class Model:
-    """A server with a real engine and dialogue, whose model says what it is told to."""
+    """A server with a real engine and dialogue, whose model follows a script."""
 
     def __init__(self, served, lm):
         self.served, self.lm = served, lm
@@ -43,7 +43,7 @@ class Model:
             self.lm.script += [(token, None) for token in prompt.turn_end(spoken).text[0].tolist()]
 
     def knows(self):
-        """What the latest session's model was told, as text."""
+        """Return the context of the latest session as text."""
         session = list(self.served.engine.core.sessions.values())[-1]
         return self.lm.prompt.tokenizer.decode(context_of(session).text[0].tolist())
 
@@ -219,5 +219,5 @@ def test_earlier_calls_and_results_as_items(model):
         client.send("response.create")
         client.until("response.done")
         call, result = render_tool_turn(Turn("assistant", (CALL,))), render_tool_turn(Turn("tool", (Text("25"),)))
-        told = f"[|SpeechGPT|]: {call} ###\n[|Human|]: {result} ###\n[|SpeechGPT|]: It's 25. ###\n"
-        assert model.knows().endswith(told)
+        expected = f"[|SpeechGPT|]: {call} ###\n[|Human|]: {result} ###\n[|SpeechGPT|]: It's 25. ###\n"
+        assert model.knows().endswith(expected)

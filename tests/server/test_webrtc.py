@@ -59,7 +59,7 @@ class Microphone(aiortc.MediaStreamTrack):
 
 
 class Client:
-    """One call: `events` that came, each with the time, and the `sound` heard, frames of 20 ms at 48 kHz."""
+    """One call: `events` that came, each with the time, and the `frames` received, frames of 20 ms at 48 kHz."""
 
     def __init__(self):
         self.connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
@@ -68,7 +68,7 @@ class Client:
         self.channel = self.connection.createDataChannel("oai-events")
         self.channel.on("message", self._take)
         self.connection.on("track", self._listen)
-        self.queue, self.events, self.sound = asyncio.Queue(), [], []
+        self.queue, self.events, self.frames = asyncio.Queue(), [], []
         self.closed = asyncio.Event()
         self.channel.on("close", self.closed.set)
 
@@ -85,7 +85,7 @@ class Client:
             while True:
                 frame = await track.recv()
                 pcm = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).mean(axis=1) / 32_768
-                self.sound.append((time.monotonic(), pcm))
+                self.frames.append((time.monotonic(), pcm))
 
     async def offer(self):
         await self.connection.setLocalDescription(await self.connection.createOffer())
@@ -121,8 +121,8 @@ class Client:
         return next(at for at, event in self.events if event["type"] == type)
 
     def loud(self):
-        """When there was sound."""
-        return [at for at, pcm in self.sound if abs(pcm).max() > LOUD]
+        """Return the times of loud frames."""
+        return [at for at, pcm in self.frames if abs(pcm).max() > LOUD]
 
 
 async def post(url, body=b"", **headers):
@@ -205,7 +205,7 @@ def test_spoken_turn(served):
             await asyncio.sleep(0.3)
             loud = client.loud()
             assert 0.5 < len(loud) * 0.02 < 0.72 and 0.5 < loud[-1] - loud[0] < 0.8  # 5 × 120 ms, in real time
-            tone = np.concatenate([pcm for at, pcm in client.sound if at in loud[:6]])
+            tone = np.concatenate([pcm for at, pcm in client.frames if at in loud[:6]])
             assert np.argmax(abs(np.fft.rfft(tone))) * 48_000 / len(tone) == pytest.approx(300, abs=15)
         await free(served)
 
@@ -315,16 +315,16 @@ def test_rejections_and_hang_up():
     async def scenario(served):
         offer = await Client().offer()
 
-        async def told(**headers):
+        async def rejection(**headers):
             status, given, body = await call(served, offer, **{**KEY, **headers})
             return status, json.loads(body)["error"]["code"], given
 
-        assert (await told(Authorization="Bearer a-wrong-key"))[:2] == (401, "invalid_api_key")
-        assert (await told(Origin="https://evil.example"))[:2] == (403, "invalid_origin")
-        assert (await told(Content_Type="text/plain"))[:2] == (415, "unsupported_media_type")
+        assert (await rejection(Authorization="Bearer a-wrong-key"))[:2] == (401, "invalid_api_key")
+        assert (await rejection(Origin="https://evil.example"))[:2] == (403, "invalid_origin")
+        assert (await rejection(Content_Type="text/plain"))[:2] == (415, "unsupported_media_type")
         async with calling(served, **KEY) as client:
             began = time.monotonic()
-            status, code, given = await told(Origin="https://app.example")
+            status, code, given = await rejection(Origin="https://app.example")
             assert (status, code) == (503, "server_overloaded") and int(given["Retry-After"]) > 0
             assert given["Access-Control-Allow-Origin"] == "https://app.example"
             assert time.monotonic() - began < 1
@@ -449,9 +449,9 @@ PAGE = """(async () => {
     peer.ontrack = (event) => { player.srcObject = event.streams[0]; player.play(); };
     const microphone = await navigator.mediaDevices.getUserMedia({ audio: true });
     peer.addTrack(microphone.getTracks()[0], microphone);
-    window.told = [];
+    window.received = [];
     const events = peer.createDataChannel('oai-events');
-    events.addEventListener('message', (message) => told.push(JSON.parse(message.data)));
+    events.addEventListener('message', (message) => received.push(JSON.parse(message.data)));
     await peer.setLocalDescription(await peer.createOffer());
     const answer = await fetch('/v1/realtime/calls?model=mini', {
         method: 'POST', body: peer.localDescription.sdp,
@@ -474,10 +474,10 @@ def test_page_that_uses_the_protocol(tmp_path, served, monkeypatch):
     with Browser(tmp_path, tmp_path / "microphone.wav") as page:
         page.open(served.http)
         assert page.evaluate(PAGE) == 201
-        page.until("told.some((event) => event.type === 'output_audio_buffer.started')")
-        page.until("told.some((event) => event.type === 'output_audio_buffer.cleared')")  # the second voice
+        page.until("received.some((event) => event.type === 'output_audio_buffer.started')")
+        page.until("received.some((event) => event.type === 'output_audio_buffer.cleared')")  # the second voice
         assert page.evaluate(ENERGY) > 0.001
-        truncated = page.until("told.find((event) => event.type === 'conversation.item.truncated')")
+        truncated = page.until("received.find((event) => event.type === 'conversation.item.truncated')")
         assert 300 < truncated["audio_end_ms"] < 3000
         page.evaluate("peer.close()")
         served.wait(lambda: not served.engine.open_sessions)
