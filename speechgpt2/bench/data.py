@@ -28,7 +28,7 @@ from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data import steps as presets
 from speechgpt2.data.conversations.build import LineRejected, Recipe, make_conversation
 from speechgpt2.data.pipeline import output
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
 from speechgpt2.processes import single_threaded
@@ -129,7 +129,7 @@ def _clean(recordings: int) -> tuple[list[DataSpeed], list[StageSpeed]]:
         both = tuple(map(sum, zip(*spent)))
         for work, (cpu, wall) in zip(("cleaning", "annotation", "both"), (*spent, both)):
             rows.append(DataSpeed(work, audio, audio / cpu, 1, audio / wall))
-        with Run(source, out, config.with_labels().build()) as run:
+        with PipelineRun(source, out, config.with_labels().build()) as run:
             times = list(run.results.times())
     return rows, [StageSpeed(stage, audio, audio / work) for stage, _, work, audio in times if work > 0.05 and audio]
 
@@ -156,7 +156,7 @@ def _warm_up(scratch: Path) -> Path:
 def _run(source: Path, out: Path, config: presets.PipelineConfig) -> tuple[float, float]:
     """Run the pipeline; returns seconds of CPU time and of wall time."""
     cpu, wall = time.process_time(), time.perf_counter()
-    with Run(source, out, config.build()) as run:
+    with PipelineRun(source, out, config.build()) as run:
         run.process(workers=0)
         output.write(run)
     return time.process_time() - cpu, time.perf_counter() - wall

@@ -27,7 +27,7 @@ from speechgpt2.data.clean.transcript_checks import RateOutliers, RateOutliersCo
 from speechgpt2.data.pipeline import output
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.global_steps import Rule, Rules, RulesConfig
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import AudioInfo, Clip, Language, Prosody, Quality, Source, Speaker
 from speechgpt2.eval.report import column
@@ -118,7 +118,7 @@ def _run(records: int) -> OverheadResult:
     with tempfile.TemporaryDirectory() as scratch:
         source = manifest(Path(scratch), records)
         begun, clock = time.process_time(), time.perf_counter()
-        with Run(source, Path(scratch) / "out", steps()) as run:
+        with PipelineRun(source, Path(scratch) / "out", steps()) as run:
             run.process(workers=0)
             kept = output.write_records(run).kept
         seconds, clock = time.process_time() - begun, time.perf_counter() - clock

@@ -31,8 +31,11 @@ _ENDINGS = {"WAVEX": "wav", "RF64": "wav"}  # libsndfile's name of a format -> e
 
 
 class Undecodable(Exception):
-    """A file cannot be used: `reason` is one word ("not-audio", "corrupt", "endless", "silent"), `detail` a line for
-    people.
+    """A file cannot be used.
+
+    Attributes:
+        reason: one word ("not-audio", "corrupt", "endless", "silent").
+        detail: a line for people.
     """
 
     def __init__(self, reason: str, detail: str):

@@ -71,7 +71,7 @@ class Language:
 
 
 @dataclass(frozen=True)
-class Transcript:
+class ClipText:
     """The text: as given, normalised, and as recognisers transcribe it.
 
     Attributes:
@@ -98,8 +98,14 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Prosody:
-    """Prosody: F0 in Hz over voiced frames, its spread in semitones; energy in dBFS; syllables per second; pauses in
-    seconds.
+    """Prosody of a clip.
+
+    Attributes:
+        f0_mean: Hz, over voiced frames; likewise `f0_low` and `f0_high`.
+        f0_std: semitones.
+        energy: dBFS.
+        rate: syllables per second.
+        pauses: seconds.
     """
 
     f0_mean: float | None = None
@@ -199,7 +205,7 @@ class Clip:
     source: Source = Source()
     audio: AudioInfo = AudioInfo()
     lang: Language = Language()
-    text: Transcript = Transcript()
+    text: ClipText = ClipText()
     speakers: tuple[Speaker, ...] = ()
     align: Alignment = field(default_factory=Alignment)
     prosody: Prosody = Prosody()

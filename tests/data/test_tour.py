@@ -77,12 +77,12 @@ def test_without_voices_it_says_so_before_it_begins(tmp_path, monkeypatch):
     from speechgpt2.cli import app
     from speechgpt2.errors import MissingDependency
     from speechgpt2.tts import voices
-    from speechgpt2.tts.engines import Engine
+    from speechgpt2.tts.engines import SynthesisEngine
 
     def dumb(text, voice):
         raise MissingDependency("espeak-ng is missing: pip install 'speechgpt2[synthesis]'")
 
-    monkeypatch.setitem(voices.ENGINES, "espeak", Engine(dumb))
+    monkeypatch.setitem(voices.ENGINES, "espeak", SynthesisEngine(dumb))
     result = CliRunner().invoke(app, ["data", "demo", "-o", str(tmp_path / "demo")])
     assert result.exit_code == 2 and "speechgpt2[synthesis]" in result.stderr
     assert not (tmp_path / "demo").exists()

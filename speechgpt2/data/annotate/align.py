@@ -26,9 +26,7 @@ AGREEMENT = "alignment"  # in `quality.extra`: the agreement of audio and text
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Options: `model` is the folder of a CTC model (tts/alignment/ctc.py); without one, espeak is used (extra
-    `synthesis`).
-    """
+    """Options: `model` is the folder of a CTC model (tts/alignment/ctc.py); without one, espeak is used."""
 
     kind: Literal["align"] = "align"
     model: str = ""
@@ -51,9 +49,11 @@ class Align(Stage[AlignConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return self._emission_model.id
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         text = clip.text.raw or clip.text.norm  # with punctuation, where speakers pause
         if not text or is_ground_truth(clip, "align"):
             return clip

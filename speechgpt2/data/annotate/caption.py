@@ -69,9 +69,7 @@ ESTIMATED = "speakers.id"  # the label of a speaker that a stage named
 
 @dataclass(frozen=True)
 class Bins:
-    """Ordinary values: for each measure the bounds `low` and `high` and the mean, and the number of clips they come
-    from.
-    """
+    """Ordinary values: for each measure the bounds `low` and `high` and the mean, from so many clips."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -93,6 +91,7 @@ class Captions(GlobalStep[CaptionsConfig]):
     version = 1
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         languages, speakers = self._fit(read)
         for clip in read():
             yield self._captioned(clip, languages.get(clip.lang.code), speakers.get(speaker_of(clip)))
@@ -154,6 +153,7 @@ class Histogram:
         self.clips = 0
 
     def add(self, values: Sequence[float]) -> None:
+        """Count the measures of a clip."""
         self.clips += 1
         for counts, value, (low, high) in zip(self._counts, values, RANGES):
             if not math.isnan(value):
@@ -179,6 +179,7 @@ class RunningMoments:
         self.clips = 0
 
     def add(self, values: Sequence[float]) -> None:
+        """Count the measures of a clip."""
         self.clips += 1
         for sums, value in zip(self._sums, values):
             if not math.isnan(value):

@@ -49,6 +49,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         if is_ground_truth(clip, "prosody"):
             return clip
         pcm = sound.pcm
@@ -121,8 +122,9 @@ _TWO = re.compile(r"(?<![ctsg])(?<!ll)i[ao]")  # two syllables in lion, one in n
 
 
 def syllables(word: str) -> int:
-    """Return the number of syllables: of Chinese characters their number, of an English word its spelled vowels; at
-    least 1.
+    """Return the number of syllables, at least 1.
+
+    Of Chinese characters it is their number, of an English word the number of its spelled vowels.
     """
     hanzi = sum("\u4e00" <= char <= "\u9fff" for char in word)
     if hanzi:

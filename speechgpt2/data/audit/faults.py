@@ -1,7 +1,6 @@
-"""Deviations to plant into clean speech, each as strong as asked: noise, clipping, a second voice, music, a narrow
-band.
+"""Faults to plant into clean speech: noise, clipping, a second voice, music, a narrow band.
 
-The audit plants them and sees whether the filters find them; a test or an augmentation may use them as well.
+The audit plants them and counts which the filters find. Tests and augmentation may use them, too.
 """
 
 from __future__ import annotations
@@ -16,43 +15,43 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 def level_of(pcm: np.ndarray) -> float:
-    """RMS of the sounding part of `pcm [N]`: of the 10 ms windows within 30 dB of the loudest."""
+    """Return the RMS of the sounding part of `pcm [N]`: of the 10 ms windows within 30 dB of the loudest."""
     hop = SAMPLE_RATE // 100
     power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
     return float(np.sqrt(power[power > power.max() * 1e-3].mean()))
 
 
 def mixed(pcm: np.ndarray, other: np.ndarray, ratio: float) -> np.ndarray:
-    """`pcm [N]` with `other` (cut or repeated to its length) `ratio` dB below it."""
+    """Mix `pcm [N]` with `other` (cut or repeated to its length), `ratio` dB below it."""
     fitted = np.resize(other, len(pcm)) * level_of(pcm) / level_of(other) * 10 ** (-ratio / 20)
-    return held(pcm + fitted)
+    return limit_peak(pcm + fitted)
 
 
-def held(pcm: np.ndarray) -> np.ndarray:
-    """float32, with its peak under full scale."""
+def limit_peak(pcm: np.ndarray) -> np.ndarray:
+    """Scale the peak below full scale; returns float32."""
     return (pcm * min(1.0, 0.95 / max(float(np.abs(pcm).max()), 1e-6))).astype(np.float32)
 
 
 def noisy(pcm: np.ndarray, ratio: float, slope: float, random: np.random.Generator) -> np.ndarray:
-    """With noise whose spectrum falls with f^−slope, `ratio` dB below the speech."""
+    """Add noise `ratio` dB below the speech; its spectrum falls with f^−slope."""
     noise = augment.add_noise(np.zeros_like(pcm) + 1e-3, -60.0, slope, random)
     return mixed(pcm, noise, ratio)
 
 
 def clipped(pcm: np.ndarray, share: float) -> np.ndarray:
-    """With the loudest `share` of its samples cut flat."""
+    """Clip the loudest `share` of the samples."""
     ceiling = float(np.quantile(np.abs(pcm), 1 - share))
-    return held(np.clip(pcm, -ceiling, ceiling) * (0.9 / ceiling))
+    return limit_peak(np.clip(pcm, -ceiling, ceiling) * (0.9 / ceiling))
 
 
 def narrow(pcm: np.ndarray, hertz: float) -> np.ndarray:
-    """As if it had been recorded at a sampling rate of 2 · `hertz`."""
+    """Limit the band, as if the recording had a sampling rate of 2 · `hertz`."""
     rate = round(2 * hertz)
-    return held(soxr.resample(soxr.resample(pcm, SAMPLE_RATE, rate), rate, SAMPLE_RATE))
+    return limit_peak(soxr.resample(soxr.resample(pcm, SAMPLE_RATE, rate), rate, SAMPLE_RATE))
 
 
 def tune(seconds: float, random: np.random.Generator) -> np.ndarray:
-    """Made-up music: chords with a melody, of decaying or sustained tones, in a random key and tempo."""
+    """Make up music: chords with a melody, of decaying or sustained tones, in a random key and tempo."""
     total = int(seconds * SAMPLE_RATE)
     pcm = np.zeros(total + SAMPLE_RATE)
     beat = random.uniform(0.3, 0.7)
@@ -63,7 +62,7 @@ def tune(seconds: float, random: np.random.Generator) -> np.ndarray:
         notes = [*(root * 2 ** (step / 12) for step in chord), root * 2 ** (1 + random.choice(scale) / 12)]
         length = beat * (2 if number % 2 == 0 else 1)
         _play(pcm, notes, int(number * beat * SAMPLE_RATE), length, decay, random)
-    return held(pcm[:total])
+    return limit_peak(pcm[:total])
 
 
 def _play(
@@ -80,8 +79,8 @@ def _play(
 
 
 def retouched(pcm: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same recording as another site would have it: louder or softer, cut a little, through a coarser codec."""
+    """Return the recording as another site might publish it: other gain, slightly cut, through a coarser codec."""
     first, last = (int(random.uniform(0, 0.05) * SAMPLE_RATE) for _ in range(2))
     cut = pcm[first : len(pcm) - last]
     rough = narrow(cut, random.uniform(5000, 11_000))
-    return held((rough + random.standard_normal(len(rough)) * 0.002 * level_of(rough)) * random.uniform(0.4, 1.5))
+    return limit_peak((rough + random.standard_normal(len(rough)) * 0.002 * level_of(rough)) * random.uniform(0.4, 1.5))

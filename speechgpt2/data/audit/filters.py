@@ -1,11 +1,11 @@
-"""Deviations planted on purpose into clean speech, and how many of them each filter finds.
+"""How many planted faults each filter finds.
 
     found = audit(clips=40)                    # synthetic voices, English and Mandarin
     print(table(found))
 
-Each filter is asked about as many clips with its fault as without; the faults are as strong as what the presets mean to
-reject. A filter's verdict is its rule's on its stage's score, as in a run. Recall: of the faulty clips, how many it
-rejects; precision: of the clips that it rejects, how many are faulty.
+Each filter sees as many clips with its fault as without. The faults are as strong as those that the presets should
+reject. A clip is rejected by the rule on the stage's score, as in a run. Recall: share of the faulty clips that are
+rejected; precision: share of the rejected clips that are faulty.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from speechgpt2.data.clean.transcript_checks import CheckTranscript, TranscriptC
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.pipeline.global_steps import Rule, score_of
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.record import AudioInfo, Clip, Language, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Language
 from speechgpt2.tts.voices import draw_voice, speak
 from speechgpt2.types import SAMPLE_RATE
 
-SOUNDS = {".wav", ".flac", ".mp3", ".ogg"}
+AUDIO_ENDINGS = {".wav", ".flac", ".mp3", ".ogg"}
 LONGEST = 12.0  # seconds of a recording that are used
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Clean speech `pcm [N]`: what is said, empty where it is not known, in which language, and not in a whisper."""
+    """Clean speech `pcm [N]`, its text (empty if unknown) and language, and whether it is voiced (not whispered)."""
 
     pcm: np.ndarray
     text: str
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """One filter's line: of `faulty` clips with its fault it rejected `hits`, of `clean` ones `misses`."""
+    """The result of a filter: of `faulty` clips it rejected `hits`, of `clean` ones `misses`."""
 
     filter: str
     fault: str
@@ -60,16 +60,18 @@ class FilterResult:
 
     @property
     def recall(self) -> float:
+        """Share of the faulty clips that are rejected."""
         return self.hits / max(self.faulty, 1)
 
     @property
     def precision(self) -> float:
+        """Share of the rejected clips that are faulty."""
         return self.hits / max(self.hits + self.misses, 1)
 
 
 @dataclass(frozen=True)
 class FilterCase:
-    """A filter with the fault that is planted for it: `plant` makes a faulty sample from a clean one."""
+    """A filter with its fault: `plant` makes a faulty sample from a clean one."""
 
     filter: str
     fault: str
@@ -77,31 +79,31 @@ class FilterCase:
     rule: Rule
     plant: Callable[[Sample, _FaultSource], Sample]
     needs_text: bool = False
-    needs_voice: bool = False  # whispers have no period, and are not what the filter can find
+    needs_voice: bool = False  # whispers have no period, so the filter cannot find them
 
 
 class _FaultSource:
-    """What a fault may draw from: chance, and the other samples."""
+    """The random source of faults: numbers, and the other samples."""
 
     def __init__(self, samples: list[Sample], seed: int):
         self.samples, self.numbers = samples, np.random.default_rng(seed)
 
     def other(self, sample: Sample, same_language: bool = False) -> Sample:
-        """Another sample, with another text."""
+        """Draw another sample with another text."""
         fitting = [s for s in self.samples if s is not sample and (not sample.text or s.text != sample.text)]
         if same_language:
             fitting = [s for s in fitting if s.lang == sample.lang and s.text]
         return fitting[int(self.numbers.integers(len(fitting)))]
 
     def alike(self, sample: Sample) -> Sample:
-        """One of the four samples of that language whose texts are about as long: a mistake that is hard to see."""
+        """Draw one of the four samples with the most similar length of text, a mistake that is hard to find."""
         fitting = [s for s in self.samples if s.lang == sample.lang and s.text and s.text != sample.text]
         fitting.sort(key=lambda s: abs(len(s.text) - len(sample.text)))
         return fitting[int(self.numbers.integers(min(4, len(fitting))))]
 
 
 def trials() -> list[FilterCase]:
-    """Every default filter with its fault; thresholds as in the preset tts-strict."""
+    """Return every default filter with its fault; thresholds are those of the preset tts-strict."""
     quality = MeasureQuality(QualityConfig())
     return [
         FilterCase("snr", "noise 0…15 dB below the speech", quality,
@@ -174,7 +176,10 @@ def _text(sample: Sample, drawn: _FaultSource) -> Sample:
 
 
 def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[FilterResult]:
-    """Every trial on `clips` synthetic samples, and the recordings below a folder. Needs the voices' engines."""
+    """Test every filter on `clips` synthetic samples and the recordings below a folder.
+
+    Needs the engines of the voices.
+    """
     samples = [*_synthetic(clips, seed), *(_recorded(recordings) if recordings is not None else ())]
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder), Path(folder))
@@ -192,8 +197,8 @@ def _synthetic(count: int, seed: int) -> Iterator[Sample]:
 
 
 def _recorded(folder: Path) -> Iterator[Sample]:
-    """Recordings of three seconds and more; the text lies beside them as `.txt`, or is not known."""
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS):
+    """Yield recordings of at least three seconds; their text is in a `.txt` file beside them, or unknown."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_ENDINGS):
         pcm = audio.load(path)
         beside = path.with_suffix(".txt")
         text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
@@ -223,11 +228,11 @@ def _rejects(trial: FilterCase, sample: Sample, workspace: Workspace) -> bool:
 def _clip_of(sample: Sample, workspace: Workspace, id: str) -> Clip:
     name, samples = workspace.add([sample.pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
-    return Clip(id, audio=info, text=Transcript(sample.text), lang=Language(sample.lang))
+    return Clip(id, audio=info, text=ClipText(sample.text), lang=Language(sample.lang))
 
 
 def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
-    """Every sample once, and half of them again as another site would have them."""
+    """Test duplicates: every sample once, and half of them again as another site might publish them."""
     drawn, fingerprint = _FaultSource(samples, seed), Fingerprint(FingerprintConfig())
     again = [replace(s, pcm=faults.retouched(s.pcm, drawn.numbers)) for s in samples[::2]]
     clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *again])]
@@ -239,7 +244,7 @@ def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> Filte
 
 
 def table(found: list[FilterResult]) -> str:
-    """As Markdown."""
+    """Format results as a Markdown table."""
     rows = [
         f"| {line.filter} | {line.fault} | {line.hits} of {line.faulty} | {line.misses} of {line.clean} "
         f"| {line.precision:.2f} | {line.recall:.2f} |"

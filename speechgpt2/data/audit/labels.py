@@ -1,9 +1,9 @@
-"""How far labels are from the truth, on speech whose truth is known: the tables in docs/data.md.
+"""How close labels are to the truth, on speech whose truth is known: the tables in docs/data.md.
 
     python -m speechgpt2.data.audit.labels
 
-Times and rates: sentences by voices that the reader of synthesis_aligner.py is not, as they are, and in a room with
-noise. Pitch: a buzz through formants along a known melody.
+Times and rates: sentences by voices other than the aligner's reference voice, clean, and in a room with noise. Pitch: a
+buzz through formants along a known melody.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from speechgpt2.data.annotate.caption import Captions, CaptionsConfig
 from speechgpt2.data.annotate.known_labels import label_synthetic
 from speechgpt2.data.annotate.prosody import MeasureProsody, ProsodyConfig, spoken
 from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
-from speechgpt2.data.conversations.speaking_style import drive
+from speechgpt2.data.conversations.speaking_style import apply_style
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.record import AudioInfo, Clip, Speaker
 from speechgpt2.dsp import autocorrelation_pitch
@@ -45,14 +45,14 @@ FORMANTS = ((500.0, 80.0), (1500.0, 120.0), (2500.0, 160.0))  # centre and width
 
 @dataclass(frozen=True)
 class Case:
-    """Something spoken, and under which heading it counts."""
+    """An utterance, and the heading under which it counts."""
 
     heading: str
     spoken: Utterance
 
 
 def cases(sentences: int, seed: int = 0) -> Iterator[Case]:
-    """`sentences` by each of a few voices, clean and augment_utterance."""
+    """Yield `sentences` by each of a few voices, clean and augmented."""
     rng = random.Random(seed)
     for lang, voices in _voices().items():
         for voice in voices:
@@ -72,7 +72,7 @@ def _voices() -> dict[str, tuple[Voice, ...]]:
 
 
 def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
-    """Lines of Markdown."""
+    """Yield the tables as lines of Markdown."""
     times: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
     right, wrong, clock = [], [], _Clock()
@@ -107,14 +107,14 @@ def _clip(said: Utterance, workspace: Workspace) -> tuple[Clip, ClipAudio]:
 
 
 def _as_long(text: str, other: str) -> str:
-    """`text` repeated or cut to about the length of `other`: a wrong text that its length does not give away."""
+    """Repeat or cut `text` to about the length of `other`: a wrong text whose length does not reveal it."""
     units = text.split() if " " in other else list(text)
     count = len(other.split()) if " " in other else len(other)
     return (" " if " " in other else "").join((units * (count // max(len(units), 1) + 1))[:count])
 
 
 def _apart(found: Clip, truth: Clip) -> list[float]:
-    """Seconds between the words' boundaries; a word that is not found is a second off."""
+    """Return the seconds between word boundaries; a missing word counts as one second."""
     if [word.text for word in found.align.words] != [word.text for word in truth.align.words]:
         return [1.0] * (2 * len(truth.align.words))
     pairs = zip(found.align.words, truth.align.words)
@@ -122,7 +122,7 @@ def _apart(found: Clip, truth: Clip) -> list[float]:
 
 
 def _rate(truth: Clip) -> float:
-    """Syllables per second by the synthesiser's own phones; characters in Mandarin."""
+    """Return syllables per second by the synthesiser's own phones; characters in Mandarin."""
     seconds = sum(end - start for start, end in spoken(truth.align, ProsodyConfig().shortest_pause))
     vowels = sum(bool(VOWELS & set(phone.label)) for phone in truth.align.phones)
     return (len(truth.align.words) if truth.lang.code == "zh" else vowels) / seconds
@@ -153,7 +153,13 @@ def _table_of_rates(rates: dict[str, list[float]]) -> Iterator[str]:
 
 
 def melody(low: float, high: float, seconds: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
-    """A buzz through formants that glides between `low` and `high` Hz, `pcm [N]`, and its pitch `[N]`, 0 in pauses."""
+    """Return a buzz through formants with a known pitch.
+
+    It glides between `low` and `high` Hz.
+
+    Returns:
+        The audio `pcm [N]`, and its pitch `[N]`, 0 in pauses.
+    """
     at = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     hertz = low * (high / low) ** (0.5 - 0.5 * np.cos(2 * np.pi * 0.7 * at))
     sounding = (at % 1.0) < 0.75
@@ -185,14 +191,14 @@ def _table_of_pitch() -> Iterator[str]:
 
 
 def _errors_of_pitch(found: np.ndarray, hertz: np.ndarray) -> tuple[float, float, float]:
-    """Median error and the share of errors above 20 % where both are voiced; the share of steps with wrong voicing."""
+    """Return the median error, the share of errors above 20 %, and the share of wrong voicing."""
     known = hertz[np.minimum(np.arange(len(found)) * F0_HOP, len(hertz) - 1)]
     both = (found > 0) & (known > 0)
     error = np.abs(found[both] / known[both] - 1)
     return float(np.median(error)), float(np.mean(error > 0.2)), float(np.mean((found > 0) != (known > 0)))
 
 
-ASKED = {
+EXPECTED_PHRASES = {
     "fast": "faster than usual", "slow": "more slowly than usual", "high": "higher pitch", "low": "lower pitch",
     "loud": "louder than usual", "soft": "more softly", "flat": "flatter melody", "whisper": "whisper",
 }  # fmt: skip
@@ -207,29 +213,29 @@ def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         for voice in (voices[0], voices[-1]):
             rng = random.Random(seed)
-            styles = [*("plain",) * plain, *(name for name in ASKED for _ in range(readings // 4))]
+            styles = [*("plain",) * plain, *(name for name in EXPECTED_PHRASES for _ in range(readings // 4))]
             clips = [_said_in(style, voice, rng, Workspace(Path(folder), Path(folder))) for style in styles]
             for style, clip in zip(styles, Captions(CaptionsConfig())(lambda clips=clips: iter(clips))):  # type: ignore[misc]
-                for name, words in ASKED.items():
+                for name, words in EXPECTED_PHRASES.items():
                     if style in (name, "plain"):
                         (told if style == name else wrongly)[name].append(words in clip.style.caption_en)
-    yield "| asked for | told by the caption | told of plain readings | readings |"
+    yield "| style | named by the caption | named for plain readings | readings |"
     yield "|---|---|---|---|"
-    for name in ASKED:
+    for name in EXPECTED_PHRASES:
         yield f"| {name} | {np.mean(told[name]):.2f} | {np.mean(wrongly[name]):.2f} | {len(told[name])} |"
     yield ""
 
 
 def _said_in(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
-    said = speak(sentence(rng, voice.lang), drive(voice, STYLES.get(style, SpeakingStyle())))
+    said = speak(sentence(rng, voice.lang), apply_style(voice, STYLES.get(style, SpeakingStyle())))
     clip, sound = _clip(said, workspace)
     aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), sound)
     measured = MeasureProsody(ProsodyConfig())(aligned, sound)
-    return replace(measured, speakers=(Speaker(voice.speaker),))  # a whisper too is hers
+    return replace(measured, speakers=(Speaker(voice.speaker),))  # the whisper counts as the same speaker
 
 
 class _Clock:
-    """Runs stages, and adds up this process's time for each."""
+    """Runs stages, and sums the process time of each."""
 
     def __init__(self) -> None:
         self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

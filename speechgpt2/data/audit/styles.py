@@ -14,14 +14,14 @@ import numpy as np
 
 from speechgpt2.data.conversations.checks import best_reading
 from speechgpt2.data.conversations.script import NEUTRAL_STYLE, STYLES, SpeakingStyle
-from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, drive, error, measure
+from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, apply_style, measure, style_error
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import speak, training_voices
 
 TEXTS = {"en": "I would like the soup and a glass of water, please.", "zh": "我要一碗面条，再来一杯茶。"}
-EVERY = 5  # of the training voices
-TRIES = 3
-DIMENSIONS = {  # one at a time, the others as they are
+EVERY = 5  # every fifth training voice
+ATTEMPTS = 3
+DIMENSIONS = {  # one at a time, the others unchanged
     "rate": (0.6, 0.8, 1.2, 1.5),
     "pitch": (-6.0, -3.0, 3.0, 6.0),
     "range": (0.2, 0.5, 1.5, 2.0),
@@ -31,18 +31,18 @@ SPREAD = (0.1, 0.5, 0.9)  # quantiles of what is measured
 
 
 def styles(every: int) -> Iterator[str]:
-    """Rows of a Markdown table: asked → median measured, and the share of voices with a good reading among `TRIES`."""
+    """Yield a Markdown table: target → median measured style, and the share of voices with a good reading."""
     found: dict[str, list[tuple[Measured, int]]] = {name: [] for name in STYLES}
     for voice, neutral in _voices(every):
         for name, style in STYLES.items():
             found[name].append(_tried(voice, style, neutral))
-    yield f"| style | rate | pitch, semitones | range | loudness, dB | voiced | good at once | of {TRIES} |"
+    yield f"| style | rate | pitch, semitones | range | loudness, dB | voiced | good at once | of {ATTEMPTS} |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, rows in found.items():
         style = STYLES[name]
         middle = {key: float(np.median([getattr(got, key) for got, _ in rows])) for key in vars(rows[0][0])}
         pairs = [f"{getattr(style, key):g} → {middle[key]:.2f}" for key in DIMENSIONS]
-        shares = [float(np.mean([0 < tries <= most for _, tries in rows])) for most in (1, TRIES)]
+        shares = [float(np.mean([0 < tries <= most for _, tries in rows])) for most in (1, ATTEMPTS)]
         yield f"| {name} | {' | '.join(pairs)} | {middle['voiced']:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |"
 
 
@@ -52,7 +52,7 @@ def dimensions(every: int) -> Iterator[str]:
     for voice, neutral in _voices(every):
         for (key, asked), got in found.items():
             style: SpeakingStyle = replace(NEUTRAL_STYLE, **{key: asked})  # type: ignore[arg-type]  # none of the keys is `whisper`
-            got.append(getattr(measure(speak(neutral.text, drive(voice, style)), neutral), key))
+            got.append(getattr(measure(speak(neutral.text, apply_style(voice, style)), neutral), key))
     yield "| asked for | measured: median (10 % … 90 % of the voices) |"
     yield "|---|---|"
     for key in DIMENSIONS:
@@ -76,9 +76,11 @@ def _tried(voice: Voice, style: SpeakingStyle, neutral: Utterance) -> tuple[Meas
 
     def judge(spoken: Utterance) -> dict[str, float]:
         measured.append(measure(spoken, neutral))
-        return {"style": error(style, measured[-1], Tolerance())}
+        return {"style": style_error(style, measured[-1], Tolerance())}
 
-    _, deviations = best_reading(TRIES, lambda n: speak(neutral.text, drive(voice, style, rng if n else None)), judge)
+    _, deviations = best_reading(
+        ATTEMPTS, lambda n: speak(neutral.text, apply_style(voice, style, rng if n else None)), judge
+    )
     return measured[0], len(measured) if deviations["style"] <= 1 else 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from speechgpt2.data.record import Clip, DialogueEvent, Transcript
+from speechgpt2.data.record import Clip, ClipText, DialogueEvent
 from speechgpt2.tts.utterance import Alignment, Phone, Word
 
 DIGITS = 3  # decimals of the seconds at which a part begins and ends
@@ -38,13 +38,13 @@ def part(clip: Clip, start: float, end: float) -> Clip:
     return replace(clip, audio=audio, align=align, events=events, text=text)
 
 
-def text_of(clip: Clip, start: float, end: float) -> Transcript:
+def text_of(clip: Clip, start: float, end: float) -> ClipText:
     """Return the text of the lines from `start` to `end` seconds; an empty one if a boundary splits a line."""
     start, seconds = round(start, DIGITS), round(end - start, DIGITS)
     lines = _named(clip.text.lines, start, seconds)
     edges = (start, start + seconds)
     split = any(line.start < edge - SPILL and line.end > edge + SPILL for line in clip.text.lines for edge in edges)
-    return Transcript() if split else Transcript(raw=" ".join(line.text for line in lines), lines=lines)
+    return ClipText() if split else ClipText(raw=" ".join(line.text for line in lines), lines=lines)
 
 
 def _named(spans: Iterable[T], start: float, seconds: float) -> tuple[T, ...]:

@@ -37,6 +37,7 @@ class Decode(Stage[DecodeConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | list[Clip]:
+        """Return the clip, or its parts."""
         path = sound.workspace.source(clip.audio.path)
         if path is None or not path.is_file():
             raise Rejected("unreadable", f"no file {clip.audio.path!r} in the folder of sources")

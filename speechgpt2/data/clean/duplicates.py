@@ -50,6 +50,8 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FingerprintConfig:
+    """Options of `Fingerprint`: none."""
+
     kind: Literal["fingerprint"] = "fingerprint"
 
 
@@ -59,14 +61,18 @@ class Fingerprint(Stage[FingerprintConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         bits = fingerprint(power_of(sound))
         return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
 
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Two clips are duplicates if more than `at_most` of their bits are equal, and their lengths differ by at most
-    `stretch`.
+    """Options of `Duplicates`.
+
+    Attributes:
+        at_most: share of equal bits above which two clips are duplicates.
+        stretch: by which their lengths may differ.
     """
 
     kind: Literal["duplicates"] = "duplicates"
@@ -80,6 +86,7 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
     version = 1
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         prints, seconds = bytearray(), array("d")
         for clip in read():
             if clip.kept and clip.audio.fingerprint:

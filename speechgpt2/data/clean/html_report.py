@@ -19,7 +19,7 @@ import numpy as np
 from speechgpt2.data.clean import html_parts
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.global_steps import Rules, score_of
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.data.record import Clip
 from speechgpt2.hub import write_atomically
 
@@ -55,7 +55,7 @@ class _Gathered:
     samples: dict[str, list[tuple[str, Clip]]] = field(default_factory=lambda: defaultdict(list))
 
 
-def write(run: Run, path: Path) -> None:
+def write(run: PipelineRun, path: Path) -> None:
     """Write the page about a finished run."""
     gathered = _gather(run.clips())
     thresholds: dict[str, list[float]] = defaultdict(list)
@@ -116,7 +116,7 @@ def _steps(found: _Gathered) -> list[tuple[str, float, int]]:
     ]  # fmt: skip
 
 
-def _summary(run: Run, found: _Gathered) -> str:
+def _summary(run: PipelineRun, found: _Gathered) -> str:
     total, clips = sum(found.seconds.values()), sum(found.counts.values())
     share = found.seconds[KEPT] / total if total else 0.0
     steps = " → ".join(step.name for step in run.steps)
@@ -138,12 +138,12 @@ def _histograms(found: _Gathered, thresholds: dict[str, list[float]]) -> str:
     return f"{key}<div class=grid>{''.join(drawn)}</div>"
 
 
-def _clips(chosen: list[tuple[str, Clip]], run: Run) -> str:
+def _clips(chosen: list[tuple[str, Clip]], run: PipelineRun) -> str:
     cards = "".join(_card(clip, run) for _, clip in chosen)
     return f"<div class=grid>{cards}</div>" if cards else "<p>None.</p>"
 
 
-def _card(clip: Clip, run: Run) -> str:
+def _card(clip: Clip, run: PipelineRun) -> str:
     refusal = clip.refusal
     said, about = clip.text.raw[:120], (clip.title, clip.source.url, clip.source.spdx or clip.source.licence_raw)
     lines = [html.escape(text) for text in (clip.id, " · ".join(filter(None, about))[:300], said)]
@@ -161,7 +161,7 @@ def _card(clip: Clip, run: Run) -> str:
     return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
 
-def _speed(run: Run) -> str:
+def _speed(run: PipelineRun) -> str:
     rows = []
     for stage, count, work, seconds in run.results.times():
         speed = f"{seconds / work:.0f}" if work >= MEASURABLE and seconds else "–"

@@ -26,9 +26,7 @@ _FILTERS = (
 
 @cache
 def _weights() -> np.ndarray:
-    """Weights of a block's bins: the squared response of the filters, doubled for the omitted half of a real
-    spectrum.
-    """
+    """Weights of a block's bins: the squared response of the filters, twice for the omitted half of the spectrum."""
     frequency = np.fft.rfftfreq(BLOCK, 1 / SAMPLE_RATE)
     z = np.exp(-2j * np.pi * frequency / 48_000)
     response = np.ones_like(z)
@@ -72,6 +70,7 @@ class Loudness(Stage[LoudnessConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         pcm = sound.raw
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)

@@ -66,6 +66,7 @@ class Recognise(Stage[RecogniseConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return f"{self.config.engine}:{self.config.model}"
 
     @cached_property
@@ -73,6 +74,7 @@ class Recognise(Stage[RecogniseConfig]):
         return asr.load(self.config.model, self.config.engine, self.config.threads)
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         code = clip.lang.code.split("-")[0]
         # A language that the model does not know is left to it to detect.
         heard = self._recogniser.transcribe(sound.pcm, code if code in self._recogniser.languages else "")
@@ -131,6 +133,7 @@ class OpinionScore(Stage[OpinionScoreConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return f"{self.config.engine}:{self.config.model}"
 
     @cached_property
@@ -138,12 +141,15 @@ class OpinionScore(Stage[OpinionScoreConfig]):
         return {"dnsmos": dnsmos, "utmos": utmos}[self.config.engine](self.config.model)
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         quality = replace(clip.quality, mos={**clip.quality.mos, **self._score(sound.pcm)})
         return replace(clip, quality=quality)
 
 
 @dataclass(frozen=True)
 class SeparateConfig:
+    """Options of `Separate`: the name of a Demucs model."""
+
     model: str = "htdemucs"
     kind: Literal["separate"] = "separate"
 
@@ -155,6 +161,7 @@ class Separate(Stage[SeparateConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return f"demucs:{self.config.model}"
 
     @cached_property
@@ -163,6 +170,7 @@ class Separate(Stage[SeparateConfig]):
         return module.Separator(model=self.config.model)
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         pcm_hash, samples = sound.workspace.add(self._voices(clip, sound))
         return replace(clip, audio=replace(clip.audio, start=0.0, duration=samples / SAMPLE_RATE, pcm_hash=pcm_hash))
 
@@ -182,6 +190,8 @@ class Separate(Stage[SeparateConfig]):
 
 @dataclass(frozen=True)
 class DiariseConfig:
+    """Options of `Diarise`: the name of a pyannote pipeline."""
+
     model: str = "pyannote/speaker-diarization-3.1"
     kind: Literal["diarise"] = "diarise"
 
@@ -193,6 +203,7 @@ class Diarise(Stage[DiariseConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return self.config.model
 
     @cached_property
@@ -205,6 +216,7 @@ class Diarise(Stage[DiariseConfig]):
         return pipeline
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+        """Return the parts of the clip."""
         import torch
 
         heard = self._pipeline({"waveform": torch.from_numpy(_heard(sound))[None], "sample_rate": HEARD})

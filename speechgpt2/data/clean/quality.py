@@ -135,6 +135,8 @@ def music(pcm: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class QualityConfig:
+    """Options of `MeasureQuality`: none."""
+
     kind: Literal["quality"] = "quality"
 
 
@@ -144,6 +146,7 @@ class MeasureQuality(Stage[QualityConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         pcm, spectrum = sound.pcm, power_of(sound)
         quality = replace(
             clip.quality,

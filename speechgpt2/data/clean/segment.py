@@ -11,7 +11,7 @@ import numpy as np
 from speechgpt2.data.clean.cut_clip import part, text_of
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
-from speechgpt2.data.record import Clip, Transcript
+from speechgpt2.data.record import Clip, ClipText
 from speechgpt2.dsp.activity import (
     SPEECH_THRESHOLD,
     ActivityDetector,
@@ -55,9 +55,11 @@ class Segment(Stage[SegmentConfig]):
 
     @property
     def model(self) -> str:
+        """The model that the step uses, with its version."""
         return "silero-5" if self.config.detector == "silero" else ""
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+        """Return the parts of the clip."""
         config = self.config
         detect: ActivityDetector = silero_activity if config.detector == "silero" else energy_activity
         activity = detect(_blocks(clip, sound))
@@ -87,7 +89,7 @@ class Segment(Stage[SegmentConfig]):
         return made if count == 1 else _with_its_text(made, text_of(clip, start, end))
 
 
-def _with_its_text(clip: Clip, text: Transcript) -> Clip:
+def _with_its_text(clip: Clip, text: ClipText) -> Clip:
     labels = {field: label for field, label in clip.labels_from.items() if text.raw or field.split(".")[0] != "text"}
     return replace(clip, text=text, labels_from=labels)
 

@@ -70,6 +70,7 @@ class SpeakerChanges(Stage[SpeakerChangesConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+        """Return the parts of the clip."""
         if clip.text.raw:
             return [clip]
         spectrum = power_of(sound)
@@ -93,6 +94,8 @@ class SpeakerChanges(Stage[SpeakerChangesConfig]):
 
 @dataclass(frozen=True)
 class SpeakerEmbeddingConfig:
+    """Options of `SpeakerEmbedding`: none."""
+
     kind: Literal["speaker_embedding"] = "speaker_embedding"
 
 
@@ -102,6 +105,7 @@ class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
     version = 2
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         if clip.speakers:
             return clip
         spectrum = power_of(sound)
@@ -115,9 +119,7 @@ class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
 
 @dataclass(frozen=True)
 class SpeakersConfig:
-    """Embeddings closer than `nearest` (distance per dimension, in standard deviations of the run) have the same
-    speaker.
-    """
+    """Options: embeddings closer than `nearest` (per dimension, in standard deviations of the run) are one speaker."""
 
     kind: Literal["speakers"] = "speakers"
     nearest: float = 0.9
@@ -129,6 +131,7 @@ class NameSpeakers(GlobalStep[SpeakersConfig]):
     version = 1
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         count, total, squares = 0, np.zeros(2 * COEFFICIENTS), np.zeros(2 * COEFFICIENTS)
         for clip in read():
             if _is_nameless(clip):

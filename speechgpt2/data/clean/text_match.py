@@ -29,9 +29,7 @@ BAND = 0.15  # share of the length by which two utterances may differ in time
 
 
 def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the least mean distance of two sequences `[N, D]` and `[M, D]` along a monotonic path near the
-    diagonal.
-    """
+    """Return the least mean distance of two sequences `[N, D]`, `[M, D]` along a monotonic path near the diagonal."""
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
     n, m = squares.shape
     distance = np.sqrt(np.maximum(squares, 0)).ravel()
@@ -61,6 +59,8 @@ def mismatch(heard: np.ndarray, said: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class TextMatchConfig:
+    """Options of `TextMatch`: none."""
+
     kind: Literal["text_match"] = "text_match"
 
 
@@ -74,6 +74,7 @@ class TextMatch(Stage[TextMatchConfig]):
     model = "espeak-ng"
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         voice = VOICES.get(clip.lang.code.split("-")[0])
         if voice is None or not clip.text.raw or clip.audio.duration > LONGEST:
             return clip

@@ -91,6 +91,8 @@ def disagreement(texts: Sequence[str]) -> float | None:
 
 @dataclass(frozen=True)
 class TranscriptConfig:
+    """Options of `CheckTranscript`: none."""
+
     kind: Literal["transcript"] = "transcript"
 
 
@@ -104,6 +106,7 @@ class CheckTranscript(Stage[TranscriptConfig]):
     version = 1
 
     def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+        """Return the clip with new fields."""
         text = clip.text.raw or next(iter(clip.text.hypotheses), "")
         if not text:
             return clip
@@ -125,20 +128,22 @@ class CheckTranscript(Stage[TranscriptConfig]):
 
 @dataclass(frozen=True)
 class RateOutliersConfig:
+    """Options of `RateOutliers`: none."""
+
     kind: Literal["rate_outliers"] = "rate_outliers"
 
 
 class RateOutliers(GlobalStep[RateOutliersConfig]):
-    """Sets `quality.extra.rate_outlier`: how far a clip's characters per second lie outside the quartiles of its
-    recording, in
-    interquartile ranges; 0 within them. Recordings with few clips use the quartiles of their language.
+    """Sets `quality.extra.rate_outlier`: how far a clip's speaking rate is outside of the quartiles.
 
-    Emilia (He et al. 2024) drops clips above 1.5.
+    The quartiles are those of its recording, or of its language for recordings with few clips. The distance is in
+    interquartile ranges; it is 0 within them. Emilia (He et al. 2024) drops clips above 1.5.
     """
 
     version = 1
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         recordings, languages = self._fit(read)
         for clip in read():
             rate = _rate(clip)
@@ -152,9 +157,7 @@ class RateOutliers(GlobalStep[RateOutliersConfig]):
             yield replace(clip, quality=replace(clip.quality, extra=extra))
 
     def _fit(self, read: ReadClips) -> tuple[dict[str, Quartiles], dict[str, Quartiles]]:
-        """Return the quartiles of recordings, whose clips follow one another, and of languages, where there are
-        enough clips.
-        """
+        """Return the quartiles of recordings and of languages with enough clips."""
         recordings: dict[str, Quartiles] = {}
         languages: dict[str, array[float]] = defaultdict(lambda: array("d"))  # eight bytes a clip
         for name, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):

@@ -1,17 +1,15 @@
-"""Conversations made from nothing: scenario → roles → oral script → turns → two channels of sound → checks.
+"""Synthetic conversations: scenario → roles → script → turns → two channels of audio → checks.
 
-script.py       what is said, by whom, how: lines, styles, and the marks of spoken language
-grammar.py      scenes with slots, expanded by chance: the script writer that needs no network
-scenes.py       the scenes themselves, English and Mandarin
-llm.py          scripts from a language model behind an OpenAI-compatible endpoint
-oral.py         fillers, repetitions and self-repairs
-timing.py       gaps, overlaps and reactions, drawn from distributions that can be fitted
-style.py       styles asked for and styles measured
-checks.py       does it say the text, in the voice and the style asked for: the best of several readings
-performance.py  a script becomes sound, with exact times of words
-place.py        rooms, noise, telephone
-build.py        a recipe becomes a folder of conversations
-clips.py        … of records and Lhotse cuts, for the other data systems
-turns.py        … of turns, for training
-learning.py     examples for the language model, drawn from turns
+script.py          lines, roles, speaking styles, and marks of disfluencies
+scene_grammar.py   scenes with slots, expanded at random: scripts without a language model
+scenes.py          the scenes, English and Mandarin (texts in curriculum/texts)
+llm.py             scripts from a language model with an OpenAI-compatible API
+disfluency.py      fillers, repetitions and self-repairs
+timing.py          gaps, overlaps and reactions, drawn from distributions that can be fitted
+speaking_style.py  engine settings for a style, and the measured style
+checks.py          does a reading match text, voice and style; the best of several readings
+render_script.py   a script -> audio, with exact times of words
+acoustics.py       rooms, noise, telephone
+build.py           a recipe -> a folder of conversations
+clips.py           conversations as records and Lhotse cuts
 """

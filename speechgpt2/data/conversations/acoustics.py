@@ -1,4 +1,4 @@
-"""Where a conversation takes place: each speaker in a room with some noise, or on a telephone. Times stay exact."""
+"""The acoustics of a conversation: rooms, noise, telephone. Times stay exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOUDEST = 0.95
 
 @dataclass(frozen=True)
 class AcousticsConfig:
-    """Chances that a conversation is held over the telephone, in rooms, with noise. None of them by default."""
+    """Probabilities of a telephone line, of rooms, and of noise. All are 0 by default."""
 
     telephone: float = 0.0
     room: float = 0.0
@@ -27,7 +27,7 @@ class AcousticsConfig:
 
 
 def apply_acoustics(pcm: np.ndarray, config: AcousticsConfig, rng: random.Random) -> tuple[np.ndarray, list[str]]:
-    """`pcm [2, N]` -> the same length somewhere, and the names of what was done to it."""
+    """Apply drawn acoustics to `pcm [2, N]`; the length stays. Returns the audio and the names of what was applied."""
     noise = np.random.default_rng(rng.getrandbits(64))
     done: list[str] = []
     channels = list(pcm)
@@ -45,7 +45,7 @@ def apply_acoustics(pcm: np.ndarray, config: AcousticsConfig, rng: random.Random
 
 
 def telephone(pcm: np.ndarray) -> np.ndarray:
-    """`pcm [N]` as it comes out of a telephone: 300–3,400 Hz, 8 kHz, 8-bit μ-law; same length, no delay."""
+    """Return `pcm [N]` as a telephone transmits it: 300–3,400 Hz, 8 kHz, 8-bit μ-law; same length, no delay."""
     spectrum = np.fft.rfft(pcm)
     hertz = np.fft.rfftfreq(len(pcm), 1 / SAMPLE_RATE)
     edges = np.clip((hertz - TELEPHONE_BAND[0]) / 50 + 1, 0, 1) * np.clip((TELEPHONE_BAND[1] - hertz) / 200 + 1, 0, 1)

@@ -1,14 +1,14 @@
-"""A recipe becomes a folder of conversations: two-channel FLAC files and a line of JSON for each.
+"""Build a folder of conversations from a recipe: two-channel FLAC files, and a line of JSON for each.
 
-    conversations.jsonl    what was said, by whom, when: see performance.Conversation
+    conversations.jsonl    lines, speakers and times: see render_script.SpokenConversation
     rejected.jsonl         conversations that did not pass, and why
     audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
-    recipe.json            what built it
-    clips.jsonl, turns/, cuts.jsonl.gz     the lines as the other data systems take them: see clips.py
-    corpus/                the turns as `sg2 train lm` takes them: see turns.py
+    recipe.json            the recipe
+    clips.jsonl, turns/, cuts.jsonl.gz     the lines for other data systems: see clips.py
+    corpus/                the turns for `sg2 train lm`: see corpus/conversation_turns.py
 
-Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in a process of its
-own and written when it is whole, so a killed build goes on, and the result does not depend on kills or workers.
+Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in its own process
+and written when complete. So a killed build can be resumed, and the result depends neither on kills nor on workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from speechgpt2.data.conversations.llm import InvalidScript, LlmConfig, write_sc
 from speechgpt2.data.conversations.render_script import LineSpeaker, SpokenConversation, render_script
 from speechgpt2.data.conversations.scenes import scenes
 from speechgpt2.data.conversations.script import Line, Script
-from speechgpt2.data.conversations.speaking_style import Tolerance, drive, error, measure
+from speechgpt2.data.conversations.speaking_style import Tolerance, apply_style, measure, style_error
 from speechgpt2.data.conversations.timing import TimingConfig
 from speechgpt2.errors import UserError
 from speechgpt2.hub import write_atomically
@@ -95,15 +95,22 @@ class Recipe:
 
 
 class LineRejected(ValueError):
-    """No reading of a line was what was asked for."""
+    """No reading of a line passed the checks."""
 
 
 def build(
     recipe: Recipe, out: Path, workers: int = 2, done: Callable[[int], None] = lambda count: None
 ) -> tuple[int, float]:
-    """Make what is not there yet; returns the number of conversations and their hours.
+    """Build what is missing. Raises `UserError`.
 
-    `done` is told how many of all have been tried, each time a part is ready. Errors: `UserError`.
+    Args:
+        recipe: what to make.
+        out: the folder.
+        workers: processes.
+        done: is called with the number of finished conversations after each part.
+
+    Returns:
+        The number of conversations and their hours.
     """
     for folder in (out / "audio", out / clips.TURNS, out / "parts"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +161,7 @@ def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
 
 
 def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voice, Voice]:
-    """Two different speakers: those of the recipe, or else of the one engine whose liveliness can be set."""
+    """Choose two different speakers: those of the recipe, else of espeak, whose liveliness can be set."""
     found: list[Voice] = []
     for role in script.roles:
         known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
@@ -183,14 +190,14 @@ def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, w
 
         def read(number: int) -> Utterance:
             if neutral is not None:
-                return speak(line.text, drive(voice, line.speaking_style, rng if number else None))
+                return speak(line.text, apply_style(voice, line.speaking_style, rng if number else None))
             return speak(line.text, replace(voice, seed=rng.getrandbits(16)) if number else voice)
 
         def judge(spoken: Utterance) -> Deviations:
             style = (
                 {}
                 if neutral is None
-                else {line.style: error(line.speaking_style, measure(spoken, neutral), recipe.tolerance)}
+                else {line.style: style_error(line.speaking_style, measure(spoken, neutral), recipe.tolerance)}
             )
             return {**style, **(checks(spoken) if recipe.checks.any else {})}
 
@@ -240,7 +247,7 @@ def _part_file(out: Path, part: int) -> Path:
 
 
 def _join(out: Path, parts: int, recipe: dict[str, Any]) -> tuple[int, float]:
-    """Write the lists from the parts, which stay as the mark of what is done."""
+    """Write the lists from the parts. The parts stay, as marks of what is done."""
     count = samples = 0
     scratch = {name: out / "parts" / name for name in (MADE, REJECTED)}
     with scratch[MADE].open("w", encoding="utf-8") as made, scratch[REJECTED].open("w", encoding="utf-8") as rejected:

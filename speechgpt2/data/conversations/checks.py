@@ -1,12 +1,11 @@
-"""Is it what was asked for? Checks of a reading, and the best of several.
+"""Checks of a reading, and the best of several readings.
 
-    style       the style asked for against the style measured (style.py)
-    alignment   how well the forced aligner finds the text in the sound (data/annotate), 0…1
-    cer         the error rate of what a recogniser hears, against the text
-    voice       how much nearer the reading is to its own speaker's voice than to the other one's
+    style       the measured style against the target (speaking_style.py)
+    alignment   how well the forced aligner finds the text in the audio, 0…1
+    cer         the error rate of a recogniser, against the text
+    voice       distance to the speaker's own voice, divided by the distance to the other speaker's
 
-Every check gives a deviation in tolerances: up to 1 is good, and the reading with the least of its largest deviations
-is taken.
+Every check gives a deviation in tolerances; up to 1 is good. The reading with the smallest maximum is taken.
 """
 
 from __future__ import annotations
@@ -65,16 +64,22 @@ class ChecksConfig:
 
     @property
     def any(self) -> bool:
+        """Whether any check is set."""
         return not all(value is None for value in (self.alignment, self.cer, self.voice))
 
 
 def best_reading(
     attempts: int, read: Callable[[int], Utterance], judge: Callable[[Utterance], Deviations]
 ) -> tuple[Utterance, Deviations]:
-    """The best of the readings `read(0)`, `read(1)` …, and its deviations; the first without a deviation ends the
-    search.
+    """Return the best of several readings, and its deviations. The first good one ends the search.
 
-    A reading that fails counts as none. Errors: ValueError where all of them fail.
+    Args:
+        attempts: how many at most.
+        read: makes reading number 0, 1 …; one that raises ValueError is skipped.
+        judge: returns the deviations of a reading.
+
+    Raises:
+        ValueError: all readings failed.
     """
     found: list[tuple[float, int, Utterance, Deviations]] = []
     failure = ValueError("nothing was read")

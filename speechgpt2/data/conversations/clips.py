@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from speechgpt2.data.record import AudioInfo, Clip, DialogueEvent, Label, Language, Source, Speaker, Style, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, DialogueEvent, Label, Language, Source, Speaker, Style
 from speechgpt2.tts.engines import ENGINES
 from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.types import SAMPLE_RATE
@@ -45,7 +45,7 @@ def clips(row: Row) -> Iterator[Clip]:
         yield Clip(
             id, row["id"], row["scene"], Source(f"file:{path}"),
             AudioInfo(path, SAMPLE_RATE, 1, 0.0, duration, "FLAC"), Language(row["lang"], 1.0),
-            Transcript(line["text"]),
+            ClipText(line["text"]),
             (Speaker(voice.speaker),), Alignment(words, phones, tones_of(phones)),
             style=Style(line["style"], row["scene"], voice.accent), events=tuple(_dialogue_events(row, line)),
             labels_from=_labels(voice),

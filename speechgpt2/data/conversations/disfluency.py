@@ -1,4 +1,4 @@
-"""Written lines become spoken ones: fillers, repetitions and self-repairs, each marked with the words it covers."""
+"""Make written lines sound spoken: fillers, repetitions and self-repairs, each marked with the words it covers."""
 
 # ruff: noqa: SIM905 (lists of words read better as text)
 
@@ -18,7 +18,7 @@ _COMMA = {"en": ", ", "zh": "，"}
 
 @dataclass(frozen=True)
 class DisfluencyConfig:
-    """Chances, per turn of at least `shortest` words."""
+    """Probabilities, per turn of at least `shortest` words."""
 
     filler: float = 0.25
     repetition: float = 0.12
@@ -27,11 +27,12 @@ class DisfluencyConfig:
 
     @property
     def total(self) -> float:
+        """Probability that a turn is changed."""
         return self.filler + self.repetition + self.repair
 
 
 def add_disfluencies(script: Script, config: DisfluencyConfig, rng: random.Random) -> Script:
-    """The script as people would say it; lines in a style of their own and backchannels stay as they are."""
+    """Add disfluencies to a script. Lines with a style and backchannels do not change."""
     return replace(script, lines=tuple(_loosen(line, script.lang, config, rng) for line in script.lines))
 
 
@@ -50,7 +51,7 @@ def _loosen(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random)
 
 
 def _insert(line: Line, lang: str, kind: MarkKind, at: int, words: str) -> Line:
-    """The line with `words` at character `at`, and the mark of them."""
+    """Insert `words` at character `at`, and mark them."""
     before, after = line.text[:at], line.text[at:]
     if lang == "en" and not before:
         words = words[0].upper() + words[1:]
@@ -62,12 +63,12 @@ def _insert(line: Line, lang: str, kind: MarkKind, at: int, words: str) -> Line:
 
 
 def _phrases(text: str) -> list[int]:
-    """Where phrases begin."""
+    """Return where phrases begin."""
     return [0, *(match.end() for match in re.finditer(r"[,;，；]\s*(?=\S)", text))]
 
 
 def _nouns(text: str, lang: str) -> list[int]:
-    """Where nouns of the lexicon begin."""
+    """Return where nouns of the lexicon begin."""
     nouns = lexicon_words(lang, "nouns")
     if lang == "zh":
         nouns = tuple(sorted((noun for noun in nouns if len(noun) > 1), key=len))

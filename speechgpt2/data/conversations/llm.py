@@ -1,6 +1,6 @@
 """Scripts from a language model behind an OpenAI-compatible endpoint, checked as any other script is.
 
-Nothing is sent but the wish: a language, a topic and the shape of the answer.
+The request has a language, a topic and the form of the answer, nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LANGUAGES = {"en": "English", "zh": "Mandarin Chinese, written in simplified cha
 MOST_LINES = 40
 LARGEST = 1 << 20  # bytes of an answer
 
-_WISH = """Write a short spoken conversation in {language} about: {topic}.
+_INSTRUCTION = """Write a short spoken conversation in {language} about: {topic}.
 Answer with one JSON object and nothing else:
 {{"roles": ["…", "…"], "lines": [{{"role": "…", "text": "…", "kind": "turn", "style": ""}}]}}.
 kind is "turn", "backchannel" (a mm-hm said into the other's turn before it) or "interruption" (it cuts the other's
@@ -28,12 +28,12 @@ Write numbers as words. Use no abbreviations, no digits, no brackets and no mark
 
 
 class InvalidScript(ValueError):
-    """The model's answer is no script that can be performed."""
+    """The model's answer is not a valid script."""
 
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """Where the model is: `url` up to and without /chat/completions; the key is in the environment variable `key`."""
+    """The model: `url` without /chat/completions; `key` names the environment variable of the API key."""
 
     url: str
     model: str
@@ -44,11 +44,16 @@ class LlmConfig:
 
 
 def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
-    """Ask for a script about `topic`. Errors: `InvalidScript`; `UserError` if the endpoint cannot be used."""
-    wish = _WISH.format(language=LANGUAGES[lang], topic=topic, styles=", ".join(STYLES))
+    """Ask for a script about `topic`.
+
+    Raises:
+        InvalidScript: the answer is not a valid script.
+        UserError: the endpoint cannot be used.
+    """
+    instruction = _INSTRUCTION.format(language=LANGUAGES[lang], topic=topic, styles=", ".join(STYLES))
     asked = {
         "model": config.model, "temperature": config.temperature, "seed": seed,
-        "messages": [{"role": "user", "content": wish}],
+        "messages": [{"role": "user", "content": instruction}],
     }  # fmt: skip
     answer = _ask(config, asked)
     try:
@@ -64,13 +69,13 @@ def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
         headers["Authorization"] = f"Bearer {key}"
     url = config.url.rstrip("/") + "/chat/completions"
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{config.url}: the endpoint of a language model begins with http:// or https://")
+        raise UserError(f"{config.url}: the endpoint of a language model must begin with http:// or https://")
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=config.timeout) as response:
             return json.loads(response.read(LARGEST))
     except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
+        raise UserError(f"{url}: the server responds with {error.code} {error.reason}") from None
     except OSError as error:
         raise UserError(f"{url}: cannot be reached ({error})") from None
     except ValueError:
@@ -78,7 +83,7 @@ def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inner(content: str) -> str:
-    """The object in the answer: many models wrap it in a code block or some words."""
+    """Return the JSON object in the answer; many models wrap it in a code block or other text."""
     return content[content.index("{") : content.rindex("}") + 1] if "{" in content and "}" in content else content
 
 

@@ -40,8 +40,9 @@ class ConversationEvent(NamedTuple):
 class SpokenLine:
     """A line as it was spoken; times in seconds from the start of the conversation.
 
-    text   what was said; shorter than the script's where it was interrupted
-    cut    whether it was interrupted
+    Attributes:
+        text: what was spoken; shorter than in the script if it was interrupted.
+        cut: whether it was interrupted.
     """
 
     channel: int
@@ -67,7 +68,7 @@ class SpokenConversation:
     events: tuple[ConversationEvent, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the sound, as plain values."""
+        """Return everything but the audio, as plain values."""
         lines = [
             {**vars(line), "words": [list(w) for w in line.words], "phones": [list(p) for p in line.phones]}
             for line in self.lines
@@ -122,11 +123,11 @@ def render_script(
 
 
 def _interrupt(turn: _ScheduledLine, timing: TimingConfig, rng: random.Random, earliest: float) -> float:
-    """Cut the turn short at the end of a word; returns when the interruption begins."""
+    """Cut the turn at the end of a word; returns when the interruption begins."""
     start = max(turn.start + timing.interruption.draw(rng) * turn.said.duration, earliest)
     silent = start + timing.reaction.draw(rng) - turn.start
     kept = tuple(word for word in turn.said.words if word.start < silent)
-    if len(kept) == len(turn.said.words) or not kept:  # it was over before anybody could react
+    if len(kept) == len(turn.said.words) or not kept:  # it ended before the reaction
         return start
     samples = min(len(turn.said.pcm), int((kept[-1].end + FADE) * SAMPLE_RATE))
     pcm = turn.said.pcm[:samples].copy()

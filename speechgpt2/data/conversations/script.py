@@ -16,13 +16,14 @@ LONGEST = 400  # characters of a line
 
 @dataclass(frozen=True)
 class SpeakingStyle:
-    """How a line is to be spoken, against the speaker's own way.
+    """How a line is spoken, relative to the speaker's normal style.
 
-    rate      times as fast
-    pitch     semitones higher
-    range     times as lively
-    loudness  dB louder
-    whisper   without voice
+    Attributes:
+        rate: factor of the speed.
+        pitch: semitones higher.
+        range: factor of the pitch range.
+        loudness: dB louder.
+        whisper: without voice.
     """
 
     rate: float = 1.0
@@ -46,7 +47,7 @@ STYLES: dict[str, SpeakingStyle] = {
 
 
 class Mark(NamedTuple):
-    """What spoken language leaves in a line: words `start` to `end` (not included) are a filler, a repetition …"""
+    """A disfluency in a line: words `start` to `end` (excluded) are a filler, a repetition or a repair."""
 
     kind: MarkKind
     start: int
@@ -55,12 +56,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One contribution.
-
-    kind    a `turn`; a `backchannel` spoken into the turn before it; an `interruption` that cuts that turn short
-    style  a key of `STYLES`, or ""
-    tool    a tool call that this turn makes: {"name": …, "arguments": {…}}, or {}
-    """
+    """A contribution of a speaker."""
 
     role: str
     text: str
@@ -71,12 +67,13 @@ class Line:
 
     @property
     def speaking_style(self) -> SpeakingStyle:
+        """The values of the style."""
         return STYLES[self.style] if self.style else NEUTRAL_STYLE
 
 
 @dataclass(frozen=True)
 class Script:
-    """A conversation of two roles. Errors: `UserError` if it cannot be performed."""
+    """A conversation of two roles. Raises `UserError` if it cannot be rendered."""
 
     scene: str
     lang: str
@@ -100,16 +97,17 @@ class Script:
             raise UserError(f"script {self.scene}: needs two roles and at least one turn")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars."""
         return asdict(self)
 
 
 def words_of(text: str, lang: str) -> list[str]:
-    """The spoken units that times are given for: English words, Mandarin characters."""
+    """Return the units that have times: English words, Mandarin characters."""
     return [match[0] for match in _matches(text, lang)]
 
 
 def first_words(text: str, count: int, lang: str) -> str:
-    """The text up to the end of its `count`-th word."""
+    """Return the text up to the end of its `count`-th word."""
     return text[: list(_matches(text, lang))[count - 1].end()]
 
 

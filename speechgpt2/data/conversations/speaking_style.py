@@ -1,6 +1,6 @@
-"""Styles asked for and styles measured: how an engine is driven for a style, and whether it came out.
+"""Speaking styles: engine settings for a style, and the measured style.
 
-A synthesiser does not always do what it is told (a rate is clipped, a whisper stays voiced), so a line in a style is
+An engine does not always follow its settings (a rate is limited, a whisper stays voiced). So a line with a style is
 rendered beside a neutral reading of the same words, and the difference is measured.
 """
 
@@ -21,7 +21,7 @@ SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measur
 VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
 FAINT_DB = -25.0  # below the loudest step: not counted
 
-TOLD = {
+INSTRUCTIONS = {
     "en": {
         "fast": "Speak fast.", "slow": "Speak slowly.", "high": "Speak in a high voice.",
         "low": "Speak in a low voice.",
@@ -58,8 +58,8 @@ class Tolerance:
     loudness: float = 3.0
 
 
-def drive(voice: Voice, style: SpeakingStyle, rng: random.Random | None = None) -> Voice:
-    """The voice's settings for a style; with `rng` another try nearby."""
+def apply_style(voice: Voice, style: SpeakingStyle, rng: random.Random | None = None) -> Voice:
+    """Return the voice's settings for a style; with `rng` a random variation of them."""
     nudge = (lambda low, high: rng.uniform(low, high)) if rng else (lambda low, high: (low + high) / 2)
     rate = round(voice.rate * style.rate * nudge(0.93, 1.07))
     pitch = round(voice.pitch + style.pitch / SEMITONES_PER_STEP * nudge(0.8, 1.2))
@@ -67,18 +67,18 @@ def drive(voice: Voice, style: SpeakingStyle, rng: random.Random | None = None) 
     return replace(
         voice, name=WHISPERER if style.whisper and voice.engine == "espeak" else voice.name, rate=rate,
         pitch=min(100, max(0, pitch)), pitch_range=min(100, max(0, lively)), gain=voice.gain + style.loudness,
-        style=in_words(style, voice.lang), seed=rng.getrandbits(16) if rng else voice.seed,
+        style=style_instruction(style, voice.lang), seed=rng.getrandbits(16) if rng else voice.seed,
     )  # fmt: skip
 
 
-def in_words(style: SpeakingStyle, lang: str) -> str:
-    """The wish for a style, for engines that can be told; empty for a style without a name."""
+def style_instruction(style: SpeakingStyle, lang: str) -> str:
+    """Return the instruction for a style, for engines that take one; "" for a style without a name."""
     name = next((name for name, known in STYLES.items() if known == style), "")
-    return TOLD[lang][name] if name else ""
+    return INSTRUCTIONS[lang][name] if name else ""
 
 
 def measure(spoken: Utterance, neutral: Utterance) -> Measured:
-    """How `spoken` differs from `neutral`, the same words by the same voice. Errors: `MissingDependency`."""
+    """Measure how `spoken` differs from `neutral`, the same words by the same voice. Raises `MissingDependency`."""
     got, plain = _melody(spoken.pcm), _melody(neutral.pcm)
     both = len(got.semitones) and len(plain.semitones)
     return Measured(
@@ -90,8 +90,8 @@ def measure(spoken: Utterance, neutral: Utterance) -> Measured:
     )
 
 
-def error(asked: SpeakingStyle, got: Measured, tolerance: Tolerance) -> float:
-    """How far the result is from what was asked for, in tolerances; up to 1 is good."""
+def style_error(asked: SpeakingStyle, got: Measured, tolerance: Tolerance) -> float:
+    """Return the distance of the measured style from the target, in tolerances; up to 1 is good."""
     if asked.whisper:
         return got.voiced / VOICED_SHARE
     deviations = [

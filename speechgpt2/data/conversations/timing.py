@@ -1,15 +1,15 @@
-"""When people speak: gaps and overlaps between turns, backchannels, and how fast one falls silent when interrupted.
+"""Timing of speech: gaps and overlaps between turns, backchannels, and reactions to interruptions.
 
-Each is a distribution given by its quantiles, so that a fitted one is a short list of numbers. The defaults are made to
-agree with what is published; `fit` takes their place with recordings of your own.
+Each is a distribution given by quantiles, so a fitted one is a short list of numbers. The defaults follow published
+figures; `fit` replaces them by measurements of your own recordings.
 
-- Gaps: two of five changes of speaker overlap, and only 18–30 % of all intervals between speakers are gaps above 500 ms
+- Gaps: two of five changes of speaker overlap; 18–30 % of all intervals between speakers are gaps above 500 ms
   (Heldner and Edlund 2010, doi:10.1016/j.wocn.2010.08.002: Dutch, Swedish and Scottish talk). Answers come 208 ms after
-  the question on average, most often after 0–200 ms, and up to a second later when they do not answer it (Stivers et
+  the question on average, most often after 0–200 ms, and up to a second later if they do not answer it (Stivers et
   al. 2009, doi:10.1073/pnas.0903616106: ten languages).
 - Backchannels are 16–19 % of all contributions (Knudsen et al. 2020, doi:10.3389/fpsyg.2020.593671: German, Dutch);
-  how many there are is the scenes' matter. Where in a turn they come, and how soon an interrupted speaker falls silent,
-  is set here by judgement: we know of no table.
+  the scenes determine their number. Their place in a turn, and the reaction time of an interrupted speaker, are
+  estimates: we know of no table.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Distribution:
             raise UserError("a distribution needs at least two values, in rising order")
 
     def draw(self, rng: random.Random) -> float:
+        """Draw a value."""
         return float(np.interp(rng.random(), np.linspace(0, 1, len(self.values)), self.values))
 
     @classmethod

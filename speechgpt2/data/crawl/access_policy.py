@@ -54,6 +54,7 @@ class AccessPolicy:
         self._rules: dict[RobotsText, Protego] = {}
 
     async def __call__(self, url: str) -> None:
+        """Wait until the URL may be requested."""
         await self._turn(url, await self.delay(url))
         self._check_tombstone(url)  # a takedown may have come during the wait
 

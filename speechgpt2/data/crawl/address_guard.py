@@ -49,9 +49,7 @@ class AddressGuard:
 
 
 def _unwrap(address: Address) -> Address:
-    """Return the IPv4 address inside an IPv6 address (mapped, 6to4, Teredo, NAT64, compatible), else the address
-    itself.
-    """
+    """Return the IPv4 address inside an IPv6 address, else the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address.teredo:

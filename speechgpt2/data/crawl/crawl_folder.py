@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item
+from speechgpt2.data.crawl.frontier import DOCUMENTS, CrawlItem, Frontier
 
 FRONTIER = "frontier.db"
 
@@ -32,16 +32,17 @@ class CrawlFolder:
         self._work, self._audio, self._warc = folder / "work", folder / "audio", folder / "warc"
 
     def create(self) -> None:
+        """Create the folders."""
         for folder in (self._work, self._audio, self._warc):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def work(self, item: Item) -> Path:
+    def work(self, item: CrawlItem) -> Path:
         """Return the item's folder for downloads in progress."""
         folder = self._work / item.id
         folder.mkdir(exist_ok=True)
         return folder
 
-    def audio(self, item: Item) -> Path:
+    def audio(self, item: CrawlItem) -> Path:
         """Return the path of a finished recording."""
         assert item.sha256
         return self._audio / item.sha256[:2] / f"{item.sha256}.{item.outcome['ending']}"
@@ -50,7 +51,7 @@ class CrawlFolder:
         """Return the path of an item's provenance."""
         return self._warc / id[:2] / f"{id}.warc.gz"
 
-    def settle(self, item: Item, frontier: Frontier) -> None:
+    def settle(self, item: CrawlItem, frontier: Frontier) -> None:
         """Move a finished item's files to their final places. Repeated and concurrent calls do no harm."""
         work = self._work / item.id
         _move(work / "warc.gz", self.warc(item.id))
@@ -63,7 +64,7 @@ class CrawlFolder:
         """Remove what was fetched for an item."""
         shutil.rmtree(self._work / id, ignore_errors=True)
 
-    def discard(self, item: Item, frontier: Frontier) -> None:
+    def discard(self, item: CrawlItem, frontier: Frontier) -> None:
         """Remove the files of an item that is no longer kept. Content of another kept item stays."""
         self.discard_work(item.id)
         self.warc(item.id).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
 from speechgpt2.data.crawl.fetch import Fetcher
-from speechgpt2.data.crawl.frontier import DOCUMENTS, Frontier, Item, LeaseLost, Totals
+from speechgpt2.data.crawl.frontier import DOCUMENTS, CrawlItem, Frontier, LeaseLost, Totals
 from speechgpt2.data.crawl.handlers import Handlers, Tools
 from speechgpt2.data.crawl.hosts import Hosts
 from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
@@ -54,6 +54,7 @@ class Crawl:
         self.received = 0  # bytes from the network, of finished and unfinished items
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def prepare(self, refresh: bool = False) -> None:
@@ -137,7 +138,7 @@ class Crawl:
             else:
                 await self._process(item, handlers)
 
-    async def _process(self, item: Item, handlers: Handlers) -> None:
+    async def _process(self, item: CrawlItem, handlers: Handlers) -> None:
         try:
             try:
                 await (handlers.document(item) if item.kind in DOCUMENTS else handlers.recording(item))
@@ -151,11 +152,11 @@ class Crawl:
             self.frontier.release(item.id)
             raise
 
-    def _reject(self, item: Item, refusal: ItemRejected) -> None:
+    def _reject(self, item: CrawlItem, refusal: ItemRejected) -> None:
         self.frontier.reject(item.id, refusal)
         self.store.discard_work(item.id)
 
-    def _postpone(self, item: Item, fault: RetryLater) -> None:
+    def _postpone(self, item: CrawlItem, fault: RetryLater) -> None:
         """Schedule another attempt after a pause that doubles. An attempt that received bytes does not count."""
         if fault.progress:
             self.frontier.retry(item.id, self.config.backoff, count=False)

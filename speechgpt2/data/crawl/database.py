@@ -97,4 +97,5 @@ class Database:
         copy.close()
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()

@@ -84,8 +84,10 @@ class Visit(NamedTuple):
 
 
 class DemoServer:
-    """An HTTP server on 127.0.0.1 that records its requests: `async with DemoServer(routes) as server:
-    server.url("/")`.
+    """An HTTP server on 127.0.0.1 that records its requests.
+
+    async with DemoServer(routes) as server:
+        server.url("/")
     """
 
     def __init__(self, routes: Mapping[str, Handler], port: int = 0):
@@ -104,6 +106,7 @@ class DemoServer:
         await self._runner.cleanup()
 
     def url(self, path: str) -> str:
+        """Return the URL of a path of this server."""
         return f"http://127.0.0.1:{self._port}{path}"
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -367,6 +370,7 @@ async def serve(folder: Path | None, port: int) -> int:
 
 
 def main() -> None:
+    """Run the demonstration from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER")
     parser.add_argument("--serve", action="store_true", help="only serve")

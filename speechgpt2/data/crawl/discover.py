@@ -104,9 +104,7 @@ def _transcript(entry: Any, source: DocumentSource) -> list[str]:
 
 
 def _feed_licence(node: Any, level: int) -> Statement | None:
-    """Return what an episode or a channel says: its licence tags, or a copyright notice that grants or reserves
-    rights.
-    """
+    """Return what an episode or a channel says: its licence tags, or its copyright notice."""
     tags = [str(node["podcast_license"])] if isinstance(node.get("podcast_license"), str) else []
     tags += [str(link.get("href", "")) for link in node.get("links", ()) if link.get("rel") == "license"]
     notice = " ".join(str(node.get("rights", "")).split())

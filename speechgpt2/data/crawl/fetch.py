@@ -155,9 +155,9 @@ class Fetcher:
     async def _open(
         self, url: str, headers: dict[str, str], check_access: CheckAccess
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, list[HttpExchange]]]:
-        """Open a URL after redirects, and yield the response with every exchange. Network errors become
-        `ItemRejected` or
-        `RetryLater`.
+        """Open a URL after redirects, and yield the response with every exchange.
+
+        Network errors become `ItemRejected` or `RetryLater`.
         """
         exchanges: list[HttpExchange] = []
         try:

@@ -57,7 +57,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Item:
+class CrawlItem:
     """A row of the frontier.
 
     Attributes:
@@ -151,7 +151,7 @@ class Frontier:
 
     # Leases
 
-    def lease_item(self, per_host: int) -> Item | None:
+    def lease_item(self, per_host: int) -> CrawlItem | None:
         """Lease an item that is due, or None."""
         now = self._db.clock()
         if self._db.one(_NEXT_DUE, now=now, per_host=per_host) is None:  # the common case, without a write lock
@@ -223,7 +223,7 @@ class Frontier:
 
     def finish_recording(
         self, id: str, sha256: str, fingerprint: str, size: int, seconds: float, outcome: dict[str, Any]
-    ) -> list[Item]:
+    ) -> list[CrawlItem]:
         """Finish a recording. Of equal ones the smallest URL is kept; the others are rejected as duplicates.
 
         Returns:
@@ -255,7 +255,7 @@ class Frontier:
         for url in outcome.get("hops", ()):
             self._db.run("INSERT OR IGNORE INTO hop VALUES (?, ?)", id, url)
 
-    def _copies(self, fingerprint: str) -> list[Item]:
+    def _copies(self, fingerprint: str) -> list[CrawlItem]:
         """Return the recordings with equal audio; the one to keep is first."""
         query = "SELECT * FROM item WHERE fingerprint = ? AND (state = 'done' OR reason = 'duplicate')"
         return sorted(map(_item, self._db.all(query, fingerprint)), key=lambda item: item.url)
@@ -266,13 +266,13 @@ class Frontier:
             refusal.reason, refusal.detail, id,
         )  # fmt: skip
 
-    def _check_lease(self, id: str) -> Item:
+    def _check_lease(self, id: str) -> CrawlItem:
         row = self._db.one("SELECT * FROM item WHERE id = ? AND state = 'open' AND owner = ?", id, self.owner)
         if row is None:
             raise LeaseLost(id)
         return _item(row)
 
-    def _check_hops(self, item: Item, outcome: dict[str, Any]) -> None:
+    def _check_hops(self, item: CrawlItem, outcome: dict[str, Any]) -> None:
         """Reject an item whose source was taken down while it was fetched."""
         if any(self._tombstones.covers_url(url) for url in (item.url, *outcome.get("hops", ()))):
             raise ItemRejected("taken-down", "its source was taken down")
@@ -290,10 +290,8 @@ class Frontier:
         with self._db.writing():
             self._reopen("id = ? AND state = 'rejected'", id)
 
-    def take_down(self, url: str) -> list[Item]:
-        """Reject and take_down `url` with everything derived from it, content included; returns those items as they
-        were.
-        """
+    def take_down(self, url: str) -> list[CrawlItem]:
+        """Reject `url` and everything derived from it, and bar their content; returns the items as they were."""
         with self._db.writing():
             self._tombstones.add(URL, url)
             derived = {row["id"]: _item(row) for row in self._db.all(_DERIVED, url=url)}
@@ -316,7 +314,7 @@ class Frontier:
         """Seconds since the epoch."""
         return self._db.clock()
 
-    def get(self, id: str) -> Item:
+    def get(self, id: str) -> CrawlItem:
         """The item `id`, which exists."""
         return _item(self._db.one("SELECT * FROM item WHERE id = ?", id))
 
@@ -324,7 +322,7 @@ class Frontier:
         """Whether there is such an item, open or done."""
         return self._db.one("SELECT 1 FROM item WHERE id = ? AND state <> 'rejected'", id) is not None
 
-    def items(self, condition: str = "1", *values: Any) -> Iterator[Item]:
+    def items(self, condition: str = "1", *values: Any) -> Iterator[CrawlItem]:
         """Items in the order of their ids, a thousand at a time, so that a frontier of any size can be walked."""
         last = ""
         query = f"SELECT * FROM item WHERE id > ? AND ({condition}) ORDER BY id LIMIT 1000"
@@ -337,7 +335,7 @@ class Frontier:
         rows = self._db.all("SELECT facts FROM link WHERE child = ? ORDER BY parent", id)
         return [json.loads(row["facts"]) for row in rows]
 
-    def unsettled(self) -> list[Item]:
+    def unsettled(self) -> list[CrawlItem]:
         """Return finished items whose files may not be in their final place."""
         return [_item(row) for row in self._db.all("SELECT * FROM item WHERE settled = 0 AND state <> 'rejected'")]
 
@@ -374,10 +372,10 @@ class Frontier:
         return Totals(waiting, documents, recordings, seconds / 3600, int(size), rejected)
 
 
-_COLUMNS = tuple(column.name for column in fields(Item))
+_COLUMNS = tuple(column.name for column in fields(CrawlItem))
 
 
-def _item(row: Any) -> Item:
+def _item(row: Any) -> CrawlItem:
     values = {name: row[name] for name in _COLUMNS}
     values["validator"], values["outcome"] = json.loads(row["validator"]), json.loads(row["outcome"])
-    return Item(**values)
+    return CrawlItem(**values)

@@ -17,7 +17,7 @@ from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import CrawlFolder
 from speechgpt2.data.crawl.discover import DocumentSource
 from speechgpt2.data.crawl.fetch import Document, Download, Fetcher, HttpExchange
-from speechgpt2.data.crawl.frontier import Frontier, Item, Link
+from speechgpt2.data.crawl.frontier import CrawlItem, Frontier, Link
 from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.data.crawl.licence import ITEM, Statement
 from speechgpt2.data.crawl.probe_process import ProbeProcess
@@ -57,7 +57,7 @@ class Handlers:
 
     # Documents
 
-    async def document(self, item: Item) -> None:
+    async def document(self, item: CrawlItem) -> None:
         """Read a feed, sitemap, page, folder or list of videos, and add its links to the frontier."""
         if item.kind == "folder":
             links = await asyncio.to_thread(_recordings_below, item, self._facts(item))
@@ -75,7 +75,7 @@ class Handlers:
                 links = await asyncio.to_thread(_read, item.kind, document, self._source(item, document.url))
                 self._finish_document(item, document, links)
 
-    async def _get(self, item: Item) -> Document:
+    async def _get(self, item: CrawlItem) -> Document:
         """Return the document: from its archive if only a shorter path to it was found, else from the network."""
         seen = item.outcome.get("depth")
         if seen is not None and seen < item.depth:
@@ -86,7 +86,7 @@ class Handlers:
             item.url, self._tools.access, item.validator if item.outcome else None
         )
 
-    def _finish_document(self, item: Item, document: Document, links: list[Link]) -> None:
+    def _finish_document(self, item: CrawlItem, document: Document, links: list[Link]) -> None:
         work, hops = self._tools.store.work(item), [exchange.url for exchange in document.exchanges]
         about = self._about(item, hops or [document.url])
         if document.exchanges:
@@ -95,15 +95,15 @@ class Handlers:
         self._tools.frontier.finish_document(item.id, links, document.validator, {**about, "depth": item.depth})
         self._tools.store.settle(item, self._tools.frontier)
 
-    def _source(self, item: Item, url: str) -> DocumentSource:
+    def _source(self, item: CrawlItem, url: str) -> DocumentSource:
         return DocumentSource(url, item.depth, self._stated(item), self._facts(item).get("language", ""))
 
-    def _facts(self, item: Item) -> dict[str, Any]:
+    def _facts(self, item: CrawlItem) -> dict[str, Any]:
         """Return what a document hands down to its members."""
         known = self._tools.frontier.facts(item.id)
         return known[0] if known else {}
 
-    def _video_link(self, video: Video, item: Item) -> list[Link]:
+    def _video_link(self, video: Video, item: CrawlItem) -> list[Link]:
         try:
             facts = {**self._facts(item), **({"title": video.title} if video.title else {})}
             return [Link(urls.normalise(video.url), "video", 0, facts)]
@@ -112,7 +112,7 @@ class Handlers:
 
     # Recordings
 
-    async def recording(self, item: Item) -> None:
+    async def recording(self, item: CrawlItem) -> None:
         """Fetch a recording, decode it completely, and keep it if its licence allows it and it is new audio."""
         stated = self._stated(item)
         if item.kind != "video" and not licence.permits(stated, self._tools.config.licences):
@@ -144,7 +144,7 @@ class Handlers:
         for duplicate in duplicates:
             self._tools.store.discard(duplicate, self._tools.frontier)
 
-    async def _transcript(self, item: Item) -> tuple[Document | None, tuple[Word, ...]]:
+    async def _transcript(self, item: CrawlItem) -> tuple[Document | None, tuple[Word, ...]]:
         """Fetch the transcript that a feed names. A missing or unreadable transcript does not reject the recording.
 
         Returns:
@@ -165,7 +165,7 @@ class Handlers:
                 raise
             return None, ()
 
-    async def _fetch(self, item: Item, work: Path) -> tuple[Download, Video | None]:
+    async def _fetch(self, item: CrawlItem, work: Path) -> tuple[Download, Video | None]:
         """Fetch the recording into `work`/body, unless a killed run completed it."""
         body, note = work / "body", work / "fetched.json"
         if note.exists():
@@ -186,7 +186,7 @@ class Handlers:
         write_atomically(note, lambda scratch: scratch.write_text(text, encoding="utf-8"))
         return download, video
 
-    def _accept(self, item: Item) -> Any:
+    def _accept(self, item: CrawlItem) -> Any:
         """Return a function that says why a video must not be fetched, by its licence, or None."""
         frontier, allowed = self._tools.frontier, self._tools.config.licences
         known = manifest.statements(frontier, item)  # read in this thread: the extractor runs in another one
@@ -198,10 +198,10 @@ class Handlers:
 
         return decide
 
-    def _stated(self, item: Item, video: str = "") -> Statement:
+    def _stated(self, item: CrawlItem, video: str = "") -> Statement:
         return licence.strongest(manifest.statements(self._tools.frontier, item, video), self._tools.config.licences)
 
-    def _about(self, item: Item, hops: list[str], video: str = "") -> dict[str, Any]:
+    def _about(self, item: CrawlItem, hops: list[str], video: str = "") -> dict[str, Any]:
         stated = self._stated(item, video)
         fetched_at = provenance.timestamp(self._tools.frontier.now())
         return {
@@ -220,7 +220,7 @@ def _read(kind: str, document: Document, source: DocumentSource) -> list[Link]:
         raise ItemRejected("unreadable", f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _recordings_below(item: Item, facts: dict[str, Any]) -> list[Link]:
+def _recordings_below(item: CrawlItem, facts: dict[str, Any]) -> list[Link]:
     """Return the audio files in a folder and below, by their endings. Symbolic links are not followed."""
     found = []
     for folder, folders, names in os.walk(urls.to_file(item.url)):

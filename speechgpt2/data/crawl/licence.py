@@ -69,7 +69,7 @@ def _creative_commons(raw: str) -> Iterable[str]:
 
 
 def _conditions(name: str) -> str | None:
-    """ "Attribution-NonCommercial" or "by-nc" -> "BY-NC"; None if any word is unknown."""
+    """Convert "Attribution-NonCommercial" or "by-nc" to "BY-NC"; None if a word is unknown."""
     text = re.sub(r"[\s_]+", "-", name.lower())
     for word, short in _WORDS:
         text = text.replace(word, short)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt2.data.crawl.crawl_folder import CrawlFolder
-from speechgpt2.data.crawl.frontier import RECORDINGS, Frontier, Item
+from speechgpt2.data.crawl.frontier import RECORDINGS, CrawlItem, Frontier
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Label, Language, Source, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Decision, Label, Language, Source
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.utterance import Word
 
@@ -22,14 +22,14 @@ STAGE, STAGE_VERSION = "crawl", 1
 STATED, SAID = Label("crawl"), Label("podcast:transcript")  # the source's statement
 
 
-def statements(frontier: Frontier, item: Item, video: str = "") -> list[Statement]:
+def statements(frontier: Frontier, item: CrawlItem, video: str = "") -> list[Statement]:
     """Return what each source of an item says of its licence, and what a `video` says itself."""
     own = video or (item.outcome.get("video") or {}).get("licence", "")
     found = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
     return [*found, Statement(own, ITEM)] if own else found
 
 
-def transcript_of(frontier: Frontier, item: Item) -> list[str]:
+def transcript_of(frontier: Frontier, item: CrawlItem) -> list[str]:
     """Return URL and type of the transcript that the nearest source names, or an empty list."""
     return _first(frontier.facts(item.id), "transcript") or []
 
@@ -43,7 +43,7 @@ def write(store: CrawlFolder, frontier: Frontier) -> None:
     _write_lines(store.folder / REJECTED, refused)
 
 
-def record_of(item: Item, frontier: Frontier, store: CrawlFolder) -> Clip:
+def record_of(item: CrawlItem, frontier: Frontier, store: CrawlFolder) -> Clip:
     """Return the record of a kept recording; its path is relative to the crawl's folder."""
     known, outcome = frontier.facts(item.id), item.outcome
     video = outcome.get("video") or {}
@@ -63,20 +63,21 @@ def record_of(item: Item, frontier: Frontier, store: CrawlFolder) -> Clip:
     return Clip(
         item.id, title=video.get("title") or _first(known, "title"), source=source, audio=audio,
         lang=Language(language),
-        text=_transcript_of(said["lines"]) if said else Transcript(), decisions=(_decision(item),),
+        text=_transcript_of(said["lines"]) if said else ClipText(), decisions=(_decision(item),),
         labels_from=labels,
     )  # fmt: skip
 
 
-def _transcript_of(lines: list[list[Any]]) -> Transcript:
+def _transcript_of(lines: list[list[Any]]) -> ClipText:
     words = tuple(Word(*line) for line in lines)
     timed = len(words) > 1 or words[0].end > words[0].start
-    return Transcript(raw=" ".join(word.text for word in words), lines=words if timed else ())
+    return ClipText(raw=" ".join(word.text for word in words), lines=words if timed else ())
 
 
-def refusal_of(item: Item) -> Clip:
-    """Return the record of a rejected item: its source and the reason. After a takedown it has the hash by which later
-    stages recognise the content.
+def refusal_of(item: CrawlItem) -> Clip:
+    """Return the record of a rejected item: its source and the reason.
+
+    After a takedown it has the hash by which later stages recognise the content.
     """
     sha256 = item.sha256 if item.reason == "taken-down" else None
     return Clip(item.id, source=Source(item.url, sha256=sha256), decisions=(_decision(item),))
@@ -92,7 +93,7 @@ def refused_urls(folder: Path) -> dict[str, str]:
     return {clip.source.url: clip.decisions[0].reason for clip in _read_lines(folder / REJECTED)}
 
 
-def _decision(item: Item) -> Decision:
+def _decision(item: CrawlItem) -> Decision:
     kept = item.state == "done"
     return Decision(STAGE, STAGE_VERSION, kept, reason=item.reason or "", detail=item.detail or "")
 

@@ -31,6 +31,7 @@ class ProbedAudio:
 
     @property
     def seconds(self) -> float:
+        """Duration."""
         return self.samples / self.sample_rate
 
 

@@ -27,8 +27,11 @@ def write(
     """Write the WARC of one item.
 
     Args:
-        about: becomes a metadata record.
+        path: of the file.
+        exchanges: requests and response heads.
         body: the content of a document; None if it is stored as a file.
+        sha256: hash of the content.
+        about: becomes a metadata record.
         beside: a transcript that belongs to the item.
     """
     date = about["fetched_at"]

@@ -49,11 +49,13 @@ class YtDlp:
         }  # fmt: skip
 
     def list(self, url: str) -> list[Video]:
+        """List the videos of a channel or playlist."""
         info = self._extract({"extract_flat": "in_playlist", "skip_download": True}, url, download=False)
         entries = info.get("entries")
         return [_video(entry, url) for entry in ([info] if entries is None else entries) if entry]
 
     def download(self, url: str, to: Path, accept: Callable[[Video], str | None]) -> Video:
+        """Fetch the audio of a video."""
         refusals: list[str] = []
 
         def decide(info: dict[str, Any], *, incomplete: bool = False) -> str | None:

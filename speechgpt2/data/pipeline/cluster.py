@@ -59,9 +59,11 @@ class RayWorkers:
 
     @property
     def busy(self) -> bool:
+        """Whether a task is in progress."""
         return bool(self._queue) or self._wave is not None
 
     def submit(self, task: Task) -> None:
+        """Start a task; only while `idle` is positive."""
         self._queue.append(task)
 
     def collect(self) -> list[TaskResult]:

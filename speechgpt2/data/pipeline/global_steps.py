@@ -29,13 +29,16 @@ class GlobalStep(Generic[C]):
 
     @property
     def name(self) -> str:
+        """The step's name."""
         return self.config.kind
 
     @property
     def identity(self) -> str:
+        """What determines the results besides the clips, as text."""
         return identity_of(self.name, self.version, self.config)
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         raise NotImplementedError
 
 
@@ -64,11 +67,13 @@ class Rule:
 
     @property
     def threshold(self) -> float:
+        """The bound."""
         bound = self.at_least if self.at_least is not None else self.at_most
         assert bound is not None
         return bound
 
     def allows(self, score: float | None) -> bool:
+        """Whether a clip with this score is kept."""
         if score is None:
             return self.unknown == "keep"
         return score >= self.threshold if self.at_least is not None else score <= self.threshold
@@ -116,6 +121,7 @@ class Rules(GlobalStep[RulesConfig]):
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
+        """Yield the clips with new fields or decisions."""
         for clip in read():
             yield self.judge(clip) if clip.kept else clip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from speechgpt2.data.pipeline.clip_audio import Workspace
 from speechgpt2.data.pipeline.results import Results
 from speechgpt2.data.pipeline.takedown import REASON
-from speechgpt2.data.record import AudioInfo, Clip, Decision, Source, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Decision, Source
 from speechgpt2.errors import UserError
 
 STAGE, STAGE_VERSION = "input", 1
@@ -93,7 +93,7 @@ def _with_text(clip: Clip, path: Path) -> Clip:
     return (
         _refuse(clip, "text", f"{beside.name} is larger than {LONGEST_TEXT} bytes")
         if len(raw) > LONGEST_TEXT
-        else replace(clip, text=Transcript(raw=text))
+        else replace(clip, text=ClipText(raw=text))
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from speechgpt2.data.pipeline import scores, shar
-from speechgpt2.data.pipeline.runner import FAULT, PENDING, Run
+from speechgpt2.data.pipeline.runner import FAULT, PENDING, PipelineRun
 from speechgpt2.data.record import Clip
 
 SHAR, SCORES, REJECTED = "shar", "scores.parquet", "rejected.jsonl"
@@ -31,6 +31,7 @@ class Summary:
     reasons: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def add(self, clip: Clip) -> None:
+        """Count a clip."""
         refusal = clip.refusal
         if refusal is None:
             self.kept += 1
@@ -41,6 +42,7 @@ class Summary:
 
     @property
     def rejected(self) -> int:
+        """How many clips are rejected."""
         return sum(count for count, _ in self.reasons.values())
 
     @property
@@ -49,7 +51,7 @@ class Summary:
         return sum(self.reasons.get(reason, (0, 0.0))[0] for reason in (FAULT, PENDING))
 
 
-def write(run: Run, shard: int = shar.SHARD) -> Summary:
+def write(run: PipelineRun, shard: int = shar.SHARD) -> Summary:
     """Write the whole output. Needs the extra `data` (pyarrow)."""
     summary = write_records(run)
     shar.write((clip for clip in run.clips() if clip.kept), run.workspace, run.out / SHAR, run.work / "shards", shard)
@@ -58,7 +60,7 @@ def write(run: Run, shard: int = shar.SHARD) -> Summary:
     return summary
 
 
-def write_records(run: Run) -> Summary:
+def write_records(run: PipelineRun) -> Summary:
     """Write scores and rejected records: the output without audio."""
     summary, part = Summary(), run.work / "rejected.part"
     with part.open("w", encoding="utf-8", newline="\n") as rejected:
@@ -75,7 +77,7 @@ def _noted(clips: Iterable[Clip], summary: Summary, rejected: TextIO) -> Iterato
         yield clip
 
 
-def summarise(run: Run) -> Summary:
+def summarise(run: PipelineRun) -> Summary:
     """Count the clips of a finished run."""
     summary = Summary()
     for clip in run.clips():

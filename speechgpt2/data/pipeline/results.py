@@ -85,6 +85,7 @@ class Results:
         self._any_takedown = self._db.execute("SELECT 1 FROM buried LIMIT 1").fetchone() is not None
 
     def get(self, key: bytes) -> Result | None:
+        """Return the result of a key, or None."""
         row = self._db.execute("SELECT stage, outcome, ms, seconds FROM results WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
@@ -154,6 +155,7 @@ class Results:
         return row[2] if row is not None and row[:2] == (size, changed) else None
 
     def remember_file(self, path: str, size: int, changed: int, sha256: str) -> None:
+        """Store the SHA-256 of a file."""
         self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path, size, changed, sha256))
 
     def forget_ids(self) -> None:
@@ -172,4 +174,5 @@ class Results:
         )
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()

@@ -1,6 +1,6 @@
 """A run: clips through all steps. It can be interrupted at any moment, and always ends with the same bytes.
 
-    with Run(source, out, steps) as run:
+    with PipelineRun(source, out, steps) as run:
         run.process(workers=2)            # after a kill, run it again: it continues
         summary = output.write(run)       # shards, scores, rejected records
 
@@ -49,7 +49,7 @@ class Progress:
 ReportProgress = Callable[[Progress], None]
 
 
-class Run:
+class PipelineRun:
     """A source, the steps, and the folder `out` with all files of the run (see the module)."""
 
     def __init__(self, source: Path, out: Path, steps: Sequence[Step]):
@@ -72,7 +72,7 @@ class Run:
             for leftover in self.work.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> PipelineRun:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,7 +32,9 @@ class StepConfig(Protocol):
     """What every step's configuration has: the step's name."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The step's name in YAML files."""
+        ...
 
 
 C = TypeVar("C", bound=StepConfig)
@@ -59,6 +61,7 @@ class Stage(Generic[C]):
 
     @property
     def name(self) -> str:
+        """The step's name."""
         return self.config.kind
 
     @property

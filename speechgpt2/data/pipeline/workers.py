@@ -65,9 +65,13 @@ class WorkerPool(Protocol):
         ...
 
     @property
-    def busy(self) -> bool: ...
+    def busy(self) -> bool:
+        """Whether a task is in progress."""
+        ...
 
-    def submit(self, task: Task) -> None: ...
+    def submit(self, task: Task) -> None:
+        """Start a task; only while `idle` is positive."""
+        ...
 
     def collect(self) -> list[TaskResult]:
         """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
@@ -182,9 +186,11 @@ class LocalWorkers:
 
     @property
     def busy(self) -> bool:
+        """Whether a task is in progress."""
         return bool(self._inline) or any(worker.task is not None for worker in self._workers)
 
     def submit(self, task: Task) -> None:
+        """Start a task; only while `idle` is positive."""
         if not self._workers:
             self._inline.append(task)
             return

@@ -9,7 +9,7 @@ import pytest
 
 from speechgpt2.data.annotate.align import Align, AlignConfig
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
-from speechgpt2.data.record import AudioInfo, Clip, Label, Language, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Label, Language
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment import isolated_espeak
 from speechgpt2.tts.alignment.align import align_emissions
@@ -61,7 +61,7 @@ def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
     text = MANDARIN_TEXT if voice.lang == "zh" else ENGLISH
     spoken = speak(text, voice)
     info, sound = hear(spoken.pcm)
-    clip = Clip("x", audio=info, text=Transcript(raw=text), lang=Language(voice.lang))
+    clip = Clip("x", audio=info, text=ClipText(raw=text), lang=Language(voice.lang))
     found = Align(AlignConfig())(clip, sound)
     assert [word.text for word in found.align.words] == [word.text for word in spoken.words]
     errors = [abs(a.start - b.start) for a, b in zip(found.align.words, spoken.words)]
@@ -70,7 +70,7 @@ def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
     assert found.labels_from["align"] == Label("synthesis-aligner-2", "1", found.quality.extra["alignment"])
     assert Clip.from_json(found.to_json()) == found
     other = MANDARIN_TEXT[::-1] if voice.lang == "zh" else "How long does this journey take?"
-    wrong = Align(AlignConfig())(replace(clip, text=Transcript(raw=other)), sound)
+    wrong = Align(AlignConfig())(replace(clip, text=ClipText(raw=other)), sound)
     assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
 
 
@@ -79,7 +79,7 @@ def test_a_pause_belongs_to_no_word(hear):
     first, second = (speak(text, REFERENCE_VOICES["en"]) for text in ("I bought seven books", "and then I went home"))
     pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
     info, sound = hear(pcm)
-    clip = Clip("x", audio=info, text=Transcript(raw=f"{first.text} {second.text}"), lang=Language("en"))
+    clip = Clip("x", audio=info, text=ClipText(raw=f"{first.text} {second.text}"), lang=Language("en"))
     words = Align(AlignConfig())(clip, sound).align.words
     assert words[3].text == "books" and words[3].end == pytest.approx(first.words[3].end, abs=0.06)
     assert words[4].start == pytest.approx(first.duration + 1 + second.words[0].start, abs=0.06)
@@ -89,12 +89,12 @@ def test_a_pause_belongs_to_no_word(hear):
 def test_what_cannot_be_aligned_scores_nothing(hear):
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
     info, sound = hear(noise)
-    clip = Clip("x", audio=info, text=Transcript(raw=ENGLISH), lang=Language("en"))
+    clip = Clip("x", audio=info, text=ClipText(raw=ENGLISH), lang=Language("en"))
     for odd in (
         clip,  # seven seconds of words in a quarter of a second
         replace(clip, lang=Language("fr")),
         replace(clip, lang=Language("zh")),  # no reading for Latin letters
-        replace(clip, text=Transcript(raw="…")),
+        replace(clip, text=ClipText(raw="…")),
     ):
         found = Align(AlignConfig())(odd, sound)
         assert found.quality.extra == {"alignment": 0.0} and found.align == Alignment() and not found.labels_from
@@ -112,7 +112,7 @@ class Broken:
 def test_the_truth_and_clips_without_text_are_left_alone():
     stage, sound = Align(AlignConfig(), Broken()), ClipAudio(Clip("x"), None)
     known = Alignment(words=(Word("so", 0.1, 0.3),))
-    truth = Clip("x", text=Transcript(raw="so"), align=known, labels_from={"align": Label("espeak", kind="truth")})
+    truth = Clip("x", text=ClipText(raw="so"), align=known, labels_from={"align": Label("espeak", kind="truth")})
     assert stage(truth, sound) is truth
     assert stage(Clip("x"), sound) == Clip("x")
     assert stage.key(truth) != Align(AlignConfig()).key(truth)  # another model, another result

@@ -28,7 +28,7 @@ from speechgpt2.data.clean.speakers import (
 from speechgpt2.data.pipeline import shar
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.pipeline.stage import Rejected
-from speechgpt2.data.record import AudioInfo, Clip, DialogueEvent, Label, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, DialogueEvent, Label
 from speechgpt2.dsp.activity import active_spans, energy_activity, silero_activity
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word
@@ -52,7 +52,7 @@ def decode(workspace: Workspace, name: str, **settings):
 def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Clip, ClipAudio]:
     name, samples = workspace.add([pcm.astype(np.float32)])
     info = AudioInfo("a.wav", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "WAV", name)
-    clip = Clip("a", "whole", audio=info, text=Transcript(text))
+    clip = Clip("a", "whole", audio=info, text=ClipText(text))
     return clip, ClipAudio(clip, workspace)
 
 
@@ -148,7 +148,7 @@ def test_a_recording_falls_into_clips(workspace):
     pieces = Segment(SegmentConfig(gap=0.7))(clip, sound)
     assert len(pieces) == 2 and all(piece.parent_id == "a" for piece in pieces)
     assert [piece.audio.start for piece in pieces] == pytest.approx([1.9, 6.9], abs=0.25)
-    [whole] = Segment(SegmentConfig())(replace(clip, text=Transcript("two sentences")), sound)
+    [whole] = Segment(SegmentConfig())(replace(clip, text=ClipText("two sentences")), sound)
     assert whole.text.raw == "two sentences" and whole.audio.duration > 7
 
 
@@ -184,13 +184,11 @@ def test_lines_of_a_transcript_go_to_the_clips_that_hold_them(workspace):
     parts = [part for number in range(3) for part in (voice(120, 3.0, number), pause)]
     clip, sound = recording(workspace, np.concatenate(parts))
     lines = [Word("One.", 0.0, 1.5), Word("Two.", 1.6, 3.0), Word("Three.", 5.1, 8.2), Word("Four.", 10.1, 13.0)]
-    known = replace(
-        clip, text=Transcript("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")}
-    )
+    known = replace(clip, text=ClipText("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")})
     pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(known, sound)
     assert [piece.text.raw for piece in pieces] == ["One. Two.", "Three.", "Four."]
     assert pieces[2].text.lines[0].start + pieces[2].audio.start == pytest.approx(10.1)
-    torn = replace(known, text=Transcript("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
+    torn = replace(known, text=ClipText("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
     pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(torn, sound)
     assert not any(piece.text.raw or piece.text.lines or piece.labels_from for piece in pieces)
 

@@ -8,7 +8,7 @@ import pytest
 from speechgpt2.data.audit import filters as audit
 from speechgpt2.data.clean.text_match import BAND, TextMatch, TextMatchConfig, warping_cost
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
-from speechgpt2.data.record import AudioInfo, Clip, Language, Transcript
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Language
 from speechgpt2.tts.utterance import Voice
 from speechgpt2.tts.voices import speak
 from speechgpt2.types import SAMPLE_RATE
@@ -55,13 +55,13 @@ def test_right_and_wrong_texts(lang, right, wrong, tmp_path):
     audio = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
     scores = []
     for text in (right, wrong):
-        clip = Clip("a", audio=audio, text=Transcript(text), lang=Language(lang))
+        clip = Clip("a", audio=audio, text=ClipText(text), lang=Language(lang))
         scores.append(TextMatch(TextMatchConfig())(clip, ClipAudio(clip, workspace)).quality.extra["text_mismatch"])
     assert scores[0] < 0.925 < scores[1]
 
 
 def test_other_languages_are_left_alone(tmp_path):
-    clip = Clip("a", text=Transcript("bonjour"), lang=Language("fr"))
+    clip = Clip("a", text=ClipText("bonjour"), lang=Language("fr"))
     assert TextMatch(TextMatchConfig())(clip, ClipAudio(clip, Workspace(tmp_path, tmp_path))) == clip
 
 

@@ -15,7 +15,7 @@ from speechgpt2.data.conversations import checks
 from speechgpt2.data.conversations.build import LineRejected, Recipe, make_conversation
 from speechgpt2.data.conversations.checks import Checks, ChecksConfig, RecogniserConfig, alignment, best_reading
 from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
-from speechgpt2.data.conversations.speaking_style import Tolerance, drive, error, in_words, measure
+from speechgpt2.data.conversations.speaking_style import Tolerance, apply_style, measure, style_error, style_instruction
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice
 from speechgpt2.tts.voices import speak, training_voices
@@ -54,8 +54,8 @@ def test_a_manner_is_chosen_among_readings():
     neutral = speak(TEXT, voice)
     styles = [SpeakingStyle(rate=0.7), SpeakingStyle(rate=1.0), SpeakingStyle(rate=1.38)]
     said, deviations = best_reading(
-        3, lambda n: speak(TEXT, drive(voice, styles[n])),
-        lambda spoken: {"fast": error(STYLES["fast"], measure(spoken, neutral), Tolerance())},
+        3, lambda n: speak(TEXT, apply_style(voice, styles[n])),
+        lambda spoken: {"fast": style_error(STYLES["fast"], measure(spoken, neutral), Tolerance())},
     )  # fmt: skip
     assert said.voice.rate == round(voice.rate * 1.38) and deviations["fast"] < 1
 
@@ -144,5 +144,5 @@ def test_mistakes_are_for_people(values, complaint):
 
 def test_every_manner_can_be_told():
     for lang in ("en", "zh"):
-        assert len({in_words(style, lang) for style in STYLES.values()}) == len(STYLES)
-    assert in_words(SpeakingStyle(rate=1.23), "en") == ""
+        assert len({style_instruction(style, lang) for style in STYLES.values()}) == len(STYLES)
+    assert style_instruction(SpeakingStyle(rate=1.23), "en") == ""

@@ -13,7 +13,7 @@ from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations.acoustics import AcousticsConfig, apply_acoustics, telephone
 from speechgpt2.data.conversations.render_script import MOST_OVERLAP, render_script
 from speechgpt2.data.conversations.script import NEUTRAL_STYLE, STYLES, Line, Mark, Script, words_of
-from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, drive, error, measure
+from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, apply_style, measure, style_error
 from speechgpt2.data.conversations.timing import Distribution, TimingConfig
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice, Word
@@ -118,13 +118,13 @@ SPEAKERS = [training_voices(lang)[12] for lang in ("en", "zh")]
 
 
 def test_errors_are_in_tolerances():
-    assert error(NEUTRAL_STYLE, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
-    assert error(STYLES["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
-    assert error(STYLES["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert error(STYLES["low"], Measured(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
-    assert error(STYLES["soft"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert error(STYLES["happy"], Measured(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
-    assert error(STYLES["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(NEUTRAL_STYLE, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
+    assert style_error(STYLES["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
+    assert style_error(STYLES["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["low"], Measured(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
+    assert style_error(STYLES["soft"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["happy"], Measured(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
 
 
 @needs.extra("synthesis", "pyworld")
@@ -135,10 +135,10 @@ def test_errors_are_in_tolerances():
 def test_an_engine_speaks_in_the_manner_asked_for(voice, text):
     neutral = speak(text, voice)
     for name, style in ((name, STYLES[name]) for name in ("fast", "soft", "sad", "whisper")):
-        said = speak(text, drive(voice, style))
-        assert error(style, measure(said, neutral), TOLERANCE) < 1, name
+        said = speak(text, apply_style(voice, style))
+        assert style_error(style, measure(said, neutral), TOLERANCE) < 1, name
         wrong = STYLES["slow" if style.rate >= 1 else "fast"]
-        assert error(wrong, measure(said, neutral), TOLERANCE) > 1 or name == "whisper"
+        assert style_error(wrong, measure(said, neutral), TOLERANCE) > 1 or name == "whisper"
 
 
 def recipe(**changes) -> building.Recipe:

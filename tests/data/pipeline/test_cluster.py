@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from speechgpt2.cli import app
 from speechgpt2.data.pipeline import cluster, output
 from speechgpt2.data.pipeline.cluster import RayWorkers
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.errors import UserError
 from tests import needs
 from tests.data.pipeline.stages import steps
@@ -37,7 +37,7 @@ def ray():
 
 
 def on_ray(source, out, made=None):
-    with Run(source, out, made or steps()) as run:
+    with PipelineRun(source, out, made or steps()) as run:
         run.process(2, pool=RayWorkers)
         return output.write(run, shard=4)
 
@@ -48,7 +48,7 @@ def test_ray_makes_what_one_process_makes(ray, recordings, tmp_path):
     summary = on_ray(recordings, tmp_path / "ray", steps(str(calls)))
     assert summary.kept == 10 and calls.stat().st_size == 20  # the work was done, and once
     assert tree(tmp_path / "one") == tree(tmp_path / "ray")
-    with Run(recordings, tmp_path / "ray", steps(str(calls))) as run:
+    with PipelineRun(recordings, tmp_path / "ray", steps(str(calls))) as run:
         assert not run.process(2, pool=RayWorkers)
 
 

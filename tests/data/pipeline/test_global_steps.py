@@ -6,7 +6,7 @@ import pytest
 
 from speechgpt2 import config
 from speechgpt2.data.pipeline.global_steps import Rule, Rules, RulesConfig, score_of
-from speechgpt2.data.record import Clip, Decision, Quality, Transcript
+from speechgpt2.data.record import Clip, ClipText, Decision, Quality
 from speechgpt2.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_what_was_rejected_before_is_not_asked():
 @pytest.mark.parametrize("path", ["quality.snrr", "quality", "text.raw", "quality.mos", "text", "nothing"])
 def test_what_is_no_score(path):
     with pytest.raises(UserError, match=r"score|number"):
-        score_of(Clip("a", text=Transcript("x")), path)
+        score_of(Clip("a", text=ClipText("x")), path)
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1, "at_most": 2}])

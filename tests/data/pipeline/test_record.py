@@ -10,6 +10,7 @@ from speechgpt2.data.record import (
     Alignment,
     AudioInfo,
     Clip,
+    ClipText,
     Decision,
     DialogueEvent,
     Label,
@@ -19,7 +20,6 @@ from speechgpt2.data.record import (
     Source,
     Speaker,
     Style,
-    Transcript,
 )  # fmt: skip
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Word
@@ -28,7 +28,7 @@ FULL = Clip(
     "a-0001", "a", "A talk",
     Source("https://x.org/a.mp3", "2026-01-01T00:00:00Z", '"1"', "ab", True, "CC BY", "CC-BY-4.0"),
     AudioInfo("audio/a.mp3", 24_000, 1, 1.5, 3.0, "MP3", "cd", -2.5), Language("zh", 0.9),
-    Transcript("你好", "你好", ("你好", "你号"), 0.5, (Word("你好", 0.1, 0.5),)),
+    ClipText("你好", "你好", ("你好", "你号"), 0.5, (Word("你好", 0.1, 0.5),)),
     (Speaker("s1", (0.5, -0.5), "female", "adult"),),
     Alignment((Word("你", 0.1, 0.3),), (Phone("n", 0.1, 0.2),), (Phone("3", 0.1, 0.3),)),
     Prosody(200.0, 2.0, 150.0, 300.0, -23.0, 4.0, (0.5,)),

@@ -15,7 +15,7 @@ import pytest
 
 from speechgpt2.data.pipeline import output, shar
 from speechgpt2.data.pipeline.clip_audio import Workspace
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.workers import LocalWorkers, Task
 from speechgpt2.data.record import Clip
@@ -30,20 +30,20 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from speechgpt2.data.pipeline import output
-from speechgpt2.data.pipeline.runner import Run
+from speechgpt2.data.pipeline.runner import PipelineRun
 from tests.data.pipeline import dying
 from tests.data.pipeline.stages import steps
 
 if __name__ == "__main__":
     source, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    with Run(source, out, steps(pause=0.02)) as run:
+    with PipelineRun(source, out, steps(pause=0.02)) as run:
         run.process(workers)
         output.write(run, shard=4)
 """
 
 
 def process(source: Path, out: Path, made=None, workers: int = 0, **options) -> output.Summary:
-    with Run(source, out, made or steps()) as run:
+    with PipelineRun(source, out, made or steps()) as run:
         run.process(workers, **options)
         return output.write(run, shard=4)
 
@@ -70,7 +70,7 @@ def test_a_second_run_does_nothing(recordings, tmp_path):
     calls = tmp_path / "calls"
     process(recordings, tmp_path / "out", steps(str(calls)))
     before, first = tree(tmp_path / "out"), calls.stat().st_size
-    with Run(recordings, tmp_path / "out", steps(str(calls))) as run:
+    with PipelineRun(recordings, tmp_path / "out", steps(str(calls))) as run:
         assert not run.process(0)
     assert calls.stat().st_size == first == 20 and tree(tmp_path / "out") == before
 
@@ -90,7 +90,7 @@ def test_a_changed_file_is_another_clip(recordings, tmp_path):
 
 
 def test_a_key_knows_clip_version_config_and_model(recordings, tmp_path):
-    with Run(recordings, tmp_path / "out", steps()) as run:
+    with PipelineRun(recordings, tmp_path / "out", steps()) as run:
         run.process(0)
         one, two = list(run.clips())[-2:]
 
@@ -145,8 +145,8 @@ def test_a_clip_without_end_is_given_up(recordings, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(recordings, tmp_path):
-    with Run(recordings, tmp_path / "out", steps()), pytest.raises(UserError, match="another process uses"):
-        Run(recordings, tmp_path / "out", steps())
+    with PipelineRun(recordings, tmp_path / "out", steps()), pytest.raises(UserError, match="another process uses"):
+        PipelineRun(recordings, tmp_path / "out", steps())
 
 
 def test_a_lost_recording_is_said(recordings, tmp_path):

@@ -14,6 +14,7 @@ from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.record import (
     AudioInfo,
     Clip,
+    ClipText,
     Decision,
     DialogueEvent,
     Label,
@@ -21,7 +22,6 @@ from speechgpt2.data.record import (
     Quality,
     Speaker,
     Style,
-    Transcript,
 )
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Alignment, Phone, Word
@@ -59,7 +59,7 @@ def clips(workspace) -> list[Clip]:
         audio = AudioInfo("a.wav", SAMPLE_RATE, 1, number * 0.5, 1.0, "FLAC", name, -6.0)
         made.append(
             Clip(
-                f"a.b-{number}", "a", audio=audio, lang=Language("zh", 0.5), text=Transcript("你好"),
+                f"a.b-{number}", "a", audio=audio, lang=Language("zh", 0.5), text=ClipText("你好"),
                 speakers=(Speaker("s1", (0.25,), "female"),),
                 align=Alignment((Word("你", 0.1, 0.3), Word("好", 0.3, 0.7001)), (Phone("n", 0.1, 0.2),)),
                 quality=Quality(snr=20.0, mos={"dnsmos": 3.25}, extra={"repeats": 1.0}), style=Style(caption_zh="慢"),
