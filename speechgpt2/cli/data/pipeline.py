@@ -14,7 +14,7 @@ from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     from speechgpt2.data.pipeline.output import Summary
-    from speechgpt2.data.pipeline.runner import PipelineRun, ReportProgress
+    from speechgpt2.data.pipeline.runner import ReportProgress
     from speechgpt2.data.steps import PipelineConfig
 
 PAGE, RUN_SETTINGS = "report.html", Path("work", "run.yaml")
@@ -75,6 +75,7 @@ def report(folder: RunFolder, out: Page = None) -> None:
     From then on the other commands keep html_report.html in the folder up to date.
     """
     from speechgpt2.data.clean.html_report import write
+    from speechgpt2.data.pipeline.runner import PipelineRun
 
     source, config = _load_settings(folder)
     target = out or folder / PAGE
@@ -114,6 +115,7 @@ def _process(
     from speechgpt2.data.clean import html_report as page
     from speechgpt2.data.pipeline import output, takedown
     from speechgpt2.data.pipeline.cluster import RayWorkers
+    from speechgpt2.data.pipeline.runner import PipelineRun
     from speechgpt2.data.pipeline.workers import LocalWorkers
 
     if not source.exists():

@@ -24,7 +24,7 @@ def voice(pitch: float, seconds: float = 4.0, seed: int = 0) -> np.ndarray:
     syllables = np.repeat(rng.choice([0.0, 0.0, 0.5, 1.0, 1.0], n // 3600 + 1), 3600)[:n]
     syllables = np.convolve(syllables, np.hanning(480) / np.hanning(480).sum(), "same")
     made = buzz * syllables + hiss * np.roll(syllables, 1200) + 1e-4 * rng.standard_normal(n)
-    return faults.held(made * 0.1)
+    return faults.limit_peak(made * 0.1)
 
 
 CLEAN = voice(120)

@@ -109,7 +109,7 @@ def test_a_speaker_that_says_something_else_is_read_again_and_rejected(monkeypat
 
     monkeypatch.setattr(building, "speak", stutter)
     asked = recipe(checks={"alignment": 0.3}, timing={"interruption": {"values": [0.99, 1.0]}})
-    monkeypatch.setattr(building, "error", lambda *_: 0.0)
+    monkeypatch.setattr(building, "style_error", lambda *_: 0.0)
     with pytest.raises(LineRejected, match="alignment"):
         make_conversation(replace(asked, attempts=1), 0)
     attempts.clear()
