@@ -80,7 +80,7 @@ def silence_frame(codec: Codec) -> tuple[int, ...]:
 
 
 def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
-    """A model with random weights, a tokenizer trained on the corpus' texts, and a prompt that drafts its replies."""
+    """A model with random weights, a tokenizer trained on the corpus' texts, and a prompt with chain of modality."""
     torch.manual_seed(config.seed)
     texts = [text for r in corpus.records if r.split == "train" for text in (r.text, *r.extra.get("typed", ()))]
     tokenizer = train_tokenizer([*texts, *PROMPT_TEXTS], config.backbone.vocab)

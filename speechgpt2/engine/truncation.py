@@ -1,6 +1,6 @@
 """What stays in a model's memory of a spoken reply that was cut short: what its listener heard, and no word more.
 
-A model that writes a draft has written its whole answer before it speaks, and every model names a word one patch
+A model with chain of modality has written its whole answer before it speaks, and every model names a word one patch
 before it sounds. So cutting the speech alone would leave words in memory that nobody heard. Here the reply is written
 anew, as if it had been meant to end where it was cut.
 """
