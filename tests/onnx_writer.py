@@ -42,8 +42,8 @@ def value(name: str, *sizes: int | str, kind: int = 1) -> bytes:
     return field(1, name) + field(2, field(1, field(1, kind) + field(2, dims)))
 
 
-def hearing(tones: dict[int, float], vocabulary: int, blank: int, size: int = 400, stride: int = 320) -> bytes:
-    """A model "input_values" [1, N] at 16 kHz -> "logits" [1, T, vocabulary] that hears token k in `tones[k]` Hz."""
+def tone_model(tones: dict[int, float], vocabulary: int, blank: int, size: int = 400, stride: int = 320) -> bytes:
+    """A model "input_values" [1, N] at 16 kHz -> "logits" [1, T, vocabulary] with token k at `tones[k]` Hz."""
     time = np.arange(size) / 16_000
     waves = np.stack([f(2 * np.pi * hertz * time) for hertz in tones.values() for f in (np.cos, np.sin)]) / size
     sums = np.zeros((vocabulary, len(waves), 1), np.float32)

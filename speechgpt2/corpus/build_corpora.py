@@ -186,28 +186,28 @@ def _spoken(
     name: str, exchange: SkillExchange, voice: Voice, bank: VoiceSet, rng: random.Random, split: str
 ) -> Iterator[CorpusItem]:
     """Question in ``voice``, reply in one of the assistant's."""
-    asked, told = _extras(name, exchange, rng)
+    question_extra, reply_extra = _extras(name, exchange, rng)
     question = speak(exchange.question, voice)
     if split == "train":
         question = augment_utterance(question, rng)
-    yield item_of(question, f"{name}-q", role="user", split=split, extra=asked)
+    yield item_of(question, f"{name}-q", role="user", split=split, extra=question_extra)
     reply = speak(exchange.reply, vary_voice(_one_of(bank.assistant[exchange.lang], rng), rng))
-    yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=told)
+    yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=reply_extra)
 
 
 def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[CorpusItem]:
     """Question as a user would type it, and the reply, without sound."""
-    asked, told = _extras(name, exchange, rng)
-    text = rng.choice(asked["typed"])
-    yield CorpusItem(Record(f"{name}-q", text, exchange.lang, role="user", extra=asked))
-    yield CorpusItem(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=told))
+    question_extra, reply_extra = _extras(name, exchange, rng)
+    text = rng.choice(question_extra["typed"])
+    yield CorpusItem(Record(f"{name}-q", text, exchange.lang, role="user", extra=question_extra))
+    yield CorpusItem(Record(f"{name}-a", exchange.reply, exchange.lang, role="assistant", extra=reply_extra))
 
 
 def _extras(name: str, exchange: SkillExchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     """``extra`` of the question's record and of the reply's."""
-    told = {"exchange": name, "skill": exchange.skill}
+    common = {"exchange": name, "skill": exchange.skill}
     typed = list(typed_variants(exchange, rng))
-    return {**told, "answer_key": list(exchange.answer_key), "typed": typed}, told
+    return {**common, "answer_key": list(exchange.answer_key), "typed": typed}, common
 
 
 def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) -> Corpus:

@@ -56,16 +56,16 @@ class ConversationSource(CodedSource):
         begins = talk[0].extra["channel"] == own and mode[2] == "s"
         greeting = self._spoken(talk[0]) if begins else None
         pairs = _pairs(talk, own)
-        exchanges = [self._exchange(asked, told, mode, random) for asked, told in pairs]
+        exchanges = [self._exchange(question, reply, mode, random) for question, reply in pairs]
         example = training_example(self.prompt, mode, exchanges, greeting)
-        return self._mask_cut_replies(example, [told.extra["cut"] for _, told in pairs])
+        return self._mask_cut_replies(example, [reply.extra["cut"] for _, reply in pairs])
 
-    def _exchange(self, asked: Record, told: Record, mode: Mode, random: np.random.Generator) -> TurnPair:
-        spoken = self._spoken(told) if mode[2] == "s" else None
+    def _exchange(self, question: Record, reply: Record, mode: Mode, random: np.random.Generator) -> TurnPair:
+        spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "t":
-            return TurnPair(asked.text, told.text, spoken)
-        heard = self._listened(asked, random)
-        return TurnPair(heard.codes, told.text, spoken, asked.text, heard.words, heard.phones)
+            return TurnPair(question.text, reply.text, spoken)
+        speech = self._labelled_speech(question, random)
+        return TurnPair(speech.codes, reply.text, spoken, question.text, speech.words, speech.phones)
 
     def _mask_cut_replies(self, example: TrainingExample, cut: Sequence[bool]) -> TrainingExample:
         """Exclude from the loss what follows the last word of a reply that was cut short."""

@@ -92,14 +92,14 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
 
 
 def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
-    """`model` to be taught further, maybe on another codec, whose silence it then knows, or to look further ahead."""
+    """Return a copy of `model` to train on, maybe with the silence of another codec, or another draft head."""
     shape = replace(model.config, draft_tokens=config.draft_tokens or model.config.draft_tokens)
     if shape.prompt.chain_of_modality:  # it learnt its silence from a codec
         shape = replace(shape, prompt=replace(shape.prompt, silence=silence_frame(codec)))
     torch.manual_seed(config.seed)
-    taught = SpeechLM(shape, model.prompt.tokenizer)
-    taught.load_state_dict(taught.state_dict() | model.state_dict())
-    return taught
+    copy = SpeechLM(shape, model.prompt.tokenizer)
+    copy.load_state_dict(copy.state_dict() | model.state_dict())
+    return copy
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Shares:
     next_turn: float = 0.2  # that a dialogue goes on after each exchange
 
 
-class Listened(NamedTuple):
-    """What the other one said: `codes [T, K]`, its words with times, and the phone of every frame, `[T]`."""
+class LabelledSpeech(NamedTuple):
+    """Speech of the user: `codes [T, K]`, its words with times, and the phone of every frame, `[T]`."""
 
     codes: torch.Tensor
     words: list[TimedWord]
@@ -138,15 +138,15 @@ class CodedSource:
         self.phone_set = PhoneSet(record.phones for record in corpus.select(split="train"))
         self.phones = self.phone_set.names
 
-    def _listened(self, record: Record, random: np.random.Generator) -> Listened:
-        """Begun a few frames later: patches fall anywhere."""
+    def _labelled_speech(self, record: Record, random: np.random.Generator) -> LabelledSpeech:
+        """Return the record's speech, shifted by a random number of frames so that patch borders fall anywhere."""
         later = int(random.integers(LATER))
         codes = torch.cat([self.prompt.silence.expand(later, -1), self._codes(record)])
         seconds = later / FRAME_RATE
         labels = torch.from_numpy(self.phone_set.labels(record.phones, len(codes) - later))
         silence = labels.new_full((later,), SILENCE)
         words = [(w.text, w.start + seconds, w.end + seconds) for w in record.words]
-        return Listened(codes, words, torch.cat([silence, labels]))
+        return LabelledSpeech(codes, words, torch.cat([silence, labels]))
 
     def _spoken(self, record: Record) -> AlignedSpeech:
         words = [(w.text, w.start, w.end) for w in record.words]
@@ -165,9 +165,11 @@ class ExchangeSource(CodedSource):
     ):
         super().__init__(corpus, codes, prompt)
         self.shares = shares
-        asked = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split) if "exchange" in r.extra}
-        told = {r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra}
-        pairs = [(asked[name], told[name]) for name in asked if name in told]
+        questions = {r.extra["exchange"]: r for r in corpus.select(role="user", split=split) if "exchange" in r.extra}
+        replies = {
+            r.extra["exchange"]: r for r in corpus.select(role="assistant", split=split) if "exchange" in r.extra
+        }
+        pairs = [(questions[name], replies[name]) for name in questions if name in replies]
         self.spoken = {lang: [p for p in pairs if p[0].length and p[0].lang == lang] for lang in LANGS}
         self.typed = {lang: [p for p in pairs if p[0].lang == lang] for lang in LANGS}
         self.alone = {("unfinished", lang): [q for q, _ in self.spoken[lang] if len(q.words) >= 3] for lang in LANGS}
@@ -202,8 +204,8 @@ class ExchangeSource(CodedSource):
         question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
-            heard = self._listened(question, random)
-            return TurnPair(heard.codes, reply.text, spoken, question.text, heard.words, heard.phones)
+            speech = self._labelled_speech(question, random)
+            return TurnPair(speech.codes, reply.text, spoken, question.text, speech.words, speech.phones)
         typed = [question.text, *question.extra["typed"]]
         return TurnPair(typed[int(random.integers(len(typed)))], reply.text, spoken)
 
@@ -219,7 +221,7 @@ class ExchangeSource(CodedSource):
 
     def _dictation(self, record: Record, random: np.random.Generator) -> TrainingExample:
         """Only what was heard is learnt: nothing is answered."""
-        heard = self._listened(record, random)
+        heard = self._labelled_speech(record, random)
         turn = TurnPair(heard.codes, "", None, record.text, heard.words, heard.phones)
         example = training_example(self.prompt, "s2t", [turn])
         ended = (example.patches.text == self.prompt.special_ids.transcript_end).cumsum(1)
@@ -232,7 +234,7 @@ class ExchangeSource(CodedSource):
         Nobody has spoken the reply, so where it should be spoken only its text is learnt.
         """
         left = int(random.integers(1, len(question.words)))
-        codes, heard, phones = self._listened(question, random)
+        codes, heard, phones = self._labelled_speech(question, random)
         frames = int(heard[left][1] * FRAME_RATE)
         codes = torch.cat([codes[:frames], self.prompt.silence.expand(int(random.integers(PAUSED)), -1)])
         said = "".join(restore_spacing(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED

@@ -198,23 +198,23 @@ def voice_rows(
     if panel.mos is None and panel.speaker is None:
         return rows
     for group in spoken:
-        taught = panel.embed(group.waves[TEACHER])
+        target = panel.embed(group.waves[TEACHER])
         for voice, waves in group.waves.items():
-            close = _to_teacher(taught if voice == TEACHER else panel.embed(waves), taught, itself=voice == TEACHER)
+            close = _to_teacher(target if voice == TEACHER else panel.embed(waves), target, itself=voice == TEACHER)
             rows.append(VoiceRow(group.lang, voice, len(waves), panel.opinion(waves), close))
             done()
         others = teacher.held_out[group.lang][:OTHERS]
         if panel.speaker is not None:
             texts = [group.answers[i % len(group.answers)].text for i in range(len(others))]
             said = [voices.speak(text, voice).pcm for text, voice in zip(texts, others, strict=True)]
-            close = _to_teacher(panel.embed(said), taught, itself=False)
+            close = _to_teacher(panel.embed(said), target, itself=False)
             rows.append(VoiceRow(group.lang, "other voices", len(said), float("nan"), close))
     return rows
 
 
-def _to_teacher(embeddings: Sequence[Embedding | None], taught: Sequence[Embedding | None], itself: bool) -> float:
+def _to_teacher(embeddings: Sequence[Embedding | None], target: Sequence[Embedding | None], itself: bool) -> float:
     """Mean similarity to the teacher's utterances; of the teacher to its other ones."""
-    pairs = [(a, b) for i, a in enumerate(embeddings) for j, b in enumerate(taught) if not (itself and i == j)]
+    pairs = [(a, b) for i, a in enumerate(embeddings) for j, b in enumerate(target) if not (itself and i == j)]
     return similarity(pairs)
 
 

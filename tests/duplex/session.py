@@ -14,7 +14,7 @@ class Session:
 
     def __init__(self):
         self.calls, self.heard, self.turn = [], {}, 0
-        self.numbers, self.hearing, self.reply, self.tentative = 0, False, None, False
+        self.numbers, self.speaking, self.reply, self.tentative = 0, False, None, False
         self.queue = asyncio.Queue()
 
     @property
@@ -23,7 +23,7 @@ class Session:
 
     @property
     def user_speaking(self):
-        return self.hearing
+        return self.speaking
 
     def must(self, condition, otherwise):
         if not condition:
@@ -34,40 +34,40 @@ class Session:
         return self.numbers
 
     def start_turn(self):
-        self.must(not self.hearing and not self.replying, "not now")
+        self.must(not self.speaking and not self.replying, "not now")
         self.calls.append("start_turn")
-        self.hearing, self.tentative, self.turn = True, False, self.number()
+        self.speaking, self.tentative, self.turn = True, False, self.number()
         self.heard[self.turn] = []
         return self.turn
 
     def append_audio(self, pcm):
-        self.must(self.hearing, "no active user turn")
+        self.must(self.speaking, "no active user turn")
         self.heard[self.turn].append(pcm)
 
     def end_turn(self):
-        self.must(self.hearing, "no active user turn")
+        self.must(self.speaking, "no active user turn")
         self.calls.append("end_turn")
-        self.hearing, self.tentative = False, True
+        self.speaking, self.tentative = False, True
 
     def rollback(self):
         self.must(self.tentative, "nothing to roll back")
         self.calls.append("rollback")
         self.silence()
-        self.hearing, self.tentative = True, False
+        self.speaking, self.tentative = True, False
 
     def discard_turn(self):
-        self.must(self.hearing, "no active user turn")
+        self.must(self.speaking, "no active user turn")
         self.calls.append("discard_turn")
-        self.hearing = False
+        self.speaking = False
 
     def add_turn(self, turn):
-        self.must(not self.hearing, "the user speaks")
+        self.must(not self.speaking, "the user speaks")
         self.calls.append(("add_turn", turn))
         self.tentative = False
         return self.number()
 
     def respond(self, options=None):
-        self.must(not self.replying and not self.hearing, "not now")
+        self.must(not self.replying and not self.speaking, "not now")
         self.calls.append("respond")
         self.reply = self.number()
         return self.reply
@@ -116,7 +116,7 @@ class Session:
 
 
 class LevelVad:
-    """Takes whatever is loud for a voice, and knows it at once."""
+    """A fake detector: loud blocks are speech."""
 
     def __init__(self):
         self.rest, self.at = np.zeros(0, np.float32), 0

@@ -58,10 +58,10 @@ class Talk:
         """The microphone, `level` its loudness; a ramp on top tells samples apart."""
         total = round(milliseconds * 24)
         pcm = (level * (1 + 1e-4 * np.arange(self.said, self.said + total) / 24_000)).astype(np.float32)
-        await self.hear(pcm, chunk)
+        await self.feed(pcm, chunk)
         return pcm
 
-    async def hear(self, pcm, chunk=BLOCK):
+    async def feed(self, pcm, chunk=BLOCK):
         self.said += len(pcm)
         for start in range(0, len(pcm), chunk):
             piece = pcm[start : start + chunk]
@@ -205,7 +205,7 @@ async def test_echo_does_not_interrupt_but_a_louder_voice_does():
     answer = audio(6.0, level=0.1)
     await talk.tell(answer)
     await talk.silence(96)
-    await talk.hear(0.5 * answer.pcm[: 3 * 24_000])
+    await talk.feed(0.5 * answer.pcm[: 3 * 24_000])
     assert talk.session.calls == ["respond"]
     await talk.voice(640)
     assert talk.session.calls[1][0] == "interrupt"
@@ -226,7 +226,7 @@ async def test_echo_interrupts_without_the_guard():
     talk.dialogue.respond()
     answer = audio(6.0, level=0.1)
     await talk.tell(answer)
-    await talk.hear(0.5 * answer.pcm[:24_000])
+    await talk.feed(0.5 * answer.pcm[:24_000])
     assert talk.session.calls[1][0] == "interrupt"
 
 
@@ -352,7 +352,7 @@ async def test_history_change_during_speech_keeps_the_turn():
     await talk.voice(480)
     talk.dialogue.truncate(1, 5000)
     await talk.voice(320)
-    assert talk.session.calls[2:] == ["start_turn", ("truncate", 1, 5000)] and talk.session.hearing
+    assert talk.session.calls[2:] == ["start_turn", ("truncate", 1, 5000)] and talk.session.speaking
 
 
 @run

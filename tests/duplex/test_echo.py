@@ -79,7 +79,7 @@ def test_voice_on_a_headset_is_admitted_at_any_time(answer, voice, seconds, loud
     assert loud.sum() > 10 and passed[loud].mean() > 0.9
 
 
-def test_coupling_follows_a_louder_loudspeaker(answer):
+def test_coupling_follows_a_louder_speaker(answer):
     louder = np.tile(answer, 2)
     microphone = echo(louder, 0.1)
     microphone[len(answer) :] *= 6

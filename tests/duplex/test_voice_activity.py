@@ -22,9 +22,9 @@ def question(request):
 
 
 def heard(pcm, chunk=None):
-    ear = VoiceActivityDetector()
+    detector = VoiceActivityDetector()
     chunks = np.split(pcm, range(chunk, len(pcm), chunk)) if chunk else [pcm]
-    return [block for piece in chunks for block in ear.push(piece)]
+    return [block for piece in chunks for block in detector.push(piece)]
 
 
 def test_speech_is_detected_within_two_blocks(question):

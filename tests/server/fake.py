@@ -211,9 +211,9 @@ class FakeDialogue:
 
     def append_audio(self, pcm):
         for start in range(0, len(pcm), 480):
-            self._hear(pcm[start : start + 480])
+            self._append(pcm[start : start + 480])
 
-    def _hear(self, pcm):
+    def _append(self, pcm):
         self._heard += len(pcm)
         detection = self.settings.turn_detection
         if detection is None:

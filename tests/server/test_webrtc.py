@@ -78,9 +78,9 @@ class Client:
         self.queue.put_nowait(event)
 
     def _listen(self, track):
-        self.listening = asyncio.ensure_future(self._hear(track))
+        self.listening = asyncio.ensure_future(self._receive(track))
 
-    async def _hear(self, track):
+    async def _receive(self, track):
         with contextlib.suppress(aiortc.mediastreams.MediaStreamError):
             while True:
                 frame = await track.recv()

@@ -26,7 +26,7 @@ MANDARIN_TEXT = "今天我去学校看朋友，他送给我一本书。"
 
 
 @pytest.fixture
-def hear(tmp_path):
+def ingest(tmp_path):
     """A function pcm -> (audio, sound) of a standard recording."""
 
     def add(pcm):
@@ -57,10 +57,10 @@ VOICES = [
 
 
 @pytest.mark.parametrize("voice", [pytest.param(v, marks=needs.voice(v, REFERENCE_VOICES[v.lang])) for v in VOICES])
-def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
+def test_words_are_found_where_a_synthesiser_put_them(voice, ingest):
     text = MANDARIN_TEXT if voice.lang == "zh" else ENGLISH
     spoken = speak(text, voice)
-    info, sound = hear(spoken.pcm)
+    info, sound = ingest(spoken.pcm)
     clip = Clip("x", audio=info, text=ClipText(raw=text), lang=Language(voice.lang))
     found = Align(AlignConfig())(clip, sound)
     assert [word.text for word in found.align.words] == [word.text for word in spoken.words]
@@ -75,10 +75,10 @@ def test_words_are_found_where_a_synthesiser_put_them(voice, hear):
 
 
 @needs.voice(REFERENCE_VOICES["en"])
-def test_a_pause_belongs_to_no_word(hear):
+def test_a_pause_belongs_to_no_word(ingest):
     first, second = (speak(text, REFERENCE_VOICES["en"]) for text in ("I bought seven books", "and then I went home"))
     pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
-    info, sound = hear(pcm)
+    info, sound = ingest(pcm)
     clip = Clip("x", audio=info, text=ClipText(raw=f"{first.text} {second.text}"), lang=Language("en"))
     words = Align(AlignConfig())(clip, sound).align.words
     assert words[3].text == "books" and words[3].end == pytest.approx(first.words[3].end, abs=0.06)
@@ -86,9 +86,9 @@ def test_a_pause_belongs_to_no_word(hear):
 
 
 @needs.voice(REFERENCE_VOICES["en"])
-def test_what_cannot_be_aligned_scores_nothing(hear):
+def test_what_cannot_be_aligned_scores_nothing(ingest):
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
-    info, sound = hear(noise)
+    info, sound = ingest(noise)
     clip = Clip("x", audio=info, text=ClipText(raw=ENGLISH), lang=Language("en"))
     for odd in (
         clip,  # seven seconds of words in a quarter of a second
@@ -98,7 +98,7 @@ def test_what_cannot_be_aligned_scores_nothing(hear):
     ):
         found = Align(AlignConfig())(odd, sound)
         assert found.quality.extra == {"alignment": 0.0} and found.align == Alignment() and not found.labels_from
-    silent, sound = hear(np.zeros(SAMPLE_RATE))
+    silent, sound = ingest(np.zeros(SAMPLE_RATE))
     assert Align(AlignConfig())(replace(clip, audio=silent), sound).quality.extra["alignment"] == 0.0
 
 

@@ -132,7 +132,7 @@ def test_where_speech_is(workspace):
 
 @needs.extra("server", "onnxruntime")
 @needs.voice(Voice("espeak", "m3", "en", "en-us"))
-def test_silero_hears_speech_and_not_a_siren():
+def test_silero_detects_speech_and_not_a_siren():
     said = speak("Good morning, how are you today?", Voice("espeak", "m3", "en", "en-us")).pcm
     siren = 0.3 * np.sin(2 * np.pi * np.cumsum(600 + 300 * np.sin(np.arange(2 * SAMPLE_RATE) / 9000)) / SAMPLE_RATE)
     pcm = np.concatenate([siren, np.zeros(SAMPLE_RATE), said, np.zeros(SAMPLE_RATE)]).astype(np.float32)

@@ -16,7 +16,7 @@ from speechgpt2.tts.alignment.ctc import CtcModel, tokenize
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
-from tests.onnx_writer import hearing
+from tests.onnx_writer import tone_model
 
 VOCABULARY = {"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "学": 5}
 TONES = {number: 400.0 * number for number in range(1, 6)}
@@ -27,7 +27,7 @@ def folder(tmp_path):
     needs.module("onnxruntime", "server")
     made = tmp_path / "model"
     made.mkdir()
-    (made / "model.onnx").write_bytes(hearing(TONES, len(VOCABULARY), blank=0))
+    (made / "model.onnx").write_bytes(tone_model(TONES, len(VOCABULARY), blank=0))
     (made / "vocab.json").write_text(json.dumps(VOCABULARY), encoding="utf-8")
     (made / "config.json").write_text(json.dumps({"conv_stride": [5, 2, 2, 2, 2, 2, 2]}))
     (made / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
@@ -66,7 +66,7 @@ def test_a_click_is_no_speech(folder):
 def test_a_model_is_known_by_its_content(folder):
     before = CtcModel(str(folder)).id
     assert CtcModel(str(folder)).id == before
-    (folder / "model.onnx").write_bytes(hearing({2: 440.0}, len(VOCABULARY), blank=0))
+    (folder / "model.onnx").write_bytes(tone_model({2: 440.0}, len(VOCABULARY), blank=0))
     assert CtcModel(str(folder)).id != before
     (folder / "model.onnx").unlink()
     with pytest.raises(UserError, match=r"has no model\.onnx"):
