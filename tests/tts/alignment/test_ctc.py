@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from speechgpt2.data.annotate.align import Align, AlignConfig
-from speechgpt2.data.pipeline.clip_audio import Sound, Workspace
-from speechgpt2.data.record import AudioInfo, Clip, Language, Wording
+from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
+from speechgpt2.data.record import AudioInfo, Clip, ClipText, Language
 from speechgpt2.errors import UserError
 from speechgpt2.tts.alignment.ctc import CtcModel, tokenize
 from speechgpt2.tts.alignment.viterbi import Unalignable
@@ -48,9 +48,9 @@ def test_words_stand_where_they_sound(folder, tmp_path):
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
-    clip = Clip("x", audio=info, text=Wording(raw="Ab, c."), lang=Language("en"))
+    clip = Clip("x", audio=info, text=ClipText(raw="Ab, c."), lang=Language("en"))
     stage = pickle.loads(pickle.dumps(Align(AlignConfig(model=str(folder)))))  # as a worker gets it
-    found = stage(clip, Sound(clip, workspace))
+    found = stage(clip, ClipAudio(clip, workspace))
     assert [word.text for word in found.align.words] == ["Ab", "c"]
     times = [time for word in found.align.words for time in (word.start, word.end)]
     assert times == pytest.approx([0.4, 1.0, 1.2, 1.6], abs=0.025)
