@@ -48,7 +48,7 @@ def show(title: str, rows: Sequence[Any], console: Console | None = None) -> Non
         return
     table = Table(title=title, title_justify="left")
     for name in _titles(rows[0]):
-        table.add_column(name, justify="left" if not table.columns else "right")
+        table.add_column(name, justify="left" if not table.columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     (console or Console()).print(table)
