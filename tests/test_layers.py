@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "hub": {"errors"},
     "extras": {"errors"},
     "download": {"errors"},
+    "assistant": BASE | {"extras"},  # knows conversations by their types only
     "asr": BASE | {"audio", "hub", "extras"},
     "dnsmos": BASE | {"extras"},
     "audio": {"errors", "types", "hub"},
@@ -52,7 +53,8 @@ MAY_IMPORT = {
     "data": FOUNDATION | {"extras", "asr", "dnsmos", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
     "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FOUNDATION
-    | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"},
+    | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"}
+    | {"assistant"},
     "cli": None,  # all of them; the tests below keep it lazy, and unknown to the others
 }
 

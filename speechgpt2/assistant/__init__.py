@@ -1,0 +1,1 @@
+"""Tools for the assistant: Python functions that a model may call, the loop that calls them, and a knowledge base."""

@@ -1,0 +1,132 @@
+"""The tool loop on a scripted conversation: rounds, their limit, interruption."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from speechgpt2.errors import UserError
+from speechgpt2.types import AudioDelta, ReplyDone, Text, TextDelta, ToolCall, Turn
+from tests import needs
+
+needs.module("jsonschema", "assistant")
+
+from speechgpt2.assistant.loop import NO_MORE, run, stream
+from speechgpt2.assistant.toolbox import Toolbox, ToolResult
+
+PARIS, ROME = ToolCall("weather", '{"city": "Paris"}'), ToolCall("weather", '{"city": "Rome"}')
+DONE = ReplyDone("stop")
+ANSWER = [TextDelta("It is sunny."), DONE]
+
+
+class ScriptedConversation:
+    """A conversation whose replies are known; it remembers its turns and how its replies ended."""
+
+    def __init__(self, *replies, tools=True):
+        self.tools, self.replies = tools, list(replies)
+        self.turns, self.ended = [], []
+
+    def ask(self, turn, stream):
+        self.turns.append(turn)
+        return self._reply(self.replies.pop(0))
+
+    def _reply(self, events):
+        try:
+            yield from events
+            self.ended.append("complete")
+        except GeneratorExit:
+            self.ended.append("interrupted")
+            raise
+
+    def collect(self, events):
+        return SimpleNamespace(events=list(events))
+
+
+@pytest.fixture
+def cities():
+    return []
+
+
+@pytest.fixture
+def toolbox(cities):
+    def weather(city: str) -> str:
+        """Look up the weather."""
+        cities.append(city)
+        return f"sunny in {city}"
+
+    return Toolbox([weather])
+
+
+def tool_texts(*texts):
+    return Turn("tool", tuple(Text(text) for text in texts))
+
+
+def test_calls_of_a_reply_are_run_and_answered(toolbox):
+    conversation = ScriptedConversation([TextDelta("Wait."), PARIS, ROME, DONE], ANSWER)
+    answer = run(conversation, Turn.user("Hello"), toolbox)
+    assert conversation.turns == [Turn.user("Hello"), tool_texts("sunny in Paris", "sunny in Rome")]
+    assert answer.reply.events == ANSWER and answer.rounds == 1
+    assert [(result.call, result.text) for result in answer.results] == [
+        (PARIS, "sunny in Paris"),
+        (ROME, "sunny in Rome"),
+    ]
+
+
+def test_events_of_all_replies_are_streamed_in_order(toolbox):
+    events = list(stream(ScriptedConversation([PARIS, DONE], ANSWER), Turn.user("Hello"), toolbox))
+    assert events[:2] == [PARIS, DONE] and isinstance(events[2], ToolResult) and events[3:] == ANSWER
+
+
+def test_reply_without_calls_ends_the_turn(toolbox, cities):
+    answer = run(ScriptedConversation(ANSWER), Turn.user("Hello"), toolbox)
+    assert answer.reply.events == ANSWER and answer.results == () and answer.rounds == 0 and cities == []
+
+
+def test_rounds_are_limited(toolbox, cities):
+    conversation = ScriptedConversation([PARIS, DONE], [ROME, DONE], [PARIS, DONE], [ROME, DONE])
+    answer = run(conversation, Turn.user("Hello"), toolbox, max_rounds=2)
+    assert cities == ["Paris", "Rome"]
+    assert conversation.turns[-1] == tool_texts(NO_MORE) and not answer.results[-1].ok
+    assert answer.reply.events == [ROME, DONE] and conversation.replies == []
+
+
+def test_nothing_is_called_for_an_interrupted_reply(toolbox, cities):
+    conversation = ScriptedConversation([PARIS, AudioDelta(None), DONE])
+    events = stream(conversation, Turn.user("Hello"), toolbox)
+    assert next(events) == PARIS
+    events.close()
+    assert cities == [] and conversation.ended == ["interrupted"]
+
+
+@pytest.mark.parametrize("events", [[PARIS], [PARIS, ReplyDone("length")], [PARIS, ReplyDone("interrupted")]])
+def test_nothing_is_called_for_an_incomplete_reply(toolbox, cities, events):
+    answer = run(ScriptedConversation(events), Turn.user("Hello"), toolbox)
+    assert cities == [] and answer.reply.events == events
+
+
+def test_conversation_without_tools_is_refused(toolbox):
+    with pytest.raises(UserError, match=r"pass tools=toolbox\.tools"):
+        stream(ScriptedConversation(tools=False), Turn.user("Hello"), toolbox)
+
+
+def test_loop_on_a_real_conversation():
+    """The model reads the result of its call and answers; its words are scripted, its state is real."""
+    from speechgpt2.chat import SpeechGPT
+    from speechgpt2.lm.prompt import concat
+    from tests.lm.tiny import tiny_lm
+    from tests.test_chat import CountingCodec, ScriptedLM, same
+
+    def weather() -> str:
+        """Look up the weather."""
+        return "25"
+
+    toolbox, lm = Toolbox([weather]), tiny_lm(tools=True)
+    prompt = lm.prompt
+    calling = prompt.reply('<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>')
+    lm = ScriptedLM(lm, calling, prompt.reply("It's 25."))
+    conversation = SpeechGPT(CountingCodec(), lm).conversation("t2t", tools=toolbox.tools)
+    answer = run(conversation, Turn.user("what"), toolbox)
+    assert (answer.reply.text, answer.reply.reason, answer.reply.calls) == ("It's 25.", "stop", ())
+    assert [(result.call, result.text) for result in answer.results] == [(ToolCall("weather", "{}"), "25")]
+    told = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    system = prompt.system_prompt("t2t", tools=toolbox.tools)
+    assert same(lm.heard, concat(system, prompt.user_text("what"), calling, told, prompt.reply("It's 25.")))
