@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import bench, chat, checkpoint, codec, demo, serve, talk, train
+from speechgpt2.cli import bench, chat, checkpoint, codec, demo, kb, serve, talk, train
 from speechgpt2.cli import eval as evaluation
 from speechgpt2.cli.common import print_error
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
@@ -64,11 +64,22 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
     "bench": (
         "Measure speed on this machine.",
-        {"codec": bench.codec, "lm": bench.lm, "realtime": bench.realtime, "soak": bench.soak, "data": bench.data},
+        {
+            "codec": bench.codec,
+            "lm": bench.lm,
+            "realtime": bench.realtime,
+            "soak": bench.soak,
+            "data": bench.data,
+            "kb": bench.kb,
+        },
     ),
     "eval": (
         "Evaluate a codec, a model's speech, or a whole model on held-out data.",
         {"codec": evaluation.codec, "speech": evaluation.speech, "mini": evaluation.mini},
+    ),
+    "kb": (
+        "Keep a knowledge base of documents that the assistant can search.",
+        {"add": kb.add, "list": kb.show_list, "search": kb.search, "remove": kb.remove, "info": kb.info},
     ),
     "data": (
         "Collect, synthesize, clean and label speech.",

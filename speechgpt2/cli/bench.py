@@ -108,3 +108,15 @@ def data(
 
     check_report_file(out)
     data.main(cores, sentences, conversations, recordings, records, out)
+
+
+def kb(
+    documents: Annotated[int, typer.Option(min=1, help="Number of small documents.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Random seed of the documents.")] = 0,
+    out: ReportFile = None,
+) -> None:
+    """Time a knowledge base and count the questions that find their document."""
+    from speechgpt2.bench import knowledge
+
+    check_report_file(out)
+    knowledge.main(documents, seed, out)

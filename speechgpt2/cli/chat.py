@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from speechgpt2.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.lm.sampling import SamplingParams
-    from speechgpt2.types import Mode, Speech, Turn
+    from speechgpt2.types import Event, Mode, Speech, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
 
@@ -51,6 +53,14 @@ Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 MaxPatches = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in patches of 120 ms.")]
 Play = Annotated[bool, typer.Option("--play", help="Play the answers while they are generated.")]
 Mic = Annotated[bool, typer.Option("--mic", help="Record questions from the microphone.")]
+ToolFile = Annotated[
+    Path | None,
+    typer.Option("--tools", help="A Python file with functions that the model may call.", metavar="FILE.py"),
+]
+KnowledgeFile = Annotated[
+    Path | None,
+    typer.Option("--kb", help="A knowledge base (sg2 kb) that the model may search.", metavar="FILE"),
+]
 
 
 def chat(
@@ -71,6 +81,8 @@ def chat(
     dtype: DType = None,
     play: Play = False,
     mic: Mic = False,
+    tools: ToolFile = None,
+    kb: KnowledgeFile = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -85,10 +97,14 @@ def chat(
     if play or mic:
         sounddevice()
     opening = read_greeting(greeting, greeting_text)
+    toolbox = make_toolbox(tools, kb)
     speechgpt = load_model(model, codec, device, dtype)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
-    conversation = speechgpt.conversation(mode, greeting=opening, sampling=sampling, max_patches=max_patches)
-    answers = [pcm for pcm in answer_all(conversation, questions, mic, play) if len(pcm)]
+    toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
+    conversation = speechgpt.conversation(
+        mode, opening, sampling, max_patches=max_patches, tools=toolbox.tools if toolbox else ()
+    )
+    answers = [pcm for pcm in answer_all(conversation, questions, mic, play, toolbox) if len(pcm)]
     if out is not None:
         save(out, answers)
 
@@ -202,7 +218,42 @@ def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, 
     return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
 
 
-def answer_all(conversation: Any, questions: list[Question], mic: bool, play: bool) -> Iterator[np.ndarray]:
+def make_toolbox(tools: Path | None, kb: Path | None) -> Toolbox | None:
+    """Load the functions that the model may call, or return None if there are none.
+
+    Args:
+        tools: a Python file with functions.
+        kb: a knowledge base; searching it is one more function.
+
+    Raises:
+        UserError: the file cannot be imported, has a function that is no tool, or `kb` is not a knowledge base.
+    """
+    if tools is None and kb is None:
+        return None
+    from speechgpt2.assistant.functions import load_functions
+    from speechgpt2.assistant.knowledge import KnowledgeBase
+    from speechgpt2.assistant.toolbox import Toolbox
+
+    toolbox = Toolbox(load_functions(tools) if tools is not None else ())
+    if kb is not None:
+        toolbox.add(KnowledgeBase(kb).tool())
+    return toolbox
+
+
+def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
+    """Return whether the model can call tools; print a warning if it cannot and there are some."""
+    trained = bool(speechgpt.lm.prompt.template.tools)
+    if toolbox is not None and not trained:
+        print(
+            f"warning: {model} was not trained to call tools and answers without them; use a model that was",
+            file=sys.stderr,
+        )
+    return trained
+
+
+def answer_all(
+    conversation: Any, questions: list[Question], mic: bool, play: bool, toolbox: Toolbox | None = None
+) -> Iterator[np.ndarray]:
     """Ask one question after the other and print transcripts and answers as they come.
 
     Yields:
@@ -211,7 +262,7 @@ def answer_all(conversation: Any, questions: list[Question], mic: bool, play: bo
     with ExitStack() as stack:
         player = stack.enter_context(BlockingPlayer()) if play else None
         for question in with_microphone(questions) if mic else questions:
-            yield answer(conversation, question, player)
+            yield answer(conversation, question, player, toolbox)
 
 
 def with_microphone(questions: list[Question]) -> Iterator[Question]:
@@ -222,22 +273,27 @@ def with_microphone(questions: list[Question]) -> Iterator[Question]:
     yield from (Question(Turn.user(speech=pcm), None) for pcm in record_questions())
 
 
-def answer(conversation: Any, question: Question, player: BlockingPlayer | None) -> np.ndarray:
-    """Ask one question, print the text and play the audio of the answer.
+def answer(
+    conversation: Any, question: Question, player: BlockingPlayer | None, toolbox: Toolbox | None = None
+) -> np.ndarray:
+    """Ask one question, print the text and play the audio of the answer; print tool calls and results on stderr.
 
     Returns:
         The answer's `pcm [N]`.
     """
     import numpy as np
 
-    from speechgpt2.types import AudioDelta, TextDelta, Transcript
+    from speechgpt2.types import AudioDelta, ReplyDone, TextDelta, Transcript
 
     if question.shown is not None:
         print(f"you: {question.shown}", flush=True)
     chunks, printed = [np.zeros(0, np.float32)], ""
-    for event in conversation.ask(question.turn, stream=True):
+    for event in ask(conversation, question.turn, toolbox):
         if isinstance(event, Transcript):
             print(f"you: {event.text}", flush=True)
+        elif isinstance(event, ReplyDone) and printed:
+            print(flush=True)
+            printed = ""
         elif isinstance(event, TextDelta):
             new = event.text if printed else event.text.lstrip()
             print(new if printed or not new else f"sg2: {new}", end="", flush=True)
@@ -249,6 +305,21 @@ def answer(conversation: Any, question: Question, player: BlockingPlayer | None)
     if printed:
         print(flush=True)
     return np.concatenate(chunks)
+
+
+def ask(conversation: Any, turn: Turn, toolbox: Toolbox | None) -> Iterator[Event]:
+    """Ask with or without tools. Tool calls and results go to stderr, all other events to the caller."""
+    if toolbox is None:
+        yield from conversation.ask(turn, stream=True)
+        return
+    from speechgpt2.assistant.loop import stream
+    from speechgpt2.assistant.toolbox import ToolResult
+
+    for event in stream(conversation, turn, toolbox):
+        if isinstance(event, ToolResult):
+            print(f"tool: {event.call.name}({event.call.arguments}) → {event.text}", file=sys.stderr, flush=True)
+        else:
+            yield event
 
 
 def save(out: Path, answers: Iterable[np.ndarray]) -> None:
