@@ -60,7 +60,7 @@ class RandomClips(Stage[RandomClipsConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
         """Return the two clips."""
         rng = random.Random(clip.id)
         return [self._clip(clip, number, rng) for number in range(2)]

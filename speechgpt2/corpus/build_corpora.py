@@ -1,10 +1,10 @@
-"""Builds the two synthetic corpora: speech of many voices for the codec, dialogues for the model.
+"""Build the two synthetic corpora: speech of many voices for the codec, dialogues for the language model.
 
-    sg2 data codec-corpus OUT --hours 6 --real-speech DIR --voices natural
+    sg2 data codec-corpus OUT --hours 6 --real-speech DIR
     sg2 data dialogue-corpus OUT --exchanges 24000
 
-Every part is drawn from a generator seeded by (seed, part), so a killed build goes on where it
-stopped and the result does not depend on the number of workers.
+Every part is drawn from a generator seeded by (seed, part). So a killed build can be resumed, and the result does not
+depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from speechgpt2.tts.voices import Voice, speak, vary_voice
 
 PART_SECONDS = 600.0  # of audio in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
-PART_EXCHANGES = 250  # exchanges, or items of plain synthesis, in a part
-TYPED_SHARE = 0.1  # exchanges in text only
-WORD_LISTS = 0.65  # of the dictations; the rest are sentences
-OWN_VOICE = 0.15  # dictations in the assistant's voice
-EVALUATION_SEED = 0  # of the dialogues' test split
-CLASSIC = "classic"  # the voices that the shipped `mini` learnt from
+PART_EXCHANGES = 250  # exchanges, or single utterances, in a part
+TYPED_SHARE = 0.1  # share of exchanges in text only
+WORD_LISTS = 0.65  # share of the dictations; the rest are sentences
+OWN_VOICE = 0.15  # share of dictations in the assistant's voice
+EVALUATION_SEED = 0  # seed of the dialogues' test split
+CLASSIC = "classic"  # the voices that `mini` was trained on
 
 Part = Callable[[], Iterator[CorpusItem]]
 
@@ -56,7 +56,7 @@ def build_codec_corpus(
     40 % English and 40 % Mandarin of random training voices, 15 % the assistant's, 5 % held-out voices as the test
     split; `voices` names the set they come from (`tts.voice_sets`). Resumes a killed build.
     """
-    voice_set(voices)  # a wrong name is told before work begins
+    voice_set(voices)  # a wrong name raises here, before the work starts
     count = max(2, round(hours * 3600 / PART_SECONDS))
     held_out = max(1, round(count * 0.05))
     parts: list[Part] = [
@@ -73,7 +73,7 @@ def build_codec_corpus(
 
 
 def _codec_part(voices: str, seed: int, index: int, least: float, split: str) -> Iterator[CorpusItem]:
-    """Utterances until ``least`` seconds are full."""
+    """Yield utterances until `least` seconds are full."""
     bank = voice_set(voices)
     rng = random.Random(f"codec/{seed}/{index}")
     seconds, number = 0.0, 0
@@ -96,7 +96,7 @@ def _codec_voice(bank: VoiceSet, rng: random.Random, lang: str, split: str) -> V
 
 
 def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
-    """A random one; draws no number where there is no choice."""
+    """Choose one at random; draws no number if there is only one."""
     return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
@@ -126,7 +126,7 @@ def build_dialogue_corpus(
     not given. ``voices`` names the set that all but the questions of the test split come from (`tts.voice_sets`).
     Resumes a killed build.
     """
-    voice_set(voices)  # a wrong name is told before work begins
+    voice_set(voices)  # a wrong name raises here, before the work starts
     says = exchanges // 2 if says is None else says
     recipe = {
         "kind": "dialogues",
@@ -196,7 +196,7 @@ def _spoken(
 
 
 def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[CorpusItem]:
-    """Question as a user would type it, and the reply, without sound."""
+    """Yield the question as a user would type it, and the reply, without audio."""
     question_extra, reply_extra = _extras(name, exchange, rng)
     text = rng.choice(question_extra["typed"])
     yield CorpusItem(Record(f"{name}-q", text, exchange.lang, role="user", extra=question_extra))
@@ -227,7 +227,7 @@ def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) ->
 
 
 def _finished(jobs: list[_Job], workers: int) -> Iterator[_Job]:
-    """Run the jobs, `workers` at a time, and yield each when it is done. Errors: CorpusError if one is not."""
+    """Run the jobs, `workers` at a time, and yield each when it is done. Raises CorpusError if one fails."""
     spawn = multiprocessing.get_context("spawn")
     waiting, running = list(reversed(jobs)), dict[Any, tuple[Any, _Job]]()
     try:
@@ -251,7 +251,7 @@ def _finished(jobs: list[_Job], workers: int) -> Iterator[_Job]:
 
 @dataclass(frozen=True)
 class _Job:
-    """One part to write, in whatever process."""
+    """A part to be written, in any process."""
 
     path: Path
     recipe: dict[str, Any]

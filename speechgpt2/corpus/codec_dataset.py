@@ -40,7 +40,7 @@ class CorpusCrops:
         self.phones = self.phone_set.names
 
     def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
-        """`batch` crops of `frames` codec frames, each at a random gain."""
+        """Draw `batch` crops of `frames` codec frames, each at a random gain."""
         rows = [self._crop(random, frames) for _ in range(batch)]
         gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
         pcm, f0, phones = (np.stack(part) for part in zip(*rows))

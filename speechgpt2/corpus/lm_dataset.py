@@ -29,12 +29,12 @@ from speechgpt2.training.run import has_fast_bf16
 from speechgpt2.types import FRAME_RATE, MODES, UNFINISHED, Mode
 
 CODES = "codes.npy"
-LATER = 9  # fewer frames of silence are put before what is heard
-PAUSED = 13  # fewer are put after a question that breaks off
+LATER = 9  # bound of the frames of silence before the input speech
+PAUSED = 13  # bound of the frames of silence after an incomplete question
 LANGS = ("en", "zh")
 GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
-BATCH = 16  # utterances that are encoded together
-SYSTEM = "{input} to {output}\n"  # short: a small model pays for every token of its prompt
+BATCH = 16  # utterances per batch of the encoder
+SYSTEM = "{input} to {output}\n"  # short: every token of the prompt costs a small model
 PROMPT_TEXTS = [
     "speech to text\n",
     "text to speech\n",
@@ -68,14 +68,14 @@ def encode_corpus(corpus: Corpus, codec: Codec, out: str | Path) -> None:
         for row, record in zip(rows, group):
             first, frames = record.start // PAD_TO, record.length // PAD_TO
             codes[first : first + frames] = row[:frames].numpy()
-    parts = distributed.gather(torch.from_numpy(codes)[None].int())  # each is 0 where others encoded
+    parts = distributed.gather(torch.from_numpy(codes)[None].int())  # each is 0 where other processes encoded
     if distributed.rank() == 0:
         hub.save_array(Path(out), parts.sum(0).numpy().astype(np.int16))
     distributed.barrier()
 
 
 def silence_frame(codec: Codec) -> tuple[int, ...]:
-    """The frame that a second of silence ends in: K codes."""
+    """Return the codes of the frame that encodes silence, after a second of it."""
     return tuple(codec.encode(torch.zeros(1, 25 * PAD_TO))[0, -1].tolist())
 
 
@@ -94,7 +94,7 @@ def new_model(config: LMTrainConfig, corpus: Corpus, codec: Codec) -> SpeechLM:
 def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
     """Return a copy of `model` to train on, maybe with the silence of another codec, or another draft head."""
     shape = replace(model.config, draft_tokens=config.draft_tokens or model.config.draft_tokens)
-    if shape.prompt.chain_of_modality:  # it learnt its silence from a codec
+    if shape.prompt.chain_of_modality:  # its silence is that of a codec
         shape = replace(shape, prompt=replace(shape.prompt, silence=silence_frame(codec)))
     torch.manual_seed(config.seed)
     copy = SpeechLM(shape, model.prompt.tokenizer)
@@ -104,7 +104,7 @@ def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
 
 @dataclass(frozen=True)
 class Shares:
-    """How often each kind of example is drawn, of those that the corpus has."""
+    """Probability of each kind of example, among those that the corpus has."""
 
     s2s: float = 0.30
     s2t: float = 0.28
@@ -113,7 +113,7 @@ class Shares:
     say: float = 0.12
     dictation: float = 0.32
     unfinished: float = 0.1
-    next_turn: float = 0.2  # that a dialogue goes on after each exchange
+    next_turn: float = 0.2  # probability of a further exchange
 
 
 class LabelledSpeech(NamedTuple):
@@ -158,7 +158,7 @@ class CodedSource:
 
 
 class ExchangeSource(CodedSource):
-    """Draws dialogues of a corpus as examples; see `lm.train`. Errors: `UserError`."""
+    """Draws dialogues of a corpus as examples (see `lm.train`). Raises `UserError`."""
 
     def __init__(
         self, corpus: Corpus, codes: str | Path, prompt: Prompt, shares: Shares = Shares(), split: str = "train"
@@ -210,7 +210,7 @@ class ExchangeSource(CodedSource):
         return TurnPair(typed[int(random.integers(len(typed)))], reply.text, spoken)
 
     def _recital(self, record: Record) -> TrainingExample:
-        """Only the speech is learnt: the text is given."""
+        """Return an example of reading aloud: only the speech is learnt, the text is given."""
         example = training_example(self.prompt, "t2s", [TurnPair(None, record.text, self._spoken(record))])
         begun = (example.patches.text == self.prompt.special_ids.speech_start).cumsum(1) > 0
         return example._replace(

@@ -175,7 +175,7 @@ class CorpusWriter:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An open corpus: ``records``, and their sound read from memory-mapped files on demand."""
+    """An open corpus: ``records``, and their audio, read from memory-mapped files on demand."""
 
     path: Path
     records: tuple[Record, ...]

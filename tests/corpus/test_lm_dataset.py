@@ -106,7 +106,7 @@ def source(corpus, codec, tmp_path_factory):
     return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
 
 
-def test_encoded_as_if_alone(source, corpus, codec):
+def test_batch_encoding_equals_single_encoding(source, corpus, codec):
     for record in corpus.records:
         if record.length:
             alone = codec.encode(torch.from_numpy(corpus.pcm(record))[None])[0]

@@ -39,7 +39,7 @@ def test_round_trip(tmp_path):
     assert corpus.select(split="test") == [c] and corpus.hours == 2880 / 24000 / 3600
 
 
-def test_refusals_say_why(tmp_path):
+def test_corpus_errors_say_why(tmp_path):
     with pytest.raises(CorpusError, match="holds no corpus"):
         Corpus.open(tmp_path / "none")
     writer = CorpusWriter(tmp_path / "c", {"seed": 1})
@@ -70,7 +70,7 @@ def test_a_part_that_fails_half_way_is_not_there(tmp_path):
 
 
 @needs.voice(*ASSISTANT_VOICES.values())
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
+def test_resumed_build_gives_the_same_bytes(tmp_path, monkeypatch):
     def build(name: str) -> Corpus:
         return build_corpora.build_dialogue_corpus(
             tmp_path / name, exchanges=2, says=2, dictations=2, test=2, workers=1
@@ -105,7 +105,7 @@ def test_codec_corpus_has_pitch_phones_and_a_held_out_split(tmp_path):
     assert speakers["train"] and speakers["test"] and speakers["train"].isdisjoint(speakers["test"])
 
 
-def test_a_part_that_dies_is_told_and_the_others_are_kept(tmp_path):
+def test_failed_part_is_reported_and_others_stay(tmp_path):
     writer = CorpusWriter(tmp_path, {"kind": "test"})
     with pytest.raises(CorpusError, match=r"part 1 failed.*run the build again"):
         build_corpora._build(writer, [good_part, deadly_part], 1, "test")

@@ -39,7 +39,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.slow
 @needs.voice(training_voices("en")[0], training_voices("zh")[0])
-def test_the_whole_data_system_in_one_command(tmp_path):
+def test_demo_command_runs_the_whole_data_system(tmp_path):
     out = tmp_path / "demo"
     begun = subprocess.Popen([*SG2, "demo", "-o", str(out), "--workers", "1"], stdout=subprocess.PIPE, text=True)
     audio = out / "crawl" / "audio"
@@ -71,7 +71,7 @@ def test_the_whole_data_system_in_one_command(tmp_path):
     assert [row["source"]["url"] for row in rows if row["decisions"][-1]["reason"] == "taken-down"] == [talk.source.url]
 
 
-def test_without_voices_it_says_so_before_it_begins(tmp_path, monkeypatch):
+def test_demo_without_voices_fails_before_it_starts(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from speechgpt2.cli import app

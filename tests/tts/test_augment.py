@@ -96,14 +96,14 @@ def test_noise_has_the_level_that_was_asked_for(slope):
     assert 10 * np.log10(np.square(pcm).mean() / np.square(noise).mean()) == pytest.approx(20.0, abs=1e-3)
 
 
-def test_colour_tilts_and_cuts():
+def test_equaliser_tilts_and_cuts():
     low, high = tone(500), tone(2000)
     gains = [np.square(equalise(x, 3.0, 100, 8000)).mean() / np.square(x).mean() for x in (low, high)]
     assert 10 * np.log10(gains[1] / gains[0]) == pytest.approx(6.0, abs=0.5)  # two octaves of 3 dB
     assert np.square(equalise(tone(11_000), 0.0, 100, 4000)).mean() < 0.01 * np.square(tone(11_000)).mean()
 
 
-def test_a_room_rings_on():
+def test_reverberation_decays():
     pcm = np.concatenate([tone(300, 0.2), np.zeros(SAMPLE_RATE // 2, np.float32)])
     wet = add_reverb(pcm, 0.3, 0.5, np.random.default_rng(0))
     after = wet[int(0.2 * SAMPLE_RATE) :]

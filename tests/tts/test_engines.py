@@ -68,7 +68,7 @@ def test_words_are_spliced_where_their_times_say(bank):
     "change, error, complaint",
     [({}, ValueError, "no recording of 'three'"), ({"accent": "bob"}, UserError, "no such folder")],
 )
-def test_what_a_bank_cannot_say(bank, change, error, complaint):
+def test_word_bank_without_a_recording_is_an_error(bank, change, error, complaint):
     with pytest.raises(error, match=complaint):
         speak("one three", replace(Voice("recordings", str(bank), "en", "anna"), **change))
 
@@ -183,7 +183,7 @@ def speaking_model():
     return SpeechGPT(codec.eval(), tiny_lm(chain_of_modality=True, chained=True))
 
 
-def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
+def test_voice_prompt_becomes_the_greeting(speaking_model, tmp_path, monkeypatch):
     """The clip's codes and words stand before the reading, and what is read depends on them and on the take."""
     monkeypatch.setattr(own_model, "LONGEST", 12)
     soundfile.write(tmp_path / "anna.wav", tone(220, 0.4, SAMPLE_RATE), SAMPLE_RATE)
@@ -210,7 +210,7 @@ def test_a_clip_is_taken_as_the_greeting(speaking_model, tmp_path, monkeypatch):
     assert "Hello there" in prompt.tokenizer.decode(taken[2].text[0].tolist())
 
 
-def test_a_reading_without_end_is_no_reading(speaking_model, monkeypatch):
+def test_endless_reading_is_an_error(speaking_model, monkeypatch):
     monkeypatch.setattr(own_model, "LONGEST", 2)
     monkeypatch.setattr(own_model, "_model", lambda name: speaking_model)
     with pytest.raises(ValueError, match="did not end"):

@@ -18,13 +18,13 @@ def said():
     return lambda name: speak(TEXT, Voice("espeak", name, "en", "en-us"))
 
 
-def test_a_number_is_a_speaker():
+def test_variant_number_gives_a_speaker():
     assert variants.variant_text(5) == variants.variant_text(5) != variants.variant_text(6)
     assert variants.variant_number(variants.variant_name(5)) == 5
     assert variants.variant_number("m3") is variants.variant_number("drawn") is None
 
 
-def test_formants_and_pitch_lie_where_people_have_them():
+def test_variants_have_human_formants_and_pitch():
     for number in range(200):
         lines = [line.split() for line in variants.variant_text(number).splitlines()]
         pitch = next([int(v) for v in values] for name, *values in lines if name == "pitch")

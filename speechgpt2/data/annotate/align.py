@@ -52,13 +52,13 @@ class Align(Stage[AlignConfig]):
         """The model that the step uses, with its version."""
         return self._emission_model.id
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         text = clip.text.raw or clip.text.norm  # with punctuation, where speakers pause
         if not text or is_ground_truth(clip, "align"):
             return clip
         try:
-            found, agreement = align_emissions(self._emission_model(sound.pcm, text, clip.lang.code))
+            found, agreement = align_emissions(self._emission_model(clip_audio.pcm, text, clip.lang.code))
         except Unalignable:
             found, agreement = Alignment(), 0.0
         agreement = round(agreement, 4)

@@ -48,18 +48,18 @@ class MeasureProsody(Stage[ProsodyConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         if is_ground_truth(clip, "prosody"):
             return clip
-        pcm = sound.pcm
-        activity = activity_of(sound)
+        pcm = clip_audio.pcm
+        activity = activity_of(clip_audio)
         speech = active_spans(activity, self.config.shortest_pause, 0.05)
         if clip.align.words:
             speech = spoken(clip.align, self.config.shortest_pause)
         if not speech:
             return clip
-        rate, label = _rate(clip, sound, speech)
+        rate, label = _rate(clip, clip_audio, speech)
         measured = replace(
             melody(autocorrelation_pitch.track_pitch(pcm), int((activity >= SPEECH_THRESHOLD).sum())),
             energy=round(level(pcm, activity) - clip.audio.gain, 2),
@@ -103,13 +103,13 @@ def spoken(align: Alignment, shortest_pause: float) -> list[tuple[float, float]]
     return runs
 
 
-def _rate(clip: Clip, sound: ClipAudio, speech: list[tuple[float, float]]) -> tuple[float | None, Label]:
+def _rate(clip: Clip, clip_audio: ClipAudio, speech: list[tuple[float, float]]) -> tuple[float | None, Label]:
     """Return syllables per second of speech without pauses, and their label."""
     seconds = sum(end - start for start, end in speech)
     if clip.align.words:
         count, label = sum(syllables(word.text) for word in clip.align.words), Label("text", "1", CERTAIN)
     else:
-        count, label = len(list(nuclei(power_of(sound)))), Label("energy-peaks", "1", UNCERTAIN)
+        count, label = len(list(nuclei(power_of(clip_audio)))), Label("energy-peaks", "1", UNCERTAIN)
     return (count / seconds if count and seconds > 0 else None), label
 
 

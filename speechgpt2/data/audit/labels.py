@@ -79,18 +79,18 @@ def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
     with tempfile.TemporaryDirectory() as folder:
         workspace, before = Workspace(Path(folder), Path(folder)), ""
         for case in cases(sentences, seed):
-            truth, sound = _clip(case.spoken, workspace)
+            truth, clip_audio = _clip(case.spoken, workspace)
             blank = replace(truth, align=Alignment(), labels_from={})
-            found = clock(Align(AlignConfig()), blank, sound)
+            found = clock(Align(AlignConfig()), blank, clip_audio)
             times[case.heading] += _apart(found, truth)
             right.append(found.quality.extra[AGREEMENT])
             if before and before != truth.text.raw:
                 other = replace(blank, text=replace(blank.text, raw=_as_long(before, truth.text.raw)))
-                wrong.append(Align(AlignConfig())(other, sound).quality.extra[AGREEMENT])
+                wrong.append(Align(AlignConfig())(other, clip_audio).quality.extra[AGREEMENT])
             before = truth.text.raw
             known = _rate(truth)
             for name, clip in (("from text", found), ("from peaks", blank)):
-                rate = clock(MeasureProsody(ProsodyConfig()), clip, sound).prosody.rate
+                rate = clock(MeasureProsody(ProsodyConfig()), clip, clip_audio).prosody.rate
                 rates[f"{case.heading.removesuffix(NOISY)} | {name}"].append(abs((rate or 0) / known - 1))
     yield from _table_of_times(times, right, wrong)
     yield from _table_of_rates(rates)
@@ -137,7 +137,7 @@ def _table_of_times(times: dict[str, list[float]], right: list[float], wrong: li
     order = np.mean(np.subtract.outer(right, wrong) > 0)
     yield ""
     yield (
-        f"Agreement of sound and text: {np.median(right):.2f} for the right text, {np.median(wrong):.2f} for a wrong "
+        f"Agreement of audio and text: {np.median(right):.2f} for the right text, {np.median(wrong):.2f} for a wrong "
         f"one of its length; the right one's is higher in {100 * order:.1f} % of {len(right)} × {len(wrong)} pairs."
     )
     yield ""
@@ -228,9 +228,9 @@ def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
 
 def _said_in(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
     said = speak(sentence(rng, voice.lang), apply_style(voice, STYLES.get(style, SpeakingStyle())))
-    clip, sound = _clip(said, workspace)
-    aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), sound)
-    measured = MeasureProsody(ProsodyConfig())(aligned, sound)
+    clip, clip_audio = _clip(said, workspace)
+    aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), clip_audio)
+    measured = MeasureProsody(ProsodyConfig())(aligned, clip_audio)
     return replace(measured, speakers=(Speaker(voice.speaker),))  # the whisper counts as the same speaker
 
 
@@ -240,9 +240,9 @@ class _Clock:
     def __init__(self) -> None:
         self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    def __call__(self, stage: Align | MeasureProsody, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, stage: Align | MeasureProsody, clip: Clip, clip_audio: ClipAudio) -> Clip:
         begun = time.process_time()
-        found = stage(clip, sound)
+        found = stage(clip, clip_audio)
         spent = self._spent[stage.name]
         spent[0] += time.process_time() - begun
         spent[1] += clip.audio.duration

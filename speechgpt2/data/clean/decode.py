@@ -36,24 +36,24 @@ class Decode(Stage[DecodeConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip | list[Clip]:
         """Return the clip, or its parts."""
-        path = sound.workspace.source(clip.audio.path)
+        path = clip_audio.workspace.source(clip.audio.path)
         if path is None or not path.is_file():
             raise Rejected("unreadable", f"no file {clip.audio.path!r} in the folder of sources")
         try:
             with open_audio(path) as file:
                 count = file.channels if self.config.channels == "split" else 0
             if count < 2:
-                return self._decoded(clip, sound, path, None)
-            parts = [self._decoded(clip, sound, path, channel) for channel in range(count)]
+                return self._decoded(clip, clip_audio, path, None)
+            parts = [self._decoded(clip, clip_audio, path, channel) for channel in range(count)]
         except Undecodable as error:
             raise Rejected(error.reason, error.detail) from None
         return [replace(part, id=f"{clip.id}-c{n}", parent_id=clip.id) for n, part in enumerate(parts)]
 
-    def _decoded(self, clip: Clip, sound: ClipAudio, path: Path, channel: int | None) -> Clip:
+    def _decoded(self, clip: Clip, clip_audio: ClipAudio, path: Path, channel: int | None) -> Clip:
         with open_audio(path) as file:
-            pcm_hash, samples = sound.workspace.add(self._blocks(file, channel))
+            pcm_hash, samples = clip_audio.workspace.add(self._blocks(file, channel))
         info = AudioInfo(clip.audio.path, file.rate, file.channels, 0.0, samples / SAMPLE_RATE, file.format, pcm_hash)
         return replace(clip, audio=info)
 

@@ -60,9 +60,9 @@ class Fingerprint(Stage[FingerprintConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        bits = fingerprint(power_of(sound))
+        bits = fingerprint(power_of(clip_audio))
         return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
 
 

@@ -69,9 +69,9 @@ class Loudness(Stage[LoudnessConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        pcm = sound.raw
+        pcm = clip_audio.raw
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)
         if measured <= SILENT or peak == 0:

@@ -3,7 +3,7 @@
     - {kind: recognise, model: models/whisper-base}             # faster-whisper; after `segment`, before `transcript`
     - {kind: opinion}                                           # DNSMOS, by the weights in the package speechmos
     - {kind: separate, model: htdemucs}                         # right after `decode`
-    - {kind: diarise, model: pyannote/speaker-diarization-3.1}  # in the place of `segment` and `turns`
+    - {kind: diarise, model: pyannote/speaker-diarization-3.1}  # instead of `segment` and `speaker_changes`
 
 A model is loaded when the first clip arrives, in each worker; a missing package is an error that says what to install
 and where weights come from.
@@ -29,7 +29,7 @@ from speechgpt2.dnsmos import DnsMos
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
-HEARD = 16_000  # Hz that all of them take
+MODEL_RATE = 16_000  # Hz: the input of these models
 
 
 def _needed(module: str, install: str, weights: str) -> Any:
@@ -39,8 +39,8 @@ def _needed(module: str, install: str, weights: str) -> Any:
         raise UserError(f"this step needs {module}: pip install {install}; {weights}") from None
 
 
-def _heard(sound: ClipAudio) -> np.ndarray:
-    return resample(sound.pcm, SAMPLE_RATE, HEARD)
+def _heard(clip_audio: ClipAudio) -> np.ndarray:
+    return resample(clip_audio.pcm, SAMPLE_RATE, MODEL_RATE)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Recognise(Stage[RecogniseConfig]):
     def _recogniser(self) -> asr.Recogniser:
         return asr.load(self.config.model, self.config.engine, self.config.threads)
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         code = clip.lang.code.split("-")[0]
-        # A language that the model does not know is left to it to detect.
-        heard = self._recogniser.transcribe(sound.pcm, code if code in self._recogniser.languages else "")
+        # If the model does not know the language, it detects one.
+        heard = self._recogniser.transcribe(clip_audio.pcm, code if code in self._recogniser.languages else "")
         labels = {**clip.labels_from, f"text.hypotheses[{len(clip.text.hypotheses)}]": Label(self.model)}
         words = replace(clip.text, hypotheses=(*clip.text.hypotheses, heard.text))
         lang = clip.lang if clip.lang.code else Language(heard.language)
@@ -106,8 +106,8 @@ def utmos(model: str) -> Score:
 
     def score(pcm: np.ndarray) -> dict[str, float]:
         with torch.inference_mode():
-            wave = torch.from_numpy(resample(pcm, SAMPLE_RATE, HEARD))
-            return {"utmos": round(float(loaded(wave[None], HEARD)), 3)}
+            wave = torch.from_numpy(resample(pcm, SAMPLE_RATE, MODEL_RATE))
+            return {"utmos": round(float(loaded(wave[None], MODEL_RATE)), 3)}
 
     return score
 
@@ -140,9 +140,9 @@ class OpinionScore(Stage[OpinionScoreConfig]):
     def _score(self) -> Score:
         return {"dnsmos": dnsmos, "utmos": utmos}[self.config.engine](self.config.model)
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        quality = replace(clip.quality, mos={**clip.quality.mos, **self._score(sound.pcm)})
+        quality = replace(clip.quality, mos={**clip.quality.mos, **self._score(clip_audio.pcm)})
         return replace(clip, quality=quality)
 
 
@@ -155,7 +155,7 @@ class SeparateConfig:
 
 
 class Separate(Stage[SeparateConfig]):
-    """A recording's voices without what else sounds, by Demucs (Rouard et al. 2023), minute by minute."""
+    """Extracts the voices of a recording, by Demucs (Rouard et al. 2023), minute by minute."""
 
     version = 1
 
@@ -169,17 +169,17 @@ class Separate(Stage[SeparateConfig]):
         module = _needed("demucs.api", "demucs", f"weights of '{self.config.model}' are fetched by demucs itself")
         return module.Separator(model=self.config.model)
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        pcm_hash, samples = sound.workspace.add(self._voices(clip, sound))
+        pcm_hash, samples = clip_audio.workspace.add(self._voices(clip, clip_audio))
         return replace(clip, audio=replace(clip.audio, start=0.0, duration=samples / SAMPLE_RATE, pcm_hash=pcm_hash))
 
-    def _voices(self, clip: Clip, sound: ClipAudio) -> Iterator[np.ndarray]:
+    def _voices(self, clip: Clip, clip_audio: ClipAudio) -> Iterator[np.ndarray]:
         import torch
 
         start = 0.0
         while start < clip.audio.duration:
-            pcm = sound.span(clip.audio.start + start, min(60.0, clip.audio.duration - start))
+            pcm = clip_audio.span(clip.audio.start + start, min(60.0, clip.audio.duration - start))
             both = torch.from_numpy(pcm)[None].expand(2, -1)
             _, parts = self._separator.separate_tensor(both, SAMPLE_RATE)
             voices = parts["vocals"].mean(0).numpy()
@@ -197,7 +197,7 @@ class DiariseConfig:
 
 
 class Diarise(Stage[DiariseConfig]):
-    """One clip for each turn that pyannote hears, with its speaker."""
+    """Makes a clip for each turn that pyannote finds, with its speaker."""
 
     version = 2
 
@@ -215,14 +215,14 @@ class Diarise(Stage[DiariseConfig]):
             raise UserError(f"{self.config.model} cannot be loaded: {weights}")
         return pipeline
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
         """Return the parts of the clip."""
         import torch
 
-        heard = self._pipeline({"waveform": torch.from_numpy(_heard(sound))[None], "sample_rate": HEARD})
+        heard = self._pipeline({"waveform": torch.from_numpy(_heard(clip_audio))[None], "sample_rate": MODEL_RATE})
         turns = [(turn.start, turn.end, name) for turn, _, name in heard.itertracks(yield_label=True)]
         if not turns:
-            raise Rejected("no-speech", "nobody speaks in it")
+            raise Rejected("no-speech", "contains no speech")
         return [self._clip(clip, *turn) for turn in turns]
 
     def _clip(self, clip: Clip, start: float, end: float, name: str) -> Clip:

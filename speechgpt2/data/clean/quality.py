@@ -145,9 +145,9 @@ class MeasureQuality(Stage[QualityConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        pcm, spectrum = sound.pcm, power_of(sound)
+        pcm, spectrum = clip_audio.pcm, power_of(clip_audio)
         quality = replace(
             clip.quality,
             snr=round(snr(spectrum), 2),

@@ -58,11 +58,11 @@ class Segment(Stage[SegmentConfig]):
         """The model that the step uses, with its version."""
         return "silero-5" if self.config.detector == "silero" else ""
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
         """Return the parts of the clip."""
         config = self.config
         detect: ActivityDetector = silero_activity if config.detector == "silero" else energy_activity
-        activity = detect(_blocks(clip, sound))
+        activity = detect(_blocks(clip, clip_audio))
         active = active_spans(activity, 0.1, 0.0)
         found = active_spans(activity, config.gap, config.shortest)
         if not found:
@@ -100,11 +100,11 @@ def _widened(span: tuple[float, float], clip: Clip) -> tuple[float, float]:
     return (min(span[0], words[0].start), max(span[1], words[-1].end)) if words else span
 
 
-def _blocks(clip: Clip, sound: ClipAudio) -> Iterator[np.ndarray]:
+def _blocks(clip: Clip, clip_audio: ClipAudio) -> Iterator[np.ndarray]:
     start = 0.0
     while start < clip.audio.duration:
         length = min(BLOCK, clip.audio.duration - start)
-        yield sound.span(clip.audio.start + start, length)
+        yield clip_audio.span(clip.audio.start + start, length)
         start += length
 
 

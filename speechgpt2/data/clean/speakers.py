@@ -69,11 +69,11 @@ class SpeakerChanges(Stage[SpeakerChangesConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
         """Return the parts of the clip."""
         if clip.text.raw:
             return [clip]
-        spectrum = power_of(sound)
+        spectrum = power_of(clip_audio)
         level = decibels(spectrum.sum(axis=1))
         loud = np.flatnonzero(level > level.max() - 35)
         cuts = sorted(int(loud[frame]) for frame in self._changes(cepstra(spectrum[loud], COEFFICIENTS)))
@@ -104,11 +104,11 @@ class SpeakerEmbedding(Stage[SpeakerEmbeddingConfig]):
 
     version = 2
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         if clip.speakers:
             return clip
-        spectrum = power_of(sound)
+        spectrum = power_of(clip_audio)
         level = decibels(spectrum.sum(axis=1))
         mel = cepstra(spectrum[level > level.max() - 25], COEFFICIENTS)
         vector = np.concatenate([mel.mean(axis=0), mel.std(axis=0)])

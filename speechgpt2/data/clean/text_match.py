@@ -24,7 +24,7 @@ from speechgpt2.tts.voices import speak
 
 VOICES = {"en": Voice("espeak", "m3", "en", "en-us"), "zh": Voice("espeak", "f3", "zh", MANDARIN, rate=200)}
 LONGEST = 40.0  # seconds
-SHORTEST = 25  # compared frames (half a second of sound)
+SHORTEST = 25  # compared frames (half a second of audio)
 BAND = 0.15  # share of the length by which two utterances may differ in time
 
 
@@ -73,7 +73,7 @@ class TextMatch(Stage[TextMatchConfig]):
     version = 2
     model = "espeak-ng"
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         voice = VOICES.get(clip.lang.code.split("-")[0])
         if voice is None or not clip.text.raw or clip.audio.duration > LONGEST:
@@ -82,7 +82,7 @@ class TextMatch(Stage[TextMatchConfig]):
             said = speak(clip.text.raw, voice).pcm
         except ValueError:  # a text without sounds
             return clip
-        heard = features(power_of(sound))
+        heard = features(power_of(clip_audio))
         if len(heard) < SHORTEST:
             return clip
         score = mismatch(heard, features(power(said)))

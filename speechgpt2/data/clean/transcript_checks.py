@@ -105,7 +105,7 @@ class CheckTranscript(Stage[TranscriptConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
         text = clip.text.raw or next(iter(clip.text.hypotheses), "")
         if not text:

@@ -26,8 +26,8 @@ from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.tts.utterance import Utterance
 
 COEFFICIENTS = 12
-FAINT_DB = -25.0  # below the loudest frame: not counted as voice
-SHORTEST = 40  # frames that a voice is told by
+FAINT_DB = -25.0  # relative to the loudest frame: quieter frames do not count as voice
+SHORTEST = 40  # frames that a voice embedding needs
 
 Deviations = dict[str, float]  # name of a check -> deviation in tolerances
 
@@ -102,14 +102,14 @@ def best_reading(
 
 
 class Checks:
-    """The checks of one conversation, which knows its two speakers' voices once it has heard them."""
+    """The checks of one conversation. It remembers the voices of its two speakers."""
 
     def __init__(self, config: ChecksConfig):
         self.config = config
         self._voices: dict[str, np.ndarray] = {}  # speaker -> voice of the first line
 
     def __call__(self, spoken: Utterance) -> Deviations:
-        """The deviations of all checks but the style's. Errors: `UserError` where a recogniser is missing."""
+        """Return the deviations of all checks except style. Raises `UserError` if a recogniser is missing."""
         config, deviations = self.config, Deviations()
         if config.alignment is not None:
             deviations["alignment"] = _ratio(config.alignment, alignment(spoken))
@@ -120,7 +120,7 @@ class Checks:
         return deviations
 
     def remember(self, spoken: Utterance) -> None:
-        """The reading that was taken: a speaker's first one is what the later ones are held against."""
+        """Remember a reading that was taken: later readings are compared with a speaker's first one."""
         vector = voice_of(spoken.pcm)
         if vector is not None:
             self._voices.setdefault(spoken.voice.speaker, vector)
@@ -135,7 +135,7 @@ class Checks:
 
 
 def alignment(spoken: Utterance) -> float:
-    """How well the aligner finds the text in the sound, 0…1; 0 where it cannot be found."""
+    """Return the agreement of text and audio by the aligner, 0…1; 0 if the text cannot be aligned."""
     try:
         return align_speech(spoken.pcm, spoken.text, spoken.lang)[1]
     except Unalignable:
@@ -143,7 +143,10 @@ def alignment(spoken: Utterance) -> float:
 
 
 def voice_of(pcm: np.ndarray) -> np.ndarray | None:
-    """Mean and spread of the cepstra where it is loud, `[24]`, as in data/clean/speakers.py; None if too short."""
+    """Return mean and spread of the cepstra of the loud frames, `[24]`, as in data/clean/speakers.py.
+
+    None if too few.
+    """
     spectrum = power(pcm)
     level = decibels(spectrum.sum(axis=1))
     loud = cepstra(spectrum[level > level.max() + FAINT_DB], COEFFICIENTS)

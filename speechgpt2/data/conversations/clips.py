@@ -1,10 +1,10 @@
-"""Conversations as the other data systems know speech: a record with its sound for each line, and Lhotse cuts.
+"""Conversations as other data systems take speech: a record with its audio for each line, and Lhotse cuts.
 
-    turns/000012-03-c1.flac   the sound of a line, mono: conversation, number of the line, channel
+    turns/000012-03-c1.flac   the audio of a line, mono: conversation, number of the line, channel
     clips.jsonl               their records (data/record.py): sg2 data clean FOLDER/clips.jsonl -o run
-    cuts.jsonl.gz             a Lhotse cut for each conversation with both channels, whose supervisions are the lines
+    cuts.jsonl.gz             a Lhotse cut for each conversation with both channels; the lines are its supervisions
 
-All of it follows from a conversation's line of `conversations.jsonl` (build.py) and the sound of its channels.
+Everything follows from a conversation's line of `conversations.jsonl` (build.py) and its audio.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.types import SAMPLE_RATE
 
 CLIPS, CUTS, TURNS = "clips.jsonl", "cuts.jsonl.gz", "turns"
-KNOWN = ("text", "lang", "speakers", "align", "style", "events")  # what a record of ours knows, and need not measure
+KNOWN = ("text", "lang", "speakers", "align", "style", "events")  # fields that are known and need no measurement
 _DIGITS = 4  # of a time in seconds: a tenth of a millisecond
 
 Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
 
 
 def span(line: Row) -> slice:
-    """Where a line lies in the samples of its channel."""
+    """Return the samples of a line in its channel."""
     return slice(round(line["start"] * SAMPLE_RATE), round(line["end"] * SAMPLE_RATE))
 
 
 def clips(row: Row) -> Iterator[Clip]:
-    """A record for each line, in the order of the lines; times count from the line's start."""
+    """Yield a record for each line, in order; times are relative to the line's start."""
     for number, line in enumerate(row["lines"]):
         samples = span(line).stop - span(line).start
         id = f"{row['id']}-{number:02d}-c{line['channel']}"
@@ -53,7 +53,7 @@ def clips(row: Row) -> Iterator[Clip]:
 
 
 def cut(row: Row) -> Row:
-    """The conversation as a Lhotse cut, as plain data; its sound is the file beside."""
+    """Return the conversation as a Lhotse cut in plain data; its audio is the file beside it."""
     duration = row["samples"] / SAMPLE_RATE
     recording = {
         "id": row["id"], "sources": [{"type": "file", "channels": [0, 1], "source": row["audio"]}],
@@ -73,7 +73,9 @@ def write(folder: Path, rows: Iterable[Row], scratch: Path) -> None:
     with (
         records.open("w", encoding="utf-8") as lines,
         cuts.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,  # without a time: equal conversations, equal bytes
+        gzip.GzipFile(
+            "", "wb", 6, raw, mtime=0
+        ) as packed,  # without a time stamp: equal conversations give equal bytes
     ):
         for row in rows:
             lines.writelines(clip.to_json() + "\n" for clip in clips(row))
@@ -95,7 +97,7 @@ def _supervision(row: Row, number: int) -> Row:
 
 
 def _dialogue_events(row: Row, line: Row) -> Iterator[DialogueEvent]:
-    """What happens while the line is spoken, on either channel."""
+    """Yield the events during the line, on either channel."""
     for event in row["events"]:
         start, end = max(event["start"], line["start"]), min(event["end"], line["end"])
         if start < end:

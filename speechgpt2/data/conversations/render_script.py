@@ -1,8 +1,8 @@
-"""A script becomes sound: two channels, one for each speaker, with the exact times of all words.
+"""Render a script: two channels of audio, one for each speaker, with the exact times of all words.
 
-SpeakerChanges follow one another with a drawn gap, which may be an overlap. A backchannel is spoken into the turn
-before it. An interruption begins within the turn before it, which breaks off after a reaction at the end of a word:
-what was not spoken is in neither sound nor text.
+Turns follow one another with a drawn gap, which may be an overlap. A backchannel is spoken into the previous turn. An
+interruption begins within the previous turn, which breaks off after a reaction time at the end of a word. Audio and
+text both end there.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class SpokenConversation:
 
 @dataclass
 class _ScheduledLine:
-    """A line with its sound at its place; `shown` is how much of it is left."""
+    """A line with its audio and its start; `cut` if it was interrupted."""
 
     line: Line
     channel: int

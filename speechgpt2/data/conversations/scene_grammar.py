@@ -1,4 +1,4 @@
-"""Scenes with slots, expanded by chance: the script writer that needs no network.
+"""Scenes with slots, expanded at random: scripts without a language model.
 
 A scene is text, a line for each contribution:
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from speechgpt2.data.conversations.script import Kind, Line, Script
 from speechgpt2.errors import UserError
 
-DEEPEST = 12  # rules within rules; a deeper nesting goes in circles
+DEEPEST = 12  # nested rules; a deeper nesting is a cycle
 _SLOT = re.compile(r"\{(=?)([a-z_]+)\}")
 _LINE = re.compile(
     r"(?P<role>\w+)(?:\[(?P<style>[^\]]+)\])?"
@@ -35,7 +35,7 @@ _KINDS: dict[str, Kind] = {":": "turn", "~": "backchannel", "!": "interruption"}
 
 @dataclass(frozen=True)
 class Pattern:
-    """A line of a scene, its slots still open."""
+    """A line of a scene with open slots."""
 
     role: str
     text: str
@@ -63,7 +63,7 @@ class Scene:
                 self._check(part, ())
 
     def draw(self, rng: random.Random) -> Script:
-        """A script: the same for the same state of `rng`."""
+        """Draw a script: the same for the same state of `rng`."""
         known: dict[str, str] = {}
         lines: list[Line] = []
         before: Pattern | None = None
@@ -71,7 +71,7 @@ class Scene:
         for pattern in self.patterns:
             if not pattern.maybe:
                 left_out = False
-            elif before is None or not before.maybe:  # those that follow it stand or fall with it
+            elif before is None or not before.maybe:  # optional lines that follow it share its fate
                 left_out = rng.random() < 0.5
             if not left_out:
                 lines.append(self._line(pattern, rng, known))

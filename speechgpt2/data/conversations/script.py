@@ -35,7 +35,7 @@ class SpeakingStyle:
 
 NEUTRAL_STYLE = SpeakingStyle()
 
-# The styles that instructions and scenes name. How feelings sound is a convention: slow, low and flat for sadness.
+# The named styles of instructions and scenes. Emotions follow a convention: sadness is slow, low and flat.
 STYLES: dict[str, SpeakingStyle] = {
     "fast": SpeakingStyle(rate=1.4), "slow": SpeakingStyle(rate=0.7),
     "high": SpeakingStyle(pitch=4), "low": SpeakingStyle(pitch=-4),

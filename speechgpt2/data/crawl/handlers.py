@@ -125,19 +125,19 @@ class Handlers:
         download, video = await self._fetch(item, work)
         body = work / "body"
         sha256 = await asyncio.to_thread(_digest, body)
-        sound = await self._tools.decoder.probe(body, self._tools.config.max_hours)
+        probed = await self._tools.decoder.probe(body, self._tools.config.max_hours)
         said, lines = await self._transcript(item)
         hops = [exchange.url for exchange in download.exchanges] or [item.url]
         about = self._about(item, hops, video.licence if video else "")
         outcome = {
             **about, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
-            "ending": sound.ending, "format": sound.format, "sample_rate": sound.sample_rate,
-            "channels": sound.channels, "video": video._asdict() if video else None,
+            "ending": probed.ending, "format": probed.format, "sample_rate": probed.sample_rate,
+            "channels": probed.channels, "video": video._asdict() if video else None,
             "transcript": {"url": said.url, "lines": lines} if said else None,
         }  # fmt: skip
         provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256}, said)
         duplicates = self._tools.frontier.finish_recording(
-            item.id, sha256, sound.fingerprint, body.stat().st_size, sound.seconds, outcome
+            item.id, sha256, probed.fingerprint, body.stat().st_size, probed.seconds, outcome
         )
         if item.id not in [duplicate.id for duplicate in duplicates]:
             self._tools.store.settle(self._tools.frontier.get(item.id), self._tools.frontier)

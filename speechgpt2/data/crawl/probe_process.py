@@ -19,7 +19,7 @@ from pathlib import Path
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.probe import ProbedAudio, probe
 
-PROBE_TIMEOUT = 1800.0  # seconds for one file; at 200 times real time that is 100 hours of sound
+PROBE_TIMEOUT = 1800.0  # seconds for one file; at 200 times real time that is 100 hours of audio
 
 
 class ProbeProcess:

@@ -1,14 +1,17 @@
-"""One record, one runner: clips go through stages, and every result is filed under what it was made from.
+"""Runs clips through steps, with caching and resume.
 
-stage.py      what a stage is: one clip in, one or several or a refusal out
-survey.py     what looks at all clips at once, cheaply: rules with thresholds, counts, comparisons
-sound.py      where the sound of a run lies, and how a stage gets at it
-results.py    results by key: hash of clip, stage, version, config, model
-workers.py    processes that work through stages, and may die of a clip without harm
-cluster.py    the same on Ray Data
-intake.py     a folder or a manifest -> clips
-takedown.py   what a crawl takes back goes out of the runs made from it
-runner.py     the whole run, resumable at any moment
-shar.py       clips -> Lhotse cuts in Shar, with FLAC, and back
-scores.py     everything that was measured, of kept and rejected clips, as Parquet
+stage.py          the interface of a stage: one clip in; one, several or a rejection out
+global_steps.py   steps over all clips: rules with thresholds, comparisons
+clip_audio.py     the audio files of a run, and the audio of a clip
+spectra.py        spectra of a clip, computed once
+results.py        the results database: by hash of clip, stage, version, config, model
+workers.py        worker processes, which may crash on a clip without further harm
+cluster.py        workers on Ray Data
+input_clips.py    a folder or a manifest -> clips
+takedown.py       takedowns of a crawl, applied to the runs made from it
+runner.py         the run, which can be resumed at any moment
+output.py         the output of a run
+shar.py           clips to and from Lhotse cuts in Shar
+scores.py         all measures as Parquet
+serialization.py  clips as bytes, for internal files
 """

@@ -9,11 +9,11 @@ from speechgpt2.dsp.activity import energy_activity_of_power
 from speechgpt2.dsp.spectrum import power
 
 
-def power_of(sound: ClipAudio) -> np.ndarray:
+def power_of(clip_audio: ClipAudio) -> np.ndarray:
     """Return the clip's power per frame and bin `[T, BINS]`, with its gain (`dsp.spectrum.power`)."""
-    return sound.cached("power", power, degree=2)
+    return clip_audio.cached("power", power, degree=2)
 
 
-def activity_of(sound: ClipAudio) -> np.ndarray:
+def activity_of(clip_audio: ClipAudio) -> np.ndarray:
     """Return how likely speech is in every 10 ms of the clip, `[T]` in 0…1 (`dsp.activity.energy`)."""
-    return energy_activity_of_power(power_of(sound), len(sound.raw))
+    return energy_activity_of_power(power_of(clip_audio), len(clip_audio.raw))

@@ -8,7 +8,7 @@
     class Trim(Stage[TrimConfig]):
         version = 1
 
-        def __call__(self, clip: Clip, sound: ClipAudio) -> Clip: ...
+        def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip: ...
 
 A stage measures. Rules compare scores with thresholds (global_steps.py), so a threshold can change without new
 measurements. A stage itself rejects only what cannot be used at all, such as a damaged file.
@@ -69,7 +69,7 @@ class Stage(Generic[C]):
         """The model that the stage uses, with its version; empty without a model."""
         return ""
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip | Sequence[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip | Sequence[Clip]:
         """Return the clip with additions, or the clips it is split into. Raises `Rejected`."""
         raise NotImplementedError
 

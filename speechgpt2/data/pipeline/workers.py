@@ -84,14 +84,14 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> TaskR
     """Take a clip through stages until it is rejected, split, or has passed the last one."""
     clip = task.clip
     results: list[Result] = []
-    sound = ClipAudio(clip, workspace)
+    clip_audio = ClipAudio(clip, workspace)
     for number in range(task.stage, len(stages)):
         stage = stages[number]
-        if clip.audio != sound.info:
-            sound = sound.for_clip(clip)
+        if clip.audio != clip_audio.info:
+            clip_audio = clip_audio.for_clip(clip)
         begun = time.perf_counter()
         try:
-            changes, refusal = _changes(clip, stage(clip, sound)), None
+            changes, refusal = _changes(clip, stage(clip, clip_audio)), None
         except Rejected as error:
             changes, refusal = (), _refusal(stage, error)
         except UserError:

@@ -57,12 +57,12 @@ VOICES = [
 
 
 @pytest.mark.parametrize("voice", [pytest.param(v, marks=needs.voice(v, REFERENCE_VOICES[v.lang])) for v in VOICES])
-def test_words_are_found_where_a_synthesiser_put_them(voice, ingest):
+def test_word_times_match_those_of_the_synthesiser(voice, ingest):
     text = MANDARIN_TEXT if voice.lang == "zh" else ENGLISH
     spoken = speak(text, voice)
-    info, sound = ingest(spoken.pcm)
+    info, clip_audio = ingest(spoken.pcm)
     clip = Clip("x", audio=info, text=ClipText(raw=text), lang=Language(voice.lang))
-    found = Align(AlignConfig())(clip, sound)
+    found = Align(AlignConfig())(clip, clip_audio)
     assert [word.text for word in found.align.words] == [word.text for word in spoken.words]
     errors = [abs(a.start - b.start) for a, b in zip(found.align.words, spoken.words)]
     assert np.median(errors) < 0.04 and np.quantile(errors, 0.8) < 0.1
@@ -70,25 +70,25 @@ def test_words_are_found_where_a_synthesiser_put_them(voice, ingest):
     assert found.labels_from["align"] == Label("synthesis-aligner-2", "1", found.quality.extra["alignment"])
     assert Clip.from_json(found.to_json()) == found
     other = MANDARIN_TEXT[::-1] if voice.lang == "zh" else "How long does this journey take?"
-    wrong = Align(AlignConfig())(replace(clip, text=ClipText(raw=other)), sound)
+    wrong = Align(AlignConfig())(replace(clip, text=ClipText(raw=other)), clip_audio)
     assert wrong.quality.extra["alignment"] < found.quality.extra["alignment"] - 0.05
 
 
 @needs.voice(REFERENCE_VOICES["en"])
-def test_a_pause_belongs_to_no_word(ingest):
+def test_pause_belongs_to_no_word(ingest):
     first, second = (speak(text, REFERENCE_VOICES["en"]) for text in ("I bought seven books", "and then I went home"))
     pcm = np.concatenate([first.pcm, np.zeros(SAMPLE_RATE, np.float32), second.pcm])
-    info, sound = ingest(pcm)
+    info, clip_audio = ingest(pcm)
     clip = Clip("x", audio=info, text=ClipText(raw=f"{first.text} {second.text}"), lang=Language("en"))
-    words = Align(AlignConfig())(clip, sound).align.words
+    words = Align(AlignConfig())(clip, clip_audio).align.words
     assert words[3].text == "books" and words[3].end == pytest.approx(first.words[3].end, abs=0.06)
     assert words[4].start == pytest.approx(first.duration + 1 + second.words[0].start, abs=0.06)
 
 
 @needs.voice(REFERENCE_VOICES["en"])
-def test_what_cannot_be_aligned_scores_nothing(ingest):
+def test_unalignable_text_scores_zero(ingest):
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 4)
-    info, sound = ingest(noise)
+    info, clip_audio = ingest(noise)
     clip = Clip("x", audio=info, text=ClipText(raw=ENGLISH), lang=Language("en"))
     for odd in (
         clip,  # seven seconds of words in a quarter of a second
@@ -96,10 +96,10 @@ def test_what_cannot_be_aligned_scores_nothing(ingest):
         replace(clip, lang=Language("zh")),  # no reading for Latin letters
         replace(clip, text=ClipText(raw="…")),
     ):
-        found = Align(AlignConfig())(odd, sound)
+        found = Align(AlignConfig())(odd, clip_audio)
         assert found.quality.extra == {"alignment": 0.0} and found.align == Alignment() and not found.labels_from
-    silent, sound = ingest(np.zeros(SAMPLE_RATE))
-    assert Align(AlignConfig())(replace(clip, audio=silent), sound).quality.extra["alignment"] == 0.0
+    silent, clip_audio = ingest(np.zeros(SAMPLE_RATE))
+    assert Align(AlignConfig())(replace(clip, audio=silent), clip_audio).quality.extra["alignment"] == 0.0
 
 
 class Broken:
@@ -109,17 +109,17 @@ class Broken:
         raise AssertionError("nobody should have asked")
 
 
-def test_the_truth_and_clips_without_text_are_left_alone():
-    stage, sound = Align(AlignConfig(), Broken()), ClipAudio(Clip("x"), None)
+def test_ground_truth_and_clips_without_text_stay_unchanged():
+    stage, clip_audio = Align(AlignConfig(), Broken()), ClipAudio(Clip("x"), None)
     known = Alignment(words=(Word("so", 0.1, 0.3),))
     truth = Clip("x", text=ClipText(raw="so"), align=known, labels_from={"align": Label("espeak", kind="truth")})
-    assert stage(truth, sound) is truth
-    assert stage(Clip("x"), sound) == Clip("x")
+    assert stage(truth, clip_audio) is truth
+    assert stage(Clip("x"), clip_audio) == Clip("x")
     assert stage.key(truth) != Align(AlignConfig()).key(truth)  # another model, another result
 
 
 @needs.voice(REFERENCE_VOICES["en"])
-def test_a_reading_does_not_depend_on_what_was_read_before():
+def test_isolated_synthesis_does_not_depend_on_earlier_texts():
     first = isolated_espeak.synthesize("hello", REFERENCE_VOICES["en"])
     for text in ("a", "something longer that leaves a trace"):
         isolated_espeak.synthesize(text, REFERENCE_VOICES["en"])

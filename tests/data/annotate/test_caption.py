@@ -31,7 +31,7 @@ def crowd(count=200, **fields):
     ]
 
 
-def test_what_is_outside_the_middle_half_of_the_language_is_told():
+def test_caption_names_values_outside_the_middle_half():
     clips = captioned(crowd())
     for made in clips:
         prosody, text = made.prosody, made.style.caption_en
@@ -49,7 +49,7 @@ def test_what_is_outside_the_middle_half_of_the_language_is_told():
     assert slow.style.caption_zh == "嗓音低沉，语速较慢，语调平淡。"
 
 
-def test_languages_have_bins_of_their_own():
+def test_each_language_has_its_own_bins():
     fast = [
         replace(made, lang=Language("zh"), prosody=replace(made.prosody, rate=made.prosody.rate + 4))
         for made in crowd()
@@ -59,7 +59,7 @@ def test_languages_have_bins_of_their_own():
     assert np.mean(same) > 0.98  # but for those on an edge
 
 
-def test_a_speaker_is_held_against_herself():
+def test_caption_compares_a_speaker_with_their_usual_values():
     usual = [clip(n, 220 + n % 3, 3.0, 5.5, -20.0, speaker="anna") for n in range(40)]
     tired = clip(40, 190, 1.5, 4.0, -30.0, speaker="anna")
     clips = captioned([*crowd(), *usual, tired])
@@ -73,7 +73,7 @@ def test_a_speaker_is_held_against_herself():
     assert all(made.style == Style() for made in alone)  # six clips are no measure
 
 
-def test_whispers_rejected_clips_and_the_truth():
+def test_captions_of_whispers_rejected_clips_and_ground_truth():
     whisper = replace(clip("w"), prosody=Prosody(rate=2.0, energy=-40.0))
     refused = replace(clip("r"), decisions=(Decision("rules", 1, False),))
     truth = replace(clip("t"), style=Style(caption_en="Sad."), labels_from={"style": Label("synthesis", kind="truth")})
@@ -83,7 +83,7 @@ def test_whispers_rejected_clips_and_the_truth():
     assert made[1:] == [refused, truth, unknown]
 
 
-def test_memory_is_that_of_languages_and_speakers_not_of_clips():
+def test_caption_memory_does_not_grow_with_clips():
     count = 3000
 
     def read():

@@ -38,7 +38,7 @@ def heard(tmp_path, pcm, gain=0.0, **fields):
     return MeasureProsody(ProsodyConfig())(clip, ClipAudio(clip, workspace))
 
 
-def test_a_voice_is_measured_as_it_was_made(tmp_path):
+def test_prosody_matches_the_synthesised_voice(tmp_path):
     clip = heard(tmp_path, syllable_train([6, 4, 5]))
     found = clip.prosody
     assert found.f0_mean == pytest.approx(200, abs=1.0) and found.f0_std < 0.3
@@ -49,7 +49,7 @@ def test_a_voice_is_measured_as_it_was_made(tmp_path):
     assert Clip.from_json(clip.to_json()) == clip
 
 
-def test_energy_is_that_of_the_recording_whatever_the_gain(tmp_path):
+def test_energy_does_not_depend_on_the_gain(tmp_path):
     pcm = syllable_train([6, 6])
     plain, raised, loud = heard(tmp_path, pcm), heard(tmp_path, pcm, gain=6.0), heard(tmp_path, 2 * pcm)
     speaking = pcm[np.abs(pcm) > 0]
@@ -66,7 +66,7 @@ def test_with_an_alignment_the_text_is_counted(tmp_path):
     assert clip.labels_from["prosody.rate"].tool == "text"
 
 
-def test_what_has_no_pitch_gets_none_and_the_truth_is_kept(tmp_path):
+def test_unvoiced_clips_get_no_pitch_and_ground_truth_stays(tmp_path):
     noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 0.05
     hiss = heard(tmp_path, noise.astype(np.float32)).prosody
     assert hiss.f0_mean is None and hiss.energy is not None

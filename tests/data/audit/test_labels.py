@@ -42,7 +42,7 @@ def test_labels_are_near_the_truth():
 
 
 @needs.voice(REFERENCE_VOICES["zh"])
-def test_what_a_synthesiser_said_is_the_truth():
+def test_synthetic_speech_gets_ground_truth_labels():
     spoken = speak("你好吗？", REFERENCE_VOICES["zh"])
     clip = label_synthetic(Clip("x"), spoken)
     assert [word.text for word in clip.align.words] == ["你", "好", "吗"]

@@ -142,23 +142,23 @@ def test_silero_detects_speech_and_not_a_siren():
     assert start == pytest.approx(3.0, abs=0.25) and end == pytest.approx(3 + len(said) / SAMPLE_RATE, abs=0.4)
 
 
-def test_a_recording_falls_into_clips(workspace):
+def test_recording_is_cut_into_clips(workspace):
     pause = np.zeros(2 * SAMPLE_RATE)
-    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
-    pieces = Segment(SegmentConfig(gap=0.7))(clip, sound)
+    clip, clip_audio = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
+    pieces = Segment(SegmentConfig(gap=0.7))(clip, clip_audio)
     assert len(pieces) == 2 and all(piece.parent_id == "a" for piece in pieces)
     assert [piece.audio.start for piece in pieces] == pytest.approx([1.9, 6.9], abs=0.25)
-    [whole] = Segment(SegmentConfig())(replace(clip, text=ClipText("two sentences")), sound)
+    [whole] = Segment(SegmentConfig())(replace(clip, text=ClipText("two sentences")), clip_audio)
     assert whole.text.raw == "two sentences" and whole.audio.duration > 7
 
 
 def test_known_times_move_with_the_start_of_a_clip(workspace):
     pause = np.zeros(SAMPLE_RATE)
-    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 2.0), pause]), "one two")
+    clip, clip_audio = recording(workspace, np.concatenate([pause, voice(120, 2.0), pause]), "one two")
     words, phones = (Word("one", 1.02, 1.9), Word("two", 1.9, 3.2)), (Phone("w", 1.02, 1.1), Phone("a3", 1.1, 1.3))
     event = DialogueEvent("filler", 1.9, 2.5, "a")
     known = replace(clip, align=Alignment(words, phones, (Phone("3", 1.1, 1.3),)), events=(event,))
-    [made] = Segment(SegmentConfig())(known, sound)
+    [made] = Segment(SegmentConfig())(known, clip_audio)
     start = made.audio.start
     assert start > 0.5  # something was cut off
     moved = [(word.text, word.start + start, word.end + start) for word in made.align.words]
@@ -171,9 +171,9 @@ def test_known_times_move_with_the_start_of_a_clip(workspace):
 
 def test_known_times_go_to_the_clip_that_holds_them(workspace):
     pause = np.zeros(2 * SAMPLE_RATE)
-    clip, sound = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
+    clip, clip_audio = recording(workspace, np.concatenate([pause, voice(120, 3.0), pause, voice(150, 2.0), pause]))
     known = replace(clip, align=Alignment((Word("one", 2.5, 3.0), Word("two", 7.5, 8.0))))
-    pieces = Segment(SegmentConfig(gap=0.7))(known, sound)
+    pieces = Segment(SegmentConfig(gap=0.7))(known, clip_audio)
     assert [[w.text for w in piece.align.words] for piece in pieces] == [["one"], ["two"]]
     starts = [piece.align.words[0].start + piece.audio.start for piece in pieces]
     assert starts == pytest.approx([2.5, 7.5])
@@ -182,24 +182,24 @@ def test_known_times_go_to_the_clip_that_holds_them(workspace):
 def test_lines_of_a_transcript_go_to_the_clips_that_hold_them(workspace):
     pause = np.zeros(2 * SAMPLE_RATE)
     parts = [part for number in range(3) for part in (voice(120, 3.0, number), pause)]
-    clip, sound = recording(workspace, np.concatenate(parts))
+    clip, clip_audio = recording(workspace, np.concatenate(parts))
     lines = [Word("One.", 0.0, 1.5), Word("Two.", 1.6, 3.0), Word("Three.", 5.1, 8.2), Word("Four.", 10.1, 13.0)]
     known = replace(clip, text=ClipText("One. Two. Three. Four.", lines=tuple(lines)), labels_from={"text": Label("x")})
-    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(known, sound)
+    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(known, clip_audio)
     assert [piece.text.raw for piece in pieces] == ["One. Two.", "Three.", "Four."]
     assert pieces[2].text.lines[0].start + pieces[2].audio.start == pytest.approx(10.1)
     torn = replace(known, text=ClipText("One. Two to four.", lines=(lines[0], Word("Two to four.", 1.6, 13.0))))
-    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(torn, sound)
+    pieces = Segment(SegmentConfig(gap=1.5, longest=12.0))(torn, clip_audio)
     assert not any(piece.text.raw or piece.text.lines or piece.labels_from for piece in pieces)
 
 
 def test_long_speech_is_cut_in_its_pauses(workspace):
     parts = [np.concatenate([voice(120, 2.5, seed), np.zeros(SAMPLE_RATE // 3)]) for seed in range(8)]
-    clip, sound = recording(workspace, np.concatenate(parts))
-    pieces = Segment(SegmentConfig(gap=2.0, longest=8.0))(clip, sound)
+    clip, clip_audio = recording(workspace, np.concatenate(parts))
+    pieces = Segment(SegmentConfig(gap=2.0, longest=8.0))(clip, clip_audio)
     assert len(pieces) >= 3 and max(piece.audio.duration for piece in pieces) <= 8.0
-    clip, sound = recording(workspace, 0.3 * np.sin(np.arange(20 * SAMPLE_RATE) * 0.1))  # no breath in it
-    pieces = Segment(SegmentConfig(longest=8.0))(clip, sound)
+    clip, clip_audio = recording(workspace, 0.3 * np.sin(np.arange(20 * SAMPLE_RATE) * 0.1))  # no breath in it
+    pieces = Segment(SegmentConfig(longest=8.0))(clip, clip_audio)
     assert max(piece.audio.duration for piece in pieces) <= 8.0
 
 
@@ -210,8 +210,8 @@ def test_silence_and_speech(workspace):
 
 def test_a_change_of_speaker_is_cut_and_named(workspace):
     one, two = voice(110, 5.0, 1), faults.narrow(voice(230, 5.0, 2), 3000)
-    clip, sound = recording(workspace, np.concatenate([one, two, one]))
-    pieces = SpeakerChanges(SpeakerChangesConfig())(clip, sound)
+    clip, clip_audio = recording(workspace, np.concatenate([one, two, one]))
+    pieces = SpeakerChanges(SpeakerChangesConfig())(clip, clip_audio)
     assert len(pieces) == 3
     assert [piece.audio.start for piece in pieces] == pytest.approx([0, 5, 10], abs=0.5)
     printed = [SpeakerEmbedding(SpeakerEmbeddingConfig())(piece, ClipAudio(piece, workspace)) for piece in pieces]
@@ -225,7 +225,7 @@ def test_every_preset_can_be_built(name):
     assert steps[0].name == "decode" and steps[-1].name in ("speakers", "duplicates")
 
 
-def test_presets_that_make_no_sense(tmp_path):
+def test_invalid_presets_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="presets are asr, dialogue, emilia, tts-strict"):
         presets.load("emilio")
     (tmp_path / "mine.yaml").write_text("steps: [{kind: loudness}]")
@@ -273,7 +273,7 @@ def test_from_the_command_line(tmp_path):
         (["report", "."], "not a run of sg2 data clean"),
     ],
 )
-def test_what_cannot_be_done(tmp_path, monkeypatch, words, complaint):
+def test_invalid_commands_are_user_errors(tmp_path, monkeypatch, words, complaint):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["data", *words])
     assert result.exit_code == 2 and complaint in result.stderr and not (tmp_path / "out").exists()

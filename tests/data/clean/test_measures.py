@@ -65,15 +65,15 @@ def test_clipping_is_about_the_share_that_was_cut(share):
     assert clipping(faults.clipped(CLEAN, share)) == pytest.approx(share, rel=0.8)
 
 
-def test_two_voices_are_heard():
+def test_overlap_finds_two_voices():
     assert overlap(faults.mixed(CLEAN, voice(210, seed=5), 0)) > 0.02
 
 
-def test_music_stands_still():
+def test_music_has_constant_tones():
     assert music(faults.mixed(CLEAN, faults.tune(4.0, np.random.default_rng(3)), 5)) > 0.3
 
 
-def test_a_fingerprint_knows_its_own():
+def test_fingerprint_recognises_its_copy():
     other, rng = voice(130, seed=9), np.random.default_rng(2)
     mine = fingerprint(power(CLEAN))
     assert similarity(mine, fingerprint(power(faults.retouched(CLEAN, rng)))) > 0.8

@@ -136,7 +136,7 @@ def test_pyannote(heard, monkeypatch):
     class Pipeline:
         @classmethod
         def from_pretrained(cls, model):
-            return lambda sound: Heard()
+            return lambda clip_audio: Heard()
 
     monkeypatch.setitem(sys.modules, "pyannote", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pyannote.audio", SimpleNamespace(Pipeline=Pipeline))
@@ -158,7 +158,7 @@ def test_pyannote(heard, monkeypatch):
         (plugins.Diarise(plugins.DiariseConfig()), "pip install pyannote.audio; accept the terms"),
     ],
 )
-def test_what_is_missing_is_said(heard, stage, words, monkeypatch):
+def test_missing_package_error_says_what_to_install(heard, stage, words, monkeypatch):
     for name in ("faster_whisper", "funasr", "demucs.api", "pyannote.audio"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError) as error:
@@ -166,7 +166,7 @@ def test_what_is_missing_is_said(heard, stage, words, monkeypatch):
     assert words in str(error.value)
 
 
-def test_plug_ins_stand_in_a_file_like_other_steps():
+def test_presets_name_plug_ins_like_other_steps():
     from speechgpt2 import config
 
     steps = [{"kind": "decode"}, {"kind": "separate"}, {"kind": "diarise"}, {"kind": "recognise", "model": "tiny"}]

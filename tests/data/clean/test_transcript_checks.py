@@ -68,7 +68,7 @@ def rated(number: int, rate: float, parent: str = "p") -> Clip:
     return Clip(f"{parent}-{number}", parent, lang=Language("en"), quality=quality)
 
 
-def test_rates_are_judged_by_their_recording():
+def test_rate_outliers_are_relative_to_the_recording():
     slow = [rated(n, 8 + n % 4) for n in range(20)]
     fast = [rated(n, 18 + n % 4, "q") for n in range(20)]
     odd = rated(99, 19.0)  # ordinary elsewhere

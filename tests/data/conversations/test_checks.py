@@ -29,7 +29,7 @@ def utterance(number: int) -> Utterance:
     return Utterance(np.zeros(number + 1, np.float32), "x", "en", Voice("espeak", "f3", "en"), (), ())
 
 
-def test_the_best_is_taken_and_a_good_one_ends_the_search():
+def test_best_reading_is_taken_and_a_good_one_ends_the_search():
     read = []
 
     def reading(number):
@@ -49,7 +49,7 @@ def test_the_best_is_taken_and_a_good_one_ends_the_search():
 
 @needs.extra("synthesis", "pyworld")
 @needs.voice(SPEAKER)
-def test_a_manner_is_chosen_among_readings():
+def test_best_style_is_chosen_among_readings():
     voice = SPEAKER
     neutral = speak(TEXT, voice)
     styles = [SpeakingStyle(rate=0.7), SpeakingStyle(rate=1.0), SpeakingStyle(rate=1.38)]
@@ -61,7 +61,7 @@ def test_a_manner_is_chosen_among_readings():
 
 
 @needs.voice(SPEAKER)
-def test_the_aligner_tells_another_text():
+def test_aligner_detects_another_text():
     right, wrong = speak(TEXT, SPEAKER), speak(OTHER, SPEAKER)
     config = ChecksConfig(alignment=alignment(right) * 0.9)
     assert Checks(config)(right)["alignment"] < 1 < Checks(config)(replace(wrong, text=TEXT))["alignment"]
@@ -80,7 +80,7 @@ def test_a_recogniser_counts_its_errors(monkeypatch):
 
 
 @needs.voice(SPEAKER)
-def test_another_voice_than_before_is_found():
+def test_check_detects_another_voice():
     anna, bert = (Voice("espeak", name, "en", "en-us") for name in ("f3", "m5"))
     check = Checks(ChecksConfig(voice=1.0))
     for voice in (anna, bert):
@@ -98,7 +98,7 @@ def recipe(**changes) -> Recipe:
 
 
 @needs.voice(SPEAKER)
-def test_a_speaker_that_says_something_else_is_read_again_and_rejected(monkeypatch):
+def test_wrong_reading_is_repeated_and_rejected(monkeypatch):
     """A stuttering engine: each line's first reading is of another text."""
     attempts: dict[str, int] = {}
 
@@ -137,12 +137,12 @@ def test_speakers_are_those_of_the_recipe():
         ({"assistant": [{"engine": "organ", "name": "f3", "lang": "en"}]}, "no engine 'organ'"),
     ],
 )  # fmt: skip
-def test_mistakes_are_for_people(values, complaint):
+def test_recipe_errors_are_user_errors(values, complaint):
     with pytest.raises(UserError, match=complaint):
         recipe(**values)
 
 
-def test_every_manner_can_be_told():
+def test_every_style_has_an_instruction():
     for lang in ("en", "zh"):
         assert len({style_instruction(style, lang) for style in STYLES.values()}) == len(STYLES)
     assert style_instruction(SpeakingStyle(rate=1.23), "en") == ""

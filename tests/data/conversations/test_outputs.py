@@ -79,7 +79,7 @@ def peaks(pcm: np.ndarray, words) -> list[int]:
     return [round((value - 300) / 100) for value in hertz]
 
 
-def test_every_line_is_a_record_with_its_sound(folder):
+def test_every_line_is_a_record_with_audio(folder):
     records = [Clip.from_json(line) for line in (folder / clips.CLIPS).read_text(encoding="utf-8").splitlines()]
     assert [record.id for record in records if record.parent_id == "000000"] == [
         "000000-00-c0", "000000-01-c1", "000000-02-c0", "000000-03-c0", "000000-04-c1",
@@ -113,7 +113,7 @@ def test_lhotse_reads_both_channels(folder, monkeypatch):
     assert cuts[0].supervisions[1].custom["cut"] and cuts[0].supervisions[1].speaker == "flite/slt"
 
 
-def test_cleaning_and_annotation_take_them_like_recordings(folder, tmp_path):
+def test_pipeline_accepts_conversations_like_recordings(folder, tmp_path):
     needs.module("pyarrow", "data")
     from speechgpt2.data.pipeline import shar
 
@@ -160,7 +160,7 @@ def source(folder, codec, tmp_path_factory):
     return ConversationSource(corpus, codes, new_model(TINY, corpus, codec).prompt)
 
 
-def test_turns_are_what_is_said_until_the_other_one_speaks(folder):
+def test_turn_lasts_until_the_other_side_speaks(folder):
     corpus = turns.open_corpus(folder)
     assert turns.is_of_conversations(corpus)
     story, shop = ([r for r in corpus.records if r.extra["conversation"] == id] for id in ("000000", "000001"))
@@ -193,7 +193,7 @@ def test_the_assistant_learns_its_own_side(source):
     assert example.code_loss_mask.any()
 
 
-def test_nobody_learns_to_break_off(source):
+def test_end_of_a_cut_reply_is_not_learnt(source):
     ids = source.prompt.special_ids
     for mode in ("s2s", "s2t", "t2s", "t2t"):
         example = source.example_of(source.talks[0], 1, mode, np.random.default_rng(0))
@@ -208,7 +208,7 @@ def test_nobody_learns_to_break_off(source):
             assert example.code_loss_mask[0, spoken[-1] : first].any()
 
 
-def test_people_are_learnt_from_both_sides(source):
+def test_conversations_among_people_are_learnt_from_both_sides(source):
     shop, ids = source.talks[1], source.prompt.special_ids
     asked = source.example_of(shop, 1, "s2s", np.random.default_rng(0))
     assert int((asked.patches.text == ids.eos).sum()) == 1
@@ -220,7 +220,7 @@ def test_people_are_learnt_from_both_sides(source):
     assert len(drawn) > 4
 
 
-def test_words_are_named_once_they_were_heard(source):
+def test_words_appear_after_their_audio(source):
     """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
     story, prompt = source.talks[0], source.prompt
     example = source.example_of(story, 1, "s2s", np.random.default_rng(3))

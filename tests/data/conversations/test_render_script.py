@@ -63,7 +63,7 @@ def test_a_backchannel_is_spoken_into_the_turn_and_moves_nothing():
     assert answer.start == pytest.approx(plain.lines[1].start)
 
 
-def test_an_interrupted_turn_ends_with_a_word_in_sound_and_text():
+def test_interrupted_turn_ends_with_a_word_in_audio_and_text():
     done = act(Line("a", LONG), Line("b", "wait", "interruption"), Line("a", "yes"))
     turn, interruption, _ = done.lines
     assert interruption.start == pytest.approx(turn.start + 1.0)
@@ -75,12 +75,12 @@ def test_an_interrupted_turn_ends_with_a_word_in_sound_and_text():
     assert kinds["interruption"].by == 1 and kinds["overlap"].end == pytest.approx(min(turn.end, interruption.end))
 
 
-def test_an_interruption_after_all_was_said_cuts_nothing():
+def test_late_interruption_cuts_nothing():
     turn, _ = act(Line("a", "one two"), Line("b", "wait", "interruption"), reaction=0.7).lines
     assert not turn.cut and turn.text == "one two"
 
 
-def test_the_sound_of_every_word_is_where_its_time_says():
+def test_word_times_match_the_audio():
     done = act(Line("a", LONG), Line("b", "mhm", "backchannel"), Line("b", "six seven"), gap=-0.3)
     for line in done.lines:
         for number, word in enumerate(line.words):
@@ -89,7 +89,7 @@ def test_the_sound_of_every_word_is_where_its_time_says():
             assert peak == pytest.approx(300 + 100 * number, abs=6)
 
 
-def test_marks_become_events_with_times_unless_they_were_never_said():
+def test_spoken_marks_become_events_with_times():
     marked = Line("a", LONG, marks=(Mark("filler", 0, 2), Mark("repair", 8, 10)))
     whole = act(marked)
     assert [(e.type, e.start, e.end) for e in whole.events] == [
@@ -99,7 +99,7 @@ def test_marks_become_events_with_times_unless_they_were_never_said():
     assert "repair" not in {event.type for event in cut.events}
 
 
-def test_places_keep_length_and_time():
+def test_acoustics_keep_length_and_times():
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     pcm = np.stack([0.3 * np.sin(2 * np.pi * 1000 * time), np.zeros(SAMPLE_RATE)]).astype(np.float32)
     same, done = apply_acoustics(pcm, AcousticsConfig(), random.Random(0))
@@ -117,7 +117,7 @@ TOLERANCE = Tolerance()
 SPEAKERS = [training_voices(lang)[12] for lang in ("en", "zh")]
 
 
-def test_errors_are_in_tolerances():
+def test_style_error_is_in_tolerances():
     assert style_error(NEUTRAL_STYLE, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
     assert style_error(STYLES["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
     assert style_error(STYLES["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
@@ -132,7 +132,7 @@ def test_errors_are_in_tolerances():
 @pytest.mark.parametrize(
     "voice, text", zip(SPEAKERS, ("I would like the soup and some water.", "我要一碗面条，再来一杯茶。"))
 )
-def test_an_engine_speaks_in_the_manner_asked_for(voice, text):
+def test_engine_follows_the_style(voice, text):
     neutral = speak(text, voice)
     for name, style in ((name, STYLES[name]) for name in ("fast", "soft", "sad", "whisper")):
         said = speak(text, apply_style(voice, style))
@@ -172,7 +172,7 @@ def test_a_build_resumes_to_the_same_bytes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @needs.extra("synthesis", "pyworld")
 @needs.voice(*SPEAKERS)
-def test_neither_kills_nor_workers_change_a_build(tmp_path):
+def test_build_depends_neither_on_kills_nor_on_workers(tmp_path):
     asked = recipe(conversations=building.PART + 3)
     building.build(asked, tmp_path / "a", workers=1)
     building.build(asked, tmp_path / "b", workers=2)
@@ -190,6 +190,6 @@ def test_neither_kills_nor_workers_change_a_build(tmp_path):
         ({"timing": {"gap": {"values": [1.0, 0.0]}}}, "rising"), ({"lm": {}}, "unknown key 'lm'"),
     ],
 )  # fmt: skip
-def test_mistakes_in_recipes_are_for_people(values, complaint):
+def test_recipe_mistakes_are_user_errors(values, complaint):
     with pytest.raises(UserError, match=complaint):
         recipe(**values)

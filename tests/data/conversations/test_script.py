@@ -54,7 +54,7 @@ def test_slots_are_drawn_once_or_anew_and_lines_left_out_together():
         ("a: x\na: y", {}, "two roles"),
     ],
 )
-def test_a_broken_scene_is_found_when_it_is_read(text, rules, complaint):
+def test_invalid_scene_is_rejected_when_it_is_read(text, rules, complaint):
     with pytest.raises(UserError, match=complaint):
         Scene("s", "en", text, rules)
 
@@ -71,7 +71,7 @@ def test_a_broken_scene_is_found_when_it_is_read(text, rules, complaint):
         ([], "at least one turn"),
     ],
 )
-def test_scripts_that_cannot_be_performed(lines, complaint):
+def test_invalid_scripts_are_rejected(lines, complaint):
     with pytest.raises(UserError, match=complaint):
         Script("s", "en", ("a", "b"), tuple(lines))
 
@@ -80,7 +80,7 @@ def test_scripts_that_cannot_be_performed(lines, complaint):
     "lang, text",
     [("en", "I would like a coffee, please, and the early train."), ("zh", "我要一杯牛奶，再来两个苹果。")],
 )
-def test_marks_cover_what_was_put_in_and_the_rest_is_as_written(lang, text):
+def test_marks_cover_inserted_words_only(lang, text):
     script = Script("s", lang, ("a", "b"), (Line("a", text),))
     kinds = set()
     for seed in range(200):
@@ -98,7 +98,7 @@ def test_marks_cover_what_was_put_in_and_the_rest_is_as_written(lang, text):
     assert kinds == {"filler", "repetition", "repair"}
 
 
-def test_backchannels_and_lines_in_a_manner_stay_as_they_are():
+def test_backchannels_and_styled_lines_stay_unchanged():
     lines = (Line("a", "this is long enough for it"), Line("b", "yes I see that too", "backchannel"),
              Line("b", "now I say it very slowly", style="slow"))  # fmt: skip
     script = Script("s", "en", ("a", "b"), lines)
@@ -111,7 +111,7 @@ def test_first_words_keep_their_punctuation():
     assert first_words("你好，我是小王。", 3, "zh") == "你好，我"
 
 
-def test_a_fitted_distribution_is_the_one_that_was_seen():
+def test_fitted_distribution_matches_the_observations():
     rng = random.Random(0)
     conversations = []
     for _ in range(40):
@@ -185,14 +185,14 @@ def test_a_language_model_writes(endpoint):
     ["no", "{}", '{"roles": ["a"], "lines": []}', json.dumps({**GOOD, "roles": ["x", "y"]}), "[1]",
      json.dumps({**GOOD, "lines": [{"role": "host", "text": "x", "kind": "song"}]}), "{" * 2000],
 )  # fmt: skip
-def test_answers_that_are_no_script(endpoint, content):
+def test_invalid_answers_are_rejected(endpoint, content):
     config, answers, _ = endpoint
     answers.append(said(content))
     with pytest.raises(InvalidScript):
         write_script(config, "tea", "en", seed=0)
 
 
-def test_endpoints_that_cannot_be_used(endpoint):
+def test_unusable_endpoint_is_a_user_error(endpoint):
     config, answers, _ = endpoint
     answers.append((401, {}))
     with pytest.raises(UserError, match="401"):

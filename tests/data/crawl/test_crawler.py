@@ -92,7 +92,7 @@ def sounds(tone):
     return {name: tone(number) for number, name in enumerate(demo_site._EPISODES)}
 
 
-def test_the_whole_site_comes_out_as_it_should(serve, sounds, tmp_path):
+def test_demo_site_gives_the_expected_result(serve, sounds, tmp_path):
     site = serve(demo_site.routes_of(sounds, away="http://10.0.0.1/inside.mp3"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     folder = tmp_path / "crawl"
@@ -229,7 +229,7 @@ def seeds_for(site, count: int, path: Path, **changes) -> Path:
     return path
 
 
-def test_a_killed_crawl_ends_as_one_that_was_not(serve, wav, tmp_path):
+def test_killed_crawl_ends_like_an_uninterrupted_one(serve, wav, tmp_path):
     count, rng = 12, random.Random(1)
     site = serve(episodes(count, wav))
     seeds = seeds_for(site, count, tmp_path / "seeds.yaml", lease=1.0, workers=3, attempts=20)
@@ -278,7 +278,7 @@ def test_two_processes_on_one_folder_never_fetch_the_same_thing(serve, wav, tmp_
     assert len(agents) == 2 and len(kept(tmp_path / "crawl")) == 12
 
 
-def test_ctrl_c_stops_in_order_and_says_how_to_go_on(serve, wav, tmp_path):
+def test_ctrl_c_stops_and_says_how_to_resume(serve, wav, tmp_path):
     site = serve(episodes(12, wav, seconds=0.3))
     seeds = seeds_for(site, 12, tmp_path / "seeds.yaml", workers=3)
     process = start(seeds, tmp_path / "crawl")
@@ -292,7 +292,7 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(serve, wav, tmp_path):
     assert totals.open == 0 and totals.recordings == 12
 
 
-def test_a_host_is_asked_no_faster_than_it_likes(serve, wav, tmp_path):
+def test_crawl_respects_the_delay_of_a_host(serve, wav, tmp_path):
     routes = episodes(6, wav)
     routes["/robots.txt"] = demo_site.text("User-agent: speechgpt2\nCrawl-delay: 0.15\n", "text/plain")
     at_once = most = 0
@@ -311,7 +311,7 @@ def test_a_host_is_asked_no_faster_than_it_likes(serve, wav, tmp_path):
     assert most == 2
 
 
-def test_faults_that_pass_are_waited_out_and_others_given_up(serve, wav, tmp_path):
+def test_temporary_errors_are_retried(serve, wav, tmp_path):
     asked = 0
 
     async def moody(request):
@@ -337,7 +337,7 @@ def test_faults_that_pass_are_waited_out_and_others_given_up(serve, wav, tmp_pat
     assert kept(tmp_path) == ["down.wav", "moody.wav"]
 
 
-def test_robots_rules_stand_at_every_step(serve, wav, tmp_path):
+def test_robots_rules_apply_to_every_redirect(serve, wav, tmp_path):
     recording = demo_site.data(wav(1), "audio/wav")
     other = serve({"/robots.txt": demo_site.text("User-agent: *\nDisallow: /\n", "text/plain"), "/x.wav": recording})
     silent = serve({"/robots.txt": demo_site.redirect("/robots.txt"), "/y.wav": recording})
@@ -354,7 +354,7 @@ def test_robots_rules_stand_at_every_step(serve, wav, tmp_path):
     assert other.paths == [] and silent.paths == [] and down.paths == []
 
 
-def test_refresh_finds_what_is_new_and_asks_politely(serve, wav, tmp_path):
+def test_refresh_finds_new_items_with_conditional_requests(serve, wav, tmp_path):
     recordings = {f"/{n}.wav": demo_site.data(wav(n), "audio/wav") for n in range(3)}
     site = serve({"/feed": demo_site.text(rss(item("/0.wav")), "text/xml"), **recordings})
     config = configure({"kind": "feed", "url": site.url("/feed")})
@@ -402,7 +402,7 @@ def test_the_licence_does_not_depend_on_who_was_read_first(serve, wav, tmp_path,
     assert len(list((tmp_path / "audio").rglob("*.wav"))) == 1
 
 
-def test_another_list_of_licences_is_applied_to_what_is_there(serve, wav, tmp_path):
+def test_changed_licences_apply_to_earlier_items(serve, wav, tmp_path):
     site = serve(
         {"/feed": demo_site.text(rss(item("/a.wav")), "text/xml"), "/a.wav": demo_site.data(wav(1), "audio/wav")}
     )
@@ -554,13 +554,13 @@ def test_dry_run_keeps_nothing(serve, sounds, tmp_path, capsys):
         ([], "expected a mapping"),
     ],
 )
-def test_mistakes_in_seeds_are_for_people(tmp_path, values, complaint):
+def test_seed_mistakes_are_user_errors(tmp_path, values, complaint):
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=complaint):
         run(load(tmp_path / "seeds.yaml"), tmp_path / "crawl")
 
 
-def test_noise_in_every_place_is_survived(serve, tmp_path):
+def test_random_bytes_never_end_the_crawl(serve, tmp_path):
     """Random bytes as feeds, sitemaps, pages and recordings: each is rejected, none ends the run."""
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, 3000, dtype=np.uint8).tobytes() for _ in range(8)]

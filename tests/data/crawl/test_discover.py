@@ -53,7 +53,7 @@ def test_enclosures_with_the_nearest_licence():
     assert found["http://example.org/show/e.mp3"].spdx == "CC-BY-NC-4.0"
 
 
-def test_a_bare_copyright_leaves_the_seed_its_word():
+def test_bare_copyright_does_not_override_the_seed():
     seed = Statement("CC-BY-4.0", SEED)
     assert feed(rss(item("a.mp3"), "<copyright>© 2024 Them</copyright>"), DocumentSource(HERE, 0, seed)) == {
         "http://example.org/show/a.mp3": seed
@@ -72,7 +72,7 @@ def test_atom():
     assert Statement(link.facts["licence"]).spdx == "CC-BY-4.0"
 
 
-def test_enclosures_that_are_no_sound_or_no_url_are_left_out():
+def test_enclosures_without_audio_are_skipped():
     bad = ["file:///etc/passwd", "javascript:alert(1)", "http://name:word@example.org/a.mp3", "http://exa mple/a.mp3"]
     text = rss("".join(map(item, bad)) + item("cover.jpg", kind="image/jpeg") + item("../../../etc/passwd"))
     assert list(feed(text)) == ["http://example.org/etc/passwd"]
@@ -105,7 +105,7 @@ def test_strange_encodings_do_no_harm(name):
 
 
 @pytest.mark.parametrize("body", [b"", b"\0\1\2", b"<html><body>no feed", b'{"a": 1}', b"<rss"])
-def test_what_is_no_feed(body):
+def test_invalid_feed_is_rejected(body):
     with pytest.raises(ItemRejected):
         links_of("feed", body, "text/xml", DocumentSource(HERE))
 
@@ -162,7 +162,7 @@ def test_pages():
     assert facts == {"licence": BY, "level": CHANNEL, "title": "A page", "language": "en"}
 
 
-def test_pages_are_not_followed_beyond_their_depth_nor_believed_to_be_anything():
+def test_pages_respect_depth_and_type():
     links = links_of("page", PAGE.format(by=BY).encode(), "text/html", DocumentSource("http://example.org/", 0))
     assert [link.url for link in links if link.kind == "page"] == []
     with pytest.raises(ItemRejected, match="is not HTML"):

@@ -100,7 +100,7 @@ def download_twice(tmp_path, first: Versions, second: Versions):
     return fetch({"/a": handler}, action)
 
 
-def test_a_broken_download_goes_on_where_it_was(tmp_path):
+def test_broken_download_is_resumed(tmp_path):
     first, second = Versions(cut=400_000), Versions()
     _, body = download_twice(tmp_path, first, second)
     assert body == BODY
@@ -128,13 +128,13 @@ def test_two_versions_are_never_joined(tmp_path, second, requests):
 
 
 @pytest.mark.parametrize("etag", ['W/"weak"', None])
-def test_without_a_strong_name_for_the_version_it_starts_over(tmp_path, etag):
+def test_download_without_strong_validator_restarts(tmp_path, etag):
     second = Versions(OTHER, etag, heeds_if_range=False)
     _, body = download_twice(tmp_path, Versions(etag=etag, cut=400_000), second)
     assert body == OTHER and second.asked == [(None, None)]
 
 
-def test_a_resumed_download_that_breaks_again_has_come_forward(tmp_path):
+def test_broken_resume_counts_as_progress(tmp_path):
     async def action(fetcher, server):
         (tmp_path / "body").write_bytes(BODY[:1000])
         with pytest.raises(RetryLater) as fault:
@@ -193,7 +193,7 @@ def test_redirects_are_permitted_one_by_one():
         ("//name:word@127.0.0.1/", "bad-url"),
     ],
 )
-def test_redirects_to_nowhere_good(location, reason):
+def test_forbidden_redirects_are_rejected(location, reason):
     assert refused({"/a": demo_site.redirect(location)}).reason == reason
 
 
@@ -258,7 +258,7 @@ def test_documents_have_a_size():
     assert refused({"/a": packed_badly}).reason == "corrupt"
 
 
-def test_packed_documents_are_unpacked():
+def test_compressed_documents_are_decompressed():
     async def handler(request):
         return web.Response(body=gzip.compress(b"text" * 1000), headers={"Content-Encoding": "gzip"})
 
@@ -336,7 +336,7 @@ LONG = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 4\r\n\r\
         (b"", RetryLater),
     ],
 )
-def test_servers_that_lie(tmp_path, answer, outcome):
+def test_contradictory_servers_are_rejected(tmp_path, answer, outcome):
     async def run():
         config = FetchConfig(allow_networks=LOCAL, idle_seconds=5.0)
         async with raw_server(answer) as url, Fetcher(config, "test") as fetcher:

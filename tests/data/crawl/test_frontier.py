@@ -52,14 +52,14 @@ def media(*names: str) -> list[Link]:
     return [Link(url(name), "media") for name in names]
 
 
-def fetched(frontier: Frontier, name: str, sound: str, sha: str = "") -> None:
+def fetched(frontier: Frontier, name: str, probed: str, sha: str = "") -> None:
     """Take exactly that item and finish it."""
     others = []
     while (item := frontier.lease_item(per_host=99)).url != url(name):
         others.append(item.id)
     for other in others:
         frontier.release(other)
-    frontier.finish_recording(item.id, sha or f"bytes of {name}", sound, 10, 1.0, {"hops": [item.url]})
+    frontier.finish_recording(item.id, sha or f"bytes of {name}", probed, 10, 1.0, {"hops": [item.url]})
 
 
 def states(frontier: Frontier) -> dict[str, str]:
@@ -97,7 +97,7 @@ def test_a_lease_that_ran_out_is_not_renewed(frontier, database, clock):
     assert Frontier(database, "second", LEASE).lease_item(2) is not None
 
 
-def test_hosts_have_their_share_and_their_rest(frontier, database, clock):
+def test_leases_respect_limits_and_pauses_of_hosts(frontier, database, clock):
     frontier.add([*media("a", "b", "c"), Link("http://other.example/d", "media")])
     hosts = Hosts(database, LEASE)
     taken = [frontier.lease_item(per_host=2) for _ in range(4)]
@@ -142,17 +142,17 @@ def test_a_retry_waits_and_counts(frontier, clock):
 
 
 @pytest.mark.parametrize("order", permutations("abc"))
-def test_of_equal_sounds_the_smallest_url_is_kept_in_any_order(frontier, order):
+def test_of_equal_audio_the_smallest_url_is_kept(frontier, order):
     frontier.add(media("a", "b", "c"))
     for name in order:
         fetched(frontier, name, "same sound")
     assert states(frontier) == {"a": "done", "b": "duplicate", "c": "duplicate"}
 
 
-def test_a_withdrawn_recording_gives_its_duplicates_their_chance(frontier):
+def test_withdrawn_recording_reopens_its_duplicates(frontier):
     frontier.add(media("a", "b", "c"))
-    for name, sound in (("a", "x"), ("b", "x"), ("c", "y")):
-        fetched(frontier, name, sound)
+    for name, probed in (("a", "x"), ("b", "x"), ("c", "y")):
+        fetched(frontier, name, probed)
     frontier.withdraw(item_id(url("a")), ItemRejected("licence", ""))
     assert states(frontier) == {"a": "licence", "b": "open", "c": "done"}
     fetched(frontier, "b", "x")
@@ -186,8 +186,8 @@ def family(frontier: Frontier) -> None:
     for item in frontier.items("state = 'open'"):
         frontier.release(item.id)
     while item := frontier.lease_item(9):
-        sound = "same" if item.url.endswith(("copy", "show/2")) else item.url
-        frontier.finish_recording(item.id, item.url, sound, 1, 1.0, {"hops": [item.url, item.url + "?moved"]})
+        probed = "same" if item.url.endswith(("copy", "show/2")) else item.url
+        frontier.finish_recording(item.id, item.url, probed, 1, 1.0, {"hops": [item.url, item.url + "?moved"]})
 
 
 ALL = {"page", "show/feed", "show/1", "show/2", "talk", "copy"}
@@ -241,7 +241,7 @@ def test_a_takedown_ends_a_lease(frontier):
         frontier.finish_recording(item.id, "s", "f", 1, 1.0, {})
 
 
-def test_what_is_no_frontier(tmp_path, database):
+def test_invalid_frontier_is_a_user_error(tmp_path, database):
     (tmp_path / "other.db").write_text("not a database, but long enough to be one" * 100)
     with pytest.raises(UserError, match="cannot be used"):
         Database(tmp_path / "other.db")
@@ -262,7 +262,7 @@ while item := frontier.lease_item(1000):
 """
 
 
-def test_processes_that_race_never_take_the_same_thing(tmp_path):
+def test_racing_processes_never_lease_the_same_item(tmp_path):
     frontier = Frontier(Database(tmp_path / "frontier.db"), "x", 60.0)
     frontier.add(media(*(f"{i}" for i in range(150))))
     workers = [

@@ -48,7 +48,7 @@ from speechgpt2.data.crawl.licence import (
         ("", None),
     ],
 )
-def test_a_text_means_an_identifier_or_nothing(raw, identifier):
+def test_licence_text_maps_to_an_identifier_or_none(raw, identifier):
     assert spdx(raw) == identifier
 
 

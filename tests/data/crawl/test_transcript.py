@@ -58,7 +58,7 @@ def test_what_is_written_is_read():
         ("x" * 2_000_000, "text/plain"), ("00:00:01.0 --> 00:00:02.0\na\n\n" * 30_000 * 2, "text/vtt"),
     ],
 )  # fmt: skip
-def test_what_is_no_transcript_is_refused(text, type):
+def test_invalid_transcript_is_rejected(text, type):
     with pytest.raises(ItemRejected):
         lines_of(text, type)
 

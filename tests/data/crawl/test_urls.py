@@ -40,13 +40,13 @@ def test_spelling(given, spelled):
         "http://example.org/" + "a" * 3000, "http://[::1", "http://example.org\\@127.0.0.1/",
     ],
 )  # fmt: skip
-def test_what_is_no_url_of_ours(url):
+def test_forbidden_urls_are_rejected(url):
     with pytest.raises(ItemRejected) as refusal:
         urls.normalise(url)
     assert refusal.value.reason == "bad-url"
 
 
-def test_files_go_there_and_back(tmp_path):
+def test_file_url_round_trip(tmp_path):
     path = tmp_path / "录音 #1?.wav"
     assert urls.to_file(urls.of_file(path)) == path.resolve()
 

@@ -74,7 +74,7 @@ def test_lists(extractor):
     assert (video.title, video.language, video.licence) == ("Talk", "en", "CC BY 4.0")
 
 
-def test_fetches_politely_and_into_the_place_asked_for(extractor, tmp_path):
+def test_download_waits_and_writes_the_requested_file(extractor, tmp_path):
     target = tmp_path / "100 %(title)s"
     video = extractor.download("https://v.example/1", target, lambda video: None)
     assert target.read_bytes() == b"sound" and video.licence == "CC BY 4.0"

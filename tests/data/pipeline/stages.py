@@ -28,8 +28,8 @@ class Take(Stage[TakeConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
-        path = sound.workspace.source(clip.audio.path)
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
+        path = clip_audio.workspace.source(clip.audio.path)
         assert path is not None
         if path.stem == "crash":
             os._exit(3)
@@ -39,7 +39,7 @@ class Take(Stage[TakeConfig]):
             pcm = soundfile.read(path, dtype="float32")[0]
         except soundfile.SoundFileError as error:
             raise Rejected("corrupt", str(error)) from None
-        name, samples = sound.workspace.add([pcm])
+        name, samples = clip_audio.workspace.add([pcm])
         info = AudioInfo(clip.audio.path, SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
         return replace(clip, audio=info)
 
@@ -55,7 +55,7 @@ class Cut(Stage[CutConfig]):
 
     version = 1
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> list[Clip]:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
         step, pieces = self.config.seconds, []
         for number in range(int(clip.audio.duration / step)):
             info = replace(clip.audio, start=number * step, duration=step)
@@ -79,12 +79,12 @@ class Level(Stage[LevelConfig]):
     def identity(self) -> str:
         return "level"  # neither the file nor the pause changes the result
 
-    def __call__(self, clip: Clip, sound: ClipAudio) -> Clip:
+    def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         if self.config.calls:
             with Path(self.config.calls).open("ab") as file:
                 file.write(b".")
         time.sleep(self.config.pause)
-        level = 10 * np.log10(np.square(sound.pcm).mean() + 1e-10)
+        level = 10 * np.log10(np.square(clip_audio.pcm).mean() + 1e-10)
         return replace(clip, quality=replace(clip.quality, loudness=round(float(level), 3)))
 
 

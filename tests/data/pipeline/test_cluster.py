@@ -20,7 +20,7 @@ from tests.data.pipeline.test_runner import process, tree
 needs.module("pyarrow", "data")
 
 
-def test_without_ray_it_is_said_what_to_install(recordings, tmp_path, monkeypatch):
+def test_missing_ray_error_says_what_to_install(recordings, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     result = CliRunner().invoke(app, ["data", "clean", str(recordings), "-o", str(tmp_path / "out"), "--ray"])
     assert result.exit_code == 2 and "speechgpt2[ray]" in result.output
@@ -42,7 +42,7 @@ def on_ray(source, out, made=None):
         return output.write(run, shard=4)
 
 
-def test_ray_makes_what_one_process_makes(ray, recordings, tmp_path):
+def test_ray_gives_the_bytes_of_one_process(ray, recordings, tmp_path):
     calls = tmp_path / "calls"
     process(recordings, tmp_path / "one")
     summary = on_ray(recordings, tmp_path / "ray", steps(str(calls)))
@@ -53,7 +53,7 @@ def test_ray_makes_what_one_process_makes(ray, recordings, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_clip_that_kills_its_worker_is_rejected_alone(ray, recordings, tmp_path):
+def test_clip_that_kills_its_worker_is_rejected_alone(ray, recordings, tmp_path):
     for name in ("crash", "bug"):
         (recordings / f"{name}.wav").write_bytes(b"x")
     summary = on_ray(recordings, tmp_path / "out")
@@ -63,7 +63,7 @@ def test_a_clip_that_kills_its_worker_is_rejected_alone(ray, recordings, tmp_pat
 
 
 @pytest.mark.slow
-def test_small_waves_are_as_good_as_large_ones(ray, recordings, tmp_path, monkeypatch):
+def test_wave_size_does_not_change_results(ray, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "WAVE", 3)
     process(recordings, tmp_path / "one")
     on_ray(recordings, tmp_path / "ray")
@@ -79,7 +79,7 @@ print(told, ray.nodes()[0]["NodeManagerAddress"])
 """
 
 
-def test_nothing_is_shown_and_nothing_is_told():
+def test_ray_has_no_dashboard_and_no_usage_statistics():
     """In a process of its own, for Ray goes by what it finds when it is loaded, here by whichever test came first."""
     needs.module("ray", "ray")
     result = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, timeout=120)
@@ -87,7 +87,7 @@ def test_nothing_is_shown_and_nothing_is_told():
 
 
 @pytest.mark.slow
-def test_what_a_stage_cannot_do_without_ends_the_run(ray, recordings, tmp_path):
+def test_user_error_of_a_stage_ends_the_run(ray, recordings, tmp_path):
     on_ray(recordings, tmp_path / "out", steps()[:2])
     for path in (tmp_path / "out" / "work" / "audio").rglob("*.flac"):
         path.unlink()

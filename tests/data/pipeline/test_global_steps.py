@@ -31,17 +31,17 @@ def test_the_first_rule_gives_the_reason_and_all_leave_their_scores():
     ]  # fmt: skip
 
 
-def test_an_unknown_score_may_reject():
+def test_unknown_score_may_reject():
     assert not judged(Clip("a"), Rule("unjudged", "quality.mos.dnsmos", at_least=3.0, unknown="reject")).kept
 
 
-def test_what_was_rejected_before_is_not_asked():
+def test_rejected_clips_are_not_judged_again():
     clip = Clip("a", decisions=(Decision("x", 1, False),))
     assert judged(clip, Rule("noisy", "quality.snr", at_least=10.0, unknown="reject")) == clip
 
 
 @pytest.mark.parametrize("path", ["quality.snrr", "quality", "text.raw", "quality.mos", "text", "nothing"])
-def test_what_is_no_score(path):
+def test_unknown_score_path_is_a_user_error(path):
     with pytest.raises(UserError, match=r"score|number"):
         score_of(Clip("a", text=ClipText("x")), path)
 

@@ -44,7 +44,7 @@ def test_a_file_is_read_again_only_if_it_changed(tmp_path, results, monkeypatch)
     assert list(input_clips.read(root, results)) == [first]
 
 
-def test_names_that_are_traps(tmp_path, results):
+def test_hostile_file_names(tmp_path, results):
     root = tmp_path / "in"
     root.mkdir()
     (tmp_path / "secret.wav").write_bytes(b"secret")
@@ -59,7 +59,7 @@ def test_names_that_are_traps(tmp_path, results):
     assert refusals(list(input_clips.read(root, results))) == ["name", "text"]
 
 
-def test_a_manifest_full_of_traps(tmp_path, results):
+def test_hostile_manifest(tmp_path, results):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "ok.wav").write_bytes(b"1")
     (tmp_path / "secret.wav").write_bytes(b"secret")
@@ -84,6 +84,6 @@ def test_a_manifest_full_of_traps(tmp_path, results):
     assert all(clip == Clip.from_json(clip.to_json()) for clip in clips)
 
 
-def test_nothing_there(tmp_path, results):
+def test_missing_source_is_a_user_error(tmp_path, results):
     with pytest.raises(UserError, match="no such folder or manifest"):
         list(input_clips.read(tmp_path / "absent", results))

@@ -43,12 +43,12 @@ def test_everything_survives_a_round_trip():
     assert Clip.from_dict(FULL.to_dict()).to_json() == FULL.to_json()
 
 
-def test_what_is_not_known_is_not_written():
+def test_unknown_fields_are_not_written():
     assert Clip("a").to_json() == '{"id":"a"}'
     assert Clip.from_json('{"id":"a"}') == Clip("a")
 
 
-def test_zero_is_known():
+def test_zero_is_written():
     clip = Clip("a", quality=Quality(snr=0.0), audio=AudioInfo(channels=0))
     assert Clip.from_json(clip.to_json()).quality.snr == 0.0
 
@@ -70,24 +70,24 @@ def test_zero_is_known():
         ("[" * 100_000, "not a record"),
     ],
 )
-def test_what_is_no_record_is_refused(line, complaint):
+def test_invalid_record_is_a_user_error(line, complaint):
     with pytest.raises(UserError) as error:
         Clip.from_json(line)
     assert complaint in str(error.value)
 
 
-def test_one_refusal_rejects():
+def test_one_negative_decision_rejects():
     good = Decision("a", 1, True)
     assert Clip("x", decisions=(good,)).kept and not FULL.kept
     assert replace(FULL, decisions=(good, *FULL.decisions)).refusal == FULL.decisions[0]
 
 
-def test_no_number_is_not_written():
+def test_nan_is_not_written():
     with pytest.raises(ValueError):
         Clip("a", quality=Quality(snr=float("nan"))).to_json()
 
 
-def test_the_crawlers_lines_are_records():
+def test_crawler_lines_are_records():
     line = {
         "id": "ab12", "title": "", "lang": {"code": "en", "confidence": None},
         "source": {"url": "https://x.org/a", "fetched_at": "2026", "etag": None, "sha256": "ab", "robots": True,

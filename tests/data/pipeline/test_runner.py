@@ -54,7 +54,7 @@ def tree(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_clips_fall_into_pieces_and_are_judged(recordings, tmp_path):
+def test_clips_are_split_and_judged(recordings, tmp_path):
     summary = process(recordings, tmp_path / "out")
     assert summary.kept == 10 and summary.seconds == 5.0
     assert summary.reasons == {"corrupt": (1, 0.0), "quiet": (10, 5.0)}
@@ -75,7 +75,7 @@ def test_a_second_run_does_nothing(recordings, tmp_path):
     assert calls.stat().st_size == first == 20 and tree(tmp_path / "out") == before
 
 
-def test_what_is_new_is_all_that_is_computed(recordings, tmp_path):
+def test_only_new_results_are_computed(recordings, tmp_path):
     calls = tmp_path / "calls"
     process(recordings, tmp_path / "out", steps(str(calls)))
     (recordings / "deep" / "9.wav").write_bytes((recordings / "deep" / "0.wav").read_bytes())
@@ -89,7 +89,7 @@ def test_a_changed_file_is_another_clip(recordings, tmp_path):
     assert process(recordings, tmp_path / "out").reasons["corrupt"][0] == 2
 
 
-def test_a_key_knows_clip_version_config_and_model(recordings, tmp_path):
+def test_key_depends_on_clip_version_config_and_model(recordings, tmp_path):
     with PipelineRun(recordings, tmp_path / "out", steps()) as run:
         run.process(0)
         one, two = list(run.clips())[-2:]
@@ -114,19 +114,19 @@ def test_a_threshold_moves_without_work(recordings, tmp_path):
     assert not list((tmp_path / "out" / "shar").iterdir())
 
 
-def test_what_was_never_computed_is_pending(recordings, tmp_path):
+def test_missing_results_are_pending(recordings, tmp_path):
     summary = process(recordings, tmp_path / "out", compute=False)
     assert summary.reasons == {"pending": (6, 0.0)} and summary.unfinished == 6
     assert process(recordings, tmp_path / "out").kept == 10  # was not taken for done
 
 
-def test_processes_make_what_one_makes(recordings, tmp_path):
+def test_many_processes_give_the_bytes_of_one(recordings, tmp_path):
     process(recordings, tmp_path / "one")
     process(recordings, tmp_path / "two", workers=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
-def test_a_clip_that_kills_its_worker_is_rejected_alone(recordings, tmp_path):
+def test_clip_that_kills_its_worker_is_rejected_alone(recordings, tmp_path):
     for name in ("crash", "bug"):
         (recordings / f"{name}.wav").write_bytes(b"x")
     summary = process(recordings, tmp_path / "out", workers=1)
@@ -135,7 +135,7 @@ def test_a_clip_that_kills_its_worker_is_rejected_alone(recordings, tmp_path):
     assert "ZeroDivisionError: one of ours" in details and "process crashed" in details
 
 
-def test_a_clip_without_end_is_given_up(recordings, tmp_path):
+def test_stalled_clip_is_given_up(recordings, tmp_path):
 
     slow: list[Stage] = [Level(LevelConfig(pause=60.0))]
     with LocalWorkers(slow, Workspace(recordings, tmp_path), count=1, timeout=1.0) as workers:
@@ -149,7 +149,7 @@ def test_two_runs_do_not_share_a_folder(recordings, tmp_path):
         PipelineRun(recordings, tmp_path / "out", steps())
 
 
-def test_a_lost_recording_is_said(recordings, tmp_path):
+def test_lost_recording_is_a_user_error(recordings, tmp_path):
     process(recordings, tmp_path / "out", steps()[:2])
     for path in (tmp_path / "out" / "work" / "audio").rglob("*.flac"):
         path.unlink()
@@ -186,7 +186,7 @@ def dies(recordings: Path, out: Path, points: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def test_kills_leave_no_trace(recordings, tmp_path):
+def test_killed_run_gives_the_same_bytes(recordings, tmp_path):
     """At chosen moments: within stages, between the file of recordings and that of results, in walks and shards."""
     assert all(dies(recordings, tmp_path / "wild", points) for points in (0, 2, 3, 9, 20, 5, 7, 8, 9))
     process(recordings, tmp_path / "wild")
@@ -196,7 +196,7 @@ def test_kills_leave_no_trace(recordings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kills_at_random_moments_leave_no_trace(recordings, tmp_path, workers):
+def test_run_killed_at_random_gives_the_same_bytes(recordings, tmp_path, workers):
     process(recordings, tmp_path / "calm")
     kills = killed(recordings, tmp_path / "wild", workers, random.Random(workers), 0.5)
     assert kills >= 3 and tree(tmp_path / "wild") == tree(tmp_path / "calm")
@@ -216,5 +216,5 @@ def orphans(mark: str) -> list[str]:
     return found
 
 
-def test_a_stage_takes_no_time_to_make():
+def test_stage_constructor_is_cheap():
     assert Take.__init__ is Stage.__init__

@@ -34,7 +34,7 @@ def test_changes_come_back():
     assert serialization.unpack(serialization.pack(changes, refusal)) == (tuple(changes), refusal)
 
 
-def test_whole_numbers_and_numpys_are_the_records():
+def test_integers_and_numpy_numbers_become_plain():
     [change], _ = serialization.unpack(
         serialization.pack([{"quality": replace(FULL.quality, snr=np.float64(3), loudness=-20)}], None)
     )
@@ -42,12 +42,12 @@ def test_whole_numbers_and_numpys_are_the_records():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "loud", [1.0], object()])
-def test_what_is_no_number_is_not_filed(value):
+def test_nan_is_not_stored(value):
     with pytest.raises(ValueError):
         serialization.difference(FULL, replace(FULL, quality=replace(FULL.quality, snr=value)))
 
 
-def test_the_hash_sees_the_content_and_not_the_decisions():
+def test_content_hash_ignores_decisions():
     same = [replace(FULL, decisions=()), replace(FULL, quality=replace(FULL.quality))]
     assert {serialization.content_hash(clip) for clip in same} == {serialization.content_hash(FULL)}
     label = Label("x")

@@ -29,14 +29,14 @@ from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 
 
-def test_labels_change_without_the_sound_being_written_again(clips, workspace, tmp_path):
+def test_changed_labels_do_not_rewrite_audio(clips, workspace, tmp_path):
     longer = replace(clips[0].audio, start=2.0, duration=1.0003)  # more than the recording holds, by rounding
     clips = [*clips, replace(clips[0], id="end", audio=longer)]
     shar.write(clips, workspace, tmp_path / "shar", tmp_path / "scratch")
-    sound = (tmp_path / "shar" / "recording.000000.tar").stat()
+    clip_audio = (tmp_path / "shar" / "recording.000000.tar").stat()
     titled = [replace(clip, title="A talk") for clip in clips]
     shar.write(titled, workspace, tmp_path / "shar", tmp_path / "scratch")
-    assert (tmp_path / "shar" / "recording.000000.tar").stat() == sound
+    assert (tmp_path / "shar" / "recording.000000.tar").stat() == clip_audio
     again = list(shar.read(tmp_path / "shar"))
     assert [clip for clip, _ in again] == titled and len(again[-1][1]) == SAMPLE_RATE
     lines = gzip.decompress((tmp_path / "shar" / "cuts.000000.jsonl.gz").read_bytes()).splitlines()
@@ -70,7 +70,7 @@ def clips(workspace) -> list[Clip]:
     return made
 
 
-def test_there_and_back(clips, workspace, tmp_path):
+def test_cut_round_trip(clips, workspace, tmp_path):
     assert shar.write(clips, workspace, tmp_path / "shar", tmp_path / "scratch", size=2) == 2
     found = list(shar.read(tmp_path / "shar"))
     assert [clip for clip, _ in found] == clips
@@ -104,7 +104,7 @@ def test_lhotse_writes_it_again(clips, workspace, tmp_path):
     assert [shar.from_cut(cut.to_dict()) for cut in again] == clips
 
 
-def test_shards_that_are_right_are_left_alone(clips, workspace, tmp_path):
+def test_unchanged_shards_are_not_rewritten(clips, workspace, tmp_path):
     out, scratch = tmp_path / "shar", tmp_path / "scratch"
     shar.write(clips, workspace, out, scratch, size=1)
     before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}

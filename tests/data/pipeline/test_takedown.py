@@ -90,17 +90,17 @@ def sound_of(folder: Path, id: str) -> bytes:
     raise AssertionError(f"{id} is in no shard")
 
 
-def test_nothing_is_left_of_what_was_taken_down(crawled):
+def test_takedown_leaves_no_trace(crawled):
     gone, stays = source_of(crawled, "gone"), source_of(crawled, "stays")
-    sound, beginning = sound_of(crawled, gone["id"]), sound_of(crawled, stays["id"])
+    clip_audio, beginning = sound_of(crawled, gone["id"]), sound_of(crawled, stays["id"])
     derived = re.compile(f"{gone['id']}-[0-9]".encode())  # the ids of its clips
-    assert where(crawled / "run", sound) == {"shar/recording.000000.tar"}
+    assert where(crawled / "run", clip_audio) == {"shar/recording.000000.tar"}
     assert where(crawled, gone["standard"].encode()) >= {"run/work/results.db", "run/work/clips.jsonl"}
     standard = (crawled / "run" / "work" / "audio" / gone["standard"][:2] / f"{gone['standard']}.flac").read_bytes()
 
     said = sg2("takedown", crawled / "voices" / "gone.wav", crawled / "crawl")
     assert "removed 1 recordings" in said and "kept 2 clips" in said
-    for needle in (sound, standard[-400:-200], gone["standard"].encode()):
+    for needle in (clip_audio, standard[-400:-200], gone["standard"].encode()):
         assert where(crawled / "crawl", needle) | where(crawled / "run", needle) == set()
     assert not any(derived.search(data) for data in everything(crawled / "run").values())
     with sqlite3.connect(crawled / "crawl" / "frontier.db") as database:
@@ -118,7 +118,7 @@ def test_nothing_is_left_of_what_was_taken_down(crawled):
     )
 
 
-def test_it_does_not_come_back(crawled):
+def test_taken_down_source_does_not_come_back(crawled):
     gone = source_of(crawled, "gone")
     before = (crawled / "crawl" / "manifest.jsonl").read_text()
     sg2("takedown", crawled / "voices" / "gone.wav", crawled / "crawl")
@@ -141,7 +141,7 @@ def test_it_does_not_come_back(crawled):
 
 
 @pytest.mark.parametrize("later", ["by itself", "as it is named"])
-def test_a_run_that_was_away_does_it_later(crawled, later):
+def test_moved_run_applies_the_takedown_later(crawled, later):
     gone = source_of(crawled, "gone")
     (crawled / "run").rename(crawled / "moved")
     said = sg2("takedown", crawled / "voices" / "gone.wav", crawled / "crawl", code=2)
@@ -156,7 +156,7 @@ def test_a_run_that_was_away_does_it_later(crawled, later):
     assert not where(crawled / "moved", gone["standard"].encode())
 
 
-def test_a_burial_that_was_killed_is_done_again(crawled):
+def test_killed_takedown_is_repeated(crawled):
     """After the takedown in the crawl, and after half of the recordings were deleted."""
     gone = source_of(crawled, "gone")
     take_down(str(crawled / "voices" / "gone.wav"), crawled / "crawl")

@@ -43,7 +43,7 @@ def tune(*notes):
     return np.concatenate(parts).astype(np.float32)
 
 
-def test_words_stand_where_they_sound(folder, tmp_path):
+def test_ctc_word_times_match_the_audio(folder, tmp_path):
     pcm = tune((None, 0.4), (2, 0.3), (3, 0.3), (1, 0.2), (4, 0.4), (None, 0.3))
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([pcm])

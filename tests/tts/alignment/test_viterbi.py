@@ -33,7 +33,7 @@ def runs(path, blank):
 
 @pytest.mark.parametrize("tokens", [(1,), (1, 2), (1, 1), (2, 1, 2), (1, 1, 2), (2, 2, 2)])
 @pytest.mark.parametrize("blank", [0, 3])
-def test_no_path_is_better(tokens, blank):
+def test_path_is_optimal(tokens, blank):
     tokens = [token if blank == 0 else token - 1 for token in tokens]
     rng = np.random.default_rng(len(tokens) + blank)
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_as_many_steps_as_tokens_are_enough_and_fewer_are_not():
         best_path(log_probs, [1, 1, 2])  # equal tokens need a blank between them
 
 
-def test_what_the_emissions_rule_out_is_not_aligned():
+def test_impossible_emissions_are_unalignable():
     log_probs = np.log(np.full((5, 3), 1 / 3))
     log_probs[:, 2] = -np.inf
     with pytest.raises(Unalignable, match="do not fit"):
