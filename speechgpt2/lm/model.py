@@ -184,11 +184,13 @@ class SpeechLM(nn.Module):
             sampling: Parameters of each row.
             forced_text: Text tokens `[B]` to use instead of sampled ones, `UNFORCED` where there is none.
         """
-        text = Sampler(self._text_sampling(sampling), state.position).sample(self.text_logits(hidden)[:, None], 0)[:, 0]
+        text = Sampler(_text_sampling(self.config, sampling), state.position).sample(
+            self.text_logits(hidden)[:, None], 0
+        )[:, 0]
         if forced_text is not None:
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)
-        silent = self._without_speech(text[:, None])
+        silent = _without_speech(self.config, text[:, None])
         if can_sync(speaking) and not bool(speaking.any()):
             return silent
         codes = self.patch_decoder.sample(hidden, sampling, state.position)
@@ -227,7 +229,7 @@ class SpeechLM(nn.Module):
             x = self.draft_head(x, self.text_embedding(tokens[-1]))
             tokens.append(self.text_logits(x).argmax(-1))
         text = torch.stack(tokens, dim=1)
-        patches = self._without_speech(text)
+        patches = _without_speech(self.config, text)
         lengths = active.long() * text.shape[1]
         after, stack = self.backbone(self.embed(patches), state.stack, lengths, kv_length=kv_length)
         assert stack is not None
@@ -265,17 +267,6 @@ class SpeechLM(nn.Module):
             hidden = torch.where(running[:, None], verified.hidden[:, i], hidden)
             now = at_position(state, state.position + verified.counts.clamp(max=i + 1))
             yield GenerationStep(Patches(*(part[:, i : i + 1] for part in verified.patches)), running, hidden, now)
-
-    def _without_speech(self, text: Tensor) -> Patches:
-        c = self.config
-        codes = torch.full((*text.shape, c.patch_frames, c.codebooks), c.no_speech, device=text.device)
-        return Patches(text, codes)
-
-    def _text_sampling(self, sampling: SamplingParams) -> SamplingParams:
-        """Return the parameters for text, which is greedy with chain of modality, where only speech is sampled."""
-        if not self.config.prompt.chain_of_modality:
-            return sampling
-        return sampling._replace(temperature=torch.zeros_like(sampling.temperature))
 
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)
@@ -325,6 +316,19 @@ class SpeechLM(nn.Module):
         configs.dump(self.config, folder / CONFIG_FILE)
         hub.write_atomically(folder / "tokenizer.json", lambda path: self.prompt.tokenizer.save(str(path)))
         hub.save_tensors(folder / WEIGHTS_FILE, {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()})
+
+
+def _without_speech(config: LMConfig, text: Tensor) -> Patches:
+    """Return patches of text tokens `[B, P]` without speech."""
+    codes = torch.full((*text.shape, config.patch_frames, config.codebooks), config.no_speech, device=text.device)
+    return Patches(text, codes)
+
+
+def _text_sampling(config: LMConfig, sampling: SamplingParams) -> SamplingParams:
+    """Return the parameters for text, which is greedy with chain of modality, where only speech is sampled."""
+    if not config.prompt.chain_of_modality:
+        return sampling
+    return sampling._replace(temperature=torch.zeros_like(sampling.temperature))
 
 
 def _stored_dtype(tensors: dict[str, Tensor], device: str | torch.device) -> torch.dtype | None:

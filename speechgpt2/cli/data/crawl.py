@@ -16,7 +16,7 @@ from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     from speechgpt2.data.crawl.crawler import Crawl
-    from speechgpt2.data.crawl.frontier import Totals
+    from speechgpt2.data.crawl.frontier_reader import Totals
     from speechgpt2.data.crawl.seeds import CrawlConfig
 
 SHOWN = 20  # items that a dry run lists

@@ -19,7 +19,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechgpt2.data.crawl.frontier import DOCUMENTS, CrawlItem, Frontier
+from speechgpt2.data.crawl.frontier import Frontier
+from speechgpt2.data.crawl.frontier_reader import DOCUMENTS, CrawlItem
 
 FRONTIER = "frontier.db"
 

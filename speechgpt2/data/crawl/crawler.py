@@ -19,7 +19,8 @@ from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
 from speechgpt2.data.crawl.fetch import Fetcher
-from speechgpt2.data.crawl.frontier import DOCUMENTS, CrawlItem, Frontier, LeaseLost, Totals
+from speechgpt2.data.crawl.frontier import Frontier, LeaseLost
+from speechgpt2.data.crawl.frontier_reader import DOCUMENTS, CrawlItem, Totals
 from speechgpt2.data.crawl.handlers import Handlers, Tools
 from speechgpt2.data.crawl.hosts import Hosts
 from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater

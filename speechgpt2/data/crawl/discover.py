@@ -15,7 +15,7 @@ from typing import Any
 import feedparser
 
 from speechgpt2.data.crawl import licence, transcript, urls
-from speechgpt2.data.crawl.frontier import Link
+from speechgpt2.data.crawl.frontier_reader import Link
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.licence import Statement
 

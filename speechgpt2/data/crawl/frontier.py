@@ -10,17 +10,14 @@ The result never depends on the speed of workers: of equal recordings the one wi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from speechgpt2.data.crawl.database import Database
+from speechgpt2.data.crawl.frontier_reader import DOCUMENTS, CrawlItem, FrontierReader, Link, item_of_row
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.tombstones import AUDIO, CONTENT, URL, Tombstones
 from speechgpt2.data.crawl.urls import host_of, item_id
-
-RECORDINGS = ("media", "file", "video")
-DOCUMENTS = ("feed", "sitemap", "page", "folder", "videos")
 
 # The next item that may be leased: its host is not paused and has fewer leases than `per_host`.
 _NEXT_DUE = """
@@ -46,68 +43,19 @@ SELECT item.* FROM item JOIN below ON item.id = below.id
 """
 
 
-@dataclass(frozen=True)
-class Link:
-    """A URL to fetch as `kind`, and what its parent says of it; `depth` further links may be followed from it."""
-
-    url: str
-    kind: str
-    depth: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CrawlItem:
-    """A row of the frontier.
-
-    Attributes:
-        depth: how many further links may be followed.
-        state: "open", "done" or "rejected".
-        validator: the version of the content that is stored (ETag, date).
-        outcome: what the record of a finished item is made of; `{}` before.
-    """
-
-    id: str
-    url: str
-    kind: str
-    host: str
-    depth: int
-    state: str
-    attempts: int
-    validator: dict[str, str]
-    reason: str | None
-    detail: str | None
-    sha256: str | None
-    fingerprint: str | None
-    bytes: int | None
-    seconds: float | None
-    outcome: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts of a crawl; hours and bytes of the kept recordings."""
-
-    open: int
-    documents: int
-    recordings: int
-    hours: float
-    bytes: int
-    rejected: dict[str, int]
-
-
 class LeaseLost(Exception):
     """The lease expired, or the item was taken down: what was fetched for it is dropped."""
 
 
-class Frontier:
+class Frontier(FrontierReader):
     """The items of a `database`, for the worker process `owner`.
 
     Leases last `lease` seconds unless they are renewed.
     """
 
     def __init__(self, database: Database, owner: str, lease: float):
-        self._db, self.owner, self.lease = database, owner, lease
+        super().__init__(database)
+        self.owner, self.lease = owner, lease
         self._tombstones = Tombstones(database)
 
     # Adding
@@ -258,7 +206,7 @@ class Frontier:
     def _copies(self, fingerprint: str) -> list[CrawlItem]:
         """Return the recordings with equal audio; the one to keep is first."""
         query = "SELECT * FROM item WHERE fingerprint = ? AND (state = 'done' OR reason = 'duplicate')"
-        return sorted(map(_item, self._db.all(query, fingerprint)), key=lambda item: item.url)
+        return sorted(map(item_of_row, self._db.all(query, fingerprint)), key=lambda item: item.url)
 
     def _reject(self, id: str, refusal: ItemRejected) -> None:
         self._db.run(
@@ -270,7 +218,7 @@ class Frontier:
         row = self._db.one("SELECT * FROM item WHERE id = ? AND state = 'open' AND owner = ?", id, self.owner)
         if row is None:
             raise LeaseLost(id)
-        return _item(row)
+        return item_of_row(row)
 
     def _check_hops(self, item: CrawlItem, outcome: dict[str, Any]) -> None:
         """Reject an item whose source was taken down while it was fetched."""
@@ -294,88 +242,21 @@ class Frontier:
         """Reject `url` and everything derived from it, and bar their content; returns the items as they were."""
         with self._db.writing():
             self._tombstones.add(URL, url)
-            derived = {row["id"]: _item(row) for row in self._db.all(_DERIVED, url=url)}
+            derived = {row["id"]: item_of_row(row) for row in self._db.all(_DERIVED, url=url)}
             for item in list(derived.values()):
                 self._tombstones.add(URL, item.url)
                 if item.sha256 and item.fingerprint:
                     self._tombstones.add(CONTENT, item.sha256)
                     self._tombstones.add(AUDIO, item.fingerprint)
                     copies = self._db.all("SELECT * FROM item WHERE fingerprint = ?", item.fingerprint)
-                    derived.update((row["id"], _item(row)) for row in copies)
+                    derived.update((row["id"], item_of_row(row)) for row in copies)
             for id in derived:
                 self._reject(id, ItemRejected("taken-down", f"with {url}"))
                 self._db.run("UPDATE item SET outcome = '{}', validator = '{}', settled = 1 WHERE id = ?", id)
                 self._db.run("UPDATE link SET facts = '{}' WHERE child = ?", id)
         return list(derived.values())
 
-    # Reading
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return self._db.clock()
-
-    def get(self, id: str) -> CrawlItem:
-        """The item `id`, which exists."""
-        return _item(self._db.one("SELECT * FROM item WHERE id = ?", id))
-
-    def knows(self, id: str) -> bool:
-        """Whether there is such an item, open or done."""
-        return self._db.one("SELECT 1 FROM item WHERE id = ? AND state <> 'rejected'", id) is not None
-
-    def items(self, condition: str = "1", *values: Any) -> Iterator[CrawlItem]:
-        """Items in the order of their ids, a thousand at a time, so that a frontier of any size can be walked."""
-        last = ""
-        query = f"SELECT * FROM item WHERE id > ? AND ({condition}) ORDER BY id LIMIT 1000"
-        while rows := self._db.all(query, last, *values):
-            yield from map(_item, rows)
-            last = rows[-1]["id"]
-
-    def facts(self, id: str) -> list[dict[str, Any]]:
-        """Return what each parent says of an item, in the order of the parents' ids."""
-        rows = self._db.all("SELECT facts FROM link WHERE child = ? ORDER BY parent", id)
-        return [json.loads(row["facts"]) for row in rows]
-
-    def unsettled(self) -> list[CrawlItem]:
-        """Return finished items whose files may not be in their final place."""
-        return [_item(row) for row in self._db.all("SELECT * FROM item WHERE settled = 0 AND state <> 'rejected'")]
-
     def settle(self, id: str) -> None:
         """Record that the item's files are in their final place."""
         with self._db.writing():
             self._db.run("UPDATE item SET settled = 1 WHERE id = ?", id)
-
-    def keeps(self, sha256: str) -> bool:
-        """Whether a kept recording has this content."""
-        return self._db.one("SELECT 1 FROM item WHERE sha256 = ? AND state = 'done'", sha256) is not None
-
-    def next_due(self) -> float | None:
-        """Return the seconds until an open item may be due, including leased ones; None if nothing is open."""
-        due = "SELECT min(due) FROM item WHERE item.host = host.name AND state = 'open'"
-        row = self._db.one(f"SELECT min(max(next_at, ({due}))) FROM host")
-        return None if row[0] is None else max(0.0, row[0] - self._db.clock())
-
-    def totals(self) -> Totals:
-        """Count items, by an index only."""
-        query = "SELECT state, reason, kind, count(*), total(seconds), total(bytes) FROM item GROUP BY 1, 2, 3"
-        waiting = documents = recordings = 0
-        seconds = size = 0.0
-        rejected: dict[str, int] = {}
-        for state, reason, kind, count, duration, length in self._db.all(query):
-            if state == "open":
-                waiting += count
-            elif state == "rejected":
-                rejected[reason] = rejected.get(reason, 0) + count
-            elif kind in DOCUMENTS:
-                documents += count
-            else:
-                recordings, seconds, size = recordings + count, seconds + duration, size + length
-        return Totals(waiting, documents, recordings, seconds / 3600, int(size), rejected)
-
-
-_COLUMNS = tuple(column.name for column in fields(CrawlItem))
-
-
-def _item(row: Any) -> CrawlItem:
-    values = {name: row[name] for name in _COLUMNS}
-    values["validator"], values["outcome"] = json.loads(row["validator"]), json.loads(row["outcome"])
-    return CrawlItem(**values)

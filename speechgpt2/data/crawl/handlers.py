@@ -17,7 +17,8 @@ from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import CrawlFolder
 from speechgpt2.data.crawl.discover import DocumentSource
 from speechgpt2.data.crawl.fetch import Document, Download, Fetcher, HttpExchange
-from speechgpt2.data.crawl.frontier import CrawlItem, Frontier, Link
+from speechgpt2.data.crawl.frontier import Frontier
+from speechgpt2.data.crawl.frontier_reader import CrawlItem, Link
 from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 from speechgpt2.data.crawl.licence import ITEM, Statement
 from speechgpt2.data.crawl.probe_process import ProbeProcess

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt2.data.crawl.crawl_folder import CrawlFolder
-from speechgpt2.data.crawl.frontier import RECORDINGS, CrawlItem, Frontier
+from speechgpt2.data.crawl.frontier import Frontier
+from speechgpt2.data.crawl.frontier_reader import RECORDINGS, CrawlItem
 from speechgpt2.data.crawl.licence import ITEM, Statement, strongest
 from speechgpt2.data.record import AudioInfo, Clip, ClipText, Decision, Label, Language, Source
 from speechgpt2.hub import write_atomically

@@ -10,7 +10,7 @@ from speechgpt2 import config
 from speechgpt2.data.crawl import licence, urls
 from speechgpt2.data.crawl.access_policy import PoliteConfig
 from speechgpt2.data.crawl.fetch import FetchConfig
-from speechgpt2.data.crawl.frontier import Link
+from speechgpt2.data.crawl.frontier_reader import Link
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.licence import SEED
 from speechgpt2.errors import UserError

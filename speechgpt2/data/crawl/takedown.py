@@ -7,7 +7,8 @@ from pathlib import Path
 from speechgpt2.data.crawl import manifest, urls
 from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
-from speechgpt2.data.crawl.frontier import CrawlItem, Frontier
+from speechgpt2.data.crawl.frontier import Frontier
+from speechgpt2.data.crawl.frontier_reader import CrawlItem
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.errors import UserError
 

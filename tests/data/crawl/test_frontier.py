@@ -11,7 +11,8 @@ from tests import needs
 needs.module("aiohttp", "crawl")
 
 from speechgpt2.data.crawl.database import Database
-from speechgpt2.data.crawl.frontier import Frontier, LeaseLost, Link
+from speechgpt2.data.crawl.frontier import Frontier, LeaseLost
+from speechgpt2.data.crawl.frontier_reader import Link
 from speechgpt2.data.crawl.hosts import Hosts, RobotsText
 from speechgpt2.data.crawl.item_errors import ItemRejected
 from speechgpt2.data.crawl.urls import item_id
