@@ -22,11 +22,14 @@ class LatencyMeter:
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
-        self._speech_started_at = self._speech_ended_at = self._turn_ended_at = 0.0
+        self._speech_ended_at = self._turn_ended_at = 0.0
+        self._barge_in = False
 
     def speech_started(self, at: float) -> None:
-        """The user started to speak at the time `at`."""
-        self._speech_started_at = at
+        """The user started to speak at the time `at`. If that stopped a response, it has just been told."""
+        if self._barge_in:
+            self._metrics.barge_in_latency.observe(max(0.0, time.monotonic() - at))
+            self._barge_in = False
 
     def speech_stopped(self, at: float) -> None:
         """The user stopped speaking at the time `at`; the end of the turn was detected now."""
@@ -41,8 +44,8 @@ class LatencyMeter:
             self._speech_ended_at = 0.0
 
     def interrupted(self) -> None:
-        """The user's speech has stopped a response."""
-        self._metrics.barge_in_latency.observe(max(0.0, time.monotonic() - self._speech_started_at))
+        """The user's speech has stopped a response. When it started is told next."""
+        self._barge_in = True
 
 
 @dataclass
