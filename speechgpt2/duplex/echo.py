@@ -41,7 +41,8 @@ class EchoGuard:
     """One loudspeaker and its microphone.
 
     Args:
-        margin: How much louder than the echo's direct sound a user is. What the room adds is up to half of it.
+        margin: How many times louder than the echo's direct sound the microphone must be. Reverberation alone
+            reaches half of it.
     """
 
     def __init__(self, margin: float = 3.0):

@@ -17,11 +17,12 @@ A session obeys: it is told when the user speaks. A `Dialogue` decides that, fro
 
     SpeechStarted ─► SpeechStopped ─► UserTurnCommitted ─► ReplyStarted ─► Transcript, TextDelta, AudioDelta …
         ─► ReplyDone
-    on barge-in: SpeechStarted ─► Interrupted ─► ReplyDone("interrupted"), and on as above
+    on barge-in: Interrupted ─► ReplyDone("interrupted") ─► SpeechStarted, and on as above
 
-Every call returns at once, from any thread, and what was asked happens in the order of the calls. Calls that do not
-fit raise `UserError` and change nothing. What fails later comes as an `Error` event of this session. Turns and replies
-have numbers, counted from 1 in the order in which they were begun.
+Every call returns at once, from any thread. What was asked happens in the order of the calls; only an interruption or
+a truncation takes effect before calls that still wait. Calls that do not fit raise `UserError` and change nothing. What
+fails later comes as an `Error` event of this session. Turns and replies have
+numbers, counted from 1 in the order in which they were begun.
 """
 
 from __future__ import annotations
@@ -258,7 +259,10 @@ class ServerVad:
 
 @dataclass(frozen=True)
 class SemanticVad:
-    """A turn ends when the model finds it complete, after 8, 4 or 2 s at most (low, medium or auto, high)."""
+    """A turn ends when the model finds it complete, after 8, 4 or 2 s at most (low, medium or auto, high).
+
+    Until the model has judged, 500 ms of silence end it.
+    """
 
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
     create_response: bool = True

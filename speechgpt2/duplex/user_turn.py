@@ -70,7 +70,7 @@ class UserTurn:
             self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNDECIDED:]
 
     def begin(self, start: int, prefix: int) -> None:
-        """Start a turn at sample `start`, of which the last `prefix` samples are here already."""
+        """Start a turn at sample `start`. Its first `prefix` samples have come before this call."""
         self.number, self.start = self.session.start_turn(), start
         audio = self._before[len(self._before) - min(prefix, len(self._before)) :]
         self._before = NO_AUDIO

@@ -113,6 +113,8 @@ class BatchedCodec:
         tree_map(lambda leaf: leaf[slot].zero_(), (self.encoder_states, self.decoder_states))
 
     def _encode_rows(self, rows: Tensor, pcm: Tensor, lengths: Tensor, continues: Tensor) -> Tensor:
+        # Every chunk is encoded to its last frame. Only the state of those that continue is kept, and a chunk that
+        # continues is a whole patch, so nothing is left over in it.
         before = self.rows.select(self.encoder_states, rows)
         codes, after = self.codec.encode(pcm, before, lengths=lengths, final=True)
         self.rows.update(self.encoder_states, rows, continues, after, before)

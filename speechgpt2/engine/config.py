@@ -16,8 +16,8 @@ class EngineConfig:
         context: Patches that each session remembers (a patch is 120 ms of speech or one text token).
         buffer_seconds: How far speech may be ahead of its playback, in seconds. More rides out slower steps, less is
             wasted by an interruption.
-        prefill_chunk: Patches that one row takes in at once.
-        prefill_chunks: Chunks of more than one patch in a step, so that no step is long.
+        prefill_chunk_size: Patches that one row takes in at once.
+        prefill_chunks_per_step: Chunks of more than one patch in a step, so that no step is long.
         batching_delay: Seconds that a user's audio may wait to share a step with others.
         codec_process: Whether the codec computes in a process of its own, which pays with more than one processor. The
             main module of a program that asks for it must be importable (see `multiprocessing`'s spawn).
@@ -29,8 +29,8 @@ class EngineConfig:
     slots: int = 8
     context: int = 1024
     buffer_seconds: float = 0.6
-    prefill_chunk: int = 32
-    prefill_chunks: int = 4
+    prefill_chunk_size: int = 32
+    prefill_chunks_per_step: int = 4
     batching_delay: float = 0.06
     codec_process: bool = False
 
@@ -41,5 +41,5 @@ class EngineConfig:
             raise UserError(f"context must be at least 128 patches, not {self.context}")
         if self.buffer_seconds < 0.12 or self.batching_delay < 0:
             raise UserError("buffer_seconds must be at least 0.12, and batching_delay not negative")
-        if self.prefill_chunk < 2 or self.prefill_chunks < 1:
-            raise UserError("prefill_chunk must be at least 2 patches, and prefill_chunks at least 1")
+        if self.prefill_chunk_size < 2 or self.prefill_chunks_per_step < 1:
+            raise UserError("prefill_chunk_size must be at least 2 patches, and prefill_chunks_per_step at least 1")

@@ -19,8 +19,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt, concat
 from speechgpt2.types import Patches, Role
 
-RESERVED_PART = 4  # a fourth of the capacity is kept free for what comes next
-KEPT_PART = 2  # half of it is left when old turns are dropped, so that it happens rarely
+RESERVED_PART = 4  # 1/4 of the capacity is kept free for what comes next
+KEPT_PART = 2  # when old turns are dropped, 1/2 of the capacity stays, so that it does not happen often
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Span:
     Attributes:
         number: The turn's number in its session.
         separator: Patches at its start that part it from the turn before.
-        spoken: Whether it is the user's speech, or a reply that begins with a transcript of it.
+        spoken: Whether the user spoke: it is the user's speech, or a reply that begins with its transcript.
         prefix: Patches between the separator and a user's speech itself.
     """
 
@@ -57,13 +57,13 @@ class Context:
     Args:
         prompt: The model's prompt layout.
         capacity: Patches that fit.
-        prefill_chunk: Patches that the row takes in at once, at most.
+        prefill_chunk_size: Patches that the row takes in at once, at most.
         system_prompt: The system line and a greeting, `[1, P]`. It is never dropped.
     """
 
-    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk: int, system_prompt: Patches):
+    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, system_prompt: Patches):
         c = prompt.config
-        self.prompt, self.capacity, self.prefill_chunk = prompt, capacity, prefill_chunk
+        self.prompt, self.capacity, self.prefill_chunk_size = prompt, capacity, prefill_chunk_size
         self.text = np.zeros(capacity, np.int64)
         self.codes = np.zeros((capacity, c.patch_frames, c.codebooks), np.int64)
         self.chunk_starts = np.zeros(capacity, bool)
@@ -84,7 +84,7 @@ class Context:
     @property
     def next_chunk_length(self) -> int:
         """Patches of the next chunk of prefill."""
-        count = min(self.pending, self.prefill_chunk)
+        count = min(self.pending, self.prefill_chunk_size)
         marks = np.flatnonzero(self.chunk_starts[self.kv_length + 1 : self.kv_length + count])
         return int(marks[0]) + 1 if len(marks) else count
 
@@ -240,6 +240,6 @@ class Context:
             begin = max(0, agreed - 1)
             self.kv_length = min(self.kv_length, begin)
         self.text[start:end], self.codes[start:end] = text, codes
-        self.chunk_starts[begin:end] = (np.arange(end - begin) % self.prefill_chunk) == 0
+        self.chunk_starts[begin:end] = (np.arange(end - begin) % self.prefill_chunk_size) == 0
         self.length = end
         return change

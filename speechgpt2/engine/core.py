@@ -72,7 +72,7 @@ class EngineCore:
         try:
             match command:
                 case OpenSlot(settings):
-                    slot = Slot(session.number, self._prompt, self.config, settings, self._codec_delay, session.inbox)
+                    slot = Slot(session.number, self._prompt, self.config, settings, self._codec_delay, session.outbox)
                     session.slot = slot
                     self.sessions[session.number] = session
                 case CloseSlot():
@@ -198,14 +198,14 @@ class EngineCore:
     def _report(self, session: Session, error: UserError) -> None:
         """Tell a session what cannot be done. This ends the reply that it waits for."""
         ended = session.slot is None or session.slot.generation is None
-        session.inbox.put(session.inbox.reply if ended else None, Error(str(error)))
+        session.outbox.put(session.outbox.reply if ended else None, Error(str(error)))
 
     def fail(self, session: Session | None) -> None:
         """End a session after an internal error, which is logged."""
         if session is None:
             return
-        session.inbox.put(session.inbox.reply, Error("the engine failed"))
-        session.inbox.close()
+        session.outbox.put(session.outbox.reply, Error("the engine failed"))
+        session.outbox.close()
         self._close_slot(session)
         self._release(session)
 

@@ -100,12 +100,12 @@ class Generation:
         if self.end_reason is not None:
             self._end(self.end_reason)
 
-    def truncate(self, played: int) -> None:
-        """Cut the reply short: of its speech only `played` patches were played; what was written counts as read."""
+    def truncate(self, played_patches: int) -> None:
+        """Cut the reply short. Of its speech only so many patches were played; what was written counts as read."""
         span = self._history.last
         assert span is not None
         if self.state.speak:
-            self._history.truncate_reply(span, played)
+            self._history.truncate_reply(span, played_patches)
         else:
             self._history.end_reply(speaking=False)
 

@@ -32,19 +32,19 @@ class History:
     Args:
         prompt: The model's prompt layout.
         capacity: Patches that the session may remember.
-        prefill_chunk: Patches that its row takes in at once, at most.
+        prefill_chunk_size: Patches that its row takes in at once, at most.
         settings: The session's settings.
 
     Attributes:
         transcript: What the user said last, where it is known.
     """
 
-    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk: int, settings: SessionSettings):
+    def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, settings: SessionSettings):
         self.prompt = prompt
         self.transcript: str | None = None
         mode: Mode = "s2s" if settings.speak else "s2t"
         self.system = SystemPrompt(mode, settings.instructions, settings.tools, settings.greeting)
-        self.context = Context(prompt, capacity, prefill_chunk, self._render(self.system))
+        self.context = Context(prompt, capacity, prefill_chunk_size, self._render(self.system))
 
     @property
     def last(self) -> Span | None:
@@ -126,9 +126,9 @@ class History:
         """Close a reply that did not end itself."""
         self.context.extend(self.prompt.turn_end(speaking))
 
-    def truncate_reply(self, span: Span, played: int) -> None:
-        """Keep only the first `played` patches of a reply's speech."""
-        kept = truncated_reply(self.prompt, self._body(span), span.spoken, played)
+    def truncate_reply(self, span: Span, played_patches: int) -> None:
+        """Keep only the first patches of a reply's speech."""
+        kept = truncated_reply(self.prompt, self._body(span), span.spoken, played_patches)
         if kept is None:
             self.context.remove(span)
         else:

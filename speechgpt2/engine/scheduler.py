@@ -93,7 +93,7 @@ def schedule(slots: Iterable[SlotStatus], config: EngineConfig, patch_seconds: f
         (s for s in slots if s.pending_patches), key=lambda s: (not s.generating, s.pending_patches, s.slot)
     )
     long = [s.slot for s in prefills if s.pending_patches > 1]
-    postponed = set(long[config.prefill_chunks :])
+    postponed = set(long[config.prefill_chunks_per_step :])
     return StepPlan(
         encode=tuple(s.slot for s in slots if s.audio_ready),
         prefill=tuple(sorted(s.slot for s in prefills if s.slot not in postponed)),

@@ -47,14 +47,14 @@ class Session:
     Args:
         engine: The engine that it belongs to.
         number: The number of its slot.
-        inbox: Its event queue, whose lock guards the session's own state.
+        outbox: Its events on their way to the client. The queue's lock guards the session's own state.
 
     Attributes:
-        slot: The engine's side of it, which only the engine's thread touches.
+        slot: The engine's side of it, which only the engine's thread changes.
     """
 
-    def __init__(self, engine: Engine, number: int, inbox: SessionEvents):
-        self._engine, self.number, self.inbox = engine, number, inbox
+    def __init__(self, engine: Engine, number: int, outbox: SessionEvents):
+        self._engine, self.number, self.outbox = engine, number, outbox
         self.slot: Slot | None = None
         self._numbers = 0  # turns and replies so far
         self._queued_samples = 0  # of commands that the engine has not executed yet
@@ -66,7 +66,7 @@ class Session:
     @property
     def replying(self) -> bool:
         """Whether a reply is under way, whose end was not read yet."""
-        return self.inbox.reply is not None
+        return self.outbox.reply is not None
 
     @property
     def user_speaking(self) -> bool:
@@ -76,12 +76,12 @@ class Session:
     @property
     def backlogged(self) -> bool:
         """Whether more was asked than is done; never for a session that is closed."""
-        return self._backlog > MAX_BACKLOG and self.inbox.open
+        return self._backlog > MAX_BACKLOG and self.outbox.open
 
     # the user's turn
 
     def start_turn(self) -> int:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(not self._user_speaking, "the user's turn has already started")
             self._check(not self.replying, "a reply is under way; interrupt it first")
             self._user_speaking, self._can_roll_back = True, False
@@ -91,28 +91,28 @@ class Session:
 
     def append_audio(self, pcm: np.ndarray) -> None:
         pcm = check_audio(pcm)
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(self._user_speaking, "no active user turn: start_turn comes before append_audio")
             queued = self._queued_samples + (self.slot.input_backlog if self.slot else 0)
             self._check(queued + len(pcm) <= MAX_QUEUED_SAMPLES, "audio comes in faster than it can be encoded")
             self._send(AppendAudio(pcm, self._engine.clock()))
 
     def end_turn(self) -> None:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking, self._can_roll_back, self._latest_reply = False, True, None
             self._send(EndTurn())
 
     def rollback(self) -> None:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(self._can_roll_back, "no turn can be rolled back")
-            self.inbox.drop_reply()
+            self.outbox.drop_reply()
             reply, self._latest_reply = self._latest_reply, None
             self._user_speaking, self._can_roll_back = True, False
             self._send(Rollback(reply))
 
     def discard_turn(self) -> None:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking = False
             self._send(DiscardTurn())
@@ -120,33 +120,33 @@ class Session:
     # replies
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(not self.replying, "a reply is already under way")
             self._check(not self._user_speaking, "the user's turn is still active")
             command = Respond(self._numbers + 1, options or ReplyOptions())
             self._check_length(command)
             number = self._latest_reply = self._next_number()
-            self.inbox.begin_reply(number)
+            self.outbox.begin_reply(number)
             self._send(command)
             return number
 
     def interrupt(self, played: int) -> None:
-        with self.inbox.lock:
-            number, played = self._latest_reply, max(0, min(played, self.inbox.reply_samples))
+        with self.outbox.lock:
+            number, played = self._latest_reply, max(0, min(played, self.outbox.reply_samples))
             if number is None:
                 raise UserError("no reply can be interrupted")
             self._can_roll_back = False
-            unfinished = self.inbox.drop_reply()
-            self.inbox.put(None, Interrupted(played))
+            unfinished = self.outbox.drop_reply()
+            self.outbox.put(None, Interrupted(played))
             if unfinished:
-                self.inbox.put(None, ReplyDone("interrupted"))
+                self.outbox.put(None, ReplyDone("interrupted"))
             self._send(Truncate(number, played))
 
     # history
 
     def add_turn(self, turn: Turn) -> int:
         content = self._engine.history_turn(turn)
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
             command = AddTurn(self._numbers + 1, content)
             self._check_length(command)
@@ -155,42 +155,42 @@ class Session:
             return self._next_number()
 
     def truncate(self, number: int, played: int) -> None:
-        with self.inbox.lock:
-            if self.inbox.reply == number:
+        with self.outbox.lock:
+            if self.outbox.reply == number:
                 self.interrupt(played)
             else:
                 self._can_roll_back = False
                 self._send(Truncate(number, played))
 
     def delete_turn(self, number: int) -> None:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._can_roll_back = False
             self._send(DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
         command = Configure(self._engine.with_encoded_greeting(settings))
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._check_length(command)
             self._send(command)
 
     def events(self) -> AsyncIterator[Event]:
-        return self.inbox.read()
+        return self.outbox.read()
 
     def close(self) -> None:
-        self.inbox.close()
+        self.outbox.close()
         self._engine.close_session(self)
 
     # the engine's side
 
     def executed(self, command: Command) -> None:
         """Note that the slot has taken a command."""
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._account(command, -1)
 
     # inside
 
     def _send(self, command: Command) -> None:
-        with self.inbox.lock:
+        with self.outbox.lock:
             self._account(command, +1)
         self._engine.send(self, command)
 
@@ -204,7 +204,7 @@ class Session:
         return self._numbers
 
     def _check(self, condition: bool, error: str) -> None:
-        if not self.inbox.open:
+        if not self.outbox.open:
             raise UserError("this session is closed")
         if not condition:
             raise UserError(error)

@@ -65,7 +65,7 @@ class Slot:
     ):
         self.number, self.prompt, self.config, self.settings = number, prompt, config, settings
         self.codec_delay, self.events = codec_delay, events
-        self.history = History(prompt, config.context, config.prefill_chunk, settings)
+        self.history = History(prompt, config.context, config.prefill_chunk_size, settings)
         self.input: InputAudioBuffer | None = None
         self.generation: Generation | None = None
         self._pending: deque[Command] = deque()
@@ -167,7 +167,8 @@ class Slot:
     @property
     def input_backlog(self) -> int:
         """Samples of the user's audio that wait to be encoded."""
-        return 0 if self.input is None else len(self.input.patches) * self.prompt.config.patch_samples
+        buffer = self.input  # read once: clients ask for this from their own threads
+        return 0 if buffer is None else len(buffer.patches) * self.prompt.config.patch_samples
 
     def status(self, now: float) -> SlotStatus:
         """What the scheduler needs to know."""

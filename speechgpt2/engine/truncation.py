@@ -12,22 +12,22 @@ from speechgpt2.lm.reply import parse_reply
 from speechgpt2.types import Patches
 
 
-def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played: int) -> Patches | None:
+def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played_patches: int) -> Patches | None:
     """A reply of which only the first patches of speech were played.
 
     Args:
         prompt: The model's prompt layout.
         reply: The reply as generated so far, `[1, P]`.
         user_spoke: Whether the reply begins with a transcript of the user's speech, which is kept.
-        played: Patches of speech that were played. A word counts as played from the patch on in which it begins to
-            sound.
+        played_patches: Patches of speech that were played. A word counts as played from the patch on in which it
+            begins to sound.
 
     Returns:
         The reply, properly closed; None if nothing of it was played.
     """
     ids = prompt.special_ids
     speaking = reply.codes[0, :, 0, 0] != prompt.config.no_speech
-    codes = reply.codes[0][speaking][:played]
+    codes = reply.codes[0][speaking][:played_patches]
     if not len(codes):
         return None
     # The text row names a word one patch before it sounds, so the last patch names what would have come next.

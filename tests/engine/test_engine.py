@@ -90,7 +90,7 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
         crowd.step()
     again = crowd.open(settings)
     others += [crowd.open(replace(settings, seed=100 + i, speak=i % 2 == 0)) for i in range(9)]
-    assert crowd.stats().used == 16 and again.inbox is not me.inbox
+    assert crowd.stats().used == 16 and again.outbox is not me.outbox
     for i, other in enumerate(others[6:]):
         other.add_turn(Turn.user("Hello there " * i))
         other.respond()
@@ -356,7 +356,7 @@ def test_failed_step_wipes_after_decoding_ends(monkeypatch):
     session = engine.open(SHORT)
     session.add_turn(Turn.user("Hello"))
     session.respond()
-    run(engine, until=lambda: session.inbox.reply_samples)
+    run(engine, until=lambda: session.outbox.reply_samples)
     runner, done = engine.core.runner, []
     codec = runner.codec._codec
     decode, wipe = codec.codec.decode, BatchedCodec.wipe
@@ -423,7 +423,7 @@ def test_generation_stops_while_audio_is_unread(paced):
     session.respond()
     for _ in range(300):
         engine.clock.pass_by((engine.step() or 0.0) + 0.01)
-    assert session.inbox.unread_samples <= 0.62 * 24_000 and session.replying
+    assert session.outbox.unread_samples <= 0.62 * 24_000 and session.replying
     began = engine.clock.now
     if not paced:
         assert len(sound(talk(engine, [session])[session])) > 2 * 24_000

@@ -7,7 +7,7 @@ from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.scheduler import SlotStatus, StepPlan
 
 PATCH_SECONDS = 0.12
-CONFIG = EngineConfig(buffer_seconds=0.6, prefill_chunks=2, batching_delay=0.06)
+CONFIG = EngineConfig(buffer_seconds=0.6, prefill_chunks_per_step=2, batching_delay=0.06)
 
 
 def schedule(*slots):

@@ -217,7 +217,7 @@ def test_interrupted_reply_keeps_only_what_was_played(chain_of_modality, played)
     session = engine.open(SHORT)
     say(session, noise(0.4))
     session.respond()
-    run(engine, until=lambda: session.inbox.reply_samples >= 5 * PATCH)
+    run(engine, until=lambda: session.outbox.reply_samples >= 5 * PATCH)
     before = session.slot.history.context.spans[0].stop
     heard = played * PATCH + 700  # within a patch: what was not played to its end was not heard
     session.interrupt(heard)
@@ -245,7 +245,7 @@ def test_unplayed_audio_does_not_affect_later_turns():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         session.respond()
-        run(engine, until=lambda s=session: s.inbox.reply_samples >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.outbox.reply_samples >= 5 * PATCH)
         session.interrupt(3 * PATCH + 10)
         engine.core.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
         say(session, noise(0.3, 3))
@@ -265,7 +265,7 @@ def test_truncate_corrects_an_earlier_estimate():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         number = session.respond()
-        run(engine, until=lambda s=session: s.inbox.reply_samples >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.outbox.reply_samples >= 5 * PATCH)
         session.interrupt(guess * PATCH)
         session.start_turn()
         session.append_audio(noise(0.5, 3))

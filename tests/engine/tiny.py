@@ -121,7 +121,7 @@ def run(engine: Engine, until=None, most: int = 5000) -> None:
 def events(session) -> list:
     """All that are there."""
     found = []
-    while (event := session.inbox.get()) is not None:
+    while (event := session.outbox.get()) is not None:
         found.append(event)
     return found
 
