@@ -70,6 +70,7 @@ def test_only_the_helper_skips():
 
 
 def test_a_hidden_tool_is_missing(monkeypatch):
+    monkeypatch.delenv(needs.WITHOUT, raising=False)
     monkeypatch.setitem(needs.TOOLS, "there", lambda: True)
     assert needs.present("there")
     for names in ("there", "ffmpeg, there", "all"):
