@@ -129,3 +129,18 @@ class Blocks:
         """Return the last samples of the stream, fewer than `size`, and start anew."""
         rest, self._held = self._held, np.zeros(0, np.float32)
         return rest
+
+
+def check_audio(pcm: np.ndarray) -> np.ndarray:
+    """Check samples from outside.
+
+    Returns:
+        `[N]` float32, a copy.
+
+    Raises:
+        UserError: `pcm` is not a row of finite samples.
+    """
+    pcm = np.array(pcm, np.float32)
+    if pcm.ndim != 1 or not np.isfinite(pcm).all():
+        raise UserError("audio must be a row of finite samples, float32 at 24 kHz")
+    return pcm

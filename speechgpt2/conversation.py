@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechgpt2.audio import check_audio
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
@@ -43,21 +44,6 @@ def check_same_codes(codec: Codec, lm: SpeechLM) -> None:
             f"the codec has {ours.codebooks} codebooks of {ours.size} codes, the language model speaks "
             f"{theirs.codebooks} of {theirs.codebook_size}"
         )
-
-
-def check_audio(pcm: np.ndarray) -> np.ndarray:
-    """Check samples from outside.
-
-    Returns:
-        `[N]` float32, a copy.
-
-    Raises:
-        UserError: `pcm` is not a row of finite samples.
-    """
-    pcm = np.array(pcm, np.float32)
-    if pcm.ndim != 1 or not np.isfinite(pcm).all():
-        raise UserError("audio must be a row of finite samples, float32 at 24 kHz")
-    return pcm
 
 
 def speech_codes(speech: Speech, codec: CodecConfig, encode: Callable[[np.ndarray], Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 
+from speechgpt2.audio import check_audio
 from speechgpt2.duplex.echo import EchoGuard
 from speechgpt2.duplex.endpointing import (
     BargeIn,
@@ -99,9 +100,7 @@ class Dialogue:
     # the microphone
 
     def append_audio(self, pcm: np.ndarray) -> None:
-        pcm = np.asarray(pcm, np.float32)
-        if pcm.ndim != 1 or not np.isfinite(pcm).all():
-            raise UserError("audio must be a row of finite samples, float32 at 24 kHz")
+        pcm = check_audio(pcm)
         with self._lock:
             if self._endpointer is None:
                 self._turn.append(pcm)

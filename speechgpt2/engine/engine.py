@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, check_audio, check_same_codes, history_turn, speech_codes
+from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.duplex.protocol import EngineFull, EngineStats, SessionSettings
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechgpt2.conversation import check_audio
+from speechgpt2.audio import check_audio
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.commands import (
     AddTurn,
