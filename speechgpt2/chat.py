@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, ReplyState, check_same_codes, history_turn, speech_codes
+from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import extend_capacity, rewind
+from speechgpt2.lm.stop import StopRule
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import (
     AudioDelta,
@@ -171,7 +172,7 @@ class SpeechGPT:
         Raises:
             UserError: The model was not trained to.
         """
-        conversation = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches)
+        conversation = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches, speak=True)
         return replace(conversation.collect(conversation.reply(user_spoke=False)), text=text)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
@@ -207,7 +208,7 @@ class Conversation:
         prompt: What comes before all turns, `[1, P]`.
         sampling: How replies are sampled.
         max_patches: Limit of one reply.
-        speak: Whether a reply must have speech.
+        speak: Whether a reply is to have speech.
         tools: Whether the prompt names tools.
     """
 
@@ -276,37 +277,38 @@ class Conversation:
         """Generate a reply to all that was added; `user_spoke`: the last turn is speech."""
         lm, codec = self.model.lm, self.model.codec
         parser = ReplyParser(lm.prompt, user_spoke, self.tools)
-        state = ReplyState(lm.prompt, parser, self.max_patches, self.speak)
         decoder_state = codec.init_decoder_state(1)
         self._unanswered, self._codes = False, []
         try:
-            for patches in self._generate(state):
-                codes = patches.codes[:, 0]  # [1, G, K]
-                speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
-                yield from state.read(int(patches.text), speaking)
+            hidden = self._prefill()
+            stop = StopRule(parser, self.max_patches, self.speak, in_speech=bool(self.state.speech_depth[0]))
+            for token, codes, speaking in self._generate(hidden, stop):
+                yield from parser.read(token, speaking)
                 if speaking:
                     self._codes.append(codes[0].cpu())
                     pcm, decoder_state = codec.decode(codes, decoder_state)
                     yield AudioDelta(pcm[0].cpu().numpy())
             yield from parser.finish()
-            yield ReplyDone("stop" if parser.ended else "length")
+            assert stop.reason is not None
+            yield ReplyDone(stop.reason)
         finally:
             if not parser.ended:
                 self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
-    def _generate(self, reply: ReplyState) -> Iterator[Patches]:
-        """The reply's patches, `[1, 1]` each."""
-        lm, hidden = self.model.lm, self._prefill()
-        begin = int(self.state.position[0])
-        while True:
-            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches - reply.patches):
+    def _generate(self, hidden: Tensor, stop: StopRule) -> Iterator[tuple[int, Tensor, bool]]:
+        """Each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
+        lm, begin = self.model.lm, int(self.state.position[0])
+        while stop.reason is None:
+            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches - stop.patches):
                 self.state = step.state
-                if (continuation := reply.count(int(step.patches.text))) is not None:
+                token, codes = int(step.patches.text), step.patches.codes[:, 0]
+                speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
+                if (continuation := stop.advance(token, speaking)) is not None:
+                    hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
                     break
-                yield step.patches
-            else:
-                return
-            hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
+                yield token, codes, speaking
+                if stop.reason is not None:
+                    break
 
     def collect(self, events: Iterable[Event]) -> Reply:
         """All events of a reply as one value."""

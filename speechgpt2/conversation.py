@@ -1,7 +1,7 @@
 """What one conversation is made of: the logic that `chat` and `engine` share.
 
-Both turn a `Turn` into text or codes, both follow the text row of a reply, and both go on where a small model would
-end a spoken reply without having spoken. `chat` does so synchronously for one conversation, `engine` for many.
+Both turn a `Turn` into text or codes: `chat` synchronously for one conversation, `engine` for many. What they share
+about a reply is `lm.reply` (patches to events) and `lm.stop` (where it ends).
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tools
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.reply import ReplyEvent, ReplyParser
-from speechgpt2.types import Patches, Role, Speech, Text, Turn
+from speechgpt2.types import Role, Speech, Text, Turn
 
 
 class HistoryTurn(NamedTuple):
@@ -78,47 +76,3 @@ def history_turn(turn: Turn, codes_of: Callable[[Speech], Tensor]) -> HistoryTur
             return HistoryTurn(turn.role, speech.text, codes_of(speech))
     found = ", ".join(type(segment).__name__ for segment in turn.segments) or "nothing"
     raise UserError(f"a turn of the {turn.role} must hold one segment, Text or Speech, not {found}")
-
-
-class ReplyState:
-    """The text row of a reply under way: counts its patches, parses them, knows when speech is missing.
-
-    Args:
-        prompt: The model's prompt layout.
-        parser: Turns the text row into events.
-        max_patches: Where the reply is cut off.
-        speak: Whether the reply must have speech. Small models now and then end one without.
-    """
-
-    def __init__(self, prompt: Prompt, parser: ReplyParser, max_patches: int, speak: bool):
-        self.prompt, self.parser, self.max_patches, self.speak = prompt, parser, max_patches, speak
-        self.patches = self.speech_patches = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the reply has reached its maximal length."""
-        return self.patches >= self.max_patches
-
-    def count(self, token: int) -> Patches | None:
-        """Count the next patch, whose text token is `token`.
-
-        Returns:
-            None, or, if the reply would end here without its speech: patches `[1, P]` that take the place of the
-            whole reply so far and end where its speech begins. The patch itself is then dropped.
-        """
-        self.patches += 1
-        ends_mute = token == self.prompt.special_ids.eos and self.speak and not self.speech_patches
-        return self.parser.speech_continuation_prompt() if ends_mute and not self.full else None
-
-    def read(self, token: int, speaking: bool) -> list[ReplyEvent]:
-        """Parse a patch that was counted.
-
-        Args:
-            token: Its text token.
-            speaking: Whether it holds speech.
-
-        Returns:
-            The events that it completes.
-        """
-        self.speech_patches += speaking
-        return self.parser.read(token, speaking)

@@ -237,6 +237,20 @@ def test_reply_at_max_patches_is_closed(released):
     assert same(lm.seen[7], concat(prompt.turn_end(speaking=False), prompt.user_text("is")))
 
 
+def test_text_reply_stops_where_it_begins_to_speak(drafting):
+    prompt = drafting.prompt
+    lm = ScriptedLM(drafting, prompt.reply("Hello", spoken(prompt, "Hello")), prompt.reply("it"))
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
+    reply = talk.ask(Turn.user("what"))
+    assert (reply.text, reply.reason, len(reply.pcm)) == ("Hello", "stop", 0)
+    said = lm.heard.text.shape[1]
+    assert talk.ask(Turn.user("is")).text == "it"
+    assert same(
+        Patches(*(part[:, said:] for part in lm.heard)),
+        concat(prompt.turn_end(True), prompt.user_text("is"), prompt.reply("it")),
+    )
+
+
 def test_unanswered_question_is_closed(released):
     prompt = released.prompt
     lm = ScriptedLM(released, prompt.reply("it"))

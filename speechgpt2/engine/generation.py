@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
-from speechgpt2.conversation import ReplyState
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.engine.history import History
 from speechgpt2.engine.model_runner import GeneratedPatch
 from speechgpt2.lm import tools
 from speechgpt2.lm.reply import ReplyEvent, ReplyParser
+from speechgpt2.lm.stop import StopRule
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
-
-CLOSING_ROOM = 16  # patches of a context that are kept for ending a reply properly
 
 
 class Generation:
@@ -25,31 +22,27 @@ class Generation:
 
     Args:
         number: The reply's number in its session.
-        state: Its text row, and its limits.
+        stop: Its stop rule.
         history: The session's memory, whose last turn is this reply.
         events: Where its events go.
-        speaking: Whether the reply begins within speech, as text that is read aloud does.
 
     Attributes:
         decoding: Patches of speech that the codec has not decoded yet.
-        end_reason: Why nothing more is generated.
         done: Whether the reply is complete and all of its events are told.
     """
 
-    def __init__(self, number: int, state: ReplyState, history: History, events: SessionEvents, speaking: bool):
-        self.number, self.state = number, state
+    def __init__(self, number: int, stop: StopRule, history: History, events: SessionEvents):
+        self.number, self.stop = number, stop
         self.decoding, self.done = 0, False
-        self.end_reason: Literal["stop", "length"] | None = None
         self._history, self._events = history, events
         self._patch_seconds = history.prompt.config.patch_seconds
-        self._speech_depth = int(speaking)  # speech segments begun less those ended
         self._calls: list[ToolCall] = []  # told at the end: a reply that is cut short calls nothing
         self._playback_ends: float | None = None  # when all audio so far will have been played
 
     @property
     def writing(self) -> bool:
         """Whether the next patch is text without speech."""
-        return not self._speech_depth
+        return not self.stop.speech_depth
 
     @property
     def audio_started(self) -> bool:
@@ -67,21 +60,16 @@ class Generation:
 
     def accept(self, patch: GeneratedPatch) -> None:
         """Take a patch that the model has generated and taken in."""
-        ids, state, speaks = self._history.prompt.special_ids, self.state, patch.audio is not None
-        if (continuation := state.count(patch.token)) is not None:
+        speaks = patch.audio is not None
+        continuation = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
+        if continuation is not None:
             self._history.restart_reply(continuation)
-            self._speech_depth = 1
             return
         codes = torch.from_numpy(patch.codes)[None, None]
         self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
-        self._speech_depth += (patch.token == ids.speech_start) - (patch.token == ids.speech_end)
-        self._emit(state.read(patch.token, speaks))
+        self._emit(self.stop.parser.read(patch.token, speaks))
         self.decoding += speaks
-        speaks_unasked = not self.writing and not state.speak
-        if state.parser.ended or speaks_unasked:
-            self._end("stop")
-        elif state.full or self._history.context.room <= CLOSING_ROOM:
-            self._end("length")
+        self._complete_if_stopped()
 
     def audio_decoded(self, pcm: np.ndarray, buffered: float, now: float) -> None:
         """Take the audio of a patch.
@@ -97,29 +85,27 @@ class Generation:
             self._playback_ends = now
         self._playback_ends += self._patch_seconds
         self._events.put(self.number, AudioDelta(pcm))
-        if self.end_reason is not None:
-            self._end(self.end_reason)
+        self._complete_if_stopped()
 
     def truncate(self, played_patches: int) -> None:
         """Cut the reply short. Of its speech only so many patches were played; what was written counts as read."""
         span = self._history.last
         assert span is not None
-        if self.state.speak:
+        if self.stop.speak:
             self._history.truncate_reply(span, played_patches)
         else:
             self._history.end_reply(speaking=False)
 
-    def _end(self, reason: Literal["stop", "length"]) -> None:
-        """Generate no more; complete the reply when all of its audio is decoded."""
-        self.end_reason = reason
-        if self.decoding:
+    def _complete_if_stopped(self) -> None:
+        """Complete the reply if it has stopped and all of its audio is decoded."""
+        if self.stop.reason is None or self.decoding:
             return
-        if not self.state.parser.ended:
-            self._emit(self.state.parser.finish())
+        if not self.stop.parser.ended:
+            self._emit(self.stop.parser.finish())
             self._history.end_reply(speaking=not self.writing)
         for call in self._calls:
             self._events.put(self.number, call)
-        self._events.put(self.number, ReplyDone(reason))
+        self._events.put(self.number, ReplyDone(self.stop.reason))
         self.done = True
 
     def _emit(self, events: Sequence[ReplyEvent]) -> None:
@@ -159,7 +145,7 @@ def start_generation(
     history.start_reply(number, prefix, user_spoke)
     parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
-    generation = Generation(number, ReplyState(prompt, parser, limit, speak), history, events, speaking=read_aloud)
+    generation = Generation(number, StopRule(parser, limit, speak, in_speech=read_aloud), history, events)
     if text is not None:
         events.put(number, TextDelta(text))
     return generation

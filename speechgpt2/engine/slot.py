@@ -183,7 +183,7 @@ class Slot:
             audio_ready=ready,
             audio_waited=waited,
             pending_patches=self.history.context.pending,
-            generating=generation is not None and generation.end_reason is None,
+            generating=generation is not None and generation.stop.reason is None,
             buffered_seconds=self._buffered(now) + (generation.decoding_seconds if generation else 0.0),
             writing=generation is not None and generation.writing,
             latency_critical=self._latency_critical,
@@ -214,10 +214,10 @@ class Slot:
     def sample_params(self) -> SampleParams | None:
         """How to sample the reply's next patch; None unless all that was said before is prefilled."""
         generation = self.generation
-        if generation is None or generation.end_reason or self.history.context.pending:
+        if generation is None or generation.stop.reason or self.history.context.pending:
             return None
         s = self.settings
-        return SampleParams(s.temperature, s.top_k, s.top_p, s.seed, generation.state.patches == 0, generation.writing)
+        return SampleParams(s.temperature, s.top_k, s.top_p, s.seed, generation.stop.patches == 0, generation.writing)
 
     # results
 
@@ -237,7 +237,7 @@ class Slot:
         generation = self.generation
         assert generation is not None
         for patch in patches:
-            if generation.end_reason is None:
+            if generation.stop.reason is None:
                 generation.accept(patch)
         self._finish_if_done()
 

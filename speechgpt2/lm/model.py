@@ -233,7 +233,7 @@ class SpeechLM(nn.Module):
         lengths = active.long() * text.shape[1]
         after, stack = self.backbone(self.embed(patches), state.stack, lengths, kv_length=kv_length)
         assert stack is not None
-        continues = (text[:, :-1] != ids.speech_start) & (text[:, :-1] != ids.eos)
+        continues = (text[:, :-1] != ids.speech_start) & ~ids.ends_reply(text[:, :-1])
         agrees = continues & (self.text_logits(after[:, :-1]).argmax(-1) == text[:, 1:])
         counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
         self._note_depths(text, state)
@@ -252,7 +252,7 @@ class SpeechLM(nn.Module):
             for step in steps:
                 hidden, state, left = step.hidden, step.state, left - 1
                 yield step
-                active = active & ~(step.active & (step.patches.text[:, 0] == self.prompt.special_ids.eos))
+                active = active & ~(step.active & self.prompt.special_ids.ends_reply(step.patches.text[:, 0]))
 
     def _sample_step(self, hidden: Tensor, state: LMState, sampling: SamplingParams, active: Tensor) -> GenerationStep:
         patches = self.sample(hidden, state, sampling)

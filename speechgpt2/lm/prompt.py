@@ -15,7 +15,7 @@ words. With chain of modality, which is for small models, a reply is written bef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from tokenizers import Tokenizer
@@ -47,6 +47,15 @@ class SpecialTokenIds(NamedTuple):
     filler: int
     last_filler: int
     transcript_end: int = -1
+
+    @overload
+    def ends_reply(self, text: int) -> bool: ...
+    @overload
+    def ends_reply(self, text: Tensor) -> Tensor: ...
+
+    def ends_reply(self, text: int | Tensor) -> bool | Tensor:
+        """Whether text tokens end their reply. `stop.StopRule` knows the other reasons to end one."""
+        return text == self.eos
 
 
 class Prompt:

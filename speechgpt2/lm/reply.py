@@ -44,7 +44,7 @@ class ReplyParser:
         self.prompt, ids = prompt, prompt.special_ids
         self.tools = tools and prompt.template.tools
         self.silent = {
-            ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.eos, ids.transcript_end,
+            ids.speech_start, ids.speech_end, ids.filler, ids.last_filler, ids.transcript_end,
         }  # fmt: skip
         self.transcribing = prompt.template.chain_of_modality and user_spoke
         self.text, self.ended = "", False
@@ -62,7 +62,7 @@ class ReplyParser:
             token: The patch's text token.
             speaking: Whether the patch holds speech.
         """
-        if token == self.prompt.special_ids.eos:
+        if self.prompt.special_ids.ends_reply(token):
             self.ended = True
             return self.finish()
         if token == self.prompt.special_ids.transcript_end and self.transcribing:
