@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt2.errors import UserError
+from speechgpt2.hub import sha256_of
 
 TIMEOUT = 60.0  # seconds without an answer
 BLOCK = 1 << 20
@@ -46,7 +46,7 @@ class RemoteFile:
             raise UserError(f"{path}: no such file; it should be {what}")
         if path.stat().st_size < self.size:
             raise UserError(f"{path}: cut short, {path.stat().st_size} of {self.size} bytes; it should be {what}")
-        if _sha256(path) != self.sha256:
+        if sha256_of(path) != self.sha256:
             raise UserError(f"{path}: another version, or damaged (its SHA-256 differs); it should be {what}")
 
     def fetch(self, folder: Path, what: str) -> Path:
@@ -65,7 +65,7 @@ class RemoteFile:
             partial = path.with_name(f"{self.name}.part")
             print(f"downloading {self.url} to {folder} ({what}) …", file=sys.stderr, flush=True)
             self._download(partial)
-            if _sha256(partial) != self.sha256:
+            if sha256_of(partial) != self.sha256:
                 partial.unlink()
                 raise UserError(f"{self.url}: not the expected file (its SHA-256 differs); it should be {what}")
             os.replace(partial, path)
@@ -93,11 +93,3 @@ class RemoteFile:
             raise UserError(
                 f"{self.url}: {have} of {self.size} bytes were downloaded ({reason}); run the command again to go on"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

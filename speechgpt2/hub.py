@@ -9,6 +9,7 @@ Downloads are announced on stderr. A file appears under its name only when it is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -124,6 +125,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         if not special:
             scratch.unlink(missing_ok=True)
+
+
+def sha256_of(*paths: Path) -> str:
+    """Return the SHA-256 of the content of files, one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def save_array(path: str | Path, values: np.ndarray) -> None:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "streaming": {"errors"},
     "hub": {"errors"},
     "extras": {"errors"},
-    "download": {"errors"},
+    "download": {"errors", "hub"},
     "assistant": BASE | {"extras"},  # knows conversations by their types only
     "asr": BASE | {"audio", "hub", "extras"},
     "dnsmos": BASE | {"extras"},

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from speechgpt2.bench.machine import DTYPES, Machine, count_flops, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.bench.machine import (
+    DTYPES,
+    Machine,
+    PartSpeed,
+    count_flops,
+    measure,
+    open_console,
+    percentiles,
+    weight_bytes,
+)
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
@@ -27,21 +35,14 @@ CHUNK_MS = 1000 * 3 / FRAME_RATE
 
 
 @dataclass(frozen=True)
-class CodecSpeed:
-    """Speed of the encoder or the decoder.
+class CodecSpeed(PartSpeed):
+    """Speed of the encoder or the decoder, per chunk of 120 ms.
 
     Attributes:
-        rtf: Median time ÷ the 120 ms of a chunk.
         floor_ms: Lower bound of the time on this machine.
         over_floor: Median time ÷ lower bound.
     """
 
-    size: str = column("codec")
-    part: str = column("part")
-    dtype: str = column("type")
-    median_ms: float = column("ms per chunk, median", ".1f")
-    p95_ms: float = column("95 %", ".1f")
-    rtf: float = column("RTF", ".3f")
     floor_ms: float = column("floor ms", ".1f")
     over_floor: float = column("× floor", ".2f")
     gflop: float = column("GFLOP", ".2f")
@@ -127,8 +128,7 @@ def main(
 
     if size not in PRESETS or not set(dtypes) <= set(DTYPES):
         raise UserError(f"size must be one of {', '.join(PRESETS)}, dtypes of {', '.join(DTYPES)}")
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     machine = measure(threads)
     machine.report(console)
     rows: list[CodecSpeed] = []
@@ -138,7 +138,5 @@ def main(
         codec = Codec(PRESETS[size]()).eval()
         codec.decoder.to(DTYPES[dtype])
         rows += bench(codec, size, dtype, machine, chunks)
-    report.show(f"Codec, chunks of {CHUNK_MS:.0f} ms, streaming", rows, console)
-    if out is not None:
-        report.save_json(Path(out), measured=machine, rows=rows)
+    report.publish({f"Codec, chunks of {CHUNK_MS:.0f} ms, streaming": rows}, console, out, measured=machine)
     return rows

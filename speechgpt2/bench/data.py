@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from rich.console import Console
 
 from speechgpt2.bench import records as overhead
-from speechgpt2.bench.machine import warn_if_busy
+from speechgpt2.bench.machine import open_console
 from speechgpt2.curriculum.sentences import sentence
 from speechgpt2.data import steps as presets
 from speechgpt2.data.conversations.build import LineRejected, Recipe, make_conversation
@@ -179,8 +178,7 @@ def main(
     Raises:
         UserError: espeak or pyarrow is not installed.
     """
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     cleaned, stages = clean(recordings)
     tables: dict[str, list[Any]] = {
         "Making and cleaning speech": [
@@ -191,8 +189,5 @@ def main(
         "Stages": stages,
         "Pipeline overhead, without audio": [overhead.bench(records)] if records else [],
     }
-    for title, rows in tables.items():
-        report.show(title, rows, console)
-    if out is not None:
-        report.save_json(Path(out), tables=tables)
+    report.publish(tables, console, out)
     return tables

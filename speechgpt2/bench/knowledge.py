@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from speechgpt2.assistant.knowledge import KnowledgeBase
 from speechgpt2.assistant.segmentation import HAN, index_text
-from speechgpt2.bench.machine import warn_if_busy
+from speechgpt2.bench.machine import open_console
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
 
@@ -58,17 +57,17 @@ class KnowledgeRecall:
 
 def main(documents: int, seed: int = 0, out: Path | None = None) -> None:
     """Print how fast an index of `documents` small files is and what it finds."""
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     texts = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "documents")
         write_documents(files, texts, documents, random.Random(seed))
         speed, recall = measure(files, Path(folder, "knowledge.sqlite"), texts)
-    report.show("Knowledge base: speed", [speed], console)
-    report.show("Knowledge base: questions in other words than the documents'", recall, console)
-    if out is not None:
-        report.save_json(out, speed=[speed], recall=recall)
+    tables: dict[str, list[Any]] = {
+        "Knowledge base: speed": [speed],
+        "Knowledge base: questions in other words than the documents'": recall,
+    }
+    report.publish(tables, console, out)
 
 
 def write_documents(folder: Path, texts: dict[str, Any], count: int, rng: random.Random) -> None:

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from speechgpt2.bench.machine import DTYPES, Memory, measure, percentiles, warn_if_busy, weight_bytes
+from speechgpt2.bench.machine import DTYPES, Memory, PartSpeed, measure, open_console, percentiles, weight_bytes
 from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
@@ -34,20 +33,13 @@ BANDWIDTH_INTERVAL = 5  # steps between measurements of the bandwidth
 
 
 @dataclass(frozen=True)
-class StepSpeed:
-    """Speed of one step of one stream.
+class StepSpeed(PartSpeed):
+    """Speed of a step that samples and reads a patch, of text or of speech.
 
     Attributes:
-        rtf: Median time ÷ duration of a patch.
         share: Bytes ÷ time ÷ measured bandwidth; above 1 if a small model stays in cache.
     """
 
-    model: str = column("model")
-    step: str = column("step")
-    dtype: str = column("type")
-    median_ms: float = column("ms, median", ".1f")
-    p95_ms: float = column("95 %", ".1f")
-    rtf: float = column("RTF", ".3f")
     megabytes: float = column("MB read", ".0f")
     gigabytes_per_second: float = column("GB/s", ".1f")
     share: float = column("of bandwidth", ".0%")
@@ -150,8 +142,7 @@ def main(
     """
     if not set(dtypes) <= set(DTYPES):
         raise UserError(f"dtypes must be of {', '.join(DTYPES)}")
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     machine = measure(threads)
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
@@ -162,10 +153,7 @@ def main(
         lm = _language_model(model).to(DTYPES[dtype])
         pack(lm)
         tables["Steps of one stream"] += bench_steps(lm, name, steps)
-    for title, rows in tables.items():
-        report.show(title, rows, console)
-    if out is not None:
-        report.save_json(Path(out), measured=machine, tables=tables)
+    report.publish(tables, console, out, measured=machine)
     return tables
 
 

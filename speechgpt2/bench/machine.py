@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from speechgpt2.eval.report import column
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BF16_GAIN = 1.2  # least speed-up over float32 of a processor with bfloat16 instructions
 TIME_LIMIT = 4.0  # seconds for the products of one type
@@ -50,11 +52,34 @@ class Machine:
             console.print("this processor has no bfloat16 instructions: bfloat16 is no faster than float32")
 
 
-def warn_if_busy(console: Console) -> None:
-    """Warn if other programs run. OpenMP's threads wait for each other, so a shared core slows all of them."""
+@dataclass(frozen=True)
+class PartSpeed:
+    """Speed of one part of a model in steady state, for one stream.
+
+    Attributes:
+        median_ms: Median time of a step.
+        p95_ms: Its 95th percentile.
+        rtf: Median time ÷ duration of the audio of a step; nan for a step without audio.
+    """
+
+    model: str = column("model")
+    part: str = column("part")
+    dtype: str = column("type")
+    median_ms: float = column("ms, median", ".1f")
+    p95_ms: float = column("95 %", ".1f")
+    rtf: float = column("RTF", ".3f")
+
+
+def open_console() -> Console:
+    """Return the console for a benchmark's tables, and warn if other programs run.
+
+    OpenMP's threads wait for each other, so a shared core slows all of them.
+    """
+    console = Console()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
         console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
+    return console
 
 
 class Memory:

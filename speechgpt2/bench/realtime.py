@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from speechgpt2.bench import process
-from speechgpt2.bench.machine import warn_if_busy
+from speechgpt2.bench.machine import open_console
 from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.client import PlaybackTracker, RealtimeConnection, connect, decode_audio
 from speechgpt2.errors import UserError
@@ -266,8 +265,7 @@ def main(
         questions: A folder of recorded questions.
         out: A JSON file for the results; a plot is saved beside it.
     """
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     recordings, rows = load_questions(questions), []
     with _server(url, model, max(sessions)) as address:
         asyncio.run(run_load(address, key, 1, 1, recordings))  # warm-up

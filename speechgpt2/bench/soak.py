@@ -43,7 +43,7 @@ from speechgpt2.bench.load_clients import (
     wait_for_event,
     wait_for_response,
 )
-from speechgpt2.bench.machine import warn_if_busy
+from speechgpt2.bench.machine import open_console
 from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
@@ -246,8 +246,7 @@ def main(
         seed: Of the clients' random choices.
         out: A JSON file for the results.
     """
-    console = Console()
-    warn_if_busy(console)
+    console = open_console()
     recordings = load_questions(questions)
     options = ["--model", model, "--slots", str(slots), "--api-key", KEY]
     with process.serve(options, {**os.environ, "SG2_LIMITS_DRAIN_SECONDS": "60"}) as server:

@@ -118,19 +118,20 @@ def rename(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str,
 
 
 def read_config(checkpoint: Path, path: str | Path | None) -> CodecConfig:
-    """Read the configuration at `path`, or in the only `.yaml` file beside the checkpoint; else the released sizes."""
-    beside = sorted(checkpoint.parent.glob("*.yaml")) if checkpoint.parent.is_dir() else []
-    if path is None and len(beside) != 1:
-        return released()
-    return read_config_file(beside[0] if path is None else path)
-
-
-def read_config_file(path: str | Path) -> CodecConfig:
     """Read the codec's sizes from the released YAML file (`generator_params: …`).
+
+    Args:
+        checkpoint: The checkpoint file.
+        path: The YAML file; None means the only one beside the checkpoint, or else the released sizes.
 
     Raises:
         UserError: If the file is not of that kind.
     """
+    if path is None:
+        beside = sorted(checkpoint.parent.glob("*.yaml")) if checkpoint.parent.is_dir() else []
+        if len(beside) != 1:
+            return released()
+        path = beside[0]
     content = configs.read(path)
     values = content.get("generator_params", content) if isinstance(content, dict) else None
     if not isinstance(values, dict) or "encoder_convnext_kwargs" not in values:

@@ -13,20 +13,8 @@ import numpy as np
 
 from speechgpt2.audio import check_audio
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
-from speechgpt2.engine.commands import (
-    AddTurn,
-    AppendAudio,
-    Command,
-    Configure,
-    DeleteTurn,
-    DiscardTurn,
-    EndTurn,
-    Respond,
-    Rollback,
-    StartTurn,
-    Truncate,
-    text_length,
-)
+from speechgpt2.engine import commands
+from speechgpt2.engine.commands import Command, text_length
 from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, ReplyDone, Turn
@@ -86,7 +74,7 @@ class Session:
             self._check(not self.replying, "a reply is under way; interrupt it first")
             self._user_speaking, self._can_roll_back = True, False
             number = self._next_number()
-            self._send(StartTurn(number))
+            self._send(commands.StartTurn(number))
             return number
 
     def append_audio(self, pcm: np.ndarray) -> None:
@@ -95,13 +83,13 @@ class Session:
             self._check(self._user_speaking, "no active user turn: start_turn comes before append_audio")
             queued = self._queued_samples + (self.slot.input_backlog if self.slot else 0)
             self._check(queued + len(pcm) <= MAX_QUEUED_SAMPLES, "audio comes in faster than it can be encoded")
-            self._send(AppendAudio(pcm, self._engine.clock()))
+            self._send(commands.AppendAudio(pcm, self._engine.clock()))
 
     def end_turn(self) -> None:
         with self.outbox.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking, self._can_roll_back, self._latest_reply = False, True, None
-            self._send(EndTurn())
+            self._send(commands.EndTurn())
 
     def rollback(self) -> None:
         with self.outbox.lock:
@@ -109,13 +97,13 @@ class Session:
             self.outbox.drop_reply()
             reply, self._latest_reply = self._latest_reply, None
             self._user_speaking, self._can_roll_back = True, False
-            self._send(Rollback(reply))
+            self._send(commands.Rollback(reply))
 
     def discard_turn(self) -> None:
         with self.outbox.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking = False
-            self._send(DiscardTurn())
+            self._send(commands.DiscardTurn())
 
     # replies
 
@@ -123,7 +111,7 @@ class Session:
         with self.outbox.lock:
             self._check(not self.replying, "a reply is already under way")
             self._check(not self._user_speaking, "the user's turn is still active")
-            command = Respond(self._numbers + 1, options or ReplyOptions())
+            command = commands.Respond(self._numbers + 1, options or ReplyOptions())
             self._check_length(command)
             number = self._latest_reply = self._next_number()
             self.outbox.begin_reply(number)
@@ -140,7 +128,7 @@ class Session:
             self.outbox.put(None, Interrupted(played))
             if unfinished:
                 self.outbox.put(None, ReplyDone("interrupted"))
-            self._send(Truncate(number, played))
+            self._send(commands.Truncate(number, played))
 
     # history
 
@@ -148,7 +136,7 @@ class Session:
         content = self._engine.history_turn(turn)
         with self.outbox.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
-            command = AddTurn(self._numbers + 1, content)
+            command = commands.AddTurn(self._numbers + 1, content)
             self._check_length(command)
             self._can_roll_back = False
             self._send(command)
@@ -160,15 +148,15 @@ class Session:
                 self.interrupt(played)
             else:
                 self._can_roll_back = False
-                self._send(Truncate(number, played))
+                self._send(commands.Truncate(number, played))
 
     def delete_turn(self, number: int) -> None:
         with self.outbox.lock:
             self._can_roll_back = False
-            self._send(DeleteTurn(number))
+            self._send(commands.DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
-        command = Configure(self._engine.with_encoded_greeting(settings))
+        command = commands.Configure(self._engine.with_encoded_greeting(settings))
         with self.outbox.lock:
             self._check_length(command)
             self._send(command)
@@ -196,7 +184,7 @@ class Session:
 
     def _account(self, command: Command, sign: int) -> None:
         self._backlog += sign * (1 + text_length(command) // CHARACTERS_PER_COMMAND)
-        if isinstance(command, AppendAudio):
+        if isinstance(command, commands.AppendAudio):
             self._queued_samples += sign * len(command.pcm)
 
     def _next_number(self) -> int:

@@ -62,6 +62,14 @@ def markdown(rows: Sequence[Any]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def publish(tables: Mapping[str, Sequence[Any]], console: Console, out: str | Path | None, **content: Any) -> None:
+    """Print tables by their titles; if `out` is given, also write them and `content` to this JSON file."""
+    for title, rows in tables.items():
+        show(title, rows, console)
+    if out is not None:
+        save_json(Path(out), **content, tables=tables)
+
+
 def show_all(tables: Mapping[str, Sequence[Any]], notes: Sequence[str], console: Console) -> None:
     """Print tables by their titles, and below them what is missing."""
     for title, rows in tables.items():

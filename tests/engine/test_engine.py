@@ -19,6 +19,7 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import (
+    SHORT,
     Clock,
     context_of,
     events,
@@ -26,18 +27,13 @@ from tests.engine.tiny import (
     noise,
     reason,
     run,
+    same,
     say,
     sound,
     talk,
     tiny_engine,
     tiny_lm,
 )
-
-SHORT = SessionSettings(max_patches=25, seed=5)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))
 
 
 def answer(engine, session, pcm, chunk=700):

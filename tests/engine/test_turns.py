@@ -7,29 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.codec_worker import CodecWorker
 from speechgpt2.types import Interrupted, ReplyDone, Speech, TextDelta, Turn
 from tests.engine.tiny import (
     PATCH,
+    SHORT,
     ScriptedLM,
     context_of,
     events,
     noise,
     reason,
     run,
+    same,
     say,
     sound,
     talk,
     tiny_engine,
     tiny_lm,
 )
-
-SHORT = SessionSettings(max_patches=25, seed=5)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))
 
 
 def agrees(engine, session):
@@ -300,7 +295,7 @@ def test_interrupted_written_reply_keeps_its_text():
     session = engine.open(replace(SHORT, speak=False, temperature=0.0))
     session.add_turn(Turn.user("Hello"))
     session.respond()
-    run(engine, until=lambda: session.slot.generation is not None and session.slot.generation.state.patches == 0)
+    run(engine, until=lambda: session.slot.generation is not None and session.slot.generation.stop.patches == 0)
     engine.step()
     session.interrupt(0)
     run(engine)

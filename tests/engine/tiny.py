@@ -11,6 +11,7 @@ import torch
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
+from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.model import UNFORCED, SpeechLM
@@ -20,6 +21,7 @@ from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PATCH = 2880  # samples
+SHORT = SessionSettings(max_patches=25, seed=5)
 
 
 class Clock:
@@ -159,3 +161,8 @@ def context_of(session) -> Patches:
     """All that the session's model has been told."""
     context = session.slot.history.context
     return context.slice(0, context.length)
+
+
+def same(a, b) -> bool:
+    """Whether the models of two sessions have been told the same."""
+    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))

@@ -24,7 +24,7 @@ from speechgpt2.data.crawl.licence import ITEM, Statement
 from speechgpt2.data.crawl.probe_process import ProbeProcess
 from speechgpt2.data.crawl.seeds import CrawlConfig
 from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
-from speechgpt2.hub import write_atomically
+from speechgpt2.hub import sha256_of, write_atomically
 from speechgpt2.tts.utterance import Word
 
 PLANNED = "planned"  # the reason in a dry run for what would be fetched
@@ -125,7 +125,7 @@ class Handlers:
         work = self._tools.store.work(item)
         download, video = await self._fetch(item, work)
         body = work / "body"
-        sha256 = await asyncio.to_thread(_digest, body)
+        sha256 = await asyncio.to_thread(sha256_of, body)
         probed = await self._tools.decoder.probe(body, self._tools.config.max_hours)
         said, lines = await self._transcript(item)
         hops = [exchange.url for exchange in download.exchanges] or [item.url]
@@ -243,14 +243,6 @@ def _copy(source: Path, target: Path, limit: float) -> None:
         raise ItemRejected("unreadable", error.strerror or str(error)) from None
     with reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _recall(saved: list[Any]) -> tuple[Download, Video | None]:

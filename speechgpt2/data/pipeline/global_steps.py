@@ -10,27 +10,17 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal
+from typing import Any, Literal
 
-from speechgpt2.data.pipeline.stage import C, identity_of
+from speechgpt2.data.pipeline.stage import C, Step, identity_of
 from speechgpt2.data.record import Clip, Decision
 from speechgpt2.errors import UserError
 
 ReadClips = Callable[[], Iterator[Clip]]  # opens the stream of clips again
 
 
-class GlobalStep(Generic[C]):
+class GlobalStep(Step[C]):
     """Clips in; the same clips in the same order out, with added fields or decisions. Rejected clips stay unchanged."""
-
-    version: ClassVar[int]
-
-    def __init__(self, config: C):
-        self.config = config
-
-    @property
-    def name(self) -> str:
-        """The step's name."""
-        return self.config.kind
 
     @property
     def identity(self) -> str:

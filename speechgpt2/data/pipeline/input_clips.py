@@ -19,6 +19,7 @@ from speechgpt2.data.pipeline.results import Results
 from speechgpt2.data.pipeline.takedown import REASON
 from speechgpt2.data.record import AudioInfo, Clip, ClipText, Decision, Source
 from speechgpt2.errors import UserError
+from speechgpt2.hub import sha256_of
 
 STAGE, STAGE_VERSION = "input", 1
 NOT_AUDIO = {".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".html", ".xml", ".gz", ".db"}
@@ -133,11 +134,7 @@ def _with_hash(clip: Clip, path: Path, results: Results) -> Clip:
         status = path.stat()
         known = results.known_file(str(path), status.st_size, status.st_mtime_ns)
         if known is None:
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            known = digest.hexdigest()
+            known = sha256_of(path)
             results.remember_file(str(path), status.st_size, status.st_mtime_ns, known)
     except (OSError, ValueError) as error:
         return _refuse(clip, "unreadable", str(getattr(error, "strerror", None) or error))

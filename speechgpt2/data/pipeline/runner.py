@@ -30,6 +30,7 @@ from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.workers import LocalWorkers, Task, TaskResult, WorkerPool
 from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
+from speechgpt2.hub import sha256_of
 
 Step = Stage[Any] | GlobalStep[Any]
 MakePool = Callable[[Sequence[Stage[Any]], Workspace, int | None], WorkerPool]
@@ -110,7 +111,7 @@ class PipelineRun:
         self.results.take_down(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
         serialization.write(current, input_clips.read(self.source, self.results))
-        self._digest = f"{self.identity} {_digest_of(current)}"
+        self._digest = f"{self.identity} {sha256_of(current)}"
         if self.final.exists() and self._done.exists() and self._done.read_text() == self._digest:
             current.unlink()
             return False
@@ -270,11 +271,3 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Stage[Any]] | GlobalStep[Any
         yield step
     if stages:
         yield stages
-
-
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

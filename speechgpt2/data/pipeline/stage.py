@@ -40,18 +40,10 @@ class StepConfig(Protocol):
 C = TypeVar("C", bound=StepConfig)
 
 
-class Rejected(Exception):
-    """A clip is rejected: `reason` is one word for statistics, `detail` a line for people."""
+class Step(Generic[C]):
+    """What stages and global steps have in common: a configuration and a version of the code.
 
-    def __init__(self, reason: str, detail: str = "", score: float | None = None, threshold: float | None = None):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.score, self.threshold = reason, detail, score, threshold
-
-
-class Stage(Generic[C]):
-    """A stage (see the module). Increase `version` whenever the code gives other results for the same clip.
-
-    The constructor must be cheap: some instances only give their identity. A model is loaded on first use.
+    Increase `version` whenever the code gives other results for the same clips.
     """
 
     version: ClassVar[int]
@@ -63,6 +55,21 @@ class Stage(Generic[C]):
     def name(self) -> str:
         """The step's name."""
         return self.config.kind
+
+
+class Rejected(Exception):
+    """A clip is rejected: `reason` is one word for statistics, `detail` a line for people."""
+
+    def __init__(self, reason: str, detail: str = "", score: float | None = None, threshold: float | None = None):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail, self.score, self.threshold = reason, detail, score, threshold
+
+
+class Stage(Step[C]):
+    """A stage (see the module).
+
+    The constructor must be cheap: some instances only give their identity. A model is loaded on first use.
+    """
 
     @property
     def model(self) -> str:

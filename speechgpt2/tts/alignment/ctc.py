@@ -7,7 +7,6 @@ It reads model.onnx, vocab.json, config.json and preprocessor_config.json of the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -20,6 +19,7 @@ import numpy as np
 
 from speechgpt2.audio import resample
 from speechgpt2.errors import UserError
+from speechgpt2.hub import sha256_of
 from speechgpt2.tts.alignment.emissions import Emissions, TokenSpan
 from speechgpt2.tts.alignment.viterbi import Unalignable
 from speechgpt2.types import SAMPLE_RATE
@@ -44,15 +44,11 @@ class CtcModel:
     @cached_property
     def id(self) -> str:
         """Names the model by a hash of its files."""
-        digest = hashlib.sha256()
-        for name in ("model.onnx", "vocab.json"):
-            try:
-                with (Path(self.folder) / name).open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError:
-                raise UserError(f"{self.folder}: has no {name}; export a CTC model into the folder") from None
-        return f"ctc-{digest.hexdigest()[:16]}"
+        files = [Path(self.folder) / name for name in ("model.onnx", "vocab.json")]
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"{self.folder}: has no {path.name}; export a CTC model into the folder")
+        return f"ctc-{sha256_of(*files)[:16]}"
 
     def __call__(self, pcm: np.ndarray, text: str, lang: str) -> Emissions:
         """Score the tokens of the text in `pcm [N]`."""
