@@ -6,8 +6,11 @@ formats.
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -15,34 +18,85 @@ import soxr
 
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
+from speechgpt2.media import Media, open_media
 from speechgpt2.types import SAMPLE_RATE
 
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16"}  # what `save` writes, by the file's suffix
-RATES = range(1_000, 768_001)  # Hz; anything else is a damaged header, and would inflate on resampling
 FULL_SCALE = 32_768  # of 16-bit samples
+MAX_SECONDS = 3600.0  # of a recording that `load` holds in memory: 350 MB
 
 
-def load(path: str | Path) -> np.ndarray:
-    """Read a file as `pcm [N]`: any rate, any format of libsndfile (WAV, FLAC, OGG, MP3, …), channels averaged.
+class AudioWarning(UserWarning):
+    """Audio could be read in part only. The message is one line for the user."""
+
+
+class AudioReader:
+    """A recording as blocks of `pcm [N]`, read once and in bounded memory.
+
+    reader = AudioReader(path)
+    for pcm in reader: ...
+    print(reader.warning)                       # "speech.mp3 is truncated: …", or None
+
+    Args:
+        source: A path, or a seekable binary file.
+        name: What error messages call it; None for the path.
+        max_seconds: A longer recording is an error.
+
+    Attributes:
+        seconds: Length of what was read so far.
+        warning: What is wrong with the file, known at its end; None if nothing is.
+    """
+
+    def __init__(self, source: Path | BinaryIO, name: str | None = None, max_seconds: float = MAX_SECONDS):
+        self.source, self.name, self.max_seconds = source, name or str(source), max_seconds
+        self.seconds, self.warning = 0.0, None  # type: float, str | None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield blocks `[N]`, none of them empty.
+
+        Raises:
+            UserError: It is absent, a folder, not audio, empty or too long, or holds samples that are not finite.
+        """
+        if isinstance(self.source, Path) and not self.source.is_file():
+            raise UserError(f"{self.name}: {'a folder, not an audio file' if self.source.is_dir() else 'no such file'}")
+        with open_media(self.source, self.name) as media:
+            for pcm in _resampled(media):
+                self.seconds += len(pcm) / SAMPLE_RATE
+                if self.seconds > self.max_seconds:
+                    raise UserError(f"{self.name}: is longer than {self.max_seconds:g} s, the most that is read here")
+                yield pcm
+            if not self.seconds:
+                raise UserError(f"{self.name}: holds no audio")
+            if media.warning:
+                self.warning = f"{self.name} {media.warning}"
+
+
+def _resampled(media: Media) -> Iterator[np.ndarray]:
+    """Yield the samples of `media` as blocks of `pcm [N]`, none of them empty."""
+    resampler, nothing = Resampler(media.rate), np.zeros(0, np.float32)
+    for block in media.blocks:
+        if len(pcm := resampler.push(block.mean(axis=1))):
+            yield pcm
+    if len(rest := resampler.push(nothing, final=True)):
+        yield rest
+
+
+def load(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """Read a file as `pcm [N]`: any rate, any format of `media`, channels averaged.
+
+    A truncated file is read as far as possible, with an `AudioWarning`.
+
+    Args:
+        path: The file.
+        max_seconds: A longer recording is an error.
 
     Raises:
-        UserError: If it is absent, a folder, not audio, empty, or holds samples that are not finite.
+        UserError: It is absent, a folder, not audio, empty or too long, or holds samples that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder, not an audio file' if path.is_dir() else 'no such file'}")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        reason = str(getattr(error, "error_string", None) or error).rstrip(".")
-        raise UserError(f"{path}: cannot be read as audio ({reason})") from None
-    if rate not in RATES:
-        raise UserError(f"{path}: a sampling rate of {rate} Hz is not supported")
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: holds samples that are no numbers (NaN or infinite)")
-    pcm = resample(samples.mean(axis=1), rate)
-    if not len(pcm):
-        raise UserError(f"{path}: holds no audio")
+    reader = AudioReader(Path(path), max_seconds=max_seconds)
+    pcm = np.concatenate(list(reader))
+    if reader.warning:
+        warnings.warn(reader.warning, AudioWarning, stacklevel=2)
     return pcm
 
 
@@ -54,14 +108,16 @@ def save(path: str | Path, pcm: np.ndarray) -> None:
     """
     path = Path(path)
     check_format(path)
+    # libsndfile does not tell when a disk is full; Python's own writing does.
+    data = encode(_to_int16(pcm), path.suffix[1:].upper(), SUBTYPES[path.suffix.lower()])
+    hub.write_atomically(path, lambda scratch: scratch.write_bytes(data))
 
-    def write(scratch: Path) -> None:
-        try:
-            soundfile.write(scratch, _to_int16(pcm), SAMPLE_RATE, subtype=SUBTYPES[path.suffix.lower()])
-        except soundfile.LibsndfileError as error:
-            raise UserError(f"cannot write {path}: {error.error_string.rstrip('.')}") from None
 
-    hub.write_atomically(path, write)
+def encode(samples: np.ndarray, container: str, subtype: str) -> bytes:
+    """Return a file of `samples [N]` (float32 in −1…1, or int16) at 24 kHz, in a format of libsndfile."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format=container, subtype=subtype)
+    return file.getvalue()
 
 
 def check_format(path: str | Path) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechgpt2 import long_form
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
@@ -35,6 +36,7 @@ from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
+from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.linear import pack
 from speechgpt2.types import (
     AudioDelta,
@@ -52,6 +54,7 @@ from speechgpt2.types import (
 )
 
 GROWTH = 512  # patches that a conversation's state grows by at least
+MAX_TURN = 4096  # patches of one turn: 8 minutes of speech, or as many text tokens
 
 
 @dataclass(frozen=True)
@@ -167,26 +170,54 @@ class SpeechGPT:
         return conversation.ask(turns[-1], stream=stream)
 
     def say(self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES) -> Reply:
-        """Read `text` aloud.
+        """Read `text` aloud, whatever its length. `reason` is "length" if speech was cut off anywhere.
 
         Raises:
-            UserError: The model was not trained to.
+            UserError: The text holds no words, or the model was not trained to read aloud.
         """
-        conversation = Conversation(self, self.lm.prompt.tts_prompt(text), sampling, max_patches, speak=True)
-        return replace(conversation.collect(conversation.reply(user_spoke=False)), text=text)
+        replies = list(self.read_aloud(text, sampling, max_patches))
+        pcm, codes = np.concatenate([r.pcm for r in replies]), np.concatenate([r.codes for r in replies])
+        cut = any(reply.reason == "length" for reply in replies)
+        return Reply(text, pcm, codes, None, "length" if cut else "stop")
+
+    def read_aloud(
+        self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES
+    ) -> Iterator[Reply]:
+        """Read `text` aloud, one reply for each of its sentences. Arguments and errors are those of `say`."""
+        parts = long_form.sentences(text)
+        if not parts:
+            raise UserError("nothing to say: the text holds no letters or digits")
+        for part in parts:
+            conversation = Conversation(self, self.lm.prompt.tts_prompt(part), sampling, max_patches, speak=True)
+            yield replace(conversation.collect(conversation.reply(user_spoke=False)), text=part)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
-        """What is said in `pcm [N]`, float32 at 24 kHz.
+        """What is said in `pcm [N]`, float32 at 24 kHz, whatever its length.
+
+        Raises:
+            UserError: The model was not trained to tell.
+        """
+        return long_form.join(segment.text for segment in self.transcribe_segments([pcm], max_patches))
+
+    def transcribe_segments(
+        self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES
+    ) -> Iterator[TranscriptSegment]:
+        """What is said in a recording, window by window (see `long_form.speech_windows`).
+
+        Args:
+            blocks: The recording, blocks `[N]` of any size, float32 at 24 kHz.
+            max_patches: Limit of one window's transcript.
 
         Raises:
             UserError: The model was not trained to tell.
         """
         self.lm.prompt.require_chain_of_modality("tell what it heard")
         greedy = SamplingParams.greedy(device=self.lm.device)
-        conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)
-        conversation.add(Turn.user(speech=pcm))
-        transcripts = (e.text for e in conversation.reply(user_spoke=True) if isinstance(e, Transcript))
-        return next(transcripts, "")
+        for window in long_form.speech_windows(blocks):
+            conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)
+            conversation.add(Turn.user(speech=window.pcm))
+            transcripts = (e.text for e in conversation.reply(user_spoke=True) if isinstance(e, Transcript))
+            yield TranscriptSegment(window.start, window.end, next(transcripts, "").strip())
 
     def codes(self, speech: Speech) -> Tensor:
         """The segment's codes `[T, K]`, encoded if need be.
@@ -233,10 +264,11 @@ class Conversation:
         """Add a turn without answering it.
 
         Raises:
-            UserError: It is a system turn, or does not hold one segment.
+            UserError: It is a system turn, does not hold one segment, or is longer than `MAX_TURN`.
         """
         prompt = self.model.lm.prompt
         content = history_turn(turn, self.model.codes)
+        self._check_length(content)
         if content.role == "assistant":
             if not self._unanswered:
                 self._pending.append(prompt.reply_start())
@@ -329,6 +361,16 @@ class Conversation:
                     reason = event.reason
         codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
         return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))
+
+    def _check_length(self, content: HistoryTurn) -> None:
+        config = self.model.lm.config
+        spoken = 0 if content.codes is None else len(content.codes) // config.patch_frames
+        patches = max(spoken, len(self.model.lm.prompt.encode(content.text or "")))
+        if patches > MAX_TURN:
+            raise UserError(
+                f"a turn of {patches:,} patches is too long: at most {MAX_TURN:,} can be understood at once, which are "
+                "8 minutes of speech or as many text tokens"
+            )
 
     def _prefill(self) -> Tensor:
         """Take in what is pending. Returns the hidden state after it, `[1, D]`."""

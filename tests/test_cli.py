@@ -1,6 +1,7 @@
 """The command line on a tiny random model: its output, its help and its errors."""
 
 import contextlib
+import json
 import re
 import shutil
 import struct
@@ -17,12 +18,14 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from speechgpt2 import audio
+from speechgpt2 import audio, long_form
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.cli import COMMANDS, GROUPS, app, audio_devices
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE, AudioDelta, ReplyDone, TextDelta, Transcript
@@ -204,11 +207,51 @@ def test_say():
     assert soundfile.info("said.wav").frames == 12 * 3 * FRAME_SIZE
 
 
-def test_transcribe_prints_one_line_per_file(monkeypatch):
-    lengths = []
-    monkeypatch.setattr(SpeechGPT, "transcribe", lambda self, pcm: lengths.append(len(pcm)) or f"number {len(lengths)}")
-    assert sg2("transcribe", "in.wav", "in.wav", *MODEL).stdout == "number 1\nnumber 2\n"
-    assert lengths == [SAMPLE_RATE, SAMPLE_RATE]
+def test_say_speaks_every_sentence(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        Prompt, "tts_prompt", lambda self, text, say=Prompt.tts_prompt: texts.append(text) or say(self, text)
+    )
+    result = sg2("say", "Hello there. " * 3 + "...", "-o", "said.wav", *MODEL, "--max-patches", "2")
+    assert texts == ["Hello there."] * 3
+    assert soundfile.info("said.wav").frames == 3 * 2 * 3 * FRAME_SIZE
+    assert "warning: the model left words out in 3 of 3 sentences, first in: Hello there." in result.stderr
+    assert "no letters" in fails("say", " ... ", "-o", "said2.wav", *MODEL)
+
+
+def fake_transcripts(monkeypatch):
+    """Have a transcript per window: its length in seconds. Speech is what is loud."""
+
+    def segments(self, blocks):
+        windows = long_form.speech_windows(blocks, detector=lambda block: float(np.abs(block).max() > 0.1))
+        return (TranscriptSegment(w.start, w.end, f"{w.end - w.start:.0f} s") for w in windows)
+
+    monkeypatch.setattr(SpeechGPT, "transcribe_segments", segments)
+
+
+def test_transcribe_prints_one_line_per_short_file(monkeypatch):
+    fake_transcripts(monkeypatch)
+    assert sg2("transcribe", "in.wav", "in.wav", *MODEL).stdout == "1 s\n1 s\n"
+
+
+def test_transcribe_prints_the_times_of_a_long_recording(monkeypatch):
+    fake_transcripts(monkeypatch)
+    pcm = np.concatenate([np.zeros(10 * SAMPLE_RATE), *[np.full(2 * SAMPLE_RATE, 0.5), np.zeros(3 * SAMPLE_RATE)] * 2])
+    soundfile.write("long.wav", pcm, SAMPLE_RATE)
+    lines = sg2("transcribe", "long.wav", *MODEL).stdout.splitlines()
+    assert lines == ["[9.79 → 12.19] 2 s", "[14.78 → 17.22] 2 s"]
+    assert "00:00:14.784" in sg2("transcribe", "long.wav", "--format", "vtt", *MODEL).stdout
+    rows = [json.loads(row) for row in sg2("transcribe", "long.wav", "--format", "jsonl", *MODEL).stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["2 s", "2 s"]
+    soundfile.write("silent.wav", np.zeros(20 * SAMPLE_RATE), SAMPLE_RATE)
+    result = sg2("transcribe", "silent.wav", *MODEL)
+    assert result.stdout == "" and "warning: silent.wav: holds no speech" in result.stderr
+
+
+def test_truncated_audio_is_read_with_a_warning():
+    Path("cut.wav").write_bytes(Path("in.wav").read_bytes()[:24_000])
+    result = sg2("encode", "cut.wav", "-o", "cut.npy", *CODEC)
+    assert "warning: cut.wav is truncated: 0.5 s of 1.0 s could be read" in result.stderr
 
 
 def test_info():

@@ -32,17 +32,19 @@ MAY_IMPORT = {
     "assistant": BASE | {"extras"},  # knows conversations by their types only
     "asr": BASE | {"audio", "hub", "extras"},
     "dnsmos": BASE | {"extras"},
-    "audio": {"errors", "types", "hub"},
+    "media": {"errors", "extras"},
+    "audio": {"errors", "types", "hub", "media"},
+    "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
     "lm": FOUNDATION | {"training"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
-    "chat": FOUNDATION | {"codec", "lm", "conversation"},
+    "chat": FOUNDATION | {"codec", "lm", "conversation", "long_form"},
     "engine": FOUNDATION | {"notifier", "codec", "lm", "conversation", "duplex"},  # of duplex only the protocol
     "duplex": BASE | {"audio", "notifier", "vad"},
-    "server": BASE | {"audio", "hub", "engine", "duplex"},
+    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
     "demo": BASE | {"audio", "client"},

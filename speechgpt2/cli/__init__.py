@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from speechgpt2.cli import bench, chat, checkpoint, codec, demo, kb, serve, talk, train
 from speechgpt2.cli import eval as evaluation
-from speechgpt2.cli.common import print_error
+from speechgpt2.cli.common import print_error, show_audio_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
 from speechgpt2.cli.data import demo as data_demo
 from speechgpt2.errors import UserError
@@ -25,6 +25,7 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        show_audio_warnings()
         try:
             return super().invoke(ctx)
         except UserError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
-from speechgpt2.cli.common import CodecName, Device, DType, ModelName, load_model, spinner
+from speechgpt2.cli.common import CodecName, Device, DType, ModelName, load_model, print_warning, spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
     from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.lm.sampling import SamplingParams
+    from speechgpt2.long_form import TranscriptSegment
     from speechgpt2.types import Event, Mode, Speech, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
+MAX_RECORDING = 24 * 3600.0  # seconds of a recording to transcribe
+MAX_QUESTION = 480.0  # seconds of a spoken question, which is as much as a conversation takes in at once
 
 AudioFiles = Annotated[
     list[Path] | None, typer.Argument(help="Spoken questions, one turn per file.", metavar="AUDIO...")
@@ -121,34 +124,89 @@ def say(
     max_patches: MaxPatches = 1024,
     device: Device = "auto",
     dtype: DType = None,
+    play: Play = False,
 ) -> None:
-    """Speak a text (text to speech)."""
-    check_output(out, "t2s", play=False)
-    if not text.strip():
-        raise UserError("nothing to say: the text is empty")
+    """Speak a text (text to speech), sentence by sentence."""
+    from speechgpt2 import long_form
+
+    check_output(out, "t2s", play)
+    if play:
+        sounddevice()
     speechgpt = load_model(model, codec, device, dtype)
-    with spinner("speaking"):
-        sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
-        reply = speechgpt.say(text, sampling=sampling, max_patches=max_patches)
-    save(out, [reply.pcm] if len(reply.pcm) else [])
+    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
+    spoken, short = [], []
+    with ExitStack() as stack:
+        player = stack.enter_context(BlockingPlayer()) if play else None
+        count = len(long_form.sentences(text))
+        show = stack.enter_context(spinner(f"speaking 1/{count}"))
+        for reply in speechgpt.read_aloud(text, sampling, max_patches):
+            spoken.append(reply.pcm)
+            if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.pcm)):
+                short.append(reply.text)
+            if player is not None:
+                player.play(reply.pcm)
+            show(f"speaking {min(count, len(spoken) + 1)}/{count}")
+    if short:
+        print_warning(f"the model left words out in {len(short)} of {count} sentences, first in: {short[0]}")
+    save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
 
 
 def transcribe(
     audio_files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="AUDIO...")],
+    format: Annotated[
+        Literal["text", "srt", "vtt", "jsonl"],
+        typer.Option(help="Lines of text, subtitles (srt, vtt), or a JSON object for each segment (jsonl)."),
+    ] = "text",
     model: ModelName = "mini",
     codec: CodecName = None,
     device: Device = "auto",
     dtype: DType = None,
 ) -> None:
-    """Transcribe audio files (speech to text), one line per file."""
-    from speechgpt2 import audio
+    """Transcribe audio files (speech to text).
 
-    recordings = [audio.load(path) for path in audio_files]
+    A recording above 15 seconds is cut at the speaker's pauses: each segment is a line with its times, printed as soon
+    as it is transcribed. A shorter one is a line without times.
+    """
+    from speechgpt2 import long_form
+    from speechgpt2.audio import AudioReader
+
+    formatters = {"text": to_lines, "srt": long_form.to_srt, "vtt": long_form.to_vtt, "jsonl": to_json_lines}
+    for path in audio_files:
+        next(iter(AudioReader(path)))  # a file that cannot be read is an error before the model is loaded
     speechgpt = load_model(model, codec, device, dtype)
-    for pcm in recordings:
-        with spinner("transcribing"):
-            text = speechgpt.transcribe(pcm)
-        print(text, flush=True)
+    for path in audio_files:
+        reader = AudioReader(path, max_seconds=MAX_RECORDING)
+        segments: list[TranscriptSegment] = []
+        with spinner(f"transcribing {path.name}") as show:
+
+            def follow(found: Iterator[TranscriptSegment]) -> Iterator[TranscriptSegment]:
+                for segment in found:
+                    segments.append(segment)  # noqa: B023 (consumed within this turn of the loop)
+                    show(f"transcribing {path.name}: {segment.end:.0f} s")  # noqa: B023
+                    yield segment
+
+            for part in formatters[format](follow(speechgpt.transcribe_segments(reader))):
+                print(part, end="", flush=True)
+        if reader.warning:
+            print_warning(reader.warning)
+        if not segments:
+            print_warning(f"{path}: holds no speech")
+
+
+def to_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
+    """Format segments as lines of text, with times unless the first segment is the whole of a short recording."""
+    from speechgpt2.long_form import MAX_WINDOW
+
+    for start, end, text in segments:
+        yield f"{text}\n" if start == 0 and end <= MAX_WINDOW else f"[{start:.2f} → {end:.2f}] {text}\n"
+
+
+def to_json_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
+    """Format each segment as a JSON object on a line."""
+    import json
+
+    for start, end, text in segments:
+        yield json.dumps({"start": round(start, 3), "end": round(end, 3), "text": text}, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -170,7 +228,7 @@ def read_questions(audio_files: list[Path], texts: list[str]) -> list[Question]:
 
     if not all(text.strip() for text in texts):
         raise UserError("--text is empty")
-    spoken = [Question(Turn.user(speech=audio.load(path)), None) for path in audio_files]
+    spoken = [Question(Turn.user(speech=audio.load(path, MAX_QUESTION)), None) for path in audio_files]
     return spoken + [Question(Turn.user(text), text) for text in texts]
 
 
@@ -181,7 +239,7 @@ def read_greeting(path: Path | None, text: str | None) -> Speech | None:
 
     if path is None and text is not None:
         raise UserError("--greeting-text needs --greeting")
-    return None if path is None else Speech(pcm=audio.load(path), text=text)
+    return None if path is None else Speech(pcm=audio.load(path, MAX_QUESTION), text=text)
 
 
 def default_mode(spoken: bool, audible: bool) -> Mode:
@@ -244,10 +302,7 @@ def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
     """Return whether the model can call tools; print a warning if it cannot and there are some."""
     trained = bool(speechgpt.lm.prompt.template.tools)
     if toolbox is not None and not trained:
-        print(
-            f"warning: {model} was not trained to call tools and answers without them; use a model that was",
-            file=sys.stderr,
-        )
+        print_warning(f"{model} was not trained to call tools and answers without them; use a model that was")
     return trained
 
 
@@ -322,8 +377,8 @@ def ask(conversation: Any, turn: Turn, toolbox: Toolbox | None) -> Iterator[Even
             yield event
 
 
-def save(out: Path, answers: Iterable[np.ndarray]) -> None:
-    """Write the answers with a pause between them.
+def save(out: Path, answers: Iterable[np.ndarray], pause: float = PAUSE) -> None:
+    """Write the answers with a pause of `pause` seconds between them.
 
     Raises:
         UserError: the model gave no audio.
@@ -333,8 +388,8 @@ def save(out: Path, answers: Iterable[np.ndarray]) -> None:
     from speechgpt2 import audio
     from speechgpt2.types import SAMPLE_RATE
 
-    pause = np.zeros(int(PAUSE * SAMPLE_RATE), np.float32)
-    pieces = [piece for pcm in answers for piece in (pause, pcm)][1:]
+    silence = np.zeros(int(pause * SAMPLE_RATE), np.float32)
+    pieces = [piece for pcm in answers for piece in (silence, pcm)][1:]
     if not pieces:
         raise UserError(f"the model gave no audio; {out} was not written")
     pcm = np.concatenate(pieces)

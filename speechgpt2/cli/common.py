@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,6 +34,24 @@ DType = Annotated[
 def print_error(message: str) -> None:
     """Print one line on stderr, with newlines in the message replaced by spaces."""
     print("error:", " ".join(message.split()), file=sys.stderr)
+
+
+def print_warning(message: str) -> None:
+    """Print one line on stderr: the result may not be what was asked for."""
+    print("warning:", " ".join(message.split()), file=sys.stderr)
+
+
+def show_audio_warnings() -> None:
+    """Have `AudioWarning`s printed by `print_warning`, as what the user should know about a file."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+        if category.__name__ == "AudioWarning":  # not imported, which would take a while
+            print_warning(str(message))
+        else:
+            usual(message, category, *rest, **more)
+
+    warnings.showwarning = show
 
 
 def torch_device(name: str) -> torch.device:
@@ -98,16 +117,16 @@ def engine_config(device: torch.device, **options: Any) -> EngineConfig:
 
 
 @contextmanager
-def spinner(what: str) -> Iterator[None]:
-    """Show a spinner on stderr while the block runs, if stderr is a terminal."""
+def spinner(what: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on stderr while the block runs, if stderr is a terminal. The block may change its text."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(f"{what} …"):
-            yield
+        with console.status(f"{what} …") as status:
+            yield lambda text: status.update(f"{text} …")
     else:
-        yield
+        yield lambda text: None
 
 
 def with_progress(items: list[Any], what: str) -> Iterator[Any]:

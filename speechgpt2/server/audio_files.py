@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-import tempfile
-from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from speechgpt2 import audio
+from speechgpt2.audio import AudioReader
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
@@ -47,9 +45,8 @@ def encode_file(pcm: np.ndarray, format: str) -> bytes:
     _, container, subtype = FILE_FORMATS[format]
     if container is None:
         return audio.to_pcm16(pcm)
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(pcm, -1, 1), SAMPLE_RATE, format=container, subtype=subtype)
-    return file.getvalue()
+    assert subtype is not None
+    return audio.encode(np.clip(pcm, -1, 1), container, subtype)
 
 
 def wav_header() -> bytes:
@@ -58,23 +55,18 @@ def wav_header() -> bytes:
     return b"RIFF" + b"\xff\xff\xff\xff" + b"WAVEfmt " + rate + b"data" + b"\xff\xff\xff\xff"
 
 
-def decode_file(data: bytes, name: str) -> np.ndarray:
+def decode_file(data: bytes, name: str, max_seconds: float) -> np.ndarray:
     """Decode an audio file.
 
     Args:
         data: The file's content.
         name: What error messages call it.
+        max_seconds: A longer recording is an error.
 
     Returns:
         `[N]` float32 at 24 kHz.
 
     Raises:
-        UserError: It is not an audio file.
+        UserError: It is not an audio file, or too long.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "audio"
-        path.write_bytes(data)
-        try:
-            return audio.load(path)
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), name)) from None
+    return np.concatenate(list(AudioReader(io.BytesIO(data), name, max_seconds)))

@@ -19,8 +19,9 @@ from speechgpt2.server.items import new_id
 from speechgpt2.server.response import InputUsage, Usage
 from speechgpt2.server.schema import WireModel
 from speechgpt2.server.session_config import FunctionTool, MaxTokens, SessionConfig, ToolChoice, check_tool_choice
-from speechgpt2.types import AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
 
+MAX_MESSAGES = 1024  # of a request; more fit no context
 AUDIO_TTL = 3600  # seconds for which a client may refer to a reply's audio by its id
 
 # the request
@@ -96,12 +97,13 @@ class ChatMessage(WireModel):
             return self.content
         return "\n".join(part.text for part in self.content or [] if isinstance(part, TextPart))
 
-    def to_turn(self, path: str, transcripts: Mapping[str, str]) -> Turn:
+    def to_turn(self, path: str, transcripts: Mapping[str, str], max_seconds: float) -> Turn:
         """Convert the message to a turn.
 
         Args:
             path: The message's path in the request, for error messages.
             transcripts: Transcripts of earlier replies by the id of their audio.
+            max_seconds: The longest audio.
 
         Raises:
             ApiError: The message is empty, or its audio is invalid.
@@ -111,7 +113,7 @@ class ChatMessage(WireModel):
         role: Literal["user", "assistant"] = "user" if self.role == "user" else "assistant"
         for index, part in enumerate(self.content if isinstance(self.content, list) else []):
             if isinstance(part, AudioPart):
-                pcm = _decode_audio(part.input_audio, f"{path}.content[{index}].input_audio.data")
+                pcm = _decode_audio(part.input_audio, f"{path}.content[{index}].input_audio.data", max_seconds)
                 return Turn(role, (Speech(pcm=pcm, text=self.text or None),))
         text = self.text or (transcripts.get(self.audio.id, "") if self.audio else "")
         calls = [ToolCall(call.function.name, call.function.arguments) for call in self.tool_calls or []]
@@ -139,7 +141,7 @@ class ChatRequest(WireModel):
     """A request for a chat completion; unknown fields are ignored."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     modalities: list[Literal["text", "audio"]] | None = None
     audio: ChatAudio | None = None
     stream: bool = False
@@ -201,11 +203,12 @@ class ChatRequest(WireModel):
             }
         )
 
-    def turns(self, transcripts: Mapping[str, str]) -> list[Turn]:
+    def turns(self, transcripts: Mapping[str, str], max_seconds: float) -> list[Turn]:
         """Convert the messages to turns.
 
         Args:
             transcripts: Transcripts of earlier replies by the id of their audio.
+            max_seconds: The longest audio of a message.
 
         Raises:
             ApiError: A message is invalid.
@@ -214,7 +217,7 @@ class ChatRequest(WireModel):
         for index, message in enumerate(self.messages):
             if message.role in ("system", "developer"):
                 continue
-            turn = message.to_turn(f"messages[{index}]", transcripts)
+            turn = message.to_turn(f"messages[{index}]", transcripts, max_seconds)
             if turn.role == "tool" and turns and turns[-1].role == "tool":  # results of one reply's calls
                 turn = Turn("tool", turns.pop().segments + turn.segments)
             turns.append(turn)
@@ -223,10 +226,15 @@ class ChatRequest(WireModel):
         return turns
 
 
-def _decode_audio(given: InputAudio, path: str) -> np.ndarray:
+def _decode_audio(given: InputAudio, path: str, max_seconds: float) -> np.ndarray:
     try:
         data = base64.b64decode(given.data, validate=True)
-        return audio.from_pcm16(data) if given.format in ("pcm", "pcm16") else audio_files.decode_file(data, path)
+        if given.format not in ("pcm", "pcm16"):
+            return audio_files.decode_file(data, path, max_seconds)
+        pcm = audio.from_pcm16(data)
+        if len(pcm) > max_seconds * SAMPLE_RATE:
+            raise UserError(f"{path}: is longer than {max_seconds:g} s, the most that is read here")
+        return pcm
     except UserError as error:
         raise ApiError(400, str(error), "invalid_value", path) from None
     except ValueError:

@@ -32,6 +32,8 @@ class LimitsConfig:
         message_bytes: Size of a client message.
         outbound_bytes: Size of the queue to a client; a client that lets it fill up is disconnected.
         request_bytes: Size of a REST request.
+        upload_seconds: Time within which the body of a REST request must arrive.
+        transcription_seconds: Length of a recording to transcribe.
         sessions_per_key: Sessions at the same time with one API key; 0 for no such limit.
         drain_seconds: How long responses may go on after SIGTERM.
         retry_seconds: The Retry-After of rejected requests.
@@ -42,6 +44,8 @@ class LimitsConfig:
     message_bytes: int = 15 * MEBIBYTE
     outbound_bytes: int = 4 * MEBIBYTE
     request_bytes: int = 32 * MEBIBYTE
+    upload_seconds: float = 120.0
+    transcription_seconds: float = 7200.0
     sessions_per_key: int = 0
     drain_seconds: float = 30.0
     retry_seconds: int = 5

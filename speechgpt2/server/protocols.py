@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from speechgpt2.server.audio_api import AudioApi
 from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.realtime_websocket import RealtimeWebSocket
 from speechgpt2.server.rest import RestApi
 from speechgpt2.server.webrtc_calls import RealtimeCalls
 
-PROTOCOLS: tuple[type[WireProtocol], ...] = (RealtimeWebSocket, RealtimeCalls, RestApi)
+PROTOCOLS: tuple[type[WireProtocol], ...] = (RealtimeWebSocket, RealtimeCalls, RestApi, AudioApi)

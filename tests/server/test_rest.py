@@ -1,15 +1,20 @@
 """The REST interface through openai-python, and invalid requests."""
 
 import base64
+import contextlib
+import http.client
 import io
+import json
+import time
 
 import numpy as np
 import pytest
 import soundfile
 
-from speechgpt2 import audio
+from speechgpt2 import audio, long_form
+from speechgpt2.server.config import LimitsConfig
 from speechgpt2.types import SAMPLE_RATE
-from tests import needs
+from tests import media, needs
 from tests.server.conftest import serving, silence, voice
 
 openai = needs.module("openai", "dev")
@@ -126,10 +131,124 @@ def test_transcription(client, served):
     served.wait(lambda: not served.app.gateway.admission.active)
 
 
+def talk(*seconds):
+    """Silence and voice by turns."""
+    parts = [voice(s) if n % 2 else silence(s) for n, s in enumerate(seconds)]
+    return np.concatenate(parts)
+
+
+def test_long_recording_is_transcribed_in_windows(client, monkeypatch):
+    monkeypatch.setattr(long_form.SileroVad, "probability", lambda self, block: float(np.abs(block).max() > 0.05))
+    recording = ("long.flac", encoded(talk(8, 2, 6, 1, 2), "FLAC"))
+    answer = client.audio.transcriptions.create(model="mini", file=recording, response_format="verbose_json")
+    assert [segment.text for segment in answer.segments] == ["2.4 s of speech", "1.4 s of speech"]
+    assert answer.text == "2.4 s of speech 1.4 s of speech" and answer.duration == pytest.approx(19)
+    assert (round(answer.segments[0].start, 1), round(answer.segments[1].end, 1)) == (7.8, 17.2)
+    vtt = client.audio.transcriptions.create(model="mini", file=recording, response_format="vtt")
+    assert vtt.startswith("WEBVTT\n\n00:00:07.") and "1.4 s of speech" in vtt
+    events = list(client.audio.transcriptions.create(model="mini", file=recording, stream=True))
+    assert "".join(e.delta for e in events if e.type == "transcript.text.delta") == events[-1].text == answer.text
+
+
+def encoded(pcm, format, rate=SAMPLE_RATE):
+    file = io.BytesIO()
+    soundfile.write(file, pcm, rate, format=format)
+    return file.getvalue()
+
+
+@needs.extra("media", "av")
+@pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("adts", "aac"), ("webm", "libopus")])
+def test_formats_of_phones_and_browsers(client, container, codec):
+    file = io.BytesIO()
+    media.write_with_ffmpeg(file, voice(0.7), container, codec)
+    assert client.audio.transcriptions.create(model="mini", file=("a", file.getvalue())).text == "0.7 s of speech"
+
+
+def test_audio_bombs_are_refused(client, served):
+    """A small file that decodes to hours is an error, and memory and the other clients do not notice."""
+    hours = io.BytesIO()
+    with soundfile.SoundFile(hours, "w", 8_000, 8, "PCM_16", format="FLAC") as file:
+        for _ in range(5):
+            file.write(np.zeros((26 * 8_000, 8), np.int16))
+    with serving(limits=LimitsConfig(transcription_seconds=60)) as small:
+        other = openai.OpenAI(api_key="none", base_url=f"{small.http}/v1", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="longer than 60 s") as error:
+            other.audio.transcriptions.create(model="mini", file=("a.flac", hours.getvalue()))
+        assert error.value.param == "file" and not small.app.gateway.admission.active
+    content = [{"type": "input_audio", "input_audio": {"data": base64.b64encode(hours.getvalue()).decode()}}]
+    with pytest.raises(openai.BadRequestError, match=r"longer than 122\.88 s"):
+        client.chat.completions.create(model="mini", messages=[{"role": "user", "content": content}])
+
+
+def test_truncated_recording_is_transcribed_with_a_warning(client):
+    cut = wav(voice(1.0))[:24_000]
+    answer = client.audio.transcriptions.with_raw_response.create(model="mini", file=("cut.wav", cut))
+    assert "cut.wav is truncated: 0.5 s of 1.0 s" in answer.headers["warning"]
+
+
+def post_in_chunks(served, chunks, pause=0.0):
+    """Send a form with `Transfer-Encoding: chunked`, as openai-node does with a stream; returns the response."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+
+    def body():
+        for chunk in chunks:
+            yield chunk
+            time.sleep(pause)
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server may answer before all is sent
+        connection.request("POST", "/v1/audio/transcriptions", body(), kind, encode_chunked=True)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def form(data):
+    head = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nmini\r\n'
+    head += b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return head + data + b"\r\n--x--\r\n"
+
+
+def test_chunked_upload(served):
+    body = form(wav(voice(0.7)))
+    assert post_in_chunks(served, [body[:5_000], body[5_000:]]) == (
+        200,
+        {"text": "0.7 s of speech", "usage": {"type": "duration", "seconds": pytest.approx(0.7)}},
+    )
+
+
+def test_large_and_slow_uploads_are_refused():
+    with serving(limits=LimitsConfig(request_bytes=10_000, upload_seconds=0.5)) as served:
+        status, body = post_in_chunks(served, [form(wav(voice(1.0)))])
+        assert (status, body["error"]["code"]) == (413, "request_too_large")
+        status, body = post_in_chunks(served, [form(b"")[:40], *[b"x"] * 5], pause=0.3)
+        assert (status, body["error"]["code"]) == (408, "request_timeout")
+        served.wait(lambda: not served.app.gateway.admission.active)
+
+
+def test_full_server_refuses_an_upload_before_it_is_read():
+    with serving(slots=1) as served, served.app.gateway.admission.admit("other"):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+        connection.putrequest("POST", "/v1/audio/transcriptions")
+        connection.putheader("Content-Length", "30000000")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.endheaders()  # and nothing of the body
+        assert connection.getresponse().status == 503
+
+
+def test_long_text_is_read_in_sentences(client, served):
+    before = len(served.engine.sessions)
+    options = {"model": "mini", "voice": "alloy", "response_format": "pcm"}
+    data = client.audio.speech.create(input="one two. three four five! six? ...", **options).content
+    assert len(data) == 2 * 6 * 2880 and len(served.engine.sessions) == before + 3
+    with pytest.raises(openai.BadRequestError, match="no letters or digits"):
+        client.audio.speech.create(input="...", **options)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"messages": []}, "messages"),
+        ({"messages": HELLO * 600}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),

@@ -1,0 +1,241 @@
+"""Long texts as sentences and long recordings as windows of speech: what a model reads aloud or transcribes at once.
+
+    for sentence in sentences(text): ...                 # "The sky is blue."
+    for window in speech_windows(blocks): ...            # SpeechWindow(start, end, pcm)
+
+A model that was trained on short turns skips words of a long one. So a text is cut where a reader pauses, and a
+recording where its speaker does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from speechgpt2.audio import Blocks, Resampler
+from speechgpt2.types import SAMPLE_RATE
+from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE, SileroVad
+
+# text
+
+MAX_WIDTH = 60  # of a sentence; a Latin letter counts 1
+CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+CHINESE_WIDTH = 3  # of one character, which takes as long to say as some letters
+SENTENCE_END = re.compile(r"""(?<=[。！？；\n])|(?<=[.!?…])["'”’)\]]*\s+""")
+CLAUSE_END = re.compile(r"(?<=[，、：])|(?<=[,;:–—])\s+")
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|[A-Z])\.$")
+SECONDS_PER_WIDTH = 0.025  # nobody speaks faster; a model that needs less has left words out
+
+
+def sentences(text: str, max_width: int = MAX_WIDTH) -> list[str]:
+    """Cut a text into sentences. A long one is cut between its clauses, and a long clause between its words.
+
+    Returns:
+        Parts of the text that hold at least one letter or digit, in their order, without surrounding white space. Their
+        `width` is at most `max_width`, unless a single word is wider.
+    """
+    pieces: list[str] = []
+    for sentence in _joined_abbreviations(SENTENCE_END.split(text)):
+        clauses = [sentence] if width(sentence) <= max_width else CLAUSE_END.split(sentence)
+        words = [clause if width(clause) <= max_width else _words(clause) for clause in clauses]
+        pieces += _packed(chain.from_iterable([w] if isinstance(w, str) else w for w in words), max_width)
+    return [piece for piece in pieces if any(character.isalnum() for character in piece)]
+
+
+def width(text: str) -> int:
+    """Return how long it takes to say `text`, in letters."""
+    return len(text) + (CHINESE_WIDTH - 1) * len(CHINESE.findall(text))
+
+
+def skips_words(text: str, samples: int) -> bool:
+    """Whether speech of `samples` at 24 kHz is too short to hold all of `text`."""
+    return samples / SAMPLE_RATE < SECONDS_PER_WIDTH * width(text)
+
+
+def join(texts: Iterable[str]) -> str:
+    """Join the texts of consecutive segments: with a space, except between two Chinese characters."""
+    joined = ""
+    for text in filter(None, texts):
+        glued = not joined or (CHINESE.match(text) and CHINESE.match(joined[-1].strip("，。！？；：…") or joined[-2:]))
+        joined += text if glued else f" {text}"
+    return joined
+
+
+def _joined_abbreviations(pieces: list[str]) -> Iterator[str]:
+    """Undo cuts after abbreviations."""
+    held = ""
+    for piece in pieces:
+        held = f"{held} {piece}" if held else piece
+        if not ABBREVIATION.search(held):
+            yield held
+            held = ""
+    if held:
+        yield held
+
+
+def _words(clause: str) -> list[str]:
+    """Cut a clause into words, each with a space before it, and Chinese characters."""
+    return [
+        f" {part}" if index == 0 else part
+        for word in clause.split()
+        for index, part in enumerate(re.findall(rf"{CHINESE.pattern}|[^\u3400-\u9fff\uf900-\ufaff]+", word))
+    ]
+
+
+def _packed(parts: Iterable[str], max_width: int) -> list[str]:
+    """Join neighbours as long as they fit."""
+    packed: list[str] = []
+    for part in parts:
+        glue = "" if not packed or part[:1].isspace() or CHINESE.match(part) or CHINESE.match(packed[-1][-1:]) else " "
+        if packed and width(packed[-1] + glue + part) <= max_width:
+            packed[-1] += glue + part
+        else:
+            packed.append(part.strip())
+    return packed
+
+
+# speech
+
+MAX_WINDOW = 15.0  # seconds
+VOICE, STILL_VOICE = 0.5, 0.35  # probabilities of speech at which it begins and goes on
+HOP = SAMPLE_RATE * VAD_BLOCK // VAD_SAMPLE_RATE  # samples of one decision: 32 ms
+PAUSE = 15  # hops without speech that end a window
+MARGIN = 6  # hops kept on both sides
+MIN_VOICED = 3  # hops; a shorter sound is no speech
+
+Detector = Callable[[np.ndarray], float]  # a block [VAD_BLOCK] at 16 kHz -> probability of speech
+
+
+class SpeechWindow(NamedTuple):
+    """Speech between two pauses: from second `start` to second `end` of the recording, `pcm [N]` at 24 kHz."""
+
+    start: float
+    end: float
+    pcm: np.ndarray
+
+
+class TranscriptSegment(NamedTuple):
+    """What was said from second `start` to second `end` of a recording."""
+
+    start: float
+    end: float
+    text: str
+
+
+def speech_windows(
+    blocks: Iterable[np.ndarray], max_seconds: float = MAX_WINDOW, detector: Detector | None = None
+) -> Iterator[SpeechWindow]:
+    """Cut a recording at pauses of its speaker. Memory does not grow with its length.
+
+    A recording of at most `max_seconds` is one window, whatever it holds. Of a longer one, parts without speech are
+    left out, and speech without a pause is cut where the detector is least sure of it.
+
+    Args:
+        blocks: The recording, blocks `[N]` of any size at 24 kHz.
+        max_seconds: The longest window.
+        detector: Judges the recording block by block; None for a new `SileroVad`.
+
+    Raises:
+        UserError: The recording is long, and onnxruntime is not installed.
+    """
+    blocks = iter(blocks)
+    begin: list[np.ndarray] = []
+    while sum(len(block) for block in begin) <= max_seconds * SAMPLE_RATE:
+        block = next(blocks, None)
+        if block is None:
+            pcm = np.concatenate([np.zeros(0, np.float32), *begin])
+            yield SpeechWindow(0.0, len(pcm) / SAMPLE_RATE, pcm)
+            return
+        begin.append(block)
+    cutter = _Cutter(int(max_seconds * SAMPLE_RATE / HOP))
+    detector = detector or SileroVad().probability
+    resampler, hops = Resampler(SAMPLE_RATE, VAD_SAMPLE_RATE), Blocks(VAD_BLOCK)
+    for block in chain(begin, blocks):
+        cutter.append(block)
+        for hop in hops.push(resampler.push(block)):
+            yield from cutter.step(detector(hop))
+    rest = np.concatenate([hops.rest(), resampler.push(np.zeros(0, np.float32), final=True)])
+    for hop in Blocks(VAD_BLOCK).push(np.pad(rest, (0, -len(rest) % VAD_BLOCK))):
+        yield from cutter.step(detector(hop))
+    yield from cutter.finish()
+
+
+class _Cutter:
+    """Holds the audio of the window that is open, and closes it at a pause. Positions are hops of the recording."""
+
+    def __init__(self, longest: int):
+        self._longest = longest
+        self._pcm = np.zeros(0, np.float32)  # from hop `_first` on
+        self._first = 0
+        self._probabilities: list[float] = []  # of the hops from `_first` on
+        self._last_voice: int | None = None  # None: nobody speaks
+
+    def append(self, pcm: np.ndarray) -> None:
+        self._pcm = np.concatenate([self._pcm, pcm])
+
+    def step(self, probability: float) -> Iterator[SpeechWindow]:
+        """Judge the next hop."""
+        self._probabilities.append(probability)
+        now = self._first + len(self._probabilities) - 1
+        if self._last_voice is None:
+            if probability >= VOICE:
+                self._last_voice = now
+            else:
+                self._drop_until(now - MARGIN + 1)
+        elif probability >= STILL_VOICE:
+            self._last_voice = now
+        elif now - self._last_voice >= PAUSE:
+            yield from self._close(self._last_voice + 1 + MARGIN)
+            self._last_voice = None
+        if self._last_voice is not None and len(self._probabilities) >= self._longest:
+            third = len(self._probabilities) * 2 // 3
+            yield from self._close(self._first + third + int(np.argmin(self._probabilities[third:])))
+            if self._last_voice < self._first:
+                self._last_voice = None
+
+    def finish(self) -> Iterator[SpeechWindow]:
+        """End the recording."""
+        if self._last_voice is not None:
+            yield from self._close(self._last_voice + 1 + MARGIN)
+
+    def _close(self, end: int) -> Iterator[SpeechWindow]:
+        """Give out the audio up to hop `end`."""
+        hops = end - self._first
+        pcm = self._pcm[: hops * HOP]
+        start = self._first * HOP / SAMPLE_RATE
+        if sum(p >= STILL_VOICE for p in self._probabilities[:hops]) >= MIN_VOICED and len(pcm):
+            yield SpeechWindow(start, start + len(pcm) / SAMPLE_RATE, pcm)
+        self._drop_until(end)
+
+    def _drop_until(self, hop: int) -> None:
+        dropped = max(0, min(hop - self._first, len(self._probabilities)))
+        del self._probabilities[:dropped]
+        self._pcm = self._pcm[dropped * HOP :].copy() if dropped else self._pcm
+        self._first += dropped
+
+
+# subtitles
+
+
+def to_srt(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
+    """Format segments as the parts of a SubRip file (.srt)."""
+    for number, segment in enumerate(segments, 1):
+        yield f"{number}\n{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}\n{segment.text}\n\n"
+
+
+def to_vtt(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
+    """Format segments as the parts of a WebVTT file (.vtt)."""
+    yield "WEBVTT\n\n"
+    for segment in segments:
+        yield f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{segment.text}\n\n"
+
+
+def _clock(seconds: float, mark: str) -> str:
+    """Format a time as `01:02:03.456`."""
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{mark}{rest % 1000:03}"

@@ -1,0 +1,198 @@
+"""What the REST protocols share: a slot for a request, replies on it, and HTTP responses that stream.
+
+A request holds a slot like a Realtime session, from before its body is read until its reply is complete. If the client
+disconnects, the generation stops and the slot is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from speechgpt2.duplex.protocol import ReplyOptions
+from speechgpt2.errors import UserError
+from speechgpt2.server.admission import AdmissionError
+from speechgpt2.server.api_errors import ApiError
+from speechgpt2.server.auth import Principal
+from speechgpt2.server.gateway import WireProtocol
+from speechgpt2.server.schema import ProtocolError, validate
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.settings import session_settings
+from speechgpt2.types import Error, Event, ReplyDone, Turn
+
+log = logging.getLogger("sg2.rest")
+T = TypeVar("T")
+MAX_WARNING = 1_000  # characters of a header
+
+
+class ReplyApi(WireProtocol):
+    """Base class of REST protocols whose requests are answered by the model."""
+
+    @contextmanager
+    def admitted(self, principal: Principal) -> Iterator[None]:
+        """Hold one of the server's slots while the block runs.
+
+        Raises:
+            ApiError: The server is full or drains, or the key has too many sessions.
+        """
+        try:
+            with self.gateway.admission.admit(principal.key_id):
+                yield
+        except AdmissionError as error:
+            raise self.gateway.rejection(error) from None
+
+    def limited(self, request: Request) -> Request:
+        """Return the request with a body that may neither be too large nor come too slowly.
+
+        Reading it raises `ApiError` 413 as soon as it exceeds `request_bytes`, and 408 after `upload_seconds`.
+        """
+        limits = self.gateway.config.limits
+        end, size = time.monotonic() + limits.upload_seconds, 0
+
+        async def receive() -> Any:
+            nonlocal size
+            try:
+                message = await asyncio.wait_for(request.receive(), max(0.0, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                text = f"The request did not arrive within {limits.upload_seconds:.0f} s."
+                raise ApiError(408, text, "request_timeout", headers={"Connection": "close"}) from None
+            size += len(message.get("body", b""))
+            if size > limits.request_bytes:
+                text = f"The request exceeds {limits.request_bytes} bytes."
+                raise ApiError(413, text, "request_too_large", headers={"Connection": "close"})
+            return message
+
+        return Request(request.scope, receive)
+
+    async def reply(
+        self, config: SessionConfig, turns: Sequence[Turn], read_aloud: str | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of one reply, up to its `ReplyDone`. The request must be `admitted`.
+
+        Args:
+            config: Settings of the session.
+            turns: The conversation.
+            read_aloud: A text to read aloud instead of a reply.
+
+        Raises:
+            ApiError: The request is rejected or fails.
+        """
+        try:
+            session = self.gateway.open_engine_session(session_settings(config, paced=False))
+            try:
+                for turn in turns:
+                    await asyncio.to_thread(session.add_turn, turn)  # encodes speech
+                    while session.backlogged:
+                        await asyncio.sleep(BACKLOG_POLL_INTERVAL)
+                session.respond(ReplyOptions(text=read_aloud))
+                async for event in session.events():
+                    if isinstance(event, Error):
+                        raise ApiError(500, event.message, "server_error", kind="server_error")
+                    yield event
+                    if isinstance(event, ReplyDone):
+                        return
+            finally:
+                session.close()
+        except AdmissionError as error:
+            raise self.gateway.rejection(error) from None
+        except UserError as error:
+            raise ApiError(400, str(error), "invalid_value") from None
+
+
+BACKLOG_POLL_INTERVAL = 0.01  # seconds
+
+
+class Started(Generic[T]):
+    """The items of an async generator, of which the first has come already.
+
+    A request that fails at once can so be answered with an HTTP error, before a streaming response has started. The
+    generator holds the request's slot, and `aclose` ends it.
+    """
+
+    def __init__(self, items: AsyncGenerator[T, None], first: list[T]):
+        self._items, self._first = items, first
+
+    @classmethod
+    async def start(cls, items: AsyncGenerator[T, None]) -> Started[T]:
+        """Wait for the first item, if there is one.
+
+        Raises:
+            ApiError: The request is rejected or fails.
+        """
+        return cls(items, [item] if (item := await anext(items, None)) is not None else [])
+
+    def __aiter__(self) -> Started[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        return self._first.pop() if self._first else await anext(self._items)
+
+    async def aclose(self) -> None:
+        """Stop the reply and free its slot."""
+        await self._items.aclose()
+
+
+async def unless_disconnected(request: Request, response: Awaitable[Response]) -> Response:
+    """Wait for a response; cancel it when the client disconnects."""
+    working = asyncio.ensure_future(response)
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=499)
+    finally:
+        for task in (working, disconnected):
+            task.cancel()
+        await asyncio.gather(working, disconnected, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def validate_request(model: type[Any], body: Any) -> Any:
+    """Validate a request's body against a pydantic model.
+
+    Raises:
+        ApiError: A field is invalid; names it.
+    """
+    try:
+        return validate(model, body)
+    except ProtocolError as error:
+        raise ApiError(400, str(error), error.code, error.param) from None
+
+
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the headers that tell a client what was not done as it asked; logs it, too."""
+    if not warnings:
+        return {}
+    log.warning("a request has fields without effect", extra={"fields": {"warnings": list(warnings)}})
+    text = " ".join("; ".join(warnings).split()).replace("\\", "/").replace('"', "'")
+    return {"Warning": f'299 speechgpt2 "{text.encode("ascii", "backslashreplace").decode()[:MAX_WARNING]}"'}
+
+
+def format_sse(event: dict[str, Any], name: str | None = None) -> str:
+    """Format a server-sent event."""
+    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def sse_response(events: AsyncGenerator[str, None], headers: dict[str, str] | None = None) -> StreamingResponse:
+    """Return a response of server-sent events. A failure after its start is an event, too: the status has been sent."""
+
+    async def guarded() -> AsyncIterator[str]:
+        async with aclosing(events):
+            try:
+                async for event in events:
+                    yield event
+            except ApiError as error:
+                yield format_sse({"error": error.body})
+
+    return StreamingResponse(guarded(), media_type="text/event-stream", headers=headers)
