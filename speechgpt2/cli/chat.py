@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,23 @@ KnowledgeFile = Annotated[
     Path | None,
     typer.Option("--kb", help="A knowledge base (sg2 kb) that the model may search.", metavar="FILE"),
 ]
+McpServers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mcp",
+        help="An MCP server whose tools the model may call: a URL or a command line; repeatable.",
+        metavar="ADDRESS",
+    ),
+]
+ExpertName = Annotated[
+    str | None,
+    typer.Option(
+        "--expert",
+        help="A text model that the model may ask: its name and OpenAI-compatible address, as in "
+        "qwen2.5@http://localhost:8000/v1; a key is read from SG2_EXPERT_API_KEY.",
+        metavar="NAME@URL",
+    ),
+]
 
 
 def chat(
@@ -86,6 +104,8 @@ def chat(
     mic: Mic = False,
     tools: ToolFile = None,
     kb: KnowledgeFile = None,
+    mcp: McpServers = None,
+    expert: ExpertName = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -100,7 +120,7 @@ def chat(
     if play or mic:
         sounddevice()
     opening = read_greeting(greeting, greeting_text)
-    toolbox = make_toolbox(tools, kb)
+    toolbox = make_toolbox(tools, kb, mcp or (), expert)
     speechgpt = load_model(model, codec, device, dtype)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
@@ -276,17 +296,22 @@ def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, 
     return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
 
 
-def make_toolbox(tools: Path | None, kb: Path | None) -> Toolbox | None:
+def make_toolbox(
+    tools: Path | None, kb: Path | None, mcp: Sequence[str] = (), expert: str | None = None
+) -> Toolbox | None:
     """Load the functions that the model may call, or return None if there are none.
 
     Args:
         tools: a Python file with functions.
         kb: a knowledge base; searching it is one more function.
+        mcp: addresses of MCP servers, which stay connected until the program ends.
+        expert: name and address of a text model that answers questions.
 
     Raises:
-        UserError: the file cannot be imported, has a function that is no tool, or `kb` is not a knowledge base.
+        UserError: the file cannot be imported, has a function that is no tool, `kb` is not a knowledge base, there is
+            no MCP server at an address, or the expert's address is none.
     """
-    if tools is None and kb is None:
+    if tools is None and kb is None and not mcp and expert is None:
         return None
     from speechgpt2.assistant.functions import load_functions
     from speechgpt2.assistant.knowledge import KnowledgeBase
@@ -295,6 +320,18 @@ def make_toolbox(tools: Path | None, kb: Path | None) -> Toolbox | None:
     toolbox = Toolbox(load_functions(tools) if tools is not None else ())
     if kb is not None:
         toolbox.add(KnowledgeBase(kb).tool())
+    for address in mcp:
+        from speechgpt2.assistant.mcp_servers import McpServer
+
+        server = McpServer(address)
+        atexit.register(server.close)
+        for function in server.tools:
+            toolbox.add(function)
+    if expert is not None:
+        from speechgpt2.assistant.expert import Expert
+
+        name, _, address = expert.partition("@")
+        toolbox.add(Expert(address, name).tool())
     return toolbox
 
 

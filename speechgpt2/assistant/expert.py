@@ -1,0 +1,127 @@
+"""Delegation: a tool that hands a question to a text model behind any OpenAI-compatible address.
+
+    expert = Expert("http://localhost:8000/v1", model="qwen2.5-7b")
+    toolbox = Toolbox([expert.tool()])
+
+So a small speech model can carry a large mind: it says that it will ask, and speaks the answer in its own voice. The
+expert is told to answer as one speaks; what it sends all the same of Markdown is taken off (`plain_speech`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from speechgpt2.assistant.functions import PythonTool, tool
+from speechgpt2.errors import UserError
+
+API_KEY = "SG2_EXPERT_API_KEY"  # environment variable; a key on the command line could be read by other users
+INSTRUCTIONS = (
+    "You help a voice assistant. Answer in the language of the question, in at most three short sentences as one would "
+    "speak them: no lists, no headings, no links, no emoji. If you do not know, say so."
+)
+MAX_BYTES = 1_000_000  # of an answer
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A text model that answers questions.
+
+    Attributes:
+        base_url: The address, up to and including ``/v1``.
+        model: The model's name there.
+        api_key: Sent as a bearer token; None reads the environment variable `API_KEY`.
+        timeout: Seconds that an answer may take.
+        max_tokens: The longest answer.
+        instructions: The system prompt.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    timeout: float = 30.0
+    max_tokens: int = 200
+    instructions: str = INSTRUCTIONS
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{self.base_url}: the address of an expert must begin with http:// or https://")
+
+    def tool(self) -> PythonTool:
+        """Return the tool `ask_expert`."""
+
+        @tool(timeout=self.timeout + 1)
+        def ask_expert(question: str) -> str:
+            """Ask an expert what you do not know yourself: facts, explanations, advice, calculations.
+
+            Args:
+                question: The whole question, understandable without the conversation, in the user's language.
+            """
+            return self.ask(question)
+
+        return PythonTool.of(ask_expert)
+
+    def ask(self, question: str) -> str:
+        """Return the answer as plain sentences.
+
+        Raises:
+            RuntimeError: The address cannot be reached, refuses, is too slow, or sends no answer.
+        """
+        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": question}]
+        body = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
+        headers = {"Content-Type": "application/json"}
+        if key := self.api_key or os.environ.get(API_KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        try:
+            with _OPENER.open(request, timeout=self.timeout) as response:
+                received = response.read(MAX_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise RuntimeError(f"the expert answered with HTTP status {error.code}") from None
+        except TimeoutError:
+            raise RuntimeError(f"the expert gave no answer within {self.timeout:g} seconds") from None
+        except OSError as error:
+            raise RuntimeError(f"the expert cannot be reached ({error})") from None
+        return plain_speech(_content(received))
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another address."""
+
+    def redirect_request(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+def _content(received: bytes) -> str:
+    if len(received) > MAX_BYTES:
+        raise RuntimeError("the expert's answer is too long")
+    try:
+        text = json.loads(received)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise RuntimeError("the expert sent no answer in the form of the OpenAI API") from None
+    if not isinstance(text, str) or not text.strip():
+        raise RuntimeError("the expert sent an empty answer")
+    return text
+
+
+def plain_speech(text: str) -> str:
+    """Take off what cannot be spoken: Markdown's marks, links' addresses, code fences, thoughts in <think> tags."""
+    text = re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"```\w*", " ", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)\s]*\)", r"\1", text)
+    text = re.sub(r"https?://\S+", " ", text)
+    text = re.sub(r"^\s*(#+|[-*+•]|>|\d+[.)])\s+", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(\*\*|__|`|(?<!\w)[*_]|[*_](?!\w))", "", text)
+    return " ".join(text.split())
