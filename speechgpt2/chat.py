@@ -209,9 +209,9 @@ class SpeechGPT:
             max_patches: Limit of one window's transcript.
 
         Raises:
-            UserError: The model was not trained to tell.
+            UserError: The model was not trained to.
         """
-        self.lm.prompt.require_chain_of_modality("tell what it heard")
+        self.lm.prompt.require_chain_of_modality("transcribe speech")
         greedy = SamplingParams.greedy(device=self.lm.device)
         for window in long_form.speech_windows(blocks):
             conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)

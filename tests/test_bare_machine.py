@@ -50,12 +50,12 @@ def run(bare, *arguments):
     return subprocess.run(command, cwd=TESTS.parent, env=bare, capture_output=True, text=True, timeout=900)
 
 
-def test_the_whole_suite_is_collected(bare):
+def test_whole_suite_is_collected(bare):
     done = run(bare, "--collect-only", "-m", "slow or not slow")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_what_needs_a_tool_is_skipped_and_the_demo_passes(bare):
+def test_tests_that_need_a_tool_are_skipped(bare):
     done = run(bare, "-rs", "tests/demo", "tests/asr/test_pocketsphinx.py", "tests/tts/test_voices.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "needs flite (Debian: apt install flite)" in done.stdout
@@ -69,7 +69,7 @@ def test_only_the_helper_skips():
         assert not found, f"{path}: use tests/needs.py"
 
 
-def test_a_hidden_tool_is_missing(monkeypatch):
+def test_hidden_tool_is_missing(monkeypatch):
     monkeypatch.delenv(needs.WITHOUT, raising=False)
     monkeypatch.setitem(needs.TOOLS, "there", lambda: True)
     assert needs.present("there")

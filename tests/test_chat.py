@@ -63,7 +63,7 @@ class ScriptedLM:
         return SpeechLM.generate(self, hidden, state, sampling, max_patches)
 
     @property
-    def heard(self) -> Patches:
+    def read(self) -> Patches:
         return concat(*self.seen)
 
 
@@ -100,7 +100,7 @@ def test_spoken_reply_with_draft(drafting):
     frames = len(said.codes)
     np.testing.assert_array_equal(answer.pcm, np.repeat(np.arange(frames, dtype=np.float32), FRAME))
     user = prompt.user_speech(torch.full((5, 3), 250))
-    assert same(lm.heard, concat(prompt.system_prompt("s2s"), user, reply))
+    assert same(lm.read, concat(prompt.system_prompt("s2s"), user, reply))
 
 
 def test_events_stream_in_order(drafting):
@@ -204,8 +204,8 @@ def test_conversation_prefills_only_new_turns(released):
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
     assert [talk.ask(Turn.user(text)).text for text in ("what", "is")] == ["Hello", "there"]
     turns = [prompt.user_text("what"), replies[0], prompt.user_text("is"), replies[1]]
-    assert same(lm.heard, concat(prompt.system_prompt("t2t"), *turns))
-    assert talk.state.position.item() == lm.heard.text.shape[1]
+    assert same(lm.read, concat(prompt.system_prompt("t2t"), *turns))
+    assert talk.state.position.item() == lm.read.text.shape[1]
 
 
 @pytest.mark.parametrize("stop_at", [TextDelta, AudioDelta])
@@ -219,12 +219,12 @@ def test_interrupted_reply_is_closed_before_the_next_turn(drafting, stop_at):
     while not isinstance(next(events), stop_at):
         pass
     events.close()
-    said = lm.heard.text.shape[1]
+    said = lm.read.text.shape[1]
     assert talk.ask(Turn.user("is")).text == "it"
     speaking = stop_at is AudioDelta
     rest = concat(prompt.turn_end(speaking), prompt.user_text("is"), answer)
-    heard = lm.heard
-    assert same(Patches(heard.text[:, said:], heard.codes[:, said:]), rest)
+    read = lm.read
+    assert same(Patches(read.text[:, said:], read.codes[:, said:]), rest)
     assert talk.state.speech_depth.item() == 0
 
 
@@ -243,10 +243,10 @@ def test_text_reply_stops_where_it_begins_to_speak(drafting):
     talk = SpeechGPT(CountingCodec(), lm).conversation("t2t")
     reply = talk.ask(Turn.user("what"))
     assert (reply.text, reply.reason, len(reply.pcm)) == ("Hello", "stop", 0)
-    said = lm.heard.text.shape[1]
+    said = lm.read.text.shape[1]
     assert talk.ask(Turn.user("is")).text == "it"
     assert same(
-        Patches(*(part[:, said:] for part in lm.heard)),
+        Patches(*(part[:, said:] for part in lm.read)),
         concat(prompt.turn_end(True), prompt.user_text("is"), prompt.reply("it")),
     )
 
@@ -272,9 +272,9 @@ def test_tool_call_and_result():
     reply = talk.ask(Turn.user("what"))
     assert (reply.text, reply.calls, reply.reason) == ("", (call,), "stop")
     assert talk.ask(result).text == "It's 25."
-    told = prompt.user_text("<tool_response>\n25\n</tool_response>")
-    whole = [prompt.system_prompt("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), told]
-    assert same(lm.heard, concat(*whole, prompt.reply("It's 25.")))
+    result = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    whole = [prompt.system_prompt("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), result]
+    assert same(lm.read, concat(*whole, prompt.reply("It's 25.")))
     lm.seen.clear()
     assert model.chat([Turn.user("what"), Turn("assistant", (call,)), result], tools=[tool]).calls == ()
     assert same(lm.seen[0], concat(*whole))
@@ -304,7 +304,7 @@ def test_released_models_refuse_say_and_transcribe(released):
     model = SpeechGPT(CountingCodec(), ScriptedLM(released))
     with pytest.raises(UserError, match="cannot read a given text aloud"):
         model.say("Hello")
-    with pytest.raises(UserError, match="cannot tell what it heard"):
+    with pytest.raises(UserError, match="cannot transcribe speech"):
         model.transcribe(speech(1))
 
 

@@ -469,7 +469,7 @@ def test_ctrl_c_prints_one_line(monkeypatch):
     assert sg2("encode", "in.wav", "-o", "codes.npy", *CODEC, code=130).stderr == "error: interrupted\n"
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+def test_bug_prints_its_traceback(monkeypatch):
     monkeypatch.setattr(audio, "load", lambda path: 1 / 0)
     result = CliRunner().invoke(app, ["encode", "in.wav", "-o", "codes.npy", *CODEC])
     assert isinstance(result.exception, ZeroDivisionError)

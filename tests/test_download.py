@@ -45,7 +45,7 @@ def file():
     running.server_close()
 
 
-def test_a_file_is_downloaded_once_and_announced(file, tmp_path, capsys):
+def test_file_is_downloaded_once_and_announced(file, tmp_path, capsys):
     path = file.fetch(tmp_path / "new", "a model, Apache-2.0")
     assert path.read_bytes() == CONTENT and path.name == "model.bin"
     assert "a model, Apache-2.0" in capsys.readouterr().err
@@ -54,7 +54,7 @@ def test_a_file_is_downloaded_once_and_announced(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_download_goes_on(file, tmp_path, ranges):
+def test_broken_download_goes_on(file, tmp_path, ranges):
     Flaky.limit, Flaky.ranges = 4000, ranges
     with pytest.raises(UserError, match=r"4000 of 10240 bytes .* run the command again"):
         file.fetch(tmp_path, "a model")
@@ -70,18 +70,18 @@ def test_another_content_is_refused_and_deleted(file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_place_is_checked(file, tmp_path):
+def test_file_in_place_is_checked(file, tmp_path):
     (tmp_path / "model.bin").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="cut short, 10239 of 10240"):
         file.fetch(tmp_path, "a model")
 
 
-def test_a_server_that_is_not_there(tmp_path):
+def test_unreachable_server_is_a_clear_error(tmp_path):
     file = RemoteFile("http://127.0.0.1:9/model.bin", "0" * 64, 10)
     with pytest.raises(UserError, match="0 of 10 bytes"):
         file.fetch(tmp_path, "a model")
 
 
-def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+def test_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "speechgpt2"

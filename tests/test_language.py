@@ -61,7 +61,15 @@ WORDS = (
 NAMES = (
     Rule("guests?", "client", PERSON, "Guest"),
     Rule("callers?", "client, peer", PERSON, "Caller"),
-    Rule("hears?|hearing|listened", "append_audio, recognise, detect, transcribe", PERSON, "hear_audio"),
+    Rule("hears?|heard|hearing|listened", "append_audio, recognise, detect, transcribe", PERSON, "hear_audio"),
+    Rule(
+        "sounds|sounded|sound of",
+        "audio, recordings, audio_of",
+        "the data is audio; a sound is what it may hold",
+        "Sounds",
+    ),
+    Rule("told", "a noun: result, event, prompt", PERSON, "who_was_told"),
+    Rule("judged", "checked, decided, evaluated", "people judge; a rule decides and a test checks", "judged_clips"),
     Rule("ears?", "InputAudioBuffer, detector, recogniser", PERSON, "Ear"),
     Rule("loudspeakers?", "speaker, player, playback", "audio APIs say speaker or playback", "Loudspeaker"),
 )

@@ -12,7 +12,7 @@ def threads(_):
     return [os.environ.get(name) for name in THREADS]
 
 
-def test_what_starts_meanwhile_has_one_thread_and_nothing_is_left_of_it(monkeypatch):
+def test_processes_started_meanwhile_have_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     before = threads(None)

@@ -1,8 +1,8 @@
 """Automatic speech recognition: recognisers that evaluate speech and transcribe recordings, and their error rates.
 
     recogniser = asr.load("whisper-base/", threads=2)
-    heard = recogniser.transcribe(pcm, "en")           # text, and words with times where the recogniser tells them
-    errors = asr.count_errors(["two plus two is four"], [heard.text], "en")
+    result = recogniser.transcribe(pcm, "en")          # text, and words with times where the recogniser gives them
+    errors = asr.count_errors(["two plus two is four"], [result.text], "en")
 
 `load` finds the recogniser by a name, a folder or a Hugging Face id. A new recogniser is one entry in `registry.py`.
 """

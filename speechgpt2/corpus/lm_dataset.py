@@ -200,8 +200,8 @@ class ExchangeSource(CodedSource):
         return training_example(self.prompt, mode, exchanges)
 
     def _exchange(self, mode: Mode, lang: str, random: np.random.Generator) -> TurnPair:
-        both_sound = "s" in mode
-        question, reply = _pick(random, (self.spoken if both_sound else self.typed)[lang])
+        both_speak = "s" in mode
+        question, reply = _pick(random, (self.spoken if both_speak else self.typed)[lang])
         spoken = self._spoken(reply) if mode[2] == "s" else None
         if mode[0] == "s":
             speech = self._labelled_speech(question, random)
@@ -220,9 +220,9 @@ class ExchangeSource(CodedSource):
         )
 
     def _dictation(self, record: Record, random: np.random.Generator) -> TrainingExample:
-        """Only what was heard is learnt: nothing is answered."""
-        heard = self._labelled_speech(record, random)
-        turn = TurnPair(heard.codes, "", None, record.text, heard.words, heard.phones)
+        """Only the transcript is learnt: nothing is answered."""
+        speech = self._labelled_speech(record, random)
+        turn = TurnPair(speech.codes, "", None, record.text, speech.words, speech.phones)
         example = training_example(self.prompt, "s2t", [turn])
         ended = (example.patches.text == self.prompt.special_ids.transcript_end).cumsum(1)
         return example._replace(text_loss_mask=example.text_loss_mask & (ended.cumsum(1) <= 1))
@@ -234,12 +234,12 @@ class ExchangeSource(CodedSource):
         Nobody has spoken the reply, so where it should be spoken only its text is learnt.
         """
         left = int(random.integers(1, len(question.words)))
-        codes, heard, phones = self._labelled_speech(question, random)
-        frames = int(heard[left][1] * FRAME_RATE)
+        codes, words, phones = self._labelled_speech(question, random)
+        frames = int(words[left][1] * FRAME_RATE)
         codes = torch.cat([codes[:frames], self.prompt.silence.expand(int(random.integers(PAUSED)), -1)])
         said = "".join(restore_spacing(question.words, question.text)[:left]).rstrip(" ,.:，：。") + UNFINISHED
         mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
-        turn = TurnPair(codes, GO_ON[question.lang], None, said, heard[:left], phones[:frames])
+        turn = TurnPair(codes, GO_ON[question.lang], None, said, words[:left], phones[:frames])
         example = training_example(self.prompt, mode, [turn])
         if mode == "s2s":
             example.text_loss_mask[:, -len(self.prompt.encode(self.prompt.template.turn_end)) - 1 :] = False

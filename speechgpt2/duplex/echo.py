@@ -102,6 +102,6 @@ class EchoGuard:
         return common / power if sharp and large else None
 
 
-def _levels(sound: np.ndarray) -> np.ndarray:
+def _levels(pcm: np.ndarray) -> np.ndarray:
     """RMS of each block."""
-    return np.sqrt(np.mean(np.square(sound.reshape(-1, VAD_BLOCK)), axis=1))
+    return np.sqrt(np.mean(np.square(pcm.reshape(-1, VAD_BLOCK)), axis=1))

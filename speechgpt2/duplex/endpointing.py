@@ -29,7 +29,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
 HYSTERESIS = 0.15  # of the probability: a voice goes on until it is this far below the threshold
-MAX_GAP = 200  # milliseconds: a sound with a longer gap in it starts no turn
+MAX_GAP = 200  # milliseconds: a burst of voice with a longer gap in it starts no turn
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Endpointer:
         self.user: Literal["silent", "speaking", "pausing"] = "silent"
         self.model: Literal["quiet", "thinking", "speaking"] = "quiet"
         self._now = self._quiet_since = at
-        self._began: int | None = None  # where a sound began that may start or resume a turn
+        self._began: int | None = None  # where a burst of voice began that may start or resume a turn
         self._voiced = 0  # samples of voice in it
-        self._last_sound = at  # where its latest voice ended
+        self._burst_end = at  # where its latest voice ended
         self._last_voice = at  # where the latest voice of the turn ended
         self._complete: bool | None = None  # whether the model finds the turn complete
 
@@ -158,7 +158,7 @@ class Endpointer:
         size, self._now = at - self._now, at
         going_on = self.user == "speaking" or self._began is not None
         voice = probability >= self.settings.threshold - (HYSTERESIS if going_on else 0.0)
-        self._follow_sound(voice, size)
+        self._follow_burst(voice, size)
         if self.user == "silent":
             yield from self._silent()
         elif self.user == "speaking":
@@ -166,14 +166,14 @@ class Endpointer:
         else:
             yield from self._pausing()
 
-    def _follow_sound(self, voice: bool, size: int) -> None:
-        """Follow a sound that may start or resume a turn."""
+    def _follow_burst(self, voice: bool, size: int) -> None:
+        """Follow a burst of voice that may start or resume a turn."""
         if voice:
             if self._began is None:
                 self._began, self._voiced = self._now - size, 0
             self._voiced += size
-            self._last_sound = self._now
-        elif self._now - self._last_sound > samples(MAX_GAP):
+            self._burst_end = self._now
+        elif self._now - self._burst_end > samples(MAX_GAP):
             self._began = None
 
     def _silent(self) -> Iterator[EndpointEvent]:
@@ -188,7 +188,7 @@ class Endpointer:
         if self.model != "quiet":
             yield BargeIn()
         began, self._began = self._began, None
-        self.user, self._last_voice = "speaking", self._last_sound
+        self.user, self._last_voice = "speaking", self._burst_end
         yield TurnStarted(began, self._now - began + samples(s.prefix))
 
     def _speaking(self, voice: bool) -> Iterator[EndpointEvent]:
@@ -201,7 +201,7 @@ class Endpointer:
 
     def _pausing(self) -> Iterator[EndpointEvent]:
         if self._began is not None and self._voiced >= samples(self.settings.onset):
-            self.user, self._last_voice, self._began = "speaking", self._last_sound, None
+            self.user, self._last_voice, self._began = "speaking", self._burst_end, None
             yield TurnResumed()
         elif self._began is None and self._now - self._last_voice >= samples(self._silence_needed()):
             end = self._last_voice

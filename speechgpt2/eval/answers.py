@@ -70,7 +70,12 @@ class EvaluatedAnswer(TimedReply):
         """For a JSON file: enough to read what went wrong."""
         question, voice = self.trial.exchange.question, self.trial.voice.id
         facts = {"mode": self.mode, "skill": self.skill, "lang": self.lang, "voice": voice, "question": question}
-        made = {"heard": self.transcript, "answer": self.text, "right": self.right, "seconds": round(self.seconds, 2)}
+        made = {
+            "transcript": self.transcript,
+            "answer": self.text,
+            "right": self.right,
+            "seconds": round(self.seconds, 2),
+        }
         return {**facts, **made, "first_audio": self.first_audio, "done": self.done}
 
 

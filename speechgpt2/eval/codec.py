@@ -70,7 +70,7 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
-class JudgedRow:
+class JudgeRow:
     """What judges make of one codec on one set of speech, or of the originals.
 
     Attributes:
@@ -147,30 +147,30 @@ class SpeechJudgement:
         self.same, self.other = baselines(embeddings, self.speakers)
         self.lang = clips[0].lang
         self.has_text = all(clip.text for clip in clips)
-        self.heard: list[str] = []
+        self.transcripts: list[str] = []
         if panel.knows(self.lang):
-            self.heard = panel.transcribe([clip.pcm for clip in clips], self.lang)
+            self.transcripts = panel.transcribe([clip.pcm for clip in clips], self.lang)
 
-    def original(self) -> JudgedRow:
+    def original(self) -> JudgeRow:
         """Return the row of the original clips, the control of the others."""
         waves = [clip.pcm for clip in self.clips]
-        rate = self._errors([clip.text for clip in self.clips], self.heard) if self.has_text else float("nan")
+        rate = self._errors([clip.text for clip in self.clips], self.transcripts) if self.has_text else float("nan")
         return self._row(ORIGINAL, rate, waves, float("nan"))
 
-    def row(self, codec: str, waves: Sequence[Wave]) -> JudgedRow:
+    def row(self, codec: str, waves: Sequence[Wave]) -> JudgeRow:
         """The row of `codec`, whose reconstructions of the clips are `waves`."""
-        references = [clip.text for clip in self.clips] if self.has_text else self.heard
-        rate = self._errors(references, self.panel.transcribe(waves, self.lang) if self.heard else [])
+        references = [clip.text for clip in self.clips] if self.has_text else self.transcripts
+        rate = self._errors(references, self.panel.transcribe(waves, self.lang) if self.transcripts else [])
         pairs = list(zip(self.embeddings, self.panel.embed(waves), strict=True))
         return self._row(codec, rate, waves, similarity(pairs))
 
-    def _errors(self, references: Sequence[str], heard: Sequence[str]) -> float:
-        return count_errors(references, heard, self.lang or "en").rate if heard else float("nan")
+    def _errors(self, references: Sequence[str], transcripts: Sequence[str]) -> float:
+        return count_errors(references, transcripts, self.lang or "en").rate if transcripts else float("nan")
 
-    def _row(self, codec: str, rate: float, waves: Sequence[Wave], close: float) -> JudgedRow:
-        error = ERROR_NAMES.get(self.lang, "errors") if self.heard else "–"
+    def _row(self, codec: str, rate: float, waves: Sequence[Wave], close: float) -> JudgeRow:
+        error = ERROR_NAMES.get(self.lang, "errors") if self.transcripts else "–"
         mos = self.panel.opinion(waves)
-        return JudgedRow(self.name, codec, len(waves), error, rate, mos, close, self.same, self.other)
+        return JudgeRow(self.name, codec, len(waves), error, rate, mos, close, self.same, self.other)
 
 
 def build_sets(
@@ -190,7 +190,7 @@ def evaluate(
     sets: Mapping[str, Sequence[SpeechClip]],
     panel: Judges,
     done: Callable[[], Any] = lambda: None,
-) -> tuple[list[CodecRow], list[JudgedRow]]:
+) -> tuple[list[CodecRow], list[JudgeRow]]:
     """Every codec on every set of speech; codecs that are compared stand next to each other.
 
     Args:
@@ -200,20 +200,20 @@ def evaluate(
         done: Called after each codec and set, and after the originals of a set.
     """
     rows: list[CodecRow] = []
-    judged: list[JudgedRow] = []
+    judge_rows: list[JudgeRow] = []
     for name, clips in sets.items():
         judging = None
         if panel.asr or panel.mos or panel.speaker:
             judging = SpeechJudgement(name, clips, panel, panel.embed([clip.pcm for clip in clips]))
-            judged.append(judging.original())
+            judge_rows.append(judging.original())
         done()
         for system in systems:
             copies = [system.reconstruct(clip.pcm) for clip in clips]
             rows.append(codec_row(system, name, clips, copies))
             if judging is not None:
-                judged.append(judging.row(system.name, [copy.pcm[system.delay :] for copy in copies]))
+                judge_rows.append(judging.row(system.name, [copy.pcm[system.delay :] for copy in copies]))
             done()
-    return rows, judged
+    return rows, judge_rows
 
 
 def main(
@@ -225,7 +225,7 @@ def main(
     asr: str | Path | None = None,
     threads: int = 1,
     speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
-) -> tuple[list[CodecRow], list[JudgedRow]]:
+) -> tuple[list[CodecRow], list[JudgeRow]]:
     """Evaluate a codec, print the tables and return their rows.
 
     Args:
@@ -250,19 +250,19 @@ def main(
     sets = build_sets(clips, real_speech, speakers)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(sets) * (len(systems) + 1))
-        rows, judged = evaluate(systems, sets, panel, lambda: progress.advance(task))
-    tables: dict[str, list[Any]] = {"Codec: signal, means over clips": rows, "Codec: judges": judged}
+        rows, judge_rows = evaluate(systems, sets, panel, lambda: progress.advance(task))
+    tables: dict[str, list[Any]] = {"Codec: signal, means over clips": rows, "Codec: judges": judge_rows}
     report.show_all(tables, panel.notes, console)
     if target is not None:
         judge = panel.asr.name if panel.asr else None
-        report.save_json(target / "codec.json", rows=rows, judged=judged, asr=judge, notes=panel.notes)
+        report.save_json(target / "codec.json", rows=rows, judge_rows=judge_rows, asr=judge, notes=panel.notes)
         (target / "codec.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
         try:
             for name, content in sets.items():
                 save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, systems)
         except UserError as error:  # the numbers are useful without the pictures
             console.print(f"no spectrograms: {error}", markup=False)
-    return rows, judged
+    return rows, judge_rows
 
 
 def _own(model: Any) -> OwnCodec:

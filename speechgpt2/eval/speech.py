@@ -170,21 +170,21 @@ def _rows(group: SpokenTexts, judge: str, listen: Listen, done: Done) -> list[Sp
     """One row for each voice, over the texts that the judge knows; nothing is understood in silence."""
     rows = []
     for voice, waves in group.waves.items():
-        heard = [(a, listen(a, pcm) if len(pcm) else "") for a, pcm in zip(group.answers, waves, strict=True)]
-        known = [(answer, text) for answer, text in heard if text is not None]
+        transcripts = [(a, listen(a, pcm) if len(pcm) else "") for a, pcm in zip(group.answers, waves, strict=True)]
+        known = [(answer, text) for answer, text in transcripts if text is not None]
         if known:
             rows.append(_row(judge, voice, known))
         done()
     return rows
 
 
-def _row(judge: str, voice: str, heard: Sequence[tuple[EvaluatedAnswer, str]]) -> SpeechRow:
-    lang = heard[0][0].lang
-    found = count_errors([answer.text for answer, _ in heard], [text for _, text in heard], lang)
+def _row(judge: str, voice: str, transcripts: Sequence[tuple[EvaluatedAnswer, str]]) -> SpeechRow:
+    lang = transcripts[0][0].lang
+    found = count_errors([answer.text for answer, _ in transcripts], [text for _, text in transcripts], lang)
     joint = "" if lang == "zh" else " "
-    right = [skills.is_correct(a.trial.exchange, joint.join(normalise(text, lang))) for a, text in heard]
+    right = [skills.is_correct(a.trial.exchange, joint.join(normalise(text, lang))) for a, text in transcripts]
     name = ERROR_NAMES.get(lang, "errors")
-    return SpeechRow(lang, judge, voice, len(heard), name, found.rate, found.exact_rate, float(np.mean(right)))
+    return SpeechRow(lang, judge, voice, len(transcripts), name, found.rate, found.exact_rate, float(np.mean(right)))
 
 
 def voice_rows(

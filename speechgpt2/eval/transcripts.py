@@ -38,21 +38,21 @@ def transcript_rows(
     itself = OwnModel(model, "the model")
     for name, clips in sets.items():
         lang = clips[0].lang
-        judged = panel.transcribe([clip.pcm for clip in clips], lang) if panel.knows(lang) else []
-        texts = [clip.text for clip in clips] if all(clip.text for clip in clips) else judged
+        asr_texts = panel.transcribe([clip.pcm for clip in clips], lang) if panel.knows(lang) else []
+        texts = [clip.text for clip in clips] if all(clip.text for clip in clips) else asr_texts
         if not texts:
             continue
         try:
-            heard = [itself.transcribe(clip.pcm, lang).text for clip in clips]
+            transcripts = [itself.transcribe(clip.pcm, lang).text for clip in clips]
         except UserError:
             return []
-        rows.append(_row(name, itself.name, texts, heard, lang))
-        if judged and texts is not judged:
-            rows.append(_row(name, panel.asr.name if panel.asr else "", texts, judged, lang))
+        rows.append(_row(name, itself.name, texts, transcripts, lang))
+        if asr_texts and texts is not asr_texts:
+            rows.append(_row(name, panel.asr.name if panel.asr else "", texts, asr_texts, lang))
         done()
     return rows
 
 
-def _row(name: str, recogniser: str, texts: Sequence[str], heard: Sequence[str], lang: str) -> TranscriptRow:
-    found = count_errors(texts, heard, lang or "en")
+def _row(name: str, recogniser: str, texts: Sequence[str], transcripts: Sequence[str], lang: str) -> TranscriptRow:
+    found = count_errors(texts, transcripts, lang or "en")
     return TranscriptRow(name, recogniser, len(texts), ERROR_NAMES.get(lang, "errors"), found.rate, found.exact_rate)

@@ -33,9 +33,9 @@ def test_grammar_holds_the_word_pairs_and_no_others():
 @needs.extra("eval", "pocketsphinx")
 def test_free_speech_has_words_with_times():
     pcm = audio.load(QUESTION)
-    heard = PocketSphinx().transcribe(pcm, "en")
-    assert heard.text == "what is three plus five" == " ".join(word.text for word in heard.words)
-    times = [time for word in heard.words for time in (word.start, word.end)]
+    result = PocketSphinx().transcribe(pcm, "en")
+    assert result.text == "what is three plus five" == " ".join(word.text for word in result.words)
+    times = [time for word in result.words for time in (word.start, word.end)]
     assert times == sorted(times) and times[0] >= 0 and times[-1] <= len(pcm) / 24_000 + 0.1
     assert PocketSphinx().transcribe(np.zeros(0, np.float32), "en").text == ""
     with pytest.raises(UserError, match="does not recognise the language 'zh'"):
@@ -44,7 +44,7 @@ def test_free_speech_has_words_with_times():
 
 @needs.extra("eval", "pocketsphinx")
 @needs.voice(SLT)
-def test_a_domain_is_recognised_as_flite_says_it():
+def test_domain_is_recognised_as_flite_says_it():
     recogniser = PocketSphinx(SUMS)
     for sentence in ("Three plus five is eight.", "One plus four is nine."):
         assert recogniser.transcribe(speak(sentence, SLT).pcm, "en").text == sentence.lower().rstrip(".")

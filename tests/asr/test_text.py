@@ -77,7 +77,7 @@ def test_errors_are_pooled_over_utterances():
     assert count_errors([], [], "en").rate != count_errors([], [], "en").rate  # nan
 
 
-def test_a_missing_library_is_named(monkeypatch):
+def test_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "num2words", None)
     with pytest.raises(UserError, match=r"num2words is not installed; run: pip install 'speechgpt2\[asr\]'"):
         normalise("8", "en")

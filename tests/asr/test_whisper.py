@@ -58,13 +58,13 @@ def fake(monkeypatch):
 
 def test_decoding_is_deterministic_and_in_the_language_given(fake, folder):
     recogniser = asr.load(folder, threads=2, word_times=True)
-    heard = recogniser.transcribe(np.zeros(24_000, np.float64), "zh-CN")
+    result = recogniser.transcribe(np.zeros(24_000, np.float64), "zh-CN")
     loading, decoding = fake.calls
     assert loading["cpu_threads"] == 2 and loading["local_files_only"] and loading["device"] == "cpu"
     assert decoding["samples"] == 16_000 and decoding["dtype"] == np.float32 and decoding["language"] == "zh"
     assert decoding["beam_size"] == 5 and decoding["temperature"] == 0.0
     assert decoding["condition_on_previous_text"] is False and decoding["word_timestamps"]
-    assert heard == asr.Transcription("Hello there.", "zh", (asr.TimedWord("Hello", 0.1, 0.457),))
+    assert result == asr.Transcription("Hello there.", "zh", (asr.TimedWord("Hello", 0.1, 0.457),))
     assert (recogniser.name, recogniser.independent) == ("whisper-small", True)
     assert recogniser.transcribe(np.zeros(0, np.float32), "en").text == "" and len(fake.calls) == 2
     with pytest.raises(UserError, match="whisper-small does not recognise the language 'de'"):
@@ -78,7 +78,7 @@ def broken(folder, **files):
     return folder
 
 
-def test_a_folder_that_is_no_whisper_model_is_one_clear_line(fake, folder, tmp_path):
+def test_folder_without_whisper_model_is_a_clear_error(fake, folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     hugging_face = tmp_path / "openai-whisper"
@@ -106,7 +106,7 @@ def fails(model, words):
     assert words in str(error.value) and str(model) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_extra_is_named(monkeypatch, folder):
+def test_missing_extra_is_named(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UserError, match=r"faster_whisper is not installed; run: pip install 'speechgpt2\[asr\]'"):
         asr.load(folder)
@@ -117,29 +117,29 @@ def test_cut_weights_are_one_clear_line(folder):
     fails(folder, "cannot be loaded as a Whisper model, its files may be cut")
 
 
-def test_a_new_recogniser_is_one_entry(monkeypatch):
+def test_new_recogniser_is_one_entry(monkeypatch):
     mute = OwnModel(SimpleNamespace(transcribe=lambda pcm: "hm…"), "mute")
     monkeypatch.setitem(ENGINES, "mute", AsrEngine(lambda model: model == "mute", lambda model, threads, words: mute))
     assert asr.load("mute", engine="mute") is mute and not mute.independent
 
 
-def test_a_model_of_this_project_is_a_recogniser():
+def test_model_of_this_project_is_a_recogniser():
     recogniser = asr.load("mini")
-    heard = recogniser.transcribe(audio.load(EXAMPLES / "question-1.wav"), "en")
-    assert asr.count_errors(["What is three plus five?"], [heard.text], "en").errors <= 1
+    result = recogniser.transcribe(audio.load(EXAMPLES / "question-1.wav"), "en")
+    assert asr.count_errors(["What is three plus five?"], [result.text], "en").errors <= 1
     assert recogniser.name == "mini" and not recogniser.independent
 
 
 @REAL
 @needs.extra("asr", "faster_whisper")
-def test_the_real_model_transcribes_both_languages():
+def test_real_model_transcribes_both_languages():
     recogniser = asr.load(os.environ["SG2_WHISPER"], word_times=True)
     english, mandarin = (audio.load(EXAMPLES / f"question-{n}.wav") for n in (1, 2))
-    heard = recogniser.transcribe(english, "en")
-    assert asr.normalise(heard.text, "en") == ["what", "is", "three", "plus", "five"]
-    assert len(heard.words) == 5 and heard.words[2].start > heard.words[0].end - 0.01
-    assert all(0 <= word.start <= word.end <= len(english) / 24_000 + 0.1 for word in heard.words)
-    assert recogniser.transcribe(english, "en") == heard
+    result = recogniser.transcribe(english, "en")
+    assert asr.normalise(result.text, "en") == ["what", "is", "three", "plus", "five"]
+    assert len(result.words) == 5 and result.words[2].start > result.words[0].end - 0.01
+    assert all(0 <= word.start <= word.end <= len(english) / 24_000 + 0.1 for word in result.words)
+    assert recogniser.transcribe(english, "en") == result
     assert recogniser.transcribe(mandarin, "").language in recogniser.languages
     assert recogniser.transcribe(mandarin, "zh").language == "zh"
 

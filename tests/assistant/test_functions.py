@@ -52,10 +52,10 @@ def weather(city: str, unit: Unit = Unit.CELSIUS, days: Optional[int] = None) ->
 
 
 def test_function_becomes_a_tool():
-    told = PythonTool.of(weather).tool
-    assert told.name == "weather"
-    assert told.description == "Look up the weather in a city.\nIt knows the next week."
-    assert told.parameters == {
+    described = PythonTool.of(weather).tool
+    assert described.name == "weather"
+    assert described.description == "Look up the weather in a city.\nIt knows the next week."
+    assert described.parameters == {
         "type": "object",
         "properties": {
             "city": {"type": "string", "description": "Name of the city, as on a map."},

@@ -89,7 +89,7 @@ def test_rounds_are_limited(toolbox, cities):
     assert answer.reply.events == [ROME, DONE] and conversation.replies == []
 
 
-def test_nothing_is_called_for_an_interrupted_reply(toolbox, cities):
+def test_interrupted_reply_calls_no_tool(toolbox, cities):
     conversation = ScriptedConversation([PARIS, AudioDelta(None), DONE])
     events = stream(conversation, Turn.user("Hello"), toolbox)
     assert next(events) == PARIS
@@ -98,7 +98,7 @@ def test_nothing_is_called_for_an_interrupted_reply(toolbox, cities):
 
 
 @pytest.mark.parametrize("events", [[PARIS], [PARIS, ReplyDone("length")], [PARIS, ReplyDone("interrupted")]])
-def test_nothing_is_called_for_an_incomplete_reply(toolbox, cities, events):
+def test_incomplete_reply_calls_no_tool(toolbox, cities, events):
     answer = run(ScriptedConversation(events), Turn.user("Hello"), toolbox)
     assert cities == [] and answer.reply.events == events
 
@@ -127,6 +127,6 @@ def test_loop_on_a_real_conversation():
     answer = run(conversation, Turn.user("what"), toolbox)
     assert (answer.reply.text, answer.reply.reason, answer.reply.calls) == ("It's 25.", "stop", ())
     assert [(result.call, result.text) for result in answer.results] == [(ToolCall("weather", "{}"), "25")]
-    told = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    result = prompt.user_text("<tool_response>\n25\n</tool_response>")
     system = prompt.system_prompt("t2t", tools=toolbox.tools)
-    assert same(lm.heard, concat(system, prompt.user_text("what"), calling, told, prompt.reply("It's 25.")))
+    assert same(lm.heard, concat(system, prompt.user_text("what"), calling, result, prompt.reply("It's 25.")))

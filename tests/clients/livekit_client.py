@@ -26,7 +26,7 @@ async def say(session, pcm):
         await asyncio.sleep(0.02)
 
 
-async def first_sound(generation):
+async def first_audio(generation):
     """The message's id, once its first sound is there."""
     async for message in generation.message_stream:
         async for _ in message.audio_stream:
@@ -46,7 +46,7 @@ async def main(url, path, key):
     session.on("input_speech_started", lambda _: started.set())
     try:
         generation = await asyncio.wait_for(session.generate_reply(instructions="Greet the user."), 60)
-        await asyncio.wait_for(first_sound(generation), 60)
+        await asyncio.wait_for(first_audio(generation), 60)
         await generations.get()
         print("reply on request: heard")
         await asyncio.sleep(4)
@@ -54,7 +54,7 @@ async def main(url, path, key):
         await say(session, speech)
         quiet = asyncio.create_task(say(session, bytes(2 * RATE * 60)))
         generation = await asyncio.wait_for(generations.get(), 60)
-        item = await asyncio.wait_for(first_sound(generation), 60)
+        item = await asyncio.wait_for(first_audio(generation), 60)
         quiet.cancel()
         print("voice turn: answered")
 

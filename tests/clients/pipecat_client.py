@@ -30,12 +30,12 @@ class Listener(FrameProcessor):
 
     def __init__(self):
         super().__init__()
-        self.sounds = self.answers = 0
+        self.audio_frames = self.answers = 0
         self.errors = []
 
     async def process_frame(self, frame, direction):
         await super().process_frame(frame, direction)
-        self.sounds += isinstance(frame, TTSAudioRawFrame)
+        self.audio_frames += isinstance(frame, TTSAudioRawFrame)
         self.answers += isinstance(frame, LLMFullResponseEndFrame)
         if isinstance(frame, ErrorFrame):
             self.errors.append(frame.error)
@@ -66,14 +66,14 @@ async def talk(task, listener, service, speech):
 
     service.send_client_event = watched
     await task.queue_frame(LLMContextFrame(LLMContext([{"role": "user", "content": "Hello"}])))
-    await until(lambda: listener.answers == 1 and listener.sounds)
+    await until(lambda: listener.answers == 1 and listener.audio_frames)
     print("text turn: answered")
 
-    sounds = listener.sounds
+    audio_frames = listener.audio_frames
     await asyncio.sleep(4)
     await say(task, speech)
     quiet = asyncio.create_task(say(task, bytes(2 * RATE * 60)))
-    await until(lambda: listener.sounds > sounds)
+    await until(lambda: listener.audio_frames > audio_frames)
     quiet.cancel()
     print("voice turn: answered")
 

@@ -62,12 +62,12 @@ def test_only_layers_can_be_added(codec, change):
         grow(codec, replace(deep(), **change))
 
 
-def test_a_codec_cannot_lose_layers(codec):
+def test_codec_cannot_lose_layers(codec):
     with pytest.raises(UserError, match="by layers only"):
         grow(grow(codec, deep()), small())
 
 
-def test_the_deep_preset_is_mini_with_layers():
+def test_deep_preset_is_mini_with_layers():
     mini, larger = (Codec(presets.PRESETS[name]()) for name in ("mini", "mini_deep"))
     assert torch.equal(grow(mini, presets.mini_deep()).quantizer.decode(torch.zeros(1, 2, 3, dtype=torch.long)),
                        mini.quantizer.decode(torch.zeros(1, 2, 3, dtype=torch.long)))  # fmt: skip

@@ -38,7 +38,7 @@ def codec():
     return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
 
 
-def sound(random, seconds):
+def random_clip(random, seconds):
     return (random.standard_normal(int(24_000 * seconds)) * 0.1).astype(np.float32)
 
 
@@ -60,31 +60,31 @@ def items():
         phones = tuple(Phone("ab"[k % 2], 0.1 * k, 0.1 * k + 0.1) for k in range(8))
         yield CorpusItem(
             Record(f"e{i}-q", question, role="user", words=asked_words(question), extra=asked, phones=phones, **fields),
-            sound(random, 1 + i / 4),
+            random_clip(random, 1 + i / 4),
             f0,
         )
         words = (Word(reply, 0.1, 0.5),)
         yield CorpusItem(
             Record(f"e{i}-a", reply, role="assistant", words=words, extra={"exchange": f"e{i}"}, **fields),
-            sound(random, 1),
+            random_clip(random, 1),
             f0,
         )
         say = Record(
             f"s{i}", f"say {i}", role="assistant", words=(Word(f"say {i}", 0.0, 0.4),), extra={"skill": "say"}, **fields
         )
-        yield CorpusItem(say, sound(random, 0.8), f0)
-        heard = f"hear {i}" if lang == "en" else f"听{i}"
-        words = (Word(heard, 0.1, 0.4),)
+        yield CorpusItem(say, random_clip(random, 0.8), f0)
+        text = f"hear {i}" if lang == "en" else f"听{i}"
+        words = (Word(text, 0.1, 0.4),)
         yield CorpusItem(
-            Record(f"h{i}", heard, role="user", words=words, extra={"skill": "dictation"}, **fields),
-            sound(random, 0.6),
+            Record(f"h{i}", text, role="user", words=words, extra={"skill": "dictation"}, **fields),
+            random_clip(random, 0.6),
             f0,
         )
     yield CorpusItem(Record("t-q", "typed?", "en", role="user", extra={"exchange": "t", "typed": ["TYPED"]}))
     yield CorpusItem(Record("t-a", "typed.", "en", role="assistant", extra={"exchange": "t"}))
     yield CorpusItem(
         Record("x-q", "held out", "en", role="user", split="test", extra={"exchange": "x", "typed": []}),
-        sound(random, 1),
+        random_clip(random, 1),
         np.zeros(100),
     )
 
@@ -137,7 +137,7 @@ def only(source, kind):
 
 
 @pytest.mark.parametrize("mode", KINDS[:5])
-def test_every_kind_of_example(source, mode):
+def test_examples_of_every_kind(source, mode):
     drawn = only(source, mode)
     ids, no_speech = source.prompt.special_ids, source.prompt.config.no_speech
     for seed in range(8):
@@ -154,7 +154,7 @@ def test_every_kind_of_example(source, mode):
             assert not example.text_loss_mask[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
 
 
-def test_a_dictation_is_written_down_and_not_answered(source):
+def test_dictation_is_transcribed_and_not_answered(source):
     ids = source.prompt.special_ids
     for seed in range(8):
         example = only(source, "dictation").example(np.random.default_rng(seed))
@@ -164,7 +164,7 @@ def test_a_dictation_is_written_down_and_not_answered(source):
         assert "hear" in text or "听" in text
 
 
-def test_a_question_that_breaks_off_is_heard_so_far_and_not_answered(source):
+def test_broken_off_question_is_transcribed_and_not_answered(source):
     decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.special_ids, set()
     for seed in range(12):
         example = only(source, "unfinished").example(np.random.default_rng(seed))
@@ -174,8 +174,8 @@ def test_a_question_that_breaks_off_is_heard_so_far_and_not_answered(source):
         assert question.endswith(UNFINISHED) and "question 0" not in question and "问0" not in question
         assert reply.startswith(tuple(GO_ON.values())) and not example.code_loss_mask.any()
         ends.add(learnt[-1] == ids.eos)
-        heard = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
-        assert heard * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
+        speech = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
+        assert speech * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
     assert ends == {True, False}  # where it should be spoken, the end is not learnt
 
 

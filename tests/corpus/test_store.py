@@ -58,7 +58,7 @@ def test_corpus_errors_say_why(tmp_path):
         Corpus.open(tmp_path / "c")
 
 
-def test_a_part_that_fails_half_way_is_not_there(tmp_path):
+def test_part_that_fails_half_way_is_not_kept(tmp_path):
     def items():
         yield CorpusItem(RECORD, noise(960))
         raise KeyboardInterrupt

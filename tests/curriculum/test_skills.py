@@ -30,7 +30,7 @@ def test_own_reply_is_right_and_another_is_not(lang, skill):
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("skill", ["sum", "difference", "count", "repeat", "fact"])
-def test_a_wrong_number_is_rejected(lang, skill):
+def test_wrong_number_is_rejected(lang, skill):
     rng = random.Random(0)
     tried = 0
     while tried < 50:
@@ -51,7 +51,7 @@ def test_digits_and_words_are_equal():
     assert numbers_in("九，十，九十，二十一，一百", "zh") == [9, 10, 90, 21, 100]
 
 
-def test_an_operand_is_not_the_result():
+def test_operand_is_not_the_result():
     assert not is_correct(SUM, "Eleven plus three is eight.")
     assert not is_correct(ZH_SUM, "八加三等于一。") and not is_correct(ZH_SUM, "八加三等于十。")
 

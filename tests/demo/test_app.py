@@ -152,7 +152,7 @@ def test_closing_the_page_releases_the_slot(demo):
     demo.served.wait(lambda: not demo.served.engine.open_sessions)
 
 
-def test_sound_comes_while_it_is_made(demo):
+def test_audio_streams_while_it_is_generated(demo):
     client = demo.new_client()
     job = client.submit("a slow question", "t2s", api_name="/write")
     demo.served.wait(lambda: has_audio(job.outputs()), 10)
@@ -165,7 +165,7 @@ def test_sound_comes_while_it_is_made(demo):
     assert memory.startswith("assistant: you") and not memory.endswith("hear")
 
 
-def test_a_new_turn_interrupts_the_answer(demo):
+def test_new_turn_interrupts_the_answer(demo):
     client = demo.new_client()
     first = client.submit("a slow question", "t2s", api_name="/write")
     demo.served.wait(lambda: has_audio(first.outputs()), 10)

@@ -13,7 +13,7 @@ class Session:
     backlogged = False
 
     def __init__(self):
-        self.calls, self.heard, self.turn = [], {}, 0
+        self.calls, self.audio, self.turn = [], {}, 0
         self.numbers, self.speaking, self.reply, self.tentative = 0, False, None, False
         self.queue = asyncio.Queue()
 
@@ -37,12 +37,12 @@ class Session:
         self.must(not self.speaking and not self.replying, "not now")
         self.calls.append("start_turn")
         self.speaking, self.tentative, self.turn = True, False, self.number()
-        self.heard[self.turn] = []
+        self.audio[self.turn] = []
         return self.turn
 
     def append_audio(self, pcm):
         self.must(self.speaking, "no active user turn")
-        self.heard[self.turn].append(pcm)
+        self.audio[self.turn].append(pcm)
 
     def end_turn(self):
         self.must(self.speaking, "no active user turn")
@@ -72,16 +72,16 @@ class Session:
         self.reply = self.number()
         return self.reply
 
-    def interrupt(self, heard):
+    def interrupt(self, played):
         self.must(self.replying, "no reply")
-        self.calls.append(("interrupt", heard))
+        self.calls.append(("interrupt", played))
         self.silence()
         self.tentative = False
-        self.queue.put_nowait(Interrupted(heard))
+        self.queue.put_nowait(Interrupted(played))
         self.queue.put_nowait(ReplyDone("interrupted"))
 
-    def truncate(self, number, heard):
-        self.calls.append(("truncate", number, heard))
+    def truncate(self, number, played):
+        self.calls.append(("truncate", number, played))
         self.tentative = False
 
     def delete_turn(self, number):
@@ -111,8 +111,8 @@ class Session:
         for event in events:
             self.queue.put_nowait(event)
 
-    def sound_of(self, turn):
-        return np.concatenate([np.zeros(0, np.float32), *self.heard[turn]])
+    def audio_of(self, turn):
+        return np.concatenate([np.zeros(0, np.float32), *self.audio[turn]])
 
 
 class LevelVad:

@@ -46,13 +46,13 @@ class Talk:
     """A dialogue, its session, and all it told; `now` in seconds follows the microphone."""
 
     def __init__(self, settings=VAD):
-        self.session, self.now, self.told, self.said = Session(), 0.0, [], 0
+        self.session, self.now, self.received, self.said = Session(), 0.0, [], 0
         self.dialogue = Dialogue(self.session, settings, LevelVad, lambda: self.now)
         self.reader = asyncio.create_task(self.read())
 
     async def read(self):
         async for event in self.dialogue.events():
-            self.told.append(event)
+            self.received.append(event)
 
     async def play(self, milliseconds, level, chunk=BLOCK):
         """The microphone, `level` its loudness; a ramp on top tells samples apart."""
@@ -84,8 +84,8 @@ class Talk:
         await self.settle()
 
     def news(self):
-        told, self.told = self.told, []
-        return told
+        received, self.received = self.received, []
+        return received
 
     def names(self):
         return [type(event).__name__ for event in self.news()]
@@ -98,10 +98,10 @@ async def test_detected_turn_includes_its_prefix_and_is_answered():
     turn = await talk.voice(640)
     pause = await talk.silence(224)
     assert talk.session.calls == ["start_turn", "end_turn", "respond"]
-    heard = talk.session.sound_of(1)
+    sent = talk.session.audio_of(1)
     said = np.concatenate([before, turn, pause])
     begin = (960 - 320) * 24
-    assert np.array_equal(heard, said[begin : begin + len(heard)]) and len(heard) == (320 + 640 + 192) * 24
+    assert np.array_equal(sent, said[begin : begin + len(sent)]) and len(sent) == (320 + 640 + 192) * 24
     assert talk.news() == [SpeechStarted(960 * 24)]
     await talk.tell(Transcript("Hi?"), TextDelta("Hello."))
     assert talk.news() == []
@@ -125,7 +125,7 @@ async def test_resumed_turn_has_no_gap_and_hides_the_speculative_reply():
     await talk.tell(Transcript("I"), TextDelta("Oh"), audio(0.1))
     said += [await talk.voice(640), await talk.silence(192)]
     assert talk.session.calls == ["start_turn", "end_turn", "respond", "rollback", "end_turn", "respond"]
-    assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
+    assert np.array_equal(talk.session.audio_of(1), np.concatenate(said))
     assert talk.names() == ["SpeechStarted"]
     await talk.silence(512)
     assert talk.news()[1:] == [UserTurnCommitted(1, 0, (640 + 320 + 640) * 24), ReplyStarted(3)]
@@ -141,7 +141,7 @@ async def test_detection_does_not_depend_on_chunking():
         await talk.silence(960, chunk)
         calls.append(talk.session.calls)
         turns.append([event for event in talk.news() if isinstance(event, UserTurnCommitted)])
-        assert abs(len(talk.session.sound_of(1)) - (320 + 960 + 192) * 24) <= 2 * BLOCK
+        assert abs(len(talk.session.audio_of(1)) - (320 + 960 + 192) * 24) <= 2 * BLOCK
     assert calls[0] == calls[1] == calls[2] and turns[0] == turns[1] == turns[2]
 
 
@@ -154,10 +154,10 @@ async def test_barge_in_reports_played_audio_and_stops_the_reply():
     await talk.silence(480)
     talk.news()
     await talk.voice(640)
-    heard = (480 + 288) * 24
-    assert talk.session.calls[3:] == [("interrupt", heard - BLOCK), "start_turn"]  # the clock runs after the block
+    played = (480 + 288) * 24
+    assert talk.session.calls[3:] == [("interrupt", played - BLOCK), "start_turn"]  # the clock runs after the block
     assert talk.news() == [
-        Interrupted(heard - BLOCK), ReplyDone("interrupted"), SpeechStarted((320 + 640 + 480) * 24),
+        Interrupted(played - BLOCK), ReplyDone("interrupted"), SpeechStarted((320 + 640 + 480) * 24),
     ]  # fmt: skip
     await talk.silence(640)
     assert talk.names() == ["SpeechStopped", "UserTurnCommitted", "ReplyStarted"]
@@ -251,15 +251,15 @@ async def test_create_response_false_only_commits_turns():
     assert talk.dialogue.respond() == 2
 
 
-@pytest.mark.parametrize(("heard", "wait"), [("Go home.", 256), ("Go…", 2016), (None, 512)])
+@pytest.mark.parametrize(("transcript", "wait"), [("Go home.", 256), ("Go…", 2016), (None, 512)])
 @run
-async def test_semantic_vad_ends_a_complete_turn(heard, wait):
+async def test_semantic_vad_ends_a_complete_turn(transcript, wait):
     talk = Talk(DialogueSettings(SemanticVad("high"), speculate_ms=192))
     await talk.voice(640)
     await talk.silence(224)
-    await talk.tell(Transcript(heard) if heard else TextDelta("So."))
+    await talk.tell(Transcript(transcript) if transcript else TextDelta("So."))
     waited = 224
-    while "UserTurnCommitted" not in [type(event).__name__ for event in talk.told]:
+    while "UserTurnCommitted" not in [type(event).__name__ for event in talk.received]:
         await talk.silence(32)
         waited += 32
     assert waited == wait
@@ -267,7 +267,7 @@ async def test_semantic_vad_ends_a_complete_turn(heard, wait):
         "SpeechStopped",
         "UserTurnCommitted",
         "ReplyStarted",
-        "Transcript" if heard else "TextDelta",
+        "Transcript" if transcript else "TextDelta",
     ]
     assert talk.session.calls == ["start_turn", "end_turn", "respond"]
 
@@ -279,7 +279,7 @@ async def test_manual_turns_hold_all_audio_until_commit():
         talk.dialogue.commit_audio()
     said = [await talk.silence(480), await talk.voice(480)]
     talk.dialogue.commit_audio()
-    assert np.array_equal(talk.session.sound_of(1), np.concatenate(said))
+    assert np.array_equal(talk.session.audio_of(1), np.concatenate(said))
     talk.dialogue.respond()
     await talk.settle()
     assert talk.news() == [UserTurnCommitted(1, 0, 960 * 24), ReplyStarted(2)]
@@ -288,7 +288,7 @@ async def test_manual_turns_hold_all_audio_until_commit():
     await talk.tell(ReplyDone("stop"))
     more += [await talk.voice(320)]
     talk.dialogue.commit_audio()
-    assert np.array_equal(talk.session.sound_of(3), np.concatenate(more))
+    assert np.array_equal(talk.session.audio_of(3), np.concatenate(more))
     await talk.settle()
     assert talk.news() == [ReplyDone("stop"), UserTurnCommitted(3, 960 * 24, 1600 * 24)]
 
@@ -307,7 +307,7 @@ async def test_typed_turn_leaves_uncommitted_audio():
         "start_turn",
         "end_turn",
     ]
-    assert np.array_equal(talk.session.sound_of(3), np.concatenate(said))
+    assert np.array_equal(talk.session.audio_of(3), np.concatenate(said))
 
 
 @run
@@ -356,7 +356,7 @@ async def test_history_change_during_speech_keeps_the_turn():
 
 
 @run
-async def test_idle_timeout_is_told_and_answered():
+async def test_idle_timeout_is_reported_and_answered():
     talk = Talk(DialogueSettings(ServerVad(idle_timeout_ms=960)))
     talk.dialogue.respond()
     await talk.tell(audio(0.5), ReplyDone("stop"))

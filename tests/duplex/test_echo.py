@@ -25,8 +25,8 @@ def voice():
 
 
 def blocks(pcm):
-    heard = resample(pcm, SAMPLE_RATE, VAD_SAMPLE_RATE)
-    return heard[: len(heard) // VAD_BLOCK * VAD_BLOCK].reshape(-1, VAD_BLOCK)
+    pcm = resample(pcm, SAMPLE_RATE, VAD_SAMPLE_RATE)
+    return pcm[: len(pcm) // VAD_BLOCK * VAD_BLOCK].reshape(-1, VAD_BLOCK)
 
 
 def levels(pcm):
@@ -38,9 +38,9 @@ def echo(answer, gain, delay=4800, reverberation=0.0):
     random = np.random.default_rng(0)
     decay = random.standard_normal(SAMPLE_RATE // 2) * np.exp(-np.arange(SAMPLE_RATE // 2) / 1700)
     response = np.concatenate([[1.0], np.zeros(96), reverberation * decay / np.linalg.norm(decay)])
-    heard = gain * np.convolve(answer, response)
+    echo = gain * np.convolve(answer, response)
     noise = 1e-4 * random.standard_normal(len(answer))
-    return (np.concatenate([np.zeros(delay), heard])[: len(answer)] + noise).astype(np.float32)
+    return (np.concatenate([np.zeros(delay), echo])[: len(answer)] + noise).astype(np.float32)
 
 
 def admitted(guard, answer, microphone):

@@ -166,7 +166,7 @@ def test_judgement_of_an_earlier_pause_does_not_count():
     assert [at - start for at, _ in line.silence(960)] == [192, 512]
 
 
-def test_idle_is_told_after_silence():
+def test_idle_is_reported_after_silence():
     line = Line(idle=960)
     line.endpointer.set_model_state("speaking")
     assert not line.silence(1920)

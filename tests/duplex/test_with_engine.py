@@ -61,7 +61,7 @@ def kinds(found):
     return [type(event).__name__ for event in found if not isinstance(event, AudioDelta)]
 
 
-def heard_directly(pcm):
+def answered_directly(pcm):
     """What a session remembers that hears `pcm` as one turn, and the sound of its reply."""
     engine = tiny_engine()
     session = engine.open(SessionSettings(seed=3, max_patches=20))
@@ -79,10 +79,10 @@ def test_detected_turn_equals_the_spoken_one():
             await talk.play(piece)
         assert kinds(talk.events)[:3] == ["SpeechStarted", "SpeechStopped", "UserTurnCommitted"]
         assert talk.events[-1].reason in ("stop", "length")
-        remembered, reply = heard_directly(np.concatenate(said)[10 * BLOCK : 46 * BLOCK])
+        remembered, reply = answered_directly(np.concatenate(said)[10 * BLOCK : 46 * BLOCK])
         assert the_same(context_of(talk.session), remembered)
-        sound = np.concatenate([event.pcm for event in talk.events if isinstance(event, AudioDelta)])
-        assert np.array_equal(sound, reply)
+        pcm = np.concatenate([event.pcm for event in talk.events if isinstance(event, AudioDelta)])
+        assert np.array_equal(pcm, reply)
         await talk.close()
 
     asyncio.run(run())
@@ -95,7 +95,7 @@ def test_rolled_back_reply_leaves_no_trace():
         for piece in said:
             await talk.play(piece)
         assert kinds(talk.events).count("ReplyStarted") == kinds(talk.events).count("ReplyDone") == 1
-        remembered, _ = heard_directly(np.concatenate(said)[10 * BLOCK : 76 * BLOCK])
+        remembered, _ = answered_directly(np.concatenate(said)[10 * BLOCK : 76 * BLOCK])
         assert the_same(context_of(talk.session), remembered)
         await talk.close()
 

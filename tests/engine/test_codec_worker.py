@@ -11,7 +11,7 @@ from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.types import Error, Turn
 from tests.engine.test_engine import SHORT
-from tests.engine.tiny import PATCH, Clock, events, models, noise, say, sound, talk
+from tests.engine.tiny import PATCH, Clock, audio_of, events, models, noise, say, talk
 
 SLOTS = 8
 
@@ -70,13 +70,13 @@ def test_engine_with_codec_process_equals_thread_and_reports_its_death():
     codec, lm = models()
     near, far = (Engine(codec, lm, EngineConfig(slots=8, context=256, codec_process=apart), Clock())
                  for apart in (False, True))  # fmt: skip
-    heard = []
+    replies = []
     for engine in (near, far):
         session = engine.open(SHORT)
         say(session, noise(0.7))
         session.respond()
-        heard.append(sound(talk(engine, [session])[session]))
-    assert np.array_equal(*heard) and heard[0].any()
+        replies.append(audio_of(talk(engine, [session])[session]))
+    assert np.array_equal(*replies) and replies[0].any()
     far.start()
     assert far.alive
     far.core.runner.codec.process.kill()

@@ -21,6 +21,7 @@ from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Tu
 from tests.engine.tiny import (
     SHORT,
     Clock,
+    audio_of,
     context_of,
     events,
     models,
@@ -29,7 +30,6 @@ from tests.engine.tiny import (
     run,
     same,
     say,
-    sound,
     talk,
     tiny_engine,
     tiny_lm,
@@ -51,10 +51,10 @@ def test_one_turn_equals_chat(seconds):
     ours = answer(engine, session, pcm)
     alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
     if not len(pcm):  # a dialogue knows no empty recording
-        assert sound(ours).any()
+        assert audio_of(ours).any()
         return
     theirs = alone.ask(Turn.user(speech=pcm))
-    assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and len(theirs.pcm)
+    assert np.allclose(audio_of(ours), theirs.pcm, atol=1e-6) and len(theirs.pcm)
     assert "".join(e.text for e in ours if isinstance(e, TextDelta)).strip() == theirs.text
     assert reason(ours) == theirs.reason
 
@@ -66,7 +66,7 @@ def test_many_turns_equal_chat():
     alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
     for turn in range(3):
         theirs = alone.ask(Turn.user(speech=noise(0.7, turn)))
-        assert np.allclose(sound(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
+        assert np.allclose(audio_of(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])
@@ -96,8 +96,8 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
     again.respond()
     first = talk(crowd, [again, *(other for other in others if other is not others[2])])[again]
     second = answer(crowd, again, noise(0.5, 2), chunk=4000)
-    assert np.array_equal(sound(first), sound(wanted[0])) and len(sound(first)) > 10_000
-    assert np.array_equal(sound(second), sound(wanted[1])) and same(me, again)
+    assert np.array_equal(audio_of(first), audio_of(wanted[0])) and len(audio_of(first)) > 10_000
+    assert np.array_equal(audio_of(second), audio_of(wanted[1])) and same(me, again)
     assert again.slot.number != me.slot.number
     assert torch.equal(alone.core.runner.hidden[me.slot.number], crowd.core.runner.hidden[again.slot.number])
 
@@ -119,7 +119,7 @@ def test_slot_is_wiped_before_reuse():
         tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
-    assert np.array_equal(sound(ours), sound(theirs)) and same(second, other)
+    assert np.array_equal(audio_of(ours), audio_of(theirs)) and same(second, other)
 
 
 def test_full_engine_refuses_at_once():
@@ -153,9 +153,9 @@ def test_slot_is_free_as_soon_as_the_session_closes():
     leaves.close()
     with pytest.raises(EngineFull):
         engine.open(SHORT)
-    wanted = sound(answer(fresh, fresh.open(SHORT), noise(0.6)))
-    assert np.array_equal(sound(answer(engine, session, noise(0.6))), wanted)
-    assert np.array_equal(sound(answer(engine, stays, noise(0.6))), wanted)
+    wanted = audio_of(answer(fresh, fresh.open(SHORT), noise(0.6)))
+    assert np.array_equal(audio_of(answer(engine, session, noise(0.6))), wanted)
+    assert np.array_equal(audio_of(answer(engine, stays, noise(0.6))), wanted)
 
 
 def test_slot_of_a_failed_session_is_free(monkeypatch):
@@ -209,7 +209,7 @@ def test_added_history_equals_chat():
     session.respond()
     ours = talk(engine, [session])[session]
     theirs = talked.chat(turns, mode="t2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
-    assert np.allclose(sound(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
+    assert np.allclose(audio_of(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
     with pytest.raises(UserError):
         session.add_turn(Turn("system", Turn.user("x").segments))
 
@@ -231,7 +231,7 @@ def test_new_settings_apply_from_the_next_reply():
     session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather", seed=8))
     session.configure(replace(SHORT, instructions="weather", seed=8))
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, session), (other, wanted)))
-    assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
+    assert np.array_equal(audio_of(ours), audio_of(theirs)) and same(session, wanted)
 
 
 def test_reply_options_override_instructions():
@@ -240,7 +240,7 @@ def test_reply_options_override_instructions():
     say(session, noise(0.6))
     session.respond(ReplyOptions(instructions="weather"))
     ours, theirs = talk(engine, [session])[session], answer(other, wanted, noise(0.6))
-    assert np.array_equal(sound(ours), sound(theirs)) and same(session, wanted)
+    assert np.array_equal(audio_of(ours), audio_of(theirs)) and same(session, wanted)
     assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
     usual = engine.core.runner.lm.prompt.system_prompt("s2s").text
     assert torch.equal(context_of(session).text[:, : usual.shape[1]], usual) and not same(session, wanted)
@@ -274,7 +274,9 @@ def test_unchanged_instructions_are_prefilled_once(monkeypatch):
     session = engine.open(SHORT)
     engine.step()
     opening = session.slot.prompt.system_prompt
-    monkeypatch.setattr(session.slot.prompt, "system_prompt", lambda *told: read.append(told) or opening(*told))
+    monkeypatch.setattr(
+        session.slot.prompt, "system_prompt", lambda *arguments: read.append(arguments) or opening(*arguments)
+    )
     for speed in (0.8, 0.8, 0.7):
         session.configure(replace(SHORT, instructions="Be brief.", temperature=speed))
         engine.step()
@@ -302,7 +304,7 @@ def test_reading_aloud():
     session = engine.open(SHORT)
     session.respond(ReplyOptions(text="Hello there", max_patches=9))
     found = talk(engine, [session])[session]
-    assert found[0] == TextDelta("Hello there") and len(sound(found))
+    assert found[0] == TextDelta("Hello there") and len(audio_of(found))
     recital = engine.core.runner.lm.prompt.tts_prompt("Hello there")
     assert torch.equal(context_of(session).text[:, : recital.text.shape[1]], recital.text)
 
@@ -327,7 +329,7 @@ def test_error_in_one_session_does_not_affect_others(monkeypatch):
     broken.respond()
     both.step()
     monkeypatch.setattr(broken.slot, "patches_generated", lambda *_: 1 / 0)
-    assert np.array_equal(sound(answer(both, session, noise(0.6))), sound(wanted))
+    assert np.array_equal(audio_of(answer(both, session, noise(0.6))), audio_of(wanted))
     assert [type(event) for event in events(broken)] == [Error]
     assert both.stats().used == 1 and not broken.replying
     with pytest.raises(UserError, match="closed"):
@@ -422,7 +424,7 @@ def test_generation_stops_while_audio_is_unread(paced):
     assert session.outbox.unread_samples <= 0.62 * 24_000 and session.replying
     began = engine.clock.now
     if not paced:
-        assert len(sound(talk(engine, [session])[session])) > 2 * 24_000
+        assert len(audio_of(talk(engine, [session])[session])) > 2 * 24_000
         assert engine.clock.now - began < 1  # as fast as it was read
 
 
@@ -469,7 +471,7 @@ def test_runs_on_a_thread_and_is_read_from_asyncio():
         return await asyncio.gather(*(one(seed) for seed in (1, 2, 1)))
 
     a, b, again = asyncio.run(several())
-    assert np.array_equal(sound(a), sound(again)) and not np.array_equal(sound(a), sound(b))
+    assert np.array_equal(audio_of(a), audio_of(again)) and not np.array_equal(audio_of(a), audio_of(b))
     assert all(reason(found) for found in (a, b, again))
     engine.close(drain=5.0)
     assert engine.stats().used == 0 and engine.stats().steps == len(steps) and min(steps) > 0

@@ -10,7 +10,7 @@ from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Interrupted, ReplyDone, TextDelta, Transcript, Turn
-from tests.engine.tiny import PATCH, Clock, events, run, say, sound, talk
+from tests.engine.tiny import PATCH, Clock, audio_of, events, run, say, talk
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -35,9 +35,9 @@ def test_two_sessions_are_answered_as_if_alone(gpt):
     found = talk(engine, sessions)
     for session, path in zip(sessions, paths, strict=True):
         alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=SamplingParams.of(1))
-        heard = next(event.text for event in found[session] if isinstance(event, Transcript))
-        assert (heard, text(found[session])) == (alone.transcript, alone.text)
-        assert len(sound(found[session])) == len(alone.pcm) > PATCH
+        transcript = next(event.text for event in found[session] if isinstance(event, Transcript))
+        assert (transcript, text(found[session])) == (alone.transcript, alone.text)
+        assert len(audio_of(found[session])) == len(alone.pcm) > PATCH
 
 
 def test_unplayed_words_are_not_remembered(gpt):

@@ -11,7 +11,7 @@ from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.types import Patches
 from tests.engine.test_engine import SHORT
-from tests.engine.tiny import context_of, models, noise, reason, say, sound, talk, tiny_engine, tiny_lm
+from tests.engine.tiny import audio_of, context_of, models, noise, reason, say, talk, tiny_engine, tiny_lm
 
 
 class Traced:
@@ -79,15 +79,15 @@ def a_talk(monkeypatch, recording, lm):
     first.respond()
     say(second, noise(1.1, 2))
     second.respond()
-    heard = talk(engine, [first, second])
+    received = talk(engine, [first, second])
     second.close()
     engine.step()
     third = engine.open(SHORT)
     for seed in (3, 4):
         say(third, noise(0.4, seed))
         third.respond()
-        heard[third] += talk(engine, [third])[third]
-    return [(sound(heard[s]), context_of(s), reason(heard[s])) for s in (first, third)]
+        received[third] += talk(engine, [third])[third]
+    return [(audio_of(received[s]), context_of(s), reason(received[s])) for s in (first, third)]
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])

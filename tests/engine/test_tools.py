@@ -77,8 +77,8 @@ def test_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     say(session, noise(0.4))
     session.respond()
-    heard = [*text(prompt, "weather"), (prompt.special_ids.transcript_end, None)] if chain_of_modality else []
-    script += heard + text(prompt, WRITTEN) + end(prompt)
+    transcript = [*text(prompt, "weather"), (prompt.special_ids.transcript_end, None)] if chain_of_modality else []
+    script += transcript + text(prompt, WRITTEN) + end(prompt)
     found = talk(engine, [session])[session]
     assert found == [*([Transcript("weather")] if chain_of_modality else []), CALL, ReplyDone("stop")]
     session.add_turn(RESULT)
@@ -87,7 +87,7 @@ def test_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.history.system.mode == "s2s"
 
 
-def test_call_within_speech_is_told_at_the_end():
+def test_call_within_speech_is_reported_at_the_end():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))

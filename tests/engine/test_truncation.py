@@ -35,17 +35,17 @@ def words_of(prompt, patches):
 
 
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])
-@pytest.mark.parametrize("heard", range(1, 7))
-def test_truncated_reply_has_only_played_words_and_codes(prompt, heard):
-    kept = truncated_reply(prompt, a_reply(prompt, "what"), True, heard)
+@pytest.mark.parametrize("played_patches", range(1, 7))
+def test_truncated_reply_has_only_played_words_and_codes(prompt, played_patches):
+    kept = truncated_reply(prompt, a_reply(prompt, "what"), True, played_patches)
     codes = kept.codes[0][kept.codes[0, :, 0, 0] != prompt.config.no_speech]
-    assert codes[:, 0, 0].tolist() == list(range(heard)) and speech_patches(prompt, kept) == heard
-    played = [word for place, word in zip((0, 2, 3, 5), WORDS, strict=True) if place + 1 < heard]
+    assert codes[:, 0, 0].tolist() == list(range(played_patches)) and speech_patches(prompt, kept) == played_patches
+    played = [word for place, word in zip((0, 2, 3, 5), WORDS, strict=True) if place + 1 < played_patches]
     named = [prompt.encode(word)[0] for word in played]
     tokens = kept.text[0].tolist()
     for word in WORDS:
         token = prompt.encode(word)[0]
-        assert (token in tokens) == (token in named), (word, heard)
+        assert (token in tokens) == (token in named), (word, played_patches)
 
 
 @pytest.mark.parametrize("prompt", prompts(), ids=["plain", "draft"])

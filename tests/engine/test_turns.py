@@ -13,6 +13,7 @@ from tests.engine.tiny import (
     PATCH,
     SHORT,
     ScriptedLM,
+    audio_of,
     context_of,
     events,
     noise,
@@ -20,7 +21,6 @@ from tests.engine.tiny import (
     run,
     same,
     say,
-    sound,
     talk,
     tiny_engine,
     tiny_lm,
@@ -64,7 +64,7 @@ def test_rolled_back_turn_equals_an_uninterrupted_one(seconds, steps):
     session.end_turn()
     session.respond()
     found = talk(engine, [session])[session]
-    assert same(plain, session) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
+    assert same(plain, session) and np.array_equal(audio_of(found), audio_of(wanted)) and agrees(engine, session)
 
 
 def test_complete_speculative_reply_is_rolled_back():
@@ -148,7 +148,7 @@ def test_rollback_while_the_end_is_being_encoded(seconds, steps):
     plain.respond()
     found, wanted = talk(engine, [session])[session], talk(whole, [plain])[plain]
     other.close()
-    assert same(session, plain) and np.array_equal(sound(found), sound(wanted)) and agrees(engine, session)
+    assert same(session, plain) and np.array_equal(audio_of(found), audio_of(wanted)) and agrees(engine, session)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6, 8, 20])
@@ -214,10 +214,10 @@ def test_interrupted_reply_keeps_only_what_was_played(chain_of_modality, played)
     session.respond()
     run(engine, until=lambda: session.outbox.reply_samples >= 5 * PATCH)
     before = session.slot.history.context.spans[0].stop
-    heard = played * PATCH + 700  # within a patch: what was not played to its end was not heard
-    session.interrupt(heard)
+    samples = played * PATCH + 700  # within a patch: one that was not played to its end does not count
+    session.interrupt(samples)
     found = events(session)
-    assert found == [Interrupted(heard if played < 5 else 5 * PATCH), ReplyDone("interrupted")]
+    assert found == [Interrupted(samples if played < 5 else 5 * PATCH), ReplyDone("interrupted")]
     engine.step()
     memory, c = context_of(session), engine.core.runner.lm.config
     speech = memory.codes[0, before:][memory.codes[0, before:, 0, 0] != c.no_speech]
@@ -245,8 +245,8 @@ def test_unplayed_audio_does_not_affect_later_turns():
         engine.core.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
         say(session, noise(0.3, 3))
         session.respond()
-        heard = sound(talk(engine, [session])[session])
-        results.append((context_of(session), heard))
+        reply = audio_of(talk(engine, [session])[session])
+        results.append((context_of(session), reply))
     (first, a), (second, b) = results
     assert torch.equal(first.text, second.text) and torch.equal(first.codes, second.codes)
     assert np.array_equal(a, b) and first.text.shape[1] > 100
@@ -279,7 +279,7 @@ def test_complete_reply_can_be_truncated():
     say(session, noise(0.4))
     number = session.respond()
     found = talk(engine, [session])[session]
-    assert reason(found) == "stop" and len(sound(found)) == 8 * PATCH
+    assert reason(found) == "stop" and len(audio_of(found)) == 8 * PATCH
     whole = context_of(session)
     session.truncate(number, 99 * PATCH)
     engine.step()
@@ -344,12 +344,12 @@ def test_mute_reply_is_spoken_after_all():
     end = [(token, None) for token in [*encode(engine.core.runner.lm.prompt.template.turn_end), ids.eos]]
     engine.core.runner.lm.script = script[:start] + end + script[start + 1 :]
     session, plain = engine.open(SHORT), other.open(SHORT)
-    heard = []
+    replies = []
     for e, s in ((engine, session), (other, plain)):
         say(s, noise(0.4))
         s.respond()
-        heard.append(talk(e, [s])[s])
-    assert np.array_equal(sound(heard[0]), sound(heard[1])) and len(sound(heard[0])) == 8 * PATCH
-    texts = ["".join(e.text for e in found if isinstance(e, TextDelta)).strip() for found in heard]
-    assert texts == ["Hello there, what is weather"] * 2 and reason(heard[0]) == "stop"
+        replies.append(talk(e, [s])[s])
+    assert np.array_equal(audio_of(replies[0]), audio_of(replies[1])) and len(audio_of(replies[0])) == 8 * PATCH
+    texts = ["".join(e.text for e in found if isinstance(e, TextDelta)).strip() for found in replies]
+    assert texts == ["Hello there, what is weather"] * 2 and reason(replies[0]) == "stop"
     assert same(session, plain) and agrees(engine, session)

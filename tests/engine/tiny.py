@@ -109,7 +109,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def run(engine: Engine, until=None, most: int = 5000) -> None:
-    """GenerationStep until there is nothing to do (time passes as the engine asks for), or `until()`."""
+    """Step until there is nothing to do (time passes as the engine asks for), or `until()`."""
     for _ in range(most):
         wait = engine.step()
         if until is not None and until():
@@ -129,14 +129,14 @@ def events(session) -> list:
 
 
 def talk(engine: Engine, sessions, most: int = 20_000) -> dict:
-    """GenerationStep, with readers who read at once, until all replies are over: the events of each session."""
-    heard = defaultdict(list)
+    """Step, with readers who read at once, until all replies are over: the events of each session."""
+    found = defaultdict(list)
     for _ in range(most):
         wait = engine.step()
         for session in sessions:
-            heard[session] += events(session)
+            found[session] += events(session)
         if not any(session.replying for session in sessions):
-            return heard
+            return found
         engine.clock.pass_by(wait or 0.0)
     raise AssertionError("a reply does not end")
 
@@ -149,7 +149,7 @@ def say(session, pcm: np.ndarray, chunk: int = 700) -> None:
     session.end_turn()
 
 
-def sound(found) -> np.ndarray:
+def audio_of(found) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *(e.pcm for e in found if isinstance(e, AudioDelta))])
 
 

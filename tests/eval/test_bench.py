@@ -85,7 +85,7 @@ def test_questions_are_shipped_or_those_of_a_folder(tmp_path):
         questions.load(tmp_path / "absent")
 
 
-def test_turns_are_timed_with_shipped_questions_and_without_any_voice():
+def test_turns_are_timed_with_shipped_questions():
     class Talker:
         asked: list = []  # noqa: RUF012 (one object)
 

@@ -35,7 +35,7 @@ class Late:
 
 
 @needs.extra("eval", "pystoi", "pesq")
-def test_a_perfect_copy_scores_perfectly():
+def test_perfect_copy_scores_perfectly():
     late, clips = Late(), [CLIP, CLIP]
     row = evaluation.codec_row(late, "tones", clips, [late.reconstruct(clip.pcm) for clip in clips])
     assert row.stoi > 0.999 and row.pesq_wb > 4.5
@@ -46,8 +46,8 @@ def test_a_perfect_copy_scores_perfectly():
 
 @needs.extra("eval", "pystoi", "pesq")
 def test_report(tmp_path):
-    rows, judged = evaluation.evaluate([Late()], {"tones": [CLIP]}, Judges())
-    assert judged == []
+    rows, judge_rows = evaluation.evaluate([Late()], {"tones": [CLIP]}, Judges())
+    assert judge_rows == []
     wide = Console(width=200, record=True, file=StringIO())
     report.show("Codec", rows, wide)
     assert "tones" in wide.export_text()
@@ -59,7 +59,7 @@ def test_report(tmp_path):
     assert content["rows"][0]["codec"] == "late" and content["machine"]["threads"] >= 1
 
 
-def test_what_was_not_measured_is_null(tmp_path):
+def test_unmeasured_values_are_null(tmp_path):
     row = evaluation.CodecRow("set", "codec", 1, *[float("nan")] * 7, perplexity=None)
     report.save_json(tmp_path / "x.json", rows=[row])
     assert json.loads((tmp_path / "x.json").read_text())["rows"][0]["stoi"] is None
@@ -85,12 +85,12 @@ def test_codec2_round_trip(mode):
     assert 0 < lost < 0.7 * metrics.mel_cepstral_distortion(original, noise())
 
 
-def test_a_missing_package_is_named():
+def test_missing_package_is_named():
     with pytest.raises(UserError, match=r"no_such_package is not installed.*speechgpt2\[eval\]"):
         extras.require("no_such_package", "eval")
 
 
-def test_a_folder_without_recordings_is_named(tmp_path):
+def test_folder_without_recordings_is_named(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         recorded(tmp_path, 3)
 
@@ -124,7 +124,7 @@ class Flips:
         return Reconstruction(-pcm, None)
 
 
-def test_judges_have_a_row_for_the_original_and_one_for_each_codec(monkeypatch):
+def test_judges_have_a_row_for_the_original_and_each_codec(monkeypatch):
     monkeypatch.setattr(evaluation, "codec_row", lambda *_: None)
     wave = np.linspace(0.1, 0.2, 24_001, dtype=np.float32)
     texts = [
@@ -150,8 +150,8 @@ def test_judges_have_a_row_for_the_original_and_one_for_each_codec(monkeypatch):
 def test_tables_say_that_no_independent_judge_was_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "build_sets", lambda *_: {"tones": [CLIP]})
     monkeypatch.setattr(evaluation.judges, "load", lambda *_: Judges())
-    rows, judged = evaluation.main(None, out=tmp_path, peers=False)
-    assert rows == judged == []
+    rows, judge_rows = evaluation.main(None, out=tmp_path, peers=False)
+    assert rows == judge_rows == []
     assert NO_ASR[:30] in capsys.readouterr().out and NO_ASR in (tmp_path / "codec.md").read_text()
     assert json.loads((tmp_path / "codec.json").read_text())["asr"] is None
 

@@ -42,7 +42,7 @@ def test_without_packages_there_are_notes(monkeypatch):
     dnsmos.packaged.cache_clear()
 
 
-def test_a_judge_is_named_and_knows_its_languages(monkeypatch):
+def test_judge_is_named_and_knows_its_languages(monkeypatch):
     fake = SimpleNamespace(
         name="fake", languages={"en"}, independent=True, transcribe=lambda pcm, lang: Transcription(f"{lang}!", lang)
     )
@@ -57,7 +57,7 @@ def test_a_judge_is_named_and_knows_its_languages(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["codec", "speech", "mini"])
-def test_a_folder_without_asr_model_ends_a_command_with_one_line(command, tmp_path, monkeypatch):
+def test_folder_without_asr_model_is_a_clear_error(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace())
     for model, words in ((tmp_path, "not an ASR model, it holds no model.bin"), (tmp_path / "x", "no such ASR model")):
         result = CliRunner().invoke(app, ["eval", command, "--asr", str(model)])
@@ -73,7 +73,7 @@ def test_similarity_lies_between_its_baselines():
 
 
 @needs.extra("eval", "resemblyzer")
-def test_a_speaker_is_nearer_to_itself(question):
+def test_speaker_is_nearer_to_itself(question):
     encoder = SpeakerEncoder()
     half = len(question) // 2
     first, second = encoder.embed(question[:half]), encoder.embed(question[half:])
@@ -94,7 +94,7 @@ def test_dnsmos_is_that_of_speechmos(question):
 
 
 @needs.extra("eval", "speechmos", "onnxruntime")
-def test_a_file_that_is_not_dnsmos_is_one_clear_line(tmp_path):
+def test_file_that_is_not_dnsmos_is_a_clear_error(tmp_path):
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(dnsmos.packaged().read_bytes()[:1000])
     other = Path(dnsmos.__file__).parent / "assets" / "silero_vad.onnx"

@@ -67,7 +67,7 @@ def test_voicing_error():
     assert metrics.voicing_error(f0, np.where(f0 > 0, 0.0, 90.0)) == 1
 
 
-def test_buzz_is_told_from_other_pitches_and_noise():
+def test_buzz_is_distinguished_from_pitches_and_noise():
     original = track(voice(170.0))
     assert metrics.hop_lock(original, track(pulses(100.0))) > 0.95
     assert metrics.hop_lock(original, original) < 0.05
@@ -75,7 +75,7 @@ def test_buzz_is_told_from_other_pitches_and_noise():
     assert metrics.hop_lock(original, track(noise())) < 0.05
 
 
-def test_a_speaker_at_the_hop_rate_is_not_a_buzz():
+def test_speaker_at_the_hop_rate_is_not_a_buzz():
     at_hop_rate = track(voice(100.0))
     assert np.isnan(metrics.hop_lock(at_hop_rate, at_hop_rate))
 
@@ -108,7 +108,7 @@ def test_mel_cepstral_distortion_knows_no_gain():
     assert metrics.mel_cepstral_distortion(clean, noise()) > 5
 
 
-def test_alignment_takes_off_the_declared_delay_and_finds_the_rest():
+def test_alignment_removes_the_declared_delay():
     clean = voice(140.0) + 0.3 * noise()
     late = np.concatenate([np.zeros(480 + 48, np.float32), clean])
     original, copy = metrics.align(clean, late, delay=480)

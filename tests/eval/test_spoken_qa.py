@@ -49,14 +49,14 @@ class Oracle:
 
     def __init__(self, trials):
         self.by_question = {t.exchange.question: t.exchange for t in trials}
-        self.by_sound = {id(speak(t.exchange.question, t.voice).pcm): t.exchange for t in trials}
+        self.by_audio = {id(speak(t.exchange.question, t.voice).pcm): t.exchange for t in trials}
         self.trials, self.said = trials, {}
 
     def chat(self, turns, mode, stream):
         assert stream
         segment = turns[-1].segments[0]
         spoken = isinstance(segment, Speech)
-        exchange = self.by_sound.get(id(segment.pcm)) if spoken else self.by_question[segment.text]
+        exchange = self.by_audio.get(id(segment.pcm)) if spoken else self.by_question[segment.text]
         if exchange is None:  # no question
             return
         reply = "我不知道。" if exchange is list(self.by_question.values())[1] else exchange.reply
@@ -75,16 +75,16 @@ class Oracle:
         if trimmed(pcm) in self.said:
             return self.said[trimmed(pcm)]
         known = {speak(t.exchange.question, t.voice).pcm.tobytes(): t.exchange.question for t in self.trials}
-        heard = trimmed(pcm)
-        sound, text = next((sound, text) for sound, text in known.items() if sound.startswith(heard))
-        return text if len(heard) > 0.9 * len(sound) else text[:2] + UNFINISHED
+        samples = trimmed(pcm)
+        whole, text = next((whole, text) for whole, text in known.items() if whole.startswith(samples))
+        return text if len(samples) > 0.9 * len(whole) else text[:2] + UNFINISHED
 
 
 class Mute:
     codec = PlainCodec()
 
     def transcribe(self, pcm):
-        raise UserError("this model does not tell what it heard")
+        raise UserError("this model cannot transcribe speech")
 
     def chat(self, turns, mode, stream):
         yield ReplyDone("length")
@@ -123,7 +123,7 @@ def panel(monkeypatch):
 @VOICES
 @needs.extra("eval", "pocketsphinx")
 @needs.extra("asr", "num2words", "cn2an", "opencc")
-def test_an_oracle_is_right(trials, panel, tmp_path):
+def test_oracle_is_always_right(trials, panel, tmp_path):
     panel.oracle = oracle = Oracle(trials)
     tables = spoken_qa.main(oracle, n=TRIALS, out=tmp_path)
     everything = {(row.mode, row.lang): row for row in tables["Answers"] if row.skill == "all"}
@@ -133,9 +133,9 @@ def test_an_oracle_is_right(trials, panel, tmp_path):
     assert np.isnan(everything["typed → spoken", "en"].transcript_errors)
 
     speech = {(row.lang, row.judge.split()[0], row.voice): row for row in tables["Speech"]}
-    heard, taught = speech["en", "pocketsphinx", "the model"], speech["en", "pocketsphinx", "teacher"]
-    assert heard.exact == taught.exact == speech["en", "pocketsphinx", "teacher through the codec"].exact == 1
-    assert heard.right == 1 and heard.n == 2 and heard.error_rate == 0
+    model, taught = speech["en", "pocketsphinx", "the model"], speech["en", "pocketsphinx", "teacher"]
+    assert model.exact == taught.exact == speech["en", "pocketsphinx", "teacher through the codec"].exact == 1
+    assert model.right == 1 and model.n == 2 and model.error_rate == 0
     circular = speech["zh", "the", "the model"]
     assert circular.exact == 1 and circular.right == 0.5 and circular.error_name == "CER"
     assert speech["en", "listener", "the model"].error_rate == 0
@@ -155,14 +155,14 @@ def test_an_oracle_is_right(trials, panel, tmp_path):
 
 @VOICES
 @needs.extra("asr", "num2words", "cn2an", "opencc")
-def test_a_mute_model_is_wrong_and_not_an_error(trials, panel):
+def test_model_without_output_is_wrong_and_no_error(trials, panel):
     tables = spoken_qa.main(Mute(), n=TRIALS, typed=False)
     assert all(row.right == 0 and np.isnan(row.transcript_errors) for row in tables["Answers"])
     assert tables["Speech"] == tables["Time"] == [] and "End of turn" not in tables
 
 
 @needs.extra("asr", "num2words", "cn2an", "opencc")
-def test_people_are_heard_by_the_model_and_by_the_judge():
+def test_recordings_are_transcribed_by_model_and_judge():
     class Model:
         def transcribe(self, pcm):
             return "three" if len(pcm) > 100 else "eight…"

@@ -67,13 +67,13 @@ def test_steps_with_inactive_rows_equal_single_rows(stack, monkeypatch, few_keys
     x, lengths = rows(1, 2, 3, steps=12), torch.tensor([12, 5, 0])
     more, turns = rows(4, 5, 6, steps=4), [[1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 0]]
     _, state = stack(x, stack.init_state(3, 20), lengths)
-    heard = [[x[row, :length]] for row, length in enumerate(lengths.tolist())]
+    inputs = [[x[row, :length]] for row, length in enumerate(lengths.tolist())]
     for step, active in zip(more.split(1, dim=1), turns, strict=True):
         y, state = stack(step, state, torch.tensor(active))
         for row in range(3):
             if active[row]:
-                heard[row].append(step[row])
-                wanted, _ = stack(torch.cat(heard[row])[None])
+                inputs[row].append(step[row])
+                wanted, _ = stack(torch.cat(inputs[row])[None])
                 torch.testing.assert_close(y[row, 0], wanted[0, -1], atol=1e-5, rtol=1e-4)
     assert state.position.tolist() == [14, 7, 3]
 

@@ -44,7 +44,7 @@ def without(lm: SpeechLM) -> SpeechLM:
     return plain
 
 
-def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
+def generated(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
     """The tokens and codes of each row, with position and speech depth after each."""
     rows: list[list] = [[] for _ in range(batch)]
     for step in lm.generate(*begun(lm, batch), SamplingParams.of(batch), most):
@@ -55,14 +55,14 @@ def told(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
 
 
 def test_drafted_text_equals_greedy_decoding(lm):
-    for row, wanted in zip(told(lm, 1), told(without(lm), 1), strict=True):
+    for row, wanted in zip(generated(lm, 1), generated(without(lm), 1), strict=True):
         assert row == wanted and len(row) > 10
         assert any(balance for *_, balance in row), "it also speaks"
 
 
 def test_rows_at_different_tokens(lm):
     """Rows with more accepted tokens are further, so only the common part is compared."""
-    for row, wanted in zip(told(lm, 3, 25), told(without(lm), 3, 25), strict=True):
+    for row, wanted in zip(generated(lm, 3, 25), generated(without(lm), 3, 25), strict=True):
         common = min(len(row), len(wanted))
         assert row[:common] == wanted[:common] and common > 5
 

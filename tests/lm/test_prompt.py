@@ -161,8 +161,8 @@ def test_phone_labels_stand_at_their_frames():
     labels = torch.arange(10)
     example = training_example(prompt, "s2t", [TurnPair(codes(10), "你好", user_phones=labels)])
     turn = example.patches.codes[0, :, 0, 0] != 1024
-    heard = example.phones[0, turn].flatten()
-    assert heard[:10].tolist() == labels.tolist() and (heard[10:] == -1).all()
+    labelled = example.phones[0, turn].flatten()
+    assert labelled[:10].tolist() == labels.tolist() and (labelled[10:] == -1).all()
     assert (example.phones[0, ~turn] == -1).all()
 
 

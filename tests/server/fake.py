@@ -82,7 +82,7 @@ class FakeSession:
             raise UserError("these instructions cannot be followed")
         self.settings = settings
 
-    def heard(self, samples):
+    def add_speech(self, samples):
         number = next(self._numbers)
         self.memory[number] = f"user: {samples / SAMPLE_RATE:.1f} s of speech"
         return number
@@ -105,20 +105,20 @@ class FakeSession:
         self._reply = asyncio.ensure_future(self._answer(self._number, options or ReplyOptions()))
         return self._number
 
-    def interrupt(self, heard):
+    def interrupt(self, played):
         if self._reply is None:
             raise UserError("there is no reply that could be interrupted")
         self._reply.cancel()
         self._reply = None
-        self.truncate(self._number, heard)
-        self.say(Interrupted(heard), ReplyDone("interrupted"))
+        self.truncate(self._number, played)
+        self.say(Interrupted(played), ReplyDone("interrupted"))
 
     def played(self):
         return int(min(self._sent, (self._now() - self._began) * SAMPLE_RATE))
 
-    def truncate(self, number, heard):
+    def truncate(self, number, played):
         words = self.memory.get(number, "assistant:").split(" ")
-        self.memory[number] = " ".join(words[: 1 + heard // PATCH])
+        self.memory[number] = " ".join(words[: 1 + played // PATCH])
 
     def delete_turn(self, number):
         del self.memory[number]
@@ -185,7 +185,7 @@ class FakeDialogue:
             session.events,
             session.close,
         )
-        self._heard = self._turn_start = self._speech = self._silence = 0  # samples; the last two in a row
+        self._received = self._turn_start = self._speech = self._silence = 0  # samples; the last two in a row
         self._talking = False
 
     @property
@@ -197,24 +197,24 @@ class FakeDialogue:
             self.session.configure(session_settings)
         self.settings = settings or self.settings
 
-    def interrupt(self, heard):
+    def interrupt(self, played):
         if self.session.replying:
-            self.session.interrupt(self.session.played() if heard is None else heard)
+            self.session.interrupt(self.session.played() if played is None else played)
 
     def commit_audio(self):
-        if self._heard == self._turn_start:
+        if self._received == self._turn_start:
             raise UserError("there is no audio since the last turn")
         self._take(self._turn_start)
 
     def clear_audio(self):
-        self._talking, self._turn_start = False, self._heard
+        self._talking, self._turn_start = False, self._received
 
     def append_audio(self, pcm):
         for start in range(0, len(pcm), 480):
             self._append(pcm[start : start + 480])
 
     def _append(self, pcm):
-        self._heard += len(pcm)
+        self._received += len(pcm)
         detection = self.settings.turn_detection
         if detection is None:
             return
@@ -222,19 +222,19 @@ class FakeDialogue:
         self._speech = self._speech + len(pcm) if loud else 0
         self._silence = 0 if loud else self._silence + len(pcm)
         if not self._talking and self._speech >= 0.06 * SAMPLE_RATE:
-            self._talking, self._turn_start = True, self._heard - self._speech
+            self._talking, self._turn_start = True, self._received - self._speech
             self.session.say(SpeechStarted(self._turn_start))
             if detection.interrupt_response:
                 self.interrupt(None)
         patience = getattr(detection, "silence_ms", 300) * SAMPLE_RATE // 1000
         if self._talking and self._silence >= patience:
             self._talking = False
-            self.session.say(SpeechStopped(self._heard - self._silence))
+            self.session.say(SpeechStopped(self._received - self._silence))
             self._take(self._turn_start)
             if detection.create_response and not self.session.replying:
                 self.respond()
 
     def _take(self, start):
-        number = self.session.heard(self._heard - start)
-        self.session.say(UserTurnCommitted(number, start, self._heard))
-        self._turn_start = self._heard
+        number = self.session.add_speech(self._received - start)
+        self.session.say(UserTurnCommitted(number, start, self._received))
+        self._turn_start = self._received

@@ -56,8 +56,8 @@ def test_round_trip(name):
     back = np.concatenate([decoder.push(chunk) for chunk in chunks])
     assert abs(len(back) - len(pcm)) < 3
     delay = 0 if name == "audio/pcm" else 96  # two filters of 97 taps
-    heard, said = back[2400:9600], pcm[2400 - delay : 9600 - delay]
-    error = np.sqrt(np.mean((heard - said) ** 2)) / np.sqrt(np.mean(said**2))
+    decoded, said = back[2400:9600], pcm[2400 - delay : 9600 - delay]
+    error = np.sqrt(np.mean((decoded - said) ** 2)) / np.sqrt(np.mean(said**2))
     assert error < (0.001 if name == "audio/pcm" else 0.03)
 
 

@@ -45,8 +45,8 @@ def test_spoken_question_and_barge_in(mini):
             assert kinds.count(f"input_audio_buffer.{kind}") == 1
         stopped = next(event for event in events if event["type"].endswith("speech_stopped"))
         assert abs(stopped["audio_end_ms"] - 500 - 1000 * len(question) / 24_000) < 400
-        heard = [e["transcript"] for e in events if e["type"].endswith("transcription.completed")]
-        assert len(heard) == 1 and heard[0]
+        transcripts = [e["transcript"] for e in events if e["type"].endswith("transcription.completed")]
+        assert len(transcripts) == 1 and transcripts[0]
 
         append_in_blocks(client, np.concatenate([question, silence(1.0)]))  # barge-in
         events = client.until("response.done", TIMEOUT)

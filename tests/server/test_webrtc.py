@@ -228,13 +228,13 @@ def test_barge_in_drops_pending_audio(served):
             assert one(events, "output_audio_buffer.cleared")["response_id"] == done["id"]
             cleared = client.when("output_audio_buffer.cleared")
             memory = served.engine.sessions[-1].memory
-            heard = events[-1]["audio_end_ms"]
+            played_ms = events[-1]["audio_end_ms"]
             said = next(text for text in memory.values() if text.startswith("assistant"))
-            assert len(said.split()) - 1 == heard // 120  # to what was sent, to the frame
+            assert len(said.split()) - 1 == played_ms // 120  # to what was sent, to the frame
             await asyncio.sleep(0.2)
             loud = [at for at in client.loud() if at < cleared + 0.2]
             assert loud[-1] - cleared < 0.15  # the client's own buffer holds 80 ms
-            assert heard == pytest.approx(20 * len(loud), abs=60)
+            assert played_ms == pytest.approx(20 * len(loud), abs=60)
             item = done["output"][0]["id"]
             assert item == events[-1]["item_id"]
             client.send("conversation.item.retrieve", item_id=item)

@@ -54,7 +54,7 @@ def vowel(f0, formant, seconds=1.0):
     return (0.3 * np.convolve(pulses, ringing)[: len(pulses)]).astype(np.float32)
 
 
-def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utterance):
+def test_other_speaker_has_other_formants_at_the_given_pitch(utterance):
     needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
     other = change_voice(spoken, formants=1.25, pitch=200.0, liveliness=1.0, tempo=1.1, breath=0.0)
@@ -67,7 +67,7 @@ def test_another_speaker_has_other_formants_at_the_pitch_that_was_asked_for(utte
     assert other.words[1] == ("oh", pytest.approx(0.55), pytest.approx(0.99))
 
 
-def test_a_breathy_speaker_has_noise_in_the_voice(utterance):
+def test_breathy_speaker_has_noise_in_the_voice(utterance):
     needs.module("pyworld", "synthesis")
     spoken = replace(utterance, pcm=vowel(120, 1000))
     clear, breathy = (change_voice(spoken, 1.0, 120.0, 1.0, 1.0, breath).pcm for breath in (0.0, 0.5))
@@ -111,7 +111,7 @@ def test_reverberation_decays():
     assert len(wet) == len(pcm) and early > 10 * late > 0
 
 
-def test_a_seed_decides_everything_and_nothing_clips(utterance):
+def test_results_depend_on_the_seed_and_do_not_clip(utterance):
     first, again, other = (augment_utterance(utterance, random.Random(seed), share=1.0) for seed in (1, 1, 2))
     assert np.array_equal(first.pcm, again.pcm) and first.words == again.words
     assert len(other.pcm) != len(first.pcm)

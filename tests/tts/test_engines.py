@@ -29,7 +29,7 @@ def tone(hertz: float, seconds: float, rate: int = 16_000) -> np.ndarray:
     return np.concatenate([silence, 0.2 * np.sin(2 * np.pi * hertz * time), silence]).astype(np.float32)
 
 
-def heard(pcm: np.ndarray, start: float, end: float) -> float:
+def pitch(pcm: np.ndarray, start: float, end: float) -> float:
     span = pcm[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
     return float(np.abs(np.fft.rfft(span)).argmax() * SAMPLE_RATE / len(span))
 
@@ -52,9 +52,9 @@ def test_words_are_spliced_where_their_times_say(bank):
     said = speak("Good morning, two one!", voice)
     assert [w.text for w in said.words] == ["Good", "morning", "two", "one"]
     good, morning, two, one = said.words
-    assert heard(said.pcm, good.start, morning.end) == pytest.approx(600, abs=5)
-    assert heard(said.pcm, two.start + 0.05, two.end - 0.05) in (pytest.approx(400, abs=5), pytest.approx(500, abs=5))
-    assert heard(said.pcm, one.start + 0.05, one.end - 0.05) == pytest.approx(300, abs=5)
+    assert pitch(said.pcm, good.start, morning.end) == pytest.approx(600, abs=5)
+    assert pitch(said.pcm, two.start + 0.05, two.end - 0.05) in (pytest.approx(400, abs=5), pytest.approx(500, abs=5))
+    assert pitch(said.pcm, one.start + 0.05, one.end - 0.05) == pytest.approx(300, abs=5)
     assert two.start - morning.end == pytest.approx(word_bank.PAUSE, abs=0.01)  # a comma is a pause
     assert one.start - two.end == pytest.approx(word_bank.JOINT, abs=0.01)
     assert good.end == pytest.approx(morning.start) and not ENGINES["recordings"].exact_times
@@ -122,7 +122,7 @@ def cosy():
 
 
 @needs.voice(training_voices("en")[12])
-def test_a_server_speaks_with_times_from_the_aligner(cosy):
+def test_server_speaks_with_times_from_the_aligner(cosy):
     url, truth = cosy
     said = speak(TEXT, Voice("server", f"{url}?rate=22050", "en", "中文女"))
     assert Cosy.asked == [("/tts/inference_sft", {"tts_text": TEXT.encode(), "spk_id": "中文女".encode()})]
@@ -133,7 +133,7 @@ def test_a_server_speaks_with_times_from_the_aligner(cosy):
 
 
 @needs.voice(training_voices("en")[12])
-def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_path):
+def test_server_takes_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_path):
     url, truth = cosy
     Cosy.headers_to_send = {cosyvoice_server.RATE_HEADER: "22050"}
     soundfile.write(tmp_path / "anna.wav", truth.pcm, SAMPLE_RATE)
@@ -143,11 +143,15 @@ def test_a_server_is_told_the_rate_by_header_and_the_voice_by_clip(cosy, tmp_pat
     (tmp_path / "anna.txt").write_text(TEXT)
     assert speak(TEXT, voice).duration == pytest.approx(truth.duration, abs=0.06)
     assert speak(TEXT, replace(voice, style="Whisper.")).words
-    (zero, cloned), (instruct, told) = Cosy.asked
+    (zero, cloned), (instruct, instructed) = Cosy.asked
     assert zero == "/tts/inference_zero_shot" and cloned["prompt_text"].decode() == TEXT
     sent, rate = soundfile.read(io.BytesIO(cloned["prompt_wav"]))
     assert rate == SAMPLE_RATE and len(sent) == len(truth.pcm)
-    assert instruct == "/tts/inference_instruct2" and told["instruct_text"] == b"Whisper." and "prompt_wav" in told
+    assert (
+        instruct == "/tts/inference_instruct2"
+        and instructed["instruct_text"] == b"Whisper."
+        and "prompt_wav" in instructed
+    )
 
 
 @pytest.mark.parametrize(

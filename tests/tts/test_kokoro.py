@@ -96,7 +96,7 @@ def test_times_are_those_of_the_audio(folder):
     assert checked > 5
 
 
-def test_a_space_is_shared_and_punctuation_is_silence(folder):
+def test_space_is_shared_and_punctuation_is_silence(folder):
     of, the, three, one, *_ = speak(ENGLISH, HEART).words
     assert of.end == the.start and the.end == three.start
     assert one.start - three.end == pytest.approx(2 * FRAMES * kokoro.FRAME / SAMPLE_RATE, abs=1e-3)
@@ -106,14 +106,14 @@ def test_equal_arguments_give_equal_samples(folder):
     assert np.array_equal(speak(ENGLISH, HEART).pcm, speak(ENGLISH, HEART).pcm)
 
 
-def test_a_mixture_averages_styles(folder):
+def test_mixture_averages_styles(folder):
     engine = kokoro.KokoroModel(folder / kokoro.MODEL.name, folder / "voices.npz")
     heart, adam = engine.style("af_heart"), engine.style("am_adam")
     assert engine.style("af_heart:3+am_adam:1") == pytest.approx(0.75 * heart + 0.25 * adam)
     assert engine.style(kokoro.mixture({"af_heart": 1})) == pytest.approx(heart)
 
 
-def test_a_long_text_is_read_in_parts(folder):
+def test_long_text_is_read_in_parts(folder):
     text = "The quick brown fox jumps over the lazy dog, and sleeps. " * 14
     said = speak(text, HEART)
     assert [w.text for w in said.words] == text.replace(",", "").replace(".", "").split()
@@ -132,7 +132,7 @@ def test_a_long_text_is_read_in_parts(folder):
         (HEART, "-".join(["banana"] * 150), ValueError, "a word of more than 500"),
     ],
 )
-def test_what_a_voice_cannot_read(folder, voice, text, error, message):
+def test_text_that_a_voice_cannot_read_is_rejected(folder, voice, text, error, message):
     with pytest.raises(error, match=message):
         speak(text, voice)
 

@@ -35,7 +35,7 @@ def test_variants_have_human_formants_and_pitch():
 
 @needs.extra("synthesis", "pyworld")
 @needs.voice(M3)
-def test_a_drawn_speaker_speaks_with_its_own_pitch(said):
+def test_drawn_speaker_speaks_with_its_own_pitch(said):
     pitches = []
     for number in range(8):
         utterance = said(variants.variant_name(number))
@@ -53,7 +53,7 @@ def test_shipped_voices_stay_what_they_were(said):
     assert abs(len(said("m3").pcm) - len(before.pcm)) <= 240
 
 
-def test_a_data_folder_is_mirrored_where_links_are_not_allowed(tmp_path, monkeypatch):
+def test_data_folder_is_mirrored_where_links_are_not_allowed(tmp_path, monkeypatch):
     data = tmp_path / "espeak-ng-data"
     (data / "voices" / "!v").mkdir(parents=True)
     (data / "voices" / "!v" / "m3").write_text("language variant\n")

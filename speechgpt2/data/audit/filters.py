@@ -237,9 +237,9 @@ def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> Filte
     again = [replace(s, pcm=faults.retouched(s.pcm, drawn.numbers)) for s in samples[::2]]
     clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *again])]
     marked = [fingerprint(clip, ClipAudio(clip, workspace)) for clip in clips]
-    judged = list(Duplicates(DuplicatesConfig())(lambda: iter(marked)))
-    misses = sum(not clip.kept for clip in judged[: len(samples)])
-    hits = sum(not clip.kept for clip in judged[len(samples) :])
+    decided = list(Duplicates(DuplicatesConfig())(lambda: iter(marked)))
+    misses = sum(not clip.kept for clip in decided[: len(samples)])
+    hits = sum(not clip.kept for clip in decided[len(samples) :])
     return FilterResult("duplicates", "cut, recoded, other gain", len(again), hits, len(samples), misses)
 
 

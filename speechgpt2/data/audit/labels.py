@@ -208,7 +208,7 @@ def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
     """Of readings in a style beside twenty plain ones by the same speaker: how many captions name the style."""
     plain = max(20, readings)
     voices = [voice for group in _voices().values() for voice in group if voice.engine == "espeak"]
-    told: dict[str, list[bool]] = defaultdict(list)
+    rightly: dict[str, list[bool]] = defaultdict(list)
     wrongly: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for voice in (voices[0], voices[-1]):
@@ -218,11 +218,11 @@ def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
             for style, clip in zip(styles, Captions(CaptionsConfig())(lambda clips=clips: iter(clips))):  # type: ignore[misc]
                 for name, words in EXPECTED_PHRASES.items():
                     if style in (name, "plain"):
-                        (told if style == name else wrongly)[name].append(words in clip.style.caption_en)
+                        (rightly if style == name else wrongly)[name].append(words in clip.style.caption_en)
     yield "| style | named by the caption | named for plain readings | readings |"
     yield "|---|---|---|---|"
     for name in EXPECTED_PHRASES:
-        yield f"| {name} | {np.mean(told[name]):.2f} | {np.mean(wrongly[name]):.2f} | {len(told[name])} |"
+        yield f"| {name} | {np.mean(rightly[name]):.2f} | {np.mean(wrongly[name]):.2f} | {len(rightly[name])} |"
     yield ""
 
 

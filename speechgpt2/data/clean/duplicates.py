@@ -104,10 +104,10 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
                 continue
             if number in ids:
                 ids[number] = clip.id
-            yield self._judged(clip, like[number], ids) if number in like else clip
+            yield self._decide(clip, like[number], ids) if number in like else clip
             number += 1
 
-    def _judged(self, clip: Clip, like: tuple[int, float], ids: dict[int, str]) -> Clip:
+    def _decide(self, clip: Clip, like: tuple[int, float], ids: dict[int, str]) -> Clip:
         first, score = like
         decision = Decision(
             self.name, self.version, False, reason="duplicate", score=round(score, 4), threshold=self.config.at_most,

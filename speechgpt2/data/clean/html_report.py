@@ -26,7 +26,7 @@ from speechgpt2.hub import write_atomically
 KEPT = ""  # instead of a reason
 SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # examples of kept clips, and of each reason
 MEASURABLE = 0.5  # seconds of work from which a speed is shown
-HEARD = 15.0  # seconds of an example
+EXAMPLE_SECONDS = 15.0  # seconds of an example
 SCORES: dict[str, tuple[str, float, float]] = {  # path: name, lower end, upper end
     "audio.duration": ("duration, s", 0, 40),
     "quality.snr": ("SNR, dB", -10, 60),
@@ -155,7 +155,7 @@ def _card(clip: Clip, run: PipelineRun) -> str:
     lines.append(", ".join(f"{name} {value:g}" for name, value in measured if value is not None))
     picture = ""
     if clip.audio.pcm_hash and run.workspace.recording(clip.audio.pcm_hash).is_file():
-        pcm = ClipAudio(clip, run.workspace).pcm[: int(HEARD * 24_000)]
+        pcm = ClipAudio(clip, run.workspace).pcm[: int(EXAMPLE_SECONDS * 24_000)]
         picture = html_parts.spectrogram(pcm) + html_parts.player(pcm)
     text = "".join(f"<div>{line}</div>" for line in lines if line)
     return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"

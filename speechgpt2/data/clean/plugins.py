@@ -39,7 +39,7 @@ def _needed(module: str, install: str, weights: str) -> Any:
         raise UserError(f"this step needs {module}: pip install {install}; {weights}") from None
 
 
-def _heard(clip_audio: ClipAudio) -> np.ndarray:
+def _at_model_rate(clip_audio: ClipAudio) -> np.ndarray:
     return resample(clip_audio.pcm, SAMPLE_RATE, MODEL_RATE)
 
 
@@ -77,10 +77,10 @@ class Recognise(Stage[RecogniseConfig]):
         """Return the clip with new fields."""
         code = clip.lang.code.split("-")[0]
         # If the model does not know the language, it detects one.
-        heard = self._recogniser.transcribe(clip_audio.pcm, code if code in self._recogniser.languages else "")
+        found = self._recogniser.transcribe(clip_audio.pcm, code if code in self._recogniser.languages else "")
         labels = {**clip.labels_from, f"text.hypotheses[{len(clip.text.hypotheses)}]": Label(self.model)}
-        words = replace(clip.text, hypotheses=(*clip.text.hypotheses, heard.text))
-        lang = clip.lang if clip.lang.code else Language(heard.language)
+        words = replace(clip.text, hypotheses=(*clip.text.hypotheses, found.text))
+        lang = clip.lang if clip.lang.code else Language(found.language)
         return replace(clip, text=words, lang=lang, labels_from=labels)
 
 
@@ -219,8 +219,10 @@ class Diarise(Stage[DiariseConfig]):
         """Return the parts of the clip."""
         import torch
 
-        heard = self._pipeline({"waveform": torch.from_numpy(_heard(clip_audio))[None], "sample_rate": MODEL_RATE})
-        turns = [(turn.start, turn.end, name) for turn, _, name in heard.itertracks(yield_label=True)]
+        speakers = self._pipeline(
+            {"waveform": torch.from_numpy(_at_model_rate(clip_audio))[None], "sample_rate": MODEL_RATE}
+        )
+        turns = [(turn.start, turn.end, name) for turn, _, name in speakers.itertracks(yield_label=True)]
         if not turns:
             raise Rejected("no-speech", "contains no speech")
         return [self._clip(clip, *turn) for turn in turns]

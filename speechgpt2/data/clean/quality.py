@@ -59,8 +59,8 @@ def _quantile(values: np.ndarray, share: float) -> np.ndarray:
 def bandwidth(spectrum: np.ndarray) -> float:
     """Return the Hz up to which there is audio, from power `[T, BINS]`: above, the loudest moments are 60 dB weaker."""
     loud = decibels(_quantile(spectrum, 0.98))
-    heard = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
-    return float((heard[-1] + 0.5) * BIN_HERTZ) if len(heard) else 0.0
+    audible = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
+    return float((audible[-1] + 0.5) * BIN_HERTZ) if len(audible) else 0.0
 
 
 def clipping(pcm: np.ndarray) -> float:

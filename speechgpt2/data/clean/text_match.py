@@ -45,16 +45,16 @@ def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
     return float(last[n]) / (n + m)
 
 
-def mismatch(heard: np.ndarray, said: np.ndarray) -> float:
+def mismatch(recording: np.ndarray, said: np.ndarray) -> float:
     """Return the warping cost of two feature sequences, divided by that of the synthetic one in wrong orders.
 
     Args:
-        heard: features of the recording `[N, D]`.
+        recording: features of the recording `[N, D]`.
         said: features of the synthetic speech `[M, D]`.
     """
     turns = [np.roll(said, len(said) * part // 6, axis=0) for part in (2, 3, 4)]
-    wrong = [warping_cost(heard, order) for order in (*turns, np.ascontiguousarray(said[::-1]))]
-    return warping_cost(heard, said) / float(np.mean(wrong))
+    wrong = [warping_cost(recording, order) for order in (*turns, np.ascontiguousarray(said[::-1]))]
+    return warping_cost(recording, said) / float(np.mean(wrong))
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class TextMatch(Stage[TextMatchConfig]):
             said = speak(clip.text.raw, voice).pcm
         except ValueError:  # a text without sounds
             return clip
-        heard = features(power_of(clip_audio))
-        if len(heard) < SHORTEST:
+        recording = features(power_of(clip_audio))
+        if len(recording) < SHORTEST:
             return clip
-        score = mismatch(heard, features(power(said)))
+        score = mismatch(recording, features(power(said)))
         extra = {**clip.quality.extra, "text_mismatch": round(score, 4)}
         return replace(clip, quality=replace(clip.quality, extra=extra))

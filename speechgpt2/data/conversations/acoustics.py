@@ -51,8 +51,8 @@ def telephone(pcm: np.ndarray) -> np.ndarray:
     edges = np.clip((hertz - TELEPHONE_BAND[0]) / 50 + 1, 0, 1) * np.clip((TELEPHONE_BAND[1] - hertz) / 200 + 1, 0, 1)
     narrow = soxr.resample(np.fft.irfft(spectrum * edges, len(pcm)), SAMPLE_RATE, TELEPHONE_RATE)
     coded = np.round(127 * np.sign(narrow) * np.log1p(_MU * np.minimum(np.abs(narrow), 1)) / np.log1p(_MU))
-    heard = np.sign(coded) * np.expm1(np.abs(coded) / 127 * np.log1p(_MU)) / _MU
-    wide = soxr.resample(heard, TELEPHONE_RATE, SAMPLE_RATE)
+    decoded = np.sign(coded) * np.expm1(np.abs(coded) / 127 * np.log1p(_MU)) / _MU
+    wide = soxr.resample(decoded, TELEPHONE_RATE, SAMPLE_RATE)
     fitted = np.zeros(len(pcm), np.float32)
     fitted[: min(len(pcm), len(wide))] = wide[: len(pcm)]
     return fitted

@@ -103,8 +103,8 @@ class Crawl:
         """
         opened = False
         # The licence of a rejected video is not known here: the site told it during the fetch.
-        judged = "kind IN ('media', 'file', 'video') AND (state = 'done' OR (reason = 'licence' AND kind <> 'video'))"
-        for item in self.frontier.items(judged):
+        decided = "kind IN ('media', 'file', 'video') AND (state = 'done' OR (reason = 'licence' AND kind <> 'video'))"
+        for item in self.frontier.items(decided):
             stated = licence.strongest(manifest.statements(self.frontier, item), self.config.licences)
             permitted = licence.permits(stated, self.config.licences)
             if item.state == "done" and not permitted:

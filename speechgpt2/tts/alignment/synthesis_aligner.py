@@ -131,10 +131,10 @@ class _Reference:
 
     def log_likelihoods(self, speech: _SpeechFeatures, warp: float) -> np.ndarray:
         """Log-likelihood of every piece at every step `[T, pieces]`, up to a constant."""
-        heard = speech.features(warp)
-        squares = np.square(heard).sum(axis=1)[:, None] + np.square(self._means).sum(axis=1)
+        features = speech.features(warp)
+        squares = np.square(features).sum(axis=1)[:, None] + np.square(self._means).sum(axis=1)
         apart = (speech.clock[:, None] - self._times) / DRIFT
-        return (heard @ self._means.T - squares / 2) / SPREAD**2 - np.square(apart) / 2
+        return (features @ self._means.T - squares / 2) / SPREAD**2 - np.square(apart) / 2
 
     @property
     def phones(self) -> tuple[TokenSpan, ...]:

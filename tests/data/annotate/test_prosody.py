@@ -30,7 +30,7 @@ def syllable_train(counts, seconds=0.25, pause=0.5, hertz=200.0):
     return voice(np.full(len(envelope), hertz), envelope)
 
 
-def heard(tmp_path, pcm, gain=0.0, **fields):
+def measured(tmp_path, pcm, gain=0.0, **fields):
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name, gain)
@@ -39,7 +39,7 @@ def heard(tmp_path, pcm, gain=0.0, **fields):
 
 
 def test_prosody_matches_the_synthesised_voice(tmp_path):
-    clip = heard(tmp_path, syllable_train([6, 4, 5]))
+    clip = measured(tmp_path, syllable_train([6, 4, 5]))
     found = clip.prosody
     assert found.f0_mean == pytest.approx(200, abs=1.0) and found.f0_std < 0.3
     assert found.rate == pytest.approx(4.0, rel=0.1)
@@ -51,7 +51,7 @@ def test_prosody_matches_the_synthesised_voice(tmp_path):
 
 def test_energy_does_not_depend_on_the_gain(tmp_path):
     pcm = syllable_train([6, 6])
-    plain, raised, loud = heard(tmp_path, pcm), heard(tmp_path, pcm, gain=6.0), heard(tmp_path, 2 * pcm)
+    plain, raised, loud = measured(tmp_path, pcm), measured(tmp_path, pcm, gain=6.0), measured(tmp_path, 2 * pcm)
     speaking = pcm[np.abs(pcm) > 0]
     assert plain.prosody.energy == pytest.approx(10 * np.log10(np.square(speaking).mean()), abs=1.0)
     assert raised.prosody.energy == pytest.approx(plain.prosody.energy, abs=0.05)
@@ -60,7 +60,7 @@ def test_energy_does_not_depend_on_the_gain(tmp_path):
 
 def test_with_an_alignment_the_text_is_counted(tmp_path):
     words = (Word("seven", 0.0, 0.5), Word("apples", 0.5, 1.0), Word("yesterday", 1.4, 2.0))
-    clip = heard(tmp_path, syllable_train([8]), align=Alignment(words))
+    clip = measured(tmp_path, syllable_train([8]), align=Alignment(words))
     assert clip.prosody.rate == pytest.approx(7 / 1.6, abs=1e-3)
     assert clip.prosody.pauses == (0.4,)
     assert clip.labels_from["prosody.rate"].tool == "text"
@@ -68,11 +68,11 @@ def test_with_an_alignment_the_text_is_counted(tmp_path):
 
 def test_unvoiced_clips_get_no_pitch_and_ground_truth_stays(tmp_path):
     noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 0.05
-    hiss = heard(tmp_path, noise.astype(np.float32)).prosody
+    hiss = measured(tmp_path, noise.astype(np.float32)).prosody
     assert hiss.f0_mean is None and hiss.energy is not None
-    assert heard(tmp_path, np.zeros(SAMPLE_RATE, np.float32)).prosody == Prosody()
+    assert measured(tmp_path, np.zeros(SAMPLE_RATE, np.float32)).prosody == Prosody()
     known = replace(Prosody(), rate=3.0)
-    truth = heard(
+    truth = measured(
         tmp_path, syllable_train([3]), prosody=known, labels_from={"prosody": Label("synthesis", kind="truth")}
     )
     assert truth.prosody == known

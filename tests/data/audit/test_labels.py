@@ -34,9 +34,9 @@ def test_labels_are_near_the_truth():
     for heading, (middle, _, near, _) in times.items():
         assert float(middle) < 50 and float(near) > 0.5, heading
     assert float(re.search(r"higher in ([\d.]+) %", "\n".join(lines)).group(1)) > 90
-    told = rows(lines, "style")
-    assert set(told) == set(audit.EXPECTED_PHRASES)
-    assert min(float(share) for share, _, _ in told.values()) >= 0.75
+    styles = rows(lines, "style")
+    assert set(styles) == set(audit.EXPECTED_PHRASES)
+    assert min(float(share) for share, _, _ in styles.values()) >= 0.75
     speeds = [line for line in lines if "× real time" in line]
     assert [line.split(":")[0] for line in speeds] == ["`align`", "`prosody`"]
 

@@ -59,7 +59,7 @@ def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Cl
 @pytest.mark.parametrize(
     ("name", "rate"), [("a.wav", 48_000), ("a.flac", 24_000), ("a.ogg", 16_000), ("a.mp3", 44_100)]
 )
-def test_what_libsndfile_reads(workspace, name, rate):
+def test_formats_that_libsndfile_reads(workspace, name, rate):
     sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     soundfile.write(workspace.sources / name, np.stack([sine, sine], 1), rate)
     clip = decode(workspace, name)
@@ -71,7 +71,7 @@ def test_what_libsndfile_reads(workspace, name, rate):
 
 @needs.tool("ffmpeg")
 @pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.aac"])
-def test_what_ffmpeg_reads(workspace, name):
+def test_formats_that_ffmpeg_reads(workspace, name):
     soundfile.write(workspace.sources / "a.wav", 0.5 * np.sin(np.arange(48_000) * 0.05), 48_000)
     command = ["ffmpeg", "-v", "error", "-i", workspace.sources / "a.wav", workspace.sources / name]
     subprocess.run(command, check=True)
@@ -88,8 +88,8 @@ def test_two_sides_of_a_call(workspace):
     sides = decode(workspace, "a.wav", channels="split")
     assert [side.id for side in sides] == ["a-c0", "a-c1"] and sides[0].audio.pcm_hash != sides[1].audio.pcm_hash
     soundfile.write(workspace.sources / "b.wav", np.stack([voice(100), 0 * voice(100)], 1), SAMPLE_RATE)
-    heard, silent = decode(workspace, "b.wav", channels="split")  # a side that says nothing does not spoil the other
-    assert heard.audio.pcm_hash == sides[0].audio.pcm_hash and silent.audio.duration == heard.audio.duration
+    loud, silent = decode(workspace, "b.wav", channels="split")  # a side that says nothing does not spoil the other
+    assert loud.audio.pcm_hash == sides[0].audio.pcm_hash and silent.audio.duration == loud.audio.duration
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -208,7 +208,7 @@ def test_silence_and_speech(workspace):
         Segment(SegmentConfig())(*recording(workspace, np.full(SAMPLE_RATE, 1e-5)))
 
 
-def test_a_change_of_speaker_is_cut_and_named(workspace):
+def test_change_of_speaker_is_cut_and_named(workspace):
     one, two = voice(110, 5.0, 1), faults.narrow(voice(230, 5.0, 2), 3000)
     clip, clip_audio = recording(workspace, np.concatenate([one, two, one]))
     pieces = SpeakerChanges(SpeakerChangesConfig())(clip, clip_audio)

@@ -26,7 +26,7 @@ from tests import needs
 
 
 @pytest.fixture
-def heard(tmp_path) -> tuple[Clip, ClipAudio]:
+def recording(tmp_path) -> tuple[Clip, ClipAudio]:
     workspace = Workspace(tmp_path, tmp_path)
     name, samples = workspace.add([np.sin(np.arange(3 * SAMPLE_RATE) * 0.05).astype(np.float32) * 0.3])
     clip = Clip("a", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
@@ -41,20 +41,20 @@ class FakeRecogniser:
         return Transcription("hello world", language or "en")
 
 
-def test_a_recogniser_adds_a_hypothesis(heard, monkeypatch):
+def test_recogniser_adds_a_hypothesis(recording, monkeypatch):
     asked = []
     monkeypatch.setattr(plugins.asr, "load", lambda *of: asked.append(of) or FakeRecogniser())
     stage = plugins.Recognise(plugins.RecogniseConfig("tiny", threads=2))
-    clip = stage(*heard)
+    clip = stage(*recording)
     assert clip.text.hypotheses == ("hello world",) and clip.lang == Language("en")
     assert clip.labels_from["text.hypotheses[0]"].tool == "whisper:tiny" and "whisper:tiny" in stage.identity
-    assert stage(clip, heard[1]).text.hypotheses == ("hello world", "hello world")
-    french = stage(replace(heard[0], lang=Language("fr")), heard[1])  # detected, and not overwritten
+    assert stage(clip, recording[1]).text.hypotheses == ("hello world", "hello world")
+    french = stage(replace(recording[0], lang=Language("fr")), recording[1])  # detected, and not overwritten
     assert french.text.hypotheses == ("hello world",) and french.lang == Language("fr")
     assert asked == [("tiny", "whisper", 2)]
 
 
-def test_sensevoice(heard, monkeypatch):
+def test_sensevoice(recording, monkeypatch):
     class AutoModel:
         def __init__(self, model, disable_update):
             assert model == "iic/SenseVoiceSmall"
@@ -64,7 +64,7 @@ def test_sensevoice(heard, monkeypatch):
             return [{"text": "<|zh|><|NEUTRAL|><|Speech|>你好"}]
 
     monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
-    clip = plugins.Recognise(plugins.RecogniseConfig("iic/SenseVoiceSmall", "sensevoice"))(*heard)
+    clip = plugins.Recognise(plugins.RecogniseConfig("iic/SenseVoiceSmall", "sensevoice"))(*recording)
     assert clip.text.hypotheses == ("你好",) and clip.lang.code == "zh"
 
 
@@ -89,25 +89,25 @@ def test_whisper_transcribes_by_the_path_in_a_preset(question, tmp_path):
 
 
 @needs.extra("eval", "speechmos", "onnxruntime")
-def test_dnsmos_scores_speech_above_noise(question, heard, tmp_path):
+def test_dnsmos_scores_speech_above_noise(question, recording, tmp_path):
     preset = tmp_path / "own.yaml"
     preset.write_text("steps: [{kind: decode}, {kind: opinion}]")
     stage = steps.load(str(preset)).build()[1]
     mos = stage(*question).quality.mos
     assert set(mos) == {"dnsmos", "dnsmos_sig", "dnsmos_bak"} and 2.5 < mos["dnsmos"] < 5
-    assert stage(*heard).quality.mos["dnsmos"] < mos["dnsmos"]
+    assert stage(*recording).quality.mos["dnsmos"] < mos["dnsmos"]
     by_path = plugins.OpinionScore(plugins.OpinionScoreConfig(str(packaged())))
     assert by_path(*question).quality.mos == mos and by_path.identity != stage.identity
 
 
-def test_utmos(heard, monkeypatch):
+def test_utmos(recording, monkeypatch):
     monkeypatch.setattr(torch.hub, "load", lambda repo, name, trust_repo: lambda wave, rate: torch.tensor([4.2]))
-    assert plugins.OpinionScore(plugins.OpinionScoreConfig("tarepan/SpeechMOS", "utmos"))(*heard).quality.mos == {
+    assert plugins.OpinionScore(plugins.OpinionScoreConfig("tarepan/SpeechMOS", "utmos"))(*recording).quality.mos == {
         "utmos": 4.2
     }
 
 
-def test_separation(heard, monkeypatch):
+def test_separation(recording, monkeypatch):
     class Separator:
         samplerate = 44_100
 
@@ -122,13 +122,13 @@ def test_separation(heard, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "demucs", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "demucs.api", SimpleNamespace(Separator=Separator))
-    clip = plugins.Separate(plugins.SeparateConfig())(*heard)
-    assert clip.audio.duration == 3.0 and clip.audio.pcm_hash != heard[0].audio.pcm_hash
-    assert np.allclose(ClipAudio(clip, heard[1].workspace).pcm[1000:-1000], 0.25, atol=1e-3)
+    clip = plugins.Separate(plugins.SeparateConfig())(*recording)
+    assert clip.audio.duration == 3.0 and clip.audio.pcm_hash != recording[0].audio.pcm_hash
+    assert np.allclose(ClipAudio(clip, recording[1].workspace).pcm[1000:-1000], 0.25, atol=1e-3)
 
 
-def test_pyannote(heard, monkeypatch):
-    class Heard:
+def test_pyannote(recording, monkeypatch):
+    class Annotation:
         def itertracks(self, yield_label):
             yield SimpleNamespace(start=0.5, end=1.0), "_", "SPEAKER_00"
             yield SimpleNamespace(start=1.5, end=2.5), "_", "SPEAKER_01"
@@ -136,17 +136,17 @@ def test_pyannote(heard, monkeypatch):
     class Pipeline:
         @classmethod
         def from_pretrained(cls, model):
-            return lambda clip_audio: Heard()
+            return lambda clip_audio: Annotation()
 
     monkeypatch.setitem(sys.modules, "pyannote", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pyannote.audio", SimpleNamespace(Pipeline=Pipeline))
-    clips = plugins.Diarise(plugins.DiariseConfig())(*heard)
+    clips = plugins.Diarise(plugins.DiariseConfig())(*recording)
     assert [(c.audio.start, c.audio.duration, c.speakers[0].id) for c in clips] == [
         (0.5, 0.5, "a/SPEAKER_00"), (1.5, 1.0, "a/SPEAKER_01"),
     ]  # fmt: skip
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda model: None)
     with pytest.raises(UserError, match="HF_TOKEN"):
-        plugins.Diarise(plugins.DiariseConfig())(*heard)
+        plugins.Diarise(plugins.DiariseConfig())(*recording)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_pyannote(heard, monkeypatch):
         (plugins.Diarise(plugins.DiariseConfig()), "pip install pyannote.audio; accept the terms"),
     ],
 )
-def test_missing_package_error_says_what_to_install(heard, stage, words, monkeypatch):
+def test_missing_package_error_says_what_to_install(recording, stage, words, monkeypatch):
     for name in ("faster_whisper", "funasr", "demucs.api", "pyannote.audio"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError) as error:
-        stage(*heard)
+        stage(*recording)
     assert words in str(error.value)
 
 

@@ -29,7 +29,7 @@ def plain_cost(a: np.ndarray, b: np.ndarray) -> float:
     return cost[-1, -1] / (n + m)
 
 
-def test_the_cost_is_that_of_the_best_path():
+def test_cost_is_that_of_the_best_path():
     rng = np.random.default_rng(0)
     for n, m in ((40, 40), (40, 35), (33, 40)):
         a, b = rng.standard_normal((n, 3)).cumsum(0), rng.standard_normal((m, 3)).cumsum(0)
@@ -67,6 +67,6 @@ def test_other_languages_are_left_alone(tmp_path):
 
 @pytest.mark.slow
 @needs.voice(Voice("flite", "kal16", "en"), Voice("espeak", "f2", "zh", "cmn-latn-pinyin"))
-def test_the_audit_finds_what_it_plants():
+def test_audit_finds_what_it_plants():
     for line in audit.audit(clips=20, seed=7):
         assert line.recall >= 0.85 and line.precision >= 0.85, line

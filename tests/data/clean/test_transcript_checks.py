@@ -27,7 +27,7 @@ from speechgpt2.data.record import Clip, Language, Quality
         ("你好", "yue", "yue"),
     ],
 )  # fmt: skip
-def test_the_script_gives_the_language(text, declared, code):
+def test_script_gives_the_language(text, declared, code):
     assert language_of(text, declared).code == code
 
 
@@ -50,7 +50,7 @@ def reference(a: list[str], b: list[str]) -> int:
     return row[-1]
 
 
-def test_the_error_rate_is_the_edit_distance():
+def test_error_rate_is_the_edit_distance():
     rng = random.Random(1)
     for _ in range(100):
         a, b = ([rng.choice("abc") for _ in range(rng.randint(1, 9))] for _ in range(2))
@@ -73,8 +73,8 @@ def test_rate_outliers_are_relative_to_the_recording():
     fast = [rated(n, 18 + n % 4, "q") for n in range(20)]
     odd = rated(99, 19.0)  # ordinary elsewhere
     clips = [*slow, odd, *fast, rated(0, 19.0, "lonely"), replace(rated(100, 1.0), quality=Quality())]
-    judged = list(RateOutliers(RateOutliersConfig())(lambda: iter(clips)))
-    outliers = {clip.id: clip.quality.extra.get("rate_outlier") for clip in judged}
-    assert [clip.id for clip in judged] == [clip.id for clip in clips]
+    checked = list(RateOutliers(RateOutliersConfig())(lambda: iter(clips)))
+    outliers = {clip.id: clip.quality.extra.get("rate_outlier") for clip in checked}
+    assert [clip.id for clip in checked] == [clip.id for clip in clips]
     assert outliers["p-99"] > 1.5 and outliers["p-2"] == 0 and outliers["q-3"] < 1.5
     assert outliers["lonely-0"] == 0

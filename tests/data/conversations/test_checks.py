@@ -67,9 +67,9 @@ def test_aligner_detects_another_text():
     assert Checks(config)(right)["alignment"] < 1 < Checks(config)(replace(wrong, text=TEXT))["alignment"]
 
 
-def test_a_recogniser_counts_its_errors(monkeypatch):
-    heard = iter(["i would like the soup and a glass of water", "I would like a soup and the glass of"])
-    fake = SimpleNamespace(transcribe=lambda pcm, lang: Transcription(next(heard), lang))
+def test_recogniser_counts_its_errors(monkeypatch):
+    transcripts = iter(["i would like the soup and a glass of water", "I would like a soup and the glass of"])
+    fake = SimpleNamespace(transcribe=lambda pcm, lang: Transcription(next(transcripts), lang))
     monkeypatch.setattr(checks.asr, "load", lambda model, engine: fake)
     checks._recogniser.cache_clear()
     config = ChecksConfig(cer=0.1, recogniser=RecogniserConfig("small"))

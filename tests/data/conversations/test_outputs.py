@@ -183,7 +183,7 @@ def written(source, example, mask) -> str:
     return source.prompt.tokenizer.decode(tokens, skip_special_tokens=False)
 
 
-def test_the_assistant_learns_its_own_side(source):
+def test_only_the_assistant_channel_is_trained(source):
     story = source.talks[0]
     assert learning._sides(story) == [1]
     example = source.example_of(story, 1, "s2s", np.random.default_rng(0))
@@ -258,7 +258,7 @@ def test_patches_stream(source, folder, codec):
     ).float().mean() > 0.9  # near ties may fall either way in bfloat16
 
 
-def test_a_model_trains_on_the_folder(folder, codec, tmp_path):
+def test_model_trains_on_the_folder(folder, codec, tmp_path):
     from speechgpt2 import config
 
     codec.save_pretrained(tmp_path / "codec")

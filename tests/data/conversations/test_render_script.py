@@ -56,7 +56,7 @@ def test_turns_follow_with_the_gap():
     assert second.start > first.end  # nobody speaks over himself
 
 
-def test_a_backchannel_is_spoken_into_the_turn_and_moves_nothing():
+def test_backchannel_overlaps_the_turn_without_shifting_it():
     plain = act(Line("a", LONG), Line("b", "yes"))
     turn, back, answer = act(Line("a", LONG), Line("b", "mhm", "backchannel"), Line("b", "yes")).lines
     assert back.start == pytest.approx((turn.start + turn.end) / 2) and not turn.cut
@@ -106,9 +106,9 @@ def test_acoustics_keep_length_and_times():
     assert np.array_equal(same, pcm) and done == []
     other, done = apply_acoustics(pcm, AcousticsConfig(1.0, 1.0, 1.0), random.Random(0))
     assert other.shape == pcm.shape and done == ["room", "noise", "telephone"] and not np.allclose(other, pcm)
-    heard = telephone(pcm[0])
+    received = telephone(pcm[0])
     middle = slice(2000, -2000)
-    assert np.abs(heard[middle] - pcm[0][middle]).max() < 0.02  # a tone inside the band: no shift, no loss
+    assert np.abs(received[middle] - pcm[0][middle]).max() < 0.02  # a tone inside the band: no shift, no loss
     for hertz in (100, 5000):
         assert np.abs(telephone(0.3 * np.sin(2 * np.pi * hertz * time))[middle]).max() < 0.01
 
@@ -147,7 +147,7 @@ def recipe(**changes) -> building.Recipe:
 
 @needs.extra("synthesis", "pyworld")
 @needs.voice(*SPEAKERS)
-def test_a_build_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+def test_build_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "PART", 2)  # known to this process: it counts the parts
     asked = recipe()
     out = tmp_path / "a"

@@ -32,7 +32,7 @@ def test_every_scene_gives_scripts_that_can_be_spoken(lang):
     assert seen >= {"turn", "backchannel", "interruption", "fast", "slow", "whisper", "sad", "happy"}
 
 
-def test_slots_are_drawn_once_or_anew_and_lines_left_out_together():
+def test_slots_are_drawn_once_or_per_use_and_lines_omitted():
     text = "a: {=x} {=x} {y}\nb[{m}]?: yes\na?: {y}\nb{call key={=x}}: {=x}"
     scene = Scene("s", "en", text, {"x": ("one", "two"), "y": ("{x} more",), "m": ("fast", "slow")})
     drawn = [scene.draw(random.Random(seed)) for seed in range(40)]
@@ -170,7 +170,7 @@ GOOD = {"roles": ["host", "guest"], "lines": [
 ]}  # fmt: skip
 
 
-def test_a_language_model_writes(endpoint):
+def test_language_model_writes_scripts(endpoint):
     config, answers, asked = endpoint
     answers.append(said(f"Here you are:\n```json\n{json.dumps(GOOD)}\n```"))
     script = write_script(config, "tea", "en", seed=7)

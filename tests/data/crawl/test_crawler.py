@@ -87,13 +87,13 @@ def files(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def sounds(tone):
+def recordings(tone):
     """The demonstration's episodes as plain tones, so that no voice is needed."""
     return {name: tone(number) for number, name in enumerate(demo_site._EPISODES)}
 
 
-def test_demo_site_gives_the_expected_result(serve, sounds, tmp_path):
-    site = serve(demo_site.routes_of(sounds, away="http://10.0.0.1/inside.mp3"))
+def test_demo_site_gives_the_expected_result(serve, recordings, tmp_path):
+    site = serve(demo_site.routes_of(recordings, away="http://10.0.0.1/inside.mp3"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     folder = tmp_path / "crawl"
     totals = run(load(tmp_path / "seeds.yaml"), folder)
@@ -105,7 +105,7 @@ def test_demo_site_gives_the_expected_result(serve, sounds, tmp_path):
     audio = {path.stem: path for path in (folder / "audio").rglob("*.*")}
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == name for name, path in audio.items())
     assert len(audio) == 7 and not list((folder / "work").iterdir())
-    replaced = demo_site.encode(sounds["final"], "WAV")
+    replaced = demo_site.encode(recordings["final"], "WAV")
     assert hashlib.sha256(replaced).hexdigest() in audio  # the new version, not two halves
 
     records = [Clip.from_json(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
@@ -367,7 +367,7 @@ def test_refresh_finds_new_items_with_conditional_requests(serve, wav, tmp_path)
     assert kept(tmp_path) == ["0.wav", "1.wav"] and site.paths.count("/0.wav") == 1
 
 
-def test_a_page_found_by_a_shorter_way_is_read_from_its_archive(serve, wav, tmp_path):
+def test_page_found_by_a_shorter_way_is_read_from_its_archive(serve, wav, tmp_path):
     pages = {
         "/far": demo_site.text('<a href="/near">near</a>'),
         "/near": demo_site.text('<a href="/deep">deep</a>'),
@@ -382,7 +382,7 @@ def test_a_page_found_by_a_shorter_way_is_read_from_its_archive(serve, wav, tmp_
 
 
 @pytest.mark.parametrize("order", [("/good", "/bad"), ("/bad", "/good")])
-def test_the_licence_does_not_depend_on_who_was_read_first(serve, wav, tmp_path, order):
+def test_licence_does_not_depend_on_the_order_of_pages(serve, wav, tmp_path, order):
     """A recording is in a feed that frees it, on a page that says nothing, and another in a feed that does not."""
     free = rss(item("/a.wav"), item("/b.wav"))
     closed = rss(item("/b.wav"), channel="<copyright>All rights reserved</copyright>")
@@ -412,7 +412,7 @@ def test_changed_licences_apply_to_earlier_items(serve, wav, tmp_path):
         assert kept(tmp_path) == outcome and len(list((tmp_path / "audio").rglob("*.wav"))) == len(outcome)
 
 
-def test_a_takedown_removes_everything_and_for_good(serve, wav, tmp_path):
+def test_takedown_removes_everything_permanently(serve, wav, tmp_path):
     first = rss(item("/a.wav"), item("/b.wav"))
     second = rss(item("/c.wav"), item("/copy.wav"))
     routes = {
@@ -445,7 +445,7 @@ def test_a_takedown_removes_everything_and_for_good(serve, wav, tmp_path):
     assert refused(tmp_path)["new.wav"] == refused(tmp_path)["to-a"] == "taken-down"
 
 
-def test_a_takedown_during_the_crawl(serve, wav, tmp_path):
+def test_takedown_during_the_crawl(serve, wav, tmp_path):
     begun, taken = threading.Event(), threading.Event()
 
     async def gate(request):
@@ -529,10 +529,10 @@ def test_videos_by_their_own_licence(serve, wav, tmp_path):
     assert record["source"]["spdx"] == "CC-BY-3.0"
 
 
-def test_dry_run_keeps_nothing(serve, sounds, tmp_path, capsys):
+def test_dry_run_keeps_nothing(serve, recordings, tmp_path, capsys):
     from speechgpt2.cli.data.crawl import crawl
 
-    site = serve(demo_site.routes_of(sounds, away="http://10.0.0.1/"))
+    site = serve(demo_site.routes_of(recordings, away="http://10.0.0.1/"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     crawl(tmp_path / "seeds.yaml", tmp_path / "crawl", dry_run=True)
     said = capsys.readouterr().out

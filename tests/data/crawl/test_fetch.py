@@ -121,7 +121,7 @@ OTHER = BODY[::-1]
         (Versions(OTHER, '"two"', ranges=False), 1),
     ],
 )
-def test_two_versions_are_never_joined(tmp_path, second, requests):
+def test_parts_of_two_versions_are_not_joined(tmp_path, second, requests):
     _, body = download_twice(tmp_path, Versions(cut=400_000), second)
     assert body == second.body
     assert len(second.asked) == requests
@@ -197,14 +197,14 @@ def test_forbidden_redirects_are_rejected(location, reason):
     assert refused({"/a": demo_site.redirect(location)}).reason == reason
 
 
-def test_a_chain_of_redirects_has_an_end():
+def test_chain_of_redirects_has_an_end():
     async def ever(request):
         return await demo_site.redirect(f"/?{time.monotonic_ns()}")(request)
 
     assert refused({"/": ever}, "/").reason == "redirect-loop"
 
 
-def test_names_are_judged_by_the_address_they_resolve_to():
+def test_host_is_checked_by_the_address_it_resolves_to():
     async def action(fetcher, server):
         with pytest.raises(ItemRejected) as refusal:
             await fetcher.document(server.url("/a").replace("127.0.0.1", "localhost"), permit)
@@ -279,7 +279,7 @@ async def trickle(request):
         return response
 
 
-async def packed_sound(request):
+async def compressed_audio(request):
     return web.Response(body=gzip.compress(b"x"), content_type="audio/mpeg", headers={"Content-Encoding": "gzip"})
 
 
@@ -290,7 +290,7 @@ async def packed_sound(request):
         (demo_site.data(BODY * 3), "too-large"),  # announced: not a byte of it is written
         (demo_site.data(b"<html>", "text/html"), "type"),
         (demo_site.data(b"x", "image/png"), "type"),
-        (packed_sound, "type"),
+        (compressed_audio, "type"),
         (trickle, "endless"),
     ],
 )
@@ -346,7 +346,7 @@ def test_contradictory_servers_are_rejected(tmp_path, answer, outcome):
         asyncio.run(run())
 
 
-def test_a_silent_server_is_not_waited_for():
+def test_silent_server_times_out():
     async def handler(request):
         await asyncio.sleep(1.0)
         return web.Response()

@@ -67,7 +67,7 @@ def states(frontier: Frontier) -> dict[str, str]:
     return {item.url.rpartition("/")[2]: item.reason or item.state for item in frontier.items()}
 
 
-def test_a_lease_is_exclusive_until_it_runs_out(frontier, database, clock):
+def test_lease_is_exclusive_until_it_runs_out(frontier, database, clock):
     other = Frontier(database, "second", LEASE)
     frontier.add(media("a"))
     item = frontier.lease_item(2)
@@ -90,7 +90,7 @@ def test_a_lease_is_exclusive_until_it_runs_out(frontier, database, clock):
     assert frontier.lease_item(2) is None
 
 
-def test_a_lease_that_ran_out_is_not_renewed(frontier, database, clock):
+def test_lease_that_ran_out_is_not_renewed(frontier, database, clock):
     frontier.add(media("a"))
     frontier.lease_item(2)
     clock.now += LEASE + 1
@@ -131,7 +131,7 @@ def test_one_worker_fetches_a_robots_txt(database, clock):
     assert hosts.claim_robots("o")
 
 
-def test_a_retry_waits_and_counts(frontier, clock):
+def test_retry_waits_and_counts(frontier, clock):
     frontier.add(media("a"))
     item = frontier.lease_item(2)
     frontier.retry(item.id, after=30.0)
@@ -160,7 +160,7 @@ def test_withdrawn_recording_reopens_its_duplicates(frontier):
     assert states(frontier) == {"a": "licence", "b": "done", "c": "done"}
 
 
-def test_a_page_found_by_a_shorter_way_is_read_again(frontier):
+def test_page_found_by_a_shorter_way_is_read_again(frontier):
     frontier.add([Link(url("p"), "page", 0)])
     item = frontier.lease_item(2)
     frontier.finish_document(item.id, [], {}, {"depth": 0})
@@ -208,7 +208,7 @@ ALL = {"page", "show/feed", "show/1", "show/2", "talk", "copy"}
         ("nobody", set()),
     ],
 )
-def test_a_takedown_reaches_what_is_derived_and_nothing_else(frontier, source, gone):
+def test_takedown_removes_only_what_is_derived(frontier, source, gone):
     family(frontier)
     removed = {
         item.url.removeprefix("http://example.org/").rpartition("example/")[2]
@@ -220,7 +220,7 @@ def test_a_takedown_reaches_what_is_derived_and_nothing_else(frontier, source, g
     }
 
 
-def test_what_was_taken_down_does_not_come_back(frontier):
+def test_taken_down_item_is_not_crawled_again(frontier):
     frontier.take_down(url("show/"))
     frontier.add([*media("show/new"), *media("else")])
     assert states(frontier) == {"new": "taken-down", "else": "open"}
@@ -234,7 +234,7 @@ def test_what_was_taken_down_does_not_come_back(frontier):
         frontier.finish_recording(item.id, "b", "s", 1, 1.0, {"hops": [item.url, url("show/x")]})
 
 
-def test_a_takedown_ends_a_lease(frontier):
+def test_takedown_ends_a_lease(frontier):
     frontier.add(media("a"))
     item = frontier.lease_item(9)
     frontier.take_down(url("a"))

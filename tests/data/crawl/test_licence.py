@@ -52,13 +52,13 @@ def test_licence_text_maps_to_an_identifier_or_none(raw, identifier):
     assert spdx(raw) == identifier
 
 
-def test_a_bare_copyright_notice_says_nothing_of_a_licence():
+def test_copyright_notice_is_no_licence():
     assert not states_something("© 2024 Someone")
     assert states_something("© 2024 Someone, all rights reserved")
     assert states_something("CC BY 4.0")
 
 
-def test_the_nearest_statement_counts_in_any_order():
+def test_nearest_statement_counts_in_any_order():
     statements = [Statement("CC0-1.0", SEED), Statement("All rights reserved", ITEM), Statement("cc-by-4.0", CHANNEL)]
     for order in (statements, statements[::-1]):
         assert strongest(order, OPEN) == statements[1]
@@ -70,6 +70,6 @@ def test_of_equally_near_statements_the_one_that_forbids_counts():
     assert not permits(strongest(pair[::-1], OPEN), OPEN)
 
 
-def test_nothing_stated_is_not_permitted_unless_anything_is():
+def test_missing_licence_is_rejected_unless_all_are_allowed():
     assert not permits(strongest([], OPEN), OPEN)
     assert permits(strongest([], ("any",)), ("any",))

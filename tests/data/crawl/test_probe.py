@@ -27,7 +27,7 @@ def look(tmp_path, body: bytes, max_hours: float = 1.0):
 
 
 @pytest.mark.parametrize("format, ending", [("WAV", "wav"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3")])
-def test_what_libsndfile_reads(tmp_path, tone, format, ending):
+def test_formats_that_libsndfile_reads(tmp_path, tone, format, ending):
     probed = look(tmp_path, encode(tone(1), format))
     assert (probed.ending, probed.sample_rate, probed.channels, probed.samples) == (ending, 24_000, 1, 12_000)
 
@@ -43,7 +43,7 @@ def test_fingerprint_does_not_depend_on_the_container(tmp_path, tone):
 
 @needs.tool("ffmpeg")
 @pytest.mark.parametrize("ending", ["m4a", "aac", "webm"])
-def test_what_only_ffmpeg_reads(tmp_path, wav, ending):
+def test_formats_that_only_ffmpeg_reads(tmp_path, wav, ending):
     (tmp_path / "a.wav").write_bytes(wav(1))
     path = tmp_path / f"a.{ending}"
     subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", path], check=True)

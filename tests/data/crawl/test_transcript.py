@@ -44,7 +44,7 @@ def test_lines_with_their_times(text, type, lines):
     assert lines_of(text, type) == lines
 
 
-def test_what_is_written_is_read():
+def test_written_transcript_is_read_back():
     lines = (Word("One.", 0.0, 61.25), Word("二。", 3661.5, 3700.0))
     assert lines_of(demo_site.subtitles(lines), "text/vtt") == lines
 
@@ -63,7 +63,7 @@ def test_invalid_transcript_is_rejected(text, type):
         lines_of(text, type)
 
 
-def test_the_best_transcript_of_each_episode_is_named():
+def test_best_transcript_of_each_episode_is_named():
     named = (
         '<podcast:transcript url="a.srt" type="application/x-subrip"/>'
         '<podcast:transcript url="a.vtt" type="text/vtt; charset=utf-8" language="en"></podcast:transcript>'

@@ -51,7 +51,7 @@ def test_file_url_round_trip(tmp_path):
     assert urls.to_file(urls.of_file(path)) == path.resolve()
 
 
-def test_an_id_is_a_safe_name():
+def test_id_is_a_safe_name():
     name = urls.item_id("http://example.org/../../%2e%2e/etc/passwd")
     assert name.isalnum() and Path(name).name == name
 
@@ -74,7 +74,7 @@ def test_public_addresses(address):
     assert AddressGuard().permits(address)
 
 
-def test_a_network_may_be_allowed_and_no_more_than_it():
+def test_allowed_network_does_not_allow_others():
     guard = AddressGuard(["127.0.0.0/8"])
     assert guard.permits("127.1.2.3") and guard.permits("::ffff:127.0.0.1")
     assert not guard.permits("10.0.0.1") and not guard.permits("::1")

@@ -10,7 +10,7 @@ from speechgpt2.data.record import Clip, ClipText, Decision, Quality
 from speechgpt2.errors import UserError
 
 
-def judged(clip: Clip, *rules: Rule) -> Clip:
+def checked(clip: Clip, *rules: Rule) -> Clip:
     [made] = Rules(RulesConfig(rules=rules))(lambda: iter([clip]))
     return made
 
@@ -19,12 +19,12 @@ def judged(clip: Clip, *rules: Rule) -> Clip:
 def test_bounds(snr, keep):
     clip = Clip("a", quality=Quality(snr=snr))
     rules = Rule("noisy", "quality.snr", at_least=10.0), Rule("too-clean", "quality.snr", at_most=30.0)
-    assert judged(clip, *rules).kept == keep
+    assert checked(clip, *rules).kept == keep
 
 
-def test_the_first_rule_gives_the_reason_and_all_leave_their_scores():
+def test_first_rule_gives_the_reason_and_all_add_scores():
     clip = Clip("a", quality=Quality(snr=1.0, mos={"x": 2.0}))
-    made = judged(clip, Rule("noisy", "quality.snr", at_least=10.0), Rule("bad", "quality.mos.x", at_least=3.0))
+    made = checked(clip, Rule("noisy", "quality.snr", at_least=10.0), Rule("bad", "quality.mos.x", at_least=3.0))
     assert made.refusal.reason == "noisy"
     assert [(d.reason, d.score, d.threshold, d.keep) for d in made.decisions] == [
         ("noisy", 1.0, 10.0, False), ("bad", 2.0, 3.0, False),
@@ -32,12 +32,12 @@ def test_the_first_rule_gives_the_reason_and_all_leave_their_scores():
 
 
 def test_unknown_score_may_reject():
-    assert not judged(Clip("a"), Rule("unjudged", "quality.mos.dnsmos", at_least=3.0, unknown="reject")).kept
+    assert not checked(Clip("a"), Rule("unjudged", "quality.mos.dnsmos", at_least=3.0, unknown="reject")).kept
 
 
-def test_rejected_clips_are_not_judged_again():
+def test_rejected_clips_are_not_checked_again():
     clip = Clip("a", decisions=(Decision("x", 1, False),))
-    assert judged(clip, Rule("noisy", "quality.snr", at_least=10.0, unknown="reject")) == clip
+    assert checked(clip, Rule("noisy", "quality.snr", at_least=10.0, unknown="reject")) == clip
 
 
 @pytest.mark.parametrize("path", ["quality.snrr", "quality", "text.raw", "quality.mos", "text", "nothing"])
@@ -47,6 +47,6 @@ def test_unknown_score_path_is_a_user_error(path):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1, "at_most": 2}])
-def test_a_rule_has_one_bound(bounds):
+def test_rule_has_one_bound(bounds):
     with pytest.raises(UserError, match="either at_least or at_most"):
         config.from_dict(Rule, {"reason": "x", "score": "quality.snr", **bounds})

@@ -24,7 +24,7 @@ def refusals(clips: list[Clip]) -> list[str]:
     return [clip.refusal.reason if clip.refusal else "" for clip in clips]
 
 
-def test_a_folder(tmp_path, results):
+def test_folder_gives_a_clip_per_file(tmp_path, results):
     root = tmp_path / "in"
     (root / "b").mkdir(parents=True)
     for name, data in {"b/x.wav": b"1", "a é.mp3": b"2", "a é.txt": "说话".encode(), ".hidden.wav": b"3"}.items():
@@ -35,7 +35,7 @@ def test_a_folder(tmp_path, results):
     assert all(input_clips.SAFE_ID.fullmatch(clip.id) for clip in clips)
 
 
-def test_a_file_is_read_again_only_if_it_changed(tmp_path, results, monkeypatch):
+def test_file_is_read_again_only_if_it_changed(tmp_path, results, monkeypatch):
     root = tmp_path / "in"
     root.mkdir()
     (root / "a.wav").write_bytes(b"1")

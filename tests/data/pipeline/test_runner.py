@@ -54,7 +54,7 @@ def tree(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_clips_are_split_and_judged(recordings, tmp_path):
+def test_clips_are_split_and_checked(recordings, tmp_path):
     summary = process(recordings, tmp_path / "out")
     assert summary.kept == 10 and summary.seconds == 5.0
     assert summary.reasons == {"corrupt": (1, 0.0), "quiet": (10, 5.0)}
@@ -66,7 +66,7 @@ def test_clips_are_split_and_judged(recordings, tmp_path):
     assert clip.decisions[-1].score == clip.quality.loudness and clip.decisions[-1].threshold == -30.0
 
 
-def test_a_second_run_does_nothing(recordings, tmp_path):
+def test_second_run_computes_nothing(recordings, tmp_path):
     calls = tmp_path / "calls"
     process(recordings, tmp_path / "out", steps(str(calls)))
     before, first = tree(tmp_path / "out"), calls.stat().st_size
@@ -83,7 +83,7 @@ def test_only_new_results_are_computed(recordings, tmp_path):
     assert calls.stat().st_size == 24
 
 
-def test_a_changed_file_is_another_clip(recordings, tmp_path):
+def test_changed_file_is_another_clip(recordings, tmp_path):
     process(recordings, tmp_path / "out")
     (recordings / "deep" / "0.wav").write_bytes(b"no sound any more")
     assert process(recordings, tmp_path / "out").reasons["corrupt"][0] == 2
@@ -105,7 +105,7 @@ def test_key_depends_on_clip_version_config_and_model(recordings, tmp_path):
     assert len(set(keys)) == 5 and Cut(CutConfig()).key(one) == keys[0]
 
 
-def test_a_threshold_moves_without_work(recordings, tmp_path):
+def test_changed_threshold_recomputes_nothing(recordings, tmp_path):
     calls = tmp_path / "calls"
     process(recordings, tmp_path / "out", steps(str(calls)))
     assert process(recordings, tmp_path / "out", steps(str(calls), least=-60.0), compute=False).kept == 20

@@ -78,7 +78,7 @@ def where(folder: Path, needle: bytes) -> set[str]:
     return {name for name, data in everything(folder).items() if needle in data or needle.decode("latin1") in name}
 
 
-def sound_of(folder: Path, id: str) -> bytes:
+def audio_of(folder: Path, id: str) -> bytes:
     """Bytes that only the sound of a kept clip has, as they lie in the shards."""
     for archive in (folder / "run" / "shar").glob("*.tar"):
         with tarfile.open(archive) as members:
@@ -92,7 +92,7 @@ def sound_of(folder: Path, id: str) -> bytes:
 
 def test_takedown_leaves_no_trace(crawled):
     gone, stays = source_of(crawled, "gone"), source_of(crawled, "stays")
-    clip_audio, beginning = sound_of(crawled, gone["id"]), sound_of(crawled, stays["id"])
+    clip_audio, beginning = audio_of(crawled, gone["id"]), audio_of(crawled, stays["id"])
     derived = re.compile(f"{gone['id']}-[0-9]".encode())  # the ids of its clips
     assert where(crawled / "run", clip_audio) == {"shar/recording.000000.tar"}
     assert where(crawled, gone["standard"].encode()) >= {"run/work/results.db", "run/work/clips.jsonl"}
@@ -112,7 +112,7 @@ def test_takedown_leaves_no_trace(crawled):
     assert record["id"] == gone["id"] and record["decisions"][0]["reason"] == "taken-down"
     page = (crawled / "run" / "report.html").read_text()
     assert page.count("<audio") == 2 and "taken-down" in page
-    assert sound_of(crawled, stays["id"]) == beginning
+    assert audio_of(crawled, stays["id"]) == beginning
     assert [clip.id[:20] for clip, _ in shar.read(crawled / "run" / "shar")] == sorted(
         source_of(crawled, name)["id"] for name in ("stays", "too")
     )

@@ -58,12 +58,12 @@ def test_ctc_word_times_match_the_audio(folder, tmp_path):
     assert found.labels_from["align"].tool == stage.model and stage.model.startswith("ctc-")
 
 
-def test_a_click_is_no_speech(folder):
+def test_click_is_no_speech(folder):
     with pytest.raises(Unalignable, match="shorter"):
         CtcModel(str(folder))(tune((2, 0.01)), "a", "en")
 
 
-def test_a_model_is_known_by_its_content(folder):
+def test_model_is_known_by_its_content(folder):
     before = CtcModel(str(folder)).id
     assert CtcModel(str(folder)).id == before
     (folder / "model.onnx").write_bytes(tone_model({2: 440.0}, len(VOCABULARY), blank=0))
@@ -74,7 +74,7 @@ def test_a_model_is_known_by_its_content(folder):
 
 
 @pytest.mark.parametrize("damage", ["model.onnx", "vocab.json", "config.json", "preprocessor_config.json"])
-def test_a_damaged_folder_is_a_clear_error(folder, damage):
+def test_damaged_folder_is_a_clear_error(folder, damage):
     (folder / damage).write_bytes(b"{")
     with pytest.raises(UserError, match=damage):
         CtcModel(str(folder))(tune((2, 0.5)), "a", "en")

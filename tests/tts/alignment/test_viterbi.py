@@ -82,7 +82,7 @@ def test_impossible_emissions_are_unalignable():
     assert best_path(log_probs, []) == []
 
 
-def test_a_long_text_is_found_where_it_was_planted():
+def test_long_text_is_found_where_it_was_planted():
     rng = np.random.default_rng(7)
     tokens = rng.integers(1, 30, 300)
     lengths, gaps = rng.integers(2, 6, 300), rng.integers(1, 4, 300)
