@@ -249,7 +249,7 @@ class Conversation:
         prompt: Patches,
         sampling: SamplingParams | None,
         max_patches: int,
-        speak: bool = False,
+        speak: bool,
         tools: bool = False,
     ):
         self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools

@@ -46,12 +46,10 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     if voice.accent:
         clip = voice_prompts.read_voice_prompt(voice.accent)
         greeting = prompt.align_speech(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
-    given = prompt.text_patches([*prompt.encode(text), prompt.special_ids.speech_start])
     seed = zlib.crc32(f"{voice.seed} {text}".encode())
     sampling = SamplingParams.of(1, seed=seed, device=model.lm.device)
-    talk = Conversation(
-        model, concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), given), sampling, LONGEST
-    )
+    start = concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), prompt.tts_prefix(text))
+    talk = Conversation(model, start, sampling, LONGEST, speak=True)
     return talk.collect(talk.reply(user_spoke=False))
 
 
