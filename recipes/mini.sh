@@ -26,47 +26,47 @@ sg2 data codec-corpus "$out/speech" --hours 6 ${real:+--real-speech "$real"}
 stage "2. Codec, first run"
 # Encoder, codebooks and decoder learn together. The result is stored in float16 at once: the language model learns the
 # codes of exactly these weights.
-sg2 train codec recipes/mini/codec.yaml --corpus "$out/speech" --favour 1.5 --out "$out/codec" "${run[@]}"
+sg2 train codec recipes/mini/codec.yaml --data "$out/speech" --favour 1.5 --out "$out/codec" "${run[@]}"
 sg2 convert "$out/codec" "$out/codec-half" --dtype float16
 
 stage "3. Language model, first run"
 # Questions with answers, and texts to speak, teach the format, the skills and the assistant's two voices.
 sg2 data dialogue-corpus "$out/dialogues" --exchanges 30000 --says 12000
-sg2 train lm recipes/mini/lm.yaml --corpus "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" "${run[@]}"
+sg2 train lm recipes/mini/lm.yaml --data "$out/dialogues" --codec "$out/codec-half" --out "$out/lm" "${run[@]}"
 
 stage "4. Language model, more recognition"
 # Utterances to transcribe (dictations) have unrelated words, so the model cannot guess them from the context.
 sg2 data dialogue-corpus "$out/more" --exchanges 9000 --says 1500 --dictations 9000 --seed 1
-sg2 train lm recipes/mini/lm-more.yaml --corpus "$out/more" --codec "$out/codec-half" \
+sg2 train lm recipes/mini/lm-more.yaml --data "$out/more" --codec "$out/codec-half" \
     --init "$out/lm" --out "$out/lm-more" "${run[@]}"
 
 stage "5. Language model, more voices"
 # Each utterance has a new random speaker, and phone labels supervise recognition 25 times per second.
 sg2 data dialogue-corpus "$out/voices" --exchanges 9000 --says 1000 --dictations 12000 --seed 2
-sg2 train lm recipes/mini/lm-voices.yaml --corpus "$out/voices" --codec "$out/codec-half" \
+sg2 train lm recipes/mini/lm-voices.yaml --data "$out/voices" --codec "$out/codec-half" \
     --init "$out/lm-more" --out "$out/lm-voices" "${run[@]}"
 
 stage "6. Codec, second run: decoder only"
 # The codes stay as they are. The decoder sees 60 ms ahead, and a phone recogniser in the loss keeps speech intelligible.
-sg2 train codec recipes/mini/decoder.yaml --corpus "$out/speech" --init "$out/codec-half" --favour 6 \
+sg2 train codec recipes/mini/decoder.yaml --data "$out/speech" --init "$out/codec-half" --favour 6 \
     --out "$out/decoder" "${run[@]}"
 
 stage "7. Codec, third run: all parts"
 # The encoder also learns to ignore room acoustics and noise. The codes change, so the language model follows.
-sg2 train codec recipes/mini/codec-further.yaml --corpus "$out/speech" --init "$out/decoder" --favour 3 \
+sg2 train codec recipes/mini/codec-further.yaml --data "$out/speech" --init "$out/decoder" --favour 3 \
     --out "$out/codec-further" "${run[@]}"
 sg2 convert "$out/codec-further" "$out/codec-further-half" --dtype float16
 
 stage "8. Language model on the new codes"
 # It also learns to draft several text tokens per step.
 sg2 data dialogue-corpus "$out/further" --exchanges 9000 --says 2500 --dictations 14000 --seed 4
-sg2 train lm recipes/mini/lm-further.yaml --corpus "$out/further" --codec "$out/codec-further-half" \
+sg2 train lm recipes/mini/lm-further.yaml --data "$out/further" --codec "$out/codec-further-half" \
     --init "$out/lm-voices" --out "$out/lm-further" "${run[@]}"
 
 stage "9. Language model, still more recognition"
 # Nearly all remaining errors are recognition errors, so this corpus is mostly dictations.
 sg2 data dialogue-corpus "$out/recognition" --exchanges 10000 --says 1500 --dictations 22000 --seed 5
-sg2 train lm recipes/mini/lm-recognition.yaml --corpus "$out/recognition" --codec "$out/codec-further-half" \
+sg2 train lm recipes/mini/lm-recognition.yaml --data "$out/recognition" --codec "$out/codec-further-half" \
     --init "$out/lm-further" --out "$out/lm-recognition" "${run[@]}"
 
 stage "10. Export and evaluation"

@@ -451,9 +451,9 @@ def test_bad_arguments(arguments, message):
 def test_bad_training_configurations(kind):
     Path("run.yaml").write_text("stepss: 3\n")
     more = ["--codec", "tiny"] if kind == "lm" else []
-    line = fails("train", kind, "run.yaml", "--corpus", "absent", "--out", "run", *more)
+    line = fails("train", kind, "run.yaml", "--data", "absent", "--out", "run", *more)
     assert "run.yaml: unknown key 'stepss'; did you mean 'steps'" in line
-    assert "no such file" in fails("train", kind, "absent.yaml", "--corpus", "absent", "--out", "run", *more)
+    assert "no such file" in fails("train", kind, "absent.yaml", "--data", "absent", "--out", "run", *more)
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["chat", "--mode", "x2y"], ["encode", "in.wav"], ["nonsense"]])

@@ -104,7 +104,9 @@ UNITS_MAY_IMPORT = {
 }  # fmt: skip
 
 # Where a corpus becomes a trainer's batches: the modules of `corpus` that know torch and a trainer's types.
-BATCHES = {"speechgpt2.corpus.codec_dataset", "speechgpt2.corpus.lm_dataset", "speechgpt2.corpus.conversation_dataset"}
+BATCHES = {
+    f"speechgpt2.corpus.{name}" for name in ("codec_dataset", "codes", "task_dataset", "model_setup", "import_corpus")
+}
 
 
 class Import:

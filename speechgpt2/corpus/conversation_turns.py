@@ -1,6 +1,6 @@
-"""Conversations as a corpus of turns, for training of the language model (conversation_dataset.py).
+"""Conversations as a corpus of turns, for training of the language model (task_dataset.py).
 
-    corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --corpus FOLDER` encodes and draws from
+    corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --data FOLDER` encodes and draws from
 
 A turn is everything that one side says before the other takes the floor. Backchannels are no turns.
 """
@@ -42,11 +42,6 @@ def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> C
 def open_corpus(path: Path) -> Corpus:
     """Open a corpus, or that of a folder of conversations. Raises `CorpusError`."""
     return Corpus.open(path / CORPUS if (path / CORPUS).is_dir() else path)
-
-
-def is_of_conversations(corpus: Corpus) -> bool:
-    """Whether `write_corpus` made it."""
-    return isinstance(corpus.meta["recipe"], dict) and corpus.meta["recipe"].get("kind") == KIND
 
 
 def items(row: Row, folder: Path) -> Iterator[CorpusItem]:

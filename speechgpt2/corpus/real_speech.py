@@ -26,6 +26,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 _LJ_FIRST_TEST = "LJ001-0080"
 _FSDD_TEST_SPEAKERS = ("lucas", "theo", "yweweler")
+_LICENCES = {"ljspeech": "CC-PDM-1.0", "orders": "Apache-2.0"}  # of the others: CC-BY-SA-4.0
 _TEST_PERCENT = 5  # of the Mandarin words and syllables, and of the orders
 
 
@@ -67,7 +68,8 @@ def load_recording(recording: Recording) -> CorpusItem | None:
     record = Record(
         f"{recording.source}-{recording.path.stem}", recording.text, recording.lang,
         speaker=recording.speaker, voice=recording.speaker, split=recording.split,
-        words=_whole(recording, mono), extra={"source": recording.source},
+        words=_whole(recording, mono), licence=_LICENCES.get(recording.source, "CC-BY-SA-4.0"),
+        source=recording.source, extra={"source": recording.source},
     )  # fmt: skip
     return CorpusItem(record, mono, track_pitch(mono))
 

@@ -31,7 +31,7 @@ from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 FORMAT = 1
 PAD_TO = FRAME_SIZE
 
-_PCM, _F0, _INDEX, _META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
+_PCM, _F0, _INDEX, META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
 
 
 class CorpusError(UserError):
@@ -44,9 +44,11 @@ class Record:
 
     start, length   samples in ``pcm.i16``, both multiples of 960
     speaker, voice  who spoke, and the full id with settings (equal for real recordings)
-    role            "user", "assistant", or "" if neither
+    role            "user", "assistant", or "" if neither; "text" for written text alone
     split           "train" or "test"
-    extra           what a builder adds: exchange id, skill, question, answer key, source …
+    licence         SPDX identifier, "own" or "synthetic"; "" if unknown
+    source          where it comes from: a page, a book, a file
+    extra           what a builder adds: exchange id, skill, question, answer key …
     """
 
     id: str
@@ -60,6 +62,8 @@ class Record:
     split: str = "train"
     words: tuple[Word, ...] = ()
     phones: tuple[Phone, ...] = ()
+    licence: str = ""
+    source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -150,7 +154,7 @@ class CorpusWriter:
         _write_text(self.path / _INDEX, "".join(r.to_json() + "\n" for r in records))
         samples = sum(r.length for r in records)
         meta = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "utterances": len(records), "samples": samples}
-        _write_text(self.path / _META, json.dumps({**meta, "recipe": self.recipe}, indent=1))
+        _write_text(self.path / META, json.dumps({**meta, "recipe": self.recipe}, indent=1))
         shutil.rmtree(self._parts)
         return Corpus.open(self.path)
 
@@ -187,11 +191,11 @@ class Corpus:
     def open(cls, path: str | Path) -> Corpus:
         """Open a finished corpus. Raises CorpusError with the reason if it is not one."""
         path = Path(path)
-        if not (path / _META).exists():
+        if not (path / META).exists():
             unfinished = (path / _PARTS).exists()
             reason = "is unfinished: run its build again to go on" if unfinished else "holds no corpus"
             raise CorpusError(f"{path} {reason}")
-        meta = json.loads((path / _META).read_text())
+        meta = json.loads((path / META).read_text())
         if meta["format"] != FORMAT or meta["sample_rate"] != SAMPLE_RATE:
             raise CorpusError(f"{path} has format {meta['format']} at {meta['sample_rate']} Hz; build it again")
         with (path / _INDEX).open(encoding="utf-8") as lines:

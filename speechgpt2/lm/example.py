@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechgpt2.lm.alignment import TimedWord, align_tokens, restore_spacing
 from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
-from speechgpt2.types import FRAME_RATE, Mode, Patches
+from speechgpt2.types import FRAME_RATE, Mode, Patches, Tool
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ class TrainingExample(NamedTuple):
 
 
 def training_example(
-    prompt: Prompt, mode: Mode, pairs: Sequence[TurnPair], greeting: AlignedSpeech | None = None
+    prompt: Prompt,
+    mode: Mode,
+    pairs: Sequence[TurnPair],
+    greeting: AlignedSpeech | None = None,
+    system: str | None = None,
+    tools: Sequence[Tool] = (),
 ) -> TrainingExample:
     """Build a conversation in which the replies count, transcripts included.
 
@@ -57,14 +62,18 @@ def training_example(
         mode: Modalities of the user and the model. Speech of replies is left out if the model writes.
         pairs: The turns.
         greeting: What the model says first.
+        system: Replaces the template's system text.
+        tools: What the model may call.
     """
-    start = prompt.system_prompt(mode, greeting)
+    start = prompt.system_prompt(mode, greeting, system, tools)
     parts, targets, text_masks = [start], [start.text], [torch.zeros_like(start.text)]
     reply_masks, phones = [torch.zeros_like(start.text)], [_phone_labels(prompt, start, None)]
     for pair in pairs:
         user_spoke = isinstance(pair.user, Tensor)
         turn = _user_turn(prompt, pair.user)
         speech = pair.speech if mode[2] == "s" else None
+        if not (pair.reply or speech or prompt.template.chain_of_modality):
+            raise ValueError("an empty reply would teach the model to answer nothing")
         reply = prompt.reply(pair.reply, speech, pair.transcript if user_spoke else None)
         words, words_mask = _word_targets(prompt, turn, pair.user_words)
         parts += [turn, reply]

@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def read_eos(folder: Path) -> str:
     return PromptConfig().eos
 
 
-def shape_of(tensors: dict[str, Tensor], name: str, folder: Path) -> torch.Size:
+def shape_of(tensors: MutableMapping[str, Tensor], name: str, folder: Path) -> torch.Size:
     """Return the shape of a tensor that sizes the model. Raises `UserError` if it is missing."""
     if name not in tensors:
         raise UserError(f"{folder}: the checkpoint lacks {name}")
@@ -119,7 +120,7 @@ def stack_places(prefix: str, stack: DecoderStack) -> dict[str, Tensor]:
     return places
 
 
-def tie(tensors: dict[str, Tensor], pairs: list[tuple[str, str]], folder: Path) -> None:
+def tie(tensors: MutableMapping[str, Tensor], pairs: list[tuple[str, str]], folder: Path) -> None:
     """Drop each head that is tied to an embedding; files may store either name or both.
 
     Args:
@@ -137,7 +138,7 @@ def tie(tensors: dict[str, Tensor], pairs: list[tuple[str, str]], folder: Path) 
 
 
 @torch.no_grad()
-def fill(places: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
+def fill(places: dict[str, Tensor], tensors: MutableMapping[str, Tensor], folder: Path) -> None:
     """Copy every tensor to its place and release it.
 
     Raises:

@@ -159,7 +159,7 @@ class Prompt:
             text = f"{text.rstrip()}\n\n{tools_system_prompt(tools)}\n\n\n"
         parts = [self.text_patches(self.encode(text))]
         if greeting is not None:
-            parts += [self.reply_start(), self._speech_segment(greeting), self.turn_end(speaking=False)]
+            parts += [self.reply_start(), self.speech_segment(greeting), self.turn_end(speaking=False)]
         return concat(*parts)
 
     def user_text(self, text: str) -> Patches:
@@ -199,7 +199,7 @@ class Prompt:
         if self.template.chain_of_modality or speech is None:
             parts.append(self.text_patches(self._written_part(text, transcript)))
         if speech is not None:
-            parts.append(self._speech_segment(speech))
+            parts.append(self.speech_segment(speech))
         return concat(*parts, self.turn_end(speaking=False))
 
     def turn_end(self, speaking: bool) -> Patches:
@@ -232,7 +232,8 @@ class Prompt:
             return self.encode(text)
         return [*self.encode(transcript), self.special_ids.transcript_end, *self.encode(text)]
 
-    def _speech_segment(self, speech: AlignedSpeech) -> Patches:
+    def speech_segment(self, speech: AlignedSpeech) -> Patches:
+        """Return speech between the tokens that begin and end it."""
         ids = self.special_ids
         start, end = self.text_patches([ids.speech_start]), self.text_patches([ids.speech_end])
         return concat(start, self.speech_patches(speech.codes, speech.row), end)

@@ -1,17 +1,24 @@
-"""Begin a speech model with the weights of a text model from Hugging Face.
+"""Begin a speech model with the weights of a text model, from Hugging Face or a GGUF file.
 
 lm = from_text_model("Qwen/Qwen3-0.6B", PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096))
 """
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from speechgpt2 import config as configs
 from speechgpt2 import hub
+from speechgpt2.errors import UserError
 from speechgpt2.lm import huggingface
 from speechgpt2.lm.config import LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.families import read_backbone
+from speechgpt2.lm.gguf import GGUFModel
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.tokenizer import special_tokens
 
@@ -25,20 +32,29 @@ def from_text_model(
     gains rows for them if needed.
 
     Args:
-        name: A folder or a Hugging Face id of one of the families in lm/families/.
-        patch_decoder: Sizes of the patch decoder.
-        prompt: The chat template; None means the released one with the text model's end of sequence.
+        name: A folder, a Hugging Face id of one of the families in lm/families/, or a GGUF file.
+        patch_decoder: Sizes of the patch decoder. Its rotary frequencies are its own.
+        prompt: The chat template; its end of sequence is replaced by that of the text model. None means the released
+            one, which offers tools.
 
     Raises:
         UserError: If it cannot be read or its family is not supported.
     """
-    path = hub.resolve(name, "config.json")
-    folder, tensors = path.parent, huggingface.read_tensors(path.parent)
+    if str(name).endswith(".gguf"):
+        path, folder = Path(name), Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such file")
+        file = GGUFModel(path)
+        tensors: MutableMapping[str, Tensor]
+        tensors, content, tokenizer, eos = file.tensors, file.content, file.tokenizer(), file.eos()
+    else:
+        path = hub.resolve(name, "config.json")
+        folder, tensors = path.parent, huggingface.read_tensors(path.parent)
+        content, tokenizer, eos = configs.read(path), hub.load_tokenizer(folder), huggingface.read_eos(folder)
     rows = huggingface.shape_of(tensors, "model.embed_tokens.weight", folder)[0]
-    prompt = prompt or PromptConfig(eos=huggingface.read_eos(folder))
-    tokenizer = hub.load_tokenizer(folder)
+    prompt = replace(prompt or PromptConfig(tools=True), eos=eos)
     tokenizer.add_special_tokens(special_tokens(prompt))
-    backbone = read_backbone(configs.read(path), max(rows, tokenizer.get_vocab_size()), path)
+    backbone = read_backbone(content, max(rows, tokenizer.get_vocab_size()), path)
     lm = SpeechLM(LMConfig(backbone, patch_decoder, prompt), tokenizer)
     if lm.text_head is None:
         huggingface.tie(tensors, [("lm_head.weight", "model.embed_tokens.weight")], folder)
@@ -46,4 +62,6 @@ def from_text_model(
     for vocabulary in {"model.embed_tokens.weight", "lm_head.weight"} & places.keys():
         places[vocabulary] = places[vocabulary][:rows]
     huggingface.fill(places, tensors, folder)
+    with torch.no_grad():
+        lm.patch_decoder.codes.table[:, -1] = 0  # "no speech" adds nothing, so text is read as the text model reads it
     return lm.eval()

@@ -1,82 +1,106 @@
-"""Training of the language model on packed conversations.
+"""Training of the language model on packed examples.
 
-Every step packs conversations into rows and learns, at the masked positions only, the next text token and the next
-patch's codes. Filler counts less than words, deeper codebooks less than the first. Some codes of the model's own
-speech are replaced in the input, because generated speech is not perfect either. An auxiliary linear layer, which only
-training has, predicts the phones of the user's last patch from the hidden state: words alone, two or three a second,
-teach recognition slowly. A draft head learns to propose the tokens after the next one.
+Every step packs examples into rows and learns, at the masked positions only, the next text token and the next patch's
+codes. Filler counts less than words, deeper codebooks less than the first. Some codes of the model's own speech are
+replaced in the input, because generated speech is not perfect either. An auxiliary linear layer, which only training
+has, predicts the phones of the user's last patch from the hidden state: words alone, two or three a second, teach
+recognition slowly. A draft head learns to propose the tokens after the next one.
+
+A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, and a limit for the perplexity of text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+import math
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechgpt2 import config as configs
+from speechgpt2 import hub
+from speechgpt2.errors import UserError
+from speechgpt2.lm import tasks
+from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state, text_logits
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
-from speechgpt2.lm.example import TrainingExample
-from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.losses import LMLosses, TermWeights
+from speechgpt2.lm.model import CONFIG_FILE, WEIGHTS_FILE, SpeechLM
+from speechgpt2.lm.packing import Batch, ExampleSource, pack
+from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.training import distributed, run
-from speechgpt2.training.labels import UNKNOWN, cross_entropy
-from speechgpt2.training.run import RunFolder, WeightAverage, generators, has_fast_bf16, learning_rate
-from speechgpt2.types import Patches
+from speechgpt2.training.run import RunFolder, WeightAverage, has_fast_bf16, learning_rate, seed_step
 
-IGNORED = -100  # a target without loss
+GATE_TEXTS = 32  # held-out texts whose perplexity is watched
 
 
-class ExampleSource(Protocol):
-    """Source of conversations, see `speechgpt2.corpus.lm_dataset`. `phones` are the names of the phone labels."""
+@dataclass(frozen=True)
+class RateScale:
+    """The learning rate of the parameters whose names match `pattern`, relative to that of the run."""
 
-    phones: tuple[str, ...]
-
-    def example(self, random: np.random.Generator) -> TrainingExample:
-        """Return a random conversation."""
-        ...
-
-
-class Batch(NamedTuple):
-    """Packed rows: `patches [B, P]`, and the other fields as in `TrainingExample`.
-
-    `segments [B, P]` numbers the examples of a row; −1 is padding.
-    """
-
-    patches: Patches
-    segments: Tensor
-    targets: Tensor
-    text_loss_mask: Tensor
-    code_loss_mask: Tensor
-    phones: Tensor
+    pattern: str
+    scale: float
 
 
 @dataclass(frozen=True)
 class LMTrainConfig:
-    """Configuration of a run. A step sees `rows` × `row_patches` positions. `code_weights` are per codebook."""
+    """Configuration of a run: a stage.
 
-    backbone: BackboneConfig  # `vocab` limits the tokenizer that is trained on the corpus
-    patch_decoder: PatchDecoderConfig
-    steps: int = 4000
-    rows: int = 2
-    row_patches: int = 384
-    peak_lr: float = 1e-3
-    warmup: int = 200
-    betas: tuple[float, ...] = (0.9, 0.98)
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    average: float = 0.998
-    code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)
+    A step sees `rows` × `accumulate` rows of `row_patches` positions in each process. Patterns are names of parameters,
+    in which `*` stands for anything, such as `backbone.*`.
+    """
+
+    # The model that a run begins with, unless --init or --text-model names one
+    backbone: BackboneConfig | None = None  # of a new model; `vocab` limits the tokenizer that is trained on the texts
+    patch_decoder: PatchDecoderConfig | None = None  # of a new model, or of a text model's new speech parts
+    chain_of_modality: bool = False  # the layout of a text model's replies
+    # What is learnt
+    mix: TaskMix = field(default_factory=TaskMix)
+    freeze: tuple[str, ...] = ()
+    new_tokens: bool = False  # train the rows of the special tokens, although the text embedding is frozen
+    lora: LoraConfig | None = None
+    text_weight: float = 1.0
     codes_weight: float = 0.5  # all codes, relative to text
+    code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)  # each codebook
     phones_weight: float = 0.5  # the user's phones
     filler_weight: float = 0.3
     draft_tokens: int = 0  # tokens that a new draft head proposes
     draft_weight: float = 0.2  # loss of the draft head
     corrupt: float = 0.1  # share of the model's own frames that are replaced in the input
+    max_perplexity_ratio: float | None = None  # the perplexity of held-out text may rise to this times that before
+    # Schedule
+    steps: int = 4000
+    rows: int = 2
+    accumulate: int = 1
+    row_patches: int = 384
+    peak_lr: float = 1e-3
+    rates: tuple[RateScale, ...] = ()
+    warmup: int = 200
+    betas: tuple[float, ...] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    average: float = 0.998  # moving average of the trained weights, which is saved; 0: none
     seed: int = 0
     report_every: int = 50
     save_every: int = 250
+    # Memory
+    checkpoint_activations: bool = False  # compute the backbone's activations again in the backward pass
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.accumulate < 1 or self.row_patches < 2:
+            raise UserError("rows and accumulate must be at least 1, row_patches at least 2")
+
+    @property
+    def weights(self) -> TermWeights:
+        """Weights of the terms of the loss."""
+        return TermWeights(
+            self.text_weight, self.codes_weight, self.code_weights, self.phones_weight, self.draft_weight,
+            self.filler_weight,
+        )  # fmt: skip
 
 
 def train(
@@ -93,202 +117,181 @@ def train(
 
 
 class LMTrainer:
-    """Model, phone head, optimizer and weight average."""
+    """Model, phone head, optimizer and weight average. Frozen weights are kept in bfloat16 where that is fast."""
 
     def __init__(self, config: LMTrainConfig, model: SpeechLM, source: ExampleSource, device: torch.device):
         self.config, self.source, self.device = config, source, device
-        self.model = model.to(device).train()
-        labels = self.model.config.patch_frames * len(source.phones)
-        self.phone_head = nn.Linear(self.model.config.backbone.width, labels).to(device)
-        self.modules = nn.ModuleDict({"model": self.model, "phone_head": self.phone_head})
-        distributed.broadcast_weights(self.modules)
-        self.average = WeightAverage(model, config.average)
-        decayed = [p for p in self.modules.parameters() if p.dim() > 1]
-        others = [p for p in self.modules.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        if len(config.code_weights) != model.config.codebooks:
+            raise UserError(f"code_weights needs {model.config.codebooks} values, one for each codebook")
+        self.model = model
+        freeze(model, config.freeze)
+        torch.manual_seed(config.seed)
+        add_adapters(model, config.lora, config.new_tokens)
+        self.losses = LMLosses(model, len(source.phones), config.weights).to(device).train()
+        half = has_fast_bf16(device)
+        if half:
+            for parameter in model.parameters():
+                if not parameter.requires_grad and parameter.dim() > 1:
+                    parameter.data = parameter.data.bfloat16()
+        distributed.broadcast_weights(self.losses)
+        _prepare_layers(model, config)
+        self.trained = {name: p for name, p in self.losses.named_parameters() if p.requires_grad}
+        self.average = WeightAverage(self.trained, config.average) if config.average else None
+        groups = parameter_groups(self.trained, config)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)  # type: ignore[arg-type]
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
-        prompt = model.prompt
-        self.token_weight = torch.ones(model.config.backbone.vocab, device=device)
-        self.token_weight[[prompt.special_ids.filler, prompt.special_ids.last_filler]] = config.filler_weight
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+        self.perplexity_before: float | None = None
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Take one optimizer step and return losses and accuracies."""
+        """Take one optimizer step and return losses and accuracies.
+
+        Raises:
+            UserError: If the perplexity of held-out text has risen above the limit. It is checked before each saving.
+        """
         config = self.config
-        random, generator = generators(config.seed, step)
-        batch = pack(self.source, random, config.rows, config.row_patches, self.model.prompt.special_ids.eos)
+        limited = config.max_perplexity_ratio is not None
+        if limited and self.perplexity_before is None:
+            self.perplexity_before = self.text_perplexity()
+        seed_step(config.seed, step)
+        batches = self.batches(step)
+        totals = distributed.add_up(torch.stack([self.losses.totals(batch) for batch in batches]).sum(0))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.peak_lr, config.warmup)
-        terms, values = self.losses(batch, generator)
+            group["lr"] = group["scale"] * learning_rate(step, config.steps, config.peak_lr, config.warmup)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = terms["text"] + config.codes_weight * terms["codes"] + config.phones_weight * terms["phones"]
-        if "draft" in terms:
-            loss = loss + config.draft_weight * terms["draft"]
-        loss.backward()
-        distributed.average_gradients(self.modules.parameters())
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.autocast:
+                loss, terms, values = self.losses(batch, totals)
+            (loss * distributed.world_size()).backward()  # gradients are averaged, the parts of the loss add up
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach()
+        distributed.average_gradients(self.trained.values())
+        values["grad_norm"] = nn.utils.clip_grad_norm_(self.trained.values(), config.clip)
         self.optimizer.step()
-        self.average.update(self.model, step)
-        return {**terms, **values}
+        if self.average is not None:
+            self.average.update(self.trained, step)
+        if limited and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+            values["text_perplexity"] = torch.tensor(self._checked_perplexity(step))
+        joined = distributed.add_up(torch.stack(list(sums.values())))
+        return {**dict(zip(sums, joined)), **values}
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the losses, and the accuracies of text tokens and phones."""
-        patches, segments, targets, text_loss_mask, code_loss_mask, phones = batch
-        corrupted = Patches(patches.text, corrupt(patches.codes, code_loss_mask, self.config.corrupt, generator))
-        corrupted, patches = _to(corrupted, self.device), _to(patches, self.device)
-        text_loss_mask, code_loss_mask = text_loss_mask[:, 1:].to(self.device), code_loss_mask[:, 1:].to(self.device)
-        with self.autocast:
-            hidden = self.model(corrupted, segments.to(self.device))
-            phone_loss, phones_right = self._phone_loss(hidden, phones.to(self.device))
-            hidden = hidden[:, :-1]
-            draft_loss, drafts_right = self._draft_loss(hidden, patches, text_loss_mask, segments.to(self.device))
-            logits = self.model.text_logits(hidden[text_loss_mask]).float()
-            targets = targets[:, 1:].to(self.device)[text_loss_mask]
-            text = F.cross_entropy(logits, targets, weight=self.token_weight)
-            wanted = patches.codes[:, 1:][code_loss_mask]  # [N, G, K]
-            code_logits = self.model.code_logits(hidden[code_loss_mask], wanted).float()
-        each = F.cross_entropy(code_logits.flatten(0, 2), wanted.flatten(), reduction="none").view(-1, wanted.shape[-1])
-        each = each.sum(0) / max(len(each), 1)  # a batch may hold no speech
-        codes = (each * torch.tensor(self.config.code_weights, device=self.device)).sum()
-        words = self.token_weight[targets] == 1
-        right = (logits.argmax(-1) == targets)[words].float().mean()
-        return {"text": text, "codes": codes, "phones": phone_loss, **draft_loss}, {
-            "words_right": right,
-            "phones_right": phones_right,
-            **drafts_right,
-            **{f"code_{k}": m for k, m in enumerate(each)},
-        }
+    def batches(self, step: int) -> list[Batch]:
+        """Return this process's batches of a step. A row depends on its number among all rows of the step only."""
+        config = self.config
+        first = distributed.rank() * config.accumulate * config.rows
+        randoms = [
+            np.random.default_rng((config.seed, step, first + i)) for i in range(config.accumulate * config.rows)
+        ]
+        eos = self.model.prompt.special_ids.eos
+        return [
+            pack(self.source, randoms[i : i + config.rows], config.row_patches, eos, config.corrupt).to(self.device)
+            for i in range(0, len(randoms), config.rows)
+        ]
 
-    def _phone_loss(self, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy and the accuracy of phones, both 0 if no phone is known.
+    @torch.no_grad()
+    def text_perplexity(self) -> float:
+        """Return the perplexity of held-out text. Raises `UserError` if there is none."""
+        texts = self.source.held_out_texts()[:GATE_TEXTS]
+        if not texts:
+            raise UserError("max_perplexity_ratio needs held-out text: add plain texts to --data, or a larger held_out")
+        error, count = 0.0, 0
+        for text in texts:
+            patches = tasks.plain_text(self.model.prompt, text).patches
+            patches = type(patches)(*(part[:, : self.config.row_patches].to(self.device) for part in patches))
+            with self.autocast:
+                hidden, _ = self.model.backbone(self.model.embed(patches).float())
+                logits = text_logits(self.model, hidden[0, :-1]).float()
+            error += float(F.cross_entropy(logits, patches.text[0, 1:], reduction="sum"))
+            count += len(logits)
+        return math.exp(error / count)
 
-        They are predicted one patch late, when the sound that follows a phone is known, too.
-
-        Args:
-            hidden: `[B, P, D]`.
-            phones: `[B, P, G]`.
-        """
-        wanted = phones[:, :-1]  # [B, P − 1, G]
-        known = (wanted != UNKNOWN).any(-1)
-        wanted = wanted[known]
-        logits = self.phone_head(hidden[:, 1:][known]).float().unflatten(-1, (phones.shape[-1], -1))  # [N, G, labels]
-        right = (logits.argmax(-1) == wanted).sum() / (wanted != UNKNOWN).sum().clamp(min=1)
-        return cross_entropy(logits, wanted), right
-
-    def _draft_loss(
-        self, hidden: Tensor, patches: Patches, text_loss_mask: Tensor, segments: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the draft head's cross-entropy and the acceptance rate of each drafted token, if there is a head.
-
-        A drafted token is accepted if it and all before it are right.
-
-        Args:
-            hidden: `[B, P − 1, D]`.
-            patches: `[B, P]`.
-            text_loss_mask: Mask of the targets, `[B, P − 1]`.
-            segments: `[B, P]`.
-        """
-        draft_head = self.model.draft_head
-        if draft_head is None:
-            return {}, {}
-        writes = text_loss_mask & (patches.codes[:, 1:, 0, 0] == self.model.config.no_speech)
-        tokens, same = patches.text[:, 1:], segments[:, 2:] == segments[:, 1:-1]
-        x, follows, losses, values = hidden, writes, [], {}
-        before = torch.ones_like(writes)
-        for i in range(self.model.config.draft_tokens):
-            # x[:, p] predicts tokens[:, p + i]; its successor predicts the token after that.
-            x = draft_head(x[:, :-1], self.model.text_embedding(tokens[:, i : tokens.shape[1] - 1]))
-            follows = follows[:, :-1] & writes[:, i + 1 :] & same[:, i:]
-            logits = self.model.text_logits(x[follows]).float()
-            wanted = tokens[:, i + 1 :][follows]
-            losses.append(F.cross_entropy(logits, wanted) if len(wanted) else logits.sum())
-            right = torch.zeros_like(follows)
-            right[follows] = logits.argmax(-1) == wanted
-            before = before[:, :-1] & right
-            values[f"draft_{i + 1}_right"] = before.sum() / follows.sum().clamp(min=1)
-        return {"draft": torch.stack(losses).mean()}, values
+    def _checked_perplexity(self, step: int) -> float:
+        now, before, limit = self.text_perplexity(), self.perplexity_before, self.config.max_perplexity_ratio
+        assert before is not None and limit is not None
+        if now > before * limit:
+            raise UserError(
+                f"step {step + 1}: the perplexity of held-out text rose from {before:.3f} to {now:.3f}, the limit is "
+                f"{limit} times; this state is not saved. Lower peak_lr, freeze more, or give `text` more of the mix"
+            )
+        return now
 
     def content(self, step: int) -> dict[str, Any]:
-        """Return everything that the next step depends on."""
+        """Return everything that the next step depends on. Frozen weights are those that the run began with."""
         return {
             "step": step,
-            "modules": self.modules.state_dict(),
-            "average": self.average.values,
+            "trained": {name: p.detach() for name, p in self.trained.items()},
+            "average": self.average.values if self.average is not None else {},
             "optimizer": self.optimizer.state_dict(),
+            "perplexity_before": self.perplexity_before,
         }
 
+    @torch.no_grad()
     def restore(self, content: dict[str, Any] | None) -> int:
-        """Restore a checkpoint and return the step to continue from."""
+        """Restore a checkpoint and return the step to continue from.
+
+        Raises:
+            ValueError: If it holds other parameters than those that are trained now.
+        """
         if content is None:
             return 0
-        self.modules.load_state_dict(content["modules"])
-        self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
+        if {n: t.shape for n, t in content["trained"].items()} != {n: p.shape for n, p in self.trained.items()}:
+            raise ValueError("it trains other parameters, or other sizes")
+        for name, value in content["trained"].items():
+            self.trained[name].copy_(value)
+        if self.average is not None:
+            self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
         self.optimizer.load_state_dict(content["optimizer"])
+        self.perplexity_before = content["perplexity_before"]
         return content["step"]
 
     def export(self, run: RunFolder, step: int) -> None:
-        """Write the averaged model to the run's folder."""
-        averaged = SpeechLM(self.model.config, self.model.prompt.tokenizer)
-        self.average.copy_to(averaged)
-        averaged.save_pretrained(run.folder)
+        """Write the averaged model to the run's folder, with adapters merged."""
+        averages = self.average.values if self.average is not None else {}
+        tensors = merged_state(self.model, lambda name, tensor: averages.get(f"model.{name}", tensor))
+        configs.dump(self.model.config, run.folder / CONFIG_FILE)
+        self.model.prompt.tokenizer.save(str(run.folder / "tokenizer.json"))
+        hub.save_tensors(run.folder / WEIGHTS_FILE, tensors)
 
 
-def pack(source: ExampleSource, random: np.random.Generator, rows: int, patches: int, filler: int) -> Batch:
-    """Fill `rows` rows of `patches` positions with whole examples. An example that is longer than a row is cut."""
-    packed = [_row(source, random, patches) for _ in range(rows)]
-    return Batch(
-        Patches(
-            torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed]),
-            torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed]),
-        ),
-        torch.stack(
-            [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
-        ),
-        torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
-        torch.stack([_padded([_targets(e.text_loss_mask) for e in row], patches, False) for row in packed]),
-        torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in packed]),
-        torch.stack([_padded([e.phones for e in row], patches, -1) for row in packed]),
-    )
+def freeze(model: SpeechLM, patterns: tuple[str, ...]) -> None:
+    """Exclude the parameters whose names match a pattern. Raises `UserError` if a pattern matches none, or all are."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
+            raise UserError(f"freeze: no parameter matches '{pattern}'; the parts of this model are {', '.join(parts)}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[TrainingExample]:
-    row: list[TrainingExample] = []
-    filled = 0
-    while True:
-        example = source.example(random)
-        length = example.patches.text.shape[1]
-        if filled + length > patches and row:
-            return row
-        row.append(example)
-        filled += length
+def parameter_groups(trained: dict[str, nn.Parameter], config: LMTrainConfig) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: by rate, and matrices with weight decay apart from the rest.
+
+    Raises:
+        UserError: If nothing is trained.
+    """
+    if not any(name.startswith("model.") for name in trained):
+        raise UserError("everything is frozen; train something, or add lora or new_tokens")
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        plain = name.removeprefix("model.")
+        scale = next((rate.scale for rate in config.rates if fnmatchcase(plain, rate.pattern)), 1.0)
+        groups.setdefault((scale, parameter.dim() > 1), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
+        for (scale, decays), parameters in groups.items()
+    ]
 
 
-def _targets(mask: Tensor) -> Tensor:
-    """Clear the first position of an example, which nothing precedes."""
-    mask = mask.clone()
-    mask[:, 0] = False
-    return mask
+def _prepare_layers(model: SpeechLM, config: LMTrainConfig) -> None:
+    for layer in model.backbone.layers:
+        if config.checkpoint_activations:
+            layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
+        if config.compile:
+            layer.compile()
 
 
-def _padded(parts: list[Tensor], length: int, value: float | bool) -> Tensor:
-    """Concatenate parts `[1, p, …]` and cut or pad them to `[length, …]`."""
-    joined = torch.cat(parts, dim=1)[0, :length]
-    fill = joined.new_full((length - len(joined), *joined.shape[1:]), value)
-    return torch.cat([joined, fill])
+def _recomputed(forward: Any) -> Any:
+    from torch.utils.checkpoint import checkpoint
 
-
-def corrupt(codes: Tensor, rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return `codes [B, P, G, K]` in which a share of the frames of the patches `rows [B, P]` are permuted."""
-    if not share or not rows.any():
-        return codes
-    codes = codes.clone()
-    own = codes[rows]  # [N, G, K]
-    frames = own.flatten(0, 1)
-    swapped = frames[torch.randperm(len(frames), generator=generator)]
-    chosen = torch.rand(len(frames), 1, generator=generator) < share
-    codes[rows] = torch.where(chosen, swapped, frames).view_as(own)
-    return codes
-
-
-def _to(patches: Patches, device: torch.device) -> Patches:
-    return Patches(patches.text.to(device), patches.codes.to(device))
+    return lambda *args: checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)

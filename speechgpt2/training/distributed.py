@@ -18,11 +18,16 @@ from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
 
+LOST = 3.0  # seconds in which a process whose connection broke must have ended
+
 
 def launch(processes: int, work: Callable[[], None]) -> None:
     """Call `work` in several connected processes, of which this one is the first.
 
     If the first process ends for any reason, the others lose their connection and end too.
+
+    Raises:
+        UserError: If another process was lost.
 
     Args:
         processes: How many.
@@ -41,6 +46,16 @@ def launch(processes: int, work: Callable[[], None]) -> None:
             _join(0, *given)
             for other in others:
                 other.join()
+        except RuntimeError as error:  # the connection to a process that has ended
+            for other in others:
+                other.join(LOST)
+            lost = next((other for other in others if other.exitcode), None)
+            if lost is None:
+                raise
+            number = others.index(lost) + 1
+            raise UserError(
+                f"process {number} of the run ended (exit code {lost.exitcode}); go on with --resume"
+            ) from error
         finally:
             torch.set_num_threads(threads)
             for other in others:
@@ -108,6 +123,15 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter, count, mean in zip(trained, counts.tolist(), means, strict=True):
         if count:
             parameter.grad = mean.view_as(parameter)
+
+
+@torch.no_grad()
+def add_up(x: Tensor) -> Tensor:
+    """Return the sum of `x` over all processes, without gradient."""
+    x = x.detach()
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
 
 
 @torch.no_grad()

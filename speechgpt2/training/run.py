@@ -2,6 +2,8 @@
 
     RUN/config.yaml        the configuration
     RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
+    RUN/checkpoint-old.pt  the one before, in case that a file is damaged
+    RUN/lock               locked while a process trains in the folder
     RUN/events.*           TensorBoard scalars and audio, if tensorboard is installed
     RUN/log.jsonl          the same scalars, one line per report
 
@@ -14,9 +16,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,43 +83,131 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
         what: Name of the run in progress reports.
 
     Raises:
-        UserError: If the folder holds a run and `resume` is False.
+        UserError: If the folder holds a run and `resume` is False, if another process trains in it, if its checkpoints
+            are damaged or do not fit the configuration, or if a gradient is not finite.
     """
-    run = RunFolder(folder, config, resume)
-    first, meter = trainer.restore(run.load()), Meter()
-    for step in _steps(first, config, meter, run, what):
-        meter.add(trainer.step(step))
-        if run.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            run.save(**trainer.content(step + 1))
-            trainer.export(run, step + 1)
+    run = RunFolder(folder, resume)
+    with run.locked():
+        first, meter = _restored(trainer, run), Meter()
+        run.begin(config, first)
+        guard = GradientGuard(trainer, run)
+        for step in _steps(first, config, meter, run, what):
+            guard.step = step
+            meter.add(trainer.step(step))
+            if run.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+                run.save(**trainer.content(step + 1))
+                trainer.export(run, step + 1)
+
+
+def _restored(trainer: Trainer, run: RunFolder) -> int:
+    content = run.load()
+    try:
+        return trainer.restore(content)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{run.checkpoint} does not fit this configuration ({reason}); choose another --out, or the run's own sizes"
+        ) from None
+
+
+class GradientGuard:
+    """Stops a run before an optimizer takes a step on gradients that are not finite."""
+
+    def __init__(self, trainer: Trainer, run: RunFolder):
+        self.run, self.step = run, 0
+        for part in vars(trainer).values():
+            if isinstance(part, torch.optim.Optimizer):
+                part.register_step_pre_hook(self._check)
+
+    def _check(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and not bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()):
+            raise UserError(
+                f"step {self.step + 1}: the gradient is not finite, so the step is not taken; {self.run.last_good()}. "
+                "Lower peak_lr or look for damaged data, and go on with --resume"
+            )
 
 
 class RunFolder:
     """The folder of one training run. Of several processes only the first writes."""
 
-    def __init__(self, folder: str | Path, config: Any, resume: bool):
+    def __init__(self, folder: str | Path, resume: bool):
         """Raise `UserError` if the folder holds a run and `resume` is False."""
         self.folder = Path(folder)
-        self.checkpoint = self.folder / "checkpoint.pt"
-        if self.checkpoint.exists() and not resume:
+        self.checkpoint, self.older = self.folder / "checkpoint.pt", self.folder / "checkpoint-old.pt"
+        if (self.checkpoint.exists() or self.older.exists()) and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume or choose another --out")
         self.leads, self.writer = distributed.rank() == 0, None
-        if self.leads:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            configs.dump(config, self.folder / "config.yaml")
-            self.writer = _summary_writer(self.folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder. The lock ends with the process, however it ends.
+
+        Raises:
+            UserError: If another process trains in the folder.
+        """
+        if not self.leads:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows has no such locks
+                pass
+            except OSError:
+                raise UserError(f"another process trains in {self.folder}; choose another --out") from None
+            yield
+
+    def begin(self, config: Any, step: int) -> None:
+        """Write the configuration, and say what differs from that of the run so far."""
+        if not self.leads:
+            return
+        path = self.folder / "config.yaml"
+        if step and path.exists():
+            before, now = configs.read(path), configs.to_dict(config)
+            for key in sorted(now):
+                old = before.get(key, "unset") if isinstance(before, dict) else "unset"
+                if _plain(old) != _plain(now[key]):
+                    print(f"from step {step} on, {key} is {now[key]} (it was {old})", file=sys.stderr)
+        configs.dump(config, path)
+        self.writer = _summary_writer(self.folder)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the last checkpoint, or None in a new run."""
-        if not self.checkpoint.exists():
-            return None
-        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        """Return the last checkpoint that is whole, or None in a new run. Raises `UserError` if all are damaged."""
+        found = [path for path in (self.checkpoint, self.older) if path.exists()]
+        for path in found:
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+                if self.leads:
+                    print(f"{path} is damaged", file=sys.stderr)
+        if found:
+            raise UserError(f"{self.folder}: no checkpoint can be read; choose another --out to begin anew")
+        return None
 
     def save(self, **content: Any) -> None:
-        """Replace the checkpoint atomically."""
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, self.checkpoint)
+        """Replace the checkpoint atomically, and keep the one before. Raises `UserError` if it cannot be written."""
+        scratch = self.checkpoint.with_suffix(".tmp")
+        try:
+            with scratch.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.checkpoint.exists():
+                os.replace(self.checkpoint, self.older)
+            os.replace(scratch, self.checkpoint)
+        except (OSError, RuntimeError) as error:
+            scratch.unlink(missing_ok=True)
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot write {self.checkpoint} ({reason}); {self.last_good()}") from None
+
+    def last_good(self) -> str:
+        """Say which checkpoint a run can go on from."""
+        saved = next((path for path in (self.checkpoint, self.older) if path.exists()), None)
+        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
 
     def report(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of one step."""
@@ -196,25 +288,34 @@ def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generat
     return random, torch.Generator().manual_seed(int(shared.integers(1 << 62)))
 
 
-class WeightAverage:
-    """Exponential moving average of a module's parameters. The decay warms up with the steps."""
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's global generator for one step, which stochastic depth uses."""
+    torch.manual_seed(int(np.random.default_rng((seed, step, distributed.rank())).integers(1 << 62)))
 
-    def __init__(self, module: torch.nn.Module, decay: float):
+
+class WeightAverage:
+    """Exponential moving average of parameters, by name. The decay warms up with the steps."""
+
+    def __init__(self, trained: Mapping[str, Tensor] | torch.nn.Module, decay: float):
         self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.values = {name: p.detach().clone() for name, p in _named(trained).items()}
 
     @torch.no_grad()
-    def update(self, module: torch.nn.Module, step: int) -> None:
-        """Move the average towards the parameters of `module`."""
+    def update(self, trained: Mapping[str, Tensor] | torch.nn.Module, step: int) -> None:
+        """Move the average towards the parameters."""
         decay = min(self.decay, (step + 1) / (step + 10))
         mine = list(self.values.values())
-        torch._foreach_lerp_(mine, [p.detach() for _, p in module.named_parameters()], 1 - decay)
+        torch._foreach_lerp_(mine, [p.detach() for p in _named(trained).values()], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: torch.nn.Module) -> None:
         """Copy the average into `module`."""
         for name, parameter in module.named_parameters():
             parameter.copy_(self.values[name])
+
+
+def _named(trained: Mapping[str, Tensor] | torch.nn.Module) -> Mapping[str, Tensor]:
+    return dict(trained.named_parameters()) if isinstance(trained, torch.nn.Module) else trained
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -224,6 +325,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     flags = torch.backends.cpu.get_cpu_capability()
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "AMX" in flags or bool(has()) or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it reads back from YAML: tuples are lists."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _summary_writer(folder: Path) -> Any:

@@ -10,6 +10,7 @@ import torch
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.families import FAMILIES
+from speechgpt2.lm.gguf import NAMES
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.text_model import from_text_model
 from tests import needs
@@ -111,3 +112,72 @@ def test_unsupported_configurations_are_named(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=message):
         from_text_model(tmp_path, DECODER)
+
+
+def write_gguf(name, model, path):
+    """Write a text model as llama.cpp's converter does: its names, and its order of rows for Llama."""
+    gguf = needs.module("gguf", "train")
+    base, options = MODELS[name]
+    kind, c = base.lower(), model.config
+    writer = gguf.GGUFWriter(path, kind)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_freq_base(options.get("rope_theta", 10_000.0))
+    if "head_dim" in options:
+        writer.add_key_length(options["head_dim"])
+    tokens = [f"t{i}" for i in range(SIZES["vocab_size"] - 2)] + ["ab", "<|im_end|>"]
+    tokens[0], tokens[1] = "a", "b"
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(len(tokens) - 1)
+    ours = {theirs: mine for mine, theirs in NAMES.items()}
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and options.get("tie_word_embeddings"):
+            continue
+        stem, _, suffix = key.rpartition(".")
+        layer = ""
+        if stem.startswith("model.layers."):
+            number, stem = stem.removeprefix("model.layers.").split(".", 1)
+            layer = f"blk.{number}."
+        if kind == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = c.num_attention_heads if "q_proj" in stem else c.num_key_value_heads
+            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{layer}{ours[stem]}.{suffix}", tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ("qwen2-tied", "qwen3", "llama"))
+@torch.no_grad()
+def test_gguf_files_give_the_logits_of_transformers(name, tmp_path):
+    reference = save_text_model(name, tmp_path)
+    write_gguf(name, reference, tmp_path / "model.gguf")
+    lm = from_text_model(tmp_path / "model.gguf", DECODER)
+    tokens = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
+    wanted = reference(input_ids=tokens).logits
+    hidden, _ = lm.backbone(lm.text_embedding(tokens))
+    torch.testing.assert_close(lm.text_logits(hidden)[..., :500], wanted, atol=1e-4, rtol=0)
+    ids = lm.prompt.special_ids
+    assert lm.prompt.encode("ab") == [498] and ids.eos == 499 and ids.speech_start == 500
+
+
+def test_damaged_gguf_files_are_one_line(tmp_path):
+    reference = save_text_model("qwen3", tmp_path)
+    path = tmp_path / "model.gguf"
+    write_gguf("qwen3", reference, path)
+    whole = path.read_bytes()
+    for content in (b"", b"GGUF", whole[: len(whole) // 2], b"no model" * 100):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="GGUF file, or cut off"):
+            from_text_model(path, DECODER)
+    with pytest.raises(UserError, match="no such file"):
+        from_text_model(tmp_path / "absent.gguf", DECODER)

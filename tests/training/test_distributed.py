@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -107,6 +108,20 @@ def test_processes_end_when_the_first_is_killed(tmp_path):
     first.kill()
     first.wait()
     wait_until(lambda: not alive(follower))
+
+
+@needs.condition(hasattr(signal, "SIGKILL"), "the system has no SIGKILL")
+def test_a_lost_process_is_one_line(tmp_path):
+    def kill() -> None:
+        other = tmp_path / "1"
+        wait_until(lambda: other.exists() and other.read_text())
+        os.kill(int(other.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match=r"process 1 of the run ended \(exit code -9\); go on with --resume"):
+        distributed.launch(2, partial(wait_for_ever, tmp_path))
+    killer.join()
 
 
 def wait_until(true: Callable[[], object], seconds: float = 60) -> None:

@@ -17,8 +17,9 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.example import TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.packing import corrupt, pack
 from speechgpt2.lm.tokenizer import train_tokenizer
-from speechgpt2.lm.train import LMTrainConfig, LMTrainer, corrupt, pack
+from speechgpt2.lm.train import LMTrainConfig, LMTrainer
 from speechgpt2.lm.train import train as train_lm
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
@@ -225,7 +226,7 @@ def test_packing_keeps_examples_apart(tiny_lm):
     build, _ = tiny_lm
     model = build().eval()
     source = Counting(model.prompt)
-    batch = pack(source, np.random.default_rng(0), 1, 200, model.prompt.special_ids.eos)
+    batch = pack(source, [np.random.default_rng(0)], 200, model.prompt.special_ids.eos)
     first = source.example(np.random.default_rng(0)).patches
     count = int((batch.segments[0] == 0).sum())
     start = int((batch.segments[0] == 1).nonzero()[0])
@@ -239,11 +240,10 @@ def test_packing_keeps_examples_apart(tiny_lm):
 
 
 def test_corruption_touches_own_speech_only():
-    codes = torch.arange(2 * 10 * 9).view(2, 10, 3, 3)
-    rows = torch.zeros(2, 10, dtype=torch.bool)
-    rows[:, 5:] = True
-    noisy = corrupt(codes, rows, 0.5, torch.Generator().manual_seed(0))
-    assert torch.equal(noisy[~rows], codes[~rows]) and not torch.equal(noisy[rows], codes[rows])
+    codes = torch.arange(10 * 9).view(10, 3, 3)
+    own = torch.arange(10) >= 5
+    noisy = corrupt(codes, own, 0.5, np.random.default_rng(0))
+    assert torch.equal(noisy[~own], codes[~own]) and not torch.equal(noisy[own], codes[own])
 
 
 def test_existing_run_is_not_overwritten(tiny_codec, tmp_path):

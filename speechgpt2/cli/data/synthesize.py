@@ -18,7 +18,7 @@ def synthesize(recipe: RecipeFile, out: Out, workers: LocalWorkers = 2) -> None:
     """Synthesize two-channel conversations: scripts, voices, timing, acoustics, checks.
 
     The folder holds audio/, records for `sg2 data clean FOLDER/clips.jsonl`, Lhotse cuts (cuts.jsonl.gz), and a corpus
-    for `sg2 train lm --corpus FOLDER`. A stopped build resumes.
+    for `sg2 train lm --data FOLDER`. A stopped build resumes.
     """
     from rich.console import Console
     from rich.progress import Progress

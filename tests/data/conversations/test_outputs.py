@@ -14,18 +14,19 @@ from typer.testing import CliRunner
 from speechgpt2.cli import app
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
 from speechgpt2.codec.model import Codec
-from speechgpt2.corpus import conversation_dataset as learning
 from speechgpt2.corpus import conversation_turns as turns
-from speechgpt2.corpus.conversation_dataset import ConversationSource, Sides
-from speechgpt2.corpus.lm_dataset import LATER, encode_corpus, new_model
+from speechgpt2.corpus.codes import encode_data
+from speechgpt2.corpus.data_config import DataConfig
+from speechgpt2.corpus.model_setup import new_model
+from speechgpt2.corpus.task_dataset import LATER, DialogueTurns, TaskSource
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations import clips
 from speechgpt2.data.conversations.render_script import render_script
 from speechgpt2.data.conversations.script import Line, Script
 from speechgpt2.data.record import Clip
-from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
@@ -148,21 +149,28 @@ def codec():
 
 TINY = LMTrainConfig(
     BackboneConfig(400, 32, 2, 4, 2, 48), PatchDecoderConfig(16, 1, 2, 32, chained=True), steps=6, rows=2,
-    row_patches=96, warmup=2, save_every=3, report_every=3,
+    row_patches=96, warmup=2, save_every=3, report_every=3, mix=TaskMix(s2s=0.5, s2t=0.2, t2s=0.1, t2t=0.2),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def source(folder, codec, tmp_path_factory):
-    corpus = turns.open_corpus(folder)
-    codes = tmp_path_factory.mktemp("codes") / "codes.npy"
-    encode_corpus(corpus, codec, codes)
-    return ConversationSource(corpus, codes, new_model(TINY, corpus, codec).prompt)
+def data(folder, codec, tmp_path_factory):
+    return encode_data([DataConfig(str(folder))], codec, tmp_path_factory.mktemp("codes"))
+
+
+@pytest.fixture(scope="module")
+def source(data, codec):
+    return TaskSource(data, new_model(TINY, data, codec).prompt, TINY.mix)
+
+
+def talk(source, number, own) -> DialogueTurns:
+    """A conversation, from the side of the speaker on channel `own`."""
+    found = {d.turns[0].extra["conversation"]: d for pool in source.pools.values() for d in pool.items if d.own == own}
+    return next(d for name, d in found.items() if name.endswith(f"/{number:06d}"))
 
 
 def test_turn_lasts_until_the_other_side_speaks(folder):
     corpus = turns.open_corpus(folder)
-    assert turns.is_of_conversations(corpus)
     story, shop = ([r for r in corpus.records if r.extra["conversation"] == id] for id in ("000000", "000001"))
     assert [r.text for r in story] == [
         "tell me",
@@ -184,9 +192,9 @@ def written(source, example, mask) -> str:
 
 
 def test_only_the_assistant_channel_is_trained(source):
-    story = source.talks[0]
-    assert learning._sides(story) == [1]
-    example = source.example_of(story, 1, "s2s", np.random.default_rng(0))
+    stories = {d.own for d in source.pools["s2s"].items if d.turns[0].extra["conversation"].endswith("000000")}
+    assert stories == {1}
+    example = source.dialogue_example(talk(source, 0, 1), "s2s", np.random.default_rng(0))
     learnt = written(source, example, example.text_loss_mask)
     assert "of course" in learnt and "seven eight" in learnt
     assert learnt.count("wait please") == 2 and "mhm" not in learnt  # named while heard, and written down
@@ -196,7 +204,7 @@ def test_only_the_assistant_channel_is_trained(source):
 def test_end_of_a_cut_reply_is_not_learnt(source):
     ids = source.prompt.special_ids
     for mode in ("s2s", "s2t", "t2s", "t2t"):
-        example = source.example_of(source.talks[0], 1, mode, np.random.default_rng(0))
+        example = source.dialogue_example(talk(source, 0, 1), mode, np.random.default_rng(0))
         text, learnt = example.patches.text[0], example.text_loss_mask[0]
         first, second = (text == ids.eos).nonzero()[:, 0].tolist()
         assert not learnt[first] and learnt[second]
@@ -209,10 +217,10 @@ def test_end_of_a_cut_reply_is_not_learnt(source):
 
 
 def test_conversations_among_people_are_learnt_from_both_sides(source):
-    shop, ids = source.talks[1], source.prompt.special_ids
-    asked = source.example_of(shop, 1, "s2s", np.random.default_rng(0))
+    ids = source.prompt.special_ids
+    asked = source.dialogue_example(talk(source, 1, 1), "s2s", np.random.default_rng(0))
     assert int((asked.patches.text == ids.eos).sum()) == 1
-    greeted = source.example_of(shop, 0, "s2s", np.random.default_rng(0))
+    greeted = source.dialogue_example(talk(source, 1, 0), "s2s", np.random.default_rng(0))
     ends = (greeted.patches.text[0] == ids.eos).nonzero()[:, 0]
     assert len(ends) == 2 and not greeted.text_loss_mask[0, : ends[0] + 1].any()  # its greeting tells only the voice
     assert "thank you" in written(source, greeted, greeted.text_loss_mask)
@@ -222,22 +230,21 @@ def test_conversations_among_people_are_learnt_from_both_sides(source):
 
 def test_words_appear_after_their_audio(source):
     """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
-    story, prompt = source.talks[0], source.prompt
-    example = source.example_of(story, 1, "s2s", np.random.default_rng(3))
+    story, prompt = talk(source, 0, 1), source.prompt
+    example = source.dialogue_example(story, "s2s", np.random.default_rng(3))
     later = int(np.random.default_rng(3).integers(LATER))
     start = int((example.patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1
-    word = story[0].words[1]
+    word = story.turns[0].words[1]
     token = prompt.encode(" " + word.text)[0]
     named = int((example.targets[0, start:] == token).nonzero()[0])
     assert named * 0.12 >= word.end + later * 0.04 - 1e-6 and named * 0.12 <= word.end + later * 0.04 + 0.25
 
 
-def test_patches_stream(source, folder, codec):
+def test_patches_stream(source, data, folder, codec):
     """An example taken in piece by piece ends where it ends as a whole; the codes are those of streamed sound."""
-    corpus = turns.open_corpus(folder)
     torch.manual_seed(1)
-    lm = new_model(TINY, corpus, codec).eval()
-    patches = source.example_of(source.talks[0], 1, "s2s", np.random.default_rng(0)).patches
+    lm = new_model(TINY, data, codec).eval()
+    patches = source.dialogue_example(talk(source, 0, 1), "s2s", np.random.default_rng(0)).patches
     with torch.no_grad():
         whole = lm(patches)
         for sizes in ([1], [7, 2, 19]):
@@ -247,15 +254,14 @@ def test_patches_stream(source, folder, codec):
                 hidden, state = lm.prefill(Patches(patches.text[:, at:end], patches.codes[:, at:end]), state)
                 assert torch.allclose(hidden, whole[:, end - 1], atol=1e-4)
                 at, turn = end, turn + 1
-        record = corpus.records[1]
-        pcm, state = torch.from_numpy(corpus.pcm(record))[None], codec.init_encoder_state(1)
+        corpus = turns.open_corpus(folder)
+        pcm, state = torch.from_numpy(corpus.pcm(corpus.records[1]))[None], codec.init_encoder_state(1)
         pieces = []
         for piece in pcm.split(3 * 960, dim=1):
             codes, state = codec.encode(piece, state)
             pieces.append(codes[0])
-    assert (
-        torch.cat(pieces) == source._codes(record)
-    ).float().mean() > 0.9  # near ties may fall either way in bfloat16
+    streamed = torch.cat(pieces)
+    assert (streamed == data.codes(data.records[1])).float().mean() > 0.9  # near ties may fall either way in bfloat16
 
 
 def test_model_trains_on_the_folder(folder, codec, tmp_path):
@@ -263,15 +269,9 @@ def test_model_trains_on_the_folder(folder, codec, tmp_path):
 
     codec.save_pretrained(tmp_path / "codec")
     config.dump(TINY, tmp_path / "lm.yaml")
-    arguments = ["train", "lm", str(tmp_path / "lm.yaml"), "--corpus", str(folder), "--codec", str(tmp_path / "codec")]
+    arguments = ["train", "lm", str(tmp_path / "lm.yaml"), "--data", str(folder), "--codec", str(tmp_path / "codec")]
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "run"), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert losses[-1]["step"] == 6 and losses[-1]["text"] > 0 and losses[-1]["codes"] > 0
     assert SpeechLM.from_pretrained(tmp_path / "run").config.prompt.chain_of_modality
-
-
-def test_codes_of_another_corpus_are_refused(folder, source, tmp_path):
-    np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
-    with pytest.raises(UserError, match="another corpus"):
-        ConversationSource(turns.open_corpus(folder), tmp_path / "codes.npy", source.prompt, Sides())

@@ -6,21 +6,15 @@ import torch
 
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
 from speechgpt2.codec.model import Codec
-from speechgpt2.corpus import lm_dataset as exchanges
+from speechgpt2.corpus import codes as coding
 from speechgpt2.corpus.codec_dataset import CorpusCrops
-from speechgpt2.corpus.lm_dataset import (
-    GO_ON,
-    LATER,
-    PAUSED,
-    ExchangeSource,
-    Shares,
-    encode_corpus,
-    new_model,
-    silence_frame,
-)
+from speechgpt2.corpus.codes import encode_data
+from speechgpt2.corpus.data_config import DataConfig
+from speechgpt2.corpus.model_setup import new_model, silence_frame
 from speechgpt2.corpus.store import CorpusItem, CorpusWriter, Record
-from speechgpt2.errors import UserError
+from speechgpt2.corpus.task_dataset import LATER, PAUSED, TaskSource
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.tasks import GO_ON, TaskMix
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
@@ -96,28 +90,35 @@ def corpus(tmp_path_factory):
     return writer.finish(1)
 
 
-@pytest.fixture(scope="module")
-def source(corpus, codec, tmp_path_factory):
-    codes = tmp_path_factory.mktemp("codes") / "run" / "codes.npy"  # the run's folder is not there yet
+def encoded(corpus, codec, folder, precise=True):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchanges, "has_fast_bf16", lambda device: False)
-        encode_corpus(corpus, codec, codes)
+        if precise:
+            patch.setattr(coding, "has_fast_bf16", lambda device: False)
+        return encode_data([DataConfig(str(corpus.path))], codec, folder)
+
+
+@pytest.fixture(scope="module")
+def data(corpus, codec, tmp_path_factory):
+    return encoded(corpus, codec, tmp_path_factory.mktemp("codes") / "run" / "codes")  # the folder is not there yet
+
+
+@pytest.fixture(scope="module")
+def source(data, codec):
     config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
-    return ExchangeSource(corpus, codes, new_model(config, corpus, codec).prompt)
+    return TaskSource(data, new_model(config, data, codec).prompt, TaskMix())
 
 
-def test_batch_encoding_equals_single_encoding(source, corpus, codec):
-    for record in corpus.records:
+def test_batch_encoding_equals_single_encoding(data, corpus, codec):
+    for coded, record in zip(data.records, corpus.records, strict=True):
         if record.length:
             alone = codec.encode(torch.from_numpy(corpus.pcm(record))[None])[0]
-            assert torch.equal(source._codes(record), alone), record.id
+            assert torch.equal(data.codes(coded), alone), record.id
 
 
-def test_half_precision_gives_mostly_the_same_codes(corpus, codec, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(exchanges, "has_fast_bf16", lambda device: True)
-    encode_corpus(corpus, codec, tmp_path / "codes.npy")
-    same = np.load(tmp_path / "codes.npy") == source.codes
-    assert 0.5 < same.mean() < 1 or same.all()
+def test_half_precision_gives_mostly_the_same_codes(corpus, codec, data, tmp_path):
+    half = encoded(corpus, codec, tmp_path, precise=False)
+    same = np.concatenate(half.shards) == np.concatenate(data.shards)
+    assert 0.5 < same.mean() <= 1
 
 
 def test_silence_is_what_silence_encodes_to(source, codec):
@@ -125,39 +126,35 @@ def test_silence_is_what_silence_encodes_to(source, codec):
     assert all(type(code) is int for code in silence_frame(codec))
 
 
-KINDS = ("s2s", "s2t", "t2s", "t2t", "say", "dictation", "unfinished")
+@pytest.fixture
+def single(source, monkeypatch):
+    """The source without further exchanges."""
+    monkeypatch.setattr(source, "mix", TaskMix(next_turn=0.0))
+    return source
 
 
-def only(source, kind):
-    """The same source, drawing one kind of example."""
-    drawn = ExchangeSource.__new__(ExchangeSource)
-    shares = Shares(**{other: float(other == kind) for other in KINDS}, next_turn=0.0)
-    drawn.__dict__.update(source.__dict__ | {"shares": shares})
-    return drawn
-
-
-@pytest.mark.parametrize("mode", KINDS[:5])
-def test_examples_of_every_kind(source, mode):
-    drawn = only(source, mode)
+@pytest.mark.parametrize("mode", ("s2s", "s2t", "t2s", "t2t", "synthesis"))
+def test_examples_of_every_kind(single, mode):
+    source = single
     ids, no_speech = source.prompt.special_ids, source.prompt.config.no_speech
     for seed in range(8):
-        example = drawn.example(np.random.default_rng(seed))
+        example = source.example_of(mode, np.random.default_rng(seed))
         text = example.patches.text[0]
         learnt = text[example.text_loss_mask[0]].tolist()
         assert text[-1] == ids.eos and learnt[-1] == ids.eos
         assert (ids.transcript_end in learnt) == mode.startswith("s2")
         assert (ids.speech_start in text[text != ids.eos].tolist()) == (mode != "t2t")
-        assert bool(example.code_loss_mask.any()) == (mode in ("s2s", "t2s", "say"))
+        assert bool(example.code_loss_mask.any()) == (mode in ("s2s", "t2s", "synthesis"))
         assert (example.patches.codes[example.code_loss_mask] != no_speech).all()
-        if mode == "say":  # the text is given; only its sound is to be learnt
-            assert source.prompt.tokenizer.decode(learnt).strip().startswith("say") or ids.filler in learnt
+        if mode == "synthesis":  # the text is given; only its sound is to be learnt
+            assert source.prompt.tokenizer.decode(learnt).strip().startswith("synthesis") or ids.filler in learnt
             assert not example.text_loss_mask[0, : int((text == ids.speech_start).nonzero()[0]) + 1].any()
 
 
 def test_dictation_is_transcribed_and_not_answered(source):
     ids = source.prompt.special_ids
     for seed in range(8):
-        example = only(source, "dictation").example(np.random.default_rng(seed))
+        example = source.example_of("transcription", np.random.default_rng(seed))
         learnt = example.targets[example.text_loss_mask].tolist()
         text = source.prompt.tokenizer.decode(learnt)
         assert learnt[-1] == ids.transcript_end and ids.eos not in learnt and not example.code_loss_mask.any()
@@ -167,7 +164,7 @@ def test_dictation_is_transcribed_and_not_answered(source):
 def test_broken_off_question_is_transcribed_and_not_answered(source):
     decode, ids, ends = source.prompt.tokenizer.decode, source.prompt.special_ids, set()
     for seed in range(12):
-        example = only(source, "unfinished").example(np.random.default_rng(seed))
+        example = source.example_of("unfinished", np.random.default_rng(seed))
         learnt = example.targets[example.text_loss_mask].tolist()
         written = learnt[: learnt.index(ids.transcript_end)]
         question, reply = decode(written), decode(learnt[learnt.index(ids.transcript_end) + 1 :])
@@ -182,30 +179,23 @@ def test_broken_off_question_is_transcribed_and_not_answered(source):
 def test_speech_of_the_user_falls_anywhere_in_its_patches(source):
     firsts = {
         tuple(drawn.patches.codes[drawn.patches.codes[..., 0] != source.prompt.config.no_speech][:3].flatten().tolist())
-        for drawn in (only(source, "dictation").example(np.random.default_rng(seed)) for seed in range(40))
+        for drawn in (source.example_of("transcription", np.random.default_rng(seed)) for seed in range(40))
     }
     assert len(firsts) > 4
 
 
-def test_dialogues_go_on(source):
-    long = ExchangeSource.__new__(ExchangeSource)
-    long.__dict__.update(source.__dict__ | {"shares": Shares(say=0.0, next_turn=0.8)})
+def test_dialogues_go_on(source, monkeypatch):
+    monkeypatch.setattr(source, "mix", TaskMix(next_turn=0.8))
     ends = [
-        int((long.example(np.random.default_rng(s)).patches.text == source.prompt.special_ids.eos).sum())
+        int((source.example_of("t2t", np.random.default_rng(s)).patches.text == source.prompt.special_ids.eos).sum())
         for s in range(10)
     ]
     assert max(ends) > 2
 
 
 def test_held_out_is_never_drawn(source):
-    assert all(pair[0].split == "train" for pairs in source.spoken.values() for pair in pairs)
-    assert "held out" not in {pair[0].text for pairs in source.typed.values() for pair in pairs}
-
-
-def test_codes_of_another_corpus_are_refused(corpus, source, tmp_path):
-    np.save(tmp_path / "codes.npy", np.zeros((3, 3), np.int16))
-    with pytest.raises(UserError, match="another corpus"):
-        ExchangeSource(corpus, tmp_path / "codes.npy", source.prompt)
+    turns = [d.turns[0] for mode in ("s2s", "t2t") for d in source.pools[mode].items]
+    assert turns and all(turn.split == "train" and turn.text != "held out" for turn in turns)
 
 
 def test_crops_carry_pitch_and_phones(corpus, monkeypatch):

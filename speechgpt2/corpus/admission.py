@@ -1,0 +1,96 @@
+"""What of a data set is trained on: licences, plausible labels, held-out speakers.
+
+Items are refused, never repaired: without a licence that the source accepts, silent, or with a text that its audio
+cannot hold, which is the sign of a wrong label. Long recordings without a transcript are cut into pieces.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from speechgpt2.corpus.data_config import ANY, OWN, SYNTHETIC, DataConfig
+from speechgpt2.corpus.formats import DataPart, Item, Skipped
+from speechgpt2.corpus.store import CorpusItem, Record
+from speechgpt2.types import SAMPLE_RATE
+
+LONGEST = 60.0  # seconds of an utterance with a transcript
+PIECE = 20.0  # seconds of a piece of a long recording without one
+SHORTEST = 0.2  # seconds
+SILENT = 1e-4  # peak
+LETTERS, HANZI = 35.0, 12.0  # characters a second that nobody speaks
+TIME_SLACK = 0.5  # seconds by which word times may pass the end
+
+
+@dataclass
+class Refusals:
+    """Counts of what was refused, by reason; `examples` names one item for each reason."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, id: str, reason: str) -> None:
+        """Count a refused item."""
+        self.refused[reason] += 1
+        self.examples.setdefault(reason, id)
+
+
+def admitted(part: DataPart, config: DataConfig, refusals: Refusals) -> Iterator[CorpusItem]:
+    """Yield the items of a part that are trained on or held out, with `split` set, and count the others."""
+    for item in _pieces(part.read()):
+        if isinstance(item, Skipped):
+            refusals.add(item.id, "cannot be read")
+            continue
+        record = item.record
+        record = replace(record, licence=record.licence or config.licence, lang=record.lang or config.lang)
+        reason = _fault(record, item.pcm, config)
+        if reason:
+            refusals.add(record.id, reason)
+            continue
+        if not part.is_split and is_held_out(record, config.held_out):
+            record = replace(record, split="test")
+        yield CorpusItem(record, item.pcm, item.f0)
+
+
+def is_held_out(record: Record, share: float) -> bool:
+    """Return whether an item never trains: as all of its dialogue, or else of its speaker, or else of its source."""
+    if record.split == "test":
+        return True
+    group = record.extra.get("conversation") or record.speaker or record.source or record.id
+    return zlib.crc32(group.encode()) % 10_000 < share * 10_000
+
+
+def _pieces(items: Iterable[Item]) -> Iterator[Item]:
+    """Cut long recordings without a transcript."""
+    size = round(PIECE * SAMPLE_RATE)
+    for item in items:
+        if isinstance(item, Skipped) or item.pcm is None or item.record.text or len(item.pcm) <= 1.5 * size:
+            yield item
+            continue
+        for number, start in enumerate(range(0, len(item.pcm), size)):
+            record = replace(item.record, id=f"{item.record.id}-{number:04d}", words=(), phones=())
+            yield CorpusItem(record, item.pcm[start : start + size])
+
+
+def _fault(record: Record, pcm: np.ndarray | None, config: DataConfig) -> str:
+    accepted = {*config.licences, OWN, SYNTHETIC}
+    if ANY not in accepted and record.licence not in accepted:
+        return f"with licence {record.licence}" if record.licence else "without a licence"
+    if pcm is None:
+        return "" if record.text.strip() or "tool_calls" in record.extra else "without text and audio"
+    seconds = len(pcm) / SAMPLE_RATE
+    if seconds < SHORTEST:
+        return "too short"
+    if np.abs(pcm).max() < SILENT:
+        return "silent"
+    if record.text and seconds > LONGEST:
+        return f"longer than {LONGEST:.0f} s; cut it with `sg2 data clean`"
+    if len(record.text) > (HANZI if record.lang == "zh" else LETTERS) * (seconds + TIME_SLACK):
+        return "with more text than its audio can hold"
+    if record.words and max(word.end for word in record.words) > seconds + TIME_SLACK:
+        return "with word times past its end"
+    return ""

@@ -1,0 +1,81 @@
+"""The language model that a training run begins with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from speechgpt2.codec.model import Codec
+from speechgpt2.corpus.codes import CodedData
+from speechgpt2.corpus.store import PAD_TO
+from speechgpt2.errors import UserError
+from speechgpt2.lm.config import LMConfig, PromptConfig
+from speechgpt2.lm.draft_head import DraftHead
+from speechgpt2.lm.model import SpeechLM, initialize
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.text_model import from_text_model
+from speechgpt2.lm.tokenizer import train_tokenizer
+from speechgpt2.lm.train import LMTrainConfig
+
+SYSTEM = "{input} to {output}\n"  # short: every token of the prompt costs a small model
+PROMPT_TEXTS = [
+    "speech to text\n",
+    "text to speech\n",
+    "[|Human|]: ",
+    "[|SpeechGPT|]: ",
+    " ###\n",
+    " ###\n[|SpeechGPT|]: ",
+] * 1000
+
+
+def silence_frame(codec: Codec) -> tuple[int, ...]:
+    """Return the codes of the frame that encodes silence, after a second of it."""
+    device = next(codec.parameters()).device
+    return tuple(codec.encode(torch.zeros(1, 25 * PAD_TO, device=device))[0, -1].tolist())
+
+
+def new_model(config: LMTrainConfig, data: CodedData, codec: Codec) -> SpeechLM:
+    """Return a model with random weights, a tokenizer trained on the data's texts, and chain of modality.
+
+    Raises:
+        UserError: If the configuration lacks its sizes.
+    """
+    if config.backbone is None or config.patch_decoder is None:
+        raise UserError("a new model needs `backbone` and `patch_decoder` in its configuration, or give --init")
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer([*data.texts(), *PROMPT_TEXTS], config.backbone.vocab)
+    backbone = replace(config.backbone, vocab=tokenizer.get_vocab_size())
+    q = codec.config.quantizer
+    prompt = PromptConfig(chain_of_modality=True, system=SYSTEM, silence=silence_frame(codec))
+    shape = LMConfig(backbone, config.patch_decoder, prompt, 3, q.codebooks, q.size, config.draft_tokens)
+    return SpeechLM(shape, tokenizer)
+
+
+def from_text(name: str, config: LMTrainConfig, codec: Codec) -> SpeechLM:
+    """Return a speech model with the weights of a text model (lm/text_model.py) and new speech parts.
+
+    Raises:
+        UserError: If it cannot be read, or the configuration lacks the sizes of the patch decoder.
+    """
+    if config.patch_decoder is None:
+        raise UserError("a text model needs `patch_decoder` in the configuration, the sizes of its new speech part")
+    torch.manual_seed(config.seed)
+    q = codec.config.quantizer
+    if (q.codebooks, q.size) != (3, 1024):
+        raise UserError(f"the codec has {q.codebooks} codebooks of {q.size}; a text model's layout takes 3 of 1024")
+    prompt = PromptConfig(chain_of_modality=config.chain_of_modality, tools=True, silence=silence_frame(codec))
+    return from_text_model(name, config.patch_decoder, prompt)
+
+
+def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
+    """Return `model`, with the silence of the codec, and with a new draft head if the configuration asks for one."""
+    shape = replace(model.config, prompt=replace(model.config.prompt, silence=silence_frame(codec)))
+    if config.draft_tokens:
+        shape = replace(shape, draft_tokens=config.draft_tokens)
+        if model.draft_head is None:
+            torch.manual_seed(config.seed)
+            model.draft_head = DraftHead(shape.backbone.width)
+            initialize(torch.nn.ModuleDict({"draft_head": model.draft_head}))
+    model.config, model.prompt = shape, Prompt(shape, model.prompt.tokenizer)
+    return model

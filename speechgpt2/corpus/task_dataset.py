@@ -1,0 +1,300 @@
+"""Training examples of the language model, drawn from encoded data by a mix of tasks (lm/tasks.py).
+
+Utterances give transcription, synthesis and the like. Turns that belong together (`extra["conversation"]`, or a
+question and a reply with the same `extra["exchange"]`) give dialogues. The model takes the side of the assistant, or
+either side in conversations among people; the other side is its input. If its side speaks first, that turn is a
+greeting: it sets the voice and is not learnt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from speechgpt2.corpus.codes import CodedData
+from speechgpt2.corpus.phones import SILENCE, PhoneSet
+from speechgpt2.corpus.store import Record
+from speechgpt2.errors import UserError
+from speechgpt2.lm import tasks
+from speechgpt2.lm.alignment import restore_spacing
+from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+from speechgpt2.lm.tasks import LabelledSpeech, TaskMix
+from speechgpt2.lm.tools import render_tool_turn
+from speechgpt2.training import distributed
+from speechgpt2.types import FRAME_RATE, MODES, SAMPLE_RATE, Mode, Segment, Text, Tool, ToolCall, Turn
+
+LATER = 9  # bound of the frames of silence before the input speech
+PAUSED = 13  # bound of the frames of silence after an incomplete question
+SPAN = (2, 7)  # words of an interleaved span: at least, and below
+SHORTEST_CONTINUED = 1.5  # seconds of a recording that is continued
+
+
+class DialogueTurns(NamedTuple):
+    """Turns in order, and the channel that the model takes."""
+
+    turns: tuple[Record, ...]
+    own: int
+
+    def pairs(self) -> list[tuple[Record, Record]]:
+        """Return each turn to the model with the reply to it."""
+        return [(a, b) for a, b in zip(self.turns, self.turns[1:]) if channel(a) != self.own and channel(b) == self.own]
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether a turn calls a tool or holds a result."""
+        return any(r.role == "tool" or "tool_calls" in r.extra for r in self.turns)
+
+    def allows(self, mode: Mode) -> bool:
+        """Return whether there is audio for the spoken sides of a mode."""
+        return all((a.length or mode[0] == "t") and (b.length or mode[2] == "t") for a, b in self.pairs())
+
+
+class Pool(NamedTuple):
+    """What examples of a task are drawn from, with cumulated probabilities."""
+
+    items: Sequence
+    cumulative: np.ndarray
+
+    def draw(self, random: np.random.Generator):
+        """Draw an item."""
+        return self.items[int(np.searchsorted(self.cumulative, random.random(), side="right"))]
+
+
+class TaskSource:
+    """Draws examples (see `lm.train`).
+
+    Raises:
+        UserError: The prompt cannot express a task of the mix, or there is no data for any of them.
+    """
+
+    def __init__(self, data: CodedData, prompt: Prompt, mix: TaskMix, split: str = "train"):
+        tasks.check_tasks(prompt, mix)
+        self.data, self.prompt, self.mix = data, prompt, mix
+        self.phone_set = PhoneSet(r.phones for r in data.records if r.split == "train")
+        self.phones = self.phone_set.names
+        self.pools = self._pools(split)
+        weights = {task: weight for task, weight in mix.weights().items() if task in self.pools}
+        absent = [task for task in mix.weights() if task not in weights]
+        if not weights:
+            raise UserError(f"the data has nothing for the tasks of the mix ({', '.join(absent)})")
+        if absent and distributed.rank() == 0:
+            print(f"no data for {', '.join(absent)}: the other tasks share their part", file=sys.stderr)
+        self.tasks = list(weights)
+        self.shares = np.array(list(weights.values())) / sum(weights.values())
+
+    def example(self, random: np.random.Generator) -> TrainingExample:
+        """Draw an example of a random task."""
+        return self.example_of(self.tasks[int(random.choice(len(self.tasks), p=self.shares))], random)
+
+    def example_of(self, task: str, random: np.random.Generator) -> TrainingExample:
+        """Draw an example of one task."""
+        item = self.pools[task].draw(random)
+        if task in MODES:
+            return self._exchanges(item, task, random)  # type: ignore[arg-type]
+        return getattr(self, f"_{task}")(item, random)
+
+    def held_out_texts(self) -> list[str]:
+        """Return plain texts that are not trained on."""
+        return [r.text for r in self.data.records if r.role == "text" and r.split == "test"]
+
+    # Pools
+
+    def _pools(self, split: str) -> dict[str, Pool]:
+        weight = {record.id: w for record, w in zip(self.data.records, self.data.weights)}
+        records = [r for r in self.data.records if r.split == split]
+        alone = [r for r in records if r.length and not belongs_to_dialogue(r)]
+        found: dict[str, list] = {
+            "text": [r for r in records if r.role == "text"],
+            "transcription": [r for r in alone if r.text and r.role != "assistant"],
+            "synthesis": [r for r in alone if r.text and r.role != "user"],
+            "continuation": [r for r in alone if r.role != "user" and r.length > SHORTEST_CONTINUED * SAMPLE_RATE],
+            "interleaving": [r for r in alone if r.role != "user" and len(r.words) >= 2 * SPAN[0]],
+        }
+        self.by_speaker = defaultdict(list)
+        for record in found["synthesis"]:
+            self.by_speaker[record.speaker].append(record)
+        found["cloned_synthesis"] = [r for r in found["synthesis"] if r.speaker and len(self.by_speaker[r.speaker]) > 1]
+        dialogues = list(find_dialogues(records))
+        found["tools"] = [d for d in dialogues if d.calls_tools]
+        talks = [d for d in dialogues if not d.calls_tools]
+        for mode in MODES:
+            found[mode] = [d for d in talks if d.allows(mode)]
+        found["unfinished"] = [d for d in found["s2t"] if len(d.turns[0].words) >= 3 and is_exchange(d)]
+        self.single = {  # exchanges that may follow one another
+            (mode, lang): [d for d in found[mode] if is_exchange(d) and d.turns[0].lang == lang]
+            for mode in MODES
+            for lang in {d.turns[0].lang for d in found[mode]}
+        }
+        return {task: _pool(items, weight) for task, items in found.items() if items}
+
+    # Tasks
+
+    def _exchanges(self, dialogue: DialogueTurns, mode: Mode, random: np.random.Generator) -> TrainingExample:
+        if not is_exchange(dialogue):
+            return self.dialogue_example(dialogue, mode, random)
+        pairs = dialogue.pairs()
+        others = self.single[mode, dialogue.turns[0].lang]
+        while random.random() < self.mix.next_turn:
+            pairs += others[int(random.integers(len(others)))].pairs()
+        return training_example(self.prompt, mode, [self._pair(a, b, mode, random) for a, b in pairs])
+
+    def dialogue_example(self, dialogue: DialogueTurns, mode: Mode, random: np.random.Generator) -> TrainingExample:
+        """Make an example of a whole conversation."""
+        first, pairs = dialogue.turns[0], dialogue.pairs()
+        begins = channel(first) == dialogue.own and mode[2] == "s" and first.length
+        example = training_example(
+            self.prompt,
+            mode,
+            [self._pair(a, b, mode, random) for a, b in pairs],
+            self._spoken(first) if begins else None,
+            first.extra.get("system") or None,
+            [Tool(t["name"], t["description"], t["parameters"]) for t in first.extra.get("tools", ())],
+        )
+        return self._mask_cut_replies(example, [bool(b.extra.get("cut")) for _, b in pairs])
+
+    def _tools(self, dialogue: DialogueTurns, random: np.random.Generator) -> TrainingExample:
+        """Calls are written; questions are spoken if all are recorded."""
+        asked = [a for a, _ in dialogue.pairs() if a.role != "tool"]
+        return self.dialogue_example(dialogue, "s2t" if all(a.length for a in asked) else "t2t", random)
+
+    def _unfinished(self, dialogue: DialogueTurns, random: np.random.Generator) -> TrainingExample:
+        question = dialogue.turns[0]
+        words = int(random.integers(1, len(question.words)))
+        speech, pause = self._labelled_speech(question, random), int(random.integers(PAUSED))
+        mode: Mode = "s2s" if random.random() < 0.5 else "s2t"
+        return tasks.unfinished(self.prompt, speech, question.text, words, pause, question.lang, mode)
+
+    def _transcription(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        return tasks.transcription(self.prompt, self._labelled_speech(record, random), record.text)
+
+    def _synthesis(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        return tasks.synthesis(self.prompt, record.text, self._spoken(record))
+
+    def _cloned_synthesis(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        others = [other for other in self.by_speaker[record.speaker] if other.id != record.id]
+        voice = others[int(random.integers(len(others)))]
+        return tasks.synthesis(self.prompt, record.text, self._spoken(record), self._spoken(voice))
+
+    def _continuation(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        speech = self._spoken(record)
+        given = 1 + int(random.integers(len(speech.row) // 2))
+        return tasks.continuation(self.prompt, speech, given, bool(record.text and record.words))
+
+    def _interleaving(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        texts, codes = restore_spacing(record.words, record.text), self.data.codes(record)
+        spans: list[str | AlignedSpeech] = []
+        first, speaking = 0, bool(random.integers(2))
+        while first < len(texts):
+            last = min(first + int(random.integers(*SPAN)), len(texts))
+            span = "".join(texts[first:last])
+            start = record.words[first].start
+            end = record.words[last].start if last < len(texts) else record.length / SAMPLE_RATE
+            piece = codes[int(start * FRAME_RATE) : int(end * FRAME_RATE)]
+            if speaking and len(piece):
+                words = [(w.text, w.start - start, w.end - start) for w in record.words[first:last]]
+                spans.append(self.prompt.align_speech(piece, words, span))
+            else:
+                spans.append(span)
+            first, speaking = last, not speaking
+        return tasks.interleaving(self.prompt, spans)
+
+    def _text(self, record: Record, random: np.random.Generator) -> TrainingExample:
+        return tasks.plain_text(self.prompt, record.text)
+
+    # Speech
+
+    def _pair(self, question: Record, reply: Record, mode: Mode, random: np.random.Generator) -> TurnPair:
+        spoken = self._spoken(reply) if mode[2] == "s" else None
+        written = _written(reply)
+        if mode[0] == "t" or question.role == "tool":
+            variants = [_written(question), *question.extra.get("typed", ())]
+            return TurnPair(variants[int(random.integers(len(variants)))], written, spoken)
+        speech = self._labelled_speech(question, random)
+        return TurnPair(speech.codes, written, spoken, question.text, speech.words, speech.phones)
+
+    def _labelled_speech(self, record: Record, random: np.random.Generator) -> LabelledSpeech:
+        """Return the record's speech, shifted by a random number of frames so that patch borders fall anywhere.
+
+        Only a model with chain of modality learns to name words and phones while the user speaks.
+        """
+        later = int(random.integers(LATER))
+        codes = torch.cat([self.prompt.silence.expand(later, -1), self.data.codes(record)])
+        seconds = later / FRAME_RATE
+        labels = torch.from_numpy(self.phone_set.labels(record.phones, len(codes) - later))
+        phones = torch.cat([labels.new_full((later,), SILENCE), labels])
+        names_words = self.prompt.template.chain_of_modality
+        words = [(w.text, w.start + seconds, w.end + seconds) for w in record.words] if names_words else []
+        return LabelledSpeech(codes, words, phones)
+
+    def _spoken(self, record: Record) -> AlignedSpeech:
+        words = [(w.text, w.start, w.end) for w in record.words]
+        return self.prompt.align_speech(self.data.codes(record), words, record.text)
+
+    def _mask_cut_replies(self, example: TrainingExample, cut: Sequence[bool]) -> TrainingExample:
+        """Exclude from the loss what follows the last word of a reply that was cut short."""
+        ids, text = self.prompt.special_ids, example.patches.text[0]
+        speaking = example.patches.codes[0, :, 0, 0] != self.prompt.config.no_speech
+        ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
+        text_loss_mask, code_loss_mask = example.text_loss_mask.clone(), example.code_loss_mask.clone()
+        for end in (end for end, was_cut in zip(ends, cut) if was_cut):
+            closing = end - len(self.prompt.encode(self.prompt.template.turn_end))
+            begun = [at for at in range(closing) if text[at] == ids.speech_start and example.text_loss_mask[0, at]]
+            spoken = [at for at in range(begun[-1] + 1, closing) if speaking[at]] if begun else []
+            if spoken:
+                text_loss_mask[0, begun[-1]] = code_loss_mask[0, spoken[-1]] = False
+                named = [at for at in spoken if text[at] not in (ids.filler, ids.last_filler)]
+                closing = max(named, default=begun[-1]) + 1
+            text_loss_mask[0, closing : end + 1] = False
+        return example._replace(text_loss_mask=text_loss_mask, code_loss_mask=code_loss_mask)
+
+
+def belongs_to_dialogue(record: Record) -> bool:
+    """Return whether a record is a turn of a dialogue."""
+    return "conversation" in record.extra or "exchange" in record.extra
+
+
+def is_exchange(dialogue: DialogueTurns) -> bool:
+    """Return whether a dialogue is a question and its reply, which may follow other ones."""
+    return "exchange" in dialogue.turns[0].extra
+
+
+def channel(record: Record) -> int:
+    """Return the side that speaks a turn."""
+    return record.extra.get("channel", int(record.role == "assistant"))
+
+
+def find_dialogues(records: Sequence[Record]) -> Iterator[DialogueTurns]:
+    """Yield the dialogues among `records` from each side that the model may take."""
+    talks: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if belongs_to_dialogue(record):
+            talks[record.extra.get("conversation") or record.extra["exchange"]].append(record)
+    for turns in talks.values():
+        assistants = {channel(record) for record in turns if record.role == "assistant"}
+        for own in sorted(assistants) or [0, 1]:
+            dialogue = DialogueTurns(tuple(turns), own)
+            if dialogue.pairs():
+                yield dialogue
+
+
+def _pool(items: list, weight: dict[str, float]) -> Pool:
+    first: Callable = lambda item: item.turns[0] if isinstance(item, DialogueTurns) else item  # noqa: E731
+    weights = np.array([weight[first(item).id] for item in items])
+    return Pool(items, np.cumsum(weights) / weights.sum())
+
+
+def _written(record: Record) -> str:
+    """Return the text of a turn, with its tool calls or as a tool's result."""
+    if record.role == "tool":
+        return render_tool_turn(Turn("tool", (Text(record.text),))) or ""
+    calls = [ToolCall(c["name"], c["arguments"]) for c in record.extra.get("tool_calls", ())]
+    if not calls:
+        return record.text
+    segments: list[Segment] = [Text(record.text)] if record.text else []
+    return render_tool_turn(Turn("assistant", (*segments, *calls))) or ""

@@ -1,0 +1,148 @@
+"""Small trained parts beside frozen weights: low-rank updates, and rows for new tokens.
+
+LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_state` folds both into plain weights, so that a model
+that was trained with them is saved as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.model import SpeechLM
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of the matrices whose module names match one of `targets` (`*` stands for anything)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("backbone.layers.*",)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank must be at least 1, not {self.rank}")
+
+
+class LoraLinear(nn.Module):
+    """x ↦ base(x) + (alpha / rank) · B A x, where `base` is frozen and B starts at zero."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.scale = config.alpha / config.rank
+        self.down = nn.Parameter(torch.empty(config.rank, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, config.rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., C]` to `[..., D]`."""
+        low = F.linear(x, self.down.to(x.dtype))
+        return self.base(x) + self.scale * F.linear(low, self.up.to(x.dtype))
+
+
+class ExtendedEmbedding(nn.Module):
+    """A frozen text embedding with trained rows for some tokens, `rows [n, D]`.
+
+    The rows of a tied text head are these as well. Without them, training a few new tokens would need gradients and
+    optimizer states of the whole vocabulary.
+    """
+
+    def __init__(self, embedding: nn.Embedding, tokens: Sequence[int]):
+        super().__init__()
+        self.embedding = embedding.requires_grad_(False)
+        slots = torch.full((embedding.num_embeddings,), -1, dtype=torch.int64)
+        slots[list(tokens)] = torch.arange(len(tokens))
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("tokens", torch.tensor(list(tokens)), persistent=False)
+        self.rows = nn.Parameter(embedding.weight[list(tokens)].detach().float().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen rows, `[vocab, D]`; those of the new tokens are not in use."""
+        return self.embedding.weight
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Map tokens `[...]` to `[..., D]`."""
+        slots = self.slots[text]  # type: ignore[index]
+        old, new = self.embedding(text), F.embedding(slots.clamp(min=0), self.rows)
+        return torch.where(slots[..., None] >= 0, new.to(old.dtype), old)
+
+    def extend(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Replace the logits of the new tokens, `[N, vocab]`, by those of their rows, for `hidden [N, D]`."""
+        new = F.linear(hidden, self.rows.to(hidden.dtype))
+        return logits.index_copy(-1, self.tokens, new.to(logits.dtype))  # type: ignore[arg-type]
+
+
+def add_adapters(model: SpeechLM, lora: LoraConfig | None, new_tokens: bool) -> None:
+    """Put LoRA beside matrices, and rows for the special tokens beside the text embedding.
+
+    Raises:
+        UserError: If no matrix matches the targets, or if new tokens need a text head of their own.
+    """
+    if new_tokens:
+        if model.text_head is not None:
+            raise UserError("new_tokens needs a tied text head; train text_embedding and text_head instead")
+        model.text_embedding = ExtendedEmbedding(  # type: ignore[assignment]
+            model.text_embedding, sorted({t for t in model.prompt.special_ids if t >= 0})
+        )
+    if lora is None:
+        return
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(fnmatchcase(name, pattern) for pattern in lora.targets)
+    ]
+    if not names:
+        raise UserError(f"lora: no matrix matches {', '.join(lora.targets)}")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, LoraLinear(getattr(owner, child), lora))
+
+
+def text_logits(model: SpeechLM, hidden: Tensor) -> Tensor:
+    """Map `hidden [N, D]` to text logits `[N, vocab]`, with the rows of new tokens."""
+    logits = model.text_logits(hidden)
+    embedding: nn.Module = model.text_embedding
+    return embedding.extend(logits, hidden) if isinstance(embedding, ExtendedEmbedding) else logits
+
+
+@torch.no_grad()
+def merged_state(
+    model: SpeechLM, value: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+) -> dict[str, Tensor]:
+    """Return the weights of a plain model. Only merged tensors are new, so the model is not in memory twice.
+
+    Args:
+        model: A model, with adapters or without.
+        value: Maps the name and the tensor of a trained parameter to what is saved, such as its average.
+    """
+    modules, state = dict(model.named_modules()), dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        parent, _, kind = name.rpartition(".")
+        module = modules[parent]
+        if isinstance(module, LoraLinear):
+            if kind == "up":
+                up, down = value(name, tensor).float(), value(f"{parent}.down", module.down).float()
+                base = module.base.weight
+                state[f"{parent}.weight"] = (base.float() + module.scale * (up @ down)).to(base.dtype)
+        elif parent.endswith(".base") and isinstance(modules[parent.removesuffix(".base")], LoraLinear):
+            if kind == "bias":
+                state[f"{parent.removesuffix('.base')}.bias"] = tensor
+        elif isinstance(module, ExtendedEmbedding):
+            weight = module.embedding.weight.detach().clone()
+            weight[module.tokens] = value(name, tensor).to(weight.dtype)  # type: ignore[index]
+            state[f"{parent}.weight"] = weight
+        elif not (
+            parent.endswith(".embedding") and isinstance(modules[parent.removesuffix(".embedding")], ExtendedEmbedding)
+        ):
+            state[name] = value(name, tensor)
+    return state

@@ -1,0 +1,119 @@
+"""Examples packed into the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt2.lm.example import TrainingExample
+from speechgpt2.types import Patches
+
+
+class ExampleSource(Protocol):
+    """Source of examples, see `speechgpt2.corpus.task_dataset`. `phones` are the names of the phone labels."""
+
+    phones: tuple[str, ...]
+
+    def example(self, random: np.random.Generator) -> TrainingExample:
+        """Return a random example."""
+        ...
+
+    def held_out_texts(self) -> Sequence[str]:
+        """Return texts that are not trained on."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Packed rows: `patches [B, P]`, and the other fields as in `TrainingExample`.
+
+    `inputs` are the patches with some of the model's own codes replaced. `segments [B, P]` numbers the examples of a
+    row; −1 is padding.
+    """
+
+    patches: Patches
+    inputs: Patches
+    segments: Tensor
+    targets: Tensor
+    text_loss_mask: Tensor
+    code_loss_mask: Tensor
+    phones: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        moved = [Patches(*(t.to(device) for t in p)) for p in (self.patches, self.inputs)]
+        return Batch(*moved, *(t.to(device) for t in self[2:]))  # type: ignore[arg-type, union-attr]
+
+
+def pack(
+    source: ExampleSource, randoms: Sequence[np.random.Generator], patches: int, filler: int, corrupted: float = 0.0
+) -> Batch:
+    """Fill a row of `patches` positions with whole examples for each generator. An example longer than a row is cut.
+
+    A row depends on its generator only, so that a batch is the same on any number of processes.
+
+    Args:
+        source: Where examples come from.
+        randoms: The generator of each row.
+        patches: Positions of a row.
+        filler: The token of padding.
+        corrupted: Share of the model's own frames that are replaced in the input.
+    """
+    packed = [_row(source, random, patches) for random in randoms]
+    text = torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed])
+    codes = torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed])
+    code_loss_mask = torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in packed])
+    replaced = [corrupt(c, m, corrupted, random) for c, m, random in zip(codes, code_loss_mask, randoms)]
+    return Batch(
+        Patches(text, codes),
+        Patches(text, torch.stack(replaced)),
+        torch.stack(
+            [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
+        ),
+        torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
+        torch.stack([_padded([_targets(e.text_loss_mask) for e in row], patches, False) for row in packed]),
+        code_loss_mask,
+        torch.stack([_padded([e.phones for e in row], patches, -1) for row in packed]),
+    )
+
+
+def corrupt(codes: Tensor, own: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """Return `codes [P, G, K]` in which a share of the frames of the patches `own [P]` are permuted."""
+    if not share or not own.any():
+        return codes
+    codes = codes.clone()
+    mine = codes[own]  # [N, G, K]
+    frames = mine.flatten(0, 1)
+    swapped = frames[torch.from_numpy(random.permutation(len(frames)))]
+    chosen = torch.from_numpy(random.random((len(frames), 1)) < share)
+    codes[own] = torch.where(chosen, swapped, frames).view_as(mine)
+    return codes
+
+
+def _row(source: ExampleSource, random: np.random.Generator, patches: int) -> list[TrainingExample]:
+    row: list[TrainingExample] = []
+    filled = 0
+    while True:
+        example = source.example(random)
+        length = example.patches.text.shape[1]
+        if filled + length > patches and row:
+            return row
+        row.append(example)
+        filled += length
+
+
+def _targets(mask: Tensor) -> Tensor:
+    """Clear the first position of an example, which nothing precedes."""
+    mask = mask.clone()
+    mask[:, 0] = False
+    return mask
+
+
+def _padded(parts: list[Tensor], length: int, value: float | bool) -> Tensor:
+    """Concatenate parts `[1, p, …]` and cut or pad them to `[length, …]`."""
+    joined = torch.cat(parts, dim=1)[0, :length]
+    fill = joined.new_full((length - len(joined), *joined.shape[1:]), value)
+    return torch.cat([joined, fill])

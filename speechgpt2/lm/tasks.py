@@ -1,0 +1,187 @@
+"""The tasks that a language model learns, as examples in the layout of its prompt.
+
+    transcription      speech → its text
+    synthesis          text → speech that reads it
+    cloned_synthesis   the same, in the voice of another clip
+    continuation       the rest of a recording
+    interleaving       one utterance, whose spans are written and spoken by turns
+    unfinished         a question that breaks off
+    s2s s2t t2s t2t    dialogues
+    tools              dialogues that call tools
+    text               plain text
+
+A layout that cannot express a task refuses it. With chain of modality, for example, a reply begins with the transcript
+of the question, so that a transcription is a reply that ends there; in the released layout it is a reply in text, and
+the system line asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.alignment import TimedWord, restore_spacing
+from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
+from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
+from speechgpt2.types import FRAME_RATE, UNFINISHED, Mode, Patches
+
+# What the system line of the released layout asks for, besides the four modes.
+TRANSCRIBE = "You are an helpful assistant. You should transcribe the user's speech.\n\n\n"
+READ_ALOUD = "You are an helpful assistant. You should read the user's text aloud.\n\n\n"
+CONTINUE = "You are an helpful assistant. You should continue the speech.\n\n\n"
+INTERLEAVE = "You are an helpful assistant. You should write and speak by turns.\n\n\n"
+GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
+
+
+@dataclass(frozen=True)
+class TaskMix:
+    """Probability of each task, relative to those of the others. `next_turn`: of a further exchange after a single one.
+
+    The default is that of `mini`.
+    """
+
+    s2s: float = 0.30
+    s2t: float = 0.28
+    t2s: float = 0.04
+    t2t: float = 0.14
+    tools: float = 0.0
+    synthesis: float = 0.12
+    cloned_synthesis: float = 0.0
+    transcription: float = 0.32
+    continuation: float = 0.0
+    interleaving: float = 0.0
+    unfinished: float = 0.1
+    text: float = 0.0
+    next_turn: float = 0.2
+
+    def __post_init__(self) -> None:
+        wrong = next((f.name for f in fields(self) if getattr(self, f.name) < 0), None)
+        if wrong or not 0 <= self.next_turn < 1:
+            raise UserError(f"{wrong or 'next_turn'} must be a probability, not {getattr(self, wrong or 'next_turn')}")
+        if not self.weights():
+            raise UserError("the mix of tasks is empty; give one a probability")
+
+    def weights(self) -> dict[str, float]:
+        """Return the tasks with a probability above 0."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "next_turn"}
+        return {name: value for name, value in values.items() if value}
+
+
+class LabelledSpeech(NamedTuple):
+    """Speech of the user: `codes [T, K]`, its words with times, and the phone of every frame, `[T]`."""
+
+    codes: Tensor
+    words: list[TimedWord]
+    phones: Tensor
+
+
+def check_tasks(prompt: Prompt, mix: TaskMix) -> None:
+    """Check that the prompt's layout can express every task of the mix.
+
+    Raises:
+        UserError: The message names the task and the reason.
+    """
+    for task in mix.weights():
+        reason = _obstacle(task, prompt)
+        if reason:
+            raise UserError(f"this model cannot learn '{task}': {reason}; set `{task}: 0` in the mix")
+
+
+def _obstacle(task: str, prompt: Prompt) -> str:
+    chain = prompt.template.chain_of_modality
+    if task in ("continuation", "interleaving") and chain:
+        return "with chain of modality it writes a whole reply before it speaks"
+    if task == "unfinished" and not chain:
+        return "it writes no transcript of the question, which would say that the question breaks off"
+    if task == "tools" and not prompt.template.tools:
+        return "its prompt offers no tools"
+    return ""
+
+
+def transcription(prompt: Prompt, speech: LabelledSpeech, text: str) -> TrainingExample:
+    """Speech and its text. Nothing is answered."""
+    if not prompt.template.chain_of_modality:
+        return training_example(prompt, "s2t", [TurnPair(speech.codes, text)], system=TRANSCRIBE)
+    turn = TurnPair(speech.codes, "", None, text, speech.words, speech.phones)
+    example = training_example(prompt, "s2t", [turn])
+    ended = (example.patches.text == prompt.special_ids.transcript_end).cumsum(1)
+    return example._replace(text_loss_mask=example.text_loss_mask & (ended.cumsum(1) <= 1))
+
+
+def synthesis(prompt: Prompt, text: str, speech: AlignedSpeech, voice: AlignedSpeech | None = None) -> TrainingExample:
+    """Text and the speech that reads it, after a greeting in the same `voice` if there is one."""
+    if not prompt.template.chain_of_modality:
+        return training_example(prompt, "t2s", [TurnPair(text, text, speech)], voice, READ_ALOUD)
+    example = training_example(prompt, "t2s", [TurnPair(None, text, speech)], voice)
+    starts = (example.patches.text == prompt.special_ids.speech_start).cumsum(1)
+    begun = starts > (voice is not None)  # the text is given, only its speech is learnt
+    first = begun & (example.patches.text == prompt.special_ids.speech_start)
+    return example._replace(text_loss_mask=example.text_loss_mask & begun & ~first)
+
+
+def continuation(prompt: Prompt, speech: AlignedSpeech, given: int, is_transcribed: bool) -> TrainingExample:
+    """A recording whose first `given` patches are given. Without a transcript only its sound is learnt."""
+    patches = concat(
+        prompt.system_prompt("t2s", system=CONTINUE), prompt.reply_start(), prompt.reply("", speech)
+    )  # fmt: skip
+    begin = int((patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1 + given
+    learnt = torch.arange(patches.text.shape[1])[None] >= begin
+    speaking = patches.codes[:, :, 0, 0] != prompt.config.no_speech
+    return _example(patches, learnt & (~speaking | is_transcribed), learnt & speaking)
+
+
+def interleaving(prompt: Prompt, spans: Sequence[str | AlignedSpeech]) -> TrainingExample:
+    """Spans of one utterance, each written or spoken."""
+    start = concat(prompt.system_prompt("t2s", system=INTERLEAVE), prompt.reply_start())
+    parts = [
+        prompt.text_patches(prompt.encode(span)) if isinstance(span, str) else prompt.speech_segment(span)
+        for span in spans
+    ]
+    patches = concat(start, *parts, prompt.turn_end(speaking=False))
+    learnt = torch.arange(patches.text.shape[1])[None] >= start.text.shape[1]
+    return _example(patches, learnt, learnt & (patches.codes[:, :, 0, 0] != prompt.config.no_speech))
+
+
+def plain_text(prompt: Prompt, text: str) -> TrainingExample:
+    """Text without any turns, which keeps the text model's abilities."""
+    patches = prompt.text_patches([*prompt.encode(text), prompt.special_ids.eos])
+    everything = torch.ones_like(patches.text) > 0
+    return _example(patches, everything, ~everything)
+
+
+def unfinished(
+    prompt: Prompt, speech: LabelledSpeech, text: str, words: int, pause: int, lang: str, mode: Mode
+) -> TrainingExample:
+    """A question that breaks off after some words, which is not the time to answer it.
+
+    The codec does not look ahead, so the codes of a beginning are the beginning of the codes of the whole. Nobody has
+    spoken the reply: where it should be spoken only its text is learnt.
+
+    Args:
+        prompt: The prompt.
+        speech: The whole question, with more than `words` words.
+        text: Its text.
+        words: After how many words it breaks off.
+        pause: Frames of silence that follow.
+        lang: Its language.
+        mode: s2s or s2t.
+    """
+    frames = int(speech.words[words][1] * FRAME_RATE)
+    codes = torch.cat([speech.codes[:frames], prompt.silence.expand(pause, -1)])
+    said = "".join(restore_spacing(speech.words, text)[:words]).rstrip(" ,.:，：。") + UNFINISHED
+    reply = GO_ON.get(lang, GO_ON["en"])
+    turn = TurnPair(codes, reply, None, said, speech.words[:words], speech.phones[:frames])
+    example = training_example(prompt, mode, [turn])
+    if mode == "s2s":
+        example.text_loss_mask[:, -len(prompt.encode(prompt.template.turn_end)) - 1 :] = False
+    return example
+
+
+def _example(patches: Patches, text_loss_mask: Tensor, code_loss_mask: Tensor) -> TrainingExample:
+    phones = torch.full(patches.codes.shape[:3], -1)
+    return TrainingExample(patches, patches.text, text_loss_mask, code_loss_mask, phones)

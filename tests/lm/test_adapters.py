@@ -1,0 +1,80 @@
+"""LoRA and rows for new tokens: they begin as the model, leave frozen weights alone, and merge to equal logits."""
+
+import pytest
+import torch
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state, text_logits
+from speechgpt2.lm.model import SpeechLM
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+
+def model(**backbone):
+    torch.manual_seed(0)
+    return SpeechLM(tiny_config(tied_embeddings=True, **backbone), tiny_tokenizer()).eval()
+
+
+def patches(lm):
+    return lm.prompt.system_prompt("s2t")
+
+
+def trained(lm):
+    """Move all trained parameters at random."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return lm
+
+
+def test_adapters_begin_as_the_model():
+    lm = model()
+    with torch.no_grad():
+        before = lm.text_logits(lm(patches(lm)))
+        add_adapters(lm, LoraConfig(rank=4), new_tokens=True)
+        assert torch.allclose(text_logits(lm, lm(patches(lm))[0]), before[0], atol=1e-6)
+
+
+def test_adapters_merge_to_equal_outputs():
+    lm = model()
+    lm.requires_grad_(False)
+    add_adapters(lm, LoraConfig(rank=4, targets=("backbone.layers.*",)), new_tokens=True)
+    names = {name for name, p in lm.named_parameters() if p.requires_grad}
+    assert names and all(name.endswith((".up", ".down", ".rows")) for name in names)
+    trained(lm)
+    plain = model()
+    plain.load_state_dict(merged_state(lm))  # strict: the names are those of a plain model
+    with torch.no_grad():
+        ours, theirs = lm(patches(lm)), plain(patches(lm))
+        assert torch.allclose(ours, theirs, atol=1e-4)
+        assert torch.allclose(text_logits(lm, ours[0]), plain.text_logits(theirs[0]), atol=1e-4)
+    assert not torch.equal(plain.backbone.layers[0].ffn.down.weight, model().backbone.layers[0].ffn.down.weight)
+
+
+def test_only_rows_of_new_tokens_change():
+    lm = model()
+    before = lm.text_embedding.weight.detach().clone()
+    lm.requires_grad_(False)
+    add_adapters(lm, None, new_tokens=True)
+    after = merged_state(trained(lm))["text_embedding.weight"]
+    changed = (after != before).any(1).nonzero()[:, 0].tolist()
+    assert changed == sorted(t for t in lm.prompt.special_ids if t >= 0)
+
+
+def test_averages_are_saved_instead_of_the_weights():
+    lm = model()
+    state = merged_state(
+        lm, lambda name, tensor: torch.zeros_like(tensor) if name == "backbone.norm.weight" else tensor
+    )
+    assert not state["backbone.norm.weight"].any() and torch.equal(
+        state["text_embedding.weight"], lm.text_embedding.weight
+    )
+
+
+def test_targets_must_match():
+    with pytest.raises(UserError, match=r"no matrix matches decoder\.\*"):
+        add_adapters(model(), LoraConfig(targets=("decoder.*",)), new_tokens=False)
+    untied = SpeechLM(tiny_config(), tiny_tokenizer())
+    with pytest.raises(UserError, match="tied text head"):
+        add_adapters(untied, None, new_tokens=True)

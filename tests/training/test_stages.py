@@ -1,0 +1,161 @@
+"""Stages: what is frozen stays, text perplexity is watched, and a step does not depend on how it is divided."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from speechgpt2.errors import UserError
+from speechgpt2.lm.adapters import LoraConfig
+from speechgpt2.lm.config import PatchDecoderConfig
+from speechgpt2.lm.example import TurnPair, training_example
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.train import LMTrainConfig, LMTrainer, RateScale, train
+from speechgpt2.training import distributed
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+STAGE = LMTrainConfig(
+    patch_decoder=PatchDecoderConfig(16, 1, 2, 32), steps=4, rows=2, row_patches=96, warmup=1, save_every=2,
+    report_every=2, corrupt=0.3,
+)  # fmt: skip
+
+
+class Numbers:
+    """Spoken questions and spoken replies in the released layout, of several lengths."""
+
+    phones = ("",)
+
+    def __init__(self, prompt, texts=("Hello there, what is the weather like?",)):
+        self.prompt, self.texts = prompt, texts
+
+    def example(self, random):
+        codes = torch.from_numpy(random.integers(0, 1000, (int(random.integers(5, 20)), 3)))
+        return training_example(
+            self.prompt, "s2s", [TurnPair(codes, "Hello", self.prompt.align_speech(codes, [("Hello", 0.0, 0.2)]))]
+        )
+
+    def held_out_texts(self):
+        return self.texts
+
+
+def model():
+    torch.manual_seed(0)
+    lm = SpeechLM(tiny_config(tied_embeddings=True), tiny_tokenizer())
+    with torch.no_grad():
+        lm.patch_decoder.codes.table[:, -1] = 0  # as in a model that begins with a text model
+    return lm
+
+
+def trainer_of(config, lm=None):
+    lm = lm or model()
+    return LMTrainer(config, lm, Numbers(lm.prompt), torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def precise(monkeypatch):
+    monkeypatch.setattr("speechgpt2.lm.train.has_fast_bf16", lambda device: False)
+
+
+def test_alignment_changes_no_weight_of_the_text_model(tmp_path):
+    config = replace(STAGE, freeze=("backbone.*", "text_embedding.*"), new_tokens=True, peak_lr=0.01, average=0.0)
+    lm, before = model(), model()
+    train(config, lm, Numbers(lm.prompt), str(tmp_path))
+    after = SpeechLM.from_pretrained(tmp_path)
+    special = sorted(t for t in lm.prompt.special_ids if t >= 0)
+    for name, tensor in before.state_dict().items():
+        now = after.state_dict()[name]
+        if name == "text_embedding.weight":
+            changed = (now != tensor).any(1).nonzero()[:, 0].tolist()
+            assert changed == special
+        else:
+            assert torch.equal(now, tensor) == name.startswith("backbone"), name
+
+
+def test_frozen_weights_are_not_in_the_checkpoint():
+    trainer = trainer_of(replace(STAGE, freeze=("backbone.*", "text_embedding.*")))
+    content = trainer.content(0)
+    assert not any("backbone" in name or "text_embedding" in name for name in content["trained"])
+    assert content["average"].keys() == content["trained"].keys()
+
+
+@pytest.mark.parametrize("more", ({}, {"lora": LoraConfig(rank=2), "freeze": ("backbone.*",), "new_tokens": True}))
+def test_stages_resume_exactly(more, tmp_path):
+    config = replace(STAGE, **more)
+    if more:
+        config = replace(config, freeze=("backbone.*", "text_embedding.*"))
+    whole, part = model(), model()
+    train(config, whole, Numbers(whole.prompt), str(tmp_path / "whole"))
+    train(replace(config, steps=2), part, Numbers(part.prompt), str(tmp_path / "part"))
+    # a schedule of other length has other rates: take the first steps of the whole run instead
+    killed = trainer_of(config)
+    killed.step(0), killed.step(1)
+    torch.save(killed.content(2), tmp_path / "part" / "checkpoint.pt")
+    again = model()
+    train(config, again, Numbers(again.prompt), str(tmp_path / "part"), resume=True)
+    first, second = SpeechLM.from_pretrained(tmp_path / "whole"), SpeechLM.from_pretrained(tmp_path / "part")
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+
+
+def losses_of(config):
+    trainer = trainer_of(config)
+    return [float(trainer.step(step)["text"]) for step in range(3)]
+
+
+def test_accumulation_gives_the_losses_of_one_large_batch():
+    whole = losses_of(replace(STAGE, rows=4))
+    assert losses_of(replace(STAGE, rows=1, accumulate=4)) == pytest.approx(whole, abs=1e-5)
+    assert losses_of(replace(STAGE, rows=4, checkpoint_activations=True)) == pytest.approx(whole, abs=1e-5)
+
+
+def save_losses(config, path):
+    torch.set_num_threads(1)
+    found = losses_of(config)
+    if distributed.rank() == 0:
+        torch.save(found, path)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    distributed.launch(2, partial(save_losses, replace(STAGE, rows=2), tmp_path / "losses.pt"))
+    assert torch.load(tmp_path / "losses.pt") == pytest.approx(losses_of(replace(STAGE, rows=4)), rel=0.02)
+
+
+def test_rates_of_parts():
+    trainer = trainer_of(replace(STAGE, rates=(RateScale("backbone.*", 0.1),)))
+    trainer.step(0)
+    rates = {group["scale"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates[0.1] == pytest.approx(0.1 * rates[1.0])
+
+
+def test_a_rise_of_text_perplexity_stops_the_run_unsaved(tmp_path):
+    lm = model()
+    config = replace(STAGE, peak_lr=0.3, steps=8, max_perplexity_ratio=1.01, average=0.0)
+    with pytest.raises(UserError, match=r"perplexity of held-out text rose from .* this state is not saved"):
+        train(config, lm, Numbers(lm.prompt), str(tmp_path))
+    assert not (tmp_path / "checkpoint.pt").exists()
+    with pytest.raises(UserError, match="needs held-out text"):
+        LMTrainer(config, lm, Numbers(lm.prompt, ()), torch.device("cpu")).step(0)
+
+
+def test_frozen_backbone_keeps_its_perplexity():
+    config = replace(
+        STAGE, freeze=("backbone.*", "text_embedding.*"), max_perplexity_ratio=1.0001, peak_lr=0.01, average=0.0
+    )
+    trainer = trainer_of(config)
+    before = trainer.text_perplexity()
+    for step in range(4):
+        trainer.step(step)
+    assert trainer.text_perplexity() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        ({"freeze": ("decoder.*",)}, "no parameter matches 'decoder"),
+        ({"freeze": ("*",)}, "everything is frozen"),
+        ({"code_weights": (1.0,)}, "code_weights needs 3"),
+    ),
+)
+def test_mistakes_in_a_stage_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        trainer_of(replace(STAGE, **change))
