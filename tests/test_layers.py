@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "nn": BASE | {"streaming"},
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
-    "lm": FOUNDATION | {"training"},
+    "lm": FOUNDATION | {"training", "extras"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
     "chat": FOUNDATION | {"codec", "lm", "conversation", "long_form"},
     "engine": FOUNDATION | {"notifier", "codec", "lm", "conversation", "duplex"},  # of duplex only the protocol
