@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 from typing import IO
 
 import numpy as np
-import soundfile
 
-from speechgpt2.audio import RATES, resample
+from speechgpt2.audio import AudioReader
 from speechgpt2.errors import MissingDependency, UserError
 
-AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".webm", ".aiff", ".aif")
 
 
 class FileTree:
@@ -75,13 +74,10 @@ def decode_audio(data: bytes, name: str) -> np.ndarray:
     """Return the content of an audio file as `pcm [N]`, float32 at 24 kHz, channels averaged.
 
     Raises:
-        UserError: If it is not audio that libsndfile reads, or holds no finite samples.
+        UserError: If it is not audio, is cut off, holds no finite samples, or lasts more than an hour.
     """
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        reason = str(getattr(error, "error_string", None) or error).rstrip(".")
-        raise UserError(f"{name}: cannot be read as audio ({reason})") from None
-    if rate not in RATES or not len(samples) or not np.isfinite(samples).all():
-        raise UserError(f"{name}: holds no audio")
-    return resample(samples.mean(axis=1), rate)
+    reader = AudioReader(io.BytesIO(data), name)
+    pcm = np.concatenate(list(reader))
+    if reader.warning:
+        raise UserError(reader.warning)
+    return pcm
