@@ -16,9 +16,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.exceptions import HTTPException
 
 from speechgpt2.duplex.protocol import Engine
-from speechgpt2.server.api_errors import ApiError, handle_api_error
+from speechgpt2.server.api_errors import ApiError, handle_api_error, handle_failure, handle_http_error
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.gateway import DialogueFactory, Gateway
 from speechgpt2.server.metrics import CONTENT_TYPE
@@ -67,6 +68,8 @@ class App:
         for path in PAGE_FILES:
             self.asgi.add_api_route(f"/{path}", self.page)
         self.asgi.add_exception_handler(ApiError, handle_api_error)  # type: ignore[arg-type]
+        self.asgi.add_exception_handler(HTTPException, handle_http_error)  # type: ignore[arg-type]
+        self.asgi.add_exception_handler(Exception, handle_failure)
         if self.config.allowed_origins:  # browsers ask before a page sends a request to another origin
             self.asgi.add_middleware(
                 CORSMiddleware,

@@ -12,12 +12,12 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from starlette.datastructures import UploadFile
 
 from speechgpt2 import audio, long_form
@@ -25,7 +25,7 @@ from speechgpt2.audio import AudioReader
 from speechgpt2.errors import UserError
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.server import audio_files
-from speechgpt2.server.api_errors import ApiError, read_json
+from speechgpt2.server.api_errors import ApiError, read_json, validate_request, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.reply_api import (
@@ -34,35 +34,48 @@ from speechgpt2.server.reply_api import (
     format_sse,
     sse_response,
     unless_disconnected,
-    validate_request,
-    warning_headers,
 )
 from speechgpt2.server.response import PATCH
-from speechgpt2.server.schema import WireModel
+from speechgpt2.server.schema import NoEffect, WireModel, ineffective
+from speechgpt2.server.session_config import Seed, Temperature, other_model
 from speechgpt2.types import AudioDelta, Event, ReplyDone, Transcript, Turn
 
 MAX_TRANSCRIPT_TOKENS = 256  # of one window
 
 
 class SpeechRequest(WireModel):
-    """A request for speech synthesis. `voice` and `speed` are accepted and have no effect."""
+    """A request for speech synthesis. `seed` is an extension."""
 
     model: str
     input: str = Field(min_length=1, max_length=4096)
-    voice: str | dict[str, Any] = "default"
-    instructions: str = ""
+    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
+    instructions: Annotated[str, NoEffect("the model reads in one way")] = ""
     response_format: str = "mp3"
-    speed: float = Field(default=1.0, ge=0.25, le=4.0)
+    speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=4.0)
     stream_format: Literal["audio", "sse"] = "audio"
+    seed: Seed | None = None
+
+
+def _number(value: Any) -> Any:
+    """Read a number from a form, in which everything is text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 class TranscriptionRequest(WireModel):
     """A request for a transcription, beside its file."""
 
     model: str
-    language: str | None = None
+    language: Annotated[str | None, NoEffect("the model recognises the language itself")] = None
+    prompt: Annotated[str | None, NoEffect("transcription has no prompt")] = None
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
-    stream: Literal["true", "false"] = "false"
+    stream: Literal["true", "false", "True", "False"] = "false"
+    temperature: Annotated[Temperature, BeforeValidator(_number)] = 0.0
+    timestamp_granularities: list[Literal["segment"]] = Field(default_factory=list)  # words have no times here
+    include: Annotated[list[str], Field(max_length=0)] = Field(default_factory=list)  # there are no log probabilities
+    chunking_strategy: Annotated[str | None, NoEffect("recordings are always cut at pauses")] = None
 
 
 @dataclass
@@ -72,10 +85,12 @@ class Upload:
     Attributes:
         options: What the client asked for.
         reader: The recording's samples.
+        warnings: What has no effect.
     """
 
     options: TranscriptionRequest
     reader: AudioReader
+    warnings: list[str]
 
 
 class AudioApi(ReplyApi):
@@ -92,7 +107,9 @@ class AudioApi(ReplyApi):
         """`POST /v1/audio/speech`: read a text aloud."""
         principal = self.gateway.authenticate(request)
         limit = self.gateway.config.limits.request_bytes
-        speech: SpeechRequest = validate_request(SpeechRequest, await read_json(request, limit))
+        body = await read_json(request, limit)
+        speech: SpeechRequest = validate_request(SpeechRequest, body)
+        headers = self.warnings(speech, body)
         try:
             media_type = audio_files.media_type(speech.response_format)
         except UserError as error:
@@ -101,11 +118,11 @@ class AudioApi(ReplyApi):
         async def respond() -> Response:
             events = await Started.start(self._read_aloud(principal, speech))
             if speech.stream_format == "sse":
-                return sse_response(_stream_speech_events(events))
+                return sse_response(_stream_speech_events(events), headers)
             if speech.response_format in audio_files.STREAMABLE:
                 header = audio_files.wav_header() if speech.response_format == "wav" else b""
-                return StreamingResponse(_stream_speech(events, header), media_type=media_type)
-            return await _speech_file(events, speech.response_format, media_type)
+                return StreamingResponse(_stream_speech(events, header), media_type=media_type, headers=headers)
+            return await _speech_file(events, speech.response_format, media_type, headers)
 
         return await unless_disconnected(request, respond())
 
@@ -114,7 +131,7 @@ class AudioApi(ReplyApi):
         sentences = long_form.sentences(speech.input)
         if not sentences:
             raise ApiError(400, "input holds no letters or digits, so nothing can be said.", "invalid_value", "input")
-        config = self.gateway.default_session.model_copy(update={"output_modalities": ["audio"]})
+        config = self.gateway.default_session.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         with self.admitted(principal):
             for sentence in sentences:
                 async with aclosing(self.reply(config, (), sentence)) as events:
@@ -129,8 +146,8 @@ class AudioApi(ReplyApi):
         events = await Started.start(self._transcribe(principal, request))
         upload = await anext(events)
         assert isinstance(upload, Upload)
-        if upload.options.stream == "true":
-            return sse_response(_stream_transcript(events))
+        if upload.options.stream.lower() == "true":
+            return sse_response(_stream_transcript(events), warning_headers(upload.warnings))
         return await unless_disconnected(request, _transcription(events, upload))
 
     async def _transcribe(
@@ -139,7 +156,10 @@ class AudioApi(ReplyApi):
         """Read a request on a slot that is free; yield what it asks for, then the segments of its transcript."""
         with self.admitted(principal):
             async with self.limited(request).form(max_files=1) as form:
-                fields = {key: value for key, value in form.items() if isinstance(value, str)}
+                fields: dict[str, Any] = {key: value for key, value in form.items() if isinstance(value, str)}
+                for key in [key for key in fields if key.endswith("[]")]:
+                    fields[key[:-2]] = form.getlist(key)
+                    del fields[key]
                 options: TranscriptionRequest = validate_request(TranscriptionRequest, fields)
                 file = form.get("file")
                 if not isinstance(file, UploadFile):
@@ -149,21 +169,29 @@ class AudioApi(ReplyApi):
                 try:
                     windows = long_form.speech_windows(reader)
                     window = await asyncio.to_thread(next, windows, None)  # decodes, so it does not hold up the others
-                    yield Upload(options, reader)
+                    yield Upload(
+                        options,
+                        reader,
+                        [*ineffective(options, fields), *other_model(self.gateway.config.model, options.model)],
+                    )
                     while window is not None:
-                        text = await self._transcript(window.pcm)
+                        text = await self._transcript(window.pcm, options.temperature)
                         yield TranscriptSegment(window.start, window.end, text)
                         window = await asyncio.to_thread(next, windows, None)
                 except UserError as error:
                     raise ApiError(400, str(error), "invalid_value", "file") from None
 
-    async def _transcript(self, pcm: np.ndarray) -> str:
+    async def _transcript(self, pcm: np.ndarray, temperature: float) -> str:
         """Return the model's transcript of `pcm [N]`, without waiting for its reply.
 
         Raises:
             ApiError: The model writes no transcripts.
         """
-        changes = {"output_modalities": ["text"], "max_output_tokens": MAX_TRANSCRIPT_TOKENS}
+        changes = {
+            "output_modalities": ["text"],
+            "max_output_tokens": MAX_TRANSCRIPT_TOKENS,
+            "temperature": temperature,
+        }
         config = self.gateway.default_session.model_copy(update=changes)
         async with aclosing(self.reply(config, [Turn.user(speech=pcm)])) as events:
             async for event in events:
@@ -174,11 +202,11 @@ class AudioApi(ReplyApi):
         raise ApiError(400, "This model does not write transcripts.", "unsupported_value", "model")
 
 
-async def _speech_file(events: Started[Event], format: str, media_type: str) -> Response:
+async def _speech_file(events: Started[Event], format: str, media_type: str, headers: dict[str, str]) -> Response:
     async with aclosing(events):
         pcm = [event.pcm async for event in events if isinstance(event, AudioDelta)]
     data = await asyncio.to_thread(audio_files.encode_file, np.concatenate([np.zeros(0), *pcm]), format)
-    return Response(data, media_type=media_type)
+    return Response(data, media_type=media_type, headers=headers)
 
 
 async def _stream_speech(events: Started[Event], header: bytes) -> AsyncIterator[bytes]:
@@ -207,7 +235,7 @@ async def _transcription(events: Started[Upload | TranscriptSegment], upload: Up
     async with aclosing(events):
         segments = [event async for event in events if isinstance(event, TranscriptSegment)]
     text, format = long_form.join(segment.text for segment in segments), upload.options.response_format
-    headers = warning_headers([upload.reader.warning] if upload.reader.warning else [])
+    headers = warning_headers(upload.warnings + ([upload.reader.warning] if upload.reader.warning else []))
     if format == "text":
         return PlainTextResponse(text + "\n", headers=headers)
     if format in ("srt", "vtt"):

@@ -1,4 +1,4 @@
-"""Audio formats of the Realtime protocol as streams: PCM16 at 24 kHz, G.711 µ-law and A-law at 8 kHz.
+"""Audio formats of the Realtime protocol as streams: PCM16 at 24, 16 or 8 kHz, G.711 µ-law and A-law at 8 kHz.
 
 Both laws are ITU-T G.711: a byte holds sign, exponent and mantissa of a logarithmic level, and some of its bits are
 inverted (µ-law: all; A-law: every other one). A level is the middle of an interval; encoding finds the interval.
@@ -6,6 +6,7 @@ inverted (µ-law: all; A-law: every other one). A level is the middle of an inte
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,16 @@ import numpy as np
 from speechgpt2 import audio
 from speechgpt2.types import SAMPLE_RATE
 
-WireFormat = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
-G711_RATE = 8_000  # samples per second
-BYTES_PER_SECOND = {"audio/pcm": 2 * SAMPLE_RATE, "audio/pcmu": G711_RATE, "audio/pcma": G711_RATE}
+WireFormat = Literal["audio/pcm", "audio/pcm;rate=16000", "audio/pcm;rate=8000", "audio/pcmu", "audio/pcma"]
+RATES = {"audio/pcm": 24_000, "audio/pcm;rate=16000": 16_000}  # samples per second; of all others 8,000
+G711_RATE = 8_000
+BYTES_PER_SECOND = {
+    "audio/pcm": 2 * SAMPLE_RATE,
+    "audio/pcm;rate=16000": 32_000,
+    "audio/pcm;rate=8000": 16_000,
+    "audio/pcmu": G711_RATE,
+    "audio/pcma": G711_RATE,
+}
 
 
 class G711Law:
@@ -61,7 +69,6 @@ def _a_law() -> G711Law:
 LAWS = {"audio/pcmu": _mu_law(), "audio/pcma": _a_law()}
 
 
-RATIO = SAMPLE_RATE // G711_RATE
 TAPS = 97  # 2 ms of delay in each direction; 60 dB attenuation above 4.45 kHz. A general resampler delays by 70 ms.
 WINDOW = np.kaiser(TAPS, 5.65)
 
@@ -69,7 +76,7 @@ WINDOW = np.kaiser(TAPS, 5.65)
 class LowPassFilter:
     """A streaming low-pass filter for resampling by `ratio`."""
 
-    def __init__(self, ratio: int = RATIO) -> None:
+    def __init__(self, ratio: int) -> None:
         self._taps = WINDOW * np.sinc((np.arange(TAPS) - TAPS // 2) / ratio) / ratio
         self._tail = np.zeros(TAPS - 1)
 
@@ -82,38 +89,34 @@ class LowPassFilter:
         return np.convolve(past, self._taps, "valid").astype(np.float32)
 
 
-class Upsampler:
-    """A streaming upsampler by an integer ratio (8 → 24 kHz by default). Buffers nothing."""
+class RationalResampler:
+    """A streaming resampler by `up / down`: spread, filter, keep every `down`-th sample. Buffers nothing."""
 
-    def __init__(self, ratio: int = RATIO) -> None:
-        self._ratio, self._filter = ratio, LowPassFilter(ratio)
-
-    def push(self, pcm: np.ndarray) -> np.ndarray:
-        """Upsample `[N]`; returns `[ratio·N]` float32."""
-        spread = np.zeros(self._ratio * len(pcm))
-        spread[:: self._ratio] = self._ratio * pcm
-        return self._filter.push(spread)
-
-
-class Downsampler:
-    """A streaming downsampler, 24 → 8 kHz."""
-
-    def __init__(self) -> None:
-        self._filter = LowPassFilter()
+    def __init__(self, up: int, down: int):
+        self._up, self._down, self._filter = up, down, LowPassFilter(max(up, down))
         self._skip = 0  # samples before the next one to keep
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
-        """Downsample `[N]`; returns a third of the samples, float32."""
-        kept = self._filter.push(pcm)[self._skip :: RATIO]
-        self._skip = (self._skip - len(pcm)) % RATIO
+        """Resample the next `[N]`; returns about `[N · up / down]` float32."""
+        spread = np.zeros(self._up * len(pcm))
+        spread[:: self._up] = self._up * pcm
+        kept = self._filter.push(spread)[self._skip :: self._down]
+        self._skip = (self._skip - len(spread)) % self._down
         return kept
+
+
+def _resampler(source: int, target: int) -> RationalResampler | None:
+    """Return a resampler between two rates that are multiples of 8 kHz; None if they are equal."""
+    common = math.gcd(source, target)
+    return None if source == target else RationalResampler(target // common, source // common)
 
 
 class WireDecoder:
     """Decodes a stream of bytes to samples at 24 kHz."""
 
     def __init__(self, format: WireFormat):
-        self._law, self._upsampler = LAWS.get(format), Upsampler()
+        self._law = LAWS.get(format)
+        self._resampler = _resampler(RATES.get(format, G711_RATE), SAMPLE_RATE)
 
     def push(self, data: bytes) -> np.ndarray:
         """Decode the next bytes to `[N]` float32.
@@ -121,18 +124,21 @@ class WireDecoder:
         Raises:
             UserError: The bytes end in the middle of a sample.
         """
-        return self._upsampler.push(self._law.decode(data)) if self._law else audio.from_pcm16(data)
+        pcm = self._law.decode(data) if self._law else audio.from_pcm16(data)
+        return self._resampler.push(pcm) if self._resampler else pcm
 
 
 class WireEncoder:
     """Encodes a stream of samples at 24 kHz to bytes."""
 
     def __init__(self, format: WireFormat):
-        self._law, self._downsampler = LAWS.get(format), Downsampler()
+        self._law = LAWS.get(format)
+        self._resampler = _resampler(SAMPLE_RATE, RATES.get(format, G711_RATE))
 
     def push(self, pcm: np.ndarray) -> bytes:
         """Encode the next `pcm [N]`."""
-        return self._law.encode(self._downsampler.push(pcm)) if self._law else audio.to_pcm16(pcm)
+        pcm = self._resampler.push(pcm) if self._resampler else pcm
+        return self._law.encode(pcm) if self._law else audio.to_pcm16(pcm)
 
 
 def to_milliseconds(samples: int) -> int:

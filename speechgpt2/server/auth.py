@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import ipaddress
 import json
 import secrets
 import time
@@ -31,10 +32,12 @@ class Principal:
     Attributes:
         key_id: Identifies its API key without revealing it.
         session: Session settings from its client secret.
+        by_secret: Whether it has a client secret, and no API key.
     """
 
     key_id: str
     session: Mapping[str, Any] = field(default_factory=dict)
+    by_secret: bool = False
 
 
 class Authenticator:
@@ -44,6 +47,7 @@ class Authenticator:
         keys: The accepted API keys. Without keys everyone is accepted, as one principal.
         origins: Origins of pages that may connect; "*" for all.
         clock: Unix time in seconds.
+        hosts: Names of the server that keyless clients may use besides addresses and localhost; "*" for all.
         signing_key: Signs client secrets where there are no API keys; replicas must share it. Random by default.
     """
 
@@ -53,12 +57,14 @@ class Authenticator:
         origins: Sequence[str],
         clock: Callable[[], float] = time.time,
         signing_key: bytes | None = None,
+        hosts: Sequence[str] = (),
     ):
         self._key_ids = {key: "key-" + hashlib.sha256(key.encode()).hexdigest()[:8] for key in keys}
         self._signing_key = hashlib.sha256(b"client secrets\0" + "\0".join(sorted(keys)).encode()).digest()
         if not keys:
             self._signing_key = signing_key or secrets.token_bytes(32)
         self._origins, self._clock = set(origins), clock
+        self._hosts = {host.lower() for host in hosts}
 
     def authenticate(self, authorization: str | None, subprotocols: Sequence[str] = ()) -> Principal | None:
         """Identify the client by its Authorization header or WebSocket subprotocols.
@@ -113,7 +119,7 @@ class Authenticator:
         payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if payload["expires_at"] < self._clock():
             return None
-        return Principal(payload["key_id"], payload["session"])
+        return Principal(payload["key_id"], payload["session"], by_secret=True)
 
     def _sign(self, body: str) -> str:
         return _to_base64(hmac.digest(self._signing_key, body.encode(), "sha256"))
@@ -122,7 +128,35 @@ class Authenticator:
         """Whether a page from `origin` may connect. Programs send no origin; the server's own page may always."""
         if origin is None or "*" in self._origins or origin in self._origins:
             return True
-        return host is not None and urlsplit(origin).netloc == host
+        return host is not None and _netloc(origin) == host.lower()
+
+    def allows_host(self, host: str | None) -> bool:
+        """Whether a client may address the server by this name, as in the header `Host`.
+
+        Without API keys, another name than the server's own is refused: a page of the web whose name was made to point
+        to this machine (DNS rebinding) would count as the server's own page.
+        """
+        if self._key_ids or host is None or "*" in self._hosts:
+            return True
+        name = urlsplit(f"//{host}").hostname if _netloc(f"//{host}") else None
+        return name is not None and (name in self._hosts or name == "localhost" or _is_address(name))
+
+
+def _netloc(url: str) -> str:
+    """Return host and port of a URL; "" for one that is invalid."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc.lower() if parts.hostname and parts.port != 0 else ""
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _to_base64(data: bytes) -> str:

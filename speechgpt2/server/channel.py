@@ -207,6 +207,8 @@ class Channel(Generic[M]):
             now = time.monotonic()
             if now > self.opened_at + self.limits.session_seconds:
                 self._expire(session, f"The session has reached its limit of {self.limits.session_seconds:.0f} s.")
+            elif self.active_at == self.opened_at and now > self.opened_at + self.limits.first_message_seconds:
+                self._expire(session, f"No message came within {self.limits.first_message_seconds:.0f} s.")
             elif now > self.active_at + self.limits.idle_seconds:
                 self._expire(session, f"There was no message for {self.limits.idle_seconds:.0f} s.")
 

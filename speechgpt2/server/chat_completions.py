@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,11 +17,21 @@ from speechgpt2.server import audio_files
 from speechgpt2.server.api_errors import ApiError
 from speechgpt2.server.items import new_id
 from speechgpt2.server.response import InputUsage, Usage
-from speechgpt2.server.schema import WireModel
-from speechgpt2.server.session_config import FunctionTool, MaxTokens, SessionConfig, ToolChoice, check_tool_choice
+from speechgpt2.server.schema import NoEffect, WireModel
+from speechgpt2.server.session_config import (
+    FunctionTool,
+    MaxTokens,
+    Seed,
+    SessionConfig,
+    Temperature,
+    ToolChoice,
+    TopP,
+    check_tool_choice,
+)
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
 
 MAX_MESSAGES = 1024  # of a request; more fit no context
+StopText = Annotated[str, Field(min_length=1)]
 AUDIO_TTL = 3600  # seconds for which a client may refer to a reply's audio by its id
 
 # the request
@@ -77,8 +87,10 @@ class CalledFunction(WireModel):
 
 
 class ChatToolCall(WireModel):
-    """A tool call of an earlier reply. Its id is ignored: results follow in the order of the calls."""
+    """A tool call of an earlier reply. Results follow in the order of the calls, whatever the ids."""
 
+    type: Literal["function"] = "function"
+    id: str | None = None
     function: CalledFunction
 
 
@@ -89,6 +101,9 @@ class ChatMessage(WireModel):
     content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = None
     audio: AudioReference | None = None
     tool_calls: list[ChatToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
 
     @property
     def text(self) -> str:
@@ -111,7 +126,11 @@ class ChatMessage(WireModel):
         if self.role == "tool":
             return Turn("tool", (Text(self.text),))
         role: Literal["user", "assistant"] = "user" if self.role == "user" else "assistant"
-        for index, part in enumerate(self.content if isinstance(self.content, list) else []):
+        parts = self.content if isinstance(self.content, list) else []
+        if sum(isinstance(part, AudioPart) for part in parts) > 1:
+            text = f"{path}.content holds several recordings: give each a message of its own."
+            raise ApiError(400, text, "unsupported_value", f"{path}.content")
+        for index, part in enumerate(parts):
             if isinstance(part, AudioPart):
                 pcm = _decode_audio(part.input_audio, f"{path}.content[{index}].input_audio.data", max_seconds)
                 return Turn(role, (Speech(pcm=pcm, text=self.text or None),))
@@ -127,7 +146,7 @@ class ChatMessage(WireModel):
 class ChatAudio(WireModel):
     """The audio settings of the reply."""
 
-    voice: str | dict[str, Any] = "default"
+    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
     format: str = "wav"
 
 
@@ -137,8 +156,17 @@ class StreamOptions(WireModel):
     include_usage: bool = False
 
 
+class ResponseFormat(WireModel):
+    """The form of the reply's text, which is free: the model cannot be held to a JSON schema."""
+
+    type: Literal["text"]
+
+
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
 class ChatRequest(WireModel):
-    """A request for a chat completion; unknown fields are ignored."""
+    """A request for a chat completion. Of some fields only the value is accepted that asks for nothing."""
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -151,6 +179,22 @@ class ChatRequest(WireModel):
     max_completion_tokens: MaxTokens | None = None
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoice | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: Annotated[str, Field(min_length=1)] | Annotated[list[StopText], Field(max_length=4)] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    parallel_tool_calls: Annotated[bool, NoEffect("the model decides how many tools it calls")] = True
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts before which the reply ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def speaks(self) -> bool:
@@ -181,8 +225,10 @@ class ChatRequest(WireModel):
         """Return the settings of a session that makes the reply.
 
         Raises:
-            ApiError: `tool_choice` names an unknown tool.
+            ApiError: `tool_choice` names an unknown tool, or a spoken reply has `stop`.
         """
+        if self.speaks and self.stops:
+            raise ApiError(400, "stop is supported for written replies only.", "unsupported_value", "stop")
         system = [message.text for message in self.messages if message.role in ("system", "developer")]
         functions = [tool.function for tool in self.tools or []]
         try:
@@ -200,6 +246,9 @@ class ChatRequest(WireModel):
                 "max_output_tokens": self.max_completion_tokens or self.max_tokens or "inf",
                 "tools": tools,
                 "tool_choice": self.tool_choice or "auto",
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "seed": self.seed,
             }
         )
 
@@ -336,6 +385,30 @@ class ChatCompletion:
             "completion_tokens": usage["output_tokens"],
             "total_tokens": usage["total_tokens"],
         }
+
+
+async def until_stop(events: AsyncIterator[Event], stops: Sequence[str]) -> AsyncGenerator[Event, None]:
+    """Yield a written reply's events, and end the reply before the first text of `stops`.
+
+    Text is held back for as long as it may be the beginning of one.
+    """
+    held, longest = "", max(map(len, stops), default=0)
+    async for event in events:
+        if not isinstance(event, TextDelta) or not stops:
+            if held:
+                yield TextDelta(held)
+                held = ""
+            yield event
+            continue
+        held += event.text
+        found = [place for stop in stops if (place := held.find(stop)) >= 0]
+        ready = min(found) if found else max(0, len(held) - longest + 1)
+        if ready:
+            yield TextDelta(held[:ready])
+        if found:
+            yield ReplyDone("stop")
+            return
+        held = held[ready:]
 
 
 def input_usage(turns: Sequence[Turn]) -> InputUsage:

@@ -28,6 +28,9 @@ class LimitsConfig:
 
     Attributes:
         session_seconds: Length of a session.
+        connections: Open connections of all clients.
+        header_seconds: Time within which the headers of a request must arrive.
+        first_message_seconds: Time from a session's start to the client's first message.
         idle_seconds: Time without any message from the client.
         message_bytes: Size of a client message.
         outbound_bytes: Size of the queue to a client; a client that lets it fill up is disconnected.
@@ -40,6 +43,9 @@ class LimitsConfig:
     """
 
     session_seconds: float = 3600.0
+    connections: int = 1000
+    header_seconds: float = 10.0
+    first_message_seconds: float = 60.0
     idle_seconds: float = 600.0
     message_bytes: int = 15 * MEBIBYTE
     outbound_bytes: int = 4 * MEBIBYTE
@@ -103,6 +109,10 @@ class ServerConfig:
         api_keys: Accepted API keys.
         allow_unauthenticated: Whether the network may connect without a key.
         allowed_origins: Origins of browser pages that may connect, besides the server's own; "*" for all.
+        allowed_hosts: Names by which clients without a key may address the server, besides `host`, addresses and
+            localhost; "*" for all.
+        ssl_certfile: A certificate with its chain (PEM): the server speaks HTTPS and WSS.
+        ssl_keyfile: The certificate's private key (PEM), if it is not in the same file.
         ice_servers: STUN servers ("stun:host:port"), which tell a server behind NAT its address, for WebRTC.
         log_json: Whether the log is JSON lines.
         log_transcripts: Whether the log contains what is said; it never contains audio.
@@ -119,6 +129,9 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     allow_unauthenticated: bool = False
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
     ice_servers: tuple[str, ...] = ()
     log_json: bool = False
     log_transcripts: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from speechgpt2.server.channel import Channel
@@ -9,12 +11,21 @@ from speechgpt2.server.items import ConversationItem, new_id
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.schema import ProtocolError
 
+log = logging.getLogger("sg2.realtime")
+
 
 class EventSender:
     """Gives every event its id and puts it into the channel."""
 
     def __init__(self, channel: Channel[Any], metrics: Metrics):
         self._channel, self._metrics = channel, metrics
+        self._warnings: list[str] = []  # that the client has not been told yet
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Tell the client, with the next event, which of its fields have no effect."""
+        if warnings:
+            log.warning("a message has fields without effect", extra={"fields": {"warnings": list(warnings)}})
+            self._warnings += warnings
 
     def send(self, type: str, **fields: Any) -> None:
         """Send an event.
@@ -22,6 +33,8 @@ class EventSender:
         Raises:
             SlowConsumerError: The client reads too slowly.
         """
+        if self._warnings:  # clients of today stumble over an event of a new type, and skip a new field
+            fields, self._warnings = {**fields, "warnings": self._warnings}, []
         self._channel.send({"type": type, "event_id": new_id("event"), **fields})
 
     def send_item(self, item: ConversationItem, previous_id: str | None) -> None:

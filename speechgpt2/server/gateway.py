@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, S
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.server.session_config import SessionConfig
-from speechgpt2.server.settings import dialogue_settings, session_settings
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
+from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
 
 log = logging.getLogger("sg2.server")
 DRAIN_POLL_INTERVAL = 0.05  # seconds
@@ -47,7 +48,9 @@ class Gateway:
     def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory):
         self.config, self.engine, self.make_dialogue = config, engine, make_dialogue
         self.default_session = SessionConfig(model=config.model)
-        self.authenticator = Authenticator(config.api_keys, config.allowed_origins)
+        self.authenticator = Authenticator(
+            config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)
+        )
         self.admission = Admission(config.slots, config.limits.sessions_per_key)
         self.metrics = Metrics(config.slots)
         self.metrics.slots_in_use.set_function(lambda: self.admission.active)
@@ -58,9 +61,13 @@ class Gateway:
         """Identify the client.
 
         Raises:
-            ApiError: The API key is wrong or missing (401), or the page's origin is not allowed (403).
+            ApiError: The API key is wrong or missing (401), or the page's origin or the host name is not allowed (403).
         """
         headers = request.headers
+        if not self.authenticator.allows_host(headers.get("host")):
+            self.metrics.rejections.labels("invalid_host").inc()
+            text = "This server is not addressed by that name: add it to allowed_hosts."
+            raise ApiError(403, text, "invalid_host")
         if not self.authenticator.allows_origin(headers.get("origin"), headers.get("host")):
             self.metrics.rejections.labels("invalid_origin").inc()
             raise ApiError(403, "Pages from this origin may not connect.", "invalid_origin")
@@ -79,8 +86,8 @@ class Gateway:
             return ApiError(429, str(error), "rate_limit_exceeded", headers=retry)
         return ApiError(503, str(error), "server_overloaded", kind="server_error", headers=retry)
 
-    def session_config(self, principal: Principal, model: str | None) -> SessionConfig:
-        """Return the settings with which a client's session starts.
+    def session_config(self, principal: Principal, transcribes: bool = False) -> SessionConfig:
+        """Return the settings with which a client's session starts; `transcribes`: it only transcribes.
 
         Raises:
             ApiError: The client secret holds invalid settings.
@@ -89,7 +96,13 @@ class Gateway:
             config = self.default_session.updated(dict(principal.session))
         except ProtocolError as error:
             raise ApiError(400, str(error), error.code, error.param) from None
-        return config.updated({"model": model} if model else {})
+        if config.seed is None:
+            config = config.updated({"seed": secrets.randbelow(MAX_SEED)})
+        return config.updated({"type": "transcription"}) if transcribes else config
+
+    def warnings_of(self, principal: Principal, config: SessionConfig, model: str | None) -> list[str]:
+        """List what a client asked for when it connected and does not get."""
+        return ineffective_settings(config, principal.session) + other_model(config.model, model)
 
     def open_engine_session(self, settings: SessionSettings) -> Session:
         """Lease a slot.

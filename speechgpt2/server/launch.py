@@ -15,12 +15,15 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from speechgpt2.errors import UserError
 from speechgpt2.server.app import App
-from speechgpt2.server.config import ServerConfig
+from speechgpt2.server.config import LimitsConfig, ServerConfig
 
+MAX_HEADER_BYTES = 64 * 1024
+RESERVED_FILES = 64  # of the process: models, logs, the codec's process
 GC_INTERVAL = 10  # seconds between garbage collections
 SWITCH_INTERVAL = 1e-4  # seconds until a waiting thread gets the GIL; Python's default of 5 ms would delay the engine
 SEND_BUFFER = 128 * 1024  # bytes that the kernel may buffer: 2 s of PCM16 in base64
@@ -61,6 +64,68 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
 
 
+class HttpConnection(HttpToolsProtocol):
+    """uvicorn's HTTP connection with limits: how many there are, and how long and how large the headers may be.
+
+    Without them, clients that connect and send nothing keep all of the process' sockets.
+    """
+
+    limits = LimitsConfig()  # replaced in a subclass, as uvicorn wants a class
+
+    def connection_made(self, transport: BaseTransport) -> None:  # type: ignore[override]
+        """Accept a connection, or close it if there are too many."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._header_bytes = 0
+        self._header_timer: asyncio.TimerHandle | None = self.loop.call_later(self.limits.header_seconds, self._drop)
+        if len(self.connections) > max_connections(self.limits):
+            self._drop()
+
+    def data_received(self, data: bytes) -> None:
+        """Process received bytes; drop a connection whose headers do not end."""
+        if self._header_timer is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES + len(data):
+                self._drop()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Wait for the headers of a request."""
+        super().on_message_begin()
+        self._header_bytes = 0
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.limits.header_seconds, self._drop)
+
+    def on_headers_complete(self) -> None:
+        """Stop waiting for headers."""
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting for headers."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _drop(self) -> None:
+        self._stop_timer()
+        self.transport.abort()
+
+
+def max_connections(limits: LimitsConfig) -> int:
+    """Return how many connections may be open: fewer than the process may have files, some of which it needs itself."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return limits.connections
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limits.connections if files < 0 else min(limits.connections, max(files // 2, files - RESERVED_FILES))
+
+
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on the first signal and stops on the second."""
 
@@ -85,8 +150,8 @@ class DrainingServer(uvicorn.Server):
         """Print the address, for people and for programs that asked for port 0."""
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
-        print(f"serving {self.app.config.model} at http://{host}:{port}", flush=True)
+        host, scheme = f"[{host}]" if ":" in host else host, "https" if self.app.config.ssl_certfile else "http"
+        print(f"serving {self.app.config.model} at {scheme}://{host}:{port}", flush=True)
 
 
 def check_free(host: str, port: int) -> None:
@@ -131,11 +196,14 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
         "host": config.host,
         "port": config.port,
         "loop": "asyncio",  # not uvloop, with which `WebSocketConnection` is not tested
+        "http": type("LimitedHttpConnection", (HttpConnection,), {"limits": config.limits}),
         "ws": WebSocketConnection,
         "callback_notify": collect_garbage,
         "timeout_notify": GC_INTERVAL,
         "ws_max_size": config.limits.message_bytes + 1024,  # a larger message closes the socket with 1009
         "ws_per_message_deflate": False,  # base64 audio hardly shrinks
+        "ssl_certfile": config.ssl_certfile,
+        "ssl_keyfile": config.ssl_keyfile,
         "log_config": None,
         "access_log": False,
         "server_header": False,

@@ -10,8 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from speechgpt2.server.schema import ProtocolError, WireModel, parse_json, shorten, validate
-from speechgpt2.server.session_config import FunctionTool, MaxTokens, Modalities, ToolChoice
+from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, parse_json, shorten, validate
+from speechgpt2.server.session_config import (
+    AudioFormatConfig,
+    FunctionTool,
+    MaxTokens,
+    Modalities,
+    ToolChoice,
+    refuse_beta_fields,
+)
 
 # items of the conversation
 
@@ -43,7 +50,7 @@ class FunctionCallItem(WireModel):
     type: Literal["function_call"]
     name: str
     arguments: str
-    call_id: str | None = None
+    call_id: ItemId = None
     id: ItemId = None
 
 
@@ -51,7 +58,7 @@ class FunctionCallOutputItem(WireModel):
     """The result of a tool call."""
 
     type: Literal["function_call_output"]
-    call_id: str
+    call_id: Annotated[str, Field(min_length=1, max_length=64)]
     output: str
     id: ItemId = None
 
@@ -66,9 +73,16 @@ def _string_or_none(value: Any) -> str | None:
 
 
 class ClientMessage(WireModel):
-    """Base class of client messages; an error event repeats `event_id`."""
+    """Base class of client messages.
+
+    Attributes:
+        event_id: The client's own id, which an error event repeats.
+        warnings: Fields of the message that have no effect, set by `RealtimeSerializer`.
+    """
 
     event_id: Annotated[str | None, BeforeValidator(_string_or_none)] = None
+    type: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class SessionUpdate(ClientMessage):
@@ -118,10 +132,17 @@ class ItemRetrieve(ClientMessage):
     item_id: str
 
 
+class ResponseAudioOutput(WireModel):
+    """The audio settings of one response that differ from the session's."""
+
+    format: AudioFormatConfig | None = None
+    voice: Annotated[str | dict[str, Any] | None, NoEffect("the model has one voice")] = None
+
+
 class ResponseAudio(WireModel):
     """The audio settings of one response."""
 
-    output: dict[str, Any] | None = None
+    output: ResponseAudioOutput | None = None
 
 
 class ResponseConfig(WireModel):
@@ -181,6 +202,7 @@ def parse_message(message: dict[str, Any]) -> ClientMessage:
     if not isinstance(kind, str) or kind not in MESSAGE_TYPES:
         known = ", ".join(MESSAGE_TYPES)
         raise ProtocolError(f"Invalid value: {shorten(kind)}. Supported values are: {known}.", "invalid_value", "type")
+    refuse_beta_fields(message.get("response"), "response")
     return validate(MESSAGE_TYPES[kind], {key: value for key, value in message.items() if value is not None})
 
 
@@ -195,7 +217,9 @@ class RealtimeSerializer:
         """
         message = parse_json(data)
         try:
-            return parse_message(message)
+            parsed = parse_message(message)
+            warnings = tuple(ineffective(parsed, message))
+            return parsed.model_copy(update={"warnings": warnings}) if warnings else parsed
         except ProtocolError as error:
             error.event_id = _string_or_none(message.get("event_id"))
             raise

@@ -71,5 +71,5 @@ class MicrophoneBuffer:
 
     def _offset(self, sample: int) -> int:
         """Return the byte offset of a sample in the kept audio, rounded down to a whole sample."""
-        width = 2 if self.format == "audio/pcm" else 1
+        width = 1 if self.format in audio_formats.LAWS else 2
         return max(0, (sample - self._first_sample) * self._rate // SAMPLE_RATE // width * width)

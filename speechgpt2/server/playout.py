@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from speechgpt2.server import audio_formats
-from speechgpt2.server.audio_formats import Upsampler
+from speechgpt2.server.audio_formats import RationalResampler
 from speechgpt2.server.response import RealtimeResponse
 from speechgpt2.types import SAMPLE_RATE
 
@@ -55,7 +55,7 @@ class PlayoutBuffer:
     def __init__(self, listener: PlayoutListener):
         self._listener = listener
         self._entries: deque[PlayoutEntry] = deque()
-        self._upsampler, self._pause = Upsampler(PLAYOUT_RATE // SAMPLE_RATE), 0
+        self._upsampler, self._pause = RationalResampler(PLAYOUT_RATE // SAMPLE_RATE, 1), 0
 
     @property
     def busy(self) -> bool:

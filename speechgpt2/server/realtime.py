@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from speechgpt2.server.messages import ClientMessage, ResponseConfig
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.responses import Responses
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.user_turns import UserTurns
 from speechgpt2.types import (
     SAMPLE_RATE,
@@ -108,6 +109,7 @@ class RealtimeSession(WireSession[ClientMessage]):
 
     async def handle_message(self, message: ClientMessage) -> None:
         """Act on a client message. See `WireSession`."""
+        self.events.warn(message.warnings)
         match message:
             case messages.InputAudioAppend():
                 self.user_turns.append(message.audio)
@@ -146,10 +148,17 @@ class RealtimeSession(WireSession[ClientMessage]):
                 self.user_turns.speech_stopped(event.at)
             case UserTurnCommitted():
                 self.user_turns.turn_committed(event.start, event.end, event.number)
+                if self.context.config.only_transcribes and self.context.config.audio.input.turn_detection is None:
+                    self.dialogue.respond()
             case IdleTimeout():
                 self.user_turns.idle_timeout(event.start, event.end)
             case Transcript():
                 self.user_turns.transcribed(event.text)
+                if self.context.config.only_transcribes:
+                    with suppress(UserError):  # the reply may be complete already
+                        self.dialogue.interrupt(0)
+            case ReplyStarted() | TextDelta() | AudioDelta() | ToolCall() if self.context.config.only_transcribes:
+                pass  # the model's reply begins with the transcript, and nobody reads the rest
             case ReplyStarted():
                 self.responses.started(event.number)
             case TextDelta():
@@ -160,6 +169,9 @@ class RealtimeSession(WireSession[ClientMessage]):
                 self.responses.add_tool_call(event.name, event.arguments)
             case Interrupted():
                 self.responses.interrupted()
+            case ReplyDone() if self.context.config.only_transcribes:
+                self.user_turns.transcription_ended()
+                self.close_if_drained()
             case ReplyDone():
                 self.responses.done(event)
                 self.close_if_drained()
@@ -183,17 +195,20 @@ class RealtimeSession(WireSession[ClientMessage]):
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
         config = self.context.config.updated(changes)
+        if config.type != self.context.config.type:
+            raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
+        self.events.warn(ineffective_settings(config, changes))
         self.dialogue.configure(
             settings.dialogue_settings(config), settings.session_settings(config, self.system_messages, self.greeting)
         )
         self.context.config = config
-        self.user_turns.set_format(config.audio.input.format.type)
+        self.user_turns.set_format(config.audio.input.format.wire)
         self.events.send("session.updated", session=self.to_dict())
 
     # items
 
     async def _create_item(self, message: messages.ItemCreate) -> None:
-        item = item_from_client(message.item, self.context.config.audio.input.format.type)
+        item = item_from_client(message.item, self.context.config.audio.input.format.wire)
         turn = turn_from_item(item)
         if turn is not None and isinstance(speech := turn.segments[0], Speech) and speech.pcm is not None:
             codes = await asyncio.to_thread(self.engine.encode, speech.pcm)

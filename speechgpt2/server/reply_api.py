@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -20,17 +19,15 @@ from fastapi.responses import StreamingResponse
 from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import UserError
 from speechgpt2.server.admission import AdmissionError
-from speechgpt2.server.api_errors import ApiError
+from speechgpt2.server.api_errors import ApiError, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import WireProtocol
-from speechgpt2.server.schema import ProtocolError, validate
-from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.schema import WireModel, ineffective
+from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
 from speechgpt2.types import Error, Event, ReplyDone, Turn
 
-log = logging.getLogger("sg2.rest")
 T = TypeVar("T")
-MAX_WARNING = 1_000  # characters of a header
 
 
 class ReplyApi(WireProtocol):
@@ -48,6 +45,11 @@ class ReplyApi(WireProtocol):
                 yield
         except AdmissionError as error:
             raise self.gateway.rejection(error) from None
+
+    def warnings(self, parsed: WireModel, body: Mapping[str, Any]) -> dict[str, str]:
+        """Return the header that lists the fields of a request that have no effect, if there are any."""
+        other = other_model(self.gateway.config.model, body.get("model"))
+        return warning_headers([*ineffective(parsed, body), *other])
 
     def limited(self, request: Request) -> Request:
         """Return the request with a body that may neither be too large nor come too slowly.
@@ -156,27 +158,6 @@ async def unless_disconnected(request: Request, response: Awaitable[Response]) -
 async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def validate_request(model: type[Any], body: Any) -> Any:
-    """Validate a request's body against a pydantic model.
-
-    Raises:
-        ApiError: A field is invalid; names it.
-    """
-    try:
-        return validate(model, body)
-    except ProtocolError as error:
-        raise ApiError(400, str(error), error.code, error.param) from None
-
-
-def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the headers that tell a client what was not done as it asked; logs it, too."""
-    if not warnings:
-        return {}
-    log.warning("a request has fields without effect", extra={"fields": {"warnings": list(warnings)}})
-    text = " ".join("; ".join(warnings).split()).replace("\\", "/").replace('"', "'")
-    return {"Warning": f'299 speechgpt2 "{text.encode("ascii", "backslashreplace").decode()[:MAX_WARNING]}"'}
 
 
 def format_sse(event: dict[str, Any], name: str | None = None) -> str:

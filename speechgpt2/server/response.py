@@ -13,7 +13,7 @@ A tool call is an item of its own. A response ends once: completed, cancelled, i
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +50,7 @@ class InputUsage:
 class Usage:
     """Token counts of a response. A patch of 120 ms is one audio token."""
 
-    input: InputUsage
+    input: InputUsage = field(default_factory=InputUsage)
     text_tokens: int = 0
     audio_samples: int = 0
 
@@ -104,7 +104,7 @@ class RealtimeResponse:
         self._events, self._items = events, items
         self._reason: str | None = None
         self._error: dict[str, Any] | None = None
-        self._encoder = WireEncoder(config.audio.output.format.type)
+        self._encoder = WireEncoder(config.audio.output.format.wire)
         self._open: ConversationItem | None = None  # the message that grows
 
     @property
@@ -190,7 +190,7 @@ class RealtimeResponse:
             kind: Literal["output_audio", "output_text"] = "output_audio" if self.config.speaks else "output_text"
             self._open = ConversationItem(new_id("item"), role="assistant", status="in_progress", turn=self.turn)
             self._add_item(self._open)
-            part = ContentPart(kind, format=self.config.audio.output.format.type)
+            part = ContentPart(kind, format=self.config.audio.output.format.wire)
             self._open.parts.append(part)
             self._events.send("response.content_part.added", **self._location(), part=_part_to_dict(part))
         return self._open.parts[0]

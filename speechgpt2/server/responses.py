@@ -39,6 +39,8 @@ class Responses:
         Raises:
             ProtocolError: A response is in progress, or the request is not supported.
         """
+        if self.context.config.only_transcribes:
+            raise ProtocolError("A transcription session has no responses.", "invalid_value", "type")
         message = "Conversation already has an active response in progress"
         if self.busy:
             raise ProtocolError(f"{message}.", ACTIVE)

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from speechgpt2.server.api_errors import ApiError, read_json
+from speechgpt2.server.api_errors import ApiError, read_json, validate_request
 from speechgpt2.server.auth import Principal
-from speechgpt2.server.chat_completions import ChatCompletion, ChatRequest, input_usage
+from speechgpt2.server.chat_completions import ChatCompletion, ChatRequest, input_usage, until_stop
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.reply_api import (
     ReplyApi,
@@ -21,7 +21,6 @@ from speechgpt2.server.reply_api import (
     format_sse,
     sse_response,
     unless_disconnected,
-    validate_request,
 )
 from speechgpt2.server.response import PATCH
 from speechgpt2.server.session_config import SessionConfig
@@ -62,7 +61,9 @@ class RestApi(ReplyApi):
         """`POST /v1/chat/completions`."""
         principal = self.gateway.authenticate(request)
         limit = self.gateway.config.limits.request_bytes
-        chat: ChatRequest = validate_request(ChatRequest, await read_json(request, limit))
+        body = await read_json(request, limit)
+        chat: ChatRequest = validate_request(ChatRequest, body)
+        headers = self.warnings(chat, body)
         audio_format = chat.audio_format() if chat.speaks else ""
         turns = await asyncio.to_thread(chat.turns, self._transcripts, self.gateway.config.context * PATCH_SECONDS)
         config = chat.session_config(self.gateway.default_session)
@@ -70,19 +71,21 @@ class RestApi(ReplyApi):
         completion.usage.input = input_usage(turns)
 
         async def respond() -> Response:
-            events = await Started.start(self._answer(principal, config, turns))
+            events = await Started.start(self._answer(principal, config, turns, chat.stops))
             if chat.stream:
-                return sse_response(self._stream_completion(completion, events, chat.includes_usage))
-            return await self._complete(completion, events, audio_format)
+                return sse_response(self._stream_completion(completion, events, chat.includes_usage), headers)
+            response = await self._complete(completion, events, audio_format)
+            response.headers.update(headers)
+            return response
 
         return await unless_disconnected(request, respond())
 
     async def _answer(
-        self, principal: Principal, config: SessionConfig, turns: Sequence[Turn]
+        self, principal: Principal, config: SessionConfig, turns: Sequence[Turn], stops: Sequence[str]
     ) -> AsyncGenerator[Event, None]:
         with self.admitted(principal):
             async with aclosing(self.reply(config, turns)) as events:
-                async for event in events:
+                async for event in until_stop(events, stops):
                     yield event
 
     async def _complete(self, completion: ChatCompletion, events: Started[Event], audio_format: str) -> Response:

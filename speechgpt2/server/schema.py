@@ -1,11 +1,13 @@
 """Validation of client data with pydantic; an error names the field, as OpenAI's API does.
 
-Unknown fields are ignored, since newer clients send them. A known field with an invalid value is an error.
+A known field with an invalid value is an error. An unknown field is accepted, since newer clients send them, and so is
+a known one that this server cannot follow (`NoEffect`); `ineffective` lists both, and the client is told.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,6 +41,55 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
+@dataclass(frozen=True)
+class NoEffect:
+    """Marks a field that is accepted without effect: `Annotated[str, NoEffect("the model has one voice")]`."""
+
+    reason: str
+
+
+def ineffective(parsed: Any, values: Any, path: str = "") -> list[str]:
+    """List the fields of a client's message that change nothing.
+
+    Args:
+        parsed: A `WireModel`, or whatever else a field of one holds.
+        values: The JSON that it was parsed from.
+        path: Path of `values` in the client's message.
+
+    Returns:
+        A line for each field, with its path.
+    """
+    if isinstance(parsed, list) and isinstance(values, list):
+        return [line for n, pair in enumerate(zip(parsed, values)) for line in ineffective(*pair, f"{path}[{n}]")]
+    if not isinstance(parsed, WireModel) or not isinstance(values, dict):
+        return []
+    found, fields = [], type(parsed).model_fields
+    for key, value in values.items():
+        place = f"{path}.{key}" if path else key
+        if key not in fields:
+            if value is not None:
+                found.append(f"{shorten(place)[1:-1]} is unknown to this server and has no effect")
+            continue
+        reason = next((mark.reason for mark in fields[key].metadata if isinstance(mark, NoEffect)), None)
+        if reason is None:
+            found += ineffective(getattr(parsed, key), value, place)
+        elif value is not None and value != fields[key].default:
+            found.append(f"{place} has no effect: {reason}")
+    return found
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON. Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
+
+    Raises:
+        ValueError, RecursionError: It is not JSON, or nested too deeply.
+    """
+    value = json.loads(text)
+    if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return value
+
+
 def parse_json(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -46,7 +97,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
         ProtocolError: The text is not a JSON object.
     """
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except (ValueError, RecursionError):
         raise ProtocolError("The message is not valid JSON.", "invalid_json") from None
     if not isinstance(value, dict):

@@ -5,21 +5,27 @@ config = config.updated({"audio": {"output": {"voice": "…"}}})      # other fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from speechgpt2.server.audio_formats import WireFormat
-from speechgpt2.server.schema import WireModel, validate
+from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, shorten, validate
 from speechgpt2.types import SAMPLE_RATE
 
 
 class AudioFormatConfig(WireModel):
-    """An audio format; `rate` applies to PCM only, and a client may omit it."""
+    """An audio format. `rate` applies to PCM only: 24 kHz, or that of telephony and of many microphones."""
 
-    type: WireFormat = "audio/pcm"
-    rate: Literal[24000] = SAMPLE_RATE  # type: ignore[assignment]
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: Literal[24000, 16000, 8000] = SAMPLE_RATE  # type: ignore[assignment]
+
+    @property
+    def wire(self) -> WireFormat:
+        """The format with its rate."""
+        narrow = self.type == "audio/pcm" and self.rate != SAMPLE_RATE
+        return f"audio/pcm;rate={self.rate}" if narrow else self.type  # type: ignore[return-value]
 
 
 class ServerVadConfig(WireModel):
@@ -47,27 +53,27 @@ class TranscriptionConfig(WireModel):
     """Requests transcripts of the user's speech. The speech model writes them, whichever `model` is named."""
 
     model: str | None = None
-    language: str | None = None
-    prompt: str | None = None
+    language: Annotated[str | None, NoEffect("the model recognises the language itself")] = None
+    prompt: Annotated[str | None, NoEffect("transcription has no prompt")] = None
 
 
 class AudioInputConfig(WireModel):
-    """Settings of the user's audio. `noise_reduction` is accepted and has no effect."""
+    """Settings of the user's audio."""
 
     format: AudioFormatConfig = AudioFormatConfig()
     turn_detection: Annotated[ServerVadConfig | SemanticVadConfig, Field(discriminator="type")] | None = (
         ServerVadConfig()
     )
     transcription: TranscriptionConfig | None = None
-    noise_reduction: dict[str, Any] | None = None
+    noise_reduction: Annotated[dict[str, Any] | None, NoEffect("the audio is taken as it is")] = None
 
 
 class AudioOutputConfig(WireModel):
-    """Settings of the model's audio. `voice` and `speed` are accepted and have no effect."""
+    """Settings of the model's audio."""
 
     format: AudioFormatConfig = AudioFormatConfig()
-    voice: str | dict[str, Any] = "default"
-    speed: float = Field(default=1.0, ge=0.25, le=1.5)
+    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
+    speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=1.5)
 
 
 class AudioConfig(WireModel):
@@ -88,14 +94,31 @@ class FunctionTool(WireModel):
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)]
 ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 MaxTokens = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
+BETA_FIELDS = {
+    "modalities": "output_modalities",
+    "voice": "audio.output.voice",
+    "speed": "audio.output.speed",
+    "output_audio_format": "audio.output.format",
+    "input_audio_format": "audio.input.format",
+    "input_audio_transcription": "audio.input.transcription",
+    "input_audio_noise_reduction": "audio.input.noise_reduction",
+    "turn_detection": "audio.input.turn_detection",
+    "max_response_output_tokens": "max_output_tokens",
+}
 NULLABLE = {"turn_detection", "transcription", "noise_reduction", "idle_timeout_ms"}  # null is a value of these
 
 
 class SessionConfig(WireModel):
-    """All settings of a Realtime session. Settings that the model cannot follow are accepted and returned."""
+    """All settings of a session. One of type "transcription" writes down what the user says, and never responds.
 
-    type: Literal["realtime"] = "realtime"
+    `model` is the served one, whatever a client names. `temperature`, `top_p` and `seed` are extensions.
+    """
+
+    type: Literal["realtime", "transcription"] = "realtime"
     model: str = ""
     instructions: str = Field(default="", max_length=32_768)
     output_modalities: Modalities = Field(default=["audio"])
@@ -103,18 +126,22 @@ class SessionConfig(WireModel):
     tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     max_output_tokens: MaxTokens = "inf"
-    include: list[str] | None = None
-    tracing: str | dict[str, Any] | None = None
-    truncation: str | dict[str, Any] = "auto"
-    prompt: dict[str, Any] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    include: Annotated[list[str] | None, NoEffect("there are no log probabilities")] = None
+    tracing: Annotated[str | dict[str, Any] | None, NoEffect("nothing is traced")] = None
+    truncation: Annotated[str | dict[str, Any], NoEffect("the oldest turns are forgotten first")] = "auto"
+    prompt: Annotated[dict[str, Any] | None, NoEffect("this server stores no prompts")] = None
 
     def updated(self, changes: dict[str, Any], prefix: str = "session") -> SessionConfig:
         """Return a copy with `changes` merged in, at any depth.
 
         Raises:
-            ProtocolError: A field is invalid; its path starts with `prefix`.
+            ProtocolError: A field is invalid, or belongs to the beta protocol; its path starts with `prefix`.
         """
-        return validate(SessionConfig, merge(self.model_dump(), changes), prefix)
+        refuse_beta_fields(changes, prefix)
+        return validate(SessionConfig, merge(self.model_dump(), {**changes, "model": self.model}), prefix)
 
     @field_validator("tool_choice")
     @classmethod
@@ -130,7 +157,31 @@ class SessionConfig(WireModel):
     @property
     def speaks(self) -> bool:
         """Whether responses are spoken."""
-        return "audio" in self.output_modalities
+        return "audio" in self.output_modalities and not self.only_transcribes
+
+    @property
+    def only_transcribes(self) -> bool:
+        """Whether the session has no responses."""
+        return self.type == "transcription"
+
+
+def ineffective_settings(config: SessionConfig, changes: Mapping[str, Any], path: str = "session") -> list[str]:
+    """List the settings among a client's `changes`, merged into `config` already, that change nothing."""
+    named = {key: value for key, value in changes.items() if key != "model"}
+    return [*ineffective(config, named, path), *other_model(config.model, changes.get("model"), f"{path}.model")]
+
+
+def other_model(served: str, named: Any, path: str = "model") -> list[str]:
+    """Return a warning if a client names another model than the served one."""
+    return [] if named in (None, "", served) else [f"{path} has no effect: {served} responds, not {shorten(named)}"]
+
+
+def refuse_beta_fields(values: Any, prefix: str) -> None:
+    """Raise `ProtocolError` for a setting of the beta protocol, with the name that it has now."""
+    for old, new in BETA_FIELDS.items() if isinstance(values, dict) else ():
+        if old in values:
+            text = f"{prefix}.{old} belongs to the beta of the protocol; it is {prefix}.{new} now."
+            raise ProtocolError(text, "unknown_parameter", f"{prefix}.{old}")
 
 
 def check_tool_choice(choice: ToolChoice, tools: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from speechgpt2.duplex import protocol
@@ -9,6 +10,7 @@ from speechgpt2.duplex.protocol import DialogueSettings, ReplyOptions, SessionSe
 from speechgpt2.server.session_config import SemanticVadConfig, SessionConfig
 from speechgpt2.types import Speech, Tool
 
+MAX_SEED = 2**31  # of a session that names none
 MAX_PATCHES = SessionSettings().max_patches  # of one response
 
 
@@ -24,10 +26,15 @@ def session_settings(
         paced: Whether speech is generated in real time rather than as fast as possible.
     """
     instructions = "\n".join(filter(None, (config.instructions, *system_messages)))
+    usual = SessionSettings()
+    temperature = 0.0 if config.only_transcribes else usual.temperature
     return SessionSettings(
         speak=config.speaks,
         instructions=instructions or None,
         greeting=greeting,
+        temperature=temperature if config.temperature is None else config.temperature,
+        top_p=usual.top_p if config.top_p is None else config.top_p,
+        seed=secrets.randbelow(MAX_SEED) if config.seed is None else config.seed,
         max_patches=_max_patches(config.max_output_tokens),
         paced=paced,
         tools=_tools(config),

@@ -12,6 +12,7 @@ from speechgpt2.server.items import ContentPart, ConversationItem, decode_base64
 from speechgpt2.server.microphone import MicrophoneBuffer
 from speechgpt2.server.schema import ProtocolError
 
+NO_TRANSCRIPT = "The model wrote no transcript of this turn."
 MIN_COMMIT_MS = 100  # milliseconds of audio that a client may commit
 
 
@@ -20,9 +21,10 @@ class UserTurns:
 
     def __init__(self, context: SessionContext):
         self.context = context
-        self.microphone = MicrophoneBuffer(context.config.audio.input.format.type)
+        self.microphone = MicrophoneBuffer(context.config.audio.input.format.wire)
         self._next_item_id = new_id("item")  # of the turn that is or will be spoken
         self._last_item: ConversationItem | None = None  # the latest spoken turn, which a transcript belongs to
+        self._untranscribed: ConversationItem | None = None  # the same until its transcript comes
 
     # client messages
 
@@ -93,7 +95,7 @@ class UserTurns:
         item = ConversationItem(
             self._next_item_id, parts=[ContentPart("input_audio", format=self.microphone.format)], turn=number
         )
-        self._next_item_id, self._last_item = new_id("item"), item
+        self._next_item_id, self._last_item, self._untranscribed = new_id("item"), item, item
         previous_id = context.items.add(item)
         context.items.append_audio(item.parts[0], self.microphone.take(start, end))
         context.input_usage.audio_samples += end - start
@@ -107,10 +109,28 @@ class UserTurns:
             return
         part = item.parts[0]
         part.text = text
+        self._untranscribed = None
         context.log_transcript("user turn", transcript=text)
-        if context.config.audio.input.transcription is not None:
+        if context.config.audio.input.transcription is not None or context.config.only_transcribes:
             kind, location = "conversation.item.input_audio_transcription", {"item_id": item.id, "content_index": 0}
             context.events.send(f"{kind}.delta", **location, delta=text)
             seconds = part.audio_bytes / audio_formats.BYTES_PER_SECOND[part.format]
             usage = {"type": "duration", "seconds": seconds}
             context.events.send(f"{kind}.completed", **location, transcript=text, usage=usage)
+
+    def transcription_ended(self) -> None:
+        """In a transcription session: no transcript of the latest turn comes any more. Forget the turn.
+
+        Every turn is transcribed on its own, so that a session may last for hours.
+        """
+        item, context = self._last_item, self.context
+        if item is None:
+            return
+        if self._untranscribed is item:
+            kind = "conversation.item.input_audio_transcription.failed"
+            error = {"type": "server_error", "code": "no_transcript", "message": NO_TRANSCRIPT, "param": None}
+            context.events.send(kind, item_id=item.id, content_index=0, error=error)
+            self._untranscribed = None
+        if item.turn is not None:
+            context.dialogue.delete_turn(item.turn)
+            item.turn = None

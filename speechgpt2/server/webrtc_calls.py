@@ -19,13 +19,13 @@ from fastapi import Request, Response
 from starlette.datastructures import UploadFile
 
 from speechgpt2.server.admission import AdmissionError
-from speechgpt2.server.api_errors import ApiError, read_body
+from speechgpt2.server.api_errors import ApiError, read_body, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.channel import Channel
 from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.items import new_id
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.webrtc_session import CallSerializer, CallSession
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class RealtimeCalls(WireProtocol):
         webrtc = import_webrtc()
         offer, changes = await read_offer(request)
         try:
-            model = request.query_params.get("model")
-            config = self.gateway.session_config(principal, model).updated(changes)
+            config = self.gateway.session_config(principal).updated(changes)
+            warnings = self.gateway.warnings_of(principal, config, request.query_params.get("model"))
+            headers = warning_headers([*warnings, *ineffective_settings(config, changes)])
         except ProtocolError as error:
             raise ApiError(400, str(error), error.code, error.param) from None
         with ExitStack() as stack:
@@ -84,7 +85,7 @@ class RealtimeCalls(WireProtocol):
         id = new_id("rtc")
         task = asyncio.create_task(self._run(id, principal, peer, resources))
         self.active[id] = ActiveCall(principal, peer, task)
-        return Response(answer, 201, {"Location": f"{PATH}/{id}"}, SDP)
+        return Response(answer, 201, {"Location": f"{PATH}/{id}", **headers}, SDP)
 
     def _open_session(self, stack: ExitStack, config: SessionConfig) -> CallSession:
         """Open a session that closes with `stack`."""

@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from speechgpt2.duplex.protocol import Dialogue
 from speechgpt2.server.admission import AdmissionError
-from speechgpt2.server.api_errors import ApiError, error_response
+from speechgpt2.server.api_errors import ApiError, error_response, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, WireSession
 from speechgpt2.server.gateway import Gateway, WireProtocol
@@ -71,26 +71,30 @@ class WebSocketProtocol(WireProtocol, ABC):
         """Run a session, or reject it before the upgrade."""
         try:
             principal = self.gateway.authenticate(socket)
-            config = self.gateway.session_config(principal, socket.query_params.get("model"))
+            config = self.gateway.session_config(principal, socket.query_params.get("intent") == "transcription")
+            warnings = self.gateway.warnings_of(principal, config, socket.query_params.get("model"))
             with self.gateway.admission.admit(principal.key_id):
-                await self._run(socket, principal, config)
+                await self._run(socket, principal, config, warning_headers(warnings))
         except ApiError as error:
             await _reject(socket, error)
         except AdmissionError as error:
             await _reject(socket, self.gateway.rejection(error))
 
-    async def _run(self, socket: WebSocket, principal: Principal, config: SessionConfig) -> None:
+    async def _run(
+        self, socket: WebSocket, principal: Principal, config: SessionConfig, headers: dict[str, str]
+    ) -> None:
         with self.gateway.open_dialogue(config) as dialogue:
             session = self.make_session(dialogue, config)
             with self.gateway.register(session):
-                running = self._accept_and_run(socket, session)
+                running = self._accept_and_run(socket, session, headers)
                 code, reason = await self.gateway.run_session(session, principal, running)
         if reason != CLIENT_DISCONNECTED:
             await _close(socket, code, reason)
 
-    async def _accept_and_run(self, socket: WebSocket, session: WireSession[Any]) -> None:
+    async def _accept_and_run(self, socket: WebSocket, session: WireSession[Any], headers: dict[str, str]) -> None:
         offered = self.subprotocol in socket.scope["subprotocols"]
-        await socket.accept(self.subprotocol if offered else None)
+        raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await socket.accept(self.subprotocol if offered else None, raw_headers)
         await session.channel.run(session, WebSocketTransport(socket))
 
 

