@@ -95,7 +95,7 @@ def _codec(
     settings = configs.load(CodecTrainConfig, config)
     settings = replace(settings, init=init or settings.init)
     corpus = as_corpus(read_data_configs(data, licence), out / "corpus")
-    source = CorpusCrops(corpus, favour, phones=saved_labels(out))
+    source = CorpusCrops(corpus, favour, saved_labels(out), settings.mix)
     save_labels(out, source.phones)
     train(settings, source, str(out), resume, str(torch_device(device)))
 

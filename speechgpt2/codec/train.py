@@ -100,6 +100,7 @@ class CodecTrainConfig:
     codebook_decay: float = 0.98
     revive_below: float = 0.1
     phone_delay: int = 3
+    mix: dict[str, float] = field(default_factory=dict)  # by source: how often it is drawn, against its length
     seed: int = 0
     report_every: int = 50
     save_every: int = 500

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from speechgpt2.codec.train import Crops
 from speechgpt2.corpus.phones import PhoneSet
-from speechgpt2.corpus.store import PAD_TO, Corpus
+from speechgpt2.corpus.store import PAD_TO, Corpus, Record
 from speechgpt2.dsp.world_pitch import F0_HOP
+from speechgpt2.errors import UserError
 from speechgpt2.tts.augment import augment_microphone
 from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
+SYNTHETIC = "synthetic"  # the source of records that name none
 
 
 class CorpusCrops:
@@ -23,9 +25,19 @@ class CorpusCrops:
     Args:
         favour: How many times more often than by its length an utterance of an assistant's voice is drawn.
         phones: The labels to tell apart, where another corpus has fixed them; else those that occur often enough.
+        mix: How many times more often than by its length a source is drawn: ``{"ljspeech": 3, "synthetic": 5}``.
+
+    Raises:
+        UserError: The mix names a source that the corpus does not have, or a weight below 0.
     """
 
-    def __init__(self, corpus: Corpus, favour: float = 1.0, phones: Sequence[str] | None = None):
+    def __init__(
+        self,
+        corpus: Corpus,
+        favour: float = 1.0,
+        phones: Sequence[str] | None = None,
+        mix: Mapping[str, float] | None = None,
+    ):
         self.corpus = corpus
         self.records = [r for r in corpus.records if r.split == "train" and r.length]
         favoured = {
@@ -34,7 +46,12 @@ class CorpusCrops:
             for lang, own in voices.assistant.items()
             for voice in own
         }
-        weights = [r.length * (favour if (r.lang, r.speaker) in favoured else 1.0) for r in self.records]
+        mix = mix or {}
+        _check_mix(mix, {_source(r) for r in self.records})
+        weights = [
+            r.length * mix.get(_source(r), 1.0) * (favour if (r.lang, r.speaker) in favoured else 1.0)
+            for r in self.records
+        ]
         self.cumulative = np.cumsum(weights) / sum(weights)
         self.phone_set = PhoneSet((record.phones for record in self.records), phones)
         self.phones = self.phone_set.names
@@ -63,3 +80,15 @@ class CorpusCrops:
             missing -= last - first
         pcm, f0, labels = (np.concatenate(part) for part in zip(*pieces))
         return pcm, f0, labels
+
+
+def _source(record: Record) -> str:
+    return record.extra.get("source", SYNTHETIC)
+
+
+def _check_mix(mix: Mapping[str, float], sources: set[str]) -> None:
+    for source, weight in mix.items():
+        if source not in sources:
+            raise UserError(f"mix: the corpus has no source {source!r}; it has {', '.join(sorted(sources))}")
+        if not weight >= 0:
+            raise UserError(f"mix: the weight of {source} must be at least 0, not {weight}")

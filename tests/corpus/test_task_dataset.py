@@ -13,6 +13,7 @@ from speechgpt2.corpus.data_config import DataConfig
 from speechgpt2.corpus.model_setup import new_model, silence_frame
 from speechgpt2.corpus.store import CorpusItem, CorpusWriter, Record
 from speechgpt2.corpus.task_dataset import LATER, PAUSED, TaskSource
+from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.tasks import GO_ON, TaskMix
 from speechgpt2.lm.train import LMTrainConfig
@@ -209,3 +210,12 @@ def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
     assert torch.equal(batch.pcm, again.pcm) and torch.equal(batch.augmented, again.augmented)
     augment_utterance = (batch.augmented != batch.pcm).any(dim=1)
     assert batch.augmented.shape == batch.pcm.shape and augment_utterance.any() and not augment_utterance.all()
+
+
+def test_mix_weighs_sources_and_names_those_that_are_not_there(corpus):
+    known = CorpusCrops(corpus, mix={"synthetic": 2.0})
+    assert np.array_equal(known.cumulative, CorpusCrops(corpus).cumulative)  # all are of one source
+    with pytest.raises(UserError, match="no source 'ljspeech'; it has synthetic"):
+        CorpusCrops(corpus, mix={"ljspeech": 3.0})
+    with pytest.raises(UserError, match="must be at least 0"):
+        CorpusCrops(corpus, mix={"synthetic": -1.0})
