@@ -40,9 +40,12 @@ class Drawing:
     title: str | None = None
     scale: float = 1.0
     closed: bool = False
+    layers: dict[str, float] = field(default_factory=dict)
 
 
-WHOLE = Drawing(Pen(3, ("red", "blue")), Circle(radius=2.5), title="a title", scale=1e-4, closed=True)
+WHOLE = Drawing(
+    Pen(3, ("red", "blue")), Circle(radius=2.5), title="a title", scale=1e-4, closed=True, layers={"ink": 1.0}
+)
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
@@ -71,6 +74,9 @@ def test_defaults_fill_missing_keys():
         ({"pen": {"width": True}}, "Drawing.pen.width: expected int, got True"),
         ({"pen": {"width": 1, "colours": "red"}}, "Drawing.pen.colours: expected a list"),
         ({"pen": {"width": 1, "colours": ["red", 2]}}, r"Drawing.pen.colours\[1\]: expected str, got 2"),
+        ({"pen": {"width": 1}, "layers": ["ink"]}, "Drawing.layers: expected a mapping"),
+        ({"pen": {"width": 1}, "layers": {1: 1.0}}, "Drawing.layers: expected a mapping"),
+        ({"pen": {"width": 1}, "layers": {"ink": "much"}}, "Drawing.layers.ink: expected float, got 'much'"),
         ({"pen": {"width": 1}, "closed": 1}, "Drawing.closed: expected bool, got 1"),
         ({"pen": {"width": 1}, "title": 5}, "Drawing.title: expected str, got 5"),
         ({"pen": {"width": 1}, "scale": "big"}, "Drawing.scale: expected float, got 'big'"),
