@@ -11,6 +11,7 @@ import pytest
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SKILLS, draw_exchange, typed_variants
+from speechgpt2.data.conversations.disfluency import DisfluencyConfig, add_disfluencies
 from speechgpt2.data.conversations.scenes import scenes
 
 
@@ -34,6 +35,13 @@ def scene_lines(lang: str, rng: random.Random) -> Iterable[str]:
                 yield f"{line.role}|{line.text}|{line.kind}|{line.tool}"
 
 
+def disfluent_lines(lang: str, rng: random.Random) -> Iterable[str]:
+    often = DisfluencyConfig(filler=0.4, repetition=0.3, repair=0.3, shortest=2)
+    for scene in scenes(lang).values():
+        for _ in range(5):
+            yield from (line.text for line in add_disfluencies(scene.draw(rng), often, rng).lines)
+
+
 @pytest.mark.parametrize(
     "lang, expected",
     [
@@ -44,6 +52,7 @@ def scene_lines(lang: str, rng: random.Random) -> Iterable[str]:
                 "word_lists": "fedd7cfa7c9bab07",
                 "exchanges": "cb15d6c5d74c93a7",
                 "scenes": "8c9ce4748ae47604",
+                "disfluencies": "4182cb04c1bcd206",
             },
         ),
         (
@@ -53,6 +62,7 @@ def scene_lines(lang: str, rng: random.Random) -> Iterable[str]:
                 "word_lists": "d781f14818b72a17",
                 "exchanges": "1706d1a91c7e2fa8",
                 "scenes": "87c8df98c81c207e",
+                "disfluencies": "546c5d74bc8e6b39",
             },
         ),
     ],
@@ -64,6 +74,7 @@ def test_texts_of_a_seed_do_not_change(lang, expected):
         "word_lists": digest(word_list(rng, lang) for _ in range(200)),
         "exchanges": digest(exchange_lines(lang, rng)),
         "scenes": digest(scene_lines(lang, rng)),
+        "disfluencies": digest(disfluent_lines(lang, rng)),
     }
     assert drawn == expected
 

@@ -16,36 +16,18 @@ from typing import Literal
 
 import numpy as np
 
+from speechgpt2.curriculum.texts import read as read_texts
 from speechgpt2.data.annotate.align import is_ground_truth
 from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.record import Clip, Label
 
 PITCH, MELODY, RATE, ENERGY = range(4)
+MEASURES = {"pitch": PITCH, "melody": MELODY, "rate": RATE, "energy": ENERGY}  # as captions.yaml names them
 RANGES = ((60.0, 110.0), (0.0, 8.0), (0.0, 12.0), (-80.0, 0.0))  # semitones above 1 Hz, semitones, per second, dBFS
 NOTICED = (1.0, 0.5, 0.35, 2.0)  # smaller differences are inaudible
 CELLS = 250  # of a histogram
 
-# Phrases for (less, more) than the language. Those for known speakers add "than usual".
-VOICE = (("A low voice", "嗓音低沉"), ("A high voice", "嗓音较高"))
-STYLE_PHRASES = {
-    RATE: (("speaking slowly", "语速较慢"), ("speaking quickly", "语速较快")),
-    MELODY: (("with a flat melody", "语调平淡"), ("with a lively melody", "语调丰富")),
-}
-CHANGE = {
-    RATE: (("speaking more slowly than usual", "语速比平时慢"), ("speaking faster than usual", "语速比平时快")),
-    ENERGY: (("more softly than usual", "音量比平时轻"), ("louder than usual", "音量比平时响")),
-    PITCH: (("at a lower pitch than usual", "音调比平时低"), ("at a higher pitch than usual", "音调比平时高")),
-    MELODY: (
-        ("with a flatter melody than usual", "语调比平时平"),
-        ("with a livelier melody than usual", "语调比平时丰富"),
-    ),
-}
-MIDDLE, ORDINARY, WHISPER = (
-    ("A voice of middle pitch", "音高适中"),
-    ("spoken as usual", "语气平常"),
-    ("A whisper", "耳语"),
-)
-Phrase = tuple[str, str]
+Phrase = Sequence[str]  # in English and in Mandarin
 
 
 @dataclass(frozen=True)
@@ -198,13 +180,15 @@ class RunningMoments:
 
 
 def _voice(values: Sequence[float], language: Bins, speaker: Bins | None) -> Phrase:
+    phrases = read_texts("captions")["voice"]
     if math.isnan(values[PITCH]):
-        return WHISPER
+        return phrases["whisper"]
     sign = language.sign(PITCH, speaker.mean[PITCH] if speaker else values[PITCH])
-    return VOICE[sign > 0] if sign else MIDDLE
+    return phrases[("low", "middle", "high")[sign + 1]]
 
 
 def _style_phrases(values: Sequence[float], language: Bins, speaker: Bins | None) -> list[Phrase]:
-    table, ordinary = (CHANGE, speaker) if speaker else (STYLE_PHRASES, language)
-    signs = {measure: ordinary.sign(measure, values[measure]) for measure in table}
-    return [pair[signs[measure] > 0] for measure, pair in table.items() if signs[measure]] or [ORDINARY]
+    phrases = read_texts("captions")
+    table, ordinary = (phrases["speaker"], speaker) if speaker else (phrases["language"], language)
+    signs = {name: ordinary.sign(MEASURES[name], values[MEASURES[name]]) for name in table}
+    return [pair[signs[name] > 0] for name, pair in table.items() if signs[name]] or [phrases["ordinary"]]

@@ -1,19 +1,14 @@
 """Make written lines sound spoken: fillers, repetitions and self-repairs, each marked with the words it covers."""
 
-# ruff: noqa: SIM905 (lists of words read better as text)
-
 from __future__ import annotations
 
 import random
 import re
 from dataclasses import dataclass, replace
 
+from speechgpt2.curriculum.texts import read
 from speechgpt2.curriculum.texts import words as lexicon_words
 from speechgpt2.data.conversations.script import Line, Mark, MarkKind, Script, words_of
-
-FILLERS = {"en": ("um", "uh", "well", "you know"), "zh": ("嗯", "那个", "就是", "呃")}
-SORRY = {"en": ("no", "I mean", "sorry"), "zh": ("不对", "我是说", "哦不")}
-_COMMA = {"en": ", ", "zh": "，"}
 
 
 @dataclass(frozen=True)
@@ -41,25 +36,25 @@ def _loosen(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random)
     long = len(words_of(line.text, lang)) >= config.shortest
     if not long or line.style or line.kind != "turn" or drawn >= config.total:
         return line
-    nouns = _nouns(line.text, lang)
+    texts, nouns = read("disfluencies")[lang], _nouns(line.text, lang)
     if drawn < config.filler:
-        return _insert(line, lang, "filler", rng.choice(_phrases(line.text)), rng.choice(FILLERS[lang]))
+        return _insert(line, lang, "filler", rng.choice(_phrases(line.text)), rng.choice(texts["fillers"]))
     if drawn < config.filler + config.repair and nouns:
-        wrong = rng.choice(lexicon_words(lang, "nouns"))
-        return _insert(line, lang, "repair", rng.choice(nouns), f"{wrong}{_COMMA[lang]}{rng.choice(SORRY[lang])}")
+        wrong, at = rng.choice(lexicon_words(lang, "nouns")), rng.choice(nouns)
+        return _insert(line, lang, "repair", at, f"{wrong}{texts['comma']}{rng.choice(texts['repairs'])}")
     return _insert(line, lang, "repetition", 0, words_of(line.text, lang)[0])
 
 
 def _insert(line: Line, lang: str, kind: MarkKind, at: int, words: str) -> Line:
     """Insert `words` at character `at`, and mark them."""
-    before, after = line.text[:at], line.text[at:]
+    texts, before, after = read("disfluencies")[lang], line.text[:at], line.text[at:]
     if lang == "en" and not before:
         words = words[0].upper() + words[1:]
-        if words_of(after, lang)[0].lower() in _SMALL:
+        if words_of(after, lang)[0].lower() in texts["small_words"].split():
             after = after[0].lower() + after[1:]
     start = len(words_of(before, lang))
     mark = Mark(kind, start, start + len(words_of(words, lang)))
-    return replace(line, text=f"{before}{words}{_COMMA[lang]}{after}", marks=(mark,))
+    return replace(line, text=f"{before}{words}{texts['comma']}{after}", marks=(mark,))
 
 
 def _phrases(text: str) -> list[int]:
@@ -74,10 +69,3 @@ def _nouns(text: str, lang: str) -> list[int]:
         nouns = tuple(sorted((noun for noun in nouns if len(noun) > 1), key=len))
     edge = "" if lang == "zh" else r"\b"
     return [match.start() for match in re.finditer(rf"{edge}(?:{'|'.join(map(re.escape, nouns))}){edge}", text)]
-
-
-# Words that lose their capital when they no longer begin a line; others may be names.
-_SMALL = frozenset(
-    "it the a an are is when what and on tell that then please to of so first excuse could can not once hello hi "
-    "good one twinkle tiger".split()
-)

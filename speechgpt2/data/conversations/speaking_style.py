@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechgpt2.curriculum.texts import read
 from speechgpt2.data.conversations.script import STYLES, SpeakingStyle
 from speechgpt2.dsp.world_pitch import F0_HOP, track_pitch
 from speechgpt2.tts.utterance import Utterance, Voice
@@ -20,21 +21,6 @@ WHISPERER = "whisper"  # espeak's unvoiced variant
 SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured
 VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
 FAINT_DB = -25.0  # below the loudest step: not counted
-
-INSTRUCTIONS = {
-    "en": {
-        "fast": "Speak fast.", "slow": "Speak slowly.", "high": "Speak in a high voice.",
-        "low": "Speak in a low voice.",
-        "loud": "Speak loudly.", "soft": "Speak softly.", "whisper": "Whisper.", "sad": "Speak in a sad tone.",
-        "happy": "Speak in a happy tone.", "flat": "Speak in a flat tone.",
-    },
-    "zh": {
-        "fast": "说得快一点", "slow": "说得慢一点", "high": "用高一点的声音说", "low": "用低沉的声音说",
-        "loud": "大声说",
-        "soft": "小声说", "whisper": "用气声悄悄地说", "sad": "用伤心的语气说", "happy": "用开心的语气说",
-        "flat": "用平淡的语气说",
-    },
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ def apply_style(voice: Voice, style: SpeakingStyle, rng: random.Random | None = 
 def style_instruction(style: SpeakingStyle, lang: str) -> str:
     """Return the instruction for a style, for engines that take one; "" for a style without a name."""
     name = next((name for name, known in STYLES.items() if known == style), "")
-    return INSTRUCTIONS[lang][name] if name else ""
+    return read("speaking_styles")[lang][name] if name else ""
 
 
 def measure(spoken: Utterance, neutral: Utterance) -> Measured:

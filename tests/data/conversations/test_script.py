@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from speechgpt2.data.conversations.disfluency import FILLERS, DisfluencyConfig, add_disfluencies
+from speechgpt2.curriculum.texts import read
+from speechgpt2.data.conversations.disfluency import DisfluencyConfig, add_disfluencies
 from speechgpt2.data.conversations.llm import InvalidScript, LlmConfig, write_script
 from speechgpt2.data.conversations.scene_grammar import Scene
 from speechgpt2.data.conversations.scenes import scenes
@@ -92,7 +93,7 @@ def test_marks_cover_inserted_words_only(lang, text):
         assert [w.lower() for w in rest] == [w.lower() for w in words_of(text, lang)]
         if mark.kind == "filler":
             said = ("" if lang == "zh" else " ").join(words[mark.start : mark.end]).lower()
-            assert said in FILLERS[lang]
+            assert said in read("disfluencies")[lang]["fillers"]
         if mark.kind == "repetition":
             assert words[mark.start].lower() == words[mark.end].lower()
     assert kinds == {"filler", "repetition", "repair"}
