@@ -2,7 +2,8 @@
 
 A configuration is a tree of frozen dataclasses, declared beside the class it configures. Reading checks every key and
 type: an unknown key is a `UserError` that names the nearest known one. Where a field is a union of dataclasses, a key
-`kind` tells them apart; each such class declares `kind: Literal["…"]`.
+`kind` tells them apart; each such class declares `kind: Literal["…"]`. A class may declare `FORMER_NAMES`, the keys of
+older files with their present names.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def from_dict(cls: type[C], values: Any, where: str = "") -> C:
     name = where or cls.__name__
     if not isinstance(values, dict):
         raise UserError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
+    former = getattr(cls, "FORMER_NAMES", {})
+    values = {former.get(key, key): value for key, value in values.items()}
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # for annotations only: modules that need no model should not
 SAMPLE_RATE = 24_000  # samples per second, everywhere inside the project
 FRAME_SIZE = 960  # samples in a codec frame (40 ms)
 FRAME_RATE = SAMPLE_RATE // FRAME_SIZE  # 25 frames per second
+PATCH_FRAMES = 3  # frames in a patch, which is a position of the language model; a step generates one
+PATCH_SAMPLES = PATCH_FRAMES * FRAME_SIZE
+PATCH_SECONDS = PATCH_SAMPLES / SAMPLE_RATE  # 0.12
 
 Role = Literal["system", "user", "assistant", "tool"]  # tool: the results of tool calls
 Mode = Literal["s2s", "s2t", "t2s", "t2t"]

@@ -9,6 +9,7 @@ import pytest
 
 from speechgpt2 import config
 from speechgpt2.errors import UserError
+from speechgpt2.nn.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,9 @@ def test_errors_name_the_file(tmp_path):
     path.write_text("pen: {width: 1, color: red}\n")
     with pytest.raises(UserError, match=r"drawing\.yaml\.pen: unknown key 'color'; did you mean 'colours'"):
         config.load(Drawing, path)
+
+
+def test_former_key_is_read_under_its_present_name():
+    sizes = {"width": 8, "heads": 2, "layers": 1, "ffn": 16, "context": 4}
+    assert config.from_dict(TransformerConfig, sizes | {"rope_base": 500.0}).rope_theta == 500.0
+    assert "rope_base" not in config.to_dict(TransformerConfig(**sizes))

@@ -28,10 +28,9 @@ from speechgpt2.bench.machine import (
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
-from speechgpt2.types import FRAME_RATE, FRAME_SIZE
+from speechgpt2.types import FRAME_RATE, PATCH_FRAMES, PATCH_SAMPLES, PATCH_SECONDS
 
-CHUNK = 3 * FRAME_SIZE  # samples in a chunk: one patch of the language model
-CHUNK_MS = 1000 * 3 / FRAME_RATE
+CHUNK_MS = 1000 * PATCH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,18 @@ def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> l
     """
     generator = torch.Generator().manual_seed(0)
     context = _context_chunks(codec)
-    pcm = 0.1 * torch.randn(1, (context + 4 + chunks) * CHUNK, generator=generator)
+    pcm = 0.1 * torch.randn(1, (context + 4 + chunks) * PATCH_SAMPLES, generator=generator)
     encode_state, decode_state = codec.init_encoder_state(1), codec.init_decoder_state(1)
-    codes, encode_state = codec.encode(pcm[:, : context * CHUNK], encode_state)
+    codes, encode_state = codec.encode(pcm[:, : context * PATCH_SAMPLES], encode_state)
     _, decode_state = codec.decode(codes, decode_state)
-    chunk = pcm[:, :CHUNK]
+    chunk = pcm[:, :PATCH_SAMPLES]
     flops = (
         count_flops(lambda: codec.encode(chunk, encode_state)),
-        count_flops(lambda: codec.decode(codes[:, :3], decode_state)),
+        count_flops(lambda: codec.decode(codes[:, :PATCH_FRAMES], decode_state)),
     )
     codec.optimize_for_inference()  # after counting, which does not see packed matrices
     spent: tuple[list[float], list[float]] = ([], [])
-    for piece in pcm[:, context * CHUNK :].split(CHUNK, dim=1):
+    for piece in pcm[:, context * PATCH_SAMPLES :].split(PATCH_SAMPLES, dim=1):
         start = time.perf_counter()
         codes, encode_state = codec.encode(piece, encode_state)
         between = time.perf_counter()
@@ -101,7 +100,7 @@ def _context_chunks(codec: Any) -> int:
     config = codec.config
     slow = config.vq_transformer.context / FRAME_RATE
     fast = max(config.encoder_transformer.context, config.decoder_transformer.context) / (4 * FRAME_RATE)
-    return int(max(slow, fast) * FRAME_RATE / 3) + 1
+    return int(max(slow, fast) * FRAME_RATE / PATCH_FRAMES) + 1
 
 
 def main(

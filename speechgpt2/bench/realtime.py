@@ -35,14 +35,13 @@ from speechgpt2.client import PlaybackTracker, RealtimeConnection, connect, deco
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
-from speechgpt2.types import SAMPLE_RATE
+from speechgpt2.types import PATCH_SECONDS, SAMPLE_RATE
 
 TITLE = "Concurrent sessions; milliseconds (50, 95, 99 %)"
 CLIENT_BUFFER = 0.1  # seconds of audio that a client holds before it plays
 INTERRUPT_AFTER = 1.0  # seconds of a response
 RESPONSE_TIMEOUT = 20.0  # seconds
 SPEECH_LEVEL = 0.02  # of full scale, of a block of 10 ms
-STEP_BUDGET = 0.12  # seconds of speech that an engine step makes
 MAX_LATENCY = 1.0  # seconds from speech to audio (95 %) beyond which it is no conversation
 
 
@@ -241,7 +240,7 @@ def read_steps(url: str) -> dict[str, float]:
         text = response.read().decode()
     metric = r"^sg2_step_duration_seconds_(count|sum|bucket\{le=\"[\d.]+\"\}) ([\d.e+-]+)$"
     found = dict(re.findall(metric, text, re.MULTILINE))
-    in_time = found.get(f'bucket{{le="{STEP_BUDGET}"}}', 0)
+    in_time = found.get(f'bucket{{le="{PATCH_SECONDS}"}}', 0)
     return {"count": float(found.get("count", 0)), "sum": float(found.get("sum", 0)), "in_time": float(in_time)}
 
 

@@ -13,7 +13,7 @@ from speechgpt2.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-CHUNK_FRAMES = 250  # 10 s, one step of the progress bar
+STEP_FRAMES = 250  # 10 s, one step of the progress bar
 
 AudioFile = Annotated[Path, typer.Argument(help="An audio file: WAV, FLAC, OGG, MP3, …", metavar="AUDIO")]
 CodesFile = Annotated[Path, typer.Argument(help="A file written by `sg2 encode`.", metavar="CODES.npy")]
@@ -37,7 +37,7 @@ def encode(audio_file: AudioFile, out: CodesOut, codec: ModelName = "mini", devi
     model = load_codec(codec, device)
     if not model.frames(pcm.shape[1]):
         raise UserError(f"{audio_file}: too short to encode ({pcm.shape[1]} samples)")
-    state, frames, chunks = model.init_encoder_state(1), [], pcm.split(CHUNK_FRAMES * FRAME_SIZE, dim=1)
+    state, frames, chunks = model.init_encoder_state(1), [], pcm.split(STEP_FRAMES * FRAME_SIZE, dim=1)
     for i, chunk in enumerate(with_progress(list(chunks), "encoding")):
         codes, state = model.encode(chunk.to(device_of(model)), state, final=i == len(chunks) - 1)
         frames.append(codes[0].cpu())
@@ -64,7 +64,7 @@ def decode(codes: CodesFile, out: AudioOut, codec: ModelName = "mini", device: D
     # The decoder's output trails its input by `delay` samples: repeated frames push the end out.
     values = torch.cat([values, values[-1:].expand(-(-delay // FRAME_SIZE), -1)])
     state, chunks = model.init_decoder_state(1), []
-    for chunk in with_progress(list(values[None].split(CHUNK_FRAMES, dim=1)), "decoding"):
+    for chunk in with_progress(list(values[None].split(STEP_FRAMES, dim=1)), "decoding"):
         pcm, state = model.decode(chunk.to(device_of(model)), state)
         chunks.append(pcm[0].cpu().numpy())
     pcm = np.concatenate(chunks)[delay : delay + length]

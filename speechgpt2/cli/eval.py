@@ -52,6 +52,7 @@ def codec(
     errors of an ASR model (--asr), DNSMOS, and speaker similarity with its two baselines; the original is the first
     row of each set.
     """
+    _require_scipy()
     from speechgpt2.eval import codec as evaluation
 
     evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices))
@@ -72,6 +73,7 @@ def speech(
     Two tables. Speech: the errors of ASR judges against the text. Voice: DNSMOS, and similarity to the teacher's voice.
     The teacher, the teacher through the codec and the voices of --voices say the same texts, as controls.
     """
+    _require_scipy()
     from speechgpt2.eval import speech as evaluation
     from speechgpt2.tts.voice_sets import voice_set
 
@@ -96,6 +98,7 @@ def mini(
     Tables of correct answers by skill and language, of times, of the end of turns, of the audio as `sg2 eval speech`
     has them, of the rejection of inputs without a question, and with --real-speech of the transcripts of people.
     """
+    _require_scipy()
     from speechgpt2.eval import spoken_qa
     from speechgpt2.tts.voice_sets import voice_set
 
@@ -110,3 +113,10 @@ def _held_out(names: list[str]) -> dict[str, Any]:
     from speechgpt2.tts.voice_sets import voice_set
 
     return {name: voice_set(name).held_out for name in names}
+
+
+def _require_scipy() -> None:
+    """Say which extra is missing before voices and measures are imported, which need scipy for several extras."""
+    from speechgpt2.extras import require
+
+    require("scipy", "eval")

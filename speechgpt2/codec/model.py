@@ -26,10 +26,9 @@ from speechgpt2.codec.encoder import Encoder, EncoderState
 from speechgpt2.codec.quantizer import ResidualQuantizer
 from speechgpt2.errors import UserError
 from speechgpt2.nn.linear import pack
-from speechgpt2.types import FRAME_SIZE
+from speechgpt2.types import FRAME_SIZE, PATCH_FRAMES
 
 CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
-CHUNK_FRAMES = 3  # frames in a typical chunk of a stream: one patch
 OFFLINE_CHUNK = 250  # frames (10 s) that a long recording is cut into, to bound memory
 
 
@@ -48,7 +47,7 @@ class Codec(nn.Module):
 
         A small encoder keeps its matrices, so that a recording has the same codes with and without packing.
         """
-        frames = CHUNK_FRAMES * batch
+        frames = PATCH_FRAMES * batch
         pack(self.encoder, 4 * frames, half=False)
         pack(self.quantizer, frames)  # float64 chooses among its nearest entries
         pack(self.decoder.vq_transformer, frames)  # the only part of the decoder at the frame rate

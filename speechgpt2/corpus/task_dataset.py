@@ -183,7 +183,7 @@ class TaskSource:
 
     def _continuation(self, record: Record, random: np.random.Generator) -> TrainingExample:
         speech = self._spoken(record)
-        given = 1 + int(random.integers(len(speech.row) // 2))
+        given = 1 + int(random.integers(len(speech.tokens) // 2))
         return tasks.continuation(self.prompt, speech, given, bool(record.text and record.words))
 
     def _interleaving(self, record: Record, random: np.random.Generator) -> TrainingExample:

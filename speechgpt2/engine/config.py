@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from speechgpt2.errors import UserError
+from speechgpt2.types import PATCH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class EngineConfig:
             raise UserError(f"slots must be at least 1, not {self.slots}")
         if self.context < 128:
             raise UserError(f"context must be at least 128 patches, not {self.context}")
-        if self.buffer_seconds < 0.12 or self.batching_delay < 0:
-            raise UserError("buffer_seconds must be at least 0.12, and batching_delay not negative")
+        if self.buffer_seconds < PATCH_SECONDS or self.batching_delay < 0:
+            raise UserError(f"buffer_seconds must be at least {PATCH_SECONDS:g}, and batching_delay not negative")
         if self.prefill_chunk_size < 2 or self.prefill_chunks_per_step < 1:
             raise UserError("prefill_chunk_size must be at least 2 patches, and prefill_chunks_per_step at least 1")

@@ -30,7 +30,7 @@ def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played_pat
     codes = reply.codes[0][speaking][:played_patches]
     if not len(codes):
         return None
-    # The text row names a word one patch before it sounds, so the last patch names what would have come next.
+    # The text stream names a word one patch before its audio, so the last patch names what would have come next.
     named = reply.text[0][speaking][: len(codes) - 1].tolist()
     words = [token for token in named if token not in (ids.filler, ids.last_filler)]
     speech = AlignedSpeech(codes.flatten(0, 1), [*named, ids.last_filler if words else ids.filler])

@@ -1,7 +1,7 @@
 """Alignment of words and speech: which text token stands at which patch.
 
-The text row of the model's speech names what is said. A word's tokens stand one per patch from the patch in which the
-word begins, Chinese character by character, punctuation right after its word. If words follow too closely, their
+The text stream of the model's speech names what is said. A word's tokens stand one per patch from the patch in which
+the word begins, Chinese character by character, punctuation right after its word. If words follow too closely, their
 tokens queue. The rest is filler. The last filler of a run that follows words is a special token, which announces the
 next words or the end.
 """
@@ -36,16 +36,16 @@ def align_tokens(words: Iterable[tuple[int, Sequence[int]]], patches: int, fille
     Returns:
         At least `patches` tokens, and more if the words do not fit.
     """
-    pending, queue, row = deque(words), deque[int](), list[int]()
-    while len(row) < patches or queue or pending:
-        while pending and pending[0][0] <= len(row):
+    pending, queue, tokens = deque(words), deque[int](), list[int]()
+    while len(tokens) < patches or queue or pending:
+        while pending and pending[0][0] <= len(tokens):
             queue.extend(pending.popleft()[1])
-        row.append(queue.popleft() if queue else filler)
-    for i in range(1, len(row)):
-        run_ends = row[i] == filler and (i + 1 == len(row) or row[i + 1] != filler)
-        if run_ends and any(token != filler for token in row[:i]):
-            row[i] = last_filler
-    return row
+        tokens.append(queue.popleft() if queue else filler)
+    for i in range(1, len(tokens)):
+        run_ends = tokens[i] == filler and (i + 1 == len(tokens) or tokens[i + 1] != filler)
+        if run_ends and any(token != filler for token in tokens[:i]):
+            tokens[i] = last_filler
+    return tokens
 
 
 def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list[str]:

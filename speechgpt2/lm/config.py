@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from speechgpt2.errors import UserError
-from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
+from speechgpt2.types import FRAME_SIZE, PATCH_FRAMES, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class LMConfig:
     backbone: BackboneConfig
     patch_decoder: PatchDecoderConfig
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    patch_frames: int = 3
+    patch_frames: int = PATCH_FRAMES
     codebooks: int = 3
     codebook_size: int = 1024
     draft_tokens: int = 0

@@ -1,12 +1,12 @@
 """Conversations as patches. Only this module knows special tokens, silence and the order of a conversation.
 
 A text segment is one token per patch, without codes. A speech segment is `<|sosp|>`, the speech patches and
-`<|eosp|>`. In the text row of the model's speech stand the words that are spoken there; in the user's speech it holds
-filler only. A conversation is
+`<|eosp|>`. In the text stream of the model's speech stand the words that are spoken there; in the user's speech it
+holds filler only. A conversation is
 
     system prompt · [|SpeechGPT|]: greeting ### eos · [|Human|]: turn ### [|SpeechGPT|]: reply ### eos · [|Human|]: …
 
-and each segment is tokenised on its own. A reply of the released model is text, or speech whose text row holds the
+and each segment is tokenised on its own. A reply of the released model is text, or speech whose text stream holds the
 words. With chain of modality, which is for small models, a reply is written before it is spoken:
 
     transcript of the user's speech <|heard|>  (if the user spoke) · answer · <|sosp|> speech <|eosp|>  (if requested)
@@ -35,7 +35,7 @@ class AlignedSpeech(NamedTuple):
     """Speech of the model: `codes [T, K]` in whole patches, and the text token of each patch."""
 
     codes: Tensor
-    row: Sequence[int]
+    tokens: Sequence[int]
 
 
 class SpecialTokenIds(NamedTuple):
@@ -81,7 +81,7 @@ class Prompt:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_word(self, word: str) -> list[int]:
-        """Tokenise one word of the text row of speech, Chinese character by character."""
+        """Tokenise one word of the text stream of speech, Chinese character by character."""
         return [token for piece in split_for_tokenizer(word) for token in self.encode(piece)]
 
     # Segments
@@ -92,20 +92,20 @@ class Prompt:
         codes = torch.full((1, len(ids), c.patch_frames, c.codebooks), c.no_speech)
         return Patches(torch.tensor([list(ids)], dtype=torch.int64), codes)
 
-    def speech_patches(self, codes: Tensor, row: Sequence[int] | None = None) -> Patches:
+    def speech_patches(self, codes: Tensor, tokens: Sequence[int] | None = None) -> Patches:
         """Return the patches of speech.
 
         Args:
             codes: `[T, K]`, in whole patches.
-            row: The text token of each patch; None means filler everywhere.
+            tokens: The text token of each patch; None means filler everywhere.
 
         Raises:
             ValueError: If the frames are not whole patches with one token each.
         """
         patch, t = self.config.patch_frames, codes.shape[0]
-        if t % patch or (row is not None and len(row) != t // patch):
+        if t % patch or (tokens is not None and len(tokens) != t // patch):
             raise ValueError(f"{t} frames must be whole patches of {patch}, with one token each")
-        ids = [self.special_ids.filler] * (t // patch) if row is None else list(row)
+        ids = [self.special_ids.filler] * (t // patch) if tokens is None else list(tokens)
         return Patches(
             torch.tensor([ids], dtype=torch.int64), codes.to("cpu", torch.int64).reshape(1, -1, patch, codes.shape[1])
         )
@@ -129,9 +129,9 @@ class Prompt:
             for word, (_, start, _) in zip(restore_spacing(words, text), words, strict=True)
         ]
         ids, patches = self.special_ids, 1 + -(-codes.shape[0] // patch)
-        row = align_tokens(timed, patches, ids.filler, ids.last_filler)
+        tokens = align_tokens(timed, patches, ids.filler, ids.last_filler)
         delayed = torch.cat([self.silence.expand(patch, -1), codes.to("cpu", torch.int64)])
-        return AlignedSpeech(self._pad_with_silence(delayed, len(row) * patch), row)
+        return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens)
 
     # Turns
 
@@ -236,7 +236,7 @@ class Prompt:
         """Return speech between the tokens that begin and end it."""
         ids = self.special_ids
         start, end = self.text_patches([ids.speech_start]), self.text_patches([ids.speech_end])
-        return concat(start, self.speech_patches(speech.codes, speech.row), end)
+        return concat(start, self.speech_patches(speech.codes, speech.tokens), end)
 
     def _to_reply(self) -> Patches:
         return self.text_patches(self.encode(self.template.turn_end + self.template.assistant))

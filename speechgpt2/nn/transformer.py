@@ -9,7 +9,7 @@ formed in float64, because a stream may run for days.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,9 @@ class TransformerConfig:
     layers: int
     ffn: int
     context: int
-    rope_base: float = 10_000.0
+    rope_theta: float = 10_000.0
+
+    FORMER_NAMES: ClassVar[dict[str, str]] = {"rope_base": "rope_theta"}
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
@@ -158,7 +160,7 @@ def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list
 def rotary(position: Tensor, steps: int, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosines and sines `[B, 1, steps, head_dim / 2]` for the steps from `position [B]` on."""
     dim = config.width // config.heads
-    frequency = config.rope_base ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
+    frequency = config.rope_theta ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     step = position[:, None] + torch.arange(steps, device=position.device)
     angle = step[:, None, :, None].double() * frequency
     return angle.cos().to(dtype), angle.sin().to(dtype)

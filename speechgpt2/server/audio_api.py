@@ -35,10 +35,9 @@ from speechgpt2.server.reply_api import (
     sse_response,
     unless_disconnected,
 )
-from speechgpt2.server.response import PATCH
 from speechgpt2.server.schema import NoEffect, WireModel, ineffective
 from speechgpt2.server.session_config import Seed, Temperature, other_model
-from speechgpt2.types import AudioDelta, Event, ReplyDone, Transcript, Turn
+from speechgpt2.types import PATCH_SAMPLES, AudioDelta, Event, ReplyDone, Transcript, Turn
 
 MAX_TRANSCRIPT_TOKENS = 256  # of one window
 
@@ -225,7 +224,7 @@ async def _stream_speech_events(events: Started[Event]) -> AsyncGenerator[str, N
                 samples += len(event.pcm)
                 data = base64.b64encode(audio.to_pcm16(event.pcm)).decode()
                 yield format_sse({"type": "speech.audio.delta", "audio": data})
-    patches = samples // PATCH
+    patches = samples // PATCH_SAMPLES
     usage = {"input_tokens": 0, "output_tokens": patches, "total_tokens": patches}
     yield format_sse({"type": "speech.audio.done", "usage": usage})
 

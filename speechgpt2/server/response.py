@@ -23,9 +23,8 @@ from speechgpt2.server.audio_formats import WireEncoder
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.items import ContentPart, ConversationItem, ItemList, new_id
 from speechgpt2.server.session_config import SessionConfig
-from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
+from speechgpt2.types import PATCH_SAMPLES, SAMPLE_RATE
 
-PATCH = 3 * FRAME_SIZE  # samples
 MAX_DELTA = audio_formats.to_samples(60)  # samples; clients expect 20–80 ms in one delta
 CLIENT_BUFFER = 0.1  # seconds of audio that a client holds before it starts to play
 
@@ -56,8 +55,8 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """Format the counts for the wire."""
-        given = {"text_tokens": self.input.text_tokens, "audio_tokens": -(-self.input.audio_samples // PATCH)}
-        made = {"text_tokens": self.text_tokens, "audio_tokens": -(-self.audio_samples // PATCH)}
+        given = {"text_tokens": self.input.text_tokens, "audio_tokens": -(-self.input.audio_samples // PATCH_SAMPLES)}
+        made = {"text_tokens": self.text_tokens, "audio_tokens": -(-self.audio_samples // PATCH_SAMPLES)}
         return {
             "input_tokens": sum(given.values()),
             "output_tokens": sum(made.values()),

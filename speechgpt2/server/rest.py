@@ -22,11 +22,9 @@ from speechgpt2.server.reply_api import (
     sse_response,
     unless_disconnected,
 )
-from speechgpt2.server.response import PATCH
 from speechgpt2.server.session_config import SessionConfig
-from speechgpt2.types import SAMPLE_RATE, Event, Turn
+from speechgpt2.types import PATCH_SECONDS, Event, Turn
 
-PATCH_SECONDS = PATCH / SAMPLE_RATE
 MAX_TRANSCRIPTS = 1_000  # of spoken replies, to which a client may refer by the id of their audio
 
 

@@ -129,4 +129,4 @@ def test_loop_on_a_real_conversation():
     assert [(result.call, result.text) for result in answer.results] == [(ToolCall("weather", "{}"), "25")]
     result = prompt.user_text("<tool_response>\n25\n</tool_response>")
     system = prompt.system_prompt("t2t", tools=toolbox.tools)
-    assert same(lm.heard, concat(system, prompt.user_text("what"), calling, result, prompt.reply("It's 25.")))
+    assert same(lm.read, concat(system, prompt.user_text("what"), calling, result, prompt.reply("It's 25.")))

@@ -20,10 +20,10 @@ def prompts():
 def spoken(prompt):
     """Four words, each at its patch and its sound in the patch after it, over seven patches; codes tell the patch."""
     codes = torch.arange(7).repeat_interleave(3)[:, None].expand(-1, 3).contiguous()
-    row = [prompt.special_ids.filler] * 7
+    tokens = [prompt.special_ids.filler] * 7
     for place, word in zip((0, 2, 3, 5), WORDS, strict=True):
-        row[place] = prompt.encode(word)[0]
-    return AlignedSpeech(codes, row)
+        tokens[place] = prompt.encode(word)[0]
+    return AlignedSpeech(codes, tokens)
 
 
 def a_reply(prompt, transcript=None):
@@ -66,7 +66,7 @@ def test_nothing_played_leaves_no_reply():
 def test_truncated_draft_keeps_its_transcript():
     prompt = prompts()[1]
     kept = truncated_reply(prompt, a_reply(prompt, "weather"), True, 4)
-    expected = AlignedSpeech(spoken(prompt).codes[:12], [*spoken(prompt).row[:3], prompt.special_ids.last_filler])
+    expected = AlignedSpeech(spoken(prompt).codes[:12], [*spoken(prompt).tokens[:3], prompt.special_ids.last_filler])
     wanted = prompt.reply("Hello there", expected, "weather")
     assert torch.equal(kept.text, wanted.text) and torch.equal(kept.codes, wanted.codes)
 

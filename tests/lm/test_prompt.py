@@ -25,7 +25,7 @@ def codes(frames: int) -> torch.Tensor:
 
 
 def written(prompt: Prompt, patches: Patches) -> str:
-    """The text row as text: filler `_` and `|`, speech in angle brackets, eos `$`, end of transcript `?`."""
+    """The text stream as text: filler `_` and `|`, speech in angle brackets, eos `$`, end of transcript `?`."""
     ids = prompt.special_ids
     marks = dict(zip(ids, "$<>_|?", strict=True))
     out, words = "", []
@@ -153,7 +153,7 @@ def test_training_example_masks_the_replies(mode, chain_of_modality):
     )
     assert written(prompt, learnt) == written(prompt, reply) * 2
     marked = example.patches.codes[example.code_loss_mask]
-    assert len(marked) == (2 * len(spoken.row) if mode[2] == "s" else 0) and not (marked == 1024).any()
+    assert len(marked) == (2 * len(spoken.tokens) if mode[2] == "s" else 0) and not (marked == 1024).any()
 
 
 def test_phone_labels_stand_at_their_frames():

@@ -31,7 +31,7 @@ class Model:
         self.served, self.lm = served, lm
 
     def will(self, *replies, speech=False):
-        """Say this next: calls, or words; in `speech` they stand in its text row."""
+        """Say this next: calls, or words; in `speech` they stand in its text stream."""
         prompt = self.lm.prompt
         for reply in replies:
             text = reply if isinstance(reply, str) else render_tool_turn(Turn("assistant", (reply,)))
