@@ -9,24 +9,19 @@ expert is told to answer as one speaks; what it sends all the same of Markdown i
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from speechgpt2.assistant.functions import PythonTool, tool
-from speechgpt2.errors import UserError
+from speechgpt2.assistant.http_json import check_address, exchange
 
 API_KEY = "SG2_EXPERT_API_KEY"  # environment variable; a key on the command line could be read by other users
 INSTRUCTIONS = (
     "You help a voice assistant. Answer in the language of the question, in at most three short sentences as one would "
     "speak them: no lists, no headings, no links, no emoji. If you do not know, say so."
 )
-MAX_BYTES = 1_000_000  # of an answer
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,7 @@ class Expert:
     instructions: str = INSTRUCTIONS
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{self.base_url}: the address of an expert must begin with http:// or https://")
+        check_address(self.base_url, "an expert")
 
     def tool(self) -> PythonTool:
         """Return the tool `ask_expert`."""
@@ -76,40 +69,16 @@ class Expert:
         """
         messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
-        headers = {"Content-Type": "application/json"}
-        if key := self.api_key or os.environ.get(API_KEY):
-            headers["Authorization"] = f"Bearer {key}"
+        key = self.api_key or os.environ.get(API_KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        try:
-            with _OPENER.open(request, timeout=self.timeout) as response:
-                received = response.read(MAX_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RuntimeError(f"the expert answered with HTTP status {error.code}") from None
-        except TimeoutError:
-            raise RuntimeError(f"the expert gave no answer within {self.timeout:g} seconds") from None
-        except OSError as error:
-            raise RuntimeError(f"the expert cannot be reached ({error})") from None
-        return plain_speech(_content(received))
+        return plain_speech(_content(exchange(url, "the expert", self.timeout, body, headers)))
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another address."""
-
-    def redirect_request(self, *arguments: Any, **options: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)
-
-
-def _content(received: bytes) -> str:
-    if len(received) > MAX_BYTES:
-        raise RuntimeError("the expert's answer is too long")
+def _content(reply: Any) -> str:
     try:
-        text = json.loads(received)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
         raise RuntimeError("the expert sent no answer in the form of the OpenAI API") from None
     if not isinstance(text, str) or not text.strip():
         raise RuntimeError("the expert sent an empty answer")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +81,14 @@ ExpertName = Annotated[
         metavar="NAME@URL",
     ),
 ]
+SearchName = Annotated[
+    str | None,
+    typer.Option(
+        "--search",
+        help="A search engine that the model may ask: searxng@URL, ddgs, or kb@FILE, documents instead of the web.",
+        metavar="ENGINE",
+    ),
+]
 
 
 def chat(
@@ -106,6 +113,7 @@ def chat(
     kb: KnowledgeFile = None,
     mcp: McpServers = None,
     expert: ExpertName = None,
+    search: SearchName = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -120,7 +128,9 @@ def chat(
     if play or mic:
         sounddevice()
     opening = read_greeting(greeting, greeting_text)
-    toolbox = make_toolbox(tools, kb, mcp or (), expert)
+    from speechgpt2.assistant.sources import ToolSources
+
+    toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
     speechgpt = load_model(model, codec, device, dtype)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
@@ -294,45 +304,6 @@ def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, 
     from speechgpt2.lm.sampling import SamplingParams
 
     return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
-
-
-def make_toolbox(
-    tools: Path | None, kb: Path | None, mcp: Sequence[str] = (), expert: str | None = None
-) -> Toolbox | None:
-    """Load the functions that the model may call, or return None if there are none.
-
-    Args:
-        tools: a Python file with functions.
-        kb: a knowledge base; searching it is one more function.
-        mcp: addresses of MCP servers, which stay connected until the program ends.
-        expert: name and address of a text model that answers questions.
-
-    Raises:
-        UserError: the file cannot be imported, has a function that is no tool, `kb` is not a knowledge base, there is
-            no MCP server at an address, or the expert's address is none.
-    """
-    if tools is None and kb is None and not mcp and expert is None:
-        return None
-    from speechgpt2.assistant.functions import load_functions
-    from speechgpt2.assistant.knowledge import KnowledgeBase
-    from speechgpt2.assistant.toolbox import Toolbox
-
-    toolbox = Toolbox(load_functions(tools) if tools is not None else ())
-    if kb is not None:
-        toolbox.add(KnowledgeBase(kb).tool())
-    for address in mcp:
-        from speechgpt2.assistant.mcp_servers import McpServer
-
-        server = McpServer(address)
-        atexit.register(server.close)
-        for function in server.tools:
-            toolbox.add(function)
-    if expert is not None:
-        from speechgpt2.assistant.expert import Expert
-
-        name, _, address = expert.partition("@")
-        toolbox.add(Expert(address, name).tool())
-    return toolbox
 
 
 def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:

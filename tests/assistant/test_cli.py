@@ -12,6 +12,7 @@ from tests import needs
 needs.module("jsonschema", "assistant")
 needs.module("jieba", "assistant")
 
+from speechgpt2.assistant.sources import ToolSources
 from speechgpt2.assistant.toolbox import Toolbox
 
 
@@ -79,9 +80,11 @@ def test_tool_file_and_knowledge_base_make_a_toolbox(tmp_path):
         "__all__ = ['clock']\ndef clock() -> str:\n    'Tell the time.'\n    return 'noon'\n"
     )
     sg2("kb", "add", "docs")
-    toolbox = chat.make_toolbox(tmp_path / "own.py", tmp_path / "knowledge.sqlite")
-    assert [tool.name for tool in toolbox.tools] == ["clock", "search_documents"]
-    assert chat.make_toolbox(None, None) is None
+    toolbox = ToolSources(
+        tmp_path / "own.py", tmp_path / "knowledge.sqlite", search=f"kb@{tmp_path / 'knowledge.sqlite'}"
+    ).open()
+    assert [tool.name for tool in toolbox.tools] == ["clock", "search_documents", "web_search"]
+    assert ToolSources().open() is None
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -26,7 +26,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         question = body["messages"][-1]["content"]
         if question == "slow":
             time.sleep(1.5)
-        answers = {"broken": b"<html>", "empty": self.reply(""), "huge": self.reply("x" * 2_000_000)}
+        answers = {"broken": b"<html>", "empty": self.reply(""), "huge": self.reply("x" * 2_000_000), "other": b"{}"}
         status = {"refused": 401, "moved": 302}.get(question, 200)
         self.send_response(status)
         if status == 302:
@@ -79,9 +79,10 @@ def test_no_key_is_sent_where_there_is_none(server, monkeypatch):
     [
         ("refused", "HTTP status 401"),
         ("moved", "HTTP status 302"),
-        ("broken", "no answer in the form of the OpenAI API"),
+        ("broken", "did not reply with JSON"),
+        ("other", "no answer in the form of the OpenAI API"),
         ("empty", "an empty answer"),
-        ("huge", "answer is too long"),
+        ("huge", "reply of the expert is too long"),
         ("slow", "no answer within 0.3 seconds"),
     ],
 )
