@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,18 @@ def serve(
         list[str] | None,
         typer.Option(help="Allowed browser origin (repeatable); * allows all.", metavar="ORIGIN"),
     ] = None,
+    ssl_certfile: Annotated[
+        str | None, typer.Option(help="A certificate (PEM): serve HTTPS and WSS.", metavar="FILE")
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None, typer.Option(help="The certificate's private key (PEM).", metavar="FILE")
+    ] = None,
+    self_signed: Annotated[
+        bool,
+        typer.Option(
+            "--self-signed", help="Serve HTTPS with a certificate of your own, for phones in a local network."
+        ),
+    ] = False,
     device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
@@ -59,17 +72,21 @@ def serve(
     SG2_LIMITS_IDLE_SECONDS, …). Flags override variables, and variables override the file. docs/scaling.md says how
     many replicas a load needs.
     """
-    import os
-
+    from speechgpt2.server import certificates
     from speechgpt2.server.config import read_config
 
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
     flags |= {"device": device, "dtype": dtype, "allow_unauthenticated": allow_unauthenticated}
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
+    flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
     scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
     flags["scale"] = {key: value for key, value in scale.items() if value is not None}
+    if self_signed:
+        flags |= self_signed_files(ssl_certfile, host)
     settings = read_config(config, os.environ, flags)
+    if settings.ssl_certfile is not None:
+        certificates.check(settings.ssl_certfile, settings.ssl_keyfile)
     try:
         from speechgpt2.server import launch
         from speechgpt2.server.logs import log_to_stderr
@@ -93,6 +110,21 @@ def serve(
         deployment.start_ray(settings)
         deployment.deploy(settings, load_app)
     deployment.serve_until_signal(settings)
+
+
+def self_signed_files(ssl_certfile: str | None, host: str | None) -> dict[str, str]:
+    """Return the settings for a self-signed certificate, which is made if need be.
+
+    Raises:
+        UserError: a certificate is given, too.
+    """
+    from speechgpt2.server import certificates
+
+    if ssl_certfile is not None:
+        raise UserError("--self-signed and --ssl-certfile exclude each other")
+    folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "speechgpt2" / "tls"
+    certificate, key = certificates.self_signed(folder, (host,) if host and host not in ("0.0.0.0", "::") else ())
+    return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
 
 def load_app(settings: ServerConfig) -> App:

@@ -12,8 +12,11 @@ executed in their order.
 from __future__ import annotations
 
 import io
+import logging
 import multiprocessing
 import signal
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
@@ -33,6 +36,10 @@ from speechgpt2.streaming import tree_map
 from speechgpt2.types import FRAME_SIZE
 
 START_TIMEOUT = 120.0  # seconds that the process may take to start
+MAX_SILENCE = 10.0  # seconds without an answer, which takes milliseconds, after which the process is ended
+WATCH_INTERVAL = 1.0  # seconds
+
+log = logging.getLogger("sg2.engine")
 
 
 class AudioChunk(NamedTuple):
@@ -205,17 +212,30 @@ class CodecProcess(CodecWorker):
         self.process.start()
         child_pipe.close()
         self._unanswered: deque[_ProcessFuture] = deque()
+        self._waiting_since: float | None = None  # when the oldest call without a result was made or reached
         if not self._pipe.poll(START_TIMEOUT):
             raise RuntimeError("the codec's process does not start")
         self._receive()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="codec watchdog", daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self.process.is_alive()
 
+    def _watch(self) -> None:
+        """End a process that does not answer, so that the engine fails instead of waiting for ever."""
+        while not self._closed.wait(WATCH_INTERVAL):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > MAX_SILENCE:
+                log.error("the codec's process has not answered for %.0f s and is ended", MAX_SILENCE)
+                self.process.kill()
+                return
+
     def close(self) -> None:
         """Close the pipe, on which the process ends, and wait for it."""
+        self._closed.set()
         self._pipe.close()
         self.process.join(5.0)
 
@@ -224,6 +244,7 @@ class CodecProcess(CodecWorker):
         if not wait and not self._pipe.poll():
             return False
         self._unanswered.popleft().set(self._receive())
+        self._waiting_since = time.monotonic() if self._unanswered else None
         return True
 
     def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
@@ -232,6 +253,7 @@ class CodecProcess(CodecWorker):
         except OSError:
             raise RuntimeError("the codec's process has ended") from None
         self._unanswered.append(_ProcessFuture(self))
+        self._waiting_since = self._waiting_since or time.monotonic()
         return self._unanswered[-1]
 
     def _receive(self) -> Any:

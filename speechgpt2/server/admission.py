@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MESSAGES = {
     "full": "All slots are taken.",
     "per_key": "Too many sessions with this key.",
     "draining": "The server is shutting down.",
+    "failed": "The engine has failed.",
 }
 
 
 class AdmissionError(Exception):
-    """A session is rejected for now; `reason` is `full`, `per_key` or `draining`."""
+    """A session is rejected for now; `reason` is `full`, `per_key`, `draining` or `failed`."""
 
     def __init__(self, reason: str):
         super().__init__(MESSAGES[reason])
@@ -27,10 +28,11 @@ class Admission:
     Args:
         capacity: Sessions at the same time.
         sessions_per_key: Sessions at the same time with one API key; 0 for no such limit.
+        engine_alive: Whether the engine works.
     """
 
-    def __init__(self, capacity: int, sessions_per_key: int = 0):
-        self.capacity, self.sessions_per_key = capacity, sessions_per_key
+    def __init__(self, capacity: int, sessions_per_key: int = 0, engine_alive: Callable[[], bool] = lambda: True):
+        self.capacity, self.sessions_per_key, self.engine_alive = capacity, sessions_per_key, engine_alive
         self.draining = False
         self._active: Counter[str] = Counter()
 
@@ -44,8 +46,10 @@ class Admission:
         """Hold one session of the API key `key_id` while the block runs.
 
         Raises:
-            AdmissionError: The server drains, is full, or the key has too many sessions.
+            AdmissionError: The engine has failed, the server drains or is full, or the key has too many sessions.
         """
+        if not self.engine_alive():
+            raise AdmissionError("failed")
         if self.draining:
             raise AdmissionError("draining")
         if self.active >= self.capacity:

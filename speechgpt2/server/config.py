@@ -139,6 +139,8 @@ class ServerConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise UserError("ssl_keyfile needs ssl_certfile")
         if self.slots < 1:
             raise UserError(f"slots must be at least 1, not {self.slots}")
         if not 0 <= self.port <= 65_535:

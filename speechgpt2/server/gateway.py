@@ -51,7 +51,7 @@ class Gateway:
         self.authenticator = Authenticator(
             config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)
         )
-        self.admission = Admission(config.slots, config.limits.sessions_per_key)
+        self.admission = Admission(config.slots, config.limits.sessions_per_key, lambda: engine.alive)
         self.metrics = Metrics(config.slots)
         self.metrics.slots_in_use.set_function(lambda: self.admission.active)
         self.sessions: set[WireSession[Any]] = set()
@@ -154,6 +154,8 @@ class Gateway:
         code, reason = 1000, ""
         try:
             await running
+            if not self.engine.alive:
+                code, reason = 1011, "the engine has failed"
         except (SessionClosed, ClientDisconnected) as end:
             code, reason = end.code, end.reason
         except WebSocketDisconnect as end:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 import sys
 from asyncio import BaseTransport, Task
@@ -22,9 +23,10 @@ from speechgpt2.errors import UserError
 from speechgpt2.server.app import App
 from speechgpt2.server.config import LimitsConfig, ServerConfig
 
+log = logging.getLogger("sg2.server")
 MAX_HEADER_BYTES = 64 * 1024
 RESERVED_FILES = 64  # of the process: models, logs, the codec's process
-GC_INTERVAL = 10  # seconds between garbage collections
+GC_INTERVAL = 10  # seconds between garbage collections, and checks of the engine
 SWITCH_INTERVAL = 1e-4  # seconds until a waiting thread gets the GIL; Python's default of 5 ms would delay the engine
 SEND_BUFFER = 128 * 1024  # bytes that the kernel may buffer: 2 s of PCM16 in base64
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave
@@ -132,7 +134,14 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: App):
         super().__init__(config)
         self.app = app
+        self.failed = False
         self._draining: Task[None] | None = None
+        config.callback_notify = self.tick
+
+    async def tick(self) -> None:
+        """Do what is due every `GC_INTERVAL` seconds."""
+        await collect_garbage()
+        await self.watch()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to drain, or stop at once."""
@@ -145,6 +154,12 @@ class DrainingServer(uvicorn.Server):
     async def _drain(self, sig: int, frame: FrameType | None) -> None:
         await self.app.drain()
         super().handle_exit(sig, frame)
+
+    async def watch(self) -> None:
+        """Stop the server once its engine has failed: whatever started it can start it again."""
+        if not self.app.engine.alive and self.started and not self.should_exit:
+            log.critical("the engine has failed, so the server stops")
+            self.failed = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Print the address, for people and for programs that asked for port 0."""
@@ -185,9 +200,16 @@ async def collect_garbage() -> None:
 
 
 def run(app: App) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal comes.
+
+    Raises:
+        UserError: The engine has failed.
+    """
     tune_process()
-    DrainingServer(uvicorn_config(app, app.config), app).run()
+    server = DrainingServer(uvicorn_config(app, app.config), app)
+    server.run()
+    if server.failed:
+        raise UserError("the engine has failed, and the log says why; start the server again")
 
 
 def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
@@ -198,7 +220,6 @@ def uvicorn_config(app: App, config: ServerConfig) -> uvicorn.Config:
         "loop": "asyncio",  # not uvloop, with which `WebSocketConnection` is not tested
         "http": type("LimitedHttpConnection", (HttpConnection,), {"limits": config.limits}),
         "ws": WebSocketConnection,
-        "callback_notify": collect_garbage,
         "timeout_notify": GC_INTERVAL,
         "ws_max_size": config.limits.message_bytes + 1024,  # a larger message closes the socket with 1009
         "ws_per_message_deflate": False,  # base64 audio hardly shrinks

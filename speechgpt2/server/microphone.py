@@ -37,6 +37,10 @@ class MicrophoneBuffer:
         """Milliseconds of audio that belong to no turn."""
         return audio_formats.to_milliseconds(self.received - self.committed)
 
+    def splits_sample(self, data: bytes) -> bool:
+        """Whether received bytes end in the middle of a sample."""
+        return self.format not in audio_formats.LAWS and len(data) % 2 == 1
+
     def push(self, data: bytes, now: float) -> np.ndarray:
         """Add received bytes.
 

@@ -112,7 +112,7 @@ class RealtimeSession(WireSession[ClientMessage]):
         self.events.warn(message.warnings)
         match message:
             case messages.InputAudioAppend():
-                self.user_turns.append(message.audio)
+                await self.user_turns.append(message.audio)
             case messages.InputAudioCommit():
                 self.user_turns.commit()
             case messages.InputAudioClear():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from speechgpt2.errors import UserError
@@ -13,6 +14,7 @@ from speechgpt2.server.microphone import MicrophoneBuffer
 from speechgpt2.server.schema import ProtocolError
 
 NO_TRANSCRIPT = "The model wrote no transcript of this turn."
+BACKLOG_POLL_INTERVAL = 0.01  # seconds
 MIN_COMMIT_MS = 100  # milliseconds of audio that a client may commit
 
 
@@ -28,9 +30,18 @@ class UserTurns:
 
     # client messages
 
-    def append(self, audio: str) -> None:
-        """Process base64 audio."""
-        self.append_bytes(decode_base64(audio, "audio"))
+    async def append(self, audio: str) -> None:
+        """Process base64 audio, a second at a time: other sessions go on between the seconds of a long message."""
+        data = decode_base64(audio, "audio")
+        if self.microphone.splits_sample(data):
+            raise UserError(f"16-bit samples need an even number of bytes, got {len(data)}")
+        second = audio_formats.BYTES_PER_SECOND[self.microphone.format]
+        for start in range(0, len(data), second):
+            self.append_bytes(data[start : start + second])
+            if start + second < len(data):
+                await asyncio.sleep(0)
+                while self.context.dialogue.backlogged:
+                    await asyncio.sleep(BACKLOG_POLL_INTERVAL)
 
     def append_bytes(self, data: bytes) -> None:
         """Process audio in the input format."""

@@ -1,15 +1,19 @@
 """The codec worker: thread and process give the same results, in order, and a process can die."""
 
+import os
+import signal
 import time
 
 import numpy as np
 import pytest
 import torch
 
+from speechgpt2.engine import codec_worker
 from speechgpt2.engine.codec_worker import AudioChunk, BatchedCodec, CodecProcess
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.types import Error, Turn
+from tests import needs
 from tests.engine.test_engine import SHORT
 from tests.engine.tiny import PATCH, Clock, audio_of, events, models, noise, say, talk
 
@@ -92,3 +96,18 @@ def test_engine_with_codec_process_equals_thread_and_reports_its_death():
     far.close()
     with pytest.raises(RuntimeError, match="ended"):
         far.core.runner.codec.wipe(0).result()
+
+
+@needs.condition(hasattr(signal, "SIGSTOP"), "the system has no SIGSTOP")
+def test_process_that_does_not_answer_is_ended(monkeypatch):
+    """A stopped process is as good as dead: calls fail within the time limit instead of waiting for ever."""
+    monkeypatch.setattr(codec_worker, "MAX_SILENCE", 0.5)
+    monkeypatch.setattr(codec_worker, "WATCH_INTERVAL", 0.1)
+    worker = CodecProcess(models()[0], SLOTS, PATCH)
+    worker.wipe(0).result()
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="process has ended"):
+        worker.wipe(0).result()
+    worker.process.join(5)
+    assert not worker.alive
+    worker.close()

@@ -1,16 +1,23 @@
 """Who may connect, and for how long without saying anything."""
 
+import asyncio
+import base64
 import http.client
 import json
 import socket
+import ssl
 import time
 
 import pytest
 
+from speechgpt2.errors import UserError
+from speechgpt2.server import certificates
 from speechgpt2.server.auth import Authenticator
-from speechgpt2.server.config import LimitsConfig
+from speechgpt2.server.config import LimitsConfig, ServerConfig
 from speechgpt2.server.launch import max_connections
-from tests.server.conftest import serving
+from tests import needs
+from tests.server.conftest import open_client, serving
+from tests.server.fake import FakeDialogue
 
 
 @pytest.mark.parametrize(
@@ -118,3 +125,76 @@ def test_endless_headers_are_cut_off():
                 connection.sendall(b"x" * 1_000)
                 time.sleep(0.0005)
         assert get(served, "/health")[0] == 200
+
+
+# TLS
+
+
+@needs.extra("server", "cryptography")
+def test_https_and_wss_with_a_self_signed_certificate(tmp_path):
+    from websockets.sync.client import connect
+
+    certificate, key = certificates.self_signed(tmp_path, ("my-server.local",))
+    assert certificates.self_signed(tmp_path) == (certificate, key) and key.stat().st_mode & 0o077 == 0
+    before = certificate.read_bytes()
+    certificates.self_signed(tmp_path, ("my-server.local",))
+    assert certificate.read_bytes() == before  # browsers need not be asked again
+    certificates.check(str(certificate), str(key))
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with serving(ssl_certfile=str(certificate), ssl_keyfile=str(key)) as served:
+        connection = http.client.HTTPSConnection("localhost", served.port, timeout=10, context=trust)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        url = f"wss://127.0.0.1:{served.port}/v1/realtime"
+        origin = f"https://127.0.0.1:{served.port}"
+        with connect(url, ssl=trust, proxy=None, origin=origin) as session:
+            assert json.loads(session.recv(timeout=10))["type"] == "session.created"
+
+
+def test_bad_certificates_are_one_line(tmp_path):
+    (tmp_path / "bad.pem").write_text("no certificate")
+    for path, message in (("bad.pem", "no certificate with its key"), ("absent.pem", "no such file")):
+        with pytest.raises(UserError, match=message):
+            certificates.check(str(tmp_path / path), None)
+    with pytest.raises(UserError, match="needs ssl_certfile"):
+        ServerConfig(ssl_keyfile="key.pem")
+
+
+# neighbours
+
+
+def test_long_append_lets_other_sessions_go_on(monkeypatch):
+    """One message with minutes of audio is processed second by second."""
+    slow = FakeDialogue.append_audio
+
+    def append_audio(self, pcm):
+        time.sleep(0.02)  # as voice activity detection takes
+        slow(self, pcm)
+
+    monkeypatch.setattr(FakeDialogue, "append_audio", append_audio)
+    with serving() as served, open_client(served) as first, open_client(served) as second:
+        for client in (first, second):
+            client.update(audio={"input": {"turn_detection": None, "format": {"type": "audio/pcmu"}}})
+        first.send("input_audio_buffer.append", audio=base64.b64encode(bytes(200 * 8_000)).decode())  # 4 s of work
+        time.sleep(0.2)
+        began = time.monotonic()
+        second.send("input_audio_buffer.clear")
+        second.until("input_audio_buffer.cleared")
+        assert time.monotonic() - began < 1.5
+        first.send("input_audio_buffer.clear")
+        first.until("input_audio_buffer.cleared", 20)
+
+
+# a failed engine
+
+
+def test_failed_engine_is_told_to_clients_and_stops_the_server():
+    with serving() as served:
+        assert get(served, "/health")[0] == 200  # the first look of the server itself is over
+        served.server.config.callback_notify = None
+        served.engine.alive = False
+        status, body = get(served, "/v1/audio/speech", "POST", json.dumps({"model": "mini", "input": "x"}))
+        assert status == 503 and json.loads(body)["error"]["message"] == "The engine has failed."
+        assert get(served, "/health")[0] == 503
+        asyncio.run(served.server.watch())
+        assert served.server.failed and served.server.should_exit
