@@ -113,7 +113,8 @@ async def connect(
     except InvalidStatus as error:
         raise UserError(f"{url} rejected the session: {_rejection(error.response)}") from None
     except (OSError, InvalidHandshake) as error:
-        raise UserError(f"no server at {url} ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no server at {url} ({reason}); start one with: sg2 serve") from None
     except ConnectionClosed as error:
         raise UserError(f"{url} closed the session: {error.reason or error}") from None
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from speechgpt2.eval.report import column
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BF16_GAIN = 1.2  # least speed-up over float32 of a processor with bfloat16 instructions
 TIME_LIMIT = 4.0  # seconds for the products of one type
-BUSY_LOAD = 0.5  # load average above which other programs slow the benchmark down
+BUSY_CORES = 0.3  # cores that other programs use, above which they slow the benchmark down
+LOOK_SECONDS = 0.3  # for which their use is measured
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,35 @@ def open_console() -> Console:
     OpenMP's threads wait for each other, so a shared core slows all of them.
     """
     console = Console()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > BUSY_LOAD:
-        console.print(f"[yellow]Other programs are running (load {load:.1f}): these times are upper bounds[/yellow]")
+    cores = cores_of_others()
+    if cores > BUSY_CORES:
+        text = f"Other programs are running (they use {cores:.1f} cores): these times are upper bounds"
+        console.print(f"[yellow]{text}[/yellow]")
     return console
+
+
+def cores_of_others() -> float:
+    """Measure how many cores other programs use now; 0 where the system does not tell."""
+    before = _busy_seconds()
+    if before is None:
+        return 0.0
+    began = time.perf_counter()
+    time.sleep(LOOK_SECONDS)
+    after = _busy_seconds()
+    assert after is not None
+    return max(0.0, (after - before) / (time.perf_counter() - began))
+
+
+def _busy_seconds() -> float | None:
+    """Return the processor time of all other programs since the machine started; None where Linux' /proc is missing."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *interrupts = map(int, fields)
+    total = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return total - own.user - own.system
 
 
 class Memory:

@@ -6,6 +6,8 @@ imports what it needs when it runs, so that `sg2 --help` answers at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -100,7 +102,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
 }
 
-app = typer.Typer(cls=CommandGroup, **SETTINGS)
+app = typer.Typer(cls=CommandGroup, **{**SETTINGS, "add_completion": True})
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,4 +133,7 @@ for name, (help_text, commands) in GROUPS.items():
 
 def main() -> None:
     """Run `sg2`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark for an arrow
     app()

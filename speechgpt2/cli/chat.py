@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -224,11 +225,16 @@ def transcribe(
 
 
 def to_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
-    """Format segments as lines of text, with times unless the first segment is the whole of a short recording."""
+    """Format segments as lines of text with their times. The only segment of a short recording has none."""
     from speechgpt2.long_form import MAX_WINDOW
 
-    for start, end, text in segments:
-        yield f"{text}\n" if start == 0 and end <= MAX_WINDOW else f"[{start:.2f} → {end:.2f}] {text}\n"
+    segments = iter(segments)
+    first, second = next(segments, None), next(segments, None)
+    if first is not None and second is None and first.start == 0 and first.end <= MAX_WINDOW:
+        yield f"{first.text}\n"
+        return
+    for start, end, text in chain(filter(None, (first, second)), segments):
+        yield f"[{start:.2f} → {end:.2f}] {text}\n"
 
 
 def to_json_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:

@@ -238,6 +238,9 @@ class CodecProcess(CodecWorker):
         self._closed.set()
         self._pipe.close()
         self.process.join(5.0)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
     def receive(self, wait: bool) -> bool:
         """Receive the result of the oldest call that has none, if it is there or if `wait`. Returns whether it did."""

@@ -43,15 +43,20 @@ def _text(value: Any, form: str) -> str:
 
 
 def show(title: str, rows: Sequence[Any], console: Console | None = None) -> None:
-    """Print rows of one dataclass as a table; numbers to the right."""
+    """Print rows of one dataclass as a table, numbers to the right; into a pipe or a file, separated by tabs."""
     if not rows:
+        return
+    console = console or Console()
+    if not console.is_terminal:
+        lines = [[f"# {title}"], _titles(rows[0]), *map(_cells, rows)]
+        console.file.write("".join("\t".join(line) + "\n" for line in lines))
         return
     table = Table(title=title, title_justify="left")
     for name in _titles(rows[0]):
         table.add_column(name, justify="left" if not table.columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
-    (console or Console()).print(table)
+    console.print(table)
 
 
 def markdown(rows: Sequence[Any]) -> str:

@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from speechgpt2.duplex.protocol import Engine
+from speechgpt2.server.access_log import AccessLog
 from speechgpt2.server.api_errors import ApiError, handle_api_error, handle_failure, handle_http_error
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.gateway import DialogueFactory, Gateway
@@ -27,6 +28,7 @@ from speechgpt2.server.protocols import PROTOCOLS
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"": "index.html", "page.js": "page.js", "page.css": "page.css", "worklet.js": "worklet.js"}
+EXAMPLES = ("What is three plus five?", "What is the capital of France?", "Count to five.", "中国的首都是哪里？")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
     "Cache-Control": "no-cache",
@@ -70,13 +72,14 @@ class App:
         self.asgi.add_exception_handler(ApiError, handle_api_error)  # type: ignore[arg-type]
         self.asgi.add_exception_handler(HTTPException, handle_http_error)  # type: ignore[arg-type]
         self.asgi.add_exception_handler(Exception, handle_failure)
+        self.asgi.add_middleware(AccessLog)
         if self.config.allowed_origins:  # browsers ask before a page sends a request to another origin
             self.asgi.add_middleware(
                 CORSMiddleware,
                 allow_origins=self.config.allowed_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["Location"],
+                expose_headers=["Location", "Warning", "X-Request-Id"],
             )
 
     async def health(self) -> Response:
@@ -99,7 +102,8 @@ class App:
 
     async def page_config(self) -> Response:
         """What the page offers. Voices and styles are empty: the model has the voice it was trained with."""
-        choices: dict[str, list[str]] = {"voices": [], "styles": []}
+        examples = list(EXAMPLES) if self.config.model == "mini" else []
+        choices: dict[str, list[str]] = {"voices": [], "styles": [], "examples": examples}
         return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
 
     async def page(self, request: Request) -> Response:

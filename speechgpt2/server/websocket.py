@@ -100,6 +100,8 @@ class WebSocketProtocol(WireProtocol, ABC):
 
 async def _reject(socket: WebSocket, error: ApiError) -> None:
     """Answer with an HTTP error before the upgrade; behind a proxy that cannot, close right after the upgrade."""
+    client = socket.client.host if socket.client else "unknown"
+    log.warning("a session was refused", extra={"fields": {"client": client, "reason": str(error)}})
     if "websocket.http.response" in socket.scope.get("extensions", {}):
         await socket.send_denial_response(error_response(error))
         return

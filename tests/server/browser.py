@@ -18,11 +18,11 @@ FLAGS = [
 class Browser:
     """One page. `with Browser(folder, microphone=wav) as page: page.open(url); page.evaluate("1 + 1")`"""
 
-    def __init__(self, folder: Path, microphone: Path | None = None):
+    def __init__(self, folder: Path, microphone: Path | None = None, flags=()):
         program = shutil.which("chromium") or shutil.which("google-chrome")
         assert program is not None, 'mark tests of a browser with needs.tool("chromium")'
         self.folder = folder
-        flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}"]
+        flags = [*FLAGS, *flags, f"--user-data-dir={folder / 'profile'}"]
         if microphone is not None:
             flags.append(f"--use-file-for-fake-audio-capture={microphone}%noloop")
         log = (folder / "chromium.log").open("wb")

@@ -9,6 +9,8 @@ import ssl
 import time
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from speechgpt2.errors import UserError
 from speechgpt2.server import certificates
@@ -132,8 +134,6 @@ def test_endless_headers_are_cut_off():
 
 @needs.extra("server", "cryptography")
 def test_https_and_wss_with_a_self_signed_certificate(tmp_path):
-    from websockets.sync.client import connect
-
     certificate, key = certificates.self_signed(tmp_path, ("my-server.local",))
     assert certificates.self_signed(tmp_path) == (certificate, key) and key.stat().st_mode & 0o077 == 0
     before = certificate.read_bytes()
@@ -188,7 +188,7 @@ def test_long_append_lets_other_sessions_go_on(monkeypatch):
 # a failed engine
 
 
-def test_failed_engine_is_told_to_clients_and_stops_the_server():
+def test_failed_engine_refuses_clients_and_stops_the_server():
     with serving() as served:
         assert get(served, "/health")[0] == 200  # the first look of the server itself is over
         served.server.config.callback_notify = None
@@ -198,3 +198,22 @@ def test_failed_engine_is_told_to_clients_and_stops_the_server():
         assert get(served, "/health")[0] == 503
         asyncio.run(served.server.watch())
         assert served.server.failed and served.server.should_exit
+
+
+# access log
+
+
+def test_access_log_names_requests_and_refusals(caplog):
+    caplog.set_level("INFO", logger="sg2")
+    with serving(api_keys=("a-good-key",)) as served:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+        connection.request("GET", "/nothing", headers={"X-Request-Id": "of-the-proxy"})
+        assert connection.getresponse().headers["x-request-id"] == "of-the-proxy"
+        with pytest.raises(InvalidStatus), connect(served.ws, proxy=None):
+            pass
+        get(served, "/health")
+    lines = [record.fields for record in caplog.records if record.name == "sg2.access"]
+    assert [(line["path"], line["status"]) for line in lines] == [("/nothing", 404), ("/v1/realtime", 401)]
+    assert lines[0]["request"] == "of-the-proxy" and lines[1]["request"].startswith("req_")
+    refused = [record.fields for record in caplog.records if "refused" in record.message]
+    assert refused == [{"client": "127.0.0.1", "reason": "Incorrect or missing API key."}]

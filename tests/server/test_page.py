@@ -51,6 +51,8 @@ def test_speech_and_barge_in(tmp_path, served):
         shown = shown_turns(page)
         assert [role for role, _, _ in shown[:4]] == ["user", "assistant", "user", "assistant"]
         assert "s of speech" in shown[0][1] and shown[1][1].startswith("you said") and shown[1][2] == "interrupted"
+        unheard = page.evaluate("document.querySelector('.turn.assistant .unheard')?.textContent")
+        assert unheard is None or shown[1][1].endswith(unheard)
         assert float(page.evaluate("document.getElementById('latency').dataset.milliseconds")) < 5000
         memory = served.engine.sessions[-1].memory
         cut = next(said for said in memory.values() if said.startswith("assistant"))
@@ -118,7 +120,68 @@ def test_missing_key_is_shown(tmp_path):
         page.until("document.title.includes('mini')")
         assert not page.evaluate("document.getElementById('key-label').hidden")
         write(page, "hello")
-        page.until("document.getElementById('status').classList.contains('error')")
+        page.until("document.getElementById('status').textContent.includes('needs an API key')")
+        assert not page.evaluate("document.getElementById('settings').hidden")  # the field is shown
+        page.evaluate("document.getElementById('key').value = 'a-bad-key-'")
+        write(page, "hello")
+        page.until("document.getElementById('status').textContent.includes('does not accept this API key')")
         page.evaluate("document.getElementById('key').value = 'a-good-key'")
         write(page, "hello")
         page.until("document.querySelectorAll('.turn.assistant').length == 1")
+
+
+OTHER_NAME = ["--host-resolver-rules=MAP voice.test 127.0.0.1", "--ignore-certificate-errors"]
+
+
+def test_page_without_https_plays_typed_answers(tmp_path):
+    """A phone in the local network has no secure context: no microphone and no AudioWorklet."""
+    with serving(allowed_hosts=("voice.test",)) as served, Browser(tmp_path, flags=OTHER_NAME) as page:
+        page.open(f"http://voice.test:{served.port}", 390, 800, phone=True)
+        page.until("document.title.includes('mini')")
+        assert not page.evaluate("window.isSecureContext")
+        assert "HTTPS" in page.evaluate("document.querySelector('.note').textContent")
+        screenshot(page, "http-phone")
+        page.evaluate("document.getElementById('mic').click()")
+        page.until("document.getElementById('status').textContent.includes('HTTPS')")
+        page.evaluate("document.querySelector('#examples button').click()")
+        page.until("document.getElementById('status').textContent == 'speaking'", 20)
+        page.until("document.querySelectorAll('.turn.assistant').length == 1")
+        page.until("document.querySelector('.turn.assistant').textContent.split(' ').length > 4", 20)
+        page.evaluate("document.getElementById('stop').click()")
+        page.until("document.querySelectorAll('.turn small').length == 1")
+        cut = [said for said in served.engine.sessions[-1].memory.values() if said.startswith("assistant")][-1]
+        assert 1 <= len(cut.split()) < 20
+
+
+@needs.extra("server", "cryptography")
+def test_spoken_turn_over_https_from_another_host(tmp_path):
+    from speechgpt2.server.certificates import self_signed
+
+    certificate, key = self_signed(tmp_path / "tls", ("voice.test",))
+    audio.save(tmp_path / "microphone.wav", np.concatenate([silence(1.0), voice(0.6), silence(8.0)]))
+    tls = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key), "allowed_hosts": ("voice.test",)}
+    with serving(**tls) as served, Browser(tmp_path, tmp_path / "microphone.wav", OTHER_NAME) as page:
+        page.open(f"https://voice.test:{served.port}")
+        page.until("document.title.includes('mini')")
+        assert page.evaluate("window.isSecureContext")
+        page.evaluate("document.getElementById('mic').click()")
+        page.until("document.getElementById('status').textContent == 'speaking'", 30)
+        screenshot(page, "https-talk")
+        assert "s of speech" in shown_turns(page)[0][1]
+
+
+def test_settings_are_remembered_without_the_key(tmp_path, served):
+    with Browser(tmp_path) as page:
+        page.open(served.http)
+        page.until("document.title.includes('mini')")
+        page.evaluate("""(() => {
+            document.getElementById('instructions').value = 'Be brief.';
+            document.getElementById('key').value = 'a-good-key';
+            document.getElementById('instructions').dispatchEvent(new Event('change'));
+        })()""")
+        page.open(served.http)
+        page.until("document.getElementById('instructions').value == 'Be brief.'")
+        assert page.evaluate("document.getElementById('key').value") == ""
+        assert "a-good-key" not in page.evaluate("JSON.stringify(localStorage)")
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        screenshot(page, "start-dark")

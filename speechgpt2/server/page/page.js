@@ -1,8 +1,10 @@
 // The page: voice and text chat over one OpenAI Realtime WebSocket.
 //
 //   AudioIO              microphone → blocks of 20 ms; responses → speaker, with an exact count of played samples
+//   ScheduledPlayer      the speaker where the browser has no AudioWorklet: on a page without HTTPS
 //   RealtimeConnection   the WebSocket
 //   TranscriptView       the turns on the page
+//   Waveform             the latest seconds of both sides
 //
 // Barge-in: the server sends `speech_started` → playback stops within milliseconds → the page reports how many
 // milliseconds of the response were played (`conversation.item.truncate`).
@@ -19,14 +21,20 @@ class AudioIO {
   async open() { // must follow a click: browsers play audio only after one
     if (this.outputContext) return this.outputContext.resume();
     this.outputContext = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+    if (!this.outputContext.audioWorklet) {
+      this.player = { port: new ScheduledPlayer(this.outputContext, (data) => this.onPlayerMessage(data)) };
+      return;
+    }
     await this.outputContext.audioWorklet.addModule("worklet.js");
     this.player = new AudioWorkletNode(this.outputContext, "player", { numberOfInputs: 0, outputChannelCount: [1] });
     this.player.port.onmessage = ({ data }) => this.onPlayerMessage(data);
     this.player.connect(this.outputContext.destination);
   }
 
-  async startMicrophone() {
+  async startMicrophone(deviceId) {
+    if (!navigator.mediaDevices?.getUserMedia) throw new Error(NEEDS_HTTPS);
     const wanted = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
+    if (deviceId) wanted.deviceId = { exact: deviceId };
     this.stream = await navigator.mediaDevices.getUserMedia({ audio: wanted });
     this.inputContext = new AudioContext({ latencyHint: "interactive" });
     await this.inputContext.audioWorklet.addModule("worklet.js");
@@ -56,6 +64,64 @@ class AudioIO {
   }
 }
 
+// Plays chunks by the clock of the audio context. Takes and sends the messages of the worklet's player.
+class ScheduledPlayer {
+  constructor(context, onMessage) {
+    Object.assign(this, { context, onMessage, underruns: 0 });
+    this.reset(null);
+  }
+
+  reset(item) { Object.assign(this, { item, chunks: [], complete: false }); }
+
+  postMessage({ type, item, samples }) {
+    if (type === "push") this.push(item, samples);
+    else if (type === "flush") this.flush();
+    else if (item === this.item) {
+      this.complete = true;
+      if (this.chunks.every((chunk) => chunk.ended)) this.end();
+    }
+  }
+
+  push(item, samples) {
+    if (item !== this.item) this.reset(item);
+    const now = this.context.currentTime, last = this.chunks.at(-1), first = !last;
+    const dry = first || last.end < now;
+    if (dry && !first) this.underruns++;
+    const buffer = this.context.createBuffer(1, samples.length, RATE), source = this.context.createBufferSource();
+    buffer.copyToChannel(samples, 0);
+    source.buffer = buffer;
+    source.connect(this.context.destination);
+    const start = dry ? now + 0.1 : last.end, chunk = { source, start, end: start + buffer.duration, ended: false };
+    const level = Math.sqrt(samples.reduce((sum, value) => sum + value * value, 0) / samples.length);
+    setTimeout(() => {
+      if (this.item !== item || !this.chunks.includes(chunk)) return;
+      if (first) this.onMessage({ type: "started", item });
+      this.onMessage({ type: "level", level, item, played: this.played, underruns: this.underruns });
+    }, (start - now) * 1000);
+    source.onended = () => {
+      chunk.ended = true;
+      if (this.complete && this.item === item && this.chunks.every((other) => other.ended)) this.end();
+    };
+    source.start(start);
+    this.chunks.push(chunk);
+  }
+
+  get played() {
+    const now = this.context.currentTime;
+    const seconds = this.chunks.reduce((sum, { start, end }) => sum + Math.max(0, Math.min(now, end) - start), 0);
+    return Math.round(seconds * RATE);
+  }
+
+  end() { this.onMessage({ type: "ended", item: this.item, played: this.played }); }
+
+  flush() {
+    const cut = !this.complete || this.chunks.some((chunk) => !chunk.ended), played = this.played, item = this.item;
+    for (const { source } of this.chunks) source.stop();
+    this.reset(null);
+    this.onMessage({ type: "flushed", item: cut ? item : null, played });
+  }
+}
+
 class RealtimeConnection {
   constructor(handlers) {
     this.handlers = handlers;
@@ -72,17 +138,22 @@ class RealtimeConnection {
       this.socket = new WebSocket(url, protocols);
       this.socket.onmessage = ({ data }) => {
         const event = JSON.parse(data);
+        logEvent("server", event);
         if (event.type === "session.created") resolve(event);
         this.handlers[event.type]?.(event);
       };
       this.socket.onclose = ({ code, reason }) => {
-        reject(new Error(reason || "the server rejected the session: it may be full, or need another API key"));
+        reject(new Error(reason || "the server rejected the session"));
         this.handlers.closed({ code, reason });
       };
     });
   }
 
-  send(event) { if (this.open) this.socket.send(JSON.stringify(event)); }
+  send(event) {
+    if (!this.open) return;
+    logEvent("page", event);
+    this.socket.send(JSON.stringify(event));
+  }
 
   close() { this.socket?.close(1000); }
 }
@@ -115,6 +186,19 @@ class TranscriptView {
     turn.scrollIntoView({ block: "end" });
   }
 
+  // Strikes through the words after the first `share` of an item's text: they were not heard.
+  strikeUnheard(item, share) {
+    const span = this.byItem.get(item)?.firstChild;
+    if (!span || span.querySelector(".unheard")) return;
+    const text = span.textContent, words = text.match(/[\u3400-\u9fff]|[^\s\u3400-\u9fff]+\s*|\s+/g) ?? [];
+    const heard = words.slice(0, Math.round(words.length * share)).join("");
+    if (heard.length === text.length) return;
+    const unheard = document.createElement("span");
+    unheard.className = "unheard";
+    unheard.textContent = text.slice(heard.length);
+    span.replaceChildren(heard, unheard);
+  }
+
   addRemark(item, text) {
     const turn = this.byItem.get(item);
     if (!turn || turn.querySelector("small")) return;
@@ -142,6 +226,43 @@ class TranscriptView {
   }
 }
 
+// The levels of the latest seconds: the user's above the line, the model's below.
+class Waveform {
+  constructor(canvas) { Object.assign(this, { canvas, bars: [], user: 0, model: 0 }); }
+
+  add(side, level) {
+    this[side] = Math.max(this[side], level);
+    this.timer ??= setInterval(() => this.step(), 40);
+  }
+
+  step() {
+    this.bars.push({ user: this.user, model: this.model });
+    this.user = this.model = 0;
+    const width = Math.max(1, Math.floor(this.canvas.clientWidth / 4));
+    if (this.bars.length > width) this.bars.splice(0, this.bars.length - width);
+    this.draw(width);
+    if (!this.bars.some(({ user, model }) => user || model)) {
+      clearInterval(this.timer);
+      this.timer = undefined;
+    }
+  }
+
+  draw(width) {
+    const scale = devicePixelRatio, { clientWidth, clientHeight } = this.canvas;
+    Object.assign(this.canvas, { width: clientWidth * scale, height: clientHeight * scale });
+    const pen = this.canvas.getContext("2d"), style = getComputedStyle(this.canvas), middle = clientHeight / 2;
+    pen.scale(scale, scale);
+    const height = (level) => (level > 0 ? Math.max(0, 1 + Math.log10(level) / 2.5) * (middle - 1) : 0);
+    this.bars.forEach(({ user, model }, index) => {
+      const x = (width - this.bars.length + index) * 4;
+      pen.fillStyle = style.getPropertyValue("--hot");
+      pen.fillRect(x, middle - height(user), 2.5, height(user));
+      pen.fillStyle = style.getPropertyValue("--accent");
+      pen.fillRect(x, middle, 2.5, height(model));
+    });
+  }
+}
+
 // base64 ⇄ samples
 
 function toBase64(bytes) {
@@ -157,15 +278,20 @@ function toSamples(base64) {
 
 // State and events
 
-const view = new TranscriptView($("transcript"));
+const NEEDS_HTTPS = "the browser gives the microphone to pages over HTTPS only: start the server with --self-signed, or type";
+const view = new TranscriptView($("transcript")), waveform = new Waveform($("waveform"));
 let config = { model: "", voices: [], styles: [], needs_key: false };
 let listening = false, responseId = null, playing = false, flushCallbacks = [];
 let sent = { milliseconds: 0, at: 0 }; // microphone audio sent, and when the latest block was recorded
+const received = new Map(); // samples of audio received, by item
+const MAX_EVENTS = 500;
+let eventLog = [];
 let turnEnded = null, speechEnded = null; // times of performance.now()
 
 const audio = new AudioIO({
   onMicrophoneBlock({ pcm, level }) {
     showLevel(level);
+    waveform.add("user", level);
     sent = { milliseconds: sent.milliseconds + 20, at: performance.now() };
     connection.send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(pcm)) });
   },
@@ -178,8 +304,11 @@ const audio = new AudioIO({
       flushCallbacks.shift()?.(data);
     }
     if (data.type === "level") {
-      if (playing) showLevel(data.level);
-      $("underruns").textContent = data.underruns ? `${data.underruns} underruns` : "";
+      if (playing) {
+        showLevel(data.level);
+        waveform.add("model", data.level);
+      }
+      $("underruns").textContent = data.underruns ? counted(data.underruns, "underrun") : "";
     }
   },
 });
@@ -209,7 +338,10 @@ const connection = new RealtimeConnection({
     view.setText(item_id, "user", transcript || "(no transcript)");
   },
   "conversation.item.deleted": ({ item_id }) => view.remove(item_id),
-  "conversation.item.truncated": ({ item_id }) => view.addRemark(item_id, "interrupted"),
+  "conversation.item.truncated": ({ item_id, audio_end_ms }) => {
+    view.strikeUnheard(item_id, audio_end_ms / Math.max(1, ((received.get(item_id) ?? 0) / RATE) * 1000));
+    view.addRemark(item_id, "interrupted");
+  },
   "response.created": ({ response }) => {
     responseId = response.id;
     setStatus("responding");
@@ -219,14 +351,16 @@ const connection = new RealtimeConnection({
   "response.output_audio_transcript.delta": ({ item_id, delta }) => appendResponse(item_id, delta),
   "response.output_text.delta": ({ item_id, delta }) => { appendResponse(item_id, delta); showLatency(); },
   "response.output_audio.delta": ({ item_id, response_id, delta }) => {
-    if (response_id === responseId) audio.play(item_id, toSamples(delta));
+    const samples = toSamples(delta);
+    received.set(item_id, (received.get(item_id) ?? 0) + samples.length);
+    if (response_id === responseId) audio.play(item_id, samples);
   },
   "response.output_audio.done": ({ item_id }) => audio.markComplete(item_id),
   "response.done": ({ response }) => {
     if (responseId === response.id) responseId = null;
     for (const item of response.output) if (view.byItem.get(item.id)?.classList.contains("pending")) view.remove(item.id);
     if (response.status === "failed") view.addNote(response.status_details?.error?.message ?? "no response", true);
-    setStatus(listening ? "listening" : "connected");
+    showIdle();
     showStop();
   },
   error: ({ error }) => {
@@ -265,10 +399,42 @@ function interrupt(cancel = false) {
 async function connect() {
   await audio.open();
   if (connection.open) return;
+  if (config.needs_key && !$("key").value.trim()) askForKey("this server needs an API key");
   setStatus("connecting");
-  await connection.connect(config.model, $("key").value.trim());
+  try {
+    await connection.connect(config.model, $("key").value.trim());
+  } catch (error) {
+    throw new Error(await rejection(error));
+  }
+  saveSettings();
   sendSettings();
   await sendGreeting();
+}
+
+const REJECTIONS = {
+  full: "all places are taken; try again in a minute",
+  draining: "the server is shutting down",
+  failed: "the server's engine has failed",
+};
+
+// A browser does not tell a page why a WebSocket was rejected, so the page asks again over HTTP.
+async function rejection(error) {
+  const headers = $("key").value ? { Authorization: `Bearer ${$("key").value.trim()}` } : {};
+  let models, state;
+  try {
+    models = await fetch("v1/models", { headers });
+    state = await (await fetch("ready")).json();
+  } catch {
+    return "the server cannot be reached";
+  }
+  if (models.status === 401) askForKey("the server does not accept this API key");
+  return REJECTIONS[state.status] ?? error.message;
+}
+
+function askForKey(text) {
+  showSettings(true);
+  $("key").focus();
+  throw new Error(text);
 }
 
 function sendSettings() {
@@ -295,7 +461,7 @@ async function sendGreeting() {
   try {
     recording = await decoder.decodeAudioData(await file.arrayBuffer());
   } catch {
-    return view.addNote(`${file.name} cannot be read as audio`, true);
+    return view.addNote(`The browser cannot read ${file.name} as audio.`, true);
   }
   const samples = recording.getChannelData(0);
   const pcm = Int16Array.from(samples, (value) => Math.max(-1, Math.min(1, value)) * 32767);
@@ -314,9 +480,11 @@ async function toggleMicrophone() {
     if ($("turns").value !== "none") connection.send({ type: "input_audio_buffer.clear" });
     return setStatus("connected");
   }
+  if (!navigator.mediaDevices?.getUserMedia) throw new Error(NEEDS_HTTPS);
   await connect();
-  await audio.startMicrophone();
+  await audio.startMicrophone($("device").value);
   listening = true;
+  await listDevices();
   $("mic").setAttribute("aria-pressed", "true");
   $("done").hidden = $("turns").value !== "none";
   setStatus("listening");
@@ -334,6 +502,10 @@ async function sendText(event) {
   event.preventDefault();
   const text = $("text").value.trim();
   if (!text) return;
+  await ask(text);
+}
+
+async function ask(text) {
   await connect();
   if (responseId || playing) interrupt(true);
   $("text").value = "";
@@ -354,7 +526,69 @@ function setStatus(text, isError = false) {
 
 function setPlaying(value) {
   playing = value;
+  if (value) setStatus("speaking");
+  else if (!responseId) showIdle();
   showStop();
+}
+
+function showIdle() {
+  if (!playing && connection.open) setStatus(listening ? "listening" : "connected");
+}
+
+const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+function showSettings(shown) {
+  $("settings").hidden = !shown;
+  $("settings-button").setAttribute("aria-expanded", String(shown));
+}
+
+// Settings are remembered in this browser. The API key is not: another person may use the same browser.
+const REMEMBERED = ["voice", "style", "responses", "turns", "instructions", "device"];
+
+function saveSettings() {
+  localStorage.setItem("settings", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
+}
+
+function loadSettings() {
+  let saved = {};
+  try { saved = JSON.parse(localStorage.getItem("settings")) ?? {}; } catch { localStorage.removeItem("settings"); }
+  for (const id of REMEMBERED) {
+    const known = $(id).tagName !== "SELECT" || [...$(id).options].some((option) => option.value === saved[id]);
+    if (saved[id] !== undefined && known) $(id).value = saved[id];
+  }
+}
+
+async function listDevices() {
+  const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
+  const microphones = devices.filter(({ kind, deviceId }) => kind === "audioinput" && deviceId);
+  const chosen = $("device").value;
+  $("device").replaceChildren(new Option("default", ""));
+  microphones.forEach(({ deviceId, label }, index) => $("device").add(new Option(label || `microphone ${index + 1}`, deviceId)));
+  $("device").value = microphones.some(({ deviceId }) => deviceId === chosen) ? chosen : "";
+  document.querySelector("[data-choice=device]").hidden = microphones.length < 2;
+}
+
+// The log holds no audio.
+function logEvent(side, event) {
+  const shown = { ...event };
+  for (const key of ["audio", "delta"]) if (shown[key]?.length > 200) shown[key] = `(${shown[key].length} characters)`;
+  if (event.type !== "input_audio_buffer.append") eventLog.push({ time: new Date().toISOString(), side, ...shown });
+  eventLog = eventLog.slice(-MAX_EVENTS);
+}
+
+function download(name, text, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function talkAsText() {
+  return [...view.root.querySelectorAll(".turn")].map((turn) => {
+    const role = turn.classList.contains("user") ? "you" : config.model, remark = turn.querySelector("small");
+    return `${role}: ${turn.firstChild.textContent}${remark ? ` [${remark.textContent}]` : ""}\n`;
+  }).join("");
 }
 
 function showStop() { $("stop").hidden = !(responseId || playing); }
@@ -384,15 +618,30 @@ async function start() {
   fill("voice", config.voices);
   fill("style", config.styles);
   $("key-label").hidden = !config.needs_key;
+  $("examples").replaceChildren(...config.examples.map((text) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: text });
+    button.onclick = showErrors(() => ask(text));
+    return button;
+  }));
+  await listDevices();
+  loadSettings();
+  if (!window.isSecureContext) view.addNote("Over HTTP you can type, and hear the answers. A microphone needs HTTPS.");
   document.title = `${config.model} · speechgpt2`;
 }
+
+const MICROPHONE_ERRORS = {
+  NotAllowedError: "the browser does not allow the microphone: see the symbol beside the address",
+  NotFoundError: "there is no microphone",
+  NotReadableError: "another program uses the microphone",
+  OverconstrainedError: "the chosen microphone is not there any more",
+};
 
 const showErrors = (action) => async (event) => {
   try {
     await action(event);
   } catch (error) {
     stopListening();
-    setStatus(error.name === "NotAllowedError" ? "the browser does not allow the microphone" : error.message, true);
+    setStatus(MICROPHONE_ERRORS[error.name] ?? error.message, true);
   }
 };
 
@@ -408,10 +657,16 @@ $("clear").onclick = () => { // the next session starts without history
   connection.close();
   view.clear();
 };
-$("settings-button").onclick = () => {
-  $("settings").hidden = !$("settings").hidden;
-  $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
+$("settings-button").onclick = () => showSettings($("settings").hidden);
+$("save-talk").onclick = () => download("talk.txt", talkAsText(), "text/plain");
+$("save-events").onclick = () => {
+  download("events.jsonl", eventLog.map((event) => JSON.stringify(event) + "\n").join(""), "application/jsonl");
 };
 $("settings").onsubmit = (event) => event.preventDefault();
-for (const id of ["voice", "style", "responses", "turns", "instructions"]) $(id).onchange = () => connection.open && sendSettings();
+for (const id of REMEMBERED) {
+  $(id).onchange = () => {
+    saveSettings();
+    if (connection.open && id !== "device") sendSettings();
+  };
+}
 showErrors(start)();

@@ -1,0 +1,51 @@
+"""The access log: one line for each request and each WebSocket handshake, with an id that the client gets, too."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from speechgpt2.server.items import new_id
+
+log = logging.getLogger("sg2.access")
+QUIET = ("/health", "/ready", "/metrics")  # asked for every few seconds
+REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+
+
+class AccessLog:
+    """ASGI middleware. The header `X-Request-Id` of the client or of a proxy is kept; without one a new id is made."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and log it when it ends."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given if REQUEST_ID.fullmatch(given) else new_id("req").encode()
+        began, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+                status = message.get("status", 101)
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            if scope["path"] not in QUIET or status >= 400:
+                self._write(scope, status, time.monotonic() - began, request_id.decode())
+
+    def _write(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        client = scope.get("client") or ("unknown", 0)
+        fields: dict[str, Any] = {"client": client[0], "method": scope.get("method", "WS"), "path": scope["path"]}
+        fields |= {"status": status, "seconds": round(seconds, 3), "request": request_id}
+        log.log(logging.WARNING if status >= 500 else logging.INFO, "request", extra={"fields": fields})
