@@ -123,26 +123,18 @@ def merged_state(
 
     Args:
         model: A model, with adapters or without.
-        value: Maps the name and the tensor of a trained parameter to what is saved, such as its average.
+        value: Maps the name and the tensor of a parameter to what is saved, such as its average.
     """
-    modules, state = dict(model.named_modules()), dict[str, Tensor]()
-    for name, tensor in model.state_dict().items():
-        parent, _, kind = name.rpartition(".")
-        module = modules[parent]
+    state = {name: value(name, tensor) for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        at = f"{name}."
         if isinstance(module, LoraLinear):
-            if kind == "up":
-                up, down = value(name, tensor).float(), value(f"{parent}.down", module.down).float()
-                base = module.base.weight
-                state[f"{parent}.weight"] = (base.float() + module.scale * (up @ down)).to(base.dtype)
-        elif parent.endswith(".base") and isinstance(modules[parent.removesuffix(".base")], LoraLinear):
-            if kind == "bias":
-                state[f"{parent.removesuffix('.base')}.bias"] = tensor
+            up, down, base = (state.pop(at + part) for part in ("up", "down", "base.weight"))
+            state[f"{at}weight"] = (base.float() + module.scale * (up.float() @ down.float())).to(base.dtype)
+            if f"{at}base.bias" in state:
+                state[f"{at}bias"] = state.pop(f"{at}base.bias")
         elif isinstance(module, ExtendedEmbedding):
-            weight = module.embedding.weight.detach().clone()
-            weight[module.tokens] = value(name, tensor).to(weight.dtype)  # type: ignore[index]
-            state[f"{parent}.weight"] = weight
-        elif not (
-            parent.endswith(".embedding") and isinstance(modules[parent.removesuffix(".embedding")], ExtendedEmbedding)
-        ):
-            state[name] = value(name, tensor)
+            rows, weight = state.pop(f"{at}rows"), state.pop(f"{at}embedding.weight").clone()
+            weight[module.tokens] = rows.to(weight.dtype)  # type: ignore[index]
+            state[f"{at}weight"] = weight
     return state

@@ -17,6 +17,7 @@ from speechgpt2.lm.adapters import text_logits
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.packing import Batch
 from speechgpt2.training.labels import UNKNOWN
+from speechgpt2.types import Patches
 
 
 class TermWeights(NamedTuple):
@@ -77,7 +78,14 @@ class LMLosses(nn.Module):
         loss = w.text * terms["text"] + w.codes * codes + w.phones * terms["phones"] + w.draft * draft.get("draft", 0.0)
         for k, value in enumerate(each):
             terms[f"code_{k}"] = value
+        terms = {name: term.detach() for name, term in terms.items()}
         return loss, terms, {"words_right": words_right, "phones_right": phones_right, **drafts_right}
+
+    def text_error(self, patches: Patches) -> Tensor:
+        """Return the summed cross-entropy of all text tokens of `patches [1, P]` but the first."""
+        hidden, _ = self.model.backbone(self.model.embed(patches).float())
+        logits = text_logits(self.model, hidden[0, :-1]).float()
+        return F.cross_entropy(logits, patches.text[0, 1:], reduction="sum")
 
     def _text(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of text, and the accuracy of words."""

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2 import config as configs
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
-from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state, text_logits
+from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.model import CONFIG_FILE, WEIGHTS_FILE, SpeechLM
@@ -89,6 +88,7 @@ class LMTrainConfig:
     # Memory
     checkpoint_activations: bool = False  # compute the backbone's activations again in the backward pass
     compile: bool = False
+    sharded: bool = False  # weights, gradients and optimizer states are divided among the processes (FSDP)
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.accumulate < 1 or self.row_patches < 2:
@@ -134,11 +134,16 @@ class LMTrainer:
                 if not parameter.requires_grad and parameter.dim() > 1:
                     parameter.data = parameter.data.bfloat16()
         distributed.broadcast_weights(self.losses)
+        self.is_sharded = config.sharded and distributed.world_size() > 1
+        layers = [*model.backbone.layers, *model.patch_decoder.stack.layers]
         _prepare_layers(model, config)
+        if self.is_sharded:
+            distributed.shard(self.losses, layers, ("text_error",))
         self.trained = {name: p for name, p in self.losses.named_parameters() if p.requires_grad}
         self.average = WeightAverage(self.trained, config.average) if config.average else None
         groups = parameter_groups(self.trained, config)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)  # type: ignore[arg-type]
+        adam: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "fused": not self.is_sharded}
+        self.optimizer = torch.optim.AdamW(groups, **adam)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self.perplexity_before: float | None = None
 
@@ -164,9 +169,10 @@ class LMTrainer:
                 loss, terms, values = self.losses(batch, totals)
             (loss * distributed.world_size()).backward()  # gradients are averaged, the parts of the loss add up
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach()
-        distributed.average_gradients(self.trained.values())
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.trained.values(), config.clip)
+                sums[name] = sums.get(name, 0) + term
+        if not self.is_sharded:  # else the backward pass has averaged them
+            distributed.average_gradients(self.trained.values())
+        values["grad_norm"] = distributed.whole(nn.utils.clip_grad_norm_(self.trained.values(), config.clip))
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.trained, step)
@@ -199,10 +205,8 @@ class LMTrainer:
             patches = tasks.plain_text(self.model.prompt, text).patches
             patches = type(patches)(*(part[:, : self.config.row_patches].to(self.device) for part in patches))
             with self.autocast:
-                hidden, _ = self.model.backbone(self.model.embed(patches).float())
-                logits = text_logits(self.model, hidden[0, :-1]).float()
-            error += float(F.cross_entropy(logits, patches.text[0, 1:], reduction="sum"))
-            count += len(logits)
+                error += float(self.losses.text_error(patches))
+            count += patches.text.shape[1] - 1
         return math.exp(error / count)
 
     def _checked_perplexity(self, step: int) -> float:
@@ -219,9 +223,9 @@ class LMTrainer:
         """Return everything that the next step depends on. Frozen weights are those that the run began with."""
         return {
             "step": step,
-            "trained": {name: p.detach() for name, p in self.trained.items()},
-            "average": self.average.values if self.average is not None else {},
-            "optimizer": self.optimizer.state_dict(),
+            "trained": distributed.whole({name: p.detach() for name, p in self.trained.items()}),
+            "average": distributed.whole(self.average.values) if self.average is not None else {},
+            "optimizer": distributed.whole(self.optimizer.state_dict()),
             "perplexity_before": self.perplexity_before,
         }
 
@@ -237,9 +241,16 @@ class LMTrainer:
         if {n: t.shape for n, t in content["trained"].items()} != {n: p.shape for n, p in self.trained.items()}:
             raise ValueError("it trains other parameters, or other sizes")
         for name, value in content["trained"].items():
-            self.trained[name].copy_(value)
+            self.trained[name].copy_(distributed.sharded_like(value, self.trained[name]))
         if self.average is not None:
-            self.average.values = {name: value.to(self.device) for name, value in content["average"].items()}
+            averages = content["average"].items()
+            self.average.values = {
+                name: distributed.sharded_like(value.to(self.device), self.trained[name]) for name, value in averages
+            }
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, state in content["optimizer"]["state"].items():
+            for key, value in state.items():
+                state[key] = distributed.sharded_like(value, parameters[number])
         self.optimizer.load_state_dict(content["optimizer"])
         self.perplexity_before = content["perplexity_before"]
         return content["step"]
@@ -247,10 +258,13 @@ class LMTrainer:
     def export(self, run: RunFolder, step: int) -> None:
         """Write the averaged model to the run's folder, with adapters merged."""
         averages = self.average.values if self.average is not None else {}
-        tensors = merged_state(self.model, lambda name, tensor: averages.get(f"model.{name}", tensor))
-        configs.dump(self.model.config, run.folder / CONFIG_FILE)
-        self.model.prompt.tokenizer.save(str(run.folder / "tokenizer.json"))
-        hub.save_tensors(run.folder / WEIGHTS_FILE, tensors)
+        tensors = merged_state(
+            self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor))
+        )
+        if run.leads:
+            configs.dump(self.model.config, run.folder / CONFIG_FILE)
+            self.model.prompt.tokenizer.save(str(run.folder / "tokenizer.json"))
+            hub.save_tensors(run.folder / WEIGHTS_FILE, tensors)
 
 
 def freeze(model: SpeechLM, patterns: tuple[str, ...]) -> None:

@@ -3,6 +3,10 @@
 On a CPU two processes of one thread train faster than one process of two threads, which wait for each other at every
 operation. On a machine with several accelerators each process takes one. With a single process all functions here do
 nothing, so a trainer is written once.
+
+`shard` divides weights, gradients and optimizer states among the processes (FSDP2, Zhao et al., 2023,
+https://arxiv.org/abs/2304.11277), for models that one device cannot hold. Checkpoints hold whole tensors, so a run may
+go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -11,10 +15,12 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from speechgpt2.errors import UserError
 
@@ -23,6 +29,8 @@ LOST = 3.0  # seconds in which a process whose connection broke must have ended
 
 def launch(processes: int, work: Callable[[], None]) -> None:
     """Call `work` in several connected processes, of which this one is the first.
+
+    Under `torchrun` the processes are there already, on one machine or several, and `processes` is ignored.
 
     If the first process ends for any reason, the others lose their connection and end too.
 
@@ -33,12 +41,15 @@ def launch(processes: int, work: Callable[[], None]) -> None:
         processes: How many.
         work: The function. It must be picklable, such as a partial of a module's function.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", work)
+        return
     if processes == 1:
         work()
         return
     threads, spawn = torch.get_num_threads(), torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        given = (processes, os.path.join(folder, "meet"), work)
+        given = (processes, f"file://{folder}/meet", work)
         others = [spawn.Process(target=_follow, args=(rank, *given), daemon=True) for rank in range(1, processes)]
         for other in others:
             other.start()
@@ -72,10 +83,9 @@ def _join(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> 
     if cuda:
         torch.cuda.set_device(rank % torch.cuda.device_count())
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
-    )
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=processes)
     try:
         work()
     finally:
@@ -123,6 +133,41 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter, count, mean in zip(trained, counts.tolist(), means, strict=True):
         if count:
             parameter.grad = mean.view_as(parameter)
+
+
+def shard(module: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str] = ()) -> None:
+    """Divide the parameters of `module` among the processes, those of each layer together.
+
+    Args:
+        module: What is called in a step. Its weights must be the same in all processes.
+        layers: Parts whose weights are whole only while they compute.
+        methods: Names of further methods of `module` that need its weights.
+    """
+    if world_size() == 1:
+        return
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for layer in layers:
+        fully_shard(layer)
+    fully_shard(module)
+    for method in methods:
+        register_fsdp_forward_method(module, method)
+
+
+def whole(value: Any) -> Any:
+    """Return a tree of tensors in which sharded tensors are whole. All processes must call it."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(item) for item in value)
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
+    """Return a whole tensor as a tensor that is sharded as `reference` is, or unchanged if that is whole."""
+    if not isinstance(reference, DTensor) or value.shape != reference.shape:
+        return value
+    return distribute_tensor(value.to(reference.device), reference.device_mesh, reference.placements)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
@@ -94,8 +95,11 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
         for step in _steps(first, config, meter, run, what):
             guard.step = step
             meter.add(trainer.step(step))
-            if run.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-                run.save(**trainer.content(step + 1))
+            is_due = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+            if is_due and (run.leads or getattr(trainer, "is_sharded", False)):  # shards are gathered by all
+                content = trainer.content(step + 1)
+                if run.leads:
+                    run.save(**content)
                 trainer.export(run, step + 1)
 
 
@@ -121,7 +125,7 @@ class GradientGuard:
 
     def _check(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and not bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()):
+        if gradients and not bool(distributed.whole(get_total_norm(gradients)).isfinite()):
             raise UserError(
                 f"step {self.step + 1}: the gradient is not finite, so the step is not taken; {self.run.last_good()}. "
                 "Lower peak_lr or look for damaged data, and go on with --resume"

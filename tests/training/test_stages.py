@@ -1,5 +1,6 @@
 """Stages: what is frozen stays, text perplexity is watched, and a step does not depend on how it is divided."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from speechgpt2.errors import UserError
+from speechgpt2.lm import train as lm_train
 from speechgpt2.lm.adapters import LoraConfig
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.example import TurnPair, training_example
@@ -55,6 +57,13 @@ def trainer_of(config, lm=None):
 @pytest.fixture(autouse=True)
 def precise(monkeypatch):
     monkeypatch.setattr("speechgpt2.lm.train.has_fast_bf16", lambda device: False)
+
+
+def in_float32(config):
+    """What the fixture does, in a process of its own."""
+    torch.set_num_threads(1)
+    lm_train.has_fast_bf16 = lambda device: False
+    return config
 
 
 def test_alignment_changes_no_weight_of_the_text_model(tmp_path):
@@ -109,15 +118,41 @@ def test_accumulation_gives_the_losses_of_one_large_batch():
 
 
 def save_losses(config, path):
-    torch.set_num_threads(1)
-    found = losses_of(config)
+    found = losses_of(in_float32(config))
     if distributed.rank() == 0:
         torch.save(found, path)
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
     distributed.launch(2, partial(save_losses, replace(STAGE, rows=2), tmp_path / "losses.pt"))
-    assert torch.load(tmp_path / "losses.pt") == pytest.approx(losses_of(replace(STAGE, rows=4)), rel=0.02)
+    assert torch.load(tmp_path / "losses.pt") == pytest.approx(losses_of(replace(STAGE, rows=4)), rel=1e-4)
+
+
+def train_sharded(config, folder, resume):
+    lm = model()
+    train(in_float32(config), lm, Numbers(lm.prompt), str(folder), resume)
+
+
+@pytest.mark.parametrize("lora", (None, LoraConfig(rank=2)))
+def test_sharded_run_equals_one_process_and_resumes_there(lora, tmp_path):
+    frozen = ("backbone.*", "text_embedding.*") if lora else ()
+    config = replace(STAGE, rows=4, lora=lora, freeze=frozen, new_tokens=bool(lora), max_perplexity_ratio=9.0)
+    sharded = replace(config, rows=2, sharded=True)
+    train_sharded(config, tmp_path / "one", False)
+    distributed.launch(2, partial(train_sharded, sharded, tmp_path / "two", False))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        for name in ("text", "codes", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3), name
+    first, second = (SpeechLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=0)
+    # one process goes on with the run of two
+    train_sharded(replace(config, steps=6), tmp_path / "two", True)
+    assert torch.load(tmp_path / "two" / "checkpoint.pt")["step"] == 6
 
 
 def test_rates_of_parts():
