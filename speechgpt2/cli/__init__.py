@@ -64,7 +64,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": checkpoint.convert,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "train": ("Train a codec or a language model.", {"codec": train.codec, "lm": train.lm}),
+    "train": (
+        "Train a codec or a language model, and plan and inspect runs.",
+        {"codec": train.codec, "lm": train.lm, "show": train.show, "plan": train.plan},
+    ),
     "bench": (
         "Measure speed on this machine.",
         {

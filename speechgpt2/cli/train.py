@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,12 @@ Init = Annotated[str | None, typer.Option(help="Model folder to initialise the w
 TextModel = Annotated[
     str | None,
     typer.Option(help="Text model to begin with: a folder, a Hugging Face id or a GGUF file (Qwen2, Qwen3, Llama)."),
+]
+Codes = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the encoded data, which several runs may share. [default: RUN/codes]", metavar="FOLDER"
+    ),
 ]
 Favour = Annotated[float, typer.Option(min=0.1, help="Sample the assistant's voices this many times as often.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from RUN's last checkpoint.")]
@@ -66,6 +72,7 @@ def lm(
     codec: CodecName,
     out: RunFolder,
     licence: Licence = "",
+    codes: Codes = None,
     resume: Resume = False,
     init: Init = None,
     text_model: TextModel = None,
@@ -75,11 +82,77 @@ def lm(
     """Train a language model on data encoded by a codec. The result is a model folder in RUN.
 
     It begins with --init, a speech model; with --text-model, a text model that gets new speech parts; or else anew.
-    Every utterance is encoded once. The codes are kept in RUN/codes, and a stopped run goes on with what is missing.
+    Every utterance is encoded once. The codes are kept in RUN/codes (or --codes), and a stopped run goes on with what is missing.
     """
     from speechgpt2.training import distributed
 
-    distributed.launch(processes, partial(_lm, config, data, licence, codec, out, resume, init, text_model, device))
+    distributed.launch(
+        processes, partial(_lm, config, data, licence, codec, out, codes, resume, init, text_model, device)
+    )
+
+
+def show(
+    config: Config,
+    data: Data,
+    codec: CodecName,
+    out: RunFolder,
+    licence: Licence = "",
+    codes: Codes = None,
+    init: Init = None,
+    text_model: TextModel = None,
+    count: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 3,
+    device: Device = "auto",
+) -> None:
+    """Print training examples of every task of a stage: text, what is learnt, and the speech as WAV files in RUN/show.
+
+    The options are those of `sg2 train lm`. Nothing is trained; codes are kept for the training run.
+    """
+    from speechgpt2.corpus.show_examples import show_examples
+
+    _, _, source, speech_codec = _prepared(
+        config, data, licence, codec, codes or out / "codes", init, text_model, device
+    )
+    show_examples(source, speech_codec, count, out / "show")
+
+
+def plan(
+    config: Config,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Model to plan for: `released` (7.7 B), a built-in name or a folder.", metavar="NAME"),
+    ] = None,
+    text_model: TextModel = None,
+    memory: Annotated[float, typer.Option(min=1, help="GiB of a device.")] = 80.0,
+    tflops: Annotated[
+        float, typer.Option(min=0.01, help="10¹² operations that a device computes in a second.")
+    ] = 300.0,
+) -> None:
+    """Print the memory and the time of a training step on 1 to 64 devices, without any weights.
+
+    Fails if the run does not fit any of them.
+    """
+    from speechgpt2 import config as configs
+    from speechgpt2.corpus.model_setup import planned_shape
+    from speechgpt2.lm import train_plan
+    from speechgpt2.lm.train import LMTrainConfig
+
+    settings = configs.load(LMTrainConfig, config)
+    cost = train_plan.step_cost(settings, planned_shape(settings, init, text_model))
+    print(f"trained {cost.trained / 1e6:.1f} M parameters, frozen {cost.frozen / 1e6:.1f} M; GiB of each device:")
+    print("devices  weights  states  activations  all   s/step")
+    fits = False
+    for devices in train_plan.DEVICES:
+        p = train_plan.plan(settings, cost, devices, tflops * 1e12)
+        parts = [part / train_plan.GIB for part in (p.weights, p.states, p.activations, p.memory)]
+        is_enough = parts[-1] * train_plan.MARGIN <= memory
+        fits = fits or is_enough
+        columns = "{:7.2f}  {:6.2f}  {:11.2f}  {:5.2f}".format(*parts)
+        print(f"{devices:7d}  {columns}  {p.seconds:.3g}{'' if is_enough else '  does not fit'}")
+    if not fits:
+        raise UserError(
+            f"this run does not fit devices of {memory:g} GiB; try `sharded: true`, `checkpoint_activations: true`, "
+            "fewer rows, or `lora` with a frozen backbone"
+        )
 
 
 def _codec(
@@ -106,31 +179,43 @@ def _lm(
     licence: str,
     codec: str,
     out: Path,
+    codes: Path | None,
     resume: bool,
     init: str | None,
     text_model: str | None,
     device: str,
 ) -> None:
-    import torch
+    from speechgpt2.lm.train import train
 
+    settings, model, source, _ = _prepared(
+        config, data, licence, codec, codes or out / "codes", init, text_model, device
+    )
+    train(settings, model, source, str(out), resume, str(torch_device(device)))
+
+
+def _prepared(
+    config: Path,
+    data: list[str],
+    licence: str,
+    codec: str,
+    codes: Path,
+    init: str | None,
+    text_model: str | None,
+    device: str,
+) -> tuple[Any, Any, Any, Any]:
+    """Return the configuration, the model, the source of examples and the codec of a training run."""
     from speechgpt2 import config as configs
     from speechgpt2.codec.model import Codec
     from speechgpt2.corpus.codes import encode_data
     from speechgpt2.corpus.data_config import read_data_configs
-    from speechgpt2.corpus.model_setup import from_text, going_on, new_model
+    from speechgpt2.corpus.model_setup import model_to_train
     from speechgpt2.corpus.task_dataset import TaskSource
-    from speechgpt2.lm.model import SpeechLM
-    from speechgpt2.lm.train import LMTrainConfig, train
+    from speechgpt2.lm.train import LMTrainConfig
 
     if init and text_model:
         raise UserError("give --init or --text-model, not both")
     settings = configs.load(LMTrainConfig, config)
-    speech_codec, place = Codec.from_pretrained(codec), torch_device(device)
-    coded = encode_data(read_data_configs(data, licence), speech_codec, out / "codes", place)
-    if init:
-        model = going_on(SpeechLM.from_pretrained(init, torch.float32), settings, speech_codec)
-    elif text_model:
-        model = from_text(text_model, settings, speech_codec)
-    else:
-        model = new_model(settings, coded, speech_codec)
-    train(settings, model, TaskSource(coded, model.prompt, settings.mix), str(out), resume, str(place))
+    speech_codec = Codec.from_pretrained(codec)
+    coded = encode_data(read_data_configs(data, licence), speech_codec, codes, torch_device(device))
+    model = model_to_train(settings, coded, speech_codec, init, text_model)
+    return settings, model, TaskSource(coded, model.prompt, settings.mix), speech_codec

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import torch
 
+from speechgpt2 import config as configs
+from speechgpt2 import hub
 from speechgpt2.codec.model import Codec
 from speechgpt2.corpus.codes import CodedData
 from speechgpt2.corpus.store import PAD_TO
 from speechgpt2.errors import UserError
+from speechgpt2.lm import huggingface, released, train_plan
 from speechgpt2.lm.config import LMConfig, PromptConfig
 from speechgpt2.lm.draft_head import DraftHead
-from speechgpt2.lm.model import SpeechLM, initialize
+from speechgpt2.lm.model import CONFIG_FILE, SpeechLM, initialize
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.text_model import from_text_model
+from speechgpt2.lm.text_model import from_text_model, read_text_model
 from speechgpt2.lm.tokenizer import train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig
 
@@ -33,6 +36,42 @@ def silence_frame(codec: Codec) -> tuple[int, ...]:
     """Return the codes of the frame that encodes silence, after a second of it."""
     device = next(codec.parameters()).device
     return tuple(codec.encode(torch.zeros(1, 25 * PAD_TO, device=device))[0, -1].tolist())
+
+
+def model_to_train(
+    config: LMTrainConfig, data: CodedData, codec: Codec, init: str | None, text_model: str | None
+) -> SpeechLM:
+    """Return the speech model `init`, or one that begins with `text_model`, or a new one. Raises `UserError`."""
+    if init:
+        return going_on(SpeechLM.from_pretrained(init), config, codec)
+    return from_text(text_model, config, codec) if text_model else new_model(config, data, codec)
+
+
+def planned_shape(config: LMTrainConfig, init: str | None, text_model: str | None) -> LMConfig:
+    """Return the sizes of the model that `model_to_train` would return, from its configuration alone.
+
+    Args:
+        config: The run.
+        init: "released" for the sizes of the released model, or a built-in name, a folder or a Hugging Face id.
+        text_model: As for `from_text_model`.
+
+    Raises:
+        UserError: If nothing says the sizes.
+    """
+    if init == "released":
+        return train_plan.RELEASED
+    if init:
+        path = hub.resolve(init, CONFIG_FILE, "config.json")
+        if path.name == CONFIG_FILE:
+            return configs.load(LMConfig, path)
+        return released.read_config(path.parent, huggingface.read_tensors(path.parent), None)
+    if config.patch_decoder is None:
+        raise UserError("give --init or --text-model, or write the sizes of a new model into the configuration")
+    if text_model:
+        return LMConfig(read_text_model(text_model).backbone, config.patch_decoder, PromptConfig(tools=True))
+    if config.backbone is None:
+        raise UserError("give --init or --text-model, or write `backbone` into the configuration")
+    return LMConfig(config.backbone, config.patch_decoder, PromptConfig(chain_of_modality=True))
 
 
 def new_model(config: LMTrainConfig, data: CodedData, codec: Codec) -> SpeechLM:

@@ -81,18 +81,32 @@ class ExtendedEmbedding(nn.Module):
         return logits.index_copy(-1, self.tokens, new.to(logits.dtype))  # type: ignore[arg-type]
 
 
+class ExtendedHead(nn.Module):
+    """A frozen text head with trained rows for some tokens, `rows [n, D]`."""
+
+    def __init__(self, head: nn.Linear, tokens: Sequence[int]):
+        super().__init__()
+        self.head = head.requires_grad_(False)
+        self.register_buffer("tokens", torch.tensor(list(tokens)), persistent=False)
+        self.rows = nn.Parameter(head.weight[list(tokens)].detach().float().clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[..., D]` to logits `[..., vocab]`."""
+        logits, new = self.head(hidden), F.linear(hidden, self.rows.to(hidden.dtype))
+        return logits.index_copy(-1, self.tokens, new.to(logits.dtype))  # type: ignore[arg-type]
+
+
 def add_adapters(model: SpeechLM, lora: LoraConfig | None, new_tokens: bool) -> None:
-    """Put LoRA beside matrices, and rows for the special tokens beside the text embedding.
+    """Put LoRA beside matrices, and rows for the special tokens beside the text embedding and the text head.
 
     Raises:
-        UserError: If no matrix matches the targets, or if new tokens need a text head of their own.
+        UserError: If no matrix matches the targets.
     """
     if new_tokens:
+        tokens = sorted({t for t in model.prompt.special_ids if t >= 0})
+        model.text_embedding = ExtendedEmbedding(model.text_embedding, tokens)  # type: ignore[assignment]
         if model.text_head is not None:
-            raise UserError("new_tokens needs a tied text head; train text_embedding and text_head instead")
-        model.text_embedding = ExtendedEmbedding(  # type: ignore[assignment]
-            model.text_embedding, sorted({t for t in model.prompt.special_ids if t >= 0})
-        )
+            model.text_head = ExtendedHead(model.text_head, tokens)  # type: ignore[assignment]
     if lora is None:
         return
     names = [
@@ -112,7 +126,8 @@ def text_logits(model: SpeechLM, hidden: Tensor) -> Tensor:
     """Map `hidden [N, D]` to text logits `[N, vocab]`, with the rows of new tokens."""
     logits = model.text_logits(hidden)
     embedding: nn.Module = model.text_embedding
-    return embedding.extend(logits, hidden) if isinstance(embedding, ExtendedEmbedding) else logits
+    is_tied = model.text_head is None
+    return embedding.extend(logits, hidden) if is_tied and isinstance(embedding, ExtendedEmbedding) else logits
 
 
 @torch.no_grad()
@@ -133,8 +148,9 @@ def merged_state(
             state[f"{at}weight"] = (base.float() + module.scale * (up.float() @ down.float())).to(base.dtype)
             if f"{at}base.bias" in state:
                 state[f"{at}bias"] = state.pop(f"{at}base.bias")
-        elif isinstance(module, ExtendedEmbedding):
-            rows, weight = state.pop(f"{at}rows"), state.pop(f"{at}embedding.weight").clone()
+        elif isinstance(module, (ExtendedEmbedding, ExtendedHead)):
+            frozen = "embedding" if isinstance(module, ExtendedEmbedding) else "head"
+            rows, weight = state.pop(f"{at}rows"), state.pop(f"{at}{frozen}.weight").clone()
             weight[module.tokens] = rows.to(weight.dtype)  # type: ignore[index]
             state[f"{at}weight"] = weight
     return state

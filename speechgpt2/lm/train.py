@@ -123,20 +123,19 @@ class LMTrainer:
         self.config, self.source, self.device = config, source, device
         if len(config.code_weights) != model.config.codebooks:
             raise UserError(f"code_weights needs {model.config.codebooks} values, one for each codebook")
-        self.model = model
+        self.model, self.dtype = model, model.dtype
         freeze(model, config.freeze)
         torch.manual_seed(config.seed)
         add_adapters(model, config.lora, config.new_tokens)
         self.losses = LMLosses(model, len(source.phones), config.weights).to(device).train()
         half = has_fast_bf16(device)
-        if half:
-            for parameter in model.parameters():
-                if not parameter.requires_grad and parameter.dim() > 1:
-                    parameter.data = parameter.data.bfloat16()
+        for parameter in model.parameters():
+            is_half = half and not parameter.requires_grad and parameter.dim() > 1
+            parameter.data = parameter.data.to(torch.bfloat16 if is_half else torch.float32)
         distributed.broadcast_weights(self.losses)
         self.is_sharded = config.sharded and distributed.world_size() > 1
         layers = [*model.backbone.layers, *model.patch_decoder.stack.layers]
-        _prepare_layers(model, config)
+        prepare_layers(model, config)
         if self.is_sharded:
             distributed.shard(self.losses, layers, ("text_error",))
         self.trained = {name: p for name, p in self.losses.named_parameters() if p.requires_grad}
@@ -256,10 +255,10 @@ class LMTrainer:
         return content["step"]
 
     def export(self, run: RunFolder, step: int) -> None:
-        """Write the averaged model to the run's folder, with adapters merged."""
+        """Write the averaged model to the run's folder, with adapters merged, in the precision that it began with."""
         averages = self.average.values if self.average is not None else {}
         tensors = merged_state(
-            self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor))
+            self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor)).to(self.dtype)
         )
         if run.leads:
             configs.dump(self.model.config, run.folder / CONFIG_FILE)
@@ -271,7 +270,8 @@ def freeze(model: SpeechLM, patterns: tuple[str, ...]) -> None:
     """Exclude the parameters whose names match a pattern. Raises `UserError` if a pattern matches none, or all are."""
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        is_tied = pattern == "text_head.*" and model.text_head is None  # then there is nothing to freeze
+        if not is_tied and not any(fnmatchcase(name, pattern) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
             raise UserError(f"freeze: no parameter matches '{pattern}'; the parts of this model are {', '.join(parts)}")
     for name, parameter in model.named_parameters():
@@ -297,7 +297,8 @@ def parameter_groups(trained: dict[str, nn.Parameter], config: LMTrainConfig) ->
     ]
 
 
-def _prepare_layers(model: SpeechLM, config: LMTrainConfig) -> None:
+def prepare_layers(model: SpeechLM, config: LMTrainConfig) -> None:
+    """Let the backbone's layers be compiled, or computed again in the backward pass, as the configuration says."""
     for layer in model.backbone.layers:
         if config.checkpoint_activations:
             layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]

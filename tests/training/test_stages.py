@@ -9,6 +9,7 @@ import torch
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm import train as lm_train
+from speechgpt2.lm import train_plan
 from speechgpt2.lm.adapters import LoraConfig
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.example import TurnPair, training_example
@@ -194,3 +195,47 @@ def test_frozen_backbone_keeps_its_perplexity():
 def test_mistakes_in_a_stage_are_named(change, message):
     with pytest.raises(UserError, match=message):
         trainer_of(replace(STAGE, **change))
+
+
+@pytest.mark.parametrize("width, layers", ((32, 2), (64, 3), (96, 4)))
+def test_planned_memory_is_what_a_run_takes(width, layers):
+    shape = tiny_config(width=width, layers=layers, ffn=2 * width, tied_embeddings=True)
+    config = replace(STAGE, row_patches=256, freeze=("text_embedding.*",))
+    trainer = trainer_of(config, SpeechLM(shape, tiny_tokenizer()))
+    batch = trainer.batches(0)[0]
+    totals = trainer.losses.totals(batch)
+    learnt = [float(mask[:, 1:].sum()) / mask.numel() for mask in (batch.text_loss_mask, batch.code_loss_mask)]
+    cost = train_plan.step_cost(config, shape, half=False, fused=False, shares=tuple(learnt))
+    planned = train_plan.plan(config, cost, 1, 1e12)
+    with train_plan.SavedBytes(trainer.losses.parameters()) as saved:
+        outputs = trainer.losses(batch, totals)  # kept, and with them what they saved
+    assert outputs[0].isfinite()
+    trainer.step(0)
+    weights = sum(p.numel() * 4 for p in trainer.model.parameters())
+    states = sum(t.numel() * 4 for s in trainer.optimizer.state.values() for t in s.values() if t.dim())
+    gradients = sum(p.grad.numel() * 4 for p in trainer.trained.values() if p.grad is not None)
+    averages = sum(t.numel() * 4 for t in trainer.average.values.values())
+    assert planned.weights == pytest.approx(weights, rel=0.01)
+    assert planned.states == pytest.approx(states + gradients + averages, rel=0.05)
+    logits = int(batch.text_loss_mask[:, 1:].sum()) * shape.backbone.vocab * 4
+    measured = weights + states + gradients + averages + saved.bytes + 2 * logits  # with the gradients of the logits
+    assert planned.memory == pytest.approx(measured, rel=0.15)
+    fewer = train_plan.step_cost(replace(config, checkpoint_activations=True), shape, False, False, tuple(learnt))
+    assert fewer.kept < cost.kept
+
+
+def test_plan_of_the_released_model():
+    config = replace(
+        STAGE,
+        freeze=("*",),
+        lora=LoraConfig(rank=32),
+        rows=1,
+        row_patches=1024,
+        checkpoint_activations=True,
+        average=0.0,
+    )
+    cost = train_plan.step_cost(config, train_plan.RELEASED)
+    assert 7.5e9 < cost.frozen < 8e9 and cost.trained < 1e8
+    plans = [train_plan.plan(replace(config, sharded=True), cost, n, 4e14) for n in train_plan.DEVICES]
+    assert 14 < plans[0].memory / train_plan.GIB < 24  # a card of 24 GB, nearly
+    assert [p.memory for p in plans] == sorted((p.memory for p in plans), reverse=True)
