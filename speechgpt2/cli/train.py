@@ -82,13 +82,12 @@ def lm(
     """Train a language model on data encoded by a codec. The result is a model folder in RUN.
 
     It begins with --init, a speech model; with --text-model, a text model that gets new speech parts; or else anew.
-    Every utterance is encoded once. The codes are kept in RUN/codes (or --codes), and a stopped run goes on with what is missing.
+    Every utterance is encoded once. The codes are kept in --codes, and a stopped run goes on with what is missing.
     """
     from speechgpt2.training import distributed
 
-    distributed.launch(
-        processes, partial(_lm, config, data, licence, codec, out, codes, resume, init, text_model, device)
-    )
+    given = config, data, licence, codec, codes or out / "codes", init, text_model, device
+    distributed.launch(processes, partial(_lm, out, resume, *given))
 
 
 def show(
@@ -173,24 +172,12 @@ def _codec(
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 
-def _lm(
-    config: Path,
-    data: list[str],
-    licence: str,
-    codec: str,
-    out: Path,
-    codes: Path | None,
-    resume: bool,
-    init: str | None,
-    text_model: str | None,
-    device: str,
-) -> None:
+def _lm(out: Path, resume: bool, *given: Any) -> None:
     from speechgpt2.lm.train import train
 
-    settings, model, source, _ = _prepared(
-        config, data, licence, codec, codes or out / "codes", init, text_model, device
-    )
-    train(settings, model, source, str(out), resume, str(torch_device(device)))
+    settings, model, source, _ = _prepared(*given)
+    device = str(torch_device(given[-1]))
+    train(settings, model, source, str(out), resume, device)
 
 
 def _prepared(
