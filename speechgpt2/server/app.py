@@ -3,7 +3,9 @@
 GET  /                     the page            GET  /health /ready /metrics /page-config
 WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
-POST /v1/chat/completions · /v1/audio/speech · /v1/audio/transcriptions, GET /v1/models      rest.py
+POST /v1/chat/completions, GET /v1/models                        rest.py
+POST /v1/audio/speech · /v1/audio/transcriptions                 audio_api.py
+POST /v1/responses         responses_api.py
 """
 
 from __future__ import annotations
