@@ -29,9 +29,10 @@ from speechgpt2.codec.listener import Listener
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
+from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
-from speechgpt2.training.run import RunFolder, WeightAverage, generators, has_fast_bf16, learning_rate
+from speechgpt2.training.run import RunFolder, WeightAverage, generators, learning_rate
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # batches for the k-means that initialises the codebooks

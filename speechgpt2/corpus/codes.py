@@ -35,8 +35,8 @@ from speechgpt2.corpus.data_config import DataConfig
 from speechgpt2.corpus.formats import DataPart, find_parts
 from speechgpt2.corpus.store import PAD_TO, CorpusItem, Record
 from speechgpt2.errors import UserError
+from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed
-from speechgpt2.training.run import has_fast_bf16
 from speechgpt2.types import SAMPLE_RATE
 
 BATCH = 16  # utterances per batch of the encoder

@@ -30,8 +30,9 @@ from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.model import CONFIG_FILE, WEIGHTS_FILE, SpeechLM
 from speechgpt2.lm.packing import Batch, ExampleSource, pack
 from speechgpt2.lm.tasks import TaskMix
+from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
-from speechgpt2.training.run import RunFolder, WeightAverage, has_fast_bf16, learning_rate, seed_step
+from speechgpt2.training.run import RunFolder, WeightAverage, learning_rate, seed_step
 
 GATE_TEXTS = 32  # held-out texts whose perplexity is watched
 

@@ -322,15 +322,6 @@ def _named(trained: Mapping[str, Tensor] | torch.nn.Module) -> Mapping[str, Tens
     return dict(trained.named_parameters()) if isinstance(trained, torch.nn.Module) else trained
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the hardware computes in bfloat16. Emulation is many times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = torch.backends.cpu.get_cpu_capability()
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "AMX" in flags or bool(has()) or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-
-
 def _plain(value: Any) -> Any:
     """Return a value as it reads back from YAML: tuples are lists."""
     return json.loads(json.dumps(value, default=str))

@@ -23,7 +23,7 @@ from speechgpt2.lm.train import LMTrainConfig, LMTrainer
 from speechgpt2.lm.train import train as train_lm
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
-from speechgpt2.training.run import WeightAverage, has_fast_bf16, learning_rate
+from speechgpt2.training.run import WeightAverage, learning_rate
 
 
 class Vowels:
@@ -265,7 +265,3 @@ def test_weight_average_follows_the_weights(tiny_lm):
     for step in range(300):
         average.update(model, step)
     assert torch.allclose(average.values["weight"], model.weight, atol=1e-4)
-
-
-def test_has_fast_bf16_returns_a_bool():
-    assert has_fast_bf16(torch.device("cpu")) in (True, False)
