@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
+    "styletts": BASE | {"nn", "extras"},  # Kokoro's network
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
     "lm": FOUNDATION | {"training", "extras"},
@@ -65,7 +66,7 @@ MAY_IMPORT_LATE = {
     "__init__": {"types", "codec", "lm", "chat"},  # the public names, on first use
     "data": {"chat"},  # a recogniser may be a model of this project
     "asr": {"chat"},  # a model of this project may be a recogniser
-    "tts": {"chat", "lm"},  # a voice may be a model of this project
+    "tts": {"chat", "lm", "styletts"},  # a voice may be a model of this project, or Kokoro's
 }
 
 # unit of a package with sub-packages: the units of the same package that it may import.

@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "realtime": bench.realtime,
             "soak": bench.soak,
             "data": bench.data,
+            "voices": bench.voices,
             "kb": bench.kb,
         },
     ),

@@ -110,6 +110,20 @@ def data(
     data.main(cores, sentences, conversations, recordings, records, out)
 
 
+def voices(
+    voices: Annotated[
+        str, typer.Option(help="Set of voices: classic (espeak-ng, flite) or natural (Kokoro).")
+    ] = "natural",
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences of each of the assistant's voices.")] = 10,
+    out: ReportFile = None,
+) -> None:
+    """Time speech synthesis: CPU seconds for a second of speech, in one thread."""
+    from speechgpt2.bench import voices as bench
+
+    check_report_file(out)
+    bench.main(voices, sentences, out)
+
+
 def kb(
     documents: Annotated[int, typer.Option(min=1, help="Number of small documents.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Random seed of the documents.")] = 0,

@@ -1,8 +1,9 @@
-"""Kokoro-82M (hexgrad, Apache-2.0): natural voices in English and Mandarin, by ONNX Runtime.
+"""Kokoro-82M (hexgrad, Apache-2.0): natural voices in English and Mandarin.
 
 A voice's name is one of the model's 54 (`VOICES`) or a mixture, as ``af_heart:60+am_adam:40``: the voices' style
 vectors, averaged with these weights. `Voice.rate` sets the speed, 175 being the model's own. The model's durations give
-the times of symbols to 25 ms, and from them those of phones and words. Equal arguments give equal samples.
+the times of symbols to 25 ms, and from them those of phones and words. Equal arguments give equal samples on one
+machine. The network (`speechgpt2.styletts`) runs on a GPU if there is one, in bfloat16 where the hardware has it.
 
 The files are ``kokoro-v1.0.int8.onnx`` and ``voices-v1.0.bin`` of the kokoro-onnx project, both of Kokoro-82M v1.0,
 checked by SHA-256. They are looked for in the folder that the environment variable ``SG2_KOKORO`` names, else in the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ import numpy as np
 
 from speechgpt2 import download
 from speechgpt2.errors import UserError
-from speechgpt2.extras import require
 from speechgpt2.tts import kokoro_text
 from speechgpt2.tts.kokoro_text import PAD, SYMBOLS, Token
 from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
@@ -57,7 +57,6 @@ SPEEDS = (0.5, 2.0)  # what the model can do
 
 FRAME = 600  # samples: the unit of the model's durations
 LONGEST = 500  # symbols in one call; the model reads 510
-_DURATIONS = "/encoder/Clip_output_0"  # a tensor inside the graph: frames per symbol, float [1, N]
 _HANZI = re.compile(r"[\u4e00-\u9fff]+")
 _MIXTURE = re.compile(r"(\w+)(?::(\d+))?")
 
@@ -126,22 +125,17 @@ def find_files() -> tuple[Path, Path]:
 
 
 class KokoroModel:
-    """The loaded model and the styles of its voices."""
+    """The loaded network and the styles of its voices."""
 
-    def __init__(self, model: Path, styles: Path) -> None:
-        """Load checked files.
+    def __init__(self, network: Callable[[Any, Any, float], tuple[Any, Any]], styles: Path) -> None:
+        """Take a network and load checked styles.
 
-        Raises:
-            MissingDependency: onnxruntime is not installed.
+        Args:
+            network: A `StyleTTS`, or another function of ids `[N]`, a style `[256]` and a speed that gives samples and
+                frames of each id: tensors.
+            styles: The file of the voices' style vectors.
         """
-        onnxruntime = require("onnxruntime", "kokoro")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = (
-            1  # results must not depend on the machine's cores
-        )
-        options.log_severity_level = 3
-        graph = with_output(model.read_bytes(), _DURATIONS)
-        self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._network = network
         self._styles = np.load(styles)
 
     @cache  # noqa: B019 (one engine lives as long as the process)
@@ -153,32 +147,33 @@ class KokoroModel:
 
     def run(self, symbols: str, style: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
         """Samples [N] and the time at which every symbol starts, and the last ends: seconds [len(symbols) + 1]."""
-        ids = [PAD, *(SYMBOLS[symbol] for symbol in symbols), PAD]
-        inputs = {
-            "tokens": np.array([ids], np.int64),
-            "style": style[len(symbols) - 1][None],
-            "speed": np.array([speed], np.float32),
-        }
-        pcm, durations = self._session.run(None, inputs)
-        ends = np.cumsum(durations.reshape(-1)[:-1]) * FRAME / SAMPLE_RATE
-        return pcm.reshape(-1).astype(np.float32), ends
+        import torch
+
+        ids = torch.tensor([PAD, *(SYMBOLS[symbol] for symbol in symbols), PAD])
+        samples, durations = self._network(ids, torch.from_numpy(style[len(symbols) - 1]), speed)
+        ends = np.cumsum(durations.cpu().numpy()[:-1]) * FRAME / SAMPLE_RATE
+        return samples.cpu().numpy(), ends
 
 
 @cache
 def _engine() -> KokoroModel:
-    return KokoroModel(*find_files())
+    model, styles = find_files()
+    return KokoroModel(_load(model), styles)
 
 
-def with_output(model: bytes, name: str) -> bytes:
-    """Make a tensor inside an ONNX graph one of its outputs.
+def _load(model: Path) -> Callable[[Any, Any, float], tuple[Any, Any]]:
+    """The network of a checked file, on the best device.
 
-    A protobuf message may be given in pieces that are merged: a second `ModelProto.graph` (field 7) that holds one
-    `GraphProto.output` (field 12), a `ValueInfoProto` with this name (field 1), adds to the first.
+    Raises:
+        MissingDependency: onnx is not installed.
     """
-    message = name.encode()
-    for field in (1, 12, 7):
-        message = bytes([field << 3 | 2, len(message)]) + message  # lengths below 128 are one byte
-    return model + message
+    import torch
+
+    from speechgpt2.nn.precision import has_fast_bf16
+    from speechgpt2.styletts import weights
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return weights.load(model).prepare(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32)
 
 
 def _tokens(text: str, voice: Voice) -> list[Token]:

@@ -1,4 +1,4 @@
-"""Kokoro as an engine, with a small ONNX graph in place of the model; with the real one if `SG2_KOKORO` names it."""
+"""Kokoro as an engine, with a function of tones in place of the network; with the real one if `SG2_KOKORO` names it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from speechgpt2.download import RemoteFile
 from speechgpt2.errors import UserError
@@ -19,59 +20,39 @@ from speechgpt2.tts.voice_sets import KOKORO_HELD_OUT, VOICE_SETS, draw_natural,
 from speechgpt2.tts.voices import speak, vary_voice
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
-from tests import onnx_writer as onnx
 
 ENGLISH = "Of the three, one is twenty-one. I don't know it."
-FRAMES = 4  # of each symbol, in the small graph
+FRAMES = 4  # of each symbol, by the network of the tests
 HEART, ADAM = Voice("kokoro", "af_heart", "en"), Voice("kokoro", "am_adam", "en")
 
 
-def small_model() -> bytes:
-    """Tokens -> a tone of 100 Hz + 10 Hz for each letter, silence for pauses; as loud as the style says."""
-    last = max(SYMBOLS.values()) + 1
+def tones(ids, style, speed):
+    """A network: a tone of 100 Hz + 10 Hz for each letter, silence for pauses; as loud as the style says."""
     time = np.arange(FRAMES * kokoro.FRAME) / SAMPLE_RATE
-    tones = np.zeros((last, len(time)), np.float32)
-    for symbol, token in SYMBOLS.items():
-        if symbol not in ' ;:,.!?—…"()“”':
-            tones[token] = np.sin(2 * np.pi * (100 + 10 * token) * time)
-    constants = {
-        "tones": tones, "lengths": np.full(last, FRAMES, np.float32), "flat": np.array([-1], np.int64),
-        "first": np.eye(256, 1, dtype=np.float32), "one": np.ones(1, np.float32),
-    }  # fmt: skip
-    graph = [
-        onnx.node("Gather", ["lengths", "tokens"], kokoro._DURATIONS),
-        onnx.node("Gather", ["tones", "tokens"], "waves"),
-        onnx.node("Reshape", ["waves", "flat"], "wave"),
-        onnx.node("MatMul", ["style", "first"], "loudness"),
-        onnx.node("Reshape", ["loudness", "flat"], "gain"),
-        onnx.node("Mul", ["wave", "gain"], "scaled"),
-        onnx.node("Div", ["speed", "speed"], "unity"),
-        onnx.node("Mul", ["scaled", "unity"], "audio"),
-    ]
-    body = b"".join(onnx.field(1, node) for node in graph) + onnx.field(2, "small")
-    body += b"".join(onnx.field(5, onnx.tensor(name, array)) for name, array in constants.items())
-    body += onnx.field(11, onnx.value("tokens", 1, "symbols", kind=7)) + onnx.field(11, onnx.value("style", 1, 256))
-    body += onnx.field(11, onnx.value("speed", 1)) + onnx.field(12, onnx.value("audio", "samples"))
-    return onnx.field(1, 8) + onnx.field(7, body) + onnx.field(8, onnx.field(1, "") + onnx.field(2, 13))
+    letters = {token for symbol, token in SYMBOLS.items() if symbol not in ' ;:,.!?—…"()“”'}
+    waves = [np.sin(2 * np.pi * (100 + 10 * token) * time) * (token in letters) for token in ids.tolist()]
+    samples = torch.from_numpy(np.concatenate(waves).astype(np.float32)) * style[0]
+    return samples, torch.full((len(ids),), FRAMES)
 
 
 def remote(path: Path, url: str) -> RemoteFile:
     return RemoteFile(url, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
 
 
-pytestmark = needs.extra("kokoro", "onnxruntime", "espeakng_loader")
+pytestmark = needs.extra("kokoro", "espeakng_loader")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with a small model and styles of the right kind, which the engine takes for the real ones."""
+    """A folder with styles of the right kind and a file that stands for a network of `tones`."""
     model, styles = tmp_path / kokoro.MODEL.name, tmp_path / "voices.npz"
-    model.write_bytes(small_model())
+    model.write_bytes(b"a network of tones")
     loudness = {name: 0.1 + 0.01 * i for i, name in enumerate(kokoro.VOICES)}
     np.savez(styles, **{name: np.full((510, 1, 256), value, np.float32) for name, value in loudness.items()})
     monkeypatch.setenv(kokoro.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setattr(kokoro, "MODEL", remote(model, kokoro.MODEL.url))
     monkeypatch.setattr(kokoro, "STYLES", remote(styles, kokoro.STYLES.url))
+    monkeypatch.setattr(kokoro, "_load", lambda path: tones)
     kokoro._engine.cache_clear()
     yield tmp_path
     kokoro._engine.cache_clear()
@@ -107,7 +88,7 @@ def test_equal_arguments_give_equal_samples(folder):
 
 
 def test_mixture_averages_styles(folder):
-    engine = kokoro.KokoroModel(folder / kokoro.MODEL.name, folder / "voices.npz")
+    engine = kokoro.KokoroModel(tones, folder / "voices.npz")
     heart, adam = engine.style("af_heart"), engine.style("am_adam")
     assert engine.style("af_heart:3+am_adam:1") == pytest.approx(0.75 * heart + 0.25 * adam)
     assert engine.style(kokoro.mixture({"af_heart": 1})) == pytest.approx(heart)
@@ -204,14 +185,12 @@ def test_vary_changes_rate_and_level_only():
 
 
 @needs.voice(HEART)
-def test_gaps_between_phones_of_the_real_model_are_quiet():
+def test_real_model_is_quiet_at_a_full_stop():
     kokoro._engine.cache_clear()
     said = speak(ENGLISH, HEART)
-    sounding = np.zeros(len(said.pcm), bool)
-    for phone in said.phones:
-        sounding[int(phone.start * SAMPLE_RATE) : int(phone.end * SAMPLE_RATE)] = True
-    power = np.square(said.pcm)
-    assert power[~sounding].mean() < 0.1 * power[sounding].mean()
+    *_, before, after, _, _, _ = said.words  # twenty-one. I don't know it.
+    pause = said.pcm[int(before.end * SAMPLE_RATE) : int(after.start * SAMPLE_RATE)]
+    assert len(pause) and np.square(pause).mean() < 0.01 * np.square(said.pcm).mean()
     assert np.array_equal(said.pcm, speak(ENGLISH, HEART).pcm)
     faster = speak(ENGLISH, replace(HEART, rate=219))
     assert faster.duration == pytest.approx(said.duration / 1.25, rel=0.1)
