@@ -1,5 +1,6 @@
 # make chat       answer the sample questions with the built-in model: prints the text, writes answer.wav
 # make demo-data  run the data pipeline on a small local web site: crawl, clean, label, report
+# make demo-train the same, then some training steps on the labelled clips
 # make test       run the tests
 # make check      run all checks: format, lint, types, tests
 # make format     format the code
@@ -23,13 +24,16 @@ HEADERS := $(shell $(PYTHON) -c "import os, sysconfig; print(os.path.join(syscon
 COMPILER := $(if $(wildcard $(HEADERS)),$(shell command -v c++))
 TEST_EXTRAS ?= dev$(if $(COMPILER),$(comma)synthesis$(comma)eval)
 
-.PHONY: chat demo-data test check format clean
+.PHONY: chat demo-data demo-train test check format clean
 
 chat: $(VENV)/.installed
 	$(BIN)/sg2 chat $(sort $(wildcard examples/question*.wav)) -o answer.wav
 
 demo-data: $(VENV)/.installed-data
 	$(BIN)/sg2 data demo -o runs/demo-data
+
+demo-train: demo-data
+	$(BIN)/sg2 train lm recipes/demo-train.yaml --data runs/demo-data/run --init mini --codec mini -o runs/demo-train --resume
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -108,8 +108,13 @@ def from_text(name: str, config: LMTrainConfig, codec: Codec) -> SpeechLM:
 
 
 def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
-    """Return `model`, with the silence of the codec, and with a new draft head if the configuration asks for one."""
-    shape = replace(model.config, prompt=replace(model.config.prompt, silence=silence_frame(codec)))
+    """Return `model` itself, with a new draft head if the configuration asks for one.
+
+    With chain of modality its silence becomes that of the codec, which may be another one than before.
+    """
+    shape = model.config
+    if shape.prompt.chain_of_modality:
+        shape = replace(shape, prompt=replace(shape.prompt, silence=silence_frame(codec)))
     if config.draft_tokens:
         shape = replace(shape, draft_tokens=config.draft_tokens)
         if model.draft_head is None:

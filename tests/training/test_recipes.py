@@ -13,8 +13,8 @@ from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 STAGES = sorted((RECIPES / "small").glob("*.yaml"))
-OF_MINI = [RECIPES / "finetune-mini.yaml", *sorted((RECIPES / "mini").glob("lm*.yaml"))]
-OF_CODEC = [path for path in sorted((RECIPES / "mini").glob("*.yaml")) if path not in OF_MINI]
+OF_MINI = [RECIPES / "finetune-mini.yaml", RECIPES / "demo-train.yaml", *sorted((RECIPES / "mini").glob("lm*.yaml"))]
+OF_CODEC = [p for p in [*RECIPES.glob("*.yaml"), *sorted((RECIPES / "mini").glob("*.yaml"))] if p not in OF_MINI]
 
 
 @pytest.mark.parametrize("path", [*STAGES, *OF_MINI], ids=lambda path: path.stem)

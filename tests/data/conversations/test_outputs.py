@@ -17,6 +17,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.corpus import conversation_turns as turns
 from speechgpt2.corpus.codes import encode_data
 from speechgpt2.corpus.data_config import DataConfig
+from speechgpt2.corpus.formats import find_parts
 from speechgpt2.corpus.model_setup import new_model
 from speechgpt2.corpus.task_dataset import LATER, DialogueTurns, TaskSource
 from speechgpt2.data.conversations import build as building
@@ -133,6 +134,12 @@ def test_pipeline_accepts_conversations_like_recordings(folder, tmp_path):
         assert clip.labels_from["align"].tool in ("espeak", "flite") and clip.quality.snr is not None
         assert peaks(pcm, clip.align.words) == list(range(len(clip.align.words)))
     assert run.invoke(app, ["data", "report", str(out)]).exit_code == 0
+    stored = {clip.id: clip for clip, _ in shar.read(out / "shar")}
+    trained = [item.record for part in find_parts(str(out)) for item in part.read()]  # what `sg2 train` sees
+    assert {record.id for record in trained} == set(stored)
+    for record in trained:
+        clip = stored[record.id]
+        assert record.words == clip.align.words and record.phones == clip.align.phones and record.lang == clip.lang.code
 
 
 # learning
