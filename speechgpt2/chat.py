@@ -36,8 +36,10 @@ from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
+from speechgpt2.loading import Sources, load
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.linear import pack
+from speechgpt2.nn.quantized import Kind, Quantization
 from speechgpt2.types import (
     AudioDelta,
     Event,
@@ -96,20 +98,27 @@ class SpeechGPT:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         codec: str | Path | None = None,
+        quantize: Kind | None = None,
+        codec_config: str | Path | None = None,
+        patch_heads: int | None = None,
     ) -> SpeechGPT:
         """Load both models for inference (see `nn.linear.pack`).
 
         Args:
             name: A folder, built-in name or Hugging Face id.
             device: Where they compute.
-            dtype: Of the language model; None as stored.
+            dtype: Of the language model; None means bfloat16 for the released layout, otherwise as stored.
             codec: Where the codec is, if elsewhere, as with the released models.
+            quantize: "int8" or "int4" for the matrices of the language model.
+            codec_config: The YAML file of a released codec.
+            patch_heads: See `SpeechLM.from_pretrained`.
 
         Raises:
-            UserError: A model cannot be found or loaded.
+            UserError: A model cannot be found or loaded, or does not fit.
         """
-        lm = SpeechLM.from_pretrained(name, dtype=dtype, device=device)
-        codec_model = Codec.from_pretrained(codec or name, device=device)
+        quantization = None if quantize is None else Quantization(quantize)
+        sources = Sources(name, codec, codec_config, dtype, quantization, patch_heads)
+        codec_model, lm = load(sources, torch.device(device))
         pack(lm)
         codec_model.optimize_for_inference()
         return cls(codec_model, lm)

@@ -363,7 +363,7 @@ def test_released_layouts_together():
     """A spoken question through the real codec and model; what is streamed is what decoding at once gives."""
     golden = Path(__file__).parent / "golden"
     codec = Codec.from_pretrained(golden / "codec" / "codec.pkl", config=golden / "codec" / "config.yaml")
-    model = SpeechGPT(codec, SpeechLM.from_pretrained(golden / "lm", patch_heads=4))
+    model = SpeechGPT(codec, SpeechLM.from_pretrained(golden / "lm", torch.float32, patch_heads=4))
     start = [model.lm.prompt.special_ids.speech_start, 50]  # this model says little of itself
     talk = model.conversation("s2s", max_patches=25, sampling=SamplingParams.greedy())
     talk.add(Turn.user(speech=np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)))

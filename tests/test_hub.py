@@ -1,5 +1,6 @@
 """Checkpoints: names, atomic writes, and tensors that must fit."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_repository_is_downloaded_once(monkeypatch, tmp_path, capsys):
         calls.append(local_files_only)
         if not local_files_only:
             (tmp_path / "lm.json").write_text("{}")
+            (tmp_path / "lm.safetensors").write_text("")
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -171,11 +173,42 @@ def test_load_into_refuses_what_does_not_fit():
     assert torch.equal(module.weight, wanted.weight)
 
 
-def test_load_into_meta_module_keeps_the_dtype():
-    with torch.device("meta"):
-        module = nn.Linear(3, 2)
-    hub.load_into(module, {k: v.bfloat16() for k, v in nn.Linear(3, 2).state_dict().items()}, "test")
-    assert module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
+def test_load_into_can_adopt_tensors_with_their_dtype():
+    module, wanted = nn.Linear(3, 2), {k: v.bfloat16() for k, v in nn.Linear(3, 2).state_dict().items()}
+    hub.load_into(module, wanted, "test", adopt=True)
+    assert module.weight.dtype == torch.bfloat16 and module.weight.data_ptr() == wanted["weight"].data_ptr()
+
+
+def test_stored_tensors_are_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "BLOCK_BYTES", 40)
+    tensors = {"a": torch.randn(7, 5), "b": torch.randn(3, dtype=torch.bfloat16), "c": torch.zeros(0, 2)}
+    hub.save_tensors(tmp_path / "x.safetensors", tensors)
+    stored = hub.open_tensors(tmp_path / "x.safetensors")
+    for name, tensor in tensors.items():
+        place = torch.empty_like(tensor, dtype=torch.float32)
+        hub.copy_into(place, stored[name])
+        assert stored[name].shape == tensor.shape and torch.equal(place, tensor.float())
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cut short"):
+        hub.copy_into(torch.empty(7, 5), stored["a"])
+
+
+def test_interrupted_download_is_resumed(monkeypatch, tmp_path):
+    calls = []
+    (tmp_path / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").write_text("")
+
+    def download(repo, allow_patterns, local_files_only=False):
+        calls.append(local_files_only)
+        if not local_files_only:
+            (tmp_path / "model-2.safetensors").write_text("")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub.resolve("owner/name", "config.json") == tmp_path / "config.json"
+    assert calls == [True, False]
 
 
 def test_long_error_lists_are_counted():

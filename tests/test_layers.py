@@ -41,9 +41,11 @@ MAY_IMPORT = {
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
     "lm": FOUNDATION | {"training", "extras"},
+    "loading": FOUNDATION | {"codec", "lm"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
-    "chat": FOUNDATION | {"codec", "lm", "conversation", "long_form"},
-    "engine": FOUNDATION | {"notifier", "codec", "lm", "conversation", "duplex"},  # of duplex only the protocol
+    "chat": FOUNDATION | {"codec", "lm", "loading", "conversation", "long_form"},
+    "engine": FOUNDATION
+    | {"notifier", "codec", "lm", "loading", "conversation", "duplex"},  # of duplex only the protocol
     "duplex": BASE | {"audio", "notifier", "vad"},
     "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form"},
     "scale": BASE | {"server"},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
-from speechgpt2.cli.common import CodecName, Device, DType, ModelName, load_model, print_warning, spinner
+from speechgpt2.cli.common import CodecName, Device, DType, ModelName, Quantize, load_model, print_warning, spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def chat(
     max_patches: MaxPatches = 1024,
     device: Device = "auto",
     dtype: DType = None,
+    quantize: Quantize = None,
     play: Play = False,
     mic: Mic = False,
     tools: ToolFile = None,
@@ -132,7 +133,7 @@ def chat(
     from speechgpt2.assistant.sources import ToolSources
 
     toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
-    speechgpt = load_model(model, codec, device, dtype)
+    speechgpt = load_model(model, codec, device, dtype, quantize)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     conversation = speechgpt.conversation(
@@ -155,6 +156,7 @@ def say(
     max_patches: MaxPatches = 1024,
     device: Device = "auto",
     dtype: DType = None,
+    quantize: Quantize = None,
     play: Play = False,
 ) -> None:
     """Speak a text (text to speech), sentence by sentence."""
@@ -163,7 +165,7 @@ def say(
     check_output(out, "t2s", play)
     if play:
         sounddevice()
-    speechgpt = load_model(model, codec, device, dtype)
+    speechgpt = load_model(model, codec, device, dtype, quantize)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     spoken, short = [], []
     with ExitStack() as stack:
@@ -192,6 +194,7 @@ def transcribe(
     codec: CodecName = None,
     device: Device = "auto",
     dtype: DType = None,
+    quantize: Quantize = None,
 ) -> None:
     """Transcribe audio files (speech to text).
 
@@ -204,7 +207,7 @@ def transcribe(
     formatters = {"text": to_lines, "srt": long_form.to_srt, "vtt": long_form.to_vtt, "jsonl": to_json_lines}
     for path in audio_files:
         next(iter(AudioReader(path)))  # a file that cannot be read is an error before the model is loaded
-    speechgpt = load_model(model, codec, device, dtype)
+    speechgpt = load_model(model, codec, device, dtype, quantize)
     for path in audio_files:
         reader = AudioReader(path, max_seconds=MAX_RECORDING)
         segments: list[TranscriptSegment] = []

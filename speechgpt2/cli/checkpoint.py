@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from speechgpt2.cli.common import MODEL_HELP, DType, spinner, torch_dtype
+from speechgpt2.cli.common import MODEL_HELP, CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
 from speechgpt2.errors import UserError
 
 # A checkpoint holds one or both parts, each as NAME.json and NAME.safetensors.
@@ -23,21 +24,93 @@ Checkpoint = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="NAME")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="Also list every tensor with its precision and shape.")]
 Source = Annotated[Path, typer.Argument(help="A released codec's .pkl file, or a model folder.", metavar="SRC")]
 Target = Annotated[Path, typer.Argument(help="The folder to write.", metavar="DST")]
+Group = Annotated[int, typer.Option(help="Inputs that share a scale in int4: 32 or 128.")]
 Yaml = Annotated[
     Path | None, typer.Option("--config", help="The released codec's YAML file. [default: next to the .pkl file]")
 ]
 
 
-def info(name: Checkpoint, tensors: Tensors = False) -> None:
-    """Show a checkpoint's parameters, sizes, configuration and licence."""
+Plan = Annotated[bool, typer.Option("--plan", help="Show what the model takes on a device, and how much fits there.")]
+Slots = Annotated[int, typer.Option(min=1, help="With --plan: sessions at once.")]
+Context = Annotated[int, typer.Option(min=1, help="With --plan: patches (120 ms) that each session remembers.")]
+
+
+def info(
+    name: Checkpoint,
+    tensors: Tensors = False,
+    plan: Plan = False,
+    codec: CodecName = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    quantize: Quantize = None,
+    slots: Slots = 8,
+    context: Context = 1024,
+) -> None:
+    """Show a checkpoint's parameters, sizes, configuration and licence, or with --plan its memory on this machine."""
     from speechgpt2 import hub
 
-    folder = hub.resolve(name, *(f"{part}.json" for part in PARTS)).parent
+    if plan:
+        show(memory(name, codec, device, dtype, quantize, slots, context))
+        return
+    folder = hub.resolve(name, *(f"{part}.json" for part in PARTS), "config.json", "*.pkl").parent
     show({"folder": str(folder), "licence": licence(folder) or "not stated"})
     for part in PARTS:
         if (folder / f"{part}.json").is_file():
             print(f"\n{part}")
             show(describe(folder, part, tensors))
+    if (folder / "config.json").is_file():
+        print("\nlm, released layout")
+        show(describe_released(folder, tensors))
+    elif not any((folder / f"{part}.json").is_file() for part in PARTS):
+        print("\ncodec, released layout: --plan shows its size")
+
+
+def memory(
+    name: str,
+    codec: str | None,
+    device: str,
+    dtype: str | None,
+    quantize: Literal["int8", "int4"] | None,
+    slots: int,
+    context: int,
+) -> dict[str, str]:
+    """Describe what a model and its codec take on a device."""
+    from speechgpt2.loading import RUNTIME, Sources, plan
+    from speechgpt2.nn.quantized import Quantization
+
+    quantization = None if quantize is None else Quantization(quantize)
+    with spinner(f"reading {name}"):
+        found = plan(Sources(name, codec, None, torch_dtype(dtype), quantization), torch_device(device))
+    rows = {
+        "device": found.device,
+        "free": "not known" if found.free is None else f"{found.free / 1e9:.2f} GB",
+        "language model": f"{found.lm / 1e9:.2f} GB of weights",
+        "codec": f"{found.codec / 1e9:.2f} GB of weights",
+        "runtime": f"about {RUNTIME / 1e9:.1f} GB",
+        "session": f"{found.session / 1e6:.1f} MB of codec states + {found.patch / 1e3:.1f} kB a patch of context",
+        f"{slots} sessions": f"{found.total(slots, context) / 1e9:.2f} GB with {context} patches each",
+    }
+    if found.free is not None:
+        rows["fits"] = (
+            "yes" if found.fits(slots, context) else "no; try --quantize, fewer --slots or a shorter --context"
+        )
+        rows["sessions"] = f"up to {found.sessions(context)} with {context} patches each"
+        rows["context"] = f"up to {found.context(slots)} patches in each of {slots} sessions"
+    return rows
+
+
+def describe_released(folder: Path, tensors: bool) -> dict[str, str]:
+    """Describe a language model in the released layout."""
+    from speechgpt2.lm.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()})
+    rows = {"parameters": f"{parameters / 1e6:.2f} M in {len(checkpoint.tensors)} tensors, {' '.join(kinds)}"}
+    rows |= {"config": _inline(dataclasses.asdict(checkpoint.config))}
+    if tensors:
+        rows |= {name: f"{t.dtype} {list(t.shape)}" for name, t in checkpoint.tensors.items()}
+    return rows
 
 
 def show(rows: dict[str, str]) -> None:
@@ -83,26 +156,37 @@ def licence(folder: Path) -> str | None:
     return str(stated["license"]) if isinstance(stated, dict) and "license" in stated else None
 
 
-def convert(src: Source, dst: Target, config: Yaml = None, dtype: DType = None) -> None:
+def convert(
+    src: Source, dst: Target, config: Yaml = None, dtype: DType = None, quantize: Quantize = None, group: Group = 32
+) -> None:
     """Convert a released codec or language model to this project's format, or store a model in another precision.
 
-    A codec and a language model may share a folder: DST may exist if it lacks this part.
+    A codec and a language model may share a folder: DST may exist if it lacks this part. With --quantize the matrices
+    of a language model are stored in 8 or 4 bits; such a folder is mapped when it is loaded, so it is ready at once.
     """
     if not src.exists():
         raise UserError(f"{src}: no such file or folder")
-    is_codec = src.suffix in PICKLES or (src / "codec.json").is_file()
+    is_codec = (src.is_dir() and any(src.glob("*.pkl"))) or src.suffix in PICKLES or (src / "codec.json").is_file()
     if dst.exists() and (not dst.is_dir() or (dst / f"{PARTS[not is_codec]}.json").exists()):
         raise UserError(f"cannot write {dst}: it already exists")
+    if is_codec and quantize is not None:
+        raise UserError("--quantize is for language models; the codec stays as it is")
     with spinner(f"converting {src}"):
         if is_codec:
             from speechgpt2.codec.model import Codec
 
             save = Codec.from_pretrained(src, config=config).save_pretrained
         else:
-            from speechgpt2.lm.model import SpeechLM
+            from speechgpt2.lm.checkpoint import open_checkpoint
+            from speechgpt2.lm.model import load
+            from speechgpt2.nn.quantized import Quantization
 
-            save = SpeechLM.from_pretrained(src).save_pretrained
-        write_folder(dst, lambda folder: save(folder, torch_dtype(dtype)))
+            quantization = None if quantize is None else Quantization(quantize, group)
+            checkpoint, precision = open_checkpoint(src), torch_dtype(dtype)
+            if precision is None and quantization is None and checkpoint.quantization is None:
+                precision = next(tensor.dtype for tensor in checkpoint.tensors.values())  # as it is stored
+            save = load(checkpoint, precision, quantization=quantization, arrange=False).save_pretrained
+        write_folder(dst, lambda folder: save(folder, None if quantize else torch_dtype(dtype)))
     print(f"{dst}: {'codec' if is_codec else 'language model'}")
 
 

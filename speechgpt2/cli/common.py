@@ -27,7 +27,11 @@ CodecName = Annotated[str | None, typer.Option(help=CODEC_HELP, metavar="NAME")]
 Device = Annotated[str, typer.Option(help=DEVICE_HELP, metavar="DEVICE")]
 DType = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Precision of the weights. [default: as stored]"),
+    typer.Option(help="Precision of the weights. [default: as stored; bfloat16 for the released layout]"),
+]
+Quantize = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Store matrices of the language model in 8 or 4 bits. [default: no]"),
 ]
 
 
@@ -92,12 +96,14 @@ def load_codec(name: str, device: str) -> Any:
         return Codec.from_pretrained(name, device=torch_device(device))
 
 
-def load_model(name: str, codec: str | None, device: str, dtype: str | None) -> Any:
+def load_model(
+    name: str, codec: str | None, device: str, dtype: str | None, quantize: Literal["int8", "int4"] | None = None
+) -> Any:
     """Load the codec and language model `name` on `device` while a spinner shows."""
     with spinner(f"loading {name}"):
         from speechgpt2.chat import SpeechGPT
 
-        return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec)
+        return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec, quantize)
 
 
 def engine_config(device: torch.device, **options: Any) -> EngineConfig:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from speechgpt2.cli import common
-from speechgpt2.cli.common import Device, DType, spinner
+from speechgpt2.cli.common import Device, DType, Quantize, spinner
 from speechgpt2.cli.serve import SERVER_EXTRA
 from speechgpt2.errors import UserError
 
@@ -49,6 +49,7 @@ def demo(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
     device: Device = "auto",
     dtype: DType = None,
+    quantize: Quantize = None,
 ) -> None:
     """Start a Gradio page with the four modes and greetings; each visitor has an own conversation.
 
@@ -73,7 +74,7 @@ def demo(
     if url is not None:
         return show(app.build_page(ServerAddress(url, key), offered), host, port)
     with spinner(f"loading {model}"):
-        engine = load_engine(loaded, model, slots, device, dtype)
+        engine = load_engine(loaded, model, slots, device, dtype, quantize)
     with serving(engine, model, slots) as address:
         show(app.build_page(ServerAddress(address), offered), host, port)
 
@@ -140,18 +141,27 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
     return Codec.from_pretrained(name, config=config, device=common.torch_device(device))
 
 
-def load_engine(codec: Codec, model: str, slots: int, device: str, dtype: str | None) -> Engine:
+def load_engine(
+    codec: Codec, model: str, slots: int, device: str, dtype: str | None, quantize: Literal["int8", "int4"] | None
+) -> Engine:
     """Load the language model and start an engine on it and the codec.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or the sessions do not fit.
     """
+    from speechgpt2 import loading
     from speechgpt2.engine.engine import Engine
-    from speechgpt2.lm.model import SpeechLM
+    from speechgpt2.lm.checkpoint import open_checkpoint
+    from speechgpt2.lm.model import load
+    from speechgpt2.nn.quantized import Quantization
 
-    model_device = common.torch_device(device)
-    lm = SpeechLM.from_pretrained(model, dtype=common.torch_dtype(dtype), device=model_device)
-    engine = Engine(codec, lm, common.engine_config(model_device, slots=slots))
+    place, config = common.torch_device(device), common.engine_config(common.torch_device(device), slots=slots)
+    quantization = None if quantize is None else Quantization(quantize)
+    sources = loading.Sources(model, dtype=common.torch_dtype(dtype), quantization=quantization)
+    checkpoint = open_checkpoint(model)
+    with loading.memory_errors(place):
+        loading.check_fits(sources, checkpoint, codec, place, slots, config.context)
+        engine = Engine(codec, load(checkpoint, sources.dtype, place, quantization), config)
     engine.start()
     return engine
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speechgpt2.cli import common
-from speechgpt2.cli.common import DType, spinner
+from speechgpt2.cli.common import DType, Quantize, spinner
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def serve(
     ] = False,
     device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
+    quantize: Quantize = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
     replicas: Annotated[
@@ -76,7 +77,7 @@ def serve(
     from speechgpt2.server.config import read_config
 
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
-    flags |= {"device": device, "dtype": dtype, "allow_unauthenticated": allow_unauthenticated}
+    flags |= {"device": device, "dtype": dtype, "quantize": quantize, "allow_unauthenticated": allow_unauthenticated}
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
@@ -141,6 +142,8 @@ def load_app(settings: ServerConfig) -> App:
     network()
     place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
     sizes = common.engine_config(place, slots=settings.slots, context=settings.context)
-    engine = Engine.from_pretrained(settings.model, settings.codec, device=place, dtype=precision, config=sizes)
+    engine = Engine.from_pretrained(
+        settings.model, settings.codec, device=place, dtype=precision, config=sizes, quantize=settings.quantize
+    )
     engine.start()
     return App(settings, engine, Dialogue)

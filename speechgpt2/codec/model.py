@@ -26,6 +26,7 @@ from speechgpt2.codec.encoder import Encoder, EncoderState
 from speechgpt2.codec.quantizer import ResidualQuantizer
 from speechgpt2.errors import UserError
 from speechgpt2.nn.linear import pack
+from speechgpt2.nn.uninitialized import uninitialized
 from speechgpt2.types import FRAME_SIZE, PATCH_FRAMES
 
 CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
@@ -61,26 +62,29 @@ class Codec(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Codec:
-        """Load a built-in model, a folder that `save_pretrained` wrote, a Hugging Face id, or a released `.pkl` file.
+        """Load a built-in model, a folder that `save_pretrained` wrote, or the released file.
 
         Args:
-            name: What to load.
-            config: The YAML file of a released checkpoint. By default it is looked for beside the checkpoint.
+            name: What to load. The released file may be given by itself, by its folder or by its Hugging Face id.
+            config: The YAML file of a released checkpoint. By default it is looked for beside the checkpoint; without
+                one the sizes are the published ones.
             device: Where the weights go.
             dtype: Precision of the decoder. The encoder stays in float32, because rounding it changes codes.
 
         Raises:
             UserError: If it is absent, damaged or does not fit its configuration.
         """
-        path = Path(name)
-        if path.suffix in released.SUFFIXES:
-            codec = cls(released.read_config(path, config))
-            tensors = released.rename(released.read_state_dict(path), codec.state_dict())
+        path = released.find(name, CONFIG_FILE)
+        if path.name == CONFIG_FILE:
+            with uninitialized():
+                codec = cls(configs.load(CodecConfig, path))
+            hub.load_into(codec, hub.open_tensors(path.with_name(WEIGHTS_FILE)), str(path.parent))
         else:
-            path = hub.resolve(name, CONFIG_FILE).parent
-            codec = cls(configs.load(CodecConfig, path / CONFIG_FILE))
-            tensors = hub.load_tensors(path / WEIGHTS_FILE)
-        hub.load_into(codec, tensors, str(path))
+            with uninitialized():
+                codec = cls(released.read_config(path, config))
+            state = released.read_state_dict(path)
+            hub.load_into(codec, released.rename(state, codec.state_dict()), str(path), adopt=True)
+        codec.quantizer.restart_averages()
         codec.decoder.to(dtype)
         return codec.to(device).eval()
 

@@ -25,6 +25,11 @@ class ResidualQuantizer(nn.Module):
         self.config = config
         self.codebooks = nn.ModuleList(Codebook(config.size, dim) for _ in range(config.codebooks))
 
+    def restart_averages(self) -> None:
+        """Set the moving averages of all codebooks to the present entries (`Codebook.restart_averages`)."""
+        for codebook in self.codebooks:
+            codebook.restart_averages()  # type: ignore[operator]
+
     def encode(self, latent: Tensor) -> Tensor:
         """Return the codes `[B, T, K]` of a latent `[B, T, D]`."""
         residual, codes = latent, []

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import config as configs
+from speechgpt2 import hub
 from speechgpt2.codec.config import CodecConfig, HiFiGANConfig, MelConfig, QuantizerConfig, released
 from speechgpt2.codec.hifigan import fold_weight_norm
 from speechgpt2.errors import UserError
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 
+HUB_ID, CHECKPOINT = "fnlp/SpeechGPT-2.0-preview-Codec", "sg2_codec_ckpt.pkl"
 SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt")  # of a checkpoint file
 IGNORED = re.compile(r"\.pad_buffer$|\.codebook\.layers\.\d+\.(inited|cluster_size|embed_avg)$")
 
@@ -69,14 +71,30 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 
 
+def find(name: str | Path, ours: str) -> Path:
+    """Return the file that identifies the codec `name`: `ours` in a folder of this project, or a released file.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(name)
+    if path.suffix in SUFFIXES:
+        return path
+    try:
+        return hub.resolve(name, ours, CHECKPOINT, "*.pkl")
+    except UserError as error:
+        if (path / "config.json").is_file():
+            raise UserError(f"{name}: a language model without a codec; name the codec too: --codec {HUB_ID}") from None
+        raise error from None
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the bare state dict in `path`.
 
     Raises:
         UserError: If it is absent, damaged or holds anything but tensors.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    hub.check_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
@@ -108,6 +126,8 @@ def rename(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str,
             if v is None:
                 raise UserError(f"the checkpoint holds {name} but not its pair original1")
             tensor, name = fold_weight_norm(tensor, v), name.replace(".parametrizations.weight.original0", ".weight")
+        else:
+            tensor = tensor.clone()  # so that nothing keeps the file mapped
         for pattern, new in RENAMES:
             name = re.sub(pattern, new, name)
         wanted = ours.get(name)

@@ -33,6 +33,8 @@ from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.engine.session import Session
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.loading import Sources, load, memory_errors
+from speechgpt2.nn.quantized import Kind, Quantization
 from speechgpt2.types import Speech, Turn
 
 log = logging.getLogger("sg2.engine")
@@ -77,10 +79,18 @@ class Engine:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         config: EngineConfig | None = None,
+        quantize: Kind | None = None,
     ) -> Engine:
-        """A model by folder, built-in name or Hugging Face id; the codec from there too, or from `codec`."""
-        codec_model = Codec.from_pretrained(codec or name, config=codec_config, device=device)
-        return cls(codec_model, SpeechLM.from_pretrained(name, dtype=dtype, device=device), config)
+        """Load a model by folder, built-in name or Hugging Face id; the codec from there too, or from `codec`.
+
+        Raises:
+            UserError: A model cannot be found or loaded, or the sessions of `config` do not fit.
+        """
+        config, quantization = config or EngineConfig(), None if quantize is None else Quantization(quantize)
+        sources = Sources(name, codec, codec_config, dtype, quantization)
+        place = torch.device(device)
+        with memory_errors(place):
+            return cls(*load(sources, place, config.slots, config.context), config)
 
     # for clients, from any thread
 

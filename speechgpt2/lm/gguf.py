@@ -18,6 +18,7 @@ from torch import Tensor
 
 from speechgpt2.errors import UserError
 from speechgpt2.extras import require
+from speechgpt2.hub import StoredTensor
 
 # GGUF's names of tensors -> those of Hugging Face
 NAMES = {
@@ -55,7 +56,7 @@ class GGUFModel:
         self.content = self._config()
         heads, kv_heads = self.content["num_attention_heads"], self.content["num_key_value_heads"]
         rotated = {"attn_q": heads, "attn_k": kv_heads} if self.kind == "llama" else {}
-        self.tensors: MutableMapping[str, Tensor] = GGUFTensors(self.reader, path, rotated)
+        self.tensors: MutableMapping[str, Tensor | StoredTensor] = GGUFTensors(self.reader, path, rotated)
 
     def _field(self, name: str, default: Any = None) -> Any:
         field = self.reader.fields.get(name)
@@ -111,7 +112,7 @@ class GGUFModel:
         return tokenizer
 
 
-class GGUFTensors(MutableMapping[str, Tensor]):
+class GGUFTensors(MutableMapping[str, Tensor | StoredTensor]):
     """The tensors of a file, expanded to float32 when they are read."""
 
     def __init__(self, reader: Any, path: Path, rotated: dict[str, int]):
@@ -125,7 +126,7 @@ class GGUFTensors(MutableMapping[str, Tensor]):
         heads = self.rotated.get(tensor.name.split(".")[-2])
         return unrotated(torch.from_numpy(values), heads) if heads else torch.from_numpy(values)
 
-    def __setitem__(self, name: str, value: Tensor) -> None:
+    def __setitem__(self, name: str, value: Tensor | StoredTensor) -> None:
         raise TypeError("the tensors of a file cannot be set")
 
     def __delitem__(self, name: str) -> None:

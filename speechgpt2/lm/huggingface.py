@@ -1,16 +1,17 @@
 """Hugging Face folders of text models: their weight files, the names in them and the tokenizer's end of sequence.
 
 Each stored tensor has a place, which is a view of one of our parameters: q, k and v are parts of one matrix, for
-example. Tensors are copied to their places straight from the mapped files, so the weights are never in memory twice.
+example. Tensors are copied to their places straight from the files, block by block, so the weights are never in memory
+twice.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
-from collections.abc import MutableMapping
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from torch import Tensor, nn
 from speechgpt2 import config as configs
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
+from speechgpt2.hub import StoredTensor
 from speechgpt2.lm.backbone import DecoderStack
 from speechgpt2.lm.config import PromptConfig
+
+Tensors = MutableMapping[str, Tensor | StoredTensor]  # by stored name
 
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # computed here
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Map all tensors of the folder's weight files. Raises `UserError` if a file is absent or damaged."""
-    tensors: dict[str, Tensor] = {}
+def open_tensors(folder: Path) -> Tensors:
+    """Open all tensors of the folder's weight files. Raises `UserError` if a file is absent or damaged."""
+    tensors: dict[str, Tensor | StoredTensor] = {}
     for path in weight_files(folder):
-        tensors |= read_weight_file(path)
+        tensors |= open_weight_file(path)
     return {name: tensor for name, tensor in tensors.items() if not IGNORED.search(name)}
 
 
@@ -43,18 +47,14 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{index}: not an index of weight files") from None
-            return [folder / file for file in files]
+            return hub.read_index(index)
         if (folder / name).is_file():
             return [folder / name]
     raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin, nor an index of shards")
 
 
-def read_weight_file(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of one file. From a pickle only tensors are read, and no code is executed.
+def open_weight_file(path: Path) -> Mapping[str, Tensor | StoredTensor]:
+    """Open the tensors of one file. From a pickle only tensors are read, and no code is executed.
 
     Raises:
         UserError: If the file is absent or damaged.
@@ -62,7 +62,8 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file, though the folder's index names it")
     if path.suffix == ".safetensors":
-        return hub.load_tensors(path)
+        return hub.open_tensors(path)
+    hub.check_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
@@ -80,7 +81,7 @@ def read_eos(folder: Path) -> str:
     return PromptConfig().eos
 
 
-def shape_of(tensors: MutableMapping[str, Tensor], name: str, folder: Path) -> torch.Size:
+def shape_of(tensors: Mapping[str, Tensor | StoredTensor], name: str, folder: Path) -> torch.Size:
     """Return the shape of a tensor that sizes the model. Raises `UserError` if it is missing."""
     if name not in tensors:
         raise UserError(f"{folder}: the checkpoint lacks {name}")
@@ -120,7 +121,7 @@ def stack_places(prefix: str, stack: DecoderStack) -> dict[str, Tensor]:
     return places
 
 
-def tie(tensors: MutableMapping[str, Tensor], pairs: list[tuple[str, str]], folder: Path) -> None:
+def tie(tensors: Tensors, pairs: list[tuple[str, str]], folder: Path) -> None:
     """Drop each head that is tied to an embedding; files may store either name or both.
 
     Args:
@@ -133,23 +134,44 @@ def tie(tensors: MutableMapping[str, Tensor], pairs: list[tuple[str, str]], fold
     """
     for head, embedding in pairs:
         stored = tensors.pop(head, None)
-        if stored is not None and not torch.equal(stored, tensors.setdefault(embedding, stored)):
+        if stored is not None and not _equal(stored, tensors.setdefault(embedding, stored)):
             raise UserError(f"{folder}: {head} differs from {embedding}, to which it should be tied")
 
 
+def _equal(a: Tensor | StoredTensor, b: Tensor | StoredTensor) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    same = a is b or (a.shape == b.shape and a.dtype == b.dtype)
+    return same and (a is b or all(map(torch.equal, a.blocks(), b.blocks())))
+
+
 @torch.no_grad()
-def fill(places: dict[str, Tensor], tensors: MutableMapping[str, Tensor], folder: Path) -> None:
-    """Copy every tensor to its place and release it.
+def fill(
+    places: dict[str, Tensor], tensors: Tensors, folder: Path, filled: Callable[[int], None] | None = None
+) -> None:
+    """Copy every tensor to its place, and release both.
+
+    Args:
+        places: Stored name -> view of a parameter; emptied.
+        tensors: The stored tensors; emptied.
+        folder: Named in errors.
+        filled: Called with the address of a storage when everything that belongs there is copied.
 
     Raises:
         UserError: If a tensor is missing, left over or of another shape.
     """
-    for name, place in places.items():
+    left = Counter(place.untyped_storage().data_ptr() for place in places.values())
+    for name in list(places):
+        place = places.pop(name)
         if name not in tensors:
             raise UserError(f"{folder}: the checkpoint lacks {name}")
-        tensor = tensors.pop(name)
+        address, tensor = place.untyped_storage().data_ptr(), tensors.pop(name)
         if tensor.shape != place.shape:
             raise UserError(f"{folder}: {name} is {list(tensor.shape)}, expected {list(place.shape)}")
-        place.copy_(tensor)
+        hub.copy_into(place, tensor)
+        del place  # it would keep the storage alive
+        left[address] -= 1
+        if filled is not None and not left[address]:
+            filled(address)
     if tensors:
         raise UserError(f"{folder}: the checkpoint holds {min(tensors)}, which has no place in this model")

@@ -12,7 +12,6 @@ the next position's text token and, through the patch decoder, its codes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,19 +23,22 @@ from torch import Tensor, nn
 from speechgpt2 import config as configs
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
-from speechgpt2.lm import huggingface, released
 from speechgpt2.lm.backbone import DecoderStack
+from speechgpt2.lm.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.draft_head import DraftHead
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, SamplingParams
 from speechgpt2.lm.state import LMState, at_position
+from speechgpt2.lm.weights import read_weights, save_weights
 from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
+from speechgpt2.nn.quantized import Embedding, Quantization, QuantizedKernel, QuantizedMatrix, quantizable
 from speechgpt2.nn.sync import can_sync
+from speechgpt2.nn.uninitialized import uninitialized
 from speechgpt2.types import Patches
 
-CONFIG_FILE, WEIGHTS_FILE = "lm.json", "lm.safetensors"
+CPU = torch.device("cpu")
 MAX_PATCHES = 1024  # of one reply
 UNFORCED = -1  # in `forced_text`: sample this row's text token
 
@@ -85,19 +87,20 @@ class SpeechLM(nn.Module):
         if tokenizer.get_vocab_size() > b.vocab:
             raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model only {b.vocab}")
         self.config, self.prompt = config, Prompt(config, tokenizer)
-        self.text_embedding = nn.Embedding(b.vocab, b.width)
+        self.text_embedding = Embedding(b.vocab, b.width)
         self.text_head = None if b.tied_embeddings else Linear(b.width, b.vocab, bias=False)
         self.patch_projector = Linear(config.patch_frames * width, b.width, bias=False)
         self.backbone = DecoderStack(b)
         self.patch_decoder = PatchDecoder(config)
         self.draft_head = DraftHead(b.width) if config.draft_tokens else None
-        self.packed: Kernel | None = None
+        self.packed: Kernel | None = None  # of a tied text head
+        self.tied_head: QuantizedMatrix | None = None
         initialize(self)
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.text_embedding.weight.device
+        return self.backbone.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -271,6 +274,28 @@ class SpeechLM(nn.Module):
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)
 
+    def matrices(self) -> dict[str, Tensor]:
+        """See `nn.quantized.Quantizable`: the text head, if the embedding is also the head."""
+        return (
+            {}
+            if self.text_head is not None or self.tied_head is not None
+            else {"tied_head": self.text_embedding.weight}
+        )
+
+    def quantized(self) -> dict[str, QuantizedMatrix]:
+        """See `nn.quantized.Quantizable`."""
+        return {} if self.tied_head is None else {"tied_head": self.tied_head}
+
+    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `nn.quantized.Quantizable`."""
+        self.tied_head = matrix
+
+    def arrange(self) -> None:
+        """See `nn.quantized.Quantizable`."""
+        if self.tied_head is not None:
+            self.packed = QuantizedKernel.of(self.tied_head)
+            self.tied_head = self.packed.matrix
+
     @classmethod
     def from_pretrained(
         cls,
@@ -278,44 +303,70 @@ class SpeechLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         patch_heads: int | None = None,
+        quantization: Quantization | None = None,
     ) -> SpeechLM:
         """Load a built-in model, a folder that `save_pretrained` wrote, a released folder, or a Hugging Face id.
 
         Args:
             name: What to load.
-            dtype: Precision of the weights. None keeps the stored one, but on a CPU float16 becomes float32.
+            dtype: Precision of the weights. None means bfloat16 for a released folder, otherwise the stored one, but
+                on a CPU float16 becomes float32.
             device: Where the weights go.
             patch_heads: Attention heads of a released model's patch decoder, which its files do not state.
+            quantization: How to quantize matrices. None keeps them as they are, or as a quantized folder holds them.
 
         Raises:
             UserError: If it is absent, damaged or of an unknown layout.
         """
-        path = hub.resolve(name, CONFIG_FILE, "config.json")
-        folder, ours = path.parent, path.name == CONFIG_FILE
-        if ours:
-            # The built-in weights store the draft head under the name "lookahead".
-            stored = hub.load_tensors(folder / WEIGHTS_FILE)
-            tensors = {re.sub(r"^lookahead\.", "draft_head.", name): tensor for name, tensor in stored.items()}
-            config = configs.load(LMConfig, path)
-        else:
-            tensors = huggingface.read_tensors(folder)
-            config = released.read_config(folder, tensors, patch_heads)
-        with torch.device("meta"):
-            model = cls(config, hub.load_tokenizer(folder))
-        model = model.to(dtype or _stored_dtype(tensors, device)).to_empty(device=device)
-        if ours:
-            hub.load_into(model, tensors, str(folder))
-        else:
-            released.fill_released(model, tensors, folder)
-        return model.eval()
+        return load(open_checkpoint(name, patch_heads), dtype, torch.device(device), quantization)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `lm.json`, `lm.safetensors` (in `dtype` if given) and `tokenizer.json`."""
+        """Write `lm.json`, `lm.safetensors` (in `dtype` if given) and `tokenizer.json`.
+
+        A quantized model is written with `quantization.json`, and must have been loaded on a CPU.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         configs.dump(self.config, folder / CONFIG_FILE)
         hub.write_atomically(folder / "tokenizer.json", lambda path: self.prompt.tokenizer.save(str(path)))
-        hub.save_tensors(folder / WEIGHTS_FILE, {name: t.to(dtype or t.dtype) for name, t in self.state_dict().items()})
+        save_weights(self, folder, dtype)
+
+
+def load(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device = CPU,
+    quantization: Quantization | None = None,
+    arrange: bool = True,
+) -> SpeechLM:
+    """Load an opened checkpoint. At no time is more than one matrix in memory besides the weights in their final form.
+
+    Args:
+        checkpoint: What to load.
+        dtype: See `SpeechLM.from_pretrained`, as for `device` and `quantization`.
+        device: Where the weights go.
+        quantization: How to quantize matrices.
+        arrange: Whether to prepare quantized matrices for the device; otherwise the model can only be saved.
+
+    Raises:
+        UserError: If the weights are damaged, do not fit, or are quantized in another way.
+    """
+    stored, folder = checkpoint.quantization, checkpoint.folder
+    if stored is not None and quantization not in (None, stored):
+        raise UserError(f"{folder}: already quantized to {stored.kind} in groups of {stored.group}")
+    if stored is not None and dtype not in (None, checkpoint.dtype(None, device)):
+        raise UserError(f"{folder}: quantized, and computes in {str(checkpoint.dtype(None, device))[6:]} only")
+    if quantization is not None and dtype not in (None, torch.bfloat16):
+        raise UserError("a quantized model computes in bfloat16, for which its kernels are made; leave out the dtype")
+    final = checkpoint.dtype(dtype, device) if quantization is None else torch.bfloat16
+    # A CPU provides memory only when it is written, so matrices that are quantized pass through it one by one.
+    with uninitialized(device if (stored or quantization) is None else CPU, final):
+        model = SpeechLM(checkpoint.config, hub.load_tokenizer(folder))
+    read_weights(model, checkpoint, device, quantization)
+    model.to(device)
+    for _, module in quantizable(model) if arrange else ():
+        module.arrange()
+    return model.eval()
 
 
 def _without_speech(config: LMConfig, text: Tensor) -> Patches:
@@ -329,12 +380,6 @@ def _text_sampling(config: LMConfig, sampling: SamplingParams) -> SamplingParams
     if not config.prompt.chain_of_modality:
         return sampling
     return sampling._replace(temperature=torch.zeros_like(sampling.temperature))
-
-
-def _stored_dtype(tensors: dict[str, Tensor], device: str | torch.device) -> torch.dtype | None:
-    """Return the weights' own precision. On a CPU, float16 only saves space on disk."""
-    stored = next(iter(tensors.values())).dtype if tensors else None
-    return torch.float32 if stored == torch.float16 and torch.device(device).type == "cpu" else stored
 
 
 def initialize(model: nn.Module, std: float = 0.02) -> None:

@@ -17,6 +17,7 @@ from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.draft_head import advance
 from speechgpt2.lm.sampling import Sampler, SamplingParams
 from speechgpt2.nn.linear import Kernel, Linear, linear, packed
+from speechgpt2.nn.quantized import QuantizedKernel, QuantizedMatrix
 
 
 class CodeEmbedding(nn.Module):
@@ -27,6 +28,25 @@ class CodeEmbedding(nn.Module):
         self.size = config.codebook_size
         self.table = nn.Parameter(torch.empty(config.codebooks, self.size + 1, config.patch_decoder.width))
         self.packed: list[Kernel | None] = [None] * config.codebooks
+        self.heads: dict[str, QuantizedMatrix] = {}
+
+    def matrices(self) -> dict[str, Tensor]:
+        """See `Quantizable`. The tables stay as they are, because embeddings read them too."""
+        tables = {f"heads.{k}": table[: self.size] for k, table in enumerate(self.table)}
+        return {name: table for name, table in tables.items() if name not in self.heads}
+
+    def quantized(self) -> dict[str, QuantizedMatrix]:
+        """See `Quantizable`."""
+        return dict(self.heads)
+
+    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `Quantizable`."""
+        self.heads[name] = matrix
+
+    def arrange(self) -> None:
+        """See `Quantizable`."""
+        if self.heads:
+            self.packed = [QuantizedKernel.of(self.heads[f"heads.{k}"]) for k in range(len(self.table))]
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the tables as heads (`nn.linear.pack`)."""

@@ -5,7 +5,6 @@ lm = from_text_model("Qwen/Qwen3-0.6B", PatchDecoderConfig(width=1024, layers=8,
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +51,7 @@ def read_text_model(name: str | Path) -> TextModel:
     else:
         path = hub.resolve(name, "config.json")
         folder = path.parent
-        tensors, content = huggingface.read_tensors(folder), configs.read(path)
+        tensors, content = huggingface.open_tensors(folder), configs.read(path)
         tokenizer, eos = hub.load_tokenizer(folder), huggingface.read_eos(folder)
     rows = huggingface.shape_of(tensors, "model.embed_tokens.weight", path)[0]
     return TextModel(read_backbone(content, rows, path), tensors, rows, tokenizer, eos, path)

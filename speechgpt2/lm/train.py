@@ -25,9 +25,10 @@ from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
 from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state
+from speechgpt2.lm.checkpoint import WEIGHTS_FILE
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
-from speechgpt2.lm.model import CONFIG_FILE, WEIGHTS_FILE, SpeechLM
+from speechgpt2.lm.model import CONFIG_FILE, SpeechLM
 from speechgpt2.lm.packing import Batch, ExampleSource, pack
 from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.nn.precision import has_fast_bf16

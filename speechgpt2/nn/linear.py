@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechgpt2.nn.quantized import QuantizedKernel, QuantizedMatrix, released
+from speechgpt2.nn.uninitialized import return_memory
+
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 PROCESSOR = "amx" if AMX else "avx2" if AVX2 else "avx512"
@@ -29,6 +32,7 @@ MANY_ROWS = 64  # above it the order does not matter
 FLIPPED = {"avx2": range(2, MANY_ROWS + 1), "avx512": range(2, 8), "amx": range(8, MANY_ROWS + 1)}[PROCESSOR]
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
 LARGE = 1 << 18  # weights; a matrix of this size is worth packing
+HUGE, HUGE_HALF = 1 << 28, 1 << 26  # larger ones stay as they are, since packing needs 2 or 10 bytes a weight besides
 FBGEMM_ROWS = 3  # rows up to which FBGEMM is faster than oneDNN in bfloat16
 HALF_EXPONENT = 15  # float16 holds values below two to this power
 
@@ -80,16 +84,35 @@ class BlockedKernel(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`."""
+    """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`. It can be quantized (`nn.quantized`)."""
 
     packed: Kernel | None = None
+    matrix: QuantizedMatrix | None = None
+
+    def matrices(self) -> dict[str, Tensor]:
+        """See `Quantizable`."""
+        return {} if self.matrix is not None else {"weight": self.weight}
+
+    def quantized(self) -> dict[str, QuantizedMatrix]:
+        """See `Quantizable`."""
+        return {} if self.matrix is None else {"weight": self.matrix}
+
+    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `Quantizable`."""
+        self.matrix, self.weight = matrix, released(self.weight)
+
+    def arrange(self) -> None:
+        """See `Quantizable`."""
+        if self.matrix is not None:
+            self.packed = QuantizedKernel.of(self.matrix, self.bias)
+            self.matrix = self.packed.matrix
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weight and release a large one."""
         if self.packed is None:
             self.packed = packed(self.weight, self.bias, rows, half)
         if self.packed is not None and self.weight.numel() >= LARGE:
-            self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
+            self.weight = released(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., C]` to `[..., D]`."""
@@ -151,6 +174,8 @@ def pack(model: nn.Module, rows: int = 1, half: bool = True) -> None:
     for module in reversed(list(model.modules())):
         if isinstance(module, Packable):
             module.pack(rows, half)
+            if isinstance(module, Linear) and not module.weight.numel():
+                return_memory()
 
 
 def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool = True) -> Kernel | None:
@@ -162,7 +187,9 @@ def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool
     if weight.device.type != "cpu":
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
+    if weight.numel() > HUGE:
+        return None
+    if half and weight.numel() <= HUGE_HALF and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
         kernel = _half_kernel(weight, bias)
         if kernel is not None:
             return kernel

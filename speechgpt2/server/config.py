@@ -102,6 +102,7 @@ class ServerConfig:
         codec: Another codec than the model's.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" …
         dtype: Precision of the weights; None for the device's default.
+        quantize: Store the language model's matrices in 8 or 4 bits.
         slots: Sessions at the same time.
         context: Patches of history per session; a fourth of them for instructions, tools and greeting.
         host: Address to listen on.
@@ -122,6 +123,7 @@ class ServerConfig:
     codec: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    quantize: Literal["int8", "int4"] | None = None
     slots: int = 8
     context: int = 1024
     host: str = "127.0.0.1"

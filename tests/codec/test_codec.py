@@ -10,6 +10,7 @@ from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, HiFiGANConfig, MelConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.codec.quantizer import Codebook
+from speechgpt2.errors import UserError
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.streaming import join_rows, where_active
@@ -68,6 +69,23 @@ def test_nearest_entry_with_a_common_offset(offset):
     assert torch.equal(book.nearest(x), exact)
     assert torch.equal(torch.cat([book.nearest(row) for row in x.split(1)]), exact)
     assert book.nearest(x[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "hub id", "another name"])
+def test_released_file_is_found(tmp_path, monkeypatch, form):
+    file = tmp_path / ("codec.pkl" if form == "another name" else "sg2_codec_ckpt.pkl")
+    file.symlink_to(GOLDEN / "codec.pkl")
+    (tmp_path / "config.yaml").symlink_to(GOLDEN / "config.yaml")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(tmp_path))
+    name = {"file": file, "hub id": "fnlp/SpeechGPT-2.0-preview-Codec"}.get(form, tmp_path)
+    wanted = Codec.from_pretrained(GOLDEN / "codec.pkl", config=GOLDEN / "config.yaml").state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in Codec.from_pretrained(name).state_dict().items())
+
+
+def test_language_model_without_a_codec_names_the_remedy(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"name the codec too: --codec fnlp/SpeechGPT-2\.0-preview-Codec"):
+        Codec.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("i", range(3))

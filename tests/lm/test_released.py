@@ -27,7 +27,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def lm() -> SpeechLM:
-    return SpeechLM.from_pretrained(GOLDEN, patch_heads=4)
+    return SpeechLM.from_pretrained(GOLDEN, torch.float32, patch_heads=4)
 
 
 def flat(patches: Patches) -> np.ndarray:
@@ -123,18 +123,18 @@ def assert_same(a: SpeechLM, b: SpeechLM) -> None:
 
 
 def test_from_pretrained_recognises_the_released_layout(lm, folder):
-    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
 
 
 def test_heads_and_config_keys_may_be_absent(lm, folder):
     rewrite(folder, lambda t: [t.pop(f"local_transformer_lm_heads.{k}.weight") for k in range(3)])
     edit_config(folder, lambda c: [c.pop(key) for key in ("group_size", "n_vq", "speech_vocab_size")])
-    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
 
 
 def test_tied_embeddings_may_have_the_heads_name(lm, folder):
     rewrite(folder, lambda t: [t.pop(f"speech_embedddings.{k}.weight") for k in range(3)])
-    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -148,7 +148,7 @@ def test_shards_are_joined(lm, folder, kind):
         part = {name: tensors[name] for name in tensors if where[name] == file}
         save_file(part, folder / file) if kind == "safetensors" else torch.save(part, folder / file)
     (folder / f"{base}.{kind}.index.json").write_text(json.dumps({"weight_map": where}))
-    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
     (folder / files[1]).unlink()
     with pytest.raises(UserError, match=r"00002-of-00002.* no such file"):
         SpeechLM.from_pretrained(folder, patch_heads=4)
@@ -158,17 +158,42 @@ def test_single_legacy_pickle(lm, folder):
     (folder / "model.safetensors").unlink()
     tensors = load_file(GOLDEN / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert_same(SpeechLM.from_pretrained(folder, patch_heads=4), lm)
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
 
 
-def test_weights_are_cast_while_loading(folder):
-    lm = SpeechLM.from_pretrained(folder, dtype=torch.bfloat16, patch_heads=4)
+def test_default_precision_is_bfloat16(folder):
+    lm = SpeechLM.from_pretrained(folder, patch_heads=4)
     assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
     hidden, state = lm.prefill(lm.prompt.user_text("hello"), lm.init_state(1, 64))
     assert hidden.isfinite().all() and state.stack.layers[0].keys.dtype == torch.bfloat16
 
 
 # what can be wrong with a folder
+
+
+def test_blocks_of_a_shard_are_joined(lm, folder, monkeypatch):
+    monkeypatch.setattr("speechgpt2.hub.BLOCK_BYTES", 1000)  # no multiple of a row
+    assert_same(SpeechLM.from_pretrained(folder, torch.float32, patch_heads=4), lm)
+
+
+def test_text_model_is_refused(folder):
+    tensors = {name: t for name, t in load_file(GOLDEN / "model.safetensors").items() if "local" not in name}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="not a speech model"):
+        SpeechLM.from_pretrained(folder)
+
+
+def test_half_a_shard_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="only part of the file is there; download it again"):
+        SpeechLM.from_pretrained(folder)
+
+
+def test_pointer_of_git_lfs_is_refused(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="fetch it with `git lfs pull`"):
+        SpeechLM.from_pretrained(folder)
 
 
 def test_patch_heads_default_to_sixteen(folder):

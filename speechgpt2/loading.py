@@ -1,0 +1,217 @@
+"""Load a codec and a language model that belong together, after a look at whether they fit.
+
+    sources = Sources("fnlp/SpeechGPT-2.0-preview-7B", codec="fnlp/SpeechGPT-2.0-preview-Codec")
+    plan(sources, torch.device("cuda")).sessions(context=1024)     # how many fit
+    codec, lm = load(sources, torch.device("cuda"))
+
+Names are those of built-in models, folders, or Hugging Face ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from speechgpt2.codec.model import Codec
+from speechgpt2.errors import UserError
+from speechgpt2.lm.checkpoint import Checkpoint, open_checkpoint
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.model import load as load_lm
+from speechgpt2.nn.quantized import KINDS, Quantization
+from speechgpt2.streaming import tree_map
+
+RUNTIME = 600_000_000  # bytes for PyTorch and for what is computed in a step
+SMALL = 1_000_000_000  # bytes; a model below this is loaded without a look at the memory
+CONTEXT = 1024  # patches that one session remembers by default
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model takes on a device, in bytes.
+
+    Attributes:
+        device: The device's name.
+        free: Memory that can be used, None if that cannot be known.
+        lm: Weights of the language model.
+        codec: Weights of the codec.
+        patch: Keys and values of one patch of context.
+        session: State of the codec for one session.
+    """
+
+    device: str
+    free: int | None
+    lm: int
+    codec: int
+    patch: int
+    session: int
+
+    def total(self, slots: int, context: int) -> int:
+        """Return the bytes for `slots` sessions that remember `context` patches each."""
+        return self.lm + self.codec + RUNTIME + slots * (self.session + context * self.patch)
+
+    def fits(self, slots: int, context: int) -> bool:
+        """Return whether that fits, as far as it is known."""
+        return self.free is None or self.total(slots, context) <= self.free
+
+    def sessions(self, context: int) -> int:
+        """Return how many sessions of that context fit."""
+        return self._left(0) // (self.session + context * self.patch)
+
+    def context(self, slots: int) -> int:
+        """Return the longest context of `slots` sessions that fits, in patches."""
+        return self._left(slots) // (slots * self.patch)
+
+    def _left(self, slots: int) -> int:
+        return max(0, (self.free or 0) - self.total(slots, 0))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What to load, and how.
+
+    Attributes:
+        model: The language model.
+        codec: The codec, if it is not in the model's folder.
+        codec_config: The YAML file of a released codec.
+        dtype: Precision of the language model; None as `SpeechLM.from_pretrained` says.
+        quantization: Quantization of the language model's matrices.
+        patch_heads: See `SpeechLM.from_pretrained`.
+    """
+
+    model: str | Path
+    codec: str | Path | None = None
+    codec_config: str | Path | None = None
+    dtype: torch.dtype | None = None
+    quantization: Quantization | None = None
+    patch_heads: int | None = None
+
+    def load_codec(self, device: torch.device) -> Codec:
+        """Load the codec. Raises `UserError` if it cannot be found or loaded."""
+        return Codec.from_pretrained(self.codec or self.model, config=self.codec_config, device=device)
+
+
+def load(sources: Sources, device: torch.device, slots: int = 1, context: int = CONTEXT) -> tuple[Codec, SpeechLM]:
+    """Load both models on `device`.
+
+    Args:
+        sources: What to load.
+        device: Where the models compute.
+        slots: Sessions at once that there must be room for.
+        context: Patches that each of them remembers.
+
+    Raises:
+        UserError: If a model cannot be found or loaded, or does not fit; the message says what would.
+    """
+    with memory_errors(device):
+        codec = sources.load_codec(device)
+        checkpoint = open_checkpoint(sources.model, sources.patch_heads)
+        check_fits(sources, checkpoint, codec, device, slots, context)
+        return codec, load_lm(checkpoint, sources.dtype, device, sources.quantization)
+
+
+def plan(sources: Sources, device: torch.device) -> MemoryPlan:
+    """Return what the models take on `device`; only the codec is read.
+
+    Raises:
+        UserError: If a model cannot be found or opened.
+    """
+    codec = sources.load_codec(torch.device("cpu"))
+    return _plan(sources, open_checkpoint(sources.model, sources.patch_heads), codec, device, free_memory(device))
+
+
+def check_fits(
+    sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.device, slots: int, context: int
+) -> None:
+    """Check that a model fits beside its codec, which is loaded.
+
+    Raises:
+        UserError: If it does not; the message says what would fit.
+    """
+    free = free_memory(device)
+    wanted = _plan(sources, checkpoint, codec, device, None if free is None else free + _bytes(codec))
+    if wanted.lm > SMALL and not wanted.fits(slots, context):
+        raise UserError(_does_not_fit(sources, checkpoint, codec, wanted, slots, context))
+
+
+def _does_not_fit(
+    sources: Sources, checkpoint: Checkpoint, codec: Codec, wanted: MemoryPlan, slots: int, context: int
+) -> str:
+    assert wanted.free is not None
+    remedies = []
+    if 1 <= (sessions := wanted.sessions(context)) < slots:
+        remedies.append(f"--slots {sessions}")
+    if 256 <= (patches := wanted.context(slots)) < context:
+        remedies.append(f"a context of {patches} patches")
+    for kind in KINDS if sources.quantization is None and checkpoint.quantization is None else ():
+        smaller = replace(sources, quantization=Quantization(kind))
+        needed = replace(wanted, lm=_plan(smaller, checkpoint, codec, torch.device(wanted.device), None).lm)
+        if needed.fits(slots, context):
+            remedies.append(f"--quantize {kind} ({needed.total(slots, context) / GB:.1f} GB)")
+    need, free = wanted.total(slots, context) / GB, wanted.free / GB
+    return (
+        f"{sources.model}: needs {need:.1f} GB on {wanted.device}, where {free:.1f} GB are free; "
+        f"what fits: {', '.join(remedies) or 'nothing here; use a larger device'}"
+    )
+
+
+def _plan(sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.device, free: int | None) -> MemoryPlan:
+    dtype, b = checkpoint.dtype(sources.dtype, device), checkpoint.config.backbone
+    if sources.quantization is not None:
+        dtype = torch.bfloat16
+    states: list[int] = []
+    tree_map(lambda leaf: states.append(leaf.nbytes), (codec.init_encoder_state(1), codec.init_decoder_state(1)))
+    return MemoryPlan(
+        device=str(device),
+        free=free,
+        lm=checkpoint.bytes_in(dtype, sources.quantization),
+        codec=_bytes(codec),
+        patch=b.layers * b.kv_heads * b.head_dim * 2 * dtype.itemsize,
+        session=sum(states),
+    )
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that can be used on a device, None if that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    if device.type == "cpu" and (meminfo := Path("/proc/meminfo")).is_file():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), None)
+    return None
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn what PyTorch raises when memory or a kernel is missing into `UserError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        line = explain(error, str(device))
+        if line is None:
+            raise
+        raise UserError(line) from None
+
+
+def explain(error: BaseException, device: str) -> str | None:
+    """Return one line for an error of PyTorch that the user can remedy, None for any other."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return f"out of memory on {device}; use --quantize int8 or int4, fewer slots, or a shorter context"
+    if "no kernel image" in text:
+        return f"this build of PyTorch has no kernels for {device}; install the one for its GPU (pytorch.org)"
+    if "driver" in text and "CUDA" in text:
+        return f"the CUDA driver does not fit this build of PyTorch: {text.splitlines()[0]}"
+    if isinstance(error, NotImplementedError) and "MPS" in text:
+        return f"an operation is missing on {device}: set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
+    return None

@@ -1,0 +1,268 @@
+"""Weight-only quantization: matrices as int8 or int4, products in the precision of the input.
+
+    int8   a row is its integers times one scale
+    int4   a group of 32 or 128 inputs of a row is (its integers − 8) times a scale, plus an offset
+
+One set of integers serves every device. It is stored as PyTorch's CPU kernel wants it with AVX-512, so a file of it can
+be mapped and used as it is: blocks of 64 rows, in which byte j of an input holds rows j and j + 32. Elsewhere the
+integers are arranged anew when they are loaded. For many rows the matrix is dequantized in parts, since a product in
+half precision is faster then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechgpt2.errors import UserError
+
+Kind = Literal["int8", "int4"]
+KINDS: tuple[Kind, ...] = ("int8", "int4")
+GROUPS = (32, 128)
+BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
+QUANTIZED_AT_ONCE = 1 << 24  # weights that are quantized or dequantized together, which bounds the memory in between
+MANY_ROWS = 48  # rows of the input from which on dequantizing is faster
+HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the matrices of a model are stored.
+
+    Raises:
+        UserError: If the group is none of `GROUPS`.
+    """
+
+    kind: Kind
+    group: int = 32  # inputs that share a scale, in int4
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.group not in GROUPS:
+            raise UserError(f"quantization must be {' or '.join(KINDS)}, in groups of {' or '.join(map(str, GROUPS))}")
+
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """Return the bytes of a quantized matrix `[rows, columns]`."""
+        if self.kind == "int8":
+            return rows * (columns + 2)
+        padded = -(-rows // BLOCK) * BLOCK
+        return padded * columns // 2 + padded * columns // self.group * 4
+
+
+class QuantizedMatrix(NamedTuple):
+    """A matrix `[rows, columns]`, [D, C].
+
+    Attributes:
+        values: int8 `[D, C]`, or uint8 `[D', C / 2]` with two int4 a byte and D padded to whole blocks.
+        scales: `[D]` of int8; scales and offsets `[C / group, D', 2]` of int4.
+        rows: D.
+        columns: C.
+    """
+
+    values: Tensor
+    scales: Tensor
+    rows: int
+    columns: int
+
+    @property
+    def kind(self) -> Kind:
+        """Precision of the integers."""
+        return "int8" if self.scales.dim() == 1 else "int4"
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale, in int4."""
+        return self.columns // len(self.scales)
+
+    def to(self, device: torch.device) -> QuantizedMatrix:
+        """Return the matrix on another device."""
+        return self._replace(values=self.values.to(device), scales=self.scales.to(device))
+
+    def dequantize(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return rows `start` to `stop` in the precision of the scales; in int4 both must be multiples of 64."""
+        stop = self.rows if stop is None else min(stop, self.rows)
+        if self.kind == "int8":
+            return self.values[start:stop].to(self.scales.dtype) * self.scales[start:stop, None]
+        padded = -(-stop // BLOCK) * BLOCK
+        integers = from_blocks(self.values[start:padded]).to(self.scales.dtype) - 8  # [R, C]
+        scale, offset = self.scales[:, start:padded].permute(2, 1, 0).unsqueeze(-1)  # [R, C / group, 1]
+        grouped = integers.view(len(integers), -1, self.group)
+        return torch.addcmul(offset, grouped, scale).flatten(1)[: stop - start]
+
+
+def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
+    """Quantize a matrix `[D, C]` by rounding to the nearest integer. Scales have its half precision, or bfloat16.
+
+    Raises:
+        UserError: If C does not divide into groups.
+    """
+    rows, columns = weight.shape
+    dtype = weight.dtype if weight.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    step = max(1, QUANTIZED_AT_ONCE // columns // BLOCK) * BLOCK
+    if quantization.kind == "int8":
+        values, scales = zip(*(_int8(part, dtype) for part in weight.detach().split(step)), strict=True)
+        return QuantizedMatrix(torch.cat(values), torch.cat(scales), rows, columns)
+    if columns % quantization.group:
+        raise UserError(
+            f"int4 in groups of {quantization.group} does not fit a matrix with {columns} inputs; use int8, or groups "
+            f"of {' or '.join(map(str, GROUPS))} if they divide it"
+        )
+    values, scales = zip(*(_int4(part, quantization.group, dtype) for part in weight.detach().split(step)), strict=True)
+    return QuantizedMatrix(torch.cat(values), torch.cat(scales, dim=1), rows, columns)
+
+
+def _int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    weight = weight.float()
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).to(dtype)
+    return (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _int4(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    weight = F.pad(weight.float(), (0, 0, 0, -len(weight) % BLOCK))
+    grouped = weight.view(len(weight), -1, group)
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=1e-6).to(dtype).float()
+    offset = (low + 8 * scale).to(dtype).float()
+    integers = ((grouped - offset) / scale + 8).round().clamp(0, 15).to(torch.uint8).flatten(1)
+    scales = torch.cat([scale, offset], dim=-1).transpose(0, 1)  # [C / group, D', 2]
+    return to_blocks(integers), scales.to(dtype).contiguous()
+
+
+def to_blocks(integers: Tensor) -> Tensor:
+    """Arrange int4 `[D, C]` (uint8, one a byte) as blocks: `[D, C / 2]`."""
+    low, high = integers.view(-1, 2, BLOCK // 2, integers.shape[1]).unbind(1)
+    return (low | high << 4).transpose(1, 2).reshape(len(integers), -1)
+
+
+def from_blocks(values: Tensor) -> Tensor:
+    """Undo `to_blocks`: `[D, C / 2]` -> `[D, C]`, one a byte."""
+    rows, columns = len(values), 2 * values.shape[1]
+    blocks = values.view(-1, columns, BLOCK // 2).transpose(1, 2)
+    return torch.stack([blocks & 15, blocks >> 4], dim=1).reshape(rows, columns)
+
+
+class QuantizedKernel(NamedTuple):
+    """Multiplies by a quantized matrix, and adds its bias (see `nn.linear.Kernel`).
+
+    `arranged`: the matrix holds its integers in the layout of the device's int4 kernel, which is not that of files.
+    """
+
+    matrix: QuantizedMatrix
+    bias: Tensor | None
+    arranged: bool
+
+    @classmethod
+    def of(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
+        """Arrange the matrix for the kernels of its device."""
+        values = _arrange(matrix)
+        arranged = values is not matrix.values
+        return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged)
+
+    def takes(self, x: Tensor) -> bool:
+        """Return True: there is no other form of the matrix."""
+        return True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.matrix.scales.dtype)
+        y = self._few(flat) if self.arranged or (len(flat) < MANY_ROWS and _has_kernel(x.device)) else self._many(flat)
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
+
+    def _few(self, x: Tensor) -> Tensor:
+        values, scales, rows, _ = self.matrix
+        if self.matrix.kind == "int8":
+            return torch.ops.aten._weight_int8pack_mm(x, values, scales)
+        multiply = torch.ops.aten._weight_int4pack_mm if x.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
+        return multiply(x, values, self.matrix.group, scales)[:, :rows]
+
+    def _many(self, x: Tensor) -> Tensor:
+        step = max(1, QUANTIZED_AT_ONCE // x.shape[1] // BLOCK) * BLOCK
+        starts = range(0, self.matrix.rows, step)
+        return torch.cat([F.linear(x, self.matrix.dequantize(start, start + step)) for start in starts], dim=1)
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def _arrange(matrix: QuantizedMatrix) -> Tensor:
+    """Return the integers in the layout of the device's kernel; as they are if that is the one, or if it has none."""
+    values = matrix.values
+    if matrix.kind == "int4" and values.device.type == "cpu" and not HAS_BLOCKS_OF_64:
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(from_blocks(values).int(), 1)
+    if matrix.kind == "int4" and values.is_cuda and matrix.columns % 128 == 0:
+        integers = from_blocks(values)
+        return torch.ops.aten._convert_weight_to_int4pack(integers[:, ::2] << 4 | integers[:, 1::2], 8)
+    return values
+
+
+@runtime_checkable
+class Quantizable(Protocol):
+    """A module with matrices that can be quantized."""
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Return the matrices that are not quantized, by their names in the module."""
+        ...
+
+    def quantized(self) -> dict[str, QuantizedMatrix]:
+        """Return the quantized ones."""
+        ...
+
+    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
+        """Replace a matrix by its quantized form; `arrange` completes this."""
+        ...
+
+    def arrange(self) -> None:
+        """Prepare quantized matrices for their device."""
+        ...
+
+
+def quantizable(model: nn.Module) -> Iterator[tuple[str, Quantizable]]:
+    """Iterate over the modules that can be quantized, the model first, with the prefixes of their matrices' names."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizable):
+            yield f"{name}." if name else "", module
+
+
+def quantize_module(module: Quantizable, name: str, quantization: Quantization, device: torch.device) -> None:
+    """Quantize one matrix of a module, and move it to `device`. The rows of an embedding are read one by one: int8."""
+    kind = Quantization("int8") if isinstance(module, Embedding) else quantization
+    module.adopt(name, quantize(module.matrices()[name], kind).to(device))
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` whose table can be int8."""
+
+    matrix: QuantizedMatrix | None = None
+
+    def matrices(self) -> dict[str, Tensor]:
+        """See `Quantizable`."""
+        return {} if self.matrix is not None else {"weight": self.weight}
+
+    def quantized(self) -> dict[str, QuantizedMatrix]:
+        """See `Quantizable`."""
+        return {} if self.matrix is None else {"weight": self.matrix}
+
+    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `Quantizable`."""
+        self.matrix, self.weight = matrix, released(self.weight)
+
+    def arrange(self) -> None:
+        """See `Quantizable`."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up `ids [...]` -> `[..., D]`."""
+        if self.matrix is None:
+            return super().forward(ids)
+        rows = F.embedding(ids, self.matrix.values).to(self.matrix.scales.dtype)
+        return rows * self.matrix.scales[ids][..., None]
+
+
+def released(weight: Tensor) -> nn.Parameter:
+    """Return a parameter without memory, in place of a matrix `[D, C]` that is kept in another form: `[D, 0]`."""
+    return nn.Parameter(weight.new_empty(len(weight), 0), requires_grad=False)
