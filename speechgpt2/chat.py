@@ -143,7 +143,7 @@ class SpeechGPT:
             tools: Told to a model that knows how to call them.
         """
         if isinstance(greeting, Speech):
-            greeting = self.lm.prompt.align_speech(self.codes(greeting), text=greeting.text)
+            greeting = self.lm.prompt.greeting(self.codes(greeting), greeting.text, greeting.row)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
         return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=bool(tools))
 

@@ -42,11 +42,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Speech:
-    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said."""
+    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said.
+
+    `row`: the text token of each patch of `codes`, where the layout is given, as in released greetings.
+    """
 
     pcm: np.ndarray | None = None
     codes: np.ndarray | None = None
     text: str | None = None
+    row: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

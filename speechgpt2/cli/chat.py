@@ -47,6 +47,14 @@ Greeting = Annotated[
     Path | None, typer.Option(help="A recording with which the assistant opens the conversation.", metavar="AUDIO")
 ]
 GreetingText = Annotated[str | None, typer.Option(help="The transcript of the greeting.", metavar="TEXT")]
+Greetings = Annotated[
+    Path | None,
+    typer.Option(
+        help="A JSON lines file of greetings in the released format. [default: greetings.jsonl in the model's folder]",
+        metavar="FILE",
+    ),
+]
+GreetingIndex = Annotated[int, typer.Option(min=0, help="Which greeting of the file opens the conversation.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
 TopK = Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")]
 TopP = Annotated[
@@ -101,6 +109,8 @@ def chat(
     codec: CodecName = None,
     greeting: Greeting = None,
     greeting_text: GreetingText = None,
+    greetings: Greetings = None,
+    greeting_index: GreetingIndex = 0,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 0.9,
@@ -130,10 +140,13 @@ def chat(
     if play or mic:
         sounddevice()
     opening = read_greeting(greeting, greeting_text)
+    if opening is not None and greetings is not None:
+        raise UserError("give one of --greeting and --greetings")
     from speechgpt2.assistant.sources import ToolSources
 
     toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
     speechgpt = load_model(model, codec, device, dtype, quantize)
+    opening = opening or pick_greeting(speechgpt, model, greetings, greeting_index)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     conversation = speechgpt.conversation(
@@ -279,6 +292,29 @@ def read_greeting(path: Path | None, text: str | None) -> Speech | None:
     if path is None and text is not None:
         raise UserError("--greeting-text needs --greeting")
     return None if path is None else Speech(pcm=audio.load(path, MAX_QUESTION), text=text)
+
+
+def pick_greeting(speechgpt: Any, model: str, path: Path | None, index: int) -> Speech | None:
+    """Return greeting number `index` of a file, or of the model's own; warn if a released model has none.
+
+    Raises:
+        UserError: the file is invalid or holds fewer greetings.
+    """
+    from speechgpt2.lm.greetings import FILE, read_greetings
+
+    beside = Path(model) / FILE
+    path = beside if path is None and beside.is_file() else path
+    if path is None:
+        if not speechgpt.lm.prompt.template.chain_of_modality:
+            print_warning(
+                f"no {FILE} in {model}: the conversation opens without a greeting, which the released model never "
+                "saw in training; give --greetings FILE"
+            )
+        return None
+    offered = read_greetings(path, speechgpt.lm.prompt)
+    if index >= len(offered):
+        raise UserError(f"{path}: holds {len(offered)} greetings, counted from 0; there is no number {index}")
+    return offered[index]
 
 
 def default_mode(spoken: bool, audible: bool) -> Mode:

@@ -163,7 +163,7 @@ class Engine:
         if settings.greeting is None:
             return settings
         codes = self._speech_codes(settings.greeting)
-        return replace(settings, greeting=Speech(codes=codes.numpy(), text=settings.greeting.text))
+        return replace(settings, greeting=replace(settings.greeting, pcm=None, codes=codes.numpy()))
 
     def history_turn(self, turn: Turn) -> HistoryTurn:
         """A turn with its speech encoded, on the caller's thread.

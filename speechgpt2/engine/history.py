@@ -170,7 +170,7 @@ class History:
     def _render(self, system: SystemPrompt) -> Patches:
         speech, greeting = system.greeting, None
         if speech is not None and speech.codes is not None:
-            greeting = self.prompt.align_speech(torch.as_tensor(speech.codes), text=speech.text)
+            greeting = self.prompt.greeting(torch.as_tensor(speech.codes), speech.text, speech.row)
         return self.prompt.system_prompt(system.mode, greeting, system.instructions, system.tools)
 
     def _body(self, span: Span) -> Patches:

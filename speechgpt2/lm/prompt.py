@@ -133,6 +133,10 @@ class Prompt:
         delayed = torch.cat([self.silence.expand(patch, -1), codes.to("cpu", torch.int64)])
         return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens)
 
+    def greeting(self, codes: Tensor, text: str | None, row: Sequence[int] | None) -> AlignedSpeech:
+        """Return a greeting: with a given `row` as it is, patch for patch, otherwise as `align_speech` lays it out."""
+        return self.align_speech(codes, text=text) if row is None else AlignedSpeech(codes.to("cpu", torch.int64), row)
+
     # Turns
 
     def system_prompt(
