@@ -26,6 +26,7 @@ from speechgpt2.eval import report
 from speechgpt2.eval.answers import TimeRow, answer_turn, load, time_rows
 from speechgpt2.eval.report import column
 from speechgpt2.nn.linear import pack
+from speechgpt2.nn.quantized import KINDS, Quantization, quantize_model
 from speechgpt2.types import FRAME_RATE, Turn
 
 RANDOM = "qwen2.5-0.5b"  # a model with random weights
@@ -45,9 +46,16 @@ class StepSpeed(PartSpeed):
     share: float = column("of bandwidth", ".0%")
 
 
-def bench_steps(lm: Any, name: str, steps: int, history: int = 64) -> list[StepSpeed]:
-    """Time `steps` text steps and `steps` speech steps of `lm` (a `SpeechLM`) after a history of `history` patches."""
-    dtype = next(key for key, value in DTYPES.items() if value == lm.text_embedding.weight.dtype)
+def bench_steps(lm: Any, name: str, dtype: str, steps: int, history: int = 64) -> list[StepSpeed]:
+    """Time steps of text and of speech.
+
+    Args:
+        lm: A `SpeechLM`.
+        name: What the rows call it.
+        dtype: What they call the type of its weights.
+        steps: Steps of each kind.
+        history: Patches before them.
+    """
     filler, start = lm.prompt.special_ids.filler, lm.prompt.special_ids.speech_start
     patch_ms = 1000 * lm.config.patch_frames / FRAME_RATE
     rows = []
@@ -92,7 +100,8 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
 def _bytes_read(lm: Any, spoken: bool) -> int:
     """Return the bytes of weights that a step reads. An embedding table counts only as the text head."""
     head = lm.text_embedding if lm.text_head is None else lm.text_head
-    size = weight_bytes(lm.backbone) + weight_bytes(head) + weight_bytes(lm.patch_projector)
+    head_bytes = weight_bytes(head) if lm.tied_head is None else lm.tied_head.nbytes
+    size = weight_bytes(lm.backbone) + head_bytes + weight_bytes(lm.patch_projector)
     return size + spoken * lm.config.patch_frames * weight_bytes(lm.patch_decoder)
 
 
@@ -130,7 +139,7 @@ def main(
 
     Args:
         model: A name, a folder, a `SpeechGPT`, or `RANDOM`.
-        dtypes: Types of the weights for the steps.
+        dtypes: Types of the weights for the steps: also int8 and int4.
         threads: Threads of torch.
         steps: Number of steps to time.
         turns: Number of turns to time.
@@ -140,8 +149,8 @@ def main(
     Raises:
         UserError: An argument is invalid.
     """
-    if not set(dtypes) <= set(DTYPES):
-        raise UserError(f"dtypes must be of {', '.join(DTYPES)}")
+    if not set(dtypes) <= {*DTYPES, *KINDS}:
+        raise UserError(f"dtypes must be of {', '.join((*DTYPES, *KINDS))}")
     console = open_console()
     machine = measure(threads)
     machine.report(console)
@@ -150,9 +159,11 @@ def main(
         tables["Whole turns"] = bench_turns(load(model), turns, load_questions(questions))
     name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
-        lm = _language_model(model).to(DTYPES[dtype])
+        lm = _language_model(model).to(DTYPES.get(dtype, torch.bfloat16))
+        if dtype in KINDS:
+            quantize_model(lm, Quantization(dtype))
         pack(lm)
-        tables["Steps of one stream"] += bench_steps(lm, name, steps)
+        tables["Steps of one stream"] += bench_steps(lm, name, dtype, steps)
     report.publish(tables, console, out, measured=machine)
     return tables
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechgpt2.eval.report import column
+from speechgpt2.nn.quantized import Quantizable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BF16_GAIN = 1.2  # least speed-up over float32 of a processor with bfloat16 instructions
@@ -164,8 +165,10 @@ def count_flops(work: Callable[[], Any]) -> float:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Return the bytes of a module's parameters, as stored."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    """Return the bytes of a module's parameters and quantized matrices, as stored."""
+    quantizable = (part for part in module.modules() if isinstance(part, Quantizable))
+    matrices = sum(matrix.nbytes for part in quantizable for matrix in part.quantized().values())
+    return matrices + sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:

@@ -10,6 +10,9 @@ import typer
 from speechgpt2.cli.common import ModelName, check_report_file
 
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
+LMDTypes = Annotated[
+    list[str], typer.Option("--dtype", help="Precision (repeatable): float32, bfloat16, int8 or int4.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Number of CPU threads.")]
 ReportFile = Annotated[
     Path | None, typer.Option("--out", "-o", help="Also write the rows to this JSON file.", metavar="FILE")
@@ -36,7 +39,7 @@ def codec(
 
 def lm(
     model: ModelName = "mini",
-    dtype: DTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
+    dtype: LMDTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
     threads: Threads = 2,
     turns: Annotated[int, typer.Option(min=1, help="Number of whole turns to time.")] = 10,
     questions: Questions = None,

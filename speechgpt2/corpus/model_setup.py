@@ -64,7 +64,7 @@ def planned_shape(config: LMTrainConfig, init: str | None, text_model: str | Non
         path = hub.resolve(init, CONFIG_FILE, "config.json")
         if path.name == CONFIG_FILE:
             return configs.load(LMConfig, path)
-        return released.read_config(path.parent, huggingface.read_tensors(path.parent), None)
+        return released.read_config(path.parent, huggingface.open_tensors(path.parent), None)
     if config.patch_decoder is None:
         raise UserError("give --init or --text-model, or write the sizes of a new model into the configuration")
     if text_model:

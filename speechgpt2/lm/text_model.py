@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from speechgpt2 import config as configs
 from speechgpt2 import hub
@@ -28,7 +27,7 @@ class TextModel(NamedTuple):
     """A text model whose weights are not read yet: `rows` of its embedding, and `path` of its configuration."""
 
     backbone: BackboneConfig
-    tensors: MutableMapping[str, Tensor]
+    tensors: huggingface.Tensors
     rows: int
     tokenizer: Tokenizer
     eos: str
@@ -41,7 +40,7 @@ def read_text_model(name: str | Path) -> TextModel:
     Raises:
         UserError: If it cannot be read or its family is not supported.
     """
-    tensors: MutableMapping[str, Tensor]
+    tensors: huggingface.Tensors
     if str(name).endswith(".gguf"):
         path = Path(name)
         if not path.is_file():

@@ -112,7 +112,7 @@ class Linear(nn.Linear):
         if self.packed is None:
             self.packed = packed(self.weight, self.bias, rows, half)
         if self.packed is not None and self.weight.numel() >= LARGE:
-            self.weight = released(self.weight)
+            self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., C]` to `[..., D]`."""
@@ -174,7 +174,7 @@ def pack(model: nn.Module, rows: int = 1, half: bool = True) -> None:
     for module in reversed(list(model.modules())):
         if isinstance(module, Packable):
             module.pack(rows, half)
-            if isinstance(module, Linear) and not module.weight.numel():
+            if isinstance(module, Linear) and module.weight.is_meta:
                 return_memory()
 
 

@@ -78,6 +78,11 @@ class QuantizedMatrix(NamedTuple):
         """Inputs that share a scale, in int4."""
         return self.columns // len(self.scales)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of integers and scales."""
+        return self.values.nbytes + self.scales.nbytes
+
     def to(self, device: torch.device) -> QuantizedMatrix:
         """Return the matrix on another device."""
         return self._replace(values=self.values.to(device), scales=self.scales.to(device))
@@ -261,6 +266,18 @@ class Embedding(nn.Embedding):
             return super().forward(ids)
         rows = F.embedding(ids, self.matrix.values).to(self.matrix.scales.dtype)
         return rows * self.matrix.scales[ids][..., None]
+
+
+def quantize_model(model: nn.Module, quantization: Quantization) -> None:
+    """Quantize all matrices of a model that is loaded.
+
+    Raises:
+        UserError: If a matrix does not divide into groups.
+    """
+    for _, module in list(quantizable(model)):
+        for name, weight in module.matrices().items():
+            quantize_module(module, name, quantization, weight.device)
+        module.arrange()
 
 
 def released(weight: Tensor) -> nn.Parameter:

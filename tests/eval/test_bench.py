@@ -62,7 +62,7 @@ def test_lm(monkeypatch):
     monkeypatch.setattr(lm_bench.Memory, "bandwidth", lambda memory: 5e9)
     backbone = BackboneConfig(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, tied_embeddings=True)
     config = LMConfig(backbone, PatchDecoderConfig(width=16, layers=1, heads=2, ffn=32))
-    written, spoken = lm_bench.bench_steps(lm_bench.with_random_weights(config), "tiny", steps=3, history=5)
+    written, spoken = lm_bench.bench_steps(lm_bench.with_random_weights(config), "tiny", "float32", steps=3, history=5)
     assert (written.part, spoken.part) == ("written", "spoken")
     assert spoken.megabytes > written.megabytes > 0
     assert math.isnan(written.rtf) and spoken.rtf == pytest.approx(spoken.median_ms / 120)
