@@ -5,7 +5,7 @@
 #
 # TEXT_MODEL is a Hugging Face folder or id, or a GGUF file, such as Qwen2.5-0.5B. DATA.yaml lists transcribed speech,
 # plain texts and dialogues. Each stage resumes where it stopped. STEPS=20 shortens each stage, to try the recipe.
-# Needs `pip install -e '.[train,data]'`. We tried stage 0 for some steps on a CPU; the whole needs an accelerator.
+# Needs `pip install -e '.[train,data]'`. docs/training.md says what was tried; the whole needs an accelerator.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${1:?usage: recipes/small.sh TEXT_MODEL DATA.yaml [OUT] [CODEC]}
