@@ -272,8 +272,8 @@ def test_tool_call_and_result():
     reply = talk.ask(Turn.user("what"))
     assert (reply.text, reply.calls, reply.reason) == ("", (call,), "stop")
     assert talk.ask(result).text == "It's 25."
-    told = prompt.user_text("<tool_response>\n25\n</tool_response>")
-    whole = [prompt.system_prompt("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), told]
+    answered = prompt.user_text("<tool_response>\n25\n</tool_response>")
+    whole = [prompt.system_prompt("t2t", tools=[tool]), prompt.user_text("what"), prompt.reply(calling), answered]
     assert same(lm.read, concat(*whole, prompt.reply("It's 25.")))
     lm.seen.clear()
     assert model.chat([Turn.user("what"), Turn("assistant", (call,)), result], tools=[tool]).calls == ()

@@ -214,7 +214,7 @@ def read_greetings(path: Path, codec: Codec, model: str) -> list[Greeting]:
         spoken = [id for id in ids if id not in fillers]
         unknown = [id for id in spoken if tokenizer.id_to_token(id) is None]
         if unknown:
-            raise UserError(f"{path}: {model} has no token {unknown[0]}; use the greetings of this model")
+            raise UserError(f"{model} has no token {unknown[0]}; use the greetings of this model")
         return tokenizer.decode(spoken).strip()
 
     def decode_audio(codes: np.ndarray) -> np.ndarray:

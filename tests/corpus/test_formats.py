@@ -81,7 +81,7 @@ def write_table(folder):
 
 
 def write_parquet(folder):
-    pa = pytest.importorskip("pyarrow")
+    pa = needs.module("pyarrow", "data")
     import pyarrow.parquet
 
     rows = [

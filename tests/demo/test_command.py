@@ -99,7 +99,7 @@ def test_wrong_paths_are_reported(tmp_path, with_ffmpeg):
     assert "give --codec_ckpt_path" in fails("--codec_config_path", "absent.yaml", *port)
     assert "absent: no such folder" in fails("--model_path", tmp_path / "absent", *port)
     greetings = write(tmp_path / "g.jsonl", {"text": [999_999], "audio": [1, 2, 3]})
-    assert "line 1: mini knows no token 999999" in fails("--greetings", greetings, *port)
+    assert "line 1: mini has no token 999999" in fails("--greetings", greetings, *port)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in fails("--port", taken.getsockname()[1])
 

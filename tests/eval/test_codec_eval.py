@@ -48,7 +48,7 @@ def test_perfect_copy_scores_perfectly():
 def test_report(tmp_path):
     rows, judge_rows = evaluation.evaluate([Late()], {"tones": [CLIP]}, Judges())
     assert judge_rows == []
-    wide = Console(width=200, record=True, file=StringIO())
+    wide = Console(width=200, record=True, file=StringIO(), force_terminal=True)
     report.show("Codec", rows, wide)
     assert "tones" in wide.export_text()
     header, rule, line = report.markdown(rows).splitlines()

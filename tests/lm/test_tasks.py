@@ -69,7 +69,7 @@ def test_continuation_learns_what_follows():
     p = prompt()
     aligned = spoken(p)
     example = tasks.continuation(p, aligned, 2, True)
-    assert int(example.code_loss_mask.sum()) == len(aligned.row) - 2
+    assert int(example.code_loss_mask.sum()) == len(aligned.tokens) - 2
     silent = tasks.continuation(p, aligned, 2, False)
     assert learnt(p, silent) == "<|eosp|> ###\n<|im_end|>"  # without a transcript, no filler is taught as text
 
