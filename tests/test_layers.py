@@ -34,13 +34,14 @@ MAY_IMPORT = {
     "dnsmos": BASE | {"extras"},
     "media": {"errors", "extras"},
     "audio": {"errors", "types", "hub", "media"},
+    "greeting_file": {"errors"},  # what lm and demo share
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training"},
-    "lm": FOUNDATION | {"training", "extras"},
+    "lm": FOUNDATION | {"training", "extras", "greeting_file"},
     "loading": FOUNDATION | {"codec", "lm"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
     "chat": FOUNDATION | {"codec", "lm", "loading", "conversation", "long_form"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
-    "demo": BASE | {"audio", "client"},
+    "demo": BASE | {"audio", "client", "greeting_file"},
     "dsp": BASE | {"audio", "extras", "vad"},  # arrays in, arrays out
     "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only
