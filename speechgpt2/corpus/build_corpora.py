@@ -12,31 +12,41 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import random
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.corpus.real_speech import Recording, find_recordings, load_recording
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, item_of
+from speechgpt2.curriculum.limits import foreign_sentence, not_understood, unknown_request
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
+from speechgpt2.dsp.other_sounds import draw_sound
 from speechgpt2.dsp.world_pitch import track_pitch
 from speechgpt2.processes import single_threaded
-from speechgpt2.tts.augment import augment_utterance
+from speechgpt2.tts.augment import augment_microphone, augment_utterance
+from speechgpt2.tts.utterance import Utterance
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
-from speechgpt2.tts.voices import Voice, speak, vary_voice
+from speechgpt2.tts.voices import Voice, speak, training_voices, vary_voice
 
 PART_SECONDS = 600.0  # of audio in a part of the codec corpus, about
 PART_FILES = 500  # recordings in a part
+DICTATED = ("fsdd", "cmn-words")  # sources of real dictations: single words
 PART_EXCHANGES = 250  # exchanges, or single utterances, in a part
 TYPED_SHARE = 0.1  # share of exchanges in text only
 WORD_LISTS = 0.65  # share of the dictations; the rest are sentences
 OWN_VOICE = 0.15  # share of dictations in the assistant's voice
+DEFAULT_VOICE = 0.6  # share of the replies and read texts in the first of the assistant's voices
+UNKNOWN = 0.06  # exchanges whose question is outside of all skills
+NOT_UNDERSTOOD = 0.06  # exchanges that begin with noise, music, silence or another language
+FOREIGN = 0.4  # of these
 EVALUATION_SEED = 0  # seed of the dialogues' test split
 CLASSIC = "classic"  # the voices that `mini` was trained on
 
@@ -116,15 +126,21 @@ def build_dialogue_corpus(
     dictations: int = 0,
     test: int = 400,
     voices: str = CLASSIC,
+    takes: int = 1,
+    real_speech: str | Path | None = None,
 ) -> Corpus:
     """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
 
     A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
-    "assistant") and the texts (skill "say") are spoken by the assistant's voice, never twice the same. A tenth of the
-    exchanges is text only. ``extra`` of a question holds exchange id, skill, answer key and typed variants. The test
-    split is `held_out_questions` (``test`` of them), undisturbed. ``says`` is half of ``exchanges`` where
-    not given. ``voices`` names the set that all but the questions of the test split come from (`tts.voice_sets`).
-    Resumes a killed build.
+    "assistant") and the texts (skill "say") are spoken by one of the assistant's voices, never twice the same;
+    ``extra["assistant_voice"]`` is its number, of which 0 is the default. A tenth of the exchanges is text only; some
+    questions are outside of all skills, or not understood at all. ``extra`` of a question holds exchange id, skill,
+    answer key and typed variants. The test split is `held_out_questions` (``test`` of them), undisturbed. ``says`` is
+    half of ``exchanges`` where not given. ``voices`` names the set that all but the questions of the test split come
+    from (`tts.voice_sets`); where it has no voices that answer, replies are text only, and nothing is read aloud.
+    ``takes`` is how often a spoken question or dictation occurs, each time through another room and noise, as slow
+    synthesis wants. Recordings below ``real_speech`` whose words the curriculum holds are dictations, too. Resumes a
+    killed build.
     """
     voice_set(voices)  # a wrong name raises here, before the work starts
     says = exchanges // 2 if says is None else says
@@ -136,63 +152,126 @@ def build_dialogue_corpus(
         "test": test,
         "seed": seed,
         "voices": voices,
+        "takes": takes,
     }
     parts: list[Part] = [partial(_test_part, voices, test)]
-    for kind, total in ((_exchange_part, exchanges), (_say_part, says), (_dictation_part, dictations)):
+    kinds: tuple[tuple[Callable, int], ...] = (
+        (partial(_exchange_part, takes), exchanges),
+        (_say_part, says),
+        (partial(_dictation_part, takes), dictations),
+    )
+    for kind, total in kinds:
         for index, first in enumerate(range(0, total, PART_EXCHANGES)):
             parts.append(partial(kind, voices, seed, index, min(PART_EXCHANGES, total - first)))
+    if real_speech is not None:
+        found = [known for known in find_recordings(Path(real_speech)) if known.source in DICTATED]
+        recipe["real_speech"] = len(found)
+        parts += [
+            partial(_recorded_dictations, takes, found[i : i + PART_FILES]) for i in range(0, len(found), PART_FILES)
+        ]
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 
 def _test_part(voices: str, count: int) -> Iterator[CorpusItem]:
-    rng, bank = random.Random("replies of the test split"), voice_set(voices)
+    speaker = _Speaker(random.Random("replies of the test split"), voice_set(voices), 1)
     for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED)):
-        yield from _spoken(f"test-{number:04d}", trial.exchange, trial.voice, bank, rng, "test")
+        question = speak(trial.exchange.question, trial.voice)
+        yield from speaker.exchange(f"test-{number:04d}", trial.exchange, question, "test")
 
 
-def _exchange_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
+def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"exchanges/{seed}/{index}"), voice_set(voices)
+    speaker = _Speaker(rng, bank, takes)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
-        exchange = draw_exchange(rng, lang)
-        name = f"ex-{index:04d}-{number:04d}"
+        name, kind = f"ex-{index:04d}-{number:04d}", rng.random()
+        if kind < NOT_UNDERSTOOD:
+            yield from speaker.exchange(name, not_understood(rng, lang), _incomprehensible(rng))
+            continue
+        exchange = unknown_request(rng, lang) if kind < NOT_UNDERSTOOD + UNKNOWN else draw_exchange(rng, lang)
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
         else:
-            yield from _spoken(name, exchange, bank.draw(lang, rng), bank, rng, "train")
+            yield from speaker.exchange(name, exchange, speak(exchange.question, bank.draw(lang, rng)))
 
 
 def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
-    rng, bank = random.Random(f"says/{seed}/{index}"), voice_set(voices)
+    rng = random.Random(f"says/{seed}/{index}")
+    speaker = _Speaker(rng, voice_set(voices), 1)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = rng.choice((sentence, word_list))(rng, lang)
-        utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng))
-        yield item_of(utterance, f"say-{index:04d}-{number:04d}", role="assistant", extra={"skill": "say"})
+        yield speaker.reply(f"say-{index:04d}-{number:04d}", text, lang, extra={"skill": "say"})
 
 
-def _dictation_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
+def _dictation_part(takes: int, voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"dictations/{seed}/{index}"), voice_set(voices)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
-        own = rng.random() < OWN_VOICE
-        voice = vary_voice(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng)
-        utterance = augment_utterance(speak(text, voice), rng)
-        yield item_of(utterance, f"hear-{index:04d}-{number:04d}", role="user", extra={"skill": "dictation"})
+        own = rng.random() < OWN_VOICE and bank.assistant[lang]
+        utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng))
+        for take in range(takes):
+            name = f"hear-{index:04d}-{number:04d}{_suffix(take)}"
+            yield item_of(augment_utterance(utterance, rng), name, role="user", extra={"skill": "dictation"})
 
 
-def _spoken(
-    name: str, exchange: SkillExchange, voice: Voice, bank: VoiceSet, rng: random.Random, split: str
-) -> Iterator[CorpusItem]:
-    """Question in ``voice``, reply in one of the assistant's."""
-    question_extra, reply_extra = _extras(name, exchange, rng)
-    question = speak(exchange.question, voice)
-    if split == "train":
-        question = augment_utterance(question, rng)
-    yield item_of(question, f"{name}-q", role="user", split=split, extra=question_extra)
-    reply = speak(exchange.reply, vary_voice(_one_of(bank.assistant[exchange.lang], rng), rng))
-    yield item_of(reply, f"{name}-a", role="assistant", split=split, extra=reply_extra)
+def _recorded_dictations(takes: int, chunk: list[Recording]) -> Iterator[CorpusItem]:
+    for recording in chunk:
+        item = load_recording(recording, pitch=False)
+        if item is None or item.pcm is None:
+            continue
+        random = np.random.default_rng(zlib.crc32(item.record.id.encode()))
+        for take in range(takes if recording.split == "train" else 1):
+            extra = {**item.record.extra, "skill": "dictation"}
+            record = replace(item.record, id=f"{item.record.id}{_suffix(take)}", role="user", extra=extra)
+            yield CorpusItem(record, augment_microphone(item.pcm, random) if take else item.pcm)
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """Speaks the assistant's side of a corpus, and joins it with the user's."""
+
+    rng: random.Random
+    bank: VoiceSet
+    takes: int
+
+    def exchange(
+        self, name: str, exchange: SkillExchange, question: Utterance, split: str = "train"
+    ) -> Iterator[CorpusItem]:
+        """Yield the question as several microphones record it, each time with the reply."""
+        question_extra, reply_extra = _extras(name, exchange, self.rng)
+        reply = self.reply(f"{name}-a", exchange.reply, exchange.lang, split=split, extra=reply_extra)
+        for take in range(self.takes):
+            at = {"exchange": f"{name}{_suffix(take)}"}
+            recorded = augment_utterance(question, self.rng) if split == "train" else question
+            yield item_of(recorded, f"{name}{_suffix(take)}-q", role="user", split=split, extra={**question_extra, **at})
+            extra = {**reply.record.extra, **at}
+            yield replace(reply, record=replace(reply.record, id=f"{name}{_suffix(take)}-a", extra=extra))
+
+    def reply(self, name: str, text: str, lang: str, *, extra: dict[str, Any], **fields: Any) -> CorpusItem:
+        """Speak a text in one of the assistant's voices, or write it if there is none."""
+        voices = self.bank.assistant[lang]
+        if not voices:
+            return CorpusItem(Record(name, text, lang, role="assistant", extra=extra, **fields))
+        is_default = len(voices) == 1 or self.rng.random() < DEFAULT_VOICE
+        number = 0 if is_default else self.rng.randrange(1, len(voices))
+        utterance = speak(text, vary_voice(voices[number], self.rng))
+        return item_of(utterance, name, role="assistant", extra={**extra, "assistant_voice": number}, **fields)
+
+
+def _incomprehensible(rng: random.Random) -> Utterance:
+    """A sound that is no speech, or a sentence in another language; without text."""
+    if rng.random() < FOREIGN:
+        text, accent = foreign_sentence(rng)
+        speaker = rng.choice([voice for voice in training_voices("en") if voice.engine == "espeak"])
+        utterance = speak(text, vary_voice(replace(speaker, accent=accent), rng))
+        return replace(utterance, text="", words=(), phones=())
+    return Utterance(draw_sound(rng).astype(np.float32), "", "en", Voice("none", "sound", "en"), (), ())
+
+
+def _suffix(take: int) -> str:
+    return f"-{take}" if take else ""
 
 
 def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[CorpusItem]:

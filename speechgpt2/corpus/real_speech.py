@@ -52,8 +52,8 @@ def find_recordings(root: Path) -> list[Recording]:
     return found
 
 
-def load_recording(recording: Recording) -> CorpusItem | None:
-    """Read, resample, trim and level a recording, and add its pitch; None if it is silent.
+def load_recording(recording: Recording, pitch: bool = True) -> CorpusItem | None:
+    """Read, resample, trim and level a recording, and add its pitch if wanted; None if it is silent.
 
     A single word or character gets the whole span as its time.
     """
@@ -71,7 +71,7 @@ def load_recording(recording: Recording) -> CorpusItem | None:
         words=_whole(recording, mono), licence=_LICENCES.get(recording.source, "CC-BY-SA-4.0"),
         source=recording.source, extra={"source": recording.source},
     )  # fmt: skip
-    return CorpusItem(record, mono, track_pitch(mono))
+    return CorpusItem(record, mono, track_pitch(mono) if pitch else None)
 
 
 def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:

@@ -3,7 +3,8 @@
 Utterances give transcription, synthesis and the like. Turns that belong together (`extra["conversation"]`, or a
 question and a reply with the same `extra["exchange"]`) give dialogues. The model takes the side of the assistant, or
 either side in conversations among people; the other side is its input. If its side speaks first, that turn is a
-greeting: it sets the voice and is not learnt.
+greeting: it sets the voice and is not learnt. Where several voices answer (`extra["assistant_voice"]`, a number), all
+but the first need such a greeting, which is another text read by the same voice.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.training import distributed
 from speechgpt2.types import FRAME_RATE, MODES, SAMPLE_RATE, Mode, Segment, Text, Tool, ToolCall, Turn
 
+ASSISTANT_VOICE = "assistant_voice"  # key of `Record.extra`: which of the assistant's voices speaks, by number
+DEFAULT_VOICE = 0
 LATER = 9  # bound of the frames of silence before the input speech
 PAUSED = 13  # bound of the frames of silence after an incomplete question
 SPAN = (2, 7)  # words of an interleaved span: at least, and below
 SHORTEST_CONTINUED = 1.5  # seconds of a recording that is continued
+LONGEST_GREETING = 2.5  # seconds of a text that serves as a greeting
+GREETED = 0.3  # share of the dialogues in the default voice that begin with a greeting, too
 
 
 class DialogueTurns(NamedTuple):
@@ -126,11 +131,14 @@ class TaskSource:
         for mode in MODES:
             found[mode] = [d for d in talks if d.allows(mode)]
         found["unfinished"] = [d for d in found["s2t"] if len(d.turns[0].words) >= 3 and is_exchange(d)]
-        self.single = {  # exchanges that may follow one another
-            (mode, lang): [d for d in found[mode] if is_exchange(d) and d.turns[0].lang == lang]
-            for mode in MODES
-            for lang in {d.turns[0].lang for d in found[mode]}
-        }
+        self.single = defaultdict(list)  # exchanges that may follow one another
+        for mode in MODES:
+            for dialogue in filter(is_exchange, found[mode]):
+                self.single[self._kind(dialogue, mode)].append(dialogue)
+        self.greetings = defaultdict(list)  # by voice
+        for record in found["synthesis"]:
+            if ASSISTANT_VOICE in record.extra and record.length <= LONGEST_GREETING * SAMPLE_RATE:
+                self.greetings[record.extra[ASSISTANT_VOICE]].append(record)
         return {task: _pool(items, weight) for task, items in found.items() if items}
 
     # Tasks
@@ -139,10 +147,25 @@ class TaskSource:
         if not is_exchange(dialogue):
             return self.dialogue_example(dialogue, mode, random)
         pairs = dialogue.pairs()
-        others = self.single[mode, dialogue.turns[0].lang]
+        others = self.single[self._kind(dialogue, mode)]
         while random.random() < self.mix.next_turn:
             pairs += others[int(random.integers(len(others)))].pairs()
-        return training_example(self.prompt, mode, [self._pair(a, b, mode, random) for a, b in pairs])
+        greeting = self._greeting(dialogue.turns[-1], random) if mode[2] == "s" else None
+        return training_example(self.prompt, mode, [self._pair(a, b, mode, random) for a, b in pairs], greeting)
+
+    @staticmethod
+    def _kind(dialogue: DialogueTurns, mode: Mode) -> tuple:
+        """Return what exchanges that follow one another have in common: the language, and the voice that answers."""
+        voice = dialogue.turns[-1].extra.get(ASSISTANT_VOICE) if mode[2] == "s" else None
+        return mode, dialogue.turns[0].lang, voice
+
+    def _greeting(self, reply: Record, random: np.random.Generator) -> AlignedSpeech | None:
+        """Return a text read by the voice of a reply, or None where the default voice needs none."""
+        voice = reply.extra.get(ASSISTANT_VOICE, DEFAULT_VOICE)
+        if voice == DEFAULT_VOICE and random.random() >= GREETED:
+            return None
+        greetings = [record for record in self.greetings[voice] if record.id != reply.id]
+        return self._spoken(greetings[int(random.integers(len(greetings)))]) if greetings else None
 
     def dialogue_example(self, dialogue: DialogueTurns, mode: Mode, random: np.random.Generator) -> TrainingExample:
         """Make an example of a whole conversation."""
@@ -174,7 +197,7 @@ class TaskSource:
         return tasks.transcription(self.prompt, self._labelled_speech(record, random), record.text)
 
     def _synthesis(self, record: Record, random: np.random.Generator) -> TrainingExample:
-        return tasks.synthesis(self.prompt, record.text, self._spoken(record))
+        return tasks.synthesis(self.prompt, record.text, self._spoken(record), self._greeting(record, random))
 
     def _cloned_synthesis(self, record: Record, random: np.random.Generator) -> TrainingExample:
         others = [other for other in self.by_speaker[record.speaker] if other.id != record.id]

@@ -210,7 +210,8 @@ def typed_variants(exchange: SkillExchange, rng: random.Random) -> tuple[str, ..
     found = [question, bare, bare.lower()]
     if exchange.lang == "en":
         found.append(bare.replace("What is", "what's").lower())
-    found += SKILLS[exchange.skill].typed(exchange, bare, rng)
+    if exchange.skill in SKILLS:
+        found += SKILLS[exchange.skill].typed(exchange, bare, rng)
     return tuple(dict.fromkeys(found))
 
 

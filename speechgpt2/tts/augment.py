@@ -17,7 +17,7 @@ from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE
 
 STRETCH = (0.86, 1.16)  # factor of the whole spectrum: pitch, formants and tempo together, as with tape speed
-CHANGED_VOICE = {"flite": 0.85, "espeak": 0.15}  # probability by engine: flite has few speakers, and they sound natural
+CHANGED_VOICE = {"flite": 0.85, "espeak": 0.15, "kokoro": 0.2}  # probability by engine: flite has few speakers
 FORMANTS = (0.8, 1.28)  # factor: a vocal tract 25 % longer to one a fifth shorter
 MEAN_PITCH = (75.0, 300.0)  # Hz: from a low male voice to a child's
 LIVELINESS = (0.4, 1.6)  # factor of the excursions of pitch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
+import soundfile
 
 from speechgpt2.corpus import build_corpora
 from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, pairs
@@ -92,6 +94,41 @@ def test_resumed_build_gives_the_same_bytes(tmp_path, monkeypatch):
     dictations = [r for r in whole.records if r.extra["skill"] == "dictation"]
     assert len(dictations) == 2 and all(r.role == "user" and r.words for r in dictations)
     assert not parts.exists()
+
+
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*ASSISTANT_VOICES.values())
+def test_takes_repeat_questions_and_askers_are_answered_in_text(tmp_path):
+    corpus = build_corpora.build_dialogue_corpus(
+        tmp_path, exchanges=40, says=1, dictations=1, test=1, seed=1, workers=1, voices="askers", takes=3
+    )
+    train = [r for r in corpus.records if r.split == "train"]
+    replies = [r for r in train if r.role == "assistant"]
+    assert all(r.length == 0 and r.text for r in replies)
+    dictations = [r for r in train if r.extra["skill"] == "dictation"]
+    assert len(dictations) == 3 and len({r.text for r in dictations}) == 1
+    assert len({corpus.pcm(r).tobytes() for r in dictations}) == 3
+    spoken = [question for question, _ in pairs(train) if question.length]
+    by_name = Counter(question.id[: len("ex-0000-0000")] for question in spoken)
+    assert len(by_name) > 20 and set(by_name.values()) == {3}
+    sounds = [question for question in spoken if not question.text]
+    assert sounds and all(r.extra["skill"] == "not_understood" for r in sounds)
+
+
+def test_real_dictations_are_single_words_of_the_folder(tmp_path):
+    digits = tmp_path / "real" / "fsdd"
+    digits.mkdir(parents=True)
+    tone = 0.3 * np.sin(np.arange(8000) * 0.3)
+    for speaker in ("george", "theo"):  # theo is held out
+        soundfile.write(digits / f"3_{speaker}_0.wav", tone, 8000)
+    corpus = build_corpora.build_dialogue_corpus(
+        tmp_path / "out", exchanges=0, says=0, dictations=0, test=0, workers=1, takes=2, real_speech=tmp_path / "real"
+    )
+    assert [(r.text, r.role, r.split, r.extra["skill"]) for r in corpus.records] == [
+        ("three", "user", "train", "dictation"),
+        ("three", "user", "train", "dictation"),
+        ("three", "user", "test", "dictation"),
+    ]
 
 
 @needs.extra("synthesis", "pyworld")

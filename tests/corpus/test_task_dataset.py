@@ -1,5 +1,7 @@
 """From a corpus to what the two trainers see: crops, codes, dialogues in all modes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -192,6 +194,26 @@ def test_dialogues_go_on(source, monkeypatch):
         for s in range(10)
     ]
     assert max(ends) > 2
+
+
+def test_second_voice_answers_after_a_greeting_only(data, codec):
+    def voiced(record):  # texts and replies 0 and 3 are read by the first voice, 1 and 2 by the second
+        if record.role != "assistant" or not record.length:
+            return record
+        return replace(record, extra={**record.extra, "assistant_voice": int(record.text[-1] in "12")})
+
+    records = tuple(map(voiced, data.records))
+    config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
+    source = TaskSource(replace(data, records=records), new_model(config, data, codec).prompt, TaskMix(next_turn=0.5))
+    voice_of = {r.text: r.extra["assistant_voice"] for r in records if "assistant_voice" in r.extra}
+    greeted = set()
+    for seed in range(60):
+        text = source.example_of("s2s", np.random.default_rng(seed)).patches.text[0].tolist()
+        spoken = source.prompt.tokenizer.decode(text)
+        voices = {voice for said, voice in voice_of.items() if said in spoken}
+        assert len(voices) == 1  # greeting and all replies
+        greeted.add((voices.pop(), "say" in spoken))
+    assert greeted == {(0, False), (0, True), (1, True)}
 
 
 def test_held_out_is_never_drawn(source):

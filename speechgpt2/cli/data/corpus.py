@@ -15,11 +15,21 @@ RealSpeech = Annotated[
     Path | None,
     typer.Option(help="Real recordings to add: a folder with ljspeech/, fsdd/, cmn/ and orders/.", metavar="FOLDER"),
 ]
-Voices = Annotated[str, typer.Option(help="Diarise: classic (espeak-ng and flite) or natural (Kokoro).", metavar="SET")]
+Voices = Annotated[
+    str,
+    typer.Option(
+        help="Speakers: classic (espeak-ng, flite), natural (Kokoro), or askers (as classic, without spoken replies).",
+        metavar="SET",
+    ),
+]
 Exchanges = Annotated[int, typer.Option(min=1, help="Number of questions with replies.")]
 Says = Annotated[
     int | None, typer.Option(min=0, help="Number of texts to speak (text to speech). [default: half of the exchanges]")
 ]
+Takes = Annotated[
+    int, typer.Option(min=1, help="How often a question or dictation occurs, each time through another room and noise.")
+]
+HeldOut = Annotated[int, typer.Option(min=1, help="Number of held-out questions, the test split.")]
 Dictations = Annotated[int, typer.Option(min=0, help="Number of utterances to transcribe (speech to text).")]
 
 
@@ -42,6 +52,9 @@ def dialogue_corpus(
     exchanges: Exchanges = 24_000,
     says: Says = None,
     dictations: Dictations = 0,
+    takes: Takes = 1,
+    test: HeldOut = 400,
+    real_speech: RealSpeech = None,
     voices: Voices = "classic",
     seed: Seed = 0,
     workers: LocalWorkers = 2,
@@ -49,7 +62,7 @@ def dialogue_corpus(
     """Synthesize spoken questions and replies, to train a language model."""
     from speechgpt2.corpus.build_corpora import build_dialogue_corpus
 
-    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations, voices=voices))
+    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations, test, voices, takes, real_speech))
 
 
 def _report(corpus: Any) -> None:
