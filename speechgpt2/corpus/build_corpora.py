@@ -245,7 +245,9 @@ class _Speaker:
         for take in range(self.takes):
             at = {"exchange": f"{name}{_suffix(take)}"}
             recorded = augment_utterance(question, self.rng) if split == "train" else question
-            yield item_of(recorded, f"{name}{_suffix(take)}-q", role="user", split=split, extra={**question_extra, **at})
+            yield item_of(
+                recorded, f"{name}{_suffix(take)}-q", role="user", split=split, extra={**question_extra, **at}
+            )
             extra = {**reply.record.extra, **at}
             yield replace(reply, record=replace(reply.record, id=f"{name}{_suffix(take)}-a", extra=extra))
 

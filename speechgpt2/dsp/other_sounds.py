@@ -18,9 +18,9 @@ _LEVELS = (-50.0, -12.0)  # dB of the root mean square, relative to full scale
 
 
 def draw_sound(rng: random.Random) -> np.ndarray:
-    """Draw a sound of one of `SOUNDS`, of random length and level."""
+    """Draw a sound of one of `KINDS`, of random length and level."""
     length = int(rng.uniform(*SECONDS) * SAMPLE_RATE)
-    return SOUNDS[rng.choice(list(SOUNDS))](length, np.random.default_rng(rng.getrandbits(64)))
+    return KINDS[rng.choice(list(KINDS))](length, np.random.default_rng(rng.getrandbits(64)))
 
 
 def silence(length: int, random: np.random.Generator) -> np.ndarray:
@@ -66,7 +66,7 @@ def melody(length: int, random: np.random.Generator) -> np.ndarray:
     return _at_level(pcm, random.uniform(-35, -12))
 
 
-SOUNDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
+KINDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "silence": silence,
     "noise": noise,
     "hum": hum,

@@ -111,8 +111,8 @@ def test_takes_repeat_questions_and_askers_are_answered_in_text(tmp_path):
     spoken = [question for question, _ in pairs(train) if question.length]
     by_name = Counter(question.id[: len("ex-0000-0000")] for question in spoken)
     assert len(by_name) > 20 and set(by_name.values()) == {3}
-    sounds = [question for question in spoken if not question.text]
-    assert sounds and all(r.extra["skill"] == "not_understood" for r in sounds)
+    unclear = [question for question in spoken if not question.text]
+    assert unclear and all(r.extra["skill"] == "not_understood" for r in unclear)
 
 
 def test_real_dictations_are_single_words_of_the_folder(tmp_path):

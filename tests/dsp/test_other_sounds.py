@@ -5,22 +5,22 @@ import random
 import numpy as np
 import pytest
 
-from speechgpt2.dsp.other_sounds import SECONDS, SOUNDS, draw_sound
+from speechgpt2.dsp.other_sounds import SECONDS, KINDS, draw_sound
 from speechgpt2.types import SAMPLE_RATE
 
 
-@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize("name", KINDS)
 def test_sound_is_finite_and_within_full_scale(name):
     for seed in range(5):
-        pcm = SOUNDS[name](SAMPLE_RATE, np.random.default_rng(seed))
+        pcm = KINDS[name](SAMPLE_RATE, np.random.default_rng(seed))
         assert pcm.shape == (SAMPLE_RATE,) and np.isfinite(pcm).all() and 0 < np.abs(pcm).max() <= 1
 
 
 def test_silence_is_far_below_the_rest():
     def level(name):
-        return np.mean([np.abs(SOUNDS[name](SAMPLE_RATE, np.random.default_rng(i))).max() for i in range(5)])
+        return np.mean([np.abs(KINDS[name](SAMPLE_RATE, np.random.default_rng(i))).max() for i in range(5)])
 
-    assert level("silence") < 0.01 < min(level(name) for name in SOUNDS if name != "silence")
+    assert level("silence") < 0.01 < min(level(name) for name in KINDS if name != "silence")
 
 
 def test_draw_is_deterministic_and_varied():
