@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from speechgpt2.curriculum.texts import read
 from speechgpt2.eval import rejection
 from speechgpt2.tts.voices import HELD_OUT_VOICES
 from speechgpt2.types import TextDelta
@@ -51,3 +52,10 @@ def test_every_kind_has_a_row(monkeypatch):
     rows = {row.kind: (row.n, row.rejected) for row in rejection.rejection_rows(Model(), drawn)}
     assert rows["silence"] == (3, 1.0) and rows["another language"] == (3, 0.0)
     assert {voice.engine for voice in HELD_OUT_VOICES["zh"]} == {"espeak"}  # its names speak any language
+
+
+def test_no_foreign_sentence_is_one_of_the_training():
+    taught = read("limits")["foreign"]
+    asked = {text for sentences in rejection.FOREIGN.values() for text in sentences}
+    assert asked.isdisjoint(text for sentences in taught.values() for text in sentences)
+    assert set(rejection.FOREIGN) - set(taught)  # languages that the training does not hold
