@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from speechgpt2.dsp.other_sounds import SECONDS, KINDS, draw_sound
+from speechgpt2.dsp.other_sounds import KINDS, SECONDS, draw_sound
 from speechgpt2.types import SAMPLE_RATE
 
 
