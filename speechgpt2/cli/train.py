@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -173,9 +174,11 @@ def _codec(
 
 
 def _lm(out: Path, resume: bool, *given: Any) -> None:
+    from speechgpt2.corpus.phones import save_labels, saved_labels
     from speechgpt2.lm.train import train
 
-    settings, model, source, _ = _prepared(*given)
+    settings, model, source, _ = _prepared(*given, phones=saved_labels(out))
+    save_labels(out, source.phones)
     device = str(torch_device(given[-1]))
     train(settings, model, source, str(out), resume, device)
 
@@ -189,6 +192,7 @@ def _prepared(
     init: str | None,
     text_model: str | None,
     device: str,
+    phones: Sequence[str] | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """Return the configuration, the model, the source of examples and the codec of a training run."""
     from speechgpt2 import config as configs
@@ -205,4 +209,4 @@ def _prepared(
     speech_codec = Codec.from_pretrained(codec)
     coded = encode_data(read_data_configs(data, licence), speech_codec, codes, torch_device(device))
     model = model_to_train(settings, coded, speech_codec, init, text_model)
-    return settings, model, TaskSource(coded, model.prompt, settings.mix), speech_codec
+    return settings, model, TaskSource(coded, model.prompt, settings.mix, phones=phones), speech_codec

@@ -74,14 +74,23 @@ class Pool(NamedTuple):
 class TaskSource:
     """Draws examples (see `lm.train`).
 
+    A run that goes on may use more data; it keeps the `phones` that it began with.
+
     Raises:
         UserError: The prompt cannot express a task of the mix, or there is no data for any of them.
     """
 
-    def __init__(self, data: CodedData, prompt: Prompt, mix: TaskMix, split: str = "train"):
+    def __init__(
+        self,
+        data: CodedData,
+        prompt: Prompt,
+        mix: TaskMix,
+        split: str = "train",
+        phones: Sequence[str] | None = None,
+    ):
         tasks.check_tasks(prompt, mix)
         self.data, self.prompt, self.mix = data, prompt, mix
-        self.phone_set = PhoneSet(r.phones for r in data.records if r.split == "train")
+        self.phone_set = PhoneSet((r.phones for r in data.records if r.split == "train"), phones)
         self.phones = self.phone_set.names
         self.pools = self._pools(split)
         weights = {task: weight for task, weight in mix.weights().items() if task in self.pools}

@@ -216,6 +216,13 @@ def test_second_voice_answers_after_a_greeting_only(data, codec):
     assert greeted == {(0, False), (0, True), (1, True)}
 
 
+def test_a_run_with_more_data_keeps_its_phones(data, source):
+    kept = TaskSource(data, source.prompt, TaskMix(), phones=("", "b"))
+    assert kept.phones == ("", "b")
+    labels = {int(v) for seed in range(5) for v in kept.example_of("s2t", np.random.default_rng(seed)).phones.unique()}
+    assert labels == {-1, 0, 1}
+
+
 def test_held_out_is_never_drawn(source):
     turns = [d.turns[0] for mode in ("s2s", "t2t") for d in source.pools[mode].items]
     assert turns and all(turn.split == "train" and turn.text != "held out" for turn in turns)
