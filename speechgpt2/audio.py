@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from speechgpt2 import hub
-from speechgpt2.errors import UserError
+from speechgpt2.errors import FileWarning, UserError
 from speechgpt2.media import Media, open_media
 from speechgpt2.types import SAMPLE_RATE
 
@@ -26,7 +26,7 @@ FULL_SCALE = 32_768  # of 16-bit samples
 MAX_SECONDS = 3600.0  # of a recording that `load` holds in memory: 350 MB
 
 
-class AudioWarning(UserWarning):
+class AudioWarning(FileWarning):
     """Audio could be read in part only. The message is one line for the user."""
 
 

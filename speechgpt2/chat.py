@@ -101,6 +101,7 @@ class SpeechGPT:
         quantize: Kind | None = None,
         codec_config: str | Path | None = None,
         patch_heads: int | None = None,
+        greetings: str | Path | None = None,
     ) -> SpeechGPT:
         """Load both models for inference (see `nn.linear.pack`).
 
@@ -112,16 +113,27 @@ class SpeechGPT:
             quantize: "int8" or "int4" for the matrices of the language model.
             codec_config: The YAML file of a released codec.
             patch_heads: See `SpeechLM.from_pretrained`.
+            greetings: A file of greetings, in place of that in the model's folder.
 
         Raises:
             UserError: A model cannot be found or loaded, or does not fit.
         """
         quantization = None if quantize is None else Quantization(quantize)
-        sources = Sources(name, codec, codec_config, dtype, quantization, patch_heads)
-        codec_model, lm = load(sources, torch.device(device))
+        sources = Sources(name, codec, codec_config, dtype, quantization, patch_heads, greetings)
+        return cls.load(sources, device)
+
+    @classmethod
+    def load(cls, sources: Sources, device: str | torch.device = "cpu") -> SpeechGPT:
+        """Load what `sources` names, for inference. Raises `UserError` as `from_pretrained` does."""
+        codec, lm = load(sources, torch.device(device))
         pack(lm)
-        codec_model.optimize_for_inference()
-        return cls(codec_model, lm)
+        codec.optimize_for_inference()
+        return cls(codec, lm)
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the model's voices, each of which is a greeting; one without a name is known by its index."""
+        return tuple(self.lm.prompt.greetings.speech)
 
     def conversation(
         self,
@@ -131,6 +143,7 @@ class SpeechGPT:
         system: str | None = None,
         max_patches: int = MAX_PATCHES,
         tools: Sequence[Tool] = (),
+        voice: str | None = None,
     ) -> Conversation:
         """Begin a conversation.
 
@@ -141,9 +154,14 @@ class SpeechGPT:
             system: Replaces the system line.
             max_patches: Limit of one reply.
             tools: Told to a model that knows how to call them.
+            voice: One of `voices`, whose greeting opens the conversation; None means the model's default.
+
+        Raises:
+            UserError: There is no such voice.
         """
         if isinstance(greeting, Speech):
-            greeting = self.lm.prompt.greeting(self.codes(greeting), greeting.text, greeting.row)
+            greeting = self.lm.prompt.greeting(replace(greeting, codes=self.codes(greeting).cpu().numpy()))
+        greeting = greeting or self.lm.prompt.opening(voice, mode)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
         return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=bool(tools))
 
@@ -178,26 +196,38 @@ class SpeechGPT:
             conversation.add(turn)
         return conversation.ask(turns[-1], stream=stream)
 
-    def say(self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES) -> Reply:
+    def say(
+        self,
+        text: str,
+        sampling: SamplingParams | None = None,
+        max_patches: int = MAX_PATCHES,
+        voice: str | None = None,
+    ) -> Reply:
         """Read `text` aloud, whatever its length. `reason` is "length" if speech was cut off anywhere.
 
         Raises:
-            UserError: The text holds no words, or the model was not trained to read aloud.
+            UserError: The text holds no words, the model was not trained to read aloud, or there is no such voice.
         """
-        replies = list(self.read_aloud(text, sampling, max_patches))
+        replies = list(self.read_aloud(text, sampling, max_patches, voice))
         pcm, codes = np.concatenate([r.pcm for r in replies]), np.concatenate([r.codes for r in replies])
         cut = any(reply.reason == "length" for reply in replies)
         return Reply(text, pcm, codes, None, "length" if cut else "stop")
 
     def read_aloud(
-        self, text: str, sampling: SamplingParams | None = None, max_patches: int = MAX_PATCHES
+        self,
+        text: str,
+        sampling: SamplingParams | None = None,
+        max_patches: int = MAX_PATCHES,
+        voice: str | None = None,
     ) -> Iterator[Reply]:
         """Read `text` aloud, one reply for each of its sentences. Arguments and errors are those of `say`."""
         parts = long_form.sentences(text)
         if not parts:
             raise UserError("nothing to say: the text holds no letters or digits")
+        greeting = self.lm.prompt.opening(voice, "t2s")
         for part in parts:
-            conversation = Conversation(self, self.lm.prompt.tts_prompt(part), sampling, max_patches, speak=True)
+            prompt = self.lm.prompt.tts_prompt(part, greeting)
+            conversation = Conversation(self, prompt, sampling, max_patches, speak=True)
             yield replace(conversation.collect(conversation.reply(user_spoke=False)), text=part)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:

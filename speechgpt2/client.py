@@ -18,7 +18,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 BLOCK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, sent in one message
 MAX_MESSAGE_BYTES = 16 * 2**20
+TIMEOUT = 10.0  # seconds for a list of voices
 RESUME_AFTER = 1.0  # seconds behind real time after which the stream restarts at the current time
 
 
@@ -125,6 +128,27 @@ def realtime_url(url: str, model: str = "") -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path if parts.path.endswith("/realtime") else parts.path.rstrip("/") + "/v1/realtime"
     return urlunsplit((scheme, parts.netloc, path, f"model={quote(model)}" if model else parts.query, ""))
+
+
+def list_voices(url: str, key: str | None = None) -> list[dict[str, Any]]:
+    """Return the voices of a server (`GET /v1/voices`); none if it has no such list.
+
+    Raises:
+        UserError: There is no server, or it rejects the key.
+    """
+    parts = urlsplit(realtime_url(url))
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    address = urlunsplit((scheme, parts.netloc, parts.path.removesuffix("realtime") + "voices", "", ""))
+    request = Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)["data"]
+    except HTTPError as error:
+        if error.code == 404:
+            return []
+        raise UserError(f"{url} does not list its voices: HTTP {error.code}") from None
+    except (URLError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"no server at {url} ({getattr(error, 'reason', error)}); start one with: sg2 serve") from None
 
 
 async def _expect(connection: RealtimeConnection, type: str) -> dict[str, Any]:

@@ -31,7 +31,12 @@ if TYPE_CHECKING:  # for annotations only: writing a file should not wait for to
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FETCHED = ("*.json", "*.safetensors", "README.md")  # downloaded files of a checkpoint, besides the requested one
+FETCHED = (
+    "*.json",
+    "*.jsonl",
+    "*.safetensors",
+    "README.md",
+)  # downloaded files of a checkpoint, besides the requested one
 WEIGHTS = (".safetensors", ".bin", ".pkl")  # suffixes of weight files
 LFS_POINTER = b"version https://git-lfs"  # how a file begins that `git clone` left to Git LFS
 ALIGNMENT = 64  # bytes

@@ -81,6 +81,9 @@ class Sources:
         dtype: Precision of the language model; None as `SpeechLM.from_pretrained` says.
         quantization: Quantization of the language model's matrices.
         patch_heads: See `SpeechLM.from_pretrained`.
+        greetings: A file of greetings, in place of that in the model's folder.
+        greeting_index: Which greeting opens a conversation, counted from 0, in place of the default.
+        voice: The same by name.
     """
 
     model: str | Path
@@ -89,10 +92,24 @@ class Sources:
     dtype: torch.dtype | None = None
     quantization: Quantization | None = None
     patch_heads: int | None = None
+    greetings: str | Path | None = None
+    greeting_index: int | None = None
+    voice: str | None = None
 
     def load_codec(self, device: torch.device) -> Codec:
         """Load the codec. Raises `UserError` if it cannot be found or loaded."""
         return Codec.from_pretrained(self.codec or self.model, config=self.codec_config, device=device)
+
+    def load_lm(self, checkpoint: Checkpoint, device: torch.device) -> SpeechLM:
+        """Load the language model from its opened checkpoint.
+
+        Raises:
+            UserError: If it cannot be loaded, or has no such greeting.
+        """
+        file = None if self.greetings is None else Path(self.greetings)
+        lm = load_lm(checkpoint, self.dtype, device, self.quantization, greetings=file)
+        lm.prompt.greetings = lm.prompt.greetings.preferring(self.voice, self.greeting_index)
+        return lm
 
 
 def load(sources: Sources, device: torch.device, slots: int = 1, context: int = CONTEXT) -> tuple[Codec, SpeechLM]:
@@ -111,7 +128,7 @@ def load(sources: Sources, device: torch.device, slots: int = 1, context: int = 
         codec = sources.load_codec(device)
         checkpoint = open_checkpoint(sources.model, sources.patch_heads)
         check_fits(sources, checkpoint, codec, device, slots, context)
-        return codec, load_lm(checkpoint, sources.dtype, device, sources.quantization)
+        return codec, sources.load_lm(checkpoint, device)
 
 
 def plan(sources: Sources, device: torch.device) -> MemoryPlan:

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "dnsmos": BASE | {"extras"},
     "media": {"errors", "extras"},
     "audio": {"errors", "types", "hub", "media"},
-    "greeting_file": {"errors"},  # what lm and demo share
+    "greeting_file": {"errors", "hub"},
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
-    "demo": BASE | {"audio", "client", "greeting_file"},
+    "demo": BASE | {"audio", "client"},
     "dsp": BASE | {"audio", "extras", "vad"},  # arrays in, arrays out
     "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only

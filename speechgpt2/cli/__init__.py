@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import bench, chat, checkpoint, codec, demo, kb, serve, talk, train
+from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, serve, talk, train
 from speechgpt2.cli import eval as evaluation
-from speechgpt2.cli.common import print_error, show_audio_warnings
+from speechgpt2.cli.common import print_error, show_file_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
 from speechgpt2.cli.data import demo as data_demo
 from speechgpt2.errors import UserError
@@ -27,7 +27,7 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        show_audio_warnings()
+        show_file_warnings()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -84,6 +84,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "Evaluate a codec, a model's speech, or a whole model on held-out data.",
         {"codec": evaluation.codec, "speech": evaluation.speech, "mini": evaluation.mini},
     ),
+    "greeting": ("Make greetings, which are a model's voices.", {"make": greeting.make}),
     "kb": (
         "Keep a knowledge base of documents that the assistant can search.",
         {"add": kb.add, "list": kb.show_list, "search": kb.search, "remove": kb.remove, "info": kb.info},

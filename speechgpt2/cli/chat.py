@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
-from speechgpt2.cli.common import CodecName, Device, DType, ModelName, Quantize, load_model, print_warning, spinner
+from speechgpt2.cli.common import (
+    CodecName,
+    Device,
+    DType,
+    GreetingIndex,
+    Greetings,
+    ModelName,
+    Quantize,
+    VoiceName,
+    check_one_greeting,
+    load_model,
+    print_warning,
+    spinner,
+    warn_without_greeting,
+)
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,14 +61,6 @@ Greeting = Annotated[
     Path | None, typer.Option(help="A recording with which the assistant opens the conversation.", metavar="AUDIO")
 ]
 GreetingText = Annotated[str | None, typer.Option(help="The transcript of the greeting.", metavar="TEXT")]
-Greetings = Annotated[
-    Path | None,
-    typer.Option(
-        help="A JSON lines file of greetings in the released format. [default: greetings.jsonl in the model's folder]",
-        metavar="FILE",
-    ),
-]
-GreetingIndex = Annotated[int, typer.Option(min=0, help="Which greeting of the file opens the conversation.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
 TopK = Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")]
 TopP = Annotated[
@@ -110,7 +116,8 @@ def chat(
     greeting: Greeting = None,
     greeting_text: GreetingText = None,
     greetings: Greetings = None,
-    greeting_index: GreetingIndex = 0,
+    greeting_index: GreetingIndex = None,
+    voice: VoiceName = None,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 0.9,
@@ -139,14 +146,16 @@ def chat(
     check_output(out, mode, play)
     if play or mic:
         sounddevice()
+    check_one_greeting(greeting=greeting, voice=voice, greeting_index=greeting_index)
+    check_one_greeting(greeting=greeting, greetings=greetings)
     opening = read_greeting(greeting, greeting_text)
-    if opening is not None and greetings is not None:
-        raise UserError("give one of --greeting and --greetings")
     from speechgpt2.assistant.sources import ToolSources
 
     toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
-    speechgpt = load_model(model, codec, device, dtype, quantize)
-    opening = opening or pick_greeting(speechgpt, model, greetings, greeting_index)
+    chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
+    speechgpt = load_model(model, codec, device, dtype, quantize, **chosen)
+    if opening is None:
+        warn_without_greeting(speechgpt.lm.prompt, model)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     conversation = speechgpt.conversation(
@@ -170,6 +179,8 @@ def say(
     device: Device = "auto",
     dtype: DType = None,
     quantize: Quantize = None,
+    greetings: Greetings = None,
+    voice: VoiceName = None,
     play: Play = False,
 ) -> None:
     """Speak a text (text to speech), sentence by sentence."""
@@ -178,7 +189,7 @@ def say(
     check_output(out, "t2s", play)
     if play:
         sounddevice()
-    speechgpt = load_model(model, codec, device, dtype, quantize)
+    speechgpt = load_model(model, codec, device, dtype, quantize, greetings=greetings, voice=voice)
     sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     spoken, short = [], []
     with ExitStack() as stack:
@@ -292,29 +303,6 @@ def read_greeting(path: Path | None, text: str | None) -> Speech | None:
     if path is None and text is not None:
         raise UserError("--greeting-text needs --greeting")
     return None if path is None else Speech(pcm=audio.load(path, MAX_QUESTION), text=text)
-
-
-def pick_greeting(speechgpt: Any, model: str, path: Path | None, index: int) -> Speech | None:
-    """Return greeting number `index` of a file, or of the model's own; warn if a released model has none.
-
-    Raises:
-        UserError: the file is invalid or holds fewer greetings.
-    """
-    from speechgpt2.lm.greetings import FILE, read_greetings
-
-    beside = Path(model) / FILE
-    path = beside if path is None and beside.is_file() else path
-    if path is None:
-        if not speechgpt.lm.prompt.template.chain_of_modality:
-            print_warning(
-                f"no {FILE} in {model}: the conversation opens without a greeting, which the released model never "
-                "saw in training; give --greetings FILE"
-            )
-        return None
-    offered = read_greetings(path, speechgpt.lm.prompt)
-    if index >= len(offered):
-        raise UserError(f"{path}: holds {len(offered)} greetings, counted from 0; there is no number {index}")
-    return offered[index]
 
 
 def default_mode(spoken: bool, audible: bool) -> Mode:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speechgpt2.errors import UserError
+from speechgpt2.errors import FileWarning, UserError
 
 if TYPE_CHECKING:
     import torch
 
     from speechgpt2.engine.config import EngineConfig
+    from speechgpt2.lm.prompt import Prompt
 
 MODEL_HELP = "Built-in name, folder or Hugging Face id."
 CODEC_HELP = "Another codec: built-in name, folder, Hugging Face id or a released .pkl file. [default: the model's own]"
@@ -34,6 +35,27 @@ Quantize = Annotated[
     typer.Option(help="Store matrices of the language model in 8 or 4 bits. [default: no]"),
 ]
 
+Greetings = Annotated[
+    Path | None,
+    typer.Option(
+        help="A JSON lines file of greetings in the released format: the model's voices. "
+        "[default: greetings.jsonl in the model's folder]",
+        metavar="FILE",
+    ),
+]
+GreetingIndex = Annotated[
+    int | None,
+    typer.Option(min=0, help="Which greeting opens a conversation, counted from 0. [default: as the file says]"),
+]
+VoiceName = Annotated[
+    str | None,
+    typer.Option(
+        "--voice",
+        help="Name of the greeting that sets the voice. [default: as the model's greetings say]",
+        metavar="NAME",
+    ),
+]
+
 
 def print_error(message: str) -> None:
     """Print one line on stderr, with newlines in the message replaced by spaces."""
@@ -45,12 +67,12 @@ def print_warning(message: str) -> None:
     print("warning:", " ".join(message.split()), file=sys.stderr)
 
 
-def show_audio_warnings() -> None:
-    """Have `AudioWarning`s printed by `print_warning`, as what the user should know about a file."""
+def show_file_warnings() -> None:
+    """Have `FileWarning`s printed by `print_warning`, as what the user should know about a file."""
     usual = warnings.showwarning
 
     def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
-        if category.__name__ == "AudioWarning":  # not imported, which would take a while
+        if issubclass(category, FileWarning):
             print_warning(str(message))
         else:
             usual(message, category, *rest, **more)
@@ -97,13 +119,51 @@ def load_codec(name: str, device: str) -> Any:
 
 
 def load_model(
-    name: str, codec: str | None, device: str, dtype: str | None, quantize: Literal["int8", "int4"] | None = None
+    name: str,
+    codec: str | None,
+    device: str,
+    dtype: str | None,
+    quantize: Literal["int8", "int4"] | None = None,
+    **greeting: Any,
 ) -> Any:
-    """Load the codec and language model `name` on `device` while a spinner shows."""
+    """Load the codec and language model `name` on `device` while a spinner shows.
+
+    Args:
+        name: as in `loading.Sources`, and so `codec`, `dtype`, `quantize`.
+        codec: see `name`.
+        device: where they compute.
+        dtype: see `name`.
+        quantize: see `name`.
+        **greeting: which greeting opens a conversation, if one does: fields of `loading.Sources`.
+    """
     with spinner(f"loading {name}"):
         from speechgpt2.chat import SpeechGPT
+        from speechgpt2.loading import Sources
+        from speechgpt2.nn.quantized import Quantization
 
-        return SpeechGPT.from_pretrained(name, torch_device(device), torch_dtype(dtype), codec, quantize)
+        quantization = None if quantize is None else Quantization(quantize)
+        sources = Sources(name, codec, None, torch_dtype(dtype), quantization, **greeting)
+        return SpeechGPT.load(sources, torch_device(device))
+
+
+def warn_without_greeting(prompt: Prompt, model: str) -> None:
+    """Warn if a conversation opens without a greeting, which a released model never saw in training."""
+    if prompt.greetings.default is None and not prompt.template.chain_of_modality:
+        print_warning(
+            f"no greetings.jsonl in {model}: conversations open without a greeting, which the released model never "
+            "saw in training; give --greetings FILE"
+        )
+
+
+def check_one_greeting(**options: Any) -> None:
+    """Check that at most one of these options chooses the greeting.
+
+    Raises:
+        UserError: two do.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"give one of {' and '.join(given)}")
 
 
 def engine_config(device: torch.device, **options: Any) -> EngineConfig:

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from speechgpt2.cli import common
-from speechgpt2.cli.common import Device, DType, Quantize, spinner
+from speechgpt2.cli.common import Device, DType, GreetingIndex, Greetings, Quantize, VoiceName, spinner
 from speechgpt2.cli.serve import SERVER_EXTRA
 from speechgpt2.errors import UserError
 
@@ -37,9 +38,9 @@ def demo(
     codec_config: Annotated[
         Path | None, typer.Option("--codec_config_path", help="The YAML file of a released codec.", metavar="FILE")
     ] = None,
-    greetings: Annotated[
-        Path | None, typer.Option(help="A JSON lines file of greetings, in the released format.", metavar="FILE")
-    ] = None,
+    greetings: Greetings = None,
+    greeting_index: GreetingIndex = None,
+    voice: VoiceName = None,
     url: Annotated[
         str | None, typer.Option(help="A running server. [default: start one on this machine]", metavar="URL")
     ] = None,
@@ -62,19 +63,21 @@ def demo(
     check_free(host, port)
     if codec_config is not None and codec is None:
         raise UserError("--codec_config_path belongs to a released codec: also give --codec_ckpt_path")
+    chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
+    common.check_one_greeting(voice=voice, greeting_index=greeting_index)
+    if url is not None:
+        if any(option is not None for option in chosen.values()):
+            raise UserError("greetings are the server's: give --greetings, --greeting-index or --voice to sg2 serve")
+        return show(app.build_page(ServerAddress(url, key), server_greetings(url, key)), host, port)
     if greetings is not None and not greetings.is_file():
         raise UserError(f"{greetings}: no such file")
-    if url is None:
-        check_server()
-    elif greetings is None:
-        return show(app.build_page(ServerAddress(url, key)), host, port)
+    check_server()
     with spinner(f"loading {codec or model}"):
         loaded = load_codec(codec or model, codec_config, device)
-    offered = read_greetings(greetings, loaded, model) if greetings else []
-    if url is not None:
-        return show(app.build_page(ServerAddress(url, key), offered), host, port)
     with spinner(f"loading {model}"):
-        engine = load_engine(loaded, model, slots, device, dtype, quantize)
+        engine = load_engine(loaded, model, slots, device, dtype, quantize, **chosen)
+    common.warn_without_greeting(engine.prompt, model)
+    offered = offered_greetings(engine, loaded)
     with serving(engine, model, slots) as address:
         show(app.build_page(ServerAddress(address), offered), host, port)
 
@@ -142,7 +145,13 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
 
 
 def load_engine(
-    codec: Codec, model: str, slots: int, device: str, dtype: str | None, quantize: Literal["int8", "int4"] | None
+    codec: Codec,
+    model: str,
+    slots: int,
+    device: str,
+    dtype: str | None,
+    quantize: Literal["int8", "int4"] | None,
+    **greeting: Any,
 ) -> Engine:
     """Load the language model and start an engine on it and the codec.
 
@@ -152,16 +161,15 @@ def load_engine(
     from speechgpt2 import loading
     from speechgpt2.engine.engine import Engine
     from speechgpt2.lm.checkpoint import open_checkpoint
-    from speechgpt2.lm.model import load
     from speechgpt2.nn.quantized import Quantization
 
     place, config = common.torch_device(device), common.engine_config(common.torch_device(device), slots=slots)
     quantization = None if quantize is None else Quantization(quantize)
-    sources = loading.Sources(model, dtype=common.torch_dtype(dtype), quantization=quantization)
+    sources = loading.Sources(model, dtype=common.torch_dtype(dtype), quantization=quantization, **greeting)
     checkpoint = open_checkpoint(model)
     with loading.memory_errors(place):
         loading.check_fits(sources, checkpoint, codec, place, slots, config.context)
-        engine = Engine(codec, load(checkpoint, sources.dtype, place, quantization), config)
+        engine = Engine(codec, sources.load_lm(checkpoint, place), config)
     engine.start()
     return engine
 
@@ -195,30 +203,28 @@ def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
         thread.join(START_TIMEOUT)
 
 
-def read_greetings(path: Path, codec: Codec, model: str) -> list[Greeting]:
-    """Read greetings, detokenized by the model's tokenizer and decoded by the codec.
-
-    Raises:
-        UserError: the file is damaged or belongs to another model.
-    """
+def offered_greetings(engine: Engine, codec: Codec) -> list[Greeting]:
+    """Return the engine's greetings, decoded by the codec when they are played."""
     import torch
 
-    from speechgpt2 import hub
-    from speechgpt2.demo.greetings import load_greetings
-    from speechgpt2.lm.config import PromptConfig
+    from speechgpt2.demo.greetings import Greeting
 
-    tokenizer = hub.load_tokenizer(hub.resolve(model, "tokenizer.json").parent)
-    fillers = {tokenizer.token_to_id(name) for name in (PromptConfig.filler, PromptConfig.last_filler)}
+    place = next(codec.parameters()).device
 
-    def detokenize(ids: list[int]) -> str:
-        spoken = [id for id in ids if id not in fillers]
-        unknown = [id for id in spoken if tokenizer.id_to_token(id) is None]
-        if unknown:
-            raise UserError(f"{model} has no token {unknown[0]}; use the greetings of this model")
-        return tokenizer.decode(spoken).strip()
+    def decode(codes: Any) -> np.ndarray:
+        return codec.decode(torch.as_tensor(codes, device=place)[None])[0].cpu().numpy()
 
-    def decode_audio(codes: np.ndarray) -> np.ndarray:
-        model_device = next(codec.parameters()).device
-        return codec.decode(torch.as_tensor(codes, device=model_device)[None])[0].cpu().numpy()
+    greetings = engine.prompt.greetings.speech
+    return [Greeting(name, s.text or "", partial(decode, s.codes)) for name, s in greetings.items()]
 
-    return load_greetings(path, codec.config.quantizer.codebooks, codec.config.quantizer.size, detokenize, decode_audio)
+
+def server_greetings(url: str, key: str | None) -> list[Greeting]:
+    """Return the greetings of a running server.
+
+    Raises:
+        UserError: there is no server, or it rejects the key.
+    """
+    from speechgpt2.client import list_voices
+    from speechgpt2.demo.greetings import Greeting
+
+    return [Greeting(voice["id"], voice["text"]) for voice in list_voices(url, key)]

@@ -54,6 +54,9 @@ def serve(
     device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
     quantize: Quantize = None,
+    greetings: common.Greetings = None,
+    greeting_index: common.GreetingIndex = None,
+    voice: common.VoiceName = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
     replicas: Annotated[
@@ -79,6 +82,7 @@ def serve(
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
     flags |= {"device": device, "dtype": dtype, "quantize": quantize, "allow_unauthenticated": allow_unauthenticated}
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
+    flags |= {"greetings": greetings and str(greetings), "greeting_index": greeting_index, "voice": voice}
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
     scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
@@ -136,14 +140,24 @@ def load_app(settings: ServerConfig) -> App:
     """
     from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.engine.engine import Engine
+    from speechgpt2.loading import Sources
+    from speechgpt2.nn.quantized import Quantization
     from speechgpt2.server.app import App
     from speechgpt2.vad import network
 
     network()
     place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
     sizes = common.engine_config(place, slots=settings.slots, context=settings.context)
-    engine = Engine.from_pretrained(
-        settings.model, settings.codec, device=place, dtype=precision, config=sizes, quantize=settings.quantize
+    sources = Sources(
+        settings.model,
+        settings.codec,
+        dtype=precision,
+        quantization=None if settings.quantize is None else Quantization(settings.quantize),
+        greetings=settings.greetings,
+        greeting_index=settings.greeting_index,
+        voice=settings.voice,
     )
+    engine = Engine.load(sources, place, sizes)
+    common.warn_without_greeting(engine.prompt, settings.model)
     engine.start()
     return App(settings, engine, Dialogue)

@@ -173,10 +173,14 @@ def build_page(server: ServerAddress, greetings: Sequence[Greeting] = (), title:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 mode = gr.Radio(MODES, value="s2s", label="Mode")
-                choices = [("none", NO_GREETING), *((g.text, number) for number, g in enumerate(greetings))]
+                choices = [("none", NO_GREETING), *((g.label, number) for number, g in enumerate(greetings))]
                 greeting = gr.Dropdown(choices, value=NO_GREETING, label="Greeting", visible=bool(greetings))
                 preview = gr.Audio(
-                    label="Greeting", interactive=False, autoplay=True, visible=bool(greetings), buttons=[]
+                    label="Greeting",
+                    interactive=False,
+                    autoplay=True,
+                    visible=any(g.playable for g in greetings),
+                    buttons=[],
                 )
                 clear = gr.Button("Clear the conversation")
             with gr.Column(scale=2, min_width=320):

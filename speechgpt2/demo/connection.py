@@ -14,7 +14,6 @@ import numpy as np
 
 from speechgpt2 import audio
 from speechgpt2.client import RealtimeConnection, connect, decode_audio
-from speechgpt2.demo.greetings import Greeting
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, TextDelta, Transcript
 
@@ -123,12 +122,6 @@ class BackgroundConnection:
             await self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
         await self.send("input_audio_buffer.commit")
         await self.wait_for("input_audio_buffer.committed")
-
-    async def send_greeting(self, greeting: Greeting) -> None:
-        """Add the assistant's greeting, which must be the session's first item."""
-        pcm = await asyncio.to_thread(greeting.audio)  # may have to be decoded
-        data = base64.b64encode(audio.to_pcm16(pcm)).decode()
-        await self._create_message("assistant", [{"type": "output_audio", "audio": data, "transcript": greeting.text}])
 
     async def _create_message(self, role: str, content: list[dict[str, Any]]) -> None:
         await self.send("conversation.item.create", item={"type": "message", "role": role, "content": content})

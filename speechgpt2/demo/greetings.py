@@ -1,66 +1,41 @@
-"""Greetings: speech of the assistant with which a conversation starts, read from a file of JSON lines.
-
-    {"text": [101834, 6313, 151650], "audio": [688, 131, 226, …]}      # as in the released model's file
-    {"text": "Hello!", "audio": [688, 131, 226, …]}                    # plain text, independent of a tokenizer
-
-`audio` holds the codec's codes, flattened frame by frame. `text` holds the text token of each patch, filler tokens
-included. The caller passes the tokenizer and the codec; audio is decoded only when it is needed.
-"""
+"""Greetings that a page offers: voices of the server, each with the speech that opens a conversation in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-
-from speechgpt2.greeting_file import Entry, read_entries
-
-Detokenize = Callable[[list[int]], str]  # token ids -> text; UserError for unknown ids
-DecodeAudio = Callable[[np.ndarray], np.ndarray]  # codes [T, K] -> pcm [N] float32 at 24 kHz
 
 
 class Greeting:
     """A greeting.
 
-    Attributes:
+    Args:
+        name: The server's name for it, as a voice.
         text: What it says.
-        codes: Its speech, `[T, K]`.
+        decode: Returns its speech as `[N]` float32 at 24 kHz; None where the page cannot play it.
     """
 
-    def __init__(self, text: str, codes: np.ndarray, decode_audio: DecodeAudio):
-        self.text, self.codes, self._decode_audio = text, codes, decode_audio
+    def __init__(self, name: str, text: str, decode: Callable[[], np.ndarray] | None = None):
+        self.name, self.text, self._decode = name, text, decode
         self._pcm: np.ndarray | None = None
 
-    def audio(self) -> np.ndarray:
-        """Return its speech as `[N]` float32 at 24 kHz, decoded at the first call.
+    @property
+    def label(self) -> str:
+        """What a list of greetings shows."""
+        return self.text if self.name.isdigit() else f"{self.name}: {self.text}"
+
+    @property
+    def playable(self) -> bool:
+        """Whether the page can play it."""
+        return self._decode is not None
+
+    def audio(self) -> np.ndarray | None:
+        """Return its speech as `[N]` float32 at 24 kHz, decoded at the first call; None if it cannot be played.
 
         Raises:
             UserError: The codes are invalid.
         """
-        if self._pcm is None:
-            self._pcm = self._decode_audio(self.codes)
+        if self._pcm is None and self._decode is not None:
+            self._pcm = self._decode()
         return self._pcm
-
-
-def load_greetings(
-    path: Path, codebooks: int, codebook_size: int, detokenize: Detokenize, decode_audio: DecodeAudio
-) -> list[Greeting]:
-    """Load a file of greetings.
-
-    Args:
-        path: A file of JSON lines.
-        codebooks: Codes per frame.
-        codebook_size: Number of different codes.
-        detokenize: Converts token ids to text.
-        decode_audio: Converts codes to audio.
-
-    Raises:
-        UserError: The file is invalid; names file and line.
-    """
-
-    def convert(entry: Entry) -> Greeting:
-        text = entry.text if isinstance(entry.text, str) else detokenize(entry.text)
-        return Greeting(text, entry.codes, decode_audio)
-
-    return read_entries(path, codebooks, codebook_size, convert)

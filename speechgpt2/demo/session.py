@@ -147,12 +147,12 @@ class DemoSession:
         return self._connection
 
     async def _connect(self, settings: dict[str, Any]) -> BackgroundConnection:
-        audio_input = {"turn_detection": None, "transcription": {"model": "own"}}
-        connection = BackgroundConnection(self.server, {**settings, "audio": {"input": audio_input}})
+        audio_settings: dict[str, Any] = {"input": {"turn_detection": None, "transcription": {"model": "own"}}}
+        if self.greeting is not None:
+            audio_settings["output"] = {"voice": self.greeting.name}
+        connection = BackgroundConnection(self.server, {**settings, "audio": audio_settings})
         try:
             await connection.wait_open()
-            if self.greeting is not None:
-                await connection.send_greeting(self.greeting)
         except BaseException:
             connection.close("the conversation did not start")
             raise

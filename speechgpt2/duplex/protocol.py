@@ -48,6 +48,7 @@ class SessionSettings:
         speak: Whether replies are spoken; otherwise they are written.
         instructions: Replace the model's own system line.
         greeting: What the model has said before all else. It is never dropped from memory.
+        voice: Name of one of the engine's voices, whose greeting is used if none is given; None: the default.
         temperature: See `lm.sampling`, and so `top_k`, `top_p`, `seed`.
         max_patches: Limit of one reply. 512 are a minute of speech.
         paced: Whether speech comes only so far ahead of its playback; otherwise as fast as it is read.
@@ -58,6 +59,7 @@ class SessionSettings:
     speak: bool = True
     instructions: str | None = None
     greeting: Speech | None = None
+    voice: str | None = None
     temperature: float = 0.8
     top_k: int = 50
     top_p: float = 0.9
@@ -82,6 +84,21 @@ class ReplyOptions:
     text: str | None = None
     tools: tuple[Tool, ...] | None = None
     require_tool: bool | str | None = None
+
+
+@dataclass(frozen=True)
+class EngineVoice:
+    """A voice of an engine, which the greeting at the start of the context sets.
+
+    Attributes:
+        name: Its name.
+        text: What the greeting says.
+        default: Whether sessions have it that choose none.
+    """
+
+    name: str
+    text: str
+    default: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,11 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """Whether it works: not before it is started, once it is closed, or if it has failed for good."""
+        ...
+
+    @property
+    def voices(self) -> tuple[EngineVoice, ...]:
+        """The voices between which sessions may choose; none if the model has one only."""
         ...
 
     def open(self, settings: SessionSettings) -> Session:

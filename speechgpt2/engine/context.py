@@ -10,6 +10,7 @@ turns are one operation, and nothing on the device has to be undone: a row rewin
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,18 @@ class Context:
         begin = self.kv_length
         self.kv_length += self.next_chunk_length
         return self.slice(begin, self.kv_length)
+
+    def prefix_key(self, stop: int) -> bytes | None:
+        """Return a key of the patches up to `stop`, where a chunk ends.
+
+        Returns:
+            Equal keys for equal patches that are read in equal chunks; None past the system prompt, or if an edit has
+            changed how it is divided into chunks.
+        """
+        regular = np.arange(stop) % self.prefill_chunk_size == 0
+        if stop > self.system_length or not np.array_equal(self.chunk_starts[:stop], regular):
+            return None
+        return hashlib.sha256(self.text[:stop].tobytes() + self.codes[:stop].tobytes()).digest()
 
     def slice(self, start: int, stop: int) -> Patches:
         """A copy of some patches, `[1, stop − start]`."""

@@ -142,10 +142,11 @@ class EngineCore:
         slot = self._slots().get(number)
         if slot is None or not slot.history.context.pending:
             return None
-        chunk = slot.history.context.next_chunk()
+        context = slot.history.context
+        chunk = context.next_chunk()
         if chunk.text.shape[1] == 1:
             return chunk
-        self.runner.prefill(number, chunk)
+        self.runner.prefill(number, chunk, context.prefix_key(context.kv_length))
         self._deliver()
         return None
 

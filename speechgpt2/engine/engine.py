@@ -25,7 +25,7 @@ import torch
 from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
-from speechgpt2.duplex.protocol import EngineFull, EngineStats, SessionSettings
+from speechgpt2.duplex.protocol import EngineFull, EngineStats, EngineVoice, SessionSettings
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.core import EngineCore
@@ -49,6 +49,9 @@ class Engine:
         config: Sizes and times.
         clock: Gives seconds.
 
+    Attributes:
+        prompt: The model's prompt, with its greetings.
+
     Raises:
         UserError: The codec's codes are not those that the language model speaks.
     """
@@ -63,7 +66,7 @@ class Engine:
         check_same_codes(codec, lm)
         self.config, self.clock = config or EngineConfig(), clock
         self.core = EngineCore(codec, lm, self.config, clock, self._release)
-        self._codec = codec
+        self._codec, self.prompt = codec, lm.prompt
         self._commands: deque[tuple[Session, Command | OpenSlot | CloseSlot]] = deque()
         self._changed = threading.Condition()  # guards what clients and the engine's thread share
         self._leases: dict[int, Session] = {}  # by slot, from `open` to `close`
@@ -86,9 +89,13 @@ class Engine:
         Raises:
             UserError: A model cannot be found or loaded, or the sessions of `config` do not fit.
         """
-        config, quantization = config or EngineConfig(), None if quantize is None else Quantization(quantize)
-        sources = Sources(name, codec, codec_config, dtype, quantization)
-        place = torch.device(device)
+        quantization = None if quantize is None else Quantization(quantize)
+        return cls.load(Sources(name, codec, codec_config, dtype, quantization), device, config)
+
+    @classmethod
+    def load(cls, sources: Sources, device: str | torch.device = "cpu", config: EngineConfig | None = None) -> Engine:
+        """Load what `sources` names. Raises `UserError` as `from_pretrained` does."""
+        config, place = config or EngineConfig(), torch.device(device)
         with memory_errors(place):
             return cls(*load(sources, place, config.slots, config.context), config)
 
@@ -98,8 +105,15 @@ class Engine:
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive() and self.core.runner.codec.alive
 
+    @property
+    def voices(self) -> tuple[EngineVoice, ...]:
+        greetings = self.prompt.greetings
+        return tuple(
+            EngineVoice(name, speech.text or "", name == greetings.default) for name, speech in greetings.speech.items()
+        )
+
     def open(self, settings: SessionSettings) -> Session:
-        settings = self.with_encoded_greeting(settings)
+        settings = self.checked(settings)
         with self._changed:
             if self._closing:
                 raise EngineFull("the engine is closing and accepts no sessions")
@@ -154,15 +168,18 @@ class Engine:
             self._release(session)
             self.send(session, CloseSlot())
 
-    def with_encoded_greeting(self, settings: SessionSettings) -> SessionSettings:
-        """The settings with codes for the greeting.
+    def checked(self, settings: SessionSettings) -> SessionSettings:
+        """The settings with codes for the greeting, which are not computed again.
 
         Raises:
-            UserError: The greeting cannot be encoded.
+            UserError: There is no such voice, or the greeting cannot be encoded.
         """
+        self.prompt.greetings.check(settings.voice)
         if settings.greeting is None:
             return settings
         codes = self._speech_codes(settings.greeting)
+        if settings.greeting.pcm is None:
+            return settings
         return replace(settings, greeting=replace(settings.greeting, pcm=None, codes=codes.numpy()))
 
     def history_turn(self, turn: Turn) -> HistoryTurn:

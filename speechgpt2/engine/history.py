@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from speechgpt2.conversation import HistoryTurn
@@ -43,7 +42,7 @@ class History:
         self.prompt = prompt
         self.transcript: str | None = None
         mode: Mode = "s2s" if settings.speak else "s2t"
-        self.system = SystemPrompt(mode, settings.instructions, settings.tools, settings.greeting)
+        self.system = SystemPrompt(mode, settings.instructions, settings.tools, self._greeting(settings, mode))
         self.context = Context(prompt, capacity, prefill_chunk_size, self._render(self.system))
 
     @property
@@ -161,16 +160,18 @@ class History:
         mode: Mode = f"{'s' if user_spoke else 't'}2{'s' if speak else 't'}"  # type: ignore[assignment]
         instructions = settings.instructions if options.instructions is None else options.instructions
         tools = settings.tools if options.tools is None else options.tools
-        system = SystemPrompt(mode, instructions, tools, settings.greeting)
+        system = SystemPrompt(mode, instructions, tools, self._greeting(settings, mode))
         # Greetings hold arrays, which have no equality of their own: the same object is the same greeting.
         if system[:3] != self.system[:3] or system.greeting is not self.system.greeting:
             self.context.set_system_prompt(self._render(system))
             self.system = system
 
+    def _greeting(self, settings: SessionSettings, mode: Mode) -> Speech | None:
+        """The greeting with codes that opens the conversation: the session's own, else that of its voice."""
+        return settings.greeting or self.prompt.greetings.opening(settings.voice, mode)
+
     def _render(self, system: SystemPrompt) -> Patches:
-        speech, greeting = system.greeting, None
-        if speech is not None and speech.codes is not None:
-            greeting = self.prompt.greeting(torch.as_tensor(speech.codes), speech.text, speech.row)
+        greeting = None if system.greeting is None else self.prompt.greeting(system.greeting)
         return self.prompt.system_prompt(system.mode, greeting, system.instructions, system.tools)
 
     def _body(self, span: Span) -> Patches:

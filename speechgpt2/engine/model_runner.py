@@ -23,6 +23,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.engine.batch_rows import CPU_BATCH, BatchRows
 from speechgpt2.engine.codec_worker import AudioChunk, CodecFuture, CodecProcess, CodecThread, CodecWorker
 from speechgpt2.engine.config import EngineConfig
+from speechgpt2.engine.prefix_cache import PrefixCache
 from speechgpt2.engine.step_inputs import TEXT, SampleParams, StepInputs, write_table
 from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import UNFORCED, SpeechLM
@@ -80,6 +81,7 @@ class ModelRunner:
         self.batches = [slice(first, first + self.rows.batch_size) for first in starts]
         self.states = [lm.init_state(self.rows.batch_size, self.capacity) for _ in self.batches]
         self.positions = np.zeros(self.rows.count, np.int64)  # patches that each row has taken in
+        self.prefixes = PrefixCache()
         self.new_replies: set[int] = set()  # slots whose decoder state is to be reset
         idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
         self.sample_rows = self.rows.record(self._sample_rows, idle, torch.arange(self.rows.count))
@@ -98,12 +100,25 @@ class ModelRunner:
         return {slot: CodecResult(future, slot) for slot in chunks}
 
     @torch.inference_mode()
-    def prefill(self, slot: int, patches: Patches) -> None:
-        """Have a slot's row take in a chunk `[1, P]`."""
-        row = slice(slot, slot + 1)
+    def prefill(self, slot: int, patches: Patches, prefix_key: bytes | None = None) -> None:
+        """Have a slot's row take in a chunk `[1, P]`.
+
+        Args:
+            slot: The slot.
+            patches: The chunk.
+            prefix_key: Names everything up to the end of the chunk, if other sessions may begin with the same.
+        """
+        row, begin = slice(slot, slot + 1), int(self.positions[slot])
         state = self._state(row, self.rows.to_device(self.positions[row]))
-        self.positions[slot] += patches.text.shape[1]
-        self.hidden[row], _ = self.lm.prefill(patches, state, kv_length=int(self.positions[slot]))
+        cells = slice(begin, begin + patches.text.shape[1])
+        self.positions[slot] = cells.stop
+        known = None if prefix_key is None else self.prefixes.copy_to(state, cells, prefix_key)
+        if known is not None:
+            self.hidden[row] = known
+            return
+        self.hidden[row], _ = self.lm.prefill(patches, state, kv_length=cells.stop)
+        if prefix_key is not None:
+            self.prefixes.keep(state, cells, prefix_key, self.hidden[row])
 
     @torch.inference_mode()
     def step(

@@ -1,36 +1,151 @@
-"""Greetings of the released format: speech of the model with the text token of each patch, in a file of JSON lines.
+"""The greetings of a model: speech that opens a conversation and so sets the voice of its replies.
 
     {"text": [101834, 6313, 151650], "audio": [688, 131, 226, …]}
 
 `audio` holds codes, flattened frame by frame. They enter the context as they are, patch for patch: laid out anew, or
 decoded and encoded again, they would not be what the model was trained on. `text` may also be a string, which is laid
-out from the start.
+out from the start. A greeting is chosen by its name, or by its index in the file (greeting_file.py).
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from speechgpt2.errors import UserError
-from speechgpt2.greeting_file import Entry, read_entries
-from speechgpt2.lm.prompt import Prompt
-from speechgpt2.types import Speech
+import numpy as np
+
+from speechgpt2.errors import FileWarning, UserError
+from speechgpt2.greeting_file import DEFAULT, Entry, append_entry, check_name, read_entries, write_entries
+from speechgpt2.types import Mode, Speech
+
+if TYPE_CHECKING:
+    from speechgpt2.lm.prompt import AlignedSpeech, Prompt
 
 FILE = "greetings.jsonl"  # beside a model
+NAMED = 12  # voices that an error lists
 
 
-def read_greetings(path: Path, prompt: Prompt) -> list[Speech]:
+@dataclass(frozen=True)
+class Greetings:
+    """The greetings that a model offers; their names are its voices.
+
+    Attributes:
+        speech: Each greeting by its name, in the order of the file. One without a name has its index as its name.
+        default: Name of the greeting that opens conversations for which none is chosen.
+        written_too: Whether a greeting also opens conversations in which the model writes.
+    """
+
+    speech: dict[str, Speech]
+    default: str | None = None
+    written_too: bool = False
+
+    def check(self, voice: str | None) -> str | None:
+        """Return the name of a voice: itself, or that of the default for None and "default".
+
+        Raises:
+            UserError: If there is no such voice; the message lists those that exist.
+        """
+        if voice is None or voice == DEFAULT:
+            return self.default
+        if voice not in self.speech:
+            names = [*self.speech]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            known = f"this model's voices: {', '.join(names[:NAMED])}{more}" if names else "this model has one voice"
+            raise UserError(f"no voice '{voice}'; {known}")
+        return voice
+
+    def opening(self, voice: str | None, mode: Mode) -> Speech | None:
+        """Return the greeting that opens a conversation, None if there is none.
+
+        Raises:
+            UserError: If there is no such voice.
+        """
+        name = self.check(voice)
+        return self.speech[name] if name is not None and (self.written_too or mode[2] == "s") else None
+
+    def preferring(self, voice: str | None = None, index: int | None = None) -> Greetings:
+        """Return the same greetings with another default, chosen by name or by its index in the file.
+
+        Raises:
+            UserError: If there is no such greeting.
+        """
+        if index is not None:
+            if index >= len(self.speech):
+                raise UserError(f"there are {len(self.speech)} greetings, counted from 0, and no number {index}")
+            voice = [*self.speech][index]
+        return self if voice is None else replace(self, default=self.check(voice))
+
+
+def read_greetings(path: Path, prompt: Prompt) -> Greetings:
     """Read all greetings of a file, for the model of `prompt`.
+
+    The released model saw a greeting at the start of every conversation, so its first one is the default.
 
     Raises:
         UserError: If the file is invalid or belongs to another model; names the line.
     """
     c = prompt.config
-    return read_entries(path, c.codebooks, c.codebook_size, lambda entry: _greeting(entry, prompt))
+    found = read_entries(path, c.codebooks, c.codebook_size, lambda entry: (entry, _speech(entry, prompt)))
+    speech = {entry.name or str(index): speech for index, (entry, speech) in enumerate(found)}
+    default = next((name for name, (entry, _) in zip(speech, found, strict=True) if entry.default), None)
+    released = not prompt.template.chain_of_modality
+    return Greetings(speech, default or ("".join([*speech][:1]) if released else None), released)
 
 
-def _greeting(entry: Entry, prompt: Prompt) -> Speech:
-    text, codes = entry
+def model_greetings(folder: Path, prompt: Prompt, file: Path | None = None) -> Greetings:
+    """Return the greetings of `file`, else those in the model's folder, which may be none.
+
+    Those in the folder that do not fit the model are left out with a warning: the model can be used without them.
+
+    Raises:
+        UserError: `file` is invalid or belongs to another model; names the line.
+    """
+    if file is not None:
+        return read_greetings(file, prompt)
+    beside = folder / FILE
+    try:
+        return read_greetings(beside, prompt) if beside.is_file() else Greetings({})
+    except UserError as error:
+        warnings.warn(f"{error}; the model is used without these greetings", FileWarning, stacklevel=2)
+        return Greetings({})
+
+
+def add_greeting(path: Path, speech: AlignedSpeech, name: str | None, default: bool, prompt: Prompt) -> None:
+    """Add a greeting to a file, which is made if it is absent.
+
+    Raises:
+        UserError: If the file is invalid or holds this name or another default.
+    """
+    c = prompt.config
+    present = read_entries(path, c.codebooks, c.codebook_size, lambda entry: entry) if path.exists() else []
+    if name is not None:
+        check_name(name)
+        if any(entry.name == name for entry in present):
+            raise UserError(f"{path}: already holds a voice '{name}'; choose another name")
+    if default and any(entry.default for entry in present):
+        raise UserError(f"{path}: already has a default")
+    append_entry(path, Entry([*speech.tokens], speech.codes.numpy(), name, default))
+
+
+def save_greetings(folder: Path, greetings: Greetings) -> None:
+    """Write greetings into a model's folder. Raises `UserError` if the file cannot be written."""
+    entries = [
+        Entry(
+            speech.text or "" if speech.row is None else [*speech.row],
+            np.asarray(speech.codes),
+            None if name.isdigit() else name,
+            name == greetings.default,
+        )
+        for name, speech in greetings.speech.items()
+    ]
+    if entries:
+        write_entries(folder / FILE, entries)
+
+
+def _speech(entry: Entry, prompt: Prompt) -> Speech:
+    text, codes = entry.text, entry.codes
     if isinstance(text, str):
         return Speech(codes=codes, text=text)
     frames = prompt.config.patch_frames

@@ -27,6 +27,7 @@ from speechgpt2.lm.backbone import DecoderStack
 from speechgpt2.lm.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.draft_head import DraftHead
+from speechgpt2.lm.greetings import model_greetings, save_greetings
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, SamplingParams
@@ -321,7 +322,7 @@ class SpeechLM(nn.Module):
         return load(open_checkpoint(name, patch_heads), dtype, torch.device(device), quantization)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `lm.json`, `lm.safetensors` (in `dtype` if given) and `tokenizer.json`.
+        """Write `lm.json`, `lm.safetensors` (in `dtype` if given), `tokenizer.json`, and greetings if there are some.
 
         A quantized model is written with `quantization.json`, and must have been loaded on a CPU.
         """
@@ -329,6 +330,7 @@ class SpeechLM(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         configs.dump(self.config, folder / CONFIG_FILE)
         hub.write_atomically(folder / "tokenizer.json", lambda path: self.prompt.tokenizer.save(str(path)))
+        save_greetings(folder, self.prompt.greetings)
         save_weights(self, folder, dtype)
 
 
@@ -338,6 +340,7 @@ def load(
     device: torch.device = CPU,
     quantization: Quantization | None = None,
     arrange: bool = True,
+    greetings: Path | None = None,
 ) -> SpeechLM:
     """Load an opened checkpoint. At no time is more than one matrix in memory besides the weights in their final form.
 
@@ -347,9 +350,10 @@ def load(
         device: Where the weights go.
         quantization: How to quantize matrices.
         arrange: Whether to prepare quantized matrices for the device; otherwise the model can only be saved.
+        greetings: A file of greetings, in place of that in the checkpoint's folder.
 
     Raises:
-        UserError: If the weights are damaged, do not fit, or are quantized in another way.
+        UserError: If weights or greetings are damaged or do not fit, or are quantized in another way.
     """
     stored, folder = checkpoint.quantization, checkpoint.folder
     if stored is not None and quantization not in (None, stored):
@@ -362,6 +366,7 @@ def load(
     # A CPU provides memory only when it is written, so matrices that are quantized pass through it one by one.
     with uninitialized(device if (stored or quantization) is None else CPU, final):
         model = SpeechLM(checkpoint.config, hub.load_tokenizer(folder))
+    model.prompt.greetings = model_greetings(folder, model.prompt, greetings)
     read_weights(model, checkpoint, device, quantization)
     model.to(device)
     for _, module in quantizable(model) if arrange else ():

@@ -24,9 +24,10 @@ from torch import Tensor
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, align_tokens, restore_spacing, split_for_tokenizer
 from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.greetings import Greetings
 from speechgpt2.lm.tokenizer import special_tokens
 from speechgpt2.lm.tools import tools_system_prompt
-from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches, Tool
+from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches, Speech, Tool
 
 ROUNDING = 1e-6  # patches; a word that begins at a patch's very start belongs to that patch
 
@@ -59,7 +60,11 @@ class SpecialTokenIds(NamedTuple):
 
 
 class Prompt:
-    """Builds patches `[1, P]` on the CPU."""
+    """Builds patches `[1, P]` on the CPU.
+
+    Attributes:
+        greetings: The greetings that the model offers, which are its voices.
+    """
 
     def __init__(self, config: LMConfig, tokenizer: Tokenizer):
         """Look up the special tokens. Raises `UserError` if the tokenizer lacks one."""
@@ -71,6 +76,7 @@ class Prompt:
         self.special_ids = SpecialTokenIds(*ids)  # type: ignore[arg-type]
         # On the CPU even if the model is built on the meta device.
         self.silence = torch.tensor([config.prompt.silence], device="cpu")  # [1, K]
+        self.greetings = Greetings({})
 
     def encode(self, text: str) -> list[int]:
         """Tokenise one segment."""
@@ -133,9 +139,19 @@ class Prompt:
         delayed = torch.cat([self.silence.expand(patch, -1), codes.to("cpu", torch.int64)])
         return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens)
 
-    def greeting(self, codes: Tensor, text: str | None, row: Sequence[int] | None) -> AlignedSpeech:
-        """Return a greeting: with a given `row` as it is, patch for patch, otherwise as `align_speech` lays it out."""
-        return self.align_speech(codes, text=text) if row is None else AlignedSpeech(codes.to("cpu", torch.int64), row)
+    def greeting(self, speech: Speech) -> AlignedSpeech:
+        """Return speech with codes as a greeting: patch for patch if it has a `row`, else as `align_speech` does."""
+        codes = torch.as_tensor(speech.codes, dtype=torch.int64)
+        return self.align_speech(codes, text=speech.text) if speech.row is None else AlignedSpeech(codes, speech.row)
+
+    def opening(self, voice: str | None, mode: Mode) -> AlignedSpeech | None:
+        """Return the greeting of a voice, None if there is none in a conversation of this mode.
+
+        Raises:
+            UserError: If there is no such voice.
+        """
+        speech = self.greetings.opening(voice, mode)
+        return None if speech is None else self.greeting(speech)
 
     # Turns
 
@@ -217,14 +233,14 @@ class Prompt:
         """Return the written part of a reply with chain of modality, up to the start of its speech."""
         return self.text_patches([*self._written_part(text, transcript), self.special_ids.speech_start])
 
-    def tts_prompt(self, text: str) -> Patches:
-        """Return everything up to the speech that reads `text` aloud.
+    def tts_prompt(self, text: str, greeting: AlignedSpeech | None = None) -> Patches:
+        """Return everything up to the speech that reads `text` aloud, in the voice of `greeting`.
 
         Raises:
             UserError: If the model has no chain of modality.
         """
         self.require_chain_of_modality("read a given text aloud")
-        return concat(self.system_prompt("t2s"), self.reply_start(), self.tts_prefix(text))
+        return concat(self.system_prompt("t2s", greeting), self.reply_start(), self.tts_prefix(text))
 
     def require_chain_of_modality(self, purpose: str) -> None:
         """Raise `UserError` if the model has no chain of modality, which `purpose` needs."""

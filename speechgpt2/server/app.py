@@ -3,7 +3,7 @@
 GET  /                     the page            GET  /health /ready /metrics /page-config
 WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
-POST /v1/chat/completions, GET /v1/models                        rest.py
+POST /v1/chat/completions, GET /v1/models, GET /v1/voices        rest.py
 POST /v1/audio/speech · /v1/audio/transcriptions                 audio_api.py
 POST /v1/responses         responses_api.py
 """
@@ -103,9 +103,9 @@ class App:
         return Response(self.gateway.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def page_config(self) -> Response:
-        """What the page offers. Voices and styles are empty: the model has the voice it was trained with."""
+        """What the page offers. Styles are empty: the model has one way of speaking."""
         examples = list(EXAMPLES) if self.config.model == "mini" else []
-        choices: dict[str, list[str]] = {"voices": [], "styles": [], "examples": examples}
+        choices: dict[str, list[str]] = {"voices": self.gateway.voices.choices, "styles": [], "examples": examples}
         return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
 
     async def page(self, request: Request) -> Response:

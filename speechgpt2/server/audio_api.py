@@ -36,7 +36,7 @@ from speechgpt2.server.reply_api import (
     unless_disconnected,
 )
 from speechgpt2.server.schema import NoEffect, WireModel, ineffective
-from speechgpt2.server.session_config import Seed, Temperature, other_model
+from speechgpt2.server.session_config import DEFAULT_VOICE, Seed, SessionConfig, Temperature, VoiceName, other_model
 from speechgpt2.types import PATCH_SAMPLES, AudioDelta, Event, ReplyDone, Transcript, Turn
 
 MAX_TRANSCRIPT_TOKENS = 256  # of one window
@@ -47,7 +47,7 @@ class SpeechRequest(WireModel):
 
     model: str
     input: str = Field(min_length=1, max_length=4096)
-    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
+    voice: VoiceName = DEFAULT_VOICE
     instructions: Annotated[str, NoEffect("the model reads in one way")] = ""
     response_format: str = "mp3"
     speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=4.0)
@@ -108,14 +108,16 @@ class AudioApi(ReplyApi):
         limit = self.gateway.config.limits.request_bytes
         body = await read_json(request, limit)
         speech: SpeechRequest = validate_request(SpeechRequest, body)
-        headers = self.warnings(speech, body)
+        headers = self.warnings(speech, body, self.gateway.voices.warnings(speech.voice, "voice"))
+        config = self.with_voice(self.gateway.default_session, speech.voice, "voice")
+        config = config.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         try:
             media_type = audio_files.media_type(speech.response_format)
         except UserError as error:
             raise ApiError(400, f"response_{error}.", "invalid_value", "response_format") from None
 
         async def respond() -> Response:
-            events = await Started.start(self._read_aloud(principal, speech))
+            events = await Started.start(self._read_aloud(principal, config, speech.input))
             if speech.stream_format == "sse":
                 return sse_response(_stream_speech_events(events), headers)
             if speech.response_format in audio_files.STREAMABLE:
@@ -125,12 +127,11 @@ class AudioApi(ReplyApi):
 
         return await unless_disconnected(request, respond())
 
-    async def _read_aloud(self, principal: Principal, speech: SpeechRequest) -> AsyncGenerator[Event, None]:
+    async def _read_aloud(self, principal: Principal, config: SessionConfig, text: str) -> AsyncGenerator[Event, None]:
         """Yield the events of reading a text, sentence after sentence."""
-        sentences = long_form.sentences(speech.input)
+        sentences = long_form.sentences(text)
         if not sentences:
             raise ApiError(400, "input holds no letters or digits, so nothing can be said.", "invalid_value", "input")
-        config = self.gateway.default_session.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         with self.admitted(principal):
             for sentence in sentences:
                 async with aclosing(self.reply(config, (), sentence)) as events:

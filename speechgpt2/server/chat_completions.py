@@ -19,6 +19,7 @@ from speechgpt2.server.items import new_id
 from speechgpt2.server.response import InputUsage, Usage
 from speechgpt2.server.schema import NoEffect, WireModel
 from speechgpt2.server.session_config import (
+    DEFAULT_VOICE,
     FunctionTool,
     MaxTokens,
     Seed,
@@ -26,6 +27,7 @@ from speechgpt2.server.session_config import (
     Temperature,
     ToolChoice,
     TopP,
+    VoiceName,
     check_tool_choice,
 )
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
@@ -146,7 +148,7 @@ class ChatMessage(WireModel):
 class ChatAudio(WireModel):
     """The audio settings of the reply."""
 
-    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
+    voice: VoiceName = DEFAULT_VOICE
     format: str = "wav"
 
 

@@ -103,6 +103,9 @@ class ServerConfig:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" …
         dtype: Precision of the weights; None for the device's default.
         quantize: Store the language model's matrices in 8 or 4 bits.
+        greetings: A file of greetings, which are the model's voices, in place of that in the model's folder.
+        greeting_index: Which greeting opens a session, counted from 0, in place of the default.
+        voice: The same by name.
         slots: Sessions at the same time.
         context: Patches of history per session; a fourth of them for instructions, tools and greeting.
         host: Address to listen on.
@@ -124,6 +127,9 @@ class ServerConfig:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     quantize: Literal["int8", "int4"] | None = None
+    greetings: str | None = None
+    greeting_index: int | None = None
+    voice: str | None = None
     slots: int = 8
     context: int = 1024
     host: str = "127.0.0.1"
@@ -141,6 +147,10 @@ class ServerConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
+        if self.voice is not None and self.greeting_index is not None:
+            raise UserError("voice and greeting_index exclude each other")
+        if self.greeting_index is not None and self.greeting_index < 0:
+            raise UserError(f"greeting_index must be at least 0, not {self.greeting_index}")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise UserError("ssl_keyfile needs ssl_certfile")
         if self.slots < 1:
@@ -222,9 +232,9 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         if text.lower() not in ("0", "1", "true", "false"):
             raise UserError(f"{name}: expected true or false, got {text!r}")
         return text.lower() in ("1", "true")
-    if hint in (int, float):
+    if hint in (int, float, int | None):
         try:
-            return hint(text)
+            return float(text) if hint is float else int(text)
         except ValueError:
             raise UserError(f"{name}: expected a number, got {text!r}") from None
     return text

@@ -13,6 +13,7 @@ from speechgpt2.server.items import ItemList, new_id
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.response import InputUsage
 from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.voices import Voices
 
 log = logging.getLogger("sg2.realtime")
 
@@ -54,6 +55,7 @@ class SessionContext:
 
     Attributes:
         config: The session's current settings.
+        voices: The voices that the session may choose.
         input_usage: The model's input since its last response.
         log_transcripts: Whether the log contains what is said.
     """
@@ -62,6 +64,7 @@ class SessionContext:
     dialogue: Dialogue
     events: EventSender
     metrics: Metrics
+    voices: Voices
     log_transcripts: bool = False
     id: str = field(default_factory=lambda: new_id("sess"))
     items: ItemList = field(default_factory=ItemList)

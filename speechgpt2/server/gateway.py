@@ -23,6 +23,7 @@ from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
 from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
+from speechgpt2.server.voices import Voices
 
 log = logging.getLogger("sg2.server")
 DRAIN_POLL_INTERVAL = 0.05  # seconds
@@ -47,7 +48,8 @@ class Gateway:
 
     def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory):
         self.config, self.engine, self.make_dialogue = config, engine, make_dialogue
-        self.default_session = SessionConfig(model=config.model)
+        self.voices = Voices(engine.voices)
+        self.default_session = self.voices.settle(SessionConfig(model=config.model), "session")
         self.authenticator = Authenticator(
             config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)
         )
@@ -93,7 +95,7 @@ class Gateway:
             ApiError: The client secret holds invalid settings.
         """
         try:
-            config = self.default_session.updated(dict(principal.session))
+            config = self.voices.settle(self.default_session.updated(dict(principal.session)), "session")
         except ProtocolError as error:
             raise ApiError(400, str(error), error.code, error.param) from None
         if config.seed is None:
@@ -102,7 +104,8 @@ class Gateway:
 
     def warnings_of(self, principal: Principal, config: SessionConfig, model: str | None) -> list[str]:
         """List what a client asked for when it connected and does not get."""
-        return ineffective_settings(config, principal.session) + other_model(config.model, model)
+        voice = self.voices.warnings_for(principal.session, "session")
+        return voice + ineffective_settings(config, principal.session) + other_model(config.model, model)
 
     def open_engine_session(self, settings: SessionSettings) -> Session:
         """Lease a slot.

@@ -106,6 +106,11 @@ class ItemList:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def have_assistant_audio(self) -> bool:
+        """Whether the assistant has spoken."""
+        return any(item.role == "assistant" and any(part.is_audio for part in item.parts) for item in self)
+
     def add(self, item: ConversationItem, previous_id: str | None = None) -> str | None:
         """Insert an item after the item `previous_id`, or at the end.
 

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, parse_json, shorten, validate
+from speechgpt2.server.schema import ProtocolError, WireModel, ineffective, parse_json, shorten, validate
 from speechgpt2.server.session_config import (
     AudioFormatConfig,
     FunctionTool,
     MaxTokens,
     Modalities,
     ToolChoice,
+    VoiceName,
     refuse_beta_fields,
 )
 
@@ -136,7 +137,7 @@ class ResponseAudioOutput(WireModel):
     """The audio settings of one response that differ from the session's."""
 
     format: AudioFormatConfig | None = None
-    voice: Annotated[str | dict[str, Any] | None, NoEffect("the model has one voice")] = None
+    voice: VoiceName | None = None
 
 
 class ResponseAudio(WireModel):

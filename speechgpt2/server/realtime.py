@@ -34,6 +34,7 @@ from speechgpt2.server.responses import Responses
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.user_turns import UserTurns
+from speechgpt2.server.voices import Voices
 from speechgpt2.types import (
     SAMPLE_RATE,
     AudioDelta,
@@ -73,7 +74,7 @@ class RealtimeSession(WireSession[ClientMessage]):
     ):
         self.dialogue, self.engine, self.channel = dialogue, engine, channel
         self.events = EventSender(channel, metrics)
-        self.context = SessionContext(config, dialogue, self.events, metrics, log_transcripts)
+        self.context = SessionContext(config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts)
         self.id, self.items = self.context.id, self.context.items
         self.user_turns, self.responses = UserTurns(self.context), Responses(self.context)
         self.system_messages: tuple[str, ...] = ()
@@ -194,16 +195,32 @@ class RealtimeSession(WireSession[ClientMessage]):
 
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
-        config = self.context.config.updated(changes)
+        config = self.context.voices.settle(self.context.config.updated(changes), "session")
+        self._check_voice(config.audio.output.voice)
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
-        self.events.warn(ineffective_settings(config, changes))
+        self.events.warn(
+            [*self.context.voices.warnings_for(changes, "session"), *ineffective_settings(config, changes)]
+        )
         self.dialogue.configure(
             settings.dialogue_settings(config), settings.session_settings(config, self.system_messages, self.greeting)
         )
         self.context.config = config
         self.user_turns.set_format(config.audio.input.format.wire)
         self.events.send("session.updated", session=self.to_dict())
+
+    def _check_voice(self, voice: str) -> None:
+        """Refuse another voice once the model has spoken: it would go on in the voice that its context holds.
+
+        Raises:
+            ProtocolError: The voice cannot change any more.
+        """
+        if voice != self.context.config.audio.output.voice and self.items.have_assistant_audio:
+            raise ProtocolError(
+                "Cannot update a conversation's voice if assistant audio is present.",
+                "cannot_update_voice",
+                "session.audio.output.voice",
+            )
 
     # items
 

@@ -67,7 +67,8 @@ class RealtimeWebSocket(WebSocketProtocol):
         secret: ClientSecretRequest = validate_request(ClientSecretRequest, body)
         seconds, settings = secret.expires_after.seconds, secret.session
         config = self.gateway.session_config(Principal(principal.key_id, settings))
-        headers = warning_headers([*ineffective(secret, body), *ineffective_settings(config, settings)])
+        voice = self.gateway.voices.warnings_for(settings, "session")
+        headers = warning_headers([*ineffective(secret, body), *voice, *ineffective_settings(config, settings)])
         try:
             value, expires_at = self.gateway.authenticator.create_client_secret(principal, settings, seconds)
         except ValueError as error:

@@ -22,7 +22,7 @@ from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import WireProtocol
-from speechgpt2.server.schema import WireModel, ineffective
+from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
 from speechgpt2.types import Error, Event, ReplyDone, Turn
@@ -46,10 +46,27 @@ class ReplyApi(WireProtocol):
         except AdmissionError as error:
             raise self.gateway.rejection(error) from None
 
-    def warnings(self, parsed: WireModel, body: Mapping[str, Any]) -> dict[str, str]:
-        """Return the header that lists the fields of a request that have no effect, if there are any."""
+    def warnings(self, parsed: WireModel, body: Mapping[str, Any], voice: Sequence[str] = ()) -> dict[str, str]:
+        """Return the header that lists the fields of a request that have no effect, if there are any.
+
+        Args:
+            parsed: The request.
+            body: The JSON that it was parsed from.
+            voice: Warnings about its voice.
+        """
         other = other_model(self.gateway.config.model, body.get("model"))
-        return warning_headers([*ineffective(parsed, body), *other])
+        return warning_headers([*voice, *ineffective(parsed, body), *other])
+
+    def with_voice(self, config: SessionConfig, wanted: str, param: str) -> SessionConfig:
+        """Return settings with the voice that a client names in the field `param`.
+
+        Raises:
+            ApiError: There is no such voice.
+        """
+        try:
+            return config.with_voice(self.gateway.voices.pick(wanted, param))
+        except ProtocolError as error:
+            raise ApiError(400, str(error), error.code, error.param) from None
 
     def limited(self, request: Request) -> Request:
         """Return the request with a body that may neither be too large nor come too slowly.

@@ -48,7 +48,14 @@ class Responses:
             param = "response.conversation" if request.conversation == "none" else "response.input"
             raise ProtocolError("A response outside of the conversation is not supported.", "unsupported_value", param)
         changes = request.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
-        config = self.context.config.updated(changes, "response")
+        config = self.context.voices.settle(self.context.config.updated(changes, "response"), "response")
+        if config.audio.output.voice != self.context.config.audio.output.voice:
+            raise ProtocolError(
+                "A response has the voice of its session: set session.audio.output.voice before the first one.",
+                "unsupported_value",
+                "response.audio.output.voice",
+            )
+        self.context.events.warn(self.context.voices.warnings_for(changes, "response"))
         try:
             number = self.context.dialogue.respond(settings.reply_options(config, request.instructions))
         except UserError as error:

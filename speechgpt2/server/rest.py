@@ -1,4 +1,4 @@
-"""The REST interface: chat completions with audio, and the list of models."""
+"""The REST interface: chat completions with audio, and the lists of models and voices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from speechgpt2.server.reply_api import (
     sse_response,
     unless_disconnected,
 )
-from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.server.session_config import DEFAULT_VOICE, SessionConfig
 from speechgpt2.types import PATCH_SECONDS, Event, Turn
 
 MAX_TRANSCRIPTS = 1_000  # of spoken replies, to which a client may refer by the id of their audio
@@ -36,6 +36,7 @@ class RestApi(ReplyApi):
         self._transcripts: OrderedDict[str, str] = OrderedDict()  # of spoken replies, by the id of their audio
         self.router.add_api_route("/v1/models", self.list_models)
         self.router.add_api_route("/v1/models/{name:path}", self.get_model)
+        self.router.add_api_route("/v1/voices", self.list_voices)
         self.router.add_api_route("/v1/chat/completions", self.create_chat_completion, methods=["POST"])
 
     async def list_models(self, request: Request) -> Response:
@@ -50,6 +51,11 @@ class RestApi(ReplyApi):
             raise ApiError(404, f"The model '{name}' does not exist here.", "model_not_found", "model")
         return JSONResponse(self._model())
 
+    async def list_voices(self, request: Request) -> Response:
+        """`GET /v1/voices`: the voices that a client may name. An extension."""
+        self.gateway.authenticate(request)
+        return JSONResponse({"object": "list", "data": self.gateway.voices.to_dicts()})
+
     def _model(self) -> dict[str, Any]:
         return {"id": self.gateway.config.model, "object": "model", "created": 0, "owned_by": "speechgpt2"}
 
@@ -61,10 +67,11 @@ class RestApi(ReplyApi):
         limit = self.gateway.config.limits.request_bytes
         body = await read_json(request, limit)
         chat: ChatRequest = validate_request(ChatRequest, body)
-        headers = self.warnings(chat, body)
+        voice = chat.audio.voice if chat.audio is not None else DEFAULT_VOICE
+        headers = self.warnings(chat, body, self.gateway.voices.warnings(voice, "audio.voice"))
         audio_format = chat.audio_format() if chat.speaks else ""
         turns = await asyncio.to_thread(chat.turns, self._transcripts, self.gateway.config.context * PATCH_SECONDS)
-        config = chat.session_config(self.gateway.default_session)
+        config = self.with_voice(chat.session_config(self.gateway.default_session), voice, "audio.voice")
         completion = ChatCompletion(self.gateway.config.model, chat.speaks)
         completion.usage.input = input_usage(turns)
 

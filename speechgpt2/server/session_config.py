@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from speechgpt2.server.audio_formats import WireFormat
 from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, shorten, validate
@@ -68,11 +68,20 @@ class AudioInputConfig(WireModel):
     noise_reduction: Annotated[dict[str, Any] | None, NoEffect("the audio is taken as it is")] = None
 
 
+def _voice_name(value: Any) -> Any:
+    """Return the name in OpenAI's form of a custom voice, `{"id": …}`."""
+    return value.get("id") if isinstance(value, dict) else value
+
+
+DEFAULT_VOICE = "default"  # the voice of a model that offers none to choose from
+VoiceName = Annotated[str, BeforeValidator(_voice_name), Field(min_length=1)]
+
+
 class AudioOutputConfig(WireModel):
     """Settings of the model's audio."""
 
     format: AudioFormatConfig = AudioFormatConfig()
-    voice: Annotated[str | dict[str, Any], NoEffect("the model has one voice")] = "default"
+    voice: VoiceName = DEFAULT_VOICE
     speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=1.5)
 
 
@@ -142,6 +151,11 @@ class SessionConfig(WireModel):
         """
         refuse_beta_fields(changes, prefix)
         return validate(SessionConfig, merge(self.model_dump(), {**changes, "model": self.model}), prefix)
+
+    def with_voice(self, voice: str) -> SessionConfig:
+        """Return a copy with another voice."""
+        output = self.audio.output.model_copy(update={"voice": voice})
+        return self.model_copy(update={"audio": self.audio.model_copy(update={"output": output})})
 
     @field_validator("tool_choice")
     @classmethod

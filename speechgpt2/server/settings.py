@@ -32,6 +32,7 @@ def session_settings(
         speak=config.speaks,
         instructions=instructions or None,
         greeting=greeting,
+        voice=config.audio.output.voice,
         temperature=temperature if config.temperature is None else config.temperature,
         top_p=usual.top_p if config.top_p is None else config.top_p,
         seed=secrets.randbelow(MAX_SEED) if config.seed is None else config.seed,

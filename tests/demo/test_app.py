@@ -1,6 +1,5 @@
 """The Gradio demo on a real port, before a real server with a fake engine: what clients do, each by a client."""
 
-import json
 import re
 import urllib.request
 
@@ -20,13 +19,11 @@ from gradio_client import Client, handle_file  # comes with gradio
 
 from speechgpt2.demo import app
 from speechgpt2.demo.connection import ServerAddress
-from speechgpt2.demo.greetings import load_greetings
+from speechgpt2.demo.greetings import Greeting
+from speechgpt2.duplex.protocol import EngineVoice
+from tests.server.fake import FakeEngine
 
 ANSWER = "and I answer that in some words more than you may want to hear"
-
-
-def decode_greeting(codes):
-    return voice(len(codes) * 0.04)
 
 
 class Demo:
@@ -45,16 +42,14 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def greetings(tmp_path_factory):
-    path = tmp_path_factory.mktemp("greetings") / "greetings.jsonl"
-    lines = [{"text": [7, 8, 9], "audio": [1, 2, 3] * 9}, {"text": "Hello!", "audio": [4, 5, 6] * 12}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return load_greetings(path, 3, 1024, detokenize=lambda ids: f"ids {ids}", decode_audio=decode_greeting)
+def greetings():
+    return [Greeting("0", "Good day!"), Greeting("anna", "Hello!", lambda: voice(0.48))]
 
 
 @pytest.fixture(scope="module")
 def running_demo(greetings):
-    with serving(slots=3) as served:
+    voices = [EngineVoice(greeting.name, greeting.text) for greeting in greetings]
+    with serving(FakeEngine(3, voices), slots=3) as served:
         blocks = app.build_page(ServerAddress(served.http), greetings)
         url = app.launch(blocks, "127.0.0.1", free_port())
         yield Demo(served, blocks, url)
@@ -186,9 +181,9 @@ def test_greeting_plays_and_starts_the_conversation(demo):
     assert len(audio.load(preview["path"])) == 12 * 960
     lines, _ = ask(client, "thanks", "t2t")
     assert [words for _, words in lines] == ["Hello!", "thanks", f"you said thanks {ANSWER}"]
-    assert demo.served.engine.open_sessions[-1].settings.greeting.text == "Hello!"
+    assert demo.served.engine.open_sessions[-1].settings.voice == "anna"
     chat, _ = client.predict(0, api_name="/greet")
-    assert transcript(chat) == [("assistant", "ids [7, 8, 9]")] and not demo.histories
+    assert transcript(chat) == [("assistant", "Good day!")] and not demo.histories
 
 
 def test_clear(demo):

@@ -1,4 +1,4 @@
-"""`sg2 demo` from a shell, and files of greetings."""
+"""`sg2 demo` from a shell."""
 
 import json
 import re
@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from speechgpt2.cli import app
-from speechgpt2.demo.greetings import load_greetings
-from speechgpt2.errors import UserError
 from tests import needs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -25,43 +22,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def decode_audio(codes):
-    return np.full(len(codes) * 960, 0.5, np.float32)
-
-
 def write(path, *entries):
     path.write_text("".join((entry if isinstance(entry, str) else json.dumps(entry)) + "\n" for entry in entries))
     return path
-
-
-def test_load_greetings(tmp_path):
-    path = write(tmp_path / "g.jsonl", {"text": [7, 8], "audio": [1, 2, 3, 4, 5, 6]}, "", GOOD)
-    first, second = load_greetings(path, 3, 1024, detokenize=lambda ids: f"{ids}", decode_audio=decode_audio)
-    assert first.text == "[7, 8]" and first.codes.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert second.text == "Hello!" and len(second.audio()) == 9 * 960 and second.audio() is second.audio()
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("{", "not JSON"),
-        ([1], 'an object with "text" and "audio"'),
-        ({"text": "x"}, 'an object with "text" and "audio"'),
-        ({"text": "x", "audio": [1, 2]}, "3 for each frame"),
-        ({"text": "x", "audio": [1, 2, 1024]}, "in 0…1023"),
-        ({"text": "x", "audio": [1, 2, -1]}, "in 0…1023"),
-        ({"text": ["x"], "audio": [1, 2, 3]}, "token ids, or a string"),
-    ],
-)
-def test_invalid_greeting_names_its_line(tmp_path, entry, message):
-    with pytest.raises(UserError, match=r"g\.jsonl, line 2: ") as caught:
-        load_greetings(write(tmp_path / "g.jsonl", GOOD, entry), 3, 1024, detokenize=str, decode_audio=decode_audio)
-    assert message in str(caught.value)
-
-
-def test_empty_greetings_file(tmp_path):
-    with pytest.raises(UserError, match="contains no greeting"):
-        load_greetings(write(tmp_path / "g.jsonl"), 3, 1024, detokenize=str, decode_audio=decode_audio)
 
 
 def fails(*arguments):
@@ -98,8 +61,10 @@ def test_wrong_paths_are_reported(tmp_path, with_ffmpeg):
     )
     assert "give --codec_ckpt_path" in fails("--codec_config_path", "absent.yaml", *port)
     assert "absent: no such folder" in fails("--model_path", tmp_path / "absent", *port)
-    greetings = write(tmp_path / "g.jsonl", {"text": [999_999], "audio": [1, 2, 3]})
-    assert "line 1: mini has no token 999999" in fails("--greetings", greetings, *port)
+    greetings = write(tmp_path / "g.jsonl", {"text": [999_999], "audio": [1, 2, 3] * 3})
+    assert "line 1: the model has no token 999999" in fails("--greetings", greetings, *port)
+    assert "give --greetings, --greeting-index or --voice to sg2 serve" in fails("--url", "x", "--voice", "a", *port)
+    assert "no server at http://127.0.0.1:9" in fails("--url", "http://127.0.0.1:9", *port)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in fails("--port", taken.getsockname()[1])
 

@@ -32,21 +32,21 @@ def file(tmp_path, golden):
 
 
 def test_context_equals_the_reference(prompt, file, golden):
-    (speech,) = read_greetings(file, prompt)
-    patches = prompt.system_prompt("s2s", prompt.greeting(torch.from_numpy(speech.codes), speech.text, speech.row))
+    prompt.greetings = read_greetings(file, prompt)
+    patches = prompt.system_prompt("s2s", prompt.opening("0", "s2s"))
     wanted = golden["s2s_prompt"][:, : 3 * patches.text.shape[1]]
     np.testing.assert_array_equal(flat(patches), wanted)
 
 
 def test_engine_holds_the_same_context(prompt, file, golden):
-    (speech,) = read_greetings(file, prompt)
-    context = History(prompt, 1024, 32, SessionSettings(greeting=speech)).context.next_chunk()
+    prompt.greetings = read_greetings(file, prompt)
+    context = History(prompt, 1024, 32, SessionSettings()).context.next_chunk()
     np.testing.assert_array_equal(flat(context), golden["s2s_prompt"][:, : 3 * context.text.shape[1]])
 
 
 def test_text_is_laid_out(prompt, tmp_path):
     (tmp_path / "g").write_text(json.dumps({"text": "what is", "audio": [1, 2, 3] * 9}))
-    (speech,) = read_greetings(tmp_path / "g", prompt)
+    (speech,) = read_greetings(tmp_path / "g", prompt).speech.values()
     assert speech.text == "what is" and speech.row is None and speech.codes.shape == (9, 3)
 
 

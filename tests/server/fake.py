@@ -32,7 +32,8 @@ LEAD = 0.24  # seconds of speech ahead of its playback
 class FakeEngine:
     """See `speechgpt2.duplex.protocol.Engine`."""
 
-    def __init__(self, slots=4):
+    def __init__(self, slots=4, voices=()):
+        self.voices = voices
         self.slots, self.sessions, self.closed, self.alive = slots, [], False, True
 
     @property
@@ -40,6 +41,7 @@ class FakeEngine:
         return [session for session in self.sessions if not session.closed]
 
     def open(self, settings):
+        check_voice(settings, self.voices)
         if len(self.open_sessions) >= self.slots:
             raise EngineFull
         self.sessions.append(FakeSession(settings))
@@ -59,6 +61,11 @@ class FakeEngine:
 
     def close(self, drain=0.0):
         self.closed = True
+
+
+def check_voice(settings, voices):
+    """What reaches an engine is one of its voices."""
+    assert settings.voice in (None, "default", *(voice.name for voice in voices)), settings.voice
 
 
 class FakeSession:

@@ -26,9 +26,17 @@ def test_flags_override_environment_overrides_file(tmp_path):
     assert (config.limits.sessions_per_key, config.limits.session_seconds, config.limits.idle_seconds) == (4, 60.0, 5.0)
 
 
+def test_greeting_is_chosen_by_index_or_name():
+    assert read_config(None, {"SG2_GREETING_INDEX": "2"}, {}).greeting_index == 2
+    assert read_config(None, {"SG2_VOICE": "anna", "SG2_GREETINGS": "g.jsonl"}, {}).voice == "anna"
+
+
 @pytest.mark.parametrize(
     ("text", "environ", "flags", "message"),
     [
+        ("{}", {"SG2_GREETING_INDEX": "x"}, {}, "SG2_GREETING_INDEX: expected a number, got 'x'"),
+        ("{}", {}, {"greeting_index": -1}, "greeting_index must be at least 0"),
+        ("{}", {"SG2_VOICE": "anna"}, {"greeting_index": 1}, "voice and greeting_index exclude each other"),
         ("slotz: 3", {}, {}, "unknown key 'slotz'; did you mean 'slots'"),
         ("limits: {sessions_per_keys: 3}", {}, {}, "unknown key 'sessions_per_keys'"),
         ("[]", {}, {}, "expected a mapping"),

@@ -39,7 +39,7 @@ def test_fields_without_effect_are_documented():
         for name, field in model.model_fields.items()
         if any(isinstance(mark, NoEffect) for mark in field.metadata)
     }
-    assert {"voice", "speed", "noise_reduction", "prompt", "language"} <= names
+    assert {"speed", "noise_reduction", "prompt", "language"} <= names
     assert not {name for name in names if f"`{name}`" not in DOCUMENTED}
 
 

@@ -253,8 +253,8 @@ def test_long_text_is_read_in_sentences(client, served):
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"modalities": ["video"]}, "modalities[0]"),
-        ({"modalities": ["audio"], "audio": {"voice": "x", "format": "aac"}}, "audio.format"),
-        ({"modalities": ["audio"], "audio": {"voice": "x", "format": "wav"}, "stream": True}, "audio.format"),
+        ({"modalities": ["audio"], "audio": {"voice": "default", "format": "aac"}}, "audio.format"),
+        ({"modalities": ["audio"], "audio": {"voice": "default", "format": "wav"}, "stream": True}, "audio.format"),
         ({"n": 2}, "n"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "%"}}]}]},
@@ -284,7 +284,7 @@ def test_other_invalid_requests(client, served):
     with pytest.raises(openai.BadRequestError, match="holds no audio"):
         client.audio.transcriptions.create(model="mini", file=("x.wav", wav(silence(0))))
     with pytest.raises(openai.BadRequestError, match="response_format"):
-        client.audio.speech.create(model="mini", voice="x", input="x", response_format="aac")
+        client.audio.speech.create(model="mini", voice="default", input="x", response_format="aac")
     with pytest.raises(openai.InternalServerError, match="the model failed"):
         client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "fail"}])
     assert served.app.gateway.admission.active == 0 and not served.engine.open_sessions
@@ -292,7 +292,7 @@ def test_other_invalid_requests(client, served):
 
 def test_disconnecting_client_frees_its_slot(client, served):
     stream = client.chat.completions.create(
-        model="mini", modalities=["audio"], audio={"voice": "x", "format": "pcm16"}, messages=SLOW, stream=True
+        model="mini", modalities=["audio"], audio={"voice": "default", "format": "pcm16"}, messages=SLOW, stream=True
     )
     next(iter(stream))
     assert served.app.gateway.admission.active == 1
@@ -345,5 +345,5 @@ def test_health_readiness_metrics_and_page(served):
 
 
 def test_speech_as_pcm(client):
-    data = client.audio.speech.create(model="mini", voice="x", input="one", response_format="pcm").content
+    data = client.audio.speech.create(model="mini", voice="default", input="one", response_format="pcm").content
     assert np.abs(audio.from_pcm16(data)).max() == pytest.approx(0.2, abs=0.01)

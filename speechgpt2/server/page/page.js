@@ -286,6 +286,7 @@ let sent = { milliseconds: 0, at: 0 }; // microphone audio sent, and when the la
 const received = new Map(); // samples of audio received, by item
 const MAX_EVENTS = 500;
 let eventLog = [];
+let sentVoice = "", hasSpoken = false; // a conversation keeps its voice once the model has spoken
 let turnEnded = null, speechEnded = null; // times of performance.now()
 
 const audio = new AudioIO({
@@ -353,6 +354,7 @@ const connection = new RealtimeConnection({
   "response.output_audio.delta": ({ item_id, response_id, delta }) => {
     const samples = toSamples(delta);
     received.set(item_id, (received.get(item_id) ?? 0) + samples.length);
+    hasSpoken = true;
     if (response_id === responseId) audio.play(item_id, samples);
   },
   "response.output_audio.done": ({ item_id }) => audio.markComplete(item_id),
@@ -407,6 +409,7 @@ async function connect() {
     throw new Error(await rejection(error));
   }
   saveSettings();
+  hasSpoken = false;
   sendSettings();
   await sendGreeting();
 }
@@ -439,13 +442,15 @@ function askForKey(text) {
 
 function sendSettings() {
   const turn = $("turns").value;
+  if (hasSpoken && sentVoice !== $("voice").value) view.addNote("The next conversation has the other voice: clear the history.");
+  if (!hasSpoken) sentVoice = $("voice").value;
   const session = {
     type: "realtime",
     instructions: $("instructions").value,
     output_modalities: [$("responses").value],
     audio: {
       input: { turn_detection: turn === "none" ? null : { type: turn }, transcription: { model: config.model } },
-      output: $("voice").value ? { voice: $("voice").value } : {},
+      output: sentVoice ? { voice: sentVoice } : {},
     },
   };
   if ($("style").value) session.style = $("style").value;
@@ -467,6 +472,7 @@ async function sendGreeting() {
   const pcm = Int16Array.from(samples, (value) => Math.max(-1, Math.min(1, value)) * 32767);
   const transcript = $("greeting-text").value.trim();
   const part = { type: "output_audio", audio: toBase64(new Uint8Array(pcm.buffer)), transcript: transcript || undefined };
+  hasSpoken = true;
   const id = `greeting_${Date.now().toString(36)}`;
   connection.send({ type: "conversation.item.create", item: { id, type: "message", role: "assistant", content: [part] } });
   view.setText(id, "assistant", transcript || `♪ ${file.name}`);
