@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains the built-in model `mini` from nothing: synthetic speech, codec, dialogues, language model, evaluation.
+# Trains the built-in model `mini` from nothing: synthetic speech, codec, dialogues, language model, evaluation. Stages 1
+# to 9 learn from many quick voices, stages 10 and 11 go on with natural ones.
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH] [ASR]
 #
 # OUT (default runs/mini) needs some 17 GB. REAL_SPEECH is an optional folder with ljspeech/, fsdd/ and cmn/; the codec
 # then also learns from these recordings. ASR is an optional faster-whisper folder, the independent judge of the result.
 # Each step resumes where it stopped, and a finished step is not repeated.
-# Needs the Debian package flite and `pip install -e '.[train,synthesis,eval]'`.
+# Needs the Debian package flite and `pip install -e '.[train,synthesis,kokoro,eval]'`.
 #
 # No step trains on the voices listed as HELD_OUT_VOICES in speechgpt2/tts/voices.py. The model card
 # (speechgpt2/assets/mini/README.md) says how the shipped weights differ from this recipe.
@@ -69,10 +70,31 @@ sg2 data dialogue-corpus "$out/recognition" --exchanges 10000 --says 1500 --dict
 sg2 train lm recipes/mini/lm-recognition.yaml --data "$out/recognition" --codec "$out/codec-further-half" \
     --init "$out/lm-further" --out "$out/lm-recognition" "${run[@]}"
 
-stage "10. Export and evaluation"
+stage "10. Codec on natural voices"
+# The codec grows, and goes on with Kokoro's voices and the real recordings if given. SG2_KOKORO names Kokoro's folder.
+sg2 data codec-corpus "$out/natural-speech" --hours 10 --voices natural ${real:+--real-speech "$real"}
+sg2 train codec recipes/mini/codec-natural.yaml --data "$out/natural-speech" --init "$out/codec-further" --favour 3 \
+    --out "$out/codec-natural" "${run[@]}"
+sg2 convert "$out/codec-natural" "$out/codec-natural-half" --dtype float16
+
+stage "11. Language model on natural voices"
+# Natural voices ask, two of them answer in each language. Many other speakers and real single words are transcribed.
+sg2 data dialogue-corpus "$out/natural" --exchanges 1250 --says 650 --dictations 1000 --takes 3 --voices natural --seed 11
+sg2 data dialogue-corpus "$out/askers" --exchanges 2500 --says 0 --dictations 4000 --voices askers --seed 13
+sources="$out/sources.yaml"
+printf -- '- {path: "%s/natural"}\n- {path: "%s/askers", weight: 0.4}\n' "$out" "$out" >"$sources"
+if [ -n "$real" ]; then
+    sg2 data dialogue-corpus "$out/people" --exchanges 1 --says 0 --dictations 0 --takes 2 --voices askers --seed 14 \
+        --real-speech "$real"
+    printf -- '- {path: "%s/people", weight: 0.12}\n' "$out" >>"$sources"
+fi
+sg2 train lm recipes/mini/lm-natural.yaml --data "$sources" --codec "$out/codec-natural-half" \
+    --init "$out/lm-recognition" --out "$out/lm-natural" --resume
+
+stage "12. Export and evaluation"
 # Both parts in float16 in one folder, as shipped; then the tables of docs/results.md.
-sg2 convert "$out/lm-recognition" "$out/model" --dtype float16
-sg2 convert "$out/codec-further" "$out/model" --dtype float16
-sg2 eval codec --codec "$out/model" ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
-sg2 eval speech --model "$out/model" ${asr:+--asr "$asr"}
-sg2 eval mini --model "$out/model" ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
+sg2 convert "$out/lm-natural" "$out/model" --dtype float16
+sg2 convert "$out/codec-natural" "$out/model" --dtype float16
+sg2 eval codec --codec "$out/model" --voices natural ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
+sg2 eval speech --model "$out/model" --teacher natural ${asr:+--asr "$asr"}
+sg2 eval mini --model "$out/model" --voices natural ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
