@@ -30,6 +30,7 @@ from speechgpt2 import long_form
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
@@ -370,7 +371,7 @@ class Conversation:
         """Each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
         lm, begin = self.model.lm, int(self.state.position[0])
         while stop.reason is None:
-            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches - stop.patches):
+            for step in generate(lm, hidden, self.state, self.sampling, self.max_patches - stop.patches):
                 self.state = step.state
                 token, codes = int(step.patches.text), step.patches.codes[:, 0]
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)

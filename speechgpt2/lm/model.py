@@ -4,7 +4,7 @@
     state = lm.init_state(batch=1, capacity=1024)
     hidden, state = lm.prefill(lm.prompt.system_prompt("t2t"), state)
     hidden, state = lm.prefill(lm.prompt.user_text("Hello"), state)
-    for step in lm.generate(hidden, state, SamplingParams.of(1)): ...
+    for step in generate(lm, hidden, state, SamplingParams.of(1)): ...  # lm.generation
 
 The input of a position is its text embedding plus its projected code embeddings. The hidden state after it predicts
 the next position's text token and, through the patch decoder, its codes.
@@ -12,7 +12,6 @@ the next position's text token and, through the patch decoder, its codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,18 +41,6 @@ from speechgpt2.types import Patches
 CPU = torch.device("cpu")
 MAX_PATCHES = 1024  # of one reply
 UNFORCED = -1  # in `forced_text`: sample this row's text token
-
-
-class GenerationStep(NamedTuple):
-    """One generated position.
-
-    `patches` are `[B, 1]`. `active [B]` tells which rows ran. `hidden [B, D]` and `state` are those after the position.
-    """
-
-    patches: Patches
-    active: Tensor
-    hidden: Tensor
-    state: LMState
 
 
 class VerifiedTokens(NamedTuple):
@@ -243,52 +230,20 @@ class SpeechLM(nn.Module):
         self._note_depths(text, state)
         return VerifiedTokens(patches, counts, after, at_position(state, state.position + counts))
 
-    def generate(
-        self, hidden: Tensor, state: LMState, sampling: SamplingParams, max_patches: int = MAX_PATCHES
-    ) -> Iterator[GenerationStep]:
-        """Sample and read patches until every row has generated eos, which stays in history, or `max_patches`."""
-        active, left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device), max_patches
-        while left > 0 and bool(active.any()):
-            if self.draft_head is not None and not bool(state.speech_depth[active].any()):
-                steps = self._draft_steps(hidden, state, active, left)
-            else:
-                steps = iter([self._sample_step(hidden, state, sampling, active)])
-            for step in steps:
-                hidden, state, left = step.hidden, step.state, left - 1
-                yield step
-                active = active & ~(step.active & self.prompt.special_ids.ends_reply(step.patches.text[:, 0]))
-
-    def _sample_step(self, hidden: Tensor, state: LMState, sampling: SamplingParams, active: Tensor) -> GenerationStep:
-        patches = self.sample(hidden, state, sampling)
-        after, state = self.prefill(patches, state, active.long())
-        return GenerationStep(patches, active, torch.where(active[:, None], after, hidden), state)
-
-    def _draft_steps(self, hidden: Tensor, state: LMState, active: Tensor, max_tokens: int) -> Iterator[GenerationStep]:
-        """Yield the tokens of one `draft_and_verify` as single steps."""
-        verified = self.draft_and_verify(hidden, state, active, max_tokens=max_tokens)
-        for i in range(int(verified.counts.max())):
-            running = i < verified.counts
-            hidden = torch.where(running[:, None], verified.hidden[:, i], hidden)
-            now = at_position(state, state.position + verified.counts.clamp(max=i + 1))
-            yield GenerationStep(Patches(*(part[:, i : i + 1] for part in verified.patches)), running, hidden, now)
-
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)
 
-    def matrices(self) -> dict[str, Tensor]:
-        """See `nn.quantized.Quantizable`: the text head, if the embedding is also the head."""
-        return (
-            {}
-            if self.text_head is not None or self.tied_head is not None
-            else {"tied_head": self.text_embedding.weight}
-        )
+    def unquantized(self) -> dict[str, Tensor]:
+        """See `nn.quantized.Quantizable`: the text embedding, if it is also the text head and that is not quantized."""
+        is_left = self.text_head is None and self.tied_head is None
+        return {"tied_head": self.text_embedding.weight} if is_left else {}
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `nn.quantized.Quantizable`."""
+        """See `nn.quantized.Quantizable`: the quantized text head, if the embedding is also the head."""
         return {} if self.tied_head is None else {"tied_head": self.tied_head}
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `nn.quantized.Quantizable`."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `nn.quantized.Quantizable`. The embedding stays, because inputs read it."""
         self.tied_head = matrix
 
     def arrange(self) -> None:

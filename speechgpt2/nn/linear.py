@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.nn.quantized import QuantizedKernel, QuantizedMatrix, released
+from speechgpt2.nn.quantized import QuantizableWeight, QuantizedKernel
 from speechgpt2.nn.uninitialized import return_memory
 
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
@@ -83,26 +83,13 @@ class BlockedKernel(NamedTuple):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-class Linear(nn.Linear):
+class Linear(QuantizableWeight, nn.Linear):
     """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`. It can be quantized (`nn.quantized`)."""
 
     packed: Kernel | None = None
-    matrix: QuantizedMatrix | None = None
-
-    def matrices(self) -> dict[str, Tensor]:
-        """See `Quantizable`."""
-        return {} if self.matrix is not None else {"weight": self.weight}
-
-    def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `Quantizable`."""
-        return {} if self.matrix is None else {"weight": self.matrix}
-
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `Quantizable`."""
-        self.matrix, self.weight = matrix, released(self.weight)
 
     def arrange(self) -> None:
-        """See `Quantizable`."""
+        """Bring a quantized weight into the layout of its device's kernel."""
         if self.matrix is not None:
             self.packed = QuantizedKernel.of(self.matrix, self.bias)
             self.matrix = self.packed.matrix

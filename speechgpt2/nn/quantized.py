@@ -210,20 +210,20 @@ def _arrange(matrix: QuantizedMatrix) -> Tensor:
 class Quantizable(Protocol):
     """A module with matrices that can be quantized."""
 
-    def matrices(self) -> dict[str, Tensor]:
+    def unquantized(self) -> dict[str, Tensor]:
         """Return the matrices that are not quantized, by their names in the module."""
         ...
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """Return the quantized ones."""
+        """Return the matrices that are quantized, by their names in the module."""
         ...
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """Replace a matrix by its quantized form; `arrange` completes this."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """Replace a matrix by its quantized form, in the layout of files."""
         ...
 
     def arrange(self) -> None:
-        """Prepare quantized matrices for their device."""
+        """Bring quantized matrices into the layout of their device's kernel."""
         ...
 
 
@@ -237,28 +237,33 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, Quantizable]]:
 def quantize_module(module: Quantizable, name: str, quantization: Quantization, device: torch.device) -> None:
     """Quantize one matrix of a module, and move it to `device`. The rows of an embedding are read one by one: int8."""
     kind = Quantization("int8") if isinstance(module, Embedding) else quantization
-    module.adopt(name, quantize(module.matrices()[name], kind).to(device))
+    module.set_quantized(name, quantize(module.unquantized()[name], kind).to(device))
 
 
-class Embedding(nn.Embedding):
-    """`nn.Embedding` whose table can be int8."""
+class QuantizableWeight(nn.Module):
+    """A module with one matrix, `weight`, which can be quantized: implements `Quantizable`."""
 
+    weight: Tensor
     matrix: QuantizedMatrix | None = None
 
-    def matrices(self) -> dict[str, Tensor]:
-        """See `Quantizable`."""
+    def unquantized(self) -> dict[str, Tensor]:
+        """Return the weight, unless it is quantized."""
         return {} if self.matrix is not None else {"weight": self.weight}
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `Quantizable`."""
+        """Return the weight, if it is quantized."""
         return {} if self.matrix is None else {"weight": self.matrix}
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `Quantizable`."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """Replace the weight by its quantized form."""
         self.matrix, self.weight = matrix, released(self.weight)
 
     def arrange(self) -> None:
-        """See `Quantizable`."""
+        """Leave the matrix in the layout of files."""
+
+
+class Embedding(QuantizableWeight, nn.Embedding):
+    """`nn.Embedding` whose table can be int8."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up `ids [...]` -> `[..., D]`."""
@@ -275,7 +280,7 @@ def quantize_model(model: nn.Module, quantization: Quantization) -> None:
         UserError: If a matrix does not divide into groups.
     """
     for _, module in list(quantizable(model)):
-        for name, weight in module.matrices().items():
+        for name, weight in module.unquantized().items():
             quantize_module(module, name, quantization, weight.device)
         module.arrange()
 
