@@ -25,7 +25,7 @@ from speechgpt2.audio import AudioReader
 from speechgpt2.errors import UserError
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.server import audio_files
-from speechgpt2.server.api_errors import ApiError, read_json, validate_request, warning_headers
+from speechgpt2.server.api_errors import ApiError, validate_request, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.reply_api import (
@@ -104,11 +104,8 @@ class AudioApi(ReplyApi):
 
     async def create_speech(self, request: Request) -> Response:
         """`POST /v1/audio/speech`: read a text aloud."""
-        principal = self.gateway.authenticate(request)
-        limit = self.gateway.config.limits.request_bytes
-        body = await read_json(request, limit)
-        speech: SpeechRequest = validate_request(SpeechRequest, body)
-        headers = self.warnings(speech, body, self.gateway.voices.warnings(speech.voice, "voice"))
+        principal, speech, warnings = await self.read_json(request, SpeechRequest)
+        headers = warning_headers([*self.gateway.voices.warnings(speech.voice, "voice"), *warnings])
         config = self.with_voice(self.gateway.default_session, speech.voice, "voice")
         config = config.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         try:
