@@ -28,10 +28,12 @@ from speechgpt2.cli.common import (
     spinner,
     warn_without_greeting,
 )
+from speechgpt2.cli.options import with_shared_options
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.lm.sampling import SamplingParams
@@ -61,13 +63,6 @@ Greeting = Annotated[
     Path | None, typer.Option(help="A recording with which the assistant opens the conversation.", metavar="AUDIO")
 ]
 GreetingText = Annotated[str | None, typer.Option(help="The transcript of the greeting.", metavar="TEXT")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")]
-TopP = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 MaxPatches = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in patches of 120 ms.")]
 Play = Annotated[bool, typer.Option("--play", help="Play the answers while they are generated.")]
 Mic = Annotated[bool, typer.Option("--mic", help="Record questions from the microphone.")]
@@ -106,6 +101,26 @@ SearchName = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How answers are sampled."""
+
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")] = 50
+    top_p: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
+    ] = 0.9
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
+
+    def params(self, device: torch.device) -> SamplingParams:
+        """Return the parameters of one row."""
+        from speechgpt2.lm.sampling import SamplingParams
+
+        return SamplingParams.of(1, self.temperature, self.top_k, self.top_p, self.seed, device)
+
+
+@with_shared_options
 def chat(
     audio_files: AudioFiles = None,
     texts: Texts = None,
@@ -118,10 +133,8 @@ def chat(
     greetings: Greetings = None,
     greeting_index: GreetingIndex = None,
     voice: VoiceName = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
+    *,
+    sampling: SamplingOptions,
     max_patches: MaxPatches = 1024,
     device: Device = "auto",
     dtype: DType = None,
@@ -156,25 +169,22 @@ def chat(
     speechgpt = load_model(model, codec, device, dtype, quantize, **chosen)
     if opening is None:
         warn_without_greeting(speechgpt.lm.prompt, model)
-    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
-    conversation = speechgpt.conversation(
-        mode, opening, sampling, max_patches=max_patches, tools=toolbox.tools if toolbox else ()
-    )
+    params, declared = sampling.params(speechgpt.lm.device), toolbox.tools if toolbox else ()
+    conversation = speechgpt.conversation(mode, opening, params, max_patches=max_patches, tools=declared)
     answers = [pcm for pcm in answer_all(conversation, questions, mic, play, toolbox) if len(pcm)]
     if out is not None:
         save(out, answers)
 
 
+@with_shared_options
 def say(
     text: Annotated[str, typer.Argument(help="The text to speak.", metavar="TEXT")],
     out: AudioOut,
     model: ModelName = "mini",
     codec: CodecName = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
+    *,
+    sampling: SamplingOptions,
     max_patches: MaxPatches = 1024,
     device: Device = "auto",
     dtype: DType = None,
@@ -190,13 +200,13 @@ def say(
     if play:
         sounddevice()
     speechgpt = load_model(model, codec, device, dtype, quantize, greetings=greetings, voice=voice)
-    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
+    params = sampling.params(speechgpt.lm.device)
     spoken, short = [], []
     with ExitStack() as stack:
         player = stack.enter_context(BlockingPlayer()) if play else None
         count = len(long_form.sentences(text))
         show = stack.enter_context(spinner(f"speaking 1/{count}"))
-        for reply in speechgpt.read_aloud(text, sampling, max_patches):
+        for reply in speechgpt.read_aloud(text, params, max_patches):
             spoken.append(reply.pcm)
             if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.pcm)):
                 short.append(reply.text)
@@ -330,13 +340,6 @@ def check_output(out: Path | None, mode: Mode, play: bool) -> None:
     if out is not None:
         audio.check_format(out)
         hub.check_writable(out)
-
-
-def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, seed: int) -> SamplingParams:
-    """Build the sampling parameters of one conversation, on the model's device."""
-    from speechgpt2.lm.sampling import SamplingParams
-
-    return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
 
 
 def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:

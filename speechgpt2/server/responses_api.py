@@ -102,9 +102,13 @@ class ResponsesRequest(ReplyRequest):
         """
         items = [] if isinstance(self.input, str) else self.input
         system = [item.text for item in items if isinstance(item, Message) and item.role in ("system", "developer")]
-        update = {"instructions": "\n".join(filter(None, [self.instructions, *system])), "output_modalities": ["text"]}
-        update |= {"max_output_tokens": self.max_output_tokens or "inf"}
-        return default.model_copy(update=update | self.reply_settings(self.tools, self.tool_choice))
+        update: dict[str, Any] = {
+            "instructions": "\n".join(filter(None, [self.instructions, *system])),
+            "output_modalities": ["text"],
+            "max_output_tokens": self.max_output_tokens or "inf",
+            **self.reply_settings(self.tools, self.tool_choice),
+        }
+        return default.model_copy(update=update)
 
     def turns(self) -> list[Turn]:
         """Convert the input to turns.

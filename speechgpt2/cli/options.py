@@ -1,0 +1,58 @@
+"""Options that several commands share, as dataclasses.
+
+    @dataclass(frozen=True)
+    class SamplingOptions:
+        temperature: Annotated[float, typer.Option(help="…")] = 0.8
+        seed: Annotated[int, typer.Option(help="…")] = 0
+
+    @with_shared_options
+    def say(text: str, sampling: SamplingOptions) -> None: ...
+
+The shell sees `say TEXT --temperature … --seed …`. Typer itself makes one option of a parameter.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of its parameters that are dataclasses."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}  # type: ignore[misc]
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _options(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        shared = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[arg-type]
+            for name, group in groups.items()
+        }
+        command(**values, **shared)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    """Return the fields of a dataclass as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)  # type: ignore[arg-type]
+    ]
