@@ -220,7 +220,7 @@ def test_commands_during_a_reply_wait_until_it_ends():
     session.add_turn(Turn.user("Hello"))
     first = session.respond()
     later = session.add_turn(Turn.user("there"))
-    with pytest.raises(UserError, match="under way"):
+    with pytest.raises(UserError, match="in progress"):
         session.respond()
     talk(engine, [session])
     assert [span.number for span in session.slot.history.context.spans] == [1, first, later]
