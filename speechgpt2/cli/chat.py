@@ -28,15 +28,13 @@ from speechgpt2.cli.common import (
     spinner,
     warn_without_greeting,
 )
-from speechgpt2.cli.options import with_shared_options
+from speechgpt2.cli.options import SamplingOptions, with_shared_options
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from speechgpt2.assistant.toolbox import Toolbox
-    from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.long_form import TranscriptSegment
     from speechgpt2.types import Event, Mode, Speech, Turn
 
@@ -99,25 +97,6 @@ SearchName = Annotated[
         metavar="ENGINE",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How answers are sampled."""
-
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")] = 50
-    top_p: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
-    ] = 0.9
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
-
-    def params(self, device: torch.device) -> SamplingParams:
-        """Return the parameters of one row."""
-        from speechgpt2.lm.sampling import SamplingParams
-
-        return SamplingParams.of(1, self.temperature, self.top_k, self.top_p, self.seed, device)
 
 
 @with_shared_options

@@ -1,14 +1,9 @@
 """Options that several commands share, as dataclasses.
 
-    @dataclass(frozen=True)
-    class SamplingOptions:
-        temperature: Annotated[float, typer.Option(help="…")] = 0.8
-        seed: Annotated[int, typer.Option(help="…")] = 0
-
     @with_shared_options
     def say(text: str, sampling: SamplingOptions) -> None: ...
 
-The shell sees `say TEXT --temperature … --seed …`. Typer itself makes one option of a parameter.
+The command line is then `say TEXT --temperature … --seed …`. Typer alone makes one option of a parameter.
 """
 
 from __future__ import annotations
@@ -16,8 +11,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from speechgpt2.lm.sampling import SamplingParams
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,3 +58,22 @@ def _options(group: type) -> list[inspect.Parameter]:
         )
         for field in fields(group)  # type: ignore[arg-type]
     ]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How answers are sampled."""
+
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")] = 50
+    top_p: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
+    ] = 0.9
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
+
+    def params(self, device: torch.device) -> SamplingParams:
+        """Return the parameters of one row."""
+        from speechgpt2.lm.sampling import SamplingParams
+
+        return SamplingParams.of(1, self.temperature, self.top_k, self.top_p, self.seed, device)

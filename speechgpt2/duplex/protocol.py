@@ -135,7 +135,7 @@ class Session(Protocol):
 
     @property
     def backlogged(self) -> bool:
-        """Whether many calls wait for the engine. Callers should pause then."""
+        """Whether many calls wait for the engine. A client should wait then."""
         ...
 
     def start_turn(self) -> int:
@@ -339,7 +339,7 @@ class Dialogue(Protocol):
 
     @property
     def backlogged(self) -> bool:
-        """Whether many calls wait for the engine. Callers should pause then."""
+        """Whether many calls wait for the engine. A client should wait then."""
         ...
 
     def append_audio(self, pcm: np.ndarray) -> None:

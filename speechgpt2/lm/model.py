@@ -62,7 +62,7 @@ class VerifiedTokens(NamedTuple):
 
 
 class SpeechLM(nn.Module):
-    """Backbone, patch decoder, and the text and code embeddings that feed the backbone."""
+    """The backbone, the patch decoder, and the embeddings of text and codes."""
 
     def __init__(self, config: LMConfig, tokenizer: Tokenizer):
         """Build a model with random weights.
@@ -166,8 +166,7 @@ class SpeechLM(nn.Module):
     ) -> Patches:
         """Sample the next patch of each row, `[B, 1]`, from `hidden [B, D]`. It is not read yet; `prefill` does that.
 
-        A row generates codes while its history opens and closes different numbers of speech segments, unless this very
-        token ends speech.
+        A row within speech (`LMState.speech_depth`) generates codes, unless its text token ends the speech.
 
         Args:
             hidden: The hidden state of each row's last patch.
@@ -196,11 +195,11 @@ class SpeechLM(nn.Module):
         kv_length: int | None = None,
         max_tokens: int | None = None,
     ) -> VerifiedTokens:
-        """Write and read up to `1 + draft_tokens` text tokens in rows that are outside speech.
+        """Generate and read up to `1 + draft_tokens` text tokens in rows that are outside speech.
 
-        The first token follows from the hidden state, the draft head proposes the others, and one call of the backbone
-        verifies them. The text equals that of greedy decoding token by token. Nothing is kept after a token that begins
-        speech or ends the reply.
+        The hidden state gives the first token, the draft head proposes the others, and one call of the backbone
+        verifies them. The text equals that of greedy decoding token by token. Tokens after the start of speech or the
+        end of the reply are dropped.
 
         Args:
             hidden: The hidden state of each row's last patch, `[B, D]`.
@@ -297,7 +296,7 @@ def load(
     arrange: bool = True,
     greetings: Path | None = None,
 ) -> SpeechLM:
-    """Load an opened checkpoint. At no time is more than one matrix in memory besides the weights in their final form.
+    """Load an opened checkpoint. Besides the final weights, at most one matrix is in memory.
 
     Args:
         checkpoint: What to load.

@@ -141,7 +141,9 @@ class Prompt:
     def greeting(self, speech: Speech) -> AlignedSpeech:
         """Return encoded speech as a greeting. If it has no token of each patch, `align_speech` places its text."""
         codes = torch.as_tensor(speech.codes, dtype=torch.int64)
-        return self.align_speech(codes, text=speech.text) if speech.row is None else AlignedSpeech(codes, speech.row)
+        if speech.tokens is None:
+            return self.align_speech(codes, text=speech.text)
+        return AlignedSpeech(codes, speech.tokens)
 
     def opening(self, voice: str | None, mode: Mode) -> AlignedSpeech | None:
         """Return the greeting of a voice, None if a conversation of this mode has none.

@@ -82,9 +82,9 @@ class Upload:
     """A recording that a client wants transcribed.
 
     Attributes:
-        options: What the client asked for.
+        options: The options of the request.
         reader: The recording's samples.
-        warnings: What has no effect.
+        warnings: Fields of the request that have no effect.
     """
 
     options: TranscriptionRequest
@@ -138,7 +138,7 @@ class AudioApi(ReplyApi):
     # transcription
 
     async def create_transcription(self, request: Request) -> Response:
-        """`POST /v1/audio/transcriptions`: write a recording down."""
+        """`POST /v1/audio/transcriptions`: transcribe a recording."""
         principal = self.gateway.authenticate(request)
         events = await Started.start(self._transcribe(principal, request))
         upload = await anext(events)
@@ -150,7 +150,7 @@ class AudioApi(ReplyApi):
     async def _transcribe(
         self, principal: Principal, request: Request
     ) -> AsyncGenerator[Upload | TranscriptSegment, None]:
-        """Read a request on a slot that is free; yield what it asks for, then the segments of its transcript."""
+        """Take a slot, read the request, yield its `Upload`, then yield the segments of its transcript."""
         with self.admitted(principal):
             async with self.limited(request).form(max_files=1) as form:
                 fields: dict[str, Any] = {key: value for key, value in form.items() if isinstance(value, str)}

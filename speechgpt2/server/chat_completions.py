@@ -29,7 +29,7 @@ from speechgpt2.server.session_config import (
 )
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
 
-MAX_MESSAGES = 1024  # of a request; more fit no context
+MAX_MESSAGES = 1024  # of a request; the context cannot hold more
 StopText = Annotated[str, Field(min_length=1)]
 AUDIO_TTL = 3600  # seconds for which a client may refer to a reply's audio by its id
 
@@ -156,7 +156,7 @@ class StreamOptions(WireModel):
 
 
 class ResponseFormat(WireModel):
-    """The form of the reply's text, which is free: the model cannot be held to a JSON schema."""
+    """The format of the reply's text. The model cannot follow a JSON schema, so only plain text is accepted."""
 
     type: Literal["text"]
 
@@ -165,7 +165,7 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class ChatRequest(ReplyRequest):
-    """A request for a chat completion. Of some fields only the value is accepted that asks for nothing."""
+    """A request for a chat completion. Some fields accept only the value that has no effect."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     modalities: list[Literal["text", "audio"]] | None = None
@@ -376,7 +376,7 @@ class ChatCompletion:
 async def until_stop(events: AsyncIterator[Event], stops: Sequence[str]) -> AsyncGenerator[Event, None]:
     """Yield a written reply's events, and end the reply before the first text of `stops`.
 
-    Text is held back for as long as it may be the beginning of one.
+    Text is held back as long as it may be the beginning of a stop text.
     """
     held, longest = "", max(map(len, stops), default=0)
     async for event in events:

@@ -1,4 +1,4 @@
-"""What the REST protocols share: a slot for a request, replies on it, and HTTP responses that stream.
+"""The common part of the REST protocols: a slot for a request, replies on it, and HTTP responses that stream.
 
 A request holds a slot like a Realtime session, from before its body is read until its reply is complete. If the client
 disconnects, the generation stops and the slot is free.
@@ -74,7 +74,7 @@ class ReplyApi(WireProtocol):
             raise ApiError(400, str(error), error.code, error.param) from None
 
     def limited(self, request: Request) -> Request:
-        """Return the request with a body that may neither be too large nor come too slowly.
+        """Return the request with limits on the size of its body and on the time of the upload.
 
         Reading it raises `ApiError` 413 as soon as it exceeds `request_bytes`, and 408 after `upload_seconds`.
         """
@@ -135,10 +135,10 @@ BACKLOG_POLL_INTERVAL = 0.01  # seconds
 
 
 class Started(Generic[T]):
-    """The items of an async generator, of which the first has come already.
+    """An async generator that has already yielded its first item, which is not lost.
 
-    A request that fails at once can so be answered with an HTTP error, before a streaming response has started. The
-    generator holds the request's slot, and `aclose` ends it.
+    If the generator fails before its first item, the request is answered with an HTTP error, which is impossible after
+    the start of a streaming response. The generator holds the request's slot; `aclose` ends it.
     """
 
     def __init__(self, items: AsyncGenerator[T, None], first: list[T]):

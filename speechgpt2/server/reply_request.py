@@ -1,4 +1,4 @@
-"""What requests for a reply have in common: `POST /v1/chat/completions` and `POST /v1/responses`."""
+"""The common part of requests for a reply: `POST /v1/chat/completions` and `POST /v1/responses`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReplyRequest(WireModel):
     seed: Seed | None = None
 
     def reply_settings(self, tools: Sequence[FunctionTool], tool_choice: ToolChoice) -> dict[str, Any]:
-        """Return the settings of a `SessionConfig` that sample the reply and give it tools.
+        """Return the fields of a `SessionConfig` for sampling and tools.
 
         Raises:
             ApiError: `tool_choice` names an unknown tool.

@@ -67,7 +67,7 @@ class FunctionCallOutput(WireModel):
 
 
 class TextFormat(WireModel):
-    """The form of the text, which is free: the model cannot be held to a JSON schema."""
+    """The format of the text. The model cannot follow a JSON schema, so only plain text is accepted."""
 
     type: Literal["text"] = "text"
 
@@ -184,7 +184,7 @@ class WrittenResponse:
 
     Args:
         model: The model's name.
-        request: What the client asked for.
+        request: The client's request.
     """
 
     def __init__(self, model: str, request: ResponsesRequest):

@@ -19,7 +19,7 @@ MIN_COMMIT_MS = 100  # milliseconds of audio that a client may commit
 
 
 class UserTurns:
-    """Passes the client's audio on to the dialogue, and reports the turns that the dialogue finds in it."""
+    """Passes the client's audio to the dialogue, and reports the turns that the dialogue detects."""
 
     def __init__(self, context: SessionContext):
         self.context = context

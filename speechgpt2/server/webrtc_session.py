@@ -1,7 +1,7 @@
 """A Realtime session over WebRTC: audio goes by RTP in real time, events by the data channel.
 
-Here the server holds the audio that the client has not received. An interruption drops it at once, and the server knows
-to the frame how much of a response was sent.
+The server holds the audio that it has not sent yet. An interruption drops it at once, and the server knows to the frame
+how much of a response was sent.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class CallSession(RealtimeSession):
                 if response is not None and response is not self._cut:
                     self.playout.push(response, event.pcm)
             case SpeechStarted():
-                # The dialogue has interrupted the response, unless by its estimate the client has heard all of it.
+                # The dialogue has interrupted the response, unless it estimates that all of it has been played.
                 detection = self.context.config.audio.input.turn_detection
                 if detection is not None and detection.interrupt_response:
                     self._drop_playout()
