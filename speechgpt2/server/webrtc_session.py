@@ -7,15 +7,14 @@ how much of a response was sent.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
-from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine
+from speechgpt2.duplex.protocol import DialogueEvent
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages
 from speechgpt2.server.audio_formats import WireFormat
-from speechgpt2.server.channel import Channel
 from speechgpt2.server.messages import ClientMessage, RealtimeSerializer
-from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.outbound import SlowConsumerError
 from speechgpt2.server.playout import PlayoutBuffer
 from speechgpt2.server.realtime import RealtimeSession
@@ -37,19 +36,16 @@ class CallSerializer(RealtimeSerializer):
 class CallSession(RealtimeSession):
     """A Realtime session with a playout buffer. See `RealtimeSession`."""
 
-    def __init__(
-        self,
-        dialogue: Dialogue,
-        engine: Engine,
-        config: SessionConfig,
-        channel: Channel[ClientMessage],
-        metrics: Metrics,
-        log_transcripts: bool = False,
-    ):
-        self.playout = PlayoutBuffer(self)
-        self._cut: RealtimeResponse | None = None  # a response in progress whose audio is not played any more
-        super().__init__(dialogue, engine, config, channel, metrics, log_transcripts)
-        self.user_turns.set_format(RTP_FORMAT)
+    _cut: RealtimeResponse | None = None  # a response in progress whose audio is not played any more
+
+    @cached_property
+    def playout(self) -> PlayoutBuffer:
+        """The audio that is not sent yet."""
+        return PlayoutBuffer(self)
+
+    def input_format(self, config: SessionConfig) -> WireFormat:
+        """Return the format of the user's audio: RTP has its own, whatever the settings say."""
+        return RTP_FORMAT
 
     @property
     def busy(self) -> bool:
@@ -72,9 +68,6 @@ class CallSession(RealtimeSession):
         match message:
             case messages.OutputAudioClear():
                 self._clear_output()
-            case messages.SessionUpdate():
-                await super().handle_message(message)
-                self.user_turns.set_format(RTP_FORMAT)
             case _:
                 await super().handle_message(message)
 
