@@ -158,4 +158,5 @@ class Error:
     message: str
 
 
+REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)  # those that belong to a reply
 Event = SpeechStarted | SpeechStopped | Transcript | TextDelta | AudioDelta | ToolCall | Interrupted | ReplyDone | Error

@@ -8,33 +8,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
 from speechgpt2.cli.common import (
-    CodecName,
-    Device,
-    DType,
     GreetingIndex,
     Greetings,
     ModelName,
-    Quantize,
     VoiceName,
     check_one_greeting,
-    load_model,
     print_warning,
     spinner,
     warn_without_greeting,
 )
-from speechgpt2.cli.options import SamplingOptions, with_shared_options
+from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from speechgpt2.assistant.toolbox import Toolbox
+    from speechgpt2.chat import Conversation, SpeechGPT
     from speechgpt2.long_form import TranscriptSegment
     from speechgpt2.types import Event, Mode, Speech, Turn
 
@@ -106,7 +102,6 @@ def chat(
     out: AnswersOut = None,
     mode: ModeName = None,
     model: ModelName = "mini",
-    codec: CodecName = None,
     greeting: Greeting = None,
     greeting_text: GreetingText = None,
     greetings: Greetings = None,
@@ -114,10 +109,8 @@ def chat(
     voice: VoiceName = None,
     *,
     sampling: SamplingOptions,
+    loading: LoadOptions,
     max_patches: MaxPatches = 1024,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
     play: Play = False,
     mic: Mic = False,
     tools: ToolFile = None,
@@ -145,7 +138,7 @@ def chat(
 
     toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
     chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
-    speechgpt = load_model(model, codec, device, dtype, quantize, **chosen)
+    speechgpt = loading.load(model, **chosen)
     if opening is None:
         warn_without_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
@@ -161,13 +154,10 @@ def say(
     text: Annotated[str, typer.Argument(help="The text to speak.", metavar="TEXT")],
     out: AudioOut,
     model: ModelName = "mini",
-    codec: CodecName = None,
     *,
     sampling: SamplingOptions,
+    loading: LoadOptions,
     max_patches: MaxPatches = 1024,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
     greetings: Greetings = None,
     voice: VoiceName = None,
     play: Play = False,
@@ -178,7 +168,7 @@ def say(
     check_output(out, "t2s", play)
     if play:
         sounddevice()
-    speechgpt = load_model(model, codec, device, dtype, quantize, greetings=greetings, voice=voice)
+    speechgpt = loading.load(model, greetings=greetings, voice=voice)
     params = sampling.params(speechgpt.lm.device)
     spoken, short = [], []
     with ExitStack() as stack:
@@ -197,6 +187,7 @@ def say(
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
 
 
+@with_shared_options
 def transcribe(
     audio_files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="AUDIO...")],
     format: Annotated[
@@ -204,10 +195,8 @@ def transcribe(
         typer.Option(help="Lines of text, subtitles (srt, vtt), or a JSON object for each segment (jsonl)."),
     ] = "text",
     model: ModelName = "mini",
-    codec: CodecName = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Transcribe audio files (speech to text).
 
@@ -220,7 +209,7 @@ def transcribe(
     formatters = {"text": to_lines, "srt": long_form.to_srt, "vtt": long_form.to_vtt, "jsonl": to_json_lines}
     for path in audio_files:
         next(iter(AudioReader(path)))  # a file that cannot be read is an error before the model is loaded
-    speechgpt = load_model(model, codec, device, dtype, quantize)
+    speechgpt = loading.load(model)
     for path in audio_files:
         reader = AudioReader(path, max_seconds=MAX_RECORDING)
         segments: list[TranscriptSegment] = []
@@ -321,7 +310,7 @@ def check_output(out: Path | None, mode: Mode, play: bool) -> None:
         hub.check_writable(out)
 
 
-def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
+def can_call_tools(speechgpt: SpeechGPT, model: str, toolbox: Toolbox | None) -> bool:
     """Return whether the model can call tools; print a warning if it cannot and there are some."""
     trained = bool(speechgpt.lm.prompt.template.tools)
     if toolbox is not None and not trained:
@@ -330,7 +319,7 @@ def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
 
 
 def answer_all(
-    conversation: Any, questions: list[Question], mic: bool, play: bool, toolbox: Toolbox | None = None
+    conversation: Conversation, questions: list[Question], mic: bool, play: bool, toolbox: Toolbox | None = None
 ) -> Iterator[np.ndarray]:
     """Ask one question after the other and print transcripts and answers as they come.
 
@@ -352,7 +341,7 @@ def with_microphone(questions: list[Question]) -> Iterator[Question]:
 
 
 def answer(
-    conversation: Any, question: Question, player: BlockingPlayer | None, toolbox: Toolbox | None = None
+    conversation: Conversation, question: Question, player: BlockingPlayer | None, toolbox: Toolbox | None = None
 ) -> np.ndarray:
     """Ask one question, print the text and play the audio of the answer; print tool calls and results on stderr.
 
@@ -385,7 +374,7 @@ def answer(
     return np.concatenate(chunks)
 
 
-def ask(conversation: Any, turn: Turn, toolbox: Toolbox | None) -> Iterator[Event]:
+def ask(conversation: Conversation, turn: Turn, toolbox: Toolbox | None) -> Iterator[Event]:
     """Ask with or without tools. Tool calls and results go to stderr, all other events to the caller."""
     if toolbox is None:
         yield from conversation.ask(turn, stream=True)

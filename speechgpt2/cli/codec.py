@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 STEP_FRAMES = 250  # 10 s, one step of the progress bar
 
@@ -94,6 +95,6 @@ def read_codes(path: Path) -> np.ndarray:
     return values
 
 
-def device_of(model: Any) -> Any:
+def device_of(model: torch.nn.Module) -> torch.device:
     """Return the device of a module's weights."""
     return next(model.parameters()).device

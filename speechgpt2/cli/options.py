@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from speechgpt2.cli.common import CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
+
 if TYPE_CHECKING:
     import torch
 
+    from speechgpt2.chat import SpeechGPT
     from speechgpt2.lm.sampling import SamplingParams
+    from speechgpt2.loading import Sources
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +62,36 @@ def _options(group: type) -> list[inspect.Parameter]:
         )
         for field in fields(group)  # type: ignore[arg-type]
     ]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded."""
+
+    codec: CodecName = None
+    device: Device = "auto"
+    dtype: DType = None
+    quantize: Quantize = None
+
+    def sources(self, model: str, **greeting: Any) -> Sources:
+        """Return the models to load.
+
+        Args:
+            model: The model's name.
+            **greeting: The greeting that opens conversations: fields of `loading.Sources`.
+        """
+        from speechgpt2.loading import Sources
+        from speechgpt2.nn.quantized import Quantization
+
+        quantization = None if self.quantize is None else Quantization(self.quantize)
+        return Sources(model, self.codec, None, torch_dtype(self.dtype), quantization, **greeting)
+
+    def load(self, model: str, **greeting: Any) -> SpeechGPT:
+        """Load a model while a spinner shows. For the arguments see `sources`."""
+        with spinner(f"loading {model}"):
+            from speechgpt2.chat import SpeechGPT
+
+            return SpeechGPT.load(self.sources(model, **greeting), torch_device(self.device))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from speechgpt2.duplex.user_turn import UserTurn
 from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VadFrame, VoiceActivityDetector
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
+    REPLY_EVENTS,
     UNFINISHED,
     AudioDelta,
     Event,
@@ -54,13 +55,9 @@ from speechgpt2.types import (
     ReplyDone,
     SpeechStarted,
     SpeechStopped,
-    TextDelta,
-    ToolCall,
     Transcript,
     Turn,
 )
-
-REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)
 
 
 class Dialogue:

@@ -88,12 +88,12 @@ class ReplyOptions:
 
 @dataclass(frozen=True)
 class EngineVoice:
-    """A voice of an engine, which the greeting at the start of the context sets.
+    """A voice of an engine. The greeting at the start of the context sets it.
 
     Attributes:
-        name: Its name.
-        text: What the greeting says.
-        default: Whether sessions have it that choose none.
+        name: The voice's name.
+        text: The text of its greeting.
+        default: Whether sessions without a chosen voice use it.
     """
 
     name: str
@@ -221,7 +221,7 @@ class Engine(Protocol):
 
     @property
     def voices(self) -> tuple[EngineVoice, ...]:
-        """The voices between which sessions may choose; none if the model has one only."""
+        """The voices that sessions may choose; empty if the model has only one."""
         ...
 
     def open(self, settings: SessionSettings) -> Session:

@@ -99,8 +99,8 @@ class Context:
         """Return a key of the patches up to `stop`, where a chunk ends.
 
         Returns:
-            Equal keys for equal patches that are read in equal chunks; None past the system prompt, or if an edit has
-            changed how it is divided into chunks.
+            The same key for the same patches in the same chunks; None after the system prompt, or if an edit has
+            changed its chunks.
         """
         regular = np.arange(stop) % self.prefill_chunk_size == 0
         if stop > self.system_length or not np.array_equal(self.chunk_starts[:stop], regular):

@@ -113,7 +113,7 @@ class Engine:
         )
 
     def open(self, settings: SessionSettings) -> Session:
-        settings = self.checked(settings)
+        settings = self.prepare_settings(settings)
         with self._changed:
             if self._closing:
                 raise EngineFull("the engine is closing and accepts no sessions")
@@ -168,7 +168,7 @@ class Engine:
             self._release(session)
             self.send(session, CloseSlot())
 
-    def checked(self, settings: SessionSettings) -> SessionSettings:
+    def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
         """Check the voice, and return the settings with an encoded greeting.
 
         Raises:

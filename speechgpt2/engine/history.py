@@ -167,7 +167,7 @@ class History:
             self.system = system
 
     def _greeting(self, settings: SessionSettings, mode: Mode) -> Speech | None:
-        """The greeting with codes that opens the conversation: the session's own, else that of its voice."""
+        """Return the encoded greeting that opens the conversation: the session's own, or that of its voice."""
         return settings.greeting or self.prompt.greetings.opening(settings.voice, mode)
 
     def _render(self, system: SystemPrompt) -> Patches:

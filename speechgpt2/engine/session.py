@@ -156,7 +156,7 @@ class Session:
             self._send(commands.DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
-        command = commands.Configure(self._engine.checked(settings))
+        command = commands.Configure(self._engine.prepare_settings(settings))
         with self.outbox.lock:
             self._check_length(command)
             self._send(command)

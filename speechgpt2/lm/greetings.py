@@ -133,7 +133,7 @@ def save_greetings(folder: Path, greetings: Greetings) -> None:
     """Write greetings into a model's folder. Raises `UserError` if the file cannot be written."""
     entries = [
         Entry(
-            speech.text or "" if speech.row is None else [*speech.row],
+            speech.text or "" if speech.tokens is None else [*speech.tokens],
             np.asarray(speech.codes),
             None if name.isdigit() else name,
             name == greetings.default,
