@@ -210,7 +210,7 @@ class Dialogue:
                 self._queue.put(SpeechStarted(at))
                 self._turn.announced = True
                 self._turn.begin(at, self._turn.position - now + prefix)
-            case TurnPaused() if settings.answer:
+            case TurnPaused() if settings.create_response:
                 self._turn.speculate()
             case TurnResumed():
                 self._turn.rollback()

@@ -45,8 +45,8 @@ class EndpointerSettings:
         silence_ms: Silence after which a turn ends.
         max_silence_ms: Silence after which an incomplete turn ends.
         interrupt_ms: Voice after which a reply is interrupted.
-        answer: Whether the end of a turn is answered.
-        interruptible: Whether a voice interrupts a reply. If not, it is ignored until the reply has been played.
+        create_response: Whether the end of a turn is answered.
+        interrupt_response: Whether a voice interrupts a reply. If not, it is ignored until the reply has been played.
         idle_ms: Silence on both sides after which `UserIdle` comes; None: never.
 
     Raises:
@@ -61,8 +61,8 @@ class EndpointerSettings:
     silence_ms: int = 500
     max_silence_ms: int = 4000
     interrupt_ms: int = 300
-    answer: bool = True
-    interruptible: bool = True
+    create_response: bool = True
+    interrupt_response: bool = True
     idle_ms: int | None = None
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class Endpointer:
 
     def _silent(self) -> Iterator[EndpointEvent]:
         s = self.settings
-        if self.model != "quiet" and not s.interruptible:
+        if self.model != "quiet" and not s.interrupt_response:
             self._burst_start = None
         if self._burst_start is None:
             yield from self._idle()

@@ -25,8 +25,8 @@ def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None
             silence_ms=wanted.silence_ms,
             speculate_ms=min(speculate or wanted.silence_ms, wanted.silence_ms),
             interrupt_ms=settings.interrupt_ms,
-            answer=wanted.create_response,
-            interruptible=wanted.interrupt_response,
+            create_response=wanted.create_response,
+            interrupt_response=wanted.interrupt_response,
             idle_ms=wanted.idle_timeout_ms,
         )
     # Only a speculative reply shows whether the turn is complete. Without one, silence alone ends the turn.
@@ -36,6 +36,6 @@ def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None
         max_silence_ms=MAX_SILENCE_MS[wanted.eagerness],
         speculate_ms=settings.speculate_ms if speculates else EndpointerSettings.silence_ms,
         interrupt_ms=settings.interrupt_ms,
-        answer=wanted.create_response,
-        interruptible=wanted.interrupt_response,
+        create_response=wanted.create_response,
+        interrupt_response=wanted.interrupt_response,
     )

@@ -17,7 +17,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Event
 
 MAX_PREFIX = 2 * SAMPLE_RATE  # samples kept outside turns
-MAX_UNDECIDED = 60 * SAMPLE_RATE  # samples kept of audio that may still become part of a turn
+MAX_UNCOMMITTED = 60 * SAMPLE_RATE  # samples kept of audio that may still become part of a turn
 NO_AUDIO = np.zeros(0, np.float32)
 
 
@@ -62,12 +62,12 @@ class UserTurn:
         if not self.detected and not self.active and not self.session.replying:
             self.begin(self.position - len(pcm) - len(self._before), len(self._before))
         if not self.active:
-            limit = MAX_UNDECIDED if self.speculating or not self.detected else MAX_PREFIX
+            limit = MAX_UNCOMMITTED if self.speculating or not self.detected else MAX_PREFIX
             self._before = np.concatenate([self._before, pcm])[-limit:]
             return
         self.session.append_audio(pcm)
         if not self.detected:
-            self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNDECIDED:]
+            self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNCOMMITTED:]
 
     def begin(self, start: int, prefix: int) -> None:
         """Start a turn at sample `start`. Its first `prefix` samples are already in the buffer."""

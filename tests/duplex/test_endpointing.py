@@ -125,7 +125,7 @@ def test_voiced_parts_of_an_interruption_add_up():
 
 
 def test_uninterruptible_reply_defers_the_turn():
-    line = Line(interruptible=False)
+    line = Line(interrupt_response=False)
     line.endpointer.set_model_state("speaking")
     assert not line.voice(960)
     line.endpointer.set_model_state("quiet")
