@@ -436,7 +436,7 @@ def test_long_conversation_neither_grows_nor_slows():
     opening = context_of(session)
     reads, lengths = [], []
     monkey, taken = engine.core.runner.prefill, [0]
-    engine.core.runner.prefill = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
+    engine.core.runner.prefill = lambda n, p, key: (taken.append(p.text.shape[1]), monkey(n, p, key))[1]
     for turn in range(20):
         taken.clear()
         found = answer(engine, session, noise(0.5, turn))
