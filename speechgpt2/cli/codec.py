@@ -68,9 +68,9 @@ def decode(codes: CodesFile, out: AudioOut, codec: ModelName = "mini", device: D
     for chunk in with_progress(list(values[None].split(STEP_FRAMES, dim=1)), "decoding"):
         pcm, state = model.decode(chunk.to(device_of(model)), state)
         chunks.append(pcm[0].cpu().numpy())
-    pcm = np.concatenate(chunks)[delay : delay + length]
-    audio.save(out, pcm)
-    print(f"{out}: {len(pcm) / SAMPLE_RATE:.2f} s")
+    samples = np.concatenate(chunks)[delay : delay + length]
+    audio.save(out, samples)
+    print(f"{out}: {len(samples) / SAMPLE_RATE:.2f} s")
 
 
 def read_codes(path: Path) -> np.ndarray:
