@@ -1,10 +1,10 @@
-"""Codec and language model together: turns in, an answer out.
+"""Codec and language model together: turns in, a reply out.
 
     model = SpeechGPT.from_pretrained("mini")
     reply = model.chat([Turn.user(speech=pcm)])            # reply.text, reply.pcm, reply.transcript
     for event in model.chat([Turn.user("Hello")], stream=True): ...
 
-    conversation = model.conversation("s2s")               # keeps its state: a turn costs only what is new
+    conversation = model.conversation("s2s")               # keeps its state: only new turns are computed
     reply = conversation.ask(Turn.user(speech=pcm))
     reply = conversation.ask(Turn.user(speech=more))
 
@@ -12,7 +12,7 @@
     reply = conversation.ask(Turn.user("Is it sunny in Paris?"))   # reply.calls
     reply = conversation.ask(Turn("tool", (Text("sunny"),)))       # the tools' results, a text each
 
-This is one conversation at a time, on the caller's thread. For many at once see `engine`.
+One conversation at a time, on the calling thread. `engine` serves many at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from speechgpt2 import long_form
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
@@ -64,10 +65,10 @@ class Reply:
     """A reply.
 
     Attributes:
-        text: What is answered.
-        pcm: The speech, `[N]` float32 at 24 kHz; empty where nothing was spoken.
-        codes: Its codes, `[T, K]`.
-        transcript: What the model understood of the user's speech; None for a model that does not tell.
+        text: The text of the reply.
+        pcm: The speech, `[N]` float32 at 24 kHz; empty for a written reply.
+        codes: The codes of the speech, `[T, K]`.
+        transcript: The model's transcript of the user's speech; None for a model that writes none.
         reason: Why the reply ended.
         calls: Tools that the model calls.
     """
@@ -84,7 +85,7 @@ class SpeechGPT:
     """A codec and a language model of the same codes, on the same device.
 
     Raises:
-        UserError: The codec's codes are not those that the language model speaks.
+        UserError: The two use different codes.
     """
 
     def __init__(self, codec: Codec, lm: SpeechLM):
@@ -107,9 +108,9 @@ class SpeechGPT:
 
         Args:
             name: A folder, built-in name or Hugging Face id.
-            device: Where they compute.
-            dtype: Of the language model; None means bfloat16 for the released layout, otherwise as stored.
-            codec: Where the codec is, if elsewhere, as with the released models.
+            device: Device of the models.
+            dtype: Precision of the language model; None means bfloat16 for the released layout, otherwise as stored.
+            codec: The codec, if it is not in the model's folder, as with the released models.
             quantize: "int8" or "int4" for the matrices of the language model.
             codec_config: The YAML file of a released codec.
             patch_heads: See `SpeechLM.from_pretrained`.
@@ -148,12 +149,12 @@ class SpeechGPT:
         """Begin a conversation.
 
         Args:
-            mode: Who speaks ("s2t": the user speaks, the model writes).
-            greeting: What the model has said before all else.
-            sampling: How replies are sampled.
-            system: Replaces the system line.
+            mode: Modalities of the user and the model ("s2t": the user speaks, the model writes).
+            greeting: Speech with which the model opens the conversation.
+            sampling: Sampling parameters of the replies.
+            system: Text that replaces the system line.
             max_patches: Limit of one reply.
-            tools: Told to a model that knows how to call them.
+            tools: Tools that the system prompt lists, if the model was trained to call tools.
             voice: One of `voices`, whose greeting opens the conversation; None means the model's default.
 
         Raises:
@@ -179,12 +180,12 @@ class SpeechGPT:
 
         Args:
             turns: The conversation so far. A first turn of role "system" replaces the system line.
-            mode: Who speaks; None: the reply comes in the user's own way.
+            mode: Modalities of the user and the model; None: speech if the last turn is speech, otherwise text.
             stream: Whether to return events as they happen.
             options: Those of `conversation`.
 
         Raises:
-            UserError: The last turn is not the user's or a tool's, or a turn cannot be understood.
+            UserError: The last turn is not the user's or a tool's, or a turn is invalid.
         """
         turns = list(turns)
         if turns and turns[0].role == "system":
@@ -203,10 +204,11 @@ class SpeechGPT:
         max_patches: int = MAX_PATCHES,
         voice: str | None = None,
     ) -> Reply:
-        """Read `text` aloud, whatever its length. `reason` is "length" if speech was cut off anywhere.
+        """Read a `text` of any length aloud. `reason` is "length" if the speech of a sentence was cut off.
 
         Raises:
-            UserError: The text holds no words, the model was not trained to read aloud, or there is no such voice.
+            UserError: The text holds no letters or digits, the model was not trained to read aloud, or there is no such
+                voice.
         """
         replies = list(self.read_aloud(text, sampling, max_patches, voice))
         pcm, codes = np.concatenate([r.pcm for r in replies]), np.concatenate([r.codes for r in replies])
@@ -231,24 +233,24 @@ class SpeechGPT:
             yield replace(conversation.collect(conversation.reply(user_spoke=False)), text=part)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
-        """What is said in `pcm [N]`, float32 at 24 kHz, whatever its length.
+        """Transcribe `pcm [N]` of any length, float32 at 24 kHz.
 
         Raises:
-            UserError: The model was not trained to tell.
+            UserError: The model was not trained to transcribe.
         """
         return long_form.join(segment.text for segment in self.transcribe_segments([pcm], max_patches))
 
     def transcribe_segments(
         self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES
     ) -> Iterator[TranscriptSegment]:
-        """What is said in a recording, window by window (see `long_form.speech_windows`).
+        """Transcribe a recording window by window (see `long_form.speech_windows`).
 
         Args:
             blocks: The recording, blocks `[N]` of any size, float32 at 24 kHz.
             max_patches: Limit of one window's transcript.
 
         Raises:
-            UserError: The model was not trained to.
+            UserError: The model was not trained to transcribe.
         """
         self.lm.prompt.require_chain_of_modality("transcribe speech")
         greedy = SamplingParams.greedy(device=self.lm.device)
@@ -259,7 +261,7 @@ class SpeechGPT:
             yield TranscriptSegment(window.start, window.end, next(transcripts, "").strip())
 
     def codes(self, speech: Speech) -> Tensor:
-        """The segment's codes `[T, K]`, encoded if need be.
+        """Return the codes `[T, K]` of a speech segment, encoded if it has none.
 
         Raises:
             UserError: It has neither codes of this codec nor samples.
@@ -271,15 +273,15 @@ class SpeechGPT:
 
 
 class Conversation:
-    """A conversation with one user. Its state holds all that was said, so that a turn computes only what is new.
+    """A conversation with one user. Its state holds all turns, so that only new ones are computed.
 
     Args:
         model: The models.
-        prompt: What comes before all turns, `[1, P]`.
-        sampling: How replies are sampled.
+        prompt: The system prompt, `[1, P]`.
+        sampling: Sampling parameters of the replies.
         max_patches: Limit of one reply.
-        speak: Whether a reply is to have speech.
-        tools: Whether the prompt names tools.
+        speak: Whether replies have speech.
+        tools: Whether the system prompt lists tools.
     """
 
     def __init__(
@@ -296,7 +298,7 @@ class Conversation:
         self.state = model.lm.init_state(1, GROWTH)
         self._pending = [prompt]  # patches to prefill
         self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
-        self._transcript: str | None = None  # what the user said last, where it is known
+        self._transcript: str | None = None  # of the user's last speech, where it is known
         self._unanswered = False
 
     def add(self, turn: Turn) -> None:
@@ -333,19 +335,19 @@ class Conversation:
         """Add a turn and answer it.
 
         Args:
-            turn: The user's, or tool results.
-            stream: Whether to return events as they happen. A consumer that stops early cuts the reply short, and the
-                conversation goes on from there.
+            turn: A turn of the user, or tool results.
+            stream: Whether to return events as they happen. If the consumer stops early, the reply ends there, and the
+                conversation can continue.
 
         Raises:
-            UserError: The turn cannot be understood.
+            UserError: The turn is invalid.
         """
         self.add(turn)
         events = self.reply(user_spoke=isinstance(turn.segments[0], Speech))
         return events if stream else self.collect(events)
 
     def reply(self, user_spoke: bool) -> Iterator[Event]:
-        """Generate a reply to all that was added; `user_spoke`: the last turn is speech."""
+        """Generate a reply to the turns that were added. `user_spoke`: the last turn is speech."""
         lm, codec = self.model.lm, self.model.codec
         parser = ReplyParser(lm.prompt, user_spoke, self.tools)
         decoder_state = codec.init_decoder_state(1)
@@ -367,10 +369,10 @@ class Conversation:
                 self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
     def _generate(self, hidden: Tensor, stop: StopRule) -> Iterator[tuple[int, Tensor, bool]]:
-        """Each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
+        """Yield each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
         lm, begin = self.model.lm, int(self.state.position[0])
         while stop.reason is None:
-            for step in lm.generate(hidden, self.state, self.sampling, self.max_patches - stop.patches):
+            for step in generate(lm, hidden, self.state, self.sampling, self.max_patches - stop.patches):
                 self.state = step.state
                 token, codes = int(step.patches.text), step.patches.codes[:, 0]
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
@@ -382,7 +384,7 @@ class Conversation:
                     break
 
     def collect(self, events: Iterable[Event]) -> Reply:
-        """All events of a reply as one value."""
+        """Combine the events of a reply."""
         pcm, text, transcript = [np.zeros(0, np.float32)], "", None
         reason: Literal["stop", "length", "interrupted"] = "interrupted"
         calls: list[ToolCall] = []
@@ -407,12 +409,12 @@ class Conversation:
         patches = max(spoken, len(self.model.lm.prompt.encode(content.text or "")))
         if patches > MAX_TURN:
             raise UserError(
-                f"a turn of {patches:,} patches is too long: at most {MAX_TURN:,} can be understood at once, which are "
-                "8 minutes of speech or as many text tokens"
+                f"a turn of {patches:,} patches is too long: the limit is {MAX_TURN:,}, which are 8 minutes of speech "
+                "or as many text tokens"
             )
 
     def _prefill(self) -> Tensor:
-        """Take in what is pending. Returns the hidden state after it, `[1, D]`."""
+        """Prefill what is pending. Returns the hidden state after it, `[1, D]`."""
         pending = concat(*self._pending)
         needed = int(self.state.position[0]) + pending.text.shape[1] + self.max_patches
         if needed > self.state.stack.capacity:

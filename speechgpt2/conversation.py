@@ -1,7 +1,6 @@
-"""What one conversation is made of: the logic that `chat` and `engine` share.
+"""The turns of a conversation as text or codes: what `chat` (one conversation, synchronous) and `engine` share.
 
-Both turn a `Turn` into text or codes: `chat` synchronously for one conversation, `engine` for many. What they share
-about a reply is `lm.reply` (patches to events) and `lm.stop` (where it ends).
+They also share the rules of a reply: `lm.reply` (patches to events) and `lm.stop` (the stop rule).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from speechgpt2.types import Role, Speech, Text, Turn
 
 
 class HistoryTurn(NamedTuple):
-    """A turn as the model's prompt takes it: `text` that was written or said, `codes [T, K]` if it was spoken."""
+    """A turn in the form of the model's prompt: `text` that was written or said, `codes [T, K]` if it was spoken."""
 
     role: Role
     text: str | None
@@ -45,7 +44,7 @@ def check_same_codes(codec: Codec, lm: SpeechLM) -> None:
 
 
 def speech_codes(speech: Speech, codec: CodecConfig, encode: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """The codes `[T, K]` (int64) of a speech segment, encoded by `encode(pcm [N])` if it has none.
+    """Return the codes `[T, K]` (int64) of a speech segment, encoded by `encode(pcm [N])` if it has none.
 
     Raises:
         UserError: The segment has neither codes of this codec nor samples.
@@ -60,7 +59,7 @@ def speech_codes(speech: Speech, codec: CodecConfig, encode: Callable[[np.ndarra
 
 
 def history_turn(turn: Turn, codes_of: Callable[[Speech], Tensor]) -> HistoryTurn:
-    """A turn of the user, the assistant or a tool, its speech encoded by `codes_of`.
+    """Convert a turn of the user, the assistant or a tool. Its speech is encoded by `codes_of`.
 
     Raises:
         UserError: It is a system turn, or does not hold exactly one segment (tool calls and results aside).

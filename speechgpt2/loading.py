@@ -1,4 +1,4 @@
-"""Load a codec and a language model that belong together, after a look at whether they fit.
+"""Load a codec and a language model that belong together, if they fit into memory.
 
     sources = Sources("fnlp/SpeechGPT-2.0-preview-7B", codec="fnlp/SpeechGPT-2.0-preview-Codec")
     plan(sources, torch.device("cuda")).sessions(context=1024)     # how many fit
@@ -24,19 +24,19 @@ from speechgpt2.lm.model import load as load_lm
 from speechgpt2.nn.quantized import KINDS, Quantization
 from speechgpt2.streaming import tree_map
 
-RUNTIME = 600_000_000  # bytes for PyTorch and for what is computed in a step
-SMALL = 1_000_000_000  # bytes; a model below this is loaded without a look at the memory
+RUNTIME = 600_000_000  # bytes for PyTorch and for the tensors of a step
+SMALL = 1_000_000_000  # bytes; a smaller model is loaded without a check of the memory
 CONTEXT = 1024  # patches that one session remembers by default
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a model takes on a device, in bytes.
+    """The memory of a model on a device, in bytes.
 
     Attributes:
         device: The device's name.
-        free: Memory that can be used, None if that cannot be known.
+        free: Memory that can be used, None if the system does not say.
         lm: Weights of the language model.
         codec: Weights of the codec.
         patch: Keys and values of one patch of context.
@@ -55,11 +55,11 @@ class MemoryPlan:
         return self.lm + self.codec + RUNTIME + slots * (self.session + context * self.patch)
 
     def fits(self, slots: int, context: int) -> bool:
-        """Return whether that fits, as far as it is known."""
+        """Return whether `slots` sessions of `context` patches fit; True if the free memory is unknown."""
         return self.free is None or self.total(slots, context) <= self.free
 
     def sessions(self, context: int) -> int:
-        """Return how many sessions of that context fit."""
+        """Return how many sessions of `context` patches fit."""
         return self._left(0) // (self.session + context * self.patch)
 
     def context(self, slots: int) -> int:
@@ -78,7 +78,7 @@ class Sources:
         model: The language model.
         codec: The codec, if it is not in the model's folder.
         codec_config: The YAML file of a released codec.
-        dtype: Precision of the language model; None as `SpeechLM.from_pretrained` says.
+        dtype: Precision of the language model; None: see `SpeechLM.from_pretrained`.
         quantization: Quantization of the language model's matrices.
         patch_heads: See `SpeechLM.from_pretrained`.
         greetings: A file of greetings, in place of that in the model's folder.
@@ -117,12 +117,12 @@ def load(sources: Sources, device: torch.device, slots: int = 1, context: int = 
 
     Args:
         sources: What to load.
-        device: Where the models compute.
-        slots: Sessions at once that there must be room for.
+        device: Device of the models.
+        slots: Number of sessions that must fit.
         context: Patches that each of them remembers.
 
     Raises:
-        UserError: If a model cannot be found or loaded, or does not fit; the message says what would.
+        UserError: If a model cannot be found or loaded, or does not fit. The message says what would fit.
     """
     with memory_errors(device):
         codec = sources.load_codec(device)
@@ -132,7 +132,7 @@ def load(sources: Sources, device: torch.device, slots: int = 1, context: int = 
 
 
 def plan(sources: Sources, device: torch.device) -> MemoryPlan:
-    """Return what the models take on `device`; only the codec is read.
+    """Return the memory of the models on `device`. Only the codec is loaded.
 
     Raises:
         UserError: If a model cannot be found or opened.
@@ -147,7 +147,7 @@ def check_fits(
     """Check that a model fits beside its codec, which is loaded.
 
     Raises:
-        UserError: If it does not; the message says what would fit.
+        UserError: If it does not fit. The message says what would.
     """
     free = free_memory(device)
     wanted = _plan(sources, checkpoint, codec, device, None if free is None else free + _bytes(codec))
@@ -197,7 +197,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can be used on a device, None if that cannot be known."""
+    """Return the bytes that can be used on a device, None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -210,7 +210,7 @@ def free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn what PyTorch raises when memory or a kernel is missing into `UserError`."""
+    """Raise `UserError` instead of PyTorch's errors about missing memory and missing kernels."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -221,7 +221,7 @@ def memory_errors(device: torch.device) -> Iterator[None]:
 
 
 def explain(error: BaseException, device: str) -> str | None:
-    """Return one line for an error of PyTorch that the user can remedy, None for any other."""
+    """Return one line for an error of PyTorch that the user can correct, None for any other."""
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"out of memory on {device}; use --quantize int8 or int4, fewer slots, or a shorter context"

@@ -1,10 +1,10 @@
-"""Long texts as sentences and long recordings as windows of speech: what a model reads aloud or transcribes at once.
+"""Split long texts into sentences, to read aloud, and long recordings into windows of speech, to transcribe.
 
     for sentence in sentences(text): ...                 # "The sky is blue."
     for window in speech_windows(blocks): ...            # SpeechWindow(start, end, pcm)
 
-A model that was trained on short turns skips words of a long one. So a text is cut where a reader pauses, and a
-recording where its speaker does.
+A model that was trained on short turns skips words of a long one. So a text is cut where a reader would pause, and a
+recording is cut where its speaker pauses.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE, SileroVad
 
 # text
 
-MAX_WIDTH = 60  # of a sentence; a Latin letter counts 1
+MAX_WIDTH = 60  # of a sentence, in Latin letters
 CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-CHINESE_WIDTH = 3  # of one character, which takes as long to say as some letters
+CHINESE_WIDTH = 3  # of a character: it takes as long to say as three letters
 SENTENCE_END = re.compile(r"""(?<=[。！？；\n])|(?<=[.!?…])["'”’)\]]*\s+""")
 CLAUSE_END = re.compile(r"(?<=[，、：])|(?<=[,;:–—])\s+")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|[A-Z])\.$")
-SECONDS_PER_WIDTH = 0.025  # nobody speaks faster; a model that needs less has left words out
+SECONDS_PER_WIDTH = 0.025  # the fastest speech; a shorter one has left words out
 
 
 def sentences(text: str, max_width: int = MAX_WIDTH) -> list[str]:
-    """Cut a text into sentences. A long one is cut between its clauses, and a long clause between its words.
+    """Cut a text into sentences. A long sentence is cut between its clauses, and a long clause between its words.
 
     Returns:
-        Parts of the text that hold at least one letter or digit, in their order, without surrounding white space. Their
-        `width` is at most `max_width`, unless a single word is wider.
+        The parts of the text with at least one letter or digit, without surrounding white space. Their `width` is at
+        most `max_width`, unless a single word is wider.
     """
     pieces: list[str] = []
     for sentence in _joined_abbreviations(SENTENCE_END.split(text)):
@@ -47,12 +47,12 @@ def sentences(text: str, max_width: int = MAX_WIDTH) -> list[str]:
 
 
 def width(text: str) -> int:
-    """Return how long it takes to say `text`, in letters."""
+    """Return the length of `text` in Latin letters of equal speaking time."""
     return len(text) + (CHINESE_WIDTH - 1) * len(CHINESE.findall(text))
 
 
 def skips_words(text: str, samples: int) -> bool:
-    """Whether speech of `samples` at 24 kHz is too short to hold all of `text`."""
+    """Return whether speech of `samples` at 24 kHz is too short for all of `text`."""
     return samples / SAMPLE_RATE < SECONDS_PER_WIDTH * width(text)
 
 
@@ -87,7 +87,7 @@ def _words(clause: str) -> list[str]:
 
 
 def _packed(parts: Iterable[str], max_width: int) -> list[str]:
-    """Join neighbours as long as they fit."""
+    """Join neighbouring parts, up to `max_width`."""
     packed: list[str] = []
     for part in parts:
         glue = "" if not packed or part[:1].isspace() or CHINESE.match(part) or CHINESE.match(packed[-1][-1:]) else " "
@@ -101,10 +101,10 @@ def _packed(parts: Iterable[str], max_width: int) -> list[str]:
 # speech
 
 MAX_WINDOW = 15.0  # seconds
-VOICE, STILL_VOICE = 0.5, 0.35  # probabilities of speech at which it begins and goes on
+VOICE, STILL_VOICE = 0.5, 0.35  # probabilities above which speech begins, and above which it continues
 HOP = SAMPLE_RATE * VAD_BLOCK // VAD_SAMPLE_RATE  # samples of one decision: 32 ms
 PAUSE = 15  # hops without speech that end a window
-MARGIN = 6  # hops kept on both sides
+MARGIN = 6  # hops before and after speech that belong to its window
 MIN_VOICED = 3  # hops; a shorter sound is no speech
 
 Detector = Callable[[np.ndarray], float]  # a block [VAD_BLOCK] at 16 kHz -> probability of speech
@@ -119,7 +119,7 @@ class SpeechWindow(NamedTuple):
 
 
 class TranscriptSegment(NamedTuple):
-    """What was said from second `start` to second `end` of a recording."""
+    """The text from second `start` to second `end` of a recording."""
 
     start: float
     end: float
@@ -131,13 +131,13 @@ def speech_windows(
 ) -> Iterator[SpeechWindow]:
     """Cut a recording at pauses of its speaker. Memory does not grow with its length.
 
-    A recording of at most `max_seconds` is one window, whatever it holds. Of a longer one, parts without speech are
-    left out, and speech without a pause is cut where the detector is least sure of it.
+    A recording of at most `max_seconds` is one window, even without speech. Of a longer one, parts without speech are
+    left out, and speech without a pause is cut where the probability of speech is lowest.
 
     Args:
         blocks: The recording, blocks `[N]` of any size at 24 kHz.
         max_seconds: The longest window.
-        detector: Judges the recording block by block; None for a new `SileroVad`.
+        detector: Returns the probability of speech in the next block; None for a new `SileroVad`.
 
     Raises:
         UserError: The recording is long, and onnxruntime is not installed.
@@ -165,20 +165,20 @@ def speech_windows(
 
 
 class _Cutter:
-    """Holds the audio of the window that is open, and closes it at a pause. Positions are hops of the recording."""
+    """Collects audio into a window, and closes the window at a pause. Positions are hops of the recording."""
 
     def __init__(self, longest: int):
         self._longest = longest
         self._pcm = np.zeros(0, np.float32)  # from hop `_first` on
         self._first = 0
         self._probabilities: list[float] = []  # of the hops from `_first` on
-        self._last_voice: int | None = None  # None: nobody speaks
+        self._last_voice: int | None = None  # the latest hop of speech; None outside speech
 
     def append(self, pcm: np.ndarray) -> None:
         self._pcm = np.concatenate([self._pcm, pcm])
 
     def step(self, probability: float) -> Iterator[SpeechWindow]:
-        """Judge the next hop."""
+        """Process the next hop."""
         self._probabilities.append(probability)
         now = self._first + len(self._probabilities) - 1
         if self._last_voice is None:
@@ -203,7 +203,7 @@ class _Cutter:
             yield from self._close(self._last_voice + 1 + MARGIN)
 
     def _close(self, end: int) -> Iterator[SpeechWindow]:
-        """Give out the audio up to hop `end`."""
+        """Yield the window up to hop `end`, if it holds speech, and drop its audio."""
         hops = end - self._first
         pcm = self._pcm[: hops * HOP]
         start = self._first * HOP / SAMPLE_RATE

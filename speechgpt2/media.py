@@ -4,8 +4,8 @@
         for block in media.blocks: ...                   # float32 [N, channels] at media.rate Hz
         print(media.warning)                             # "is truncated: …", or None
 
-libsndfile reads WAV, FLAC, OGG and MP3. What it cannot read is decoded by PyAV, which brings FFmpeg (the extra
-`media`): AAC and ALAC in M4A, Opus in WebM, WMA, AMR, and the audio of videos. The content decides, not the name.
+libsndfile reads WAV, FLAC, OGG and MP3. PyAV, which contains FFmpeg (the extra `media`), decodes other formats: AAC and
+ALAC in M4A, Opus in WebM, WMA, AMR, and the audio of videos. The content of a file decides, not its name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from speechgpt2.errors import MissingDependency, UserError
 from speechgpt2.extras import require
 
 BLOCK = 1 << 13  # sample frames decoded at a time; libsndfile loses the block in which a file breaks off
-RATES = range(1_000, 768_001)  # Hz; anything else is a damaged header, and would inflate on resampling
+RATES = range(1_000, 768_001)  # Hz; another rate means a damaged header, and resampling would need much memory
 MAX_CHANNELS = 64
-COMPLETE = 0.98  # least share of the promised samples: some formats only estimate their length
+COMPLETE = 0.98  # smallest share of the stated length in a complete file: some formats only estimate their length
 SHORTEST_LOSS = 0.1  # seconds of audio that must be missing before a file counts as truncated
 UNKNOWN_SIZE = 0x7FFF0000  # a WAV header with a larger size was written before the size was known
 
@@ -42,7 +42,7 @@ class Media:
     Attributes:
         rate: Hz.
         blocks: Its samples, float32 `[N, channels]` at a time. Can be read once.
-        warning: What is wrong with the file, known once all blocks were read; None if nothing is.
+        warning: What is wrong with the file, set after the last block; None if nothing is.
     """
 
     def __init__(self, rate: int, blocks: Iterator[np.ndarray], promised: float):
@@ -51,7 +51,7 @@ class Media:
         self.blocks = self._counted(blocks)
 
     def _counted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass blocks on, and compare their length with the promised one, in seconds."""
+        """Yield the blocks, then compare their length with the stated one, in seconds."""
         samples = 0
         for block in blocks:
             samples += len(block)
@@ -67,7 +67,7 @@ def open_media(source: Path | BinaryIO, name: str) -> Iterator[Media]:
 
     Args:
         source: A path, or a seekable binary file.
-        name: What error messages call it.
+        name: The file's name in error messages.
 
     Raises:
         UserError: It is not audio, or its format needs PyAV, which is not installed. Reading its blocks raises it, too.
@@ -86,7 +86,7 @@ def open_media(source: Path | BinaryIO, name: str) -> Iterator[Media]:
 
 
 class _Unnamed:
-    """A binary file without its attribute `name`, by which soundfile would guess the format."""
+    """A binary file without the attribute `name`, from which soundfile would guess the format."""
 
     def __init__(self, file: BinaryIO):
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
@@ -112,7 +112,7 @@ def _read(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
 
 
 def _frames_in_header(source: Path | BinaryIO, file: soundfile.SoundFile) -> int:
-    """Return the sample frames that a WAV header states; libsndfile itself states what the file holds. 0: unknown."""
+    """Return the sample frames that a WAV header states, 0 if unknown. libsndfile says only what the file holds."""
     if file.format not in ("WAV", "WAVEX"):
         return 0
     if isinstance(source, Path):

@@ -35,27 +35,27 @@ class Patches(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """A written segment."""
+    """A written segment of a turn."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Speech:
-    """A spoken segment: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is what is said.
+    """A spoken segment of a turn: `pcm [N]` float32 at 24 kHz, or `codes [T, K]`, or both; `text` is its transcript.
 
-    `row`: the text token of each patch of `codes`, where the layout is given, as in released greetings.
+    `tokens`: the text token of each patch of `codes`, if it is known, as in released greetings.
     """
 
     pcm: np.ndarray | None = None
     codes: np.ndarray | None = None
     text: str | None = None
-    row: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The model calls a tool: its name and its arguments as JSON text. A segment after a turn's text, and an event."""
+    """A tool call: the tool's name, and its arguments as JSON text. A segment after a turn's text, and an event."""
 
     name: str
     arguments: str
@@ -66,7 +66,7 @@ Segment = Text | Speech | ToolCall
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call; `parameters` is a JSON schema."""
+    """A tool that the model may call; `parameters` is a JSON schema."""
 
     name: str
     description: str
@@ -158,4 +158,5 @@ class Error:
     message: str
 
 
+REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)  # those that belong to a reply
 Event = SpeechStarted | SpeechStopped | Transcript | TextDelta | AudioDelta | ToolCall | Interrupted | ReplyDone | Error

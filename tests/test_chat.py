@@ -46,21 +46,20 @@ class ScriptedLM:
     """
 
     draft_head = None
-    _sample_step = SpeechLM._sample_step
 
     def __init__(self, lm: SpeechLM, *replies: Patches):
-        self.lm, self.replies = lm, list(replies)
+        self.lm, self.replies, self.reply = lm, list(replies), iter(())
         self.seen: list[Patches] = []
         self.prompt, self.config, self.device, self.init_state = lm.prompt, lm.config, lm.device, lm.init_state
 
     def prefill(self, patches, state, lengths=None):
         self.seen.append(patches)
+        if lengths is None and self.replies:  # what is read before a reply, not a patch of it
+            self.reply = zip(*(leaf.split(1, dim=1) for leaf in self.replies.pop(0)), strict=True)
         return self.lm.prefill(patches, state, lengths)
 
-    def generate(self, hidden, state, sampling, max_patches):
-        reply = iter(zip(*(leaf.split(1, dim=1) for leaf in self.replies.pop(0)), strict=True))
-        self.sample = lambda *_: Patches(*next(reply))
-        return SpeechLM.generate(self, hidden, state, sampling, max_patches)
+    def sample(self, hidden, state, sampling):
+        return Patches(*next(self.reply))
 
     @property
     def read(self) -> Patches:

@@ -67,11 +67,11 @@ def test_recorded_greeting_is_aligned_with_its_text(prompt, workdir):  # noqa: F
     sg2("greeting", "make", "g.jsonl", "--voice-file", clip, "--text", text, *MODEL)
     (speech,) = read_greetings(workdir / "g.jsonl", prompt).speech.values()
     fillers = {prompt.special_ids.filler, prompt.special_ids.last_filler}
-    spoken = [token for token in speech.row if token not in fillers]
+    spoken = [token for token in speech.tokens if token not in fillers]
     words = ["What's", " three", " plus", " five?"]
     assert spoken == [token for word in words for token in prompt.encode_word(word)]
-    starts = [at for at, token in enumerate(speech.row) if token not in fillers]
-    assert starts[-1] > len(speech.row) // 2  # as they are spoken, not all at the start
+    starts = [at for at, token in enumerate(speech.tokens) if token not in fillers]
+    assert starts[-1] > len(speech.tokens) // 2  # as they are spoken, not all at the start
 
 
 def test_recording_without_sound_is_refused():
@@ -138,13 +138,13 @@ def test_greetings_of_another_model_beside_it_are_left_out_with_a_warning(tmp_pa
 
 def test_model_is_saved_with_its_greetings(tmp_path):
     lm = SpeechLM.from_pretrained("tiny")
-    spoken = Speech(codes=CODES, text="", row=(lm.prompt.special_ids.filler,) * 3)
+    spoken = Speech(codes=CODES, text="", tokens=(lm.prompt.special_ids.filler,) * 3)
     written = Speech(codes=CODES + 1, text="hello")
     lm.prompt.greetings = Greetings({"anna": spoken, "1": written}, "anna")
     lm.save_pretrained(tmp_path)
     again = SpeechLM.from_pretrained(tmp_path).prompt.greetings
     assert list(again.speech) == ["anna", "1"] and again.default == "anna"
-    assert again.speech["anna"].row == spoken.row and again.speech["1"].text == "hello"
+    assert again.speech["anna"].tokens == spoken.tokens and again.speech["1"].text == "hello"
     assert np.array_equal(again.speech["1"].codes, CODES + 1)
 
 

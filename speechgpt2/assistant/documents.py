@@ -55,9 +55,9 @@ class SourceDocument(NamedTuple):
 
 
 def find_files(path: Path) -> list[Path]:
-    """The documents of a folder and its subfolders, sorted; a file stands for itself.
+    """Return the documents of a folder and its subfolders, sorted; if `path` is a file, the file itself.
 
-    Names that begin with a dot are left out, links to folders are not followed.
+    Names that begin with a dot are left out, and links to folders are not followed.
 
     Raises:
         UserError: `path` does not exist, or is neither a file nor a folder.
@@ -92,14 +92,14 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def content_hash(data: bytes) -> str:
-    """The hash by which a changed file is recognised."""
+    """Return a hash of the content, which shows whether a file has changed."""
     return hashlib.sha256(data).hexdigest()
 
 
 def parse_document(path: Path, data: bytes) -> SourceDocument:
-    """Turn the content of a file into pieces; the kind of file follows from the name's suffix.
+    """Split the content of a file into pieces. The suffix of its name decides the kind of file.
 
-    A heading is the location of the pieces below it and no piece by itself.
+    A heading is the location of the pieces below it, and is no piece itself.
 
     Raises:
         UserError: The file is binary, damaged, encrypted or has no text.

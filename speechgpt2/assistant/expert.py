@@ -1,10 +1,10 @@
-"""Delegation: a tool that hands a question to a text model behind any OpenAI-compatible address.
+"""Delegation: a tool that sends a question to a larger text model with an OpenAI-compatible API.
 
     expert = Expert("http://localhost:8000/v1", model="qwen2.5-7b")
     toolbox = Toolbox([expert.tool()])
 
-So a small speech model can carry a large mind: it says that it will ask, and speaks the answer in its own voice. The
-expert is told to answer as one speaks; what it sends all the same of Markdown is taken off (`plain_speech`).
+So a small speech model gives the answers of a large one in its own voice. The system prompt asks the expert for an
+answer that can be spoken; Markdown that it sends nevertheless is removed (`plain_speech`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Expert:
 
     Attributes:
         base_url: The address, up to and including ``/v1``.
-        model: The model's name there.
+        model: The model's name at this address.
         api_key: Sent as a bearer token; None reads the environment variable `API_KEY`.
-        timeout: Seconds that an answer may take.
+        timeout: Limit of the time of an answer, in seconds.
         max_tokens: The longest answer.
         instructions: The system prompt.
     """
@@ -86,7 +86,7 @@ def _content(reply: Any) -> str:
 
 
 def plain_speech(text: str) -> str:
-    """Take off what cannot be spoken: Markdown's marks, links' addresses, code fences, thoughts in <think> tags."""
+    """Remove what cannot be spoken: Markdown's marks, addresses of links, code fences, thoughts in <think> tags."""
     text = re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL)
     text = re.sub(r"```\w*", " ", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)\s]*\)", r"\1", text)

@@ -33,7 +33,7 @@ ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 @dataclass(frozen=True)
 class ToolOptions:
-    """What the decorator `tool` says of a function.
+    """Options of the decorator `tool`.
 
     Attributes:
         name: Replaces the function's name; None keeps it.
@@ -49,8 +49,8 @@ class PythonTool:
     """A function with its description.
 
     Attributes:
-        tool: What the model is told.
-        function: The function; it takes the arguments by name.
+        tool: The description for the model.
+        function: The function, which is called with keyword arguments.
         hints: The types of its arguments; an argument without a hint stays a JSON value.
         timeout: Seconds that a call may take; None for the toolbox's own.
     """
@@ -78,7 +78,7 @@ class PythonTool:
         return cls(Tool(name, description, parameters), function, hints, options.timeout)
 
     def convert(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Convert checked JSON arguments to what the function takes: enums, dataclasses."""
+        """Convert valid JSON arguments to the function's types, such as enums and dataclasses."""
         return {
             key: from_json(self.hints[key], value) if key in self.hints else value for key, value in arguments.items()
         }
@@ -88,8 +88,8 @@ def tool(function: Any = None, *, name: str | None = None, timeout: float | None
     """Mark a function as a tool, with or without options.
 
     Args:
-        function: The function, where the decorator stands without parentheses.
-        name: The name that the model is told; None for the function's own.
+        function: The function, if the decorator has no parentheses.
+        name: The tool's name; None for that of the function.
         timeout: Seconds that a call may take; None for the toolbox's own.
     """
 

@@ -1,4 +1,4 @@
-"""JSON over HTTP for tools: bounded in time and size, without redirects, each failure one sentence."""
+"""JSON over HTTP for tools, with limits of time and size and without redirects. Errors are one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_address(url: str, what: str) -> str:
     """Return `url` if it is an http or https address.
 
     Raises:
-        UserError: It is none; the message names `what` is to be reached there.
+        UserError: It is not. The message names `what` the address belongs to.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -31,9 +31,9 @@ def exchange(url: str, what: str, timeout: float, body: Any = None, headers: Map
 
     Args:
         url: The address.
-        what: Who is there, for messages: "the expert".
+        what: The server's name in messages, such as "the expert".
         timeout: Seconds to wait for each part of the reply.
-        body: Sent as JSON by POST; None asks by GET.
+        body: Sent as JSON by POST; None sends a GET request.
         headers: Added to the request.
 
     Raises:

@@ -1,12 +1,12 @@
-"""A knowledge base: documents in an SQLite file, found by their words (FTS5, BM25).
+"""A knowledge base: documents in an SQLite file with a full-text index (FTS5, BM25).
 
     with KnowledgeBase("knowledge.sqlite") as base:
         for outcome in base.add([Path("docs")]): ...
         base.search("How do I reset the router?", k=3)[0].text
         toolbox.add(base.tool())                       # the tool search_documents
 
-A document is replaced as a whole in one transaction: a program that is killed leaves the old or the new one. Several
-processes may read and write the same file. Ranking: Robertson and Zaragoza, "The Probabilistic Relevance Framework:
+A document is replaced in one transaction, so a killed program leaves the old or the new one. Several processes may read
+and write the same file. Ranking: Robertson and Zaragoza, "The Probabilistic Relevance Framework:
 BM25 and Beyond", 2009, https://doi.org/10.1561/1500000019.
 """
 
@@ -64,7 +64,7 @@ ORDER BY found.score
 
 
 class Passage(NamedTuple):
-    """A piece of a document that was found: where it stands, and its score (BM25, larger is better)."""
+    """A piece of a document that matches a query: its place, and its score (BM25, larger is better)."""
 
     source: str
     title: str
@@ -176,7 +176,7 @@ class KnowledgeBase:
         return self._delete(found)
 
     def documents(self) -> list[IndexedDocument]:
-        """All documents, by their sources."""
+        """Return all documents, sorted by source."""
         rows = self._all(
             "SELECT source, title, bytes, (SELECT count(*) FROM pieces WHERE document = documents.id), added "
             "FROM documents ORDER BY source"
@@ -184,7 +184,7 @@ class KnowledgeBase:
         return [IndexedDocument(*row) for row in rows]
 
     def counts(self) -> tuple[int, int]:
-        """How many documents and pieces there are."""
+        """Return the number of documents and of pieces."""
         [row] = self._all("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
         return row[0], row[1]
 
@@ -193,7 +193,7 @@ class KnowledgeBase:
 
         Args:
             query: Words or a question, in English or Chinese.
-            k: How many passages at most.
+            k: Most passages to return.
 
         Raises:
             UserError: The query has no words or is too long.
@@ -209,10 +209,10 @@ class KnowledgeBase:
         return [Passage(source, title, location, text, -score) for source, title, location, text, score in rows]
 
     def tool(self, k: int = 3) -> Callable[..., Any]:
-        """A function for a `Toolbox`: search_documents.
+        """Return the function `search_documents` for a `Toolbox`.
 
         Args:
-            k: How many passages it returns.
+            k: Most passages that it returns.
         """
 
         def search_documents(query: str) -> str:
@@ -301,7 +301,7 @@ class KnowledgeBase:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of SQLite into one line."""
+        """Raise `UserError` instead of errors of SQLite."""
         try:
             yield
         except sqlite3.ProgrammingError:

@@ -1,4 +1,4 @@
-"""The tool loop: ask, run the calls of the reply, add the results, ask again, until a reply calls nothing.
+"""The tool loop: ask, run the tool calls of the reply, add their results, ask again, until a reply calls no tools.
 
 toolbox = Toolbox([weather])
 conversation = model.conversation("s2s", tools=toolbox.tools)
@@ -31,9 +31,9 @@ class AssistantAnswer:
     """The outcome of a turn.
 
     Attributes:
-        reply: The last reply, the one without calls unless a limit or an interruption ended the loop.
-        results: What was called, in order.
-        rounds: How often results were given to the model.
+        reply: The last reply. It has no calls, unless a limit or an interruption ended the loop.
+        results: The results of all calls, in order.
+        rounds: How many times results were added to the conversation.
     """
 
     reply: Reply
@@ -42,17 +42,17 @@ class AssistantAnswer:
 
 
 def run(conversation: Conversation, turn: Turn, toolbox: Toolbox, max_rounds: int = MAX_ROUNDS) -> AssistantAnswer:
-    """Answer a turn, with the tools' help.
+    """Answer a turn with the help of tools.
 
     Args:
         conversation: One that was begun with `toolbox.tools`.
         turn: The user's turn.
         toolbox: The functions.
-        max_rounds: How often the calls of a reply are run. The calls of a further reply are refused, and the model is
-            asked for an answer once more.
+        max_rounds: Most replies whose calls are run. Calls of another reply are refused, and the model is asked for an
+            answer once more.
 
     Raises:
-        UserError: The conversation was begun without tools, or the turn cannot be understood.
+        UserError: The conversation was begun without tools, or the turn is invalid.
     """
     events: list[Event] = []
     results: list[ToolResult] = []
@@ -73,8 +73,8 @@ def stream(
 ) -> Iterator[Event | ToolResult]:
     """Answer a turn and return events as they happen: those of each reply, then the results of its calls.
 
-    A consumer that stops early interrupts the reply, and its calls are not run. Neither are those of a reply that
-    was cut at its maximal length.
+    A consumer that stops early interrupts the reply. The calls of such a reply are not run, nor are those of a reply
+    that was cut at its maximal length.
 
     Args:
         conversation: One that was begun with `toolbox.tools`.
@@ -83,7 +83,7 @@ def stream(
         max_rounds: See `run`.
 
     Raises:
-        UserError: The conversation was begun without tools, or the turn cannot be understood.
+        UserError: The conversation was begun without tools, or the turn is invalid.
     """
     if toolbox.tools and not conversation.tools:
         raise UserError("the conversation was begun without tools: pass tools=toolbox.tools to conversation()")

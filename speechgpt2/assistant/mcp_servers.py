@@ -4,9 +4,9 @@
         toolbox = Toolbox(server.tools)
     McpServer("https://example.com/mcp", headers={"Authorization": "Bearer …"})       # Streamable HTTP
 
-A connection lives in a thread with an event loop of its own, so tools can be called from threads and from other event
-loops. When a server has died, the call that finds out fails, and the next call starts it again. A failed call is not
-repeated, because it may have had an effect.
+A connection has its own thread and event loop, so tools can be called from threads and from other event loops. If the
+server has died, the first call fails, and the next one starts the server again. A failed call is not repeated, because
+it may have had an effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from speechgpt2.extras import require
 from speechgpt2.types import Tool
 
 CONNECT_SECONDS = 20.0
-MAX_TOOLS = 128  # of one server; each costs room in the prompt
+MAX_TOOLS = 128  # of one server; each takes room in the prompt
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ class McpServer:
     Args:
         address: An http or https URL, or a command line.
         headers: HTTP headers, for a URL.
-        timeout: Seconds that a call may take; None for the toolbox's own.
-        prefix: Put before the names of the tools, where two servers have tools of the same name.
-        connect_seconds: How long the server may take to start and to answer.
+        timeout: Limit of the time of a call, in seconds; None for the toolbox's own.
+        prefix: Added to the names of the tools, in case two servers have tools of the same name.
+        connect_seconds: Limit of the time in which the server must start and answer.
 
     Attributes:
         tools: The server's tools, for a `Toolbox`.
@@ -142,7 +142,7 @@ class McpServer:
         return text
 
     async def _connected(self) -> Any:
-        """The client of a living connection; a new one where there is none or it has ended."""
+        """Return the client of the open connection. Connect again if there is none."""
         if self._connection is None:
             connection = _Connection(self._new_client())
             try:
@@ -177,7 +177,7 @@ class McpServer:
 
 
 class _Connection:
-    """A client, entered and left in one task, as its task groups demand."""
+    """A client that is opened and closed in the same task, as its task groups require."""
 
     def __init__(self, client: Any):
         self.client = client
@@ -217,7 +217,7 @@ def _command(address: str) -> list[str]:
 
 
 def _text_of(result: Any) -> str:
-    """The text of a result; other content is named, because it cannot be read out."""
+    """Return the text of a result. Other content is only named, because it cannot be spoken."""
     parts = []
     for block in result.content:
         text = getattr(block, "text", None) or getattr(getattr(block, "resource", None), "text", None)
@@ -226,7 +226,7 @@ def _text_of(result: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, on one line: connections raise groups of errors."""
+    """Return the innermost error of a group on one line; connections raise groups of errors."""
     while getattr(error, "exceptions", ()):
         error = error.exceptions[0]  # type: ignore[attr-defined]
     return " ".join(str(error).split())[:200] or type(error).__name__

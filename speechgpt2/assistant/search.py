@@ -1,8 +1,8 @@
-"""Online search as a tool: a SearXNG instance, DuckDuckGo by the package `ddgs`, or documents of one's own.
+"""Online search as a tool: a SearXNG instance, DuckDuckGo by the package `ddgs`, or a knowledge base.
 
     toolbox = Toolbox([web_search(open_engine("searxng@http://localhost:8888"))])
 
-Pages are not fetched: the model sees titles, excerpts and addresses, as quotations in JSON.
+Pages are not fetched: the model gets titles, excerpts and addresses as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Engine = Callable[[str], "list[SearchResult]"]
 
 
 class SearchResult(NamedTuple):
-    """One result of a search. `url` names the source; of a document of one's own it is the path."""
+    """One result of a search. `url` names the source: an address, or the path of a document."""
 
     title: str
     excerpt: str
@@ -40,7 +40,7 @@ def open_engine(name: str) -> Engine:
             knowledge base of `sg2 kb`.
 
     Raises:
-        UserError: There is no such engine, or its address or file is none.
+        UserError: There is no such engine, or its address or file is invalid.
         MissingDependency: The package that it needs is not installed.
     """
     kind, _, place = name.partition("@")
@@ -101,7 +101,7 @@ def _knowledge(base: KnowledgeBase) -> Engine:
 
 
 def _results(reply: Any, key: str, title: str, excerpt: str, url: str) -> list[SearchResult]:
-    """Read results of which anything may be missing."""
+    """Read the results in a reply. Any field of them may be missing."""
     entries = reply.get(key) if isinstance(reply, dict) else None
     if not isinstance(entries, list):
         raise RuntimeError("the search engine sent no results in its form")

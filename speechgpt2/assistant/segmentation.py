@@ -1,4 +1,4 @@
-"""Texts as search terms: Chinese is split into words by jieba, and other text stays for SQLite's tokenizer.
+"""Texts as search terms: jieba splits Chinese into words, SQLite's tokenizer splits other text.
 
 The same function prepares documents and queries, so that both have the same words.
 """
@@ -14,7 +14,7 @@ from speechgpt2.extras import require
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 WORD = re.compile(r"[\w]+")
-# Words that occur in every second text and in questions about anything.
+# Frequent words, which do not help to find a document.
 STOP = """
 a about an and any are as at be by can could did do does for from had has have how i if in into is it its may me my of
 on or our s should so t than that the their them there they this to was we were what when where which who why will with
@@ -26,12 +26,12 @@ STOP_WORDS = frozenset(STOP.split())
 
 
 def index_text(text: str) -> str:
-    """A document's text as SQLite is to index it: words apart from each other by blanks."""
+    """Return a document's text for the index: words separated by blanks."""
     return HAN.sub(lambda run: f" {' '.join(_chinese_words(run[0]))} ", text)
 
 
 def query_terms(query: str) -> list[str]:
-    """The words of a query in order, each once, without stop words unless there are no others."""
+    """Return the words of a query in order, each once, without stop words if there are other words."""
     words = list(dict.fromkeys(word.lower() for word in WORD.findall(index_text(query))))
     return [word for word in words if word not in STOP_WORDS] or words
 

@@ -1,4 +1,4 @@
-"""Where tools come from, as a user names them on a command line, and the toolbox that is made of them."""
+"""The sources of tools that a user names on the command line, opened as one toolbox."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a program that uses no tools should not wait for what runs 
 
 @dataclass(frozen=True)
 class ToolSources:
-    """Sources of tools; those that are not named give none.
+    """Sources of tools. None and () are no source.
 
     Attributes:
         functions: A Python file (`functions.load_functions`).
@@ -34,7 +34,7 @@ class ToolSources:
         """Return a toolbox of all sources, or None if none is named.
 
         Raises:
-            UserError: A source is not what it should be, or two tools have one name.
+            UserError: A source cannot be opened, or two tools have the same name.
             MissingDependency: The package that a source needs is not installed.
         """
         if self == ToolSources():

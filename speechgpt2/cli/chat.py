@@ -8,33 +8,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from speechgpt2.cli.audio_devices import BlockingPlayer, record_questions, sounddevice
 from speechgpt2.cli.common import (
-    CodecName,
-    Device,
-    DType,
     GreetingIndex,
     Greetings,
     ModelName,
-    Quantize,
     VoiceName,
     check_one_greeting,
-    load_model,
     print_warning,
     spinner,
     warn_without_greeting,
 )
+from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from speechgpt2.assistant.toolbox import Toolbox
-    from speechgpt2.lm.sampling import SamplingParams
+    from speechgpt2.chat import Conversation, SpeechGPT
     from speechgpt2.long_form import TranscriptSegment
     from speechgpt2.types import Event, Mode, Speech, Turn
 
@@ -61,13 +57,6 @@ Greeting = Annotated[
     Path | None, typer.Option(help="A recording with which the assistant opens the conversation.", metavar="AUDIO")
 ]
 GreetingText = Annotated[str | None, typer.Option(help="The transcript of the greeting.", metavar="TEXT")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")]
-TopP = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 MaxPatches = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in patches of 120 ms.")]
 Play = Annotated[bool, typer.Option("--play", help="Play the answers while they are generated.")]
 Mic = Annotated[bool, typer.Option("--mic", help="Record questions from the microphone.")]
@@ -106,26 +95,22 @@ SearchName = Annotated[
 ]
 
 
+@with_shared_options
 def chat(
     audio_files: AudioFiles = None,
     texts: Texts = None,
     out: AnswersOut = None,
     mode: ModeName = None,
     model: ModelName = "mini",
-    codec: CodecName = None,
     greeting: Greeting = None,
     greeting_text: GreetingText = None,
     greetings: Greetings = None,
     greeting_index: GreetingIndex = None,
     voice: VoiceName = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
+    *,
+    sampling: SamplingOptions,
+    loading: LoadOptions,
     max_patches: MaxPatches = 1024,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
     play: Play = False,
     mic: Mic = False,
     tools: ToolFile = None,
@@ -153,32 +138,26 @@ def chat(
 
     toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
     chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
-    speechgpt = load_model(model, codec, device, dtype, quantize, **chosen)
+    speechgpt = loading.load(model, **chosen)
     if opening is None:
         warn_without_greeting(speechgpt.lm.prompt, model)
-    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
-    conversation = speechgpt.conversation(
-        mode, opening, sampling, max_patches=max_patches, tools=toolbox.tools if toolbox else ()
-    )
+    params, declared = sampling.params(speechgpt.lm.device), toolbox.tools if toolbox else ()
+    conversation = speechgpt.conversation(mode, opening, params, max_patches=max_patches, tools=declared)
     answers = [pcm for pcm in answer_all(conversation, questions, mic, play, toolbox) if len(pcm)]
     if out is not None:
         save(out, answers)
 
 
+@with_shared_options
 def say(
     text: Annotated[str, typer.Argument(help="The text to speak.", metavar="TEXT")],
     out: AudioOut,
     model: ModelName = "mini",
-    codec: CodecName = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
+    *,
+    sampling: SamplingOptions,
+    loading: LoadOptions,
     max_patches: MaxPatches = 1024,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
     greetings: Greetings = None,
     voice: VoiceName = None,
     play: Play = False,
@@ -189,14 +168,14 @@ def say(
     check_output(out, "t2s", play)
     if play:
         sounddevice()
-    speechgpt = load_model(model, codec, device, dtype, quantize, greetings=greetings, voice=voice)
-    sampling = make_sampling(speechgpt, temperature, top_k, top_p, seed)
+    speechgpt = loading.load(model, greetings=greetings, voice=voice)
+    params = sampling.params(speechgpt.lm.device)
     spoken, short = [], []
     with ExitStack() as stack:
         player = stack.enter_context(BlockingPlayer()) if play else None
         count = len(long_form.sentences(text))
         show = stack.enter_context(spinner(f"speaking 1/{count}"))
-        for reply in speechgpt.read_aloud(text, sampling, max_patches):
+        for reply in speechgpt.read_aloud(text, params, max_patches):
             spoken.append(reply.pcm)
             if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.pcm)):
                 short.append(reply.text)
@@ -208,6 +187,7 @@ def say(
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
 
 
+@with_shared_options
 def transcribe(
     audio_files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="AUDIO...")],
     format: Annotated[
@@ -215,10 +195,8 @@ def transcribe(
         typer.Option(help="Lines of text, subtitles (srt, vtt), or a JSON object for each segment (jsonl)."),
     ] = "text",
     model: ModelName = "mini",
-    codec: CodecName = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Transcribe audio files (speech to text).
 
@@ -231,7 +209,7 @@ def transcribe(
     formatters = {"text": to_lines, "srt": long_form.to_srt, "vtt": long_form.to_vtt, "jsonl": to_json_lines}
     for path in audio_files:
         next(iter(AudioReader(path)))  # a file that cannot be read is an error before the model is loaded
-    speechgpt = load_model(model, codec, device, dtype, quantize)
+    speechgpt = loading.load(model)
     for path in audio_files:
         reader = AudioReader(path, max_seconds=MAX_RECORDING)
         segments: list[TranscriptSegment] = []
@@ -332,14 +310,7 @@ def check_output(out: Path | None, mode: Mode, play: bool) -> None:
         hub.check_writable(out)
 
 
-def make_sampling(speechgpt: Any, temperature: float, top_k: int, top_p: float, seed: int) -> SamplingParams:
-    """Build the sampling parameters of one conversation, on the model's device."""
-    from speechgpt2.lm.sampling import SamplingParams
-
-    return SamplingParams.of(1, temperature, top_k, top_p, seed, device=speechgpt.lm.device)
-
-
-def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
+def can_call_tools(speechgpt: SpeechGPT, model: str, toolbox: Toolbox | None) -> bool:
     """Return whether the model can call tools; print a warning if it cannot and there are some."""
     trained = bool(speechgpt.lm.prompt.template.tools)
     if toolbox is not None and not trained:
@@ -348,7 +319,7 @@ def can_call_tools(speechgpt: Any, model: str, toolbox: Toolbox | None) -> bool:
 
 
 def answer_all(
-    conversation: Any, questions: list[Question], mic: bool, play: bool, toolbox: Toolbox | None = None
+    conversation: Conversation, questions: list[Question], mic: bool, play: bool, toolbox: Toolbox | None = None
 ) -> Iterator[np.ndarray]:
     """Ask one question after the other and print transcripts and answers as they come.
 
@@ -370,7 +341,7 @@ def with_microphone(questions: list[Question]) -> Iterator[Question]:
 
 
 def answer(
-    conversation: Any, question: Question, player: BlockingPlayer | None, toolbox: Toolbox | None = None
+    conversation: Conversation, question: Question, player: BlockingPlayer | None, toolbox: Toolbox | None = None
 ) -> np.ndarray:
     """Ask one question, print the text and play the audio of the answer; print tool calls and results on stderr.
 
@@ -403,7 +374,7 @@ def answer(
     return np.concatenate(chunks)
 
 
-def ask(conversation: Any, turn: Turn, toolbox: Toolbox | None) -> Iterator[Event]:
+def ask(conversation: Conversation, turn: Turn, toolbox: Toolbox | None) -> Iterator[Event]:
     """Ask with or without tools. Tool calls and results go to stderr, all other events to the caller."""
     if toolbox is None:
         yield from conversation.ask(turn, stream=True)

@@ -9,11 +9,12 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from speechgpt2.cli.common import MODEL_HELP, CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
+from speechgpt2.cli.common import MODEL_HELP, DType, Quantize, spinner, torch_device, torch_dtype
+from speechgpt2.cli.options import LoadOptions, with_shared_options
 from speechgpt2.errors import UserError
 
 # A checkpoint holds one or both parts, each as NAME.json and NAME.safetensors.
@@ -35,14 +36,13 @@ Slots = Annotated[int, typer.Option(min=1, help="With --plan: sessions at once."
 Context = Annotated[int, typer.Option(min=1, help="With --plan: patches (120 ms) that each session remembers.")]
 
 
+@with_shared_options
 def info(
     name: Checkpoint,
     tensors: Tensors = False,
     plan: Plan = False,
-    codec: CodecName = None,
-    device: Device = "auto",
-    dtype: DType = None,
-    quantize: Quantize = None,
+    *,
+    loading: LoadOptions,
     slots: Slots = 8,
     context: Context = 1024,
 ) -> None:
@@ -50,7 +50,7 @@ def info(
     from speechgpt2 import hub
 
     if plan:
-        show(memory(name, codec, device, dtype, quantize, slots, context))
+        show(memory(name, loading, slots, context))
         return
     folder = hub.resolve(name, *(f"{part}.json" for part in PARTS), "config.json", "*.pkl").parent
     show({"folder": str(folder), "licence": licence(folder) or "not stated"})
@@ -65,22 +65,12 @@ def info(
         print("\ncodec, released layout: --plan shows its size")
 
 
-def memory(
-    name: str,
-    codec: str | None,
-    device: str,
-    dtype: str | None,
-    quantize: Literal["int8", "int4"] | None,
-    slots: int,
-    context: int,
-) -> dict[str, str]:
-    """Describe what a model and its codec take on a device."""
-    from speechgpt2.loading import RUNTIME, Sources, plan
-    from speechgpt2.nn.quantized import Quantization
+def memory(name: str, loading: LoadOptions, slots: int, context: int) -> dict[str, str]:
+    """Describe the memory of a model and its codec on a device."""
+    from speechgpt2.loading import RUNTIME, plan
 
-    quantization = None if quantize is None else Quantization(quantize)
     with spinner(f"reading {name}"):
-        found = plan(Sources(name, codec, None, torch_dtype(dtype), quantization), torch_device(device))
+        found = plan(loading.sources(name), torch_device(loading.device))
     rows = {
         "device": found.device,
         "free": "not known" if found.free is None else f"{found.free / 1e9:.2f} GB",

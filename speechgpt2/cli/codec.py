@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 STEP_FRAMES = 250  # 10 s, one step of the progress bar
 
@@ -67,9 +68,9 @@ def decode(codes: CodesFile, out: AudioOut, codec: ModelName = "mini", device: D
     for chunk in with_progress(list(values[None].split(STEP_FRAMES, dim=1)), "decoding"):
         pcm, state = model.decode(chunk.to(device_of(model)), state)
         chunks.append(pcm[0].cpu().numpy())
-    pcm = np.concatenate(chunks)[delay : delay + length]
-    audio.save(out, pcm)
-    print(f"{out}: {len(pcm) / SAMPLE_RATE:.2f} s")
+    samples = np.concatenate(chunks)[delay : delay + length]
+    audio.save(out, samples)
+    print(f"{out}: {len(samples) / SAMPLE_RATE:.2f} s")
 
 
 def read_codes(path: Path) -> np.ndarray:
@@ -94,6 +95,6 @@ def read_codes(path: Path) -> np.ndarray:
     return values
 
 
-def device_of(model: Any) -> Any:
+def device_of(model: torch.nn.Module) -> torch.device:
     """Return the device of a module's weights."""
     return next(model.parameters()).device

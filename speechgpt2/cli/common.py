@@ -16,6 +16,7 @@ from speechgpt2.errors import FileWarning, UserError
 if TYPE_CHECKING:
     import torch
 
+    from speechgpt2.codec.model import Codec
     from speechgpt2.engine.config import EngineConfig
     from speechgpt2.lm.prompt import Prompt
 
@@ -110,40 +111,12 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
-def load_codec(name: str, device: str) -> Any:
+def load_codec(name: str, device: str) -> Codec:
     """Load the codec `name` on `device` while a spinner shows."""
     with spinner(f"loading {name}"):
         from speechgpt2.codec.model import Codec
 
         return Codec.from_pretrained(name, device=torch_device(device))
-
-
-def load_model(
-    name: str,
-    codec: str | None,
-    device: str,
-    dtype: str | None,
-    quantize: Literal["int8", "int4"] | None = None,
-    **greeting: Any,
-) -> Any:
-    """Load the codec and language model `name` on `device` while a spinner shows.
-
-    Args:
-        name: as in `loading.Sources`, and so `codec`, `dtype`, `quantize`.
-        codec: see `name`.
-        device: where they compute.
-        dtype: see `name`.
-        quantize: see `name`.
-        **greeting: which greeting opens a conversation, if one does: fields of `loading.Sources`.
-    """
-    with spinner(f"loading {name}"):
-        from speechgpt2.chat import SpeechGPT
-        from speechgpt2.loading import Sources
-        from speechgpt2.nn.quantized import Quantization
-
-        quantization = None if quantize is None else Quantization(quantize)
-        sources = Sources(name, codec, None, torch_dtype(dtype), quantization, **greeting)
-        return SpeechGPT.load(sources, torch_device(device))
 
 
 def warn_without_greeting(prompt: Prompt, model: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from speechgpt2.cli.common import Device, torch_device
+from speechgpt2.cli.options import with_shared_options
 from speechgpt2.errors import UserError
 
 Config = Annotated[Path, typer.Argument(help="A YAML file; recipes/ has examples.", metavar="CONFIG.yaml")]
@@ -67,19 +68,21 @@ def codec(
     distributed.launch(processes, partial(_codec, config, data, licence, out, resume, init, favour, device))
 
 
-def lm(
-    config: Config,
-    data: Data,
-    codec: CodecName,
-    out: RunFolder,
-    licence: Licence = "",
-    codes: Codes = None,
-    resume: Resume = False,
-    init: Init = None,
-    text_model: TextModel = None,
-    processes: Processes = 1,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True)
+class LMOptions:
+    """What a language model is trained from."""
+
+    data: Data
+    codec: CodecName
+    licence: Licence = ""
+    codes: Codes = None
+    init: Init = None
+    text_model: TextModel = None
+    device: Device = "auto"
+
+
+@with_shared_options
+def lm(config: Config, out: RunFolder, options: LMOptions, resume: Resume = False, processes: Processes = 1) -> None:
     """Train a language model on data encoded by a codec. The result is a model folder in RUN.
 
     It begins with --init, a speech model; with --text-model, a text model that gets new speech parts; or else anew.
@@ -87,21 +90,15 @@ def lm(
     """
     from speechgpt2.training import distributed
 
-    given = config, data, licence, codec, codes or out / "codes", init, text_model, device
-    distributed.launch(processes, partial(_lm, out, resume, *given))
+    distributed.launch(processes, partial(_lm, config, out, options, resume))
 
 
+@with_shared_options
 def show(
     config: Config,
-    data: Data,
-    codec: CodecName,
     out: RunFolder,
-    licence: Licence = "",
-    codes: Codes = None,
-    init: Init = None,
-    text_model: TextModel = None,
+    options: LMOptions,
     count: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 3,
-    device: Device = "auto",
 ) -> None:
     """Print training examples of every task of a stage: text, what is learnt, and the speech as WAV files in RUN/show.
 
@@ -109,9 +106,7 @@ def show(
     """
     from speechgpt2.corpus.show_examples import show_examples
 
-    _, _, source, speech_codec = _prepared(
-        config, data, licence, codec, codes or out / "codes", init, text_model, device
-    )
+    _, _, source, speech_codec = _prepare(config, out, options)
     show_examples(source, speech_codec, count, out / "show")
 
 
@@ -173,26 +168,17 @@ def _codec(
     train(settings, source, str(out), resume, str(torch_device(device)))
 
 
-def _lm(out: Path, resume: bool, *given: Any) -> None:
+def _lm(config: Path, out: Path, options: LMOptions, resume: bool) -> None:
     from speechgpt2.corpus.phones import save_labels, saved_labels
     from speechgpt2.lm.train import train
 
-    settings, model, source, _ = _prepared(*given, phones=saved_labels(out))
+    settings, model, source, _ = _prepare(config, out, options, saved_labels(out))
     save_labels(out, source.phones)
-    device = str(torch_device(given[-1]))
-    train(settings, model, source, str(out), resume, device)
+    train(settings, model, source, str(out), resume, str(torch_device(options.device)))
 
 
-def _prepared(
-    config: Path,
-    data: list[str],
-    licence: str,
-    codec: str,
-    codes: Path,
-    init: str | None,
-    text_model: str | None,
-    device: str,
-    phones: Sequence[str] | None = None,
+def _prepare(
+    config: Path, out: Path, options: LMOptions, phones: Sequence[str] | None = None
 ) -> tuple[Any, Any, Any, Any]:
     """Return the configuration, the model, the source of examples and the codec of a training run."""
     from speechgpt2 import config as configs
@@ -203,10 +189,11 @@ def _prepared(
     from speechgpt2.corpus.task_dataset import TaskSource
     from speechgpt2.lm.train import LMTrainConfig
 
-    if init and text_model:
+    if options.init and options.text_model:
         raise UserError("give --init or --text-model, not both")
     settings = configs.load(LMTrainConfig, config)
-    speech_codec = Codec.from_pretrained(codec)
-    coded = encode_data(read_data_configs(data, licence), speech_codec, codes, torch_device(device))
-    model = model_to_train(settings, coded, speech_codec, init, text_model)
+    speech_codec = Codec.from_pretrained(options.codec)
+    data, codes = read_data_configs(options.data, options.licence), options.codes or out / "codes"
+    coded = encode_data(data, speech_codec, codes, torch_device(options.device))
+    model = model_to_train(settings, coded, speech_codec, options.init, options.text_model)
     return settings, model, TaskSource(coded, model.prompt, settings.mix, phones=phones), speech_codec

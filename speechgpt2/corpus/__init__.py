@@ -1,1 +1,1 @@
-"""What trainers read: corpora on disk, how they are synthesised, and the batches drawn from them."""
+"""Training data: formats, corpora on disk, their synthesis, and the batches that trainers draw from them."""

@@ -1,7 +1,7 @@
-"""What of a data set is trained on: licences, plausible labels, held-out speakers.
+"""The selection of training data: accepted licences, plausible labels, held-out speakers.
 
-Items are refused, never repaired: without a licence that the source accepts, silent, or with a text that its audio
-cannot hold, which is the sign of a wrong label. Long recordings without a transcript are cut into pieces.
+An item is refused, never repaired, if its licence is not accepted, if it is silent, or if its text is too long for its
+audio, which is the sign of a wrong label. Long recordings without a transcript are cut into pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONGEST = 60.0  # seconds of an utterance with a transcript
 PIECE = 20.0  # seconds of a piece of a long recording without one
 SHORTEST = 0.2  # seconds
 SILENT = 1e-4  # peak
-LETTERS, HANZI = 35.0, 12.0  # characters a second that nobody speaks
+LETTERS, HANZI = 35.0, 12.0  # characters per second, faster than anyone speaks
 TIME_SLACK = 0.5  # seconds by which word times may pass the end
 
 
@@ -57,7 +57,7 @@ def admitted(part: DataPart, config: DataConfig, refusals: Refusals) -> Iterator
 
 
 def is_held_out(record: Record, share: float) -> bool:
-    """Return whether an item never trains: as all of its dialogue, or else of its speaker, or else of its source."""
+    """Return whether an item is never trained on. The choice is that of its dialogue, its speaker or its source."""
     if record.split == "test":
         return True
     group = record.extra.get("conversation") or record.speaker or record.source or record.id

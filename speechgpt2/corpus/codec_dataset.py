@@ -20,12 +20,14 @@ SYNTHETIC = "synthetic"  # the source of records that name none
 
 
 class CorpusCrops:
-    """Draws crops of whole frames from the training split; where an utterance is shorter, another follows it.
+    """Draws crops of whole frames from the training split. After the end of an utterance, another one follows.
+
+    Utterances are drawn in proportion to their length, times the factors `favour` and `mix`.
 
     Args:
-        favour: How many times more often than by its length an utterance of an assistant's voice is drawn.
-        phones: The labels to tell apart, where another corpus has fixed them; else those that occur often enough.
-        mix: How many times more often than by its length a source is drawn: ``{"ljspeech": 3, "synthetic": 5}``.
+        favour: Factor of the assistant's voices.
+        phones: The phone labels; None for those that occur often enough in the corpus.
+        mix: Factor of each source: ``{"ljspeech": 3, "synthetic": 5}``.
 
     Raises:
         UserError: The mix names a source that the corpus does not have, or a weight below 0.

@@ -3,8 +3,8 @@
     CODES/NAME-KEY/00000-FINGERPRINT.npy     int16 [frames, K]: the codes of a part's utterances, one after the other
     CODES/NAME-KEY/00000-FINGERPRINT.jsonl   their records, and what was refused in the last line
 
-NAME is that of the source, KEY depends on the codec and on the rules of admission. A part is written whole or not at
-all, so a killed run goes on with the parts that are missing; a part whose files have changed is encoded again.
+NAME is that of the source, KEY depends on the codec and on the rules of admission. A part is written completely or not
+at all, so a killed run continues with the missing parts. A part whose files have changed is encoded again.
 """
 
 from __future__ import annotations
@@ -70,19 +70,19 @@ class CodedData:
 def encode_data(
     sources: Sequence[DataConfig], codec: Codec, folder: Path, device: torch.device | str = "cpu"
 ) -> CodedData:
-    """Encode what is not yet encoded, and open all. The processes of a run share the work.
+    """Encode the parts that are not encoded yet, and open all. The processes of a run share the work.
 
-    In bfloat16 where that is quicker: to learn from, it does not matter that some codes (1, 3 and 5 % by codebook) are
-    then only near the nearest.
+    The encoder uses bfloat16 where that is faster. Some codes (1, 3 and 5 % by codebook) are then not the nearest ones,
+    which does not matter for training.
 
     Args:
         sources: The data.
         codec: The codec; it is moved to `device`.
-        folder: Where the codes are kept.
-        device: Where the codec runs.
+        folder: Folder of the codes.
+        device: Device of the codec.
 
     Raises:
-        UserError: If a source holds no data, if nothing of it may be trained on, or if a shard is damaged.
+        UserError: If a source holds no data, if all of its data are refused, or if a shard is damaged.
     """
     codec = codec.to(device).eval()
     digest = _digest(codec)
@@ -181,7 +181,7 @@ def _placed(record: Record, start: int, source: str) -> Record:
 
 
 def _digest(codec: Codec) -> str:
-    """Return a digest of what decides the codes: encoder and codebooks."""
+    """Return a digest of the encoder and the codebooks, which decide the codes."""
     content = hashlib.sha256(json.dumps(configs.to_dict(codec.config)).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         if name.startswith(("encoder", "quantizer")):

@@ -2,7 +2,7 @@
 
     corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --data FOLDER` encodes and draws from
 
-A turn is everything that one side says before the other takes the floor. Backchannels are no turns.
+A turn is everything that one side says before the turn of the other side. Backchannels are no turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run trains on: locations of data, their weights, licences and held-out shares.
+"""The data of a training run: locations, weights, licences and held-out shares.
 
 sg2 train lm STAGE.yaml --data run/shar --data data.yaml …
 
@@ -56,7 +56,7 @@ def read_data_configs(paths: Sequence[str], licence: str = "") -> list[DataConfi
 
     Args:
         paths: What the command line names.
-        licence: The licence of items that state none, where the YAML file does not say it.
+        licence: The licence of items that state none, if the YAML file does not give one.
 
     Raises:
         UserError: If a YAML file is no such list.

@@ -6,8 +6,8 @@
        {"role": "user", "content": "What's three plus five?", "audio": "audio/1-question.wav"},
        {"role": "assistant", "content": "Three plus five is eight.", "audio": "audio/1-answer.wav"}]}
 
-`audio` is relative to the file; a message without it is written. `content` of a spoken message is what is said. Message
-keys `words` ([[text, start, end], …]) and `speaker` are used where they are given. An assistant's message may hold
+`audio` is relative to the file; a message without it is written. `content` of a spoken message is its transcript. The
+keys `words` ([[text, start, end], …]) and `speaker` of a message are optional. An assistant's message may hold
 `tool_calls` ([{"name": …, "arguments": {…}}]), and a message of role "tool" holds a result.
 """
 

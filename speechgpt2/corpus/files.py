@@ -1,4 +1,4 @@
-"""Files of a data set, on a disk or in object storage, and the audio in them."""
+"""The files of a data set, on a disk or in object storage, and their audio."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@
     recordings    audio files                          transcripts beside them (a.txt, metadata.csv, …) or none
     texts         *.txt, or *.jsonl with "text"        written text alone
 
-A part is a shard, or some hundred files: it is read and encoded as a whole. A shard that is cut off or damaged is a
+A part is a shard, or some hundred files, and is read and encoded as a whole. A truncated or damaged shard is a
 `UserError`; a single recording that cannot be read is skipped and counted.
 """
 
@@ -44,7 +44,7 @@ TABLES = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "transcripts.csv", "
 
 
 class Skipped(NamedTuple):
-    """An item that is not used, and why."""
+    """An item that is not used, and the reason."""
 
     id: str
     reason: str
@@ -54,7 +54,7 @@ Item = CorpusItem | Skipped
 
 
 class DataPart(NamedTuple):
-    """A piece of a data set. `fingerprint` changes with its files. `is_split`: its records say what is held out."""
+    """A part of a data set. `fingerprint` changes with its files. `is_split`: its records state their split."""
 
     name: str
     fingerprint: str
@@ -374,7 +374,7 @@ def _first_line(tree: FileTree, name: str) -> str:
 
 @contextmanager
 def _shard(tree: FileTree, name: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn the errors of a damaged shard into one line."""
+    """Raise `UserError` instead of the errors of a damaged shard."""
     damages: tuple[type[Exception], ...] = (
         tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, json.JSONDecodeError, UnicodeDecodeError, *errors,
     )  # fmt: skip

@@ -22,8 +22,8 @@ def held_out_questions(n: int = 200, seed: int = 0) -> tuple[HeldOutQuestion, ..
     """Draw the evaluation set: the same questions for the same arguments.
 
     Args:
-        n: how many; languages alternate, skills follow in turn.
-        seed: of the generator.
+        n: number of questions; languages alternate, skills follow in turn.
+        seed: seed of the generator.
     """
     rng = random.Random(f"evaluation/{seed}")
     questions = []

@@ -18,9 +18,9 @@ from speechgpt2.errors import UserError
 
 
 def as_corpus(sources: Sequence[DataConfig], folder: Path) -> Corpus:
-    """Return a corpus of all sources: the one that the only source is, or one that is written to `folder` once.
+    """Return a corpus of all sources. If the only source is a corpus, it is returned; otherwise one is written once.
 
-    A killed import goes on with the parts that are missing.
+    A killed import continues with the missing parts.
 
     Raises:
         UserError: If there is nothing to train on, or a source was changed since.

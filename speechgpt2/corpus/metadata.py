@@ -1,4 +1,4 @@
-"""From the metadata of an utterance, whatever names its fields have, to a `Record`."""
+"""From the metadata of an utterance to a `Record`. Data sets use different names for the same field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from speechgpt2.corpus.store import Record
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Phone, Word
 
-# The names that public data sets use; the first that is there counts.
+# The names that public data sets use. The first one that is present counts.
 NAMES = {
     "text": ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_transcription"),
     "lang": ("lang", "language", "locale"),
@@ -26,9 +26,9 @@ def record_of(id: str, metadata: Mapping[str, Any], **known: Any) -> Record:
     """Return the record of an utterance.
 
     Args:
-        id: Its name.
+        id: The name of the utterance.
         metadata: Fields under any of `NAMES`, and `words` as a list of [text, start, end].
-        **known: Fields of the record that are known otherwise, and count where the metadata is silent.
+        **known: Fields of the record to use if the metadata lack them.
 
     Raises:
         UserError: If `words` is no such list.

@@ -41,9 +41,9 @@ def silence_frame(codec: Codec) -> tuple[int, ...]:
 def model_to_train(
     config: LMTrainConfig, data: CodedData, codec: Codec, init: str | None, text_model: str | None
 ) -> SpeechLM:
-    """Return the speech model `init`, or one that begins with `text_model`, or a new one. Raises `UserError`."""
+    """Return the speech model `init`, or one made of `text_model`, or a new one. Raises `UserError`."""
     if init:
-        return going_on(SpeechLM.from_pretrained(init), config, codec)
+        return prepare_model(SpeechLM.from_pretrained(init), config, codec)
     return from_text(text_model, config, codec) if text_model else new_model(config, data, codec)
 
 
@@ -56,7 +56,7 @@ def planned_shape(config: LMTrainConfig, init: str | None, text_model: str | Non
         text_model: As for `from_text_model`.
 
     Raises:
-        UserError: If nothing says the sizes.
+        UserError: If the sizes are not given.
     """
     if init == "released":
         return train_plan.RELEASED
@@ -107,10 +107,10 @@ def from_text(name: str, config: LMTrainConfig, codec: Codec) -> SpeechLM:
     return from_text_model(name, config.patch_decoder, prompt)
 
 
-def going_on(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
-    """Return `model` itself, with a new draft head if the configuration asks for one.
+def prepare_model(model: SpeechLM, config: LMTrainConfig, codec: Codec) -> SpeechLM:
+    """Return `model`, with a new draft head if the configuration has one and the model has none.
 
-    With chain of modality its silence becomes that of the codec, which may be another one than before.
+    With chain of modality, its code of silence becomes that of `codec`.
     """
     shape = model.config
     if shape.prompt.chain_of_modality:

@@ -19,13 +19,13 @@ SILENCE, UNKNOWN = 0, -1
 
 
 def saved_labels(run: Path) -> tuple[str, ...] | None:
-    """The phones that are frequent enough in some utterances; `names[0]` is silence."""
+    """Return the labels that `save_labels` has stored for a run; None before that."""
     path = run / LABELS
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def save_labels(run: Path, labels: Sequence[str]) -> None:
-    """Keep a run's labels; written once."""
+    """Store the labels of a run, once."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / LABELS).exists():
         text = json.dumps(labels, ensure_ascii=False)
@@ -33,7 +33,7 @@ def save_labels(run: Path, labels: Sequence[str]) -> None:
 
 
 class PhoneSet:
-    """The labels that some utterances have often enough, or `names` where they are given; `names[0]` is silence."""
+    """The phone labels: `names` if given, otherwise those that occur often enough. `names[0]` is silence."""
 
     def __init__(self, utterances: Iterable[Sequence[Phone]], names: Sequence[str] | None = None):
         if names is None:

@@ -1,4 +1,4 @@
-"""Real recordings as corpus items: LJ Speech, spoken digits and Mandarin words, where a copy is at hand.
+"""Real recordings as corpus items: local copies of LJ Speech, spoken digits and Mandarin words.
 
     ljspeech/*.flac + transcripts.csv    fsdd/{digit}_{speaker}_{take}.wav
     cmn/words/cmn-{hanzi}.mp3            cmn/syllables/cmn-{pinyin}.mp3
@@ -32,7 +32,7 @@ _TEST_PERCENT = 5  # of the Mandarin words and syllables, and of the orders
 
 @dataclass(frozen=True)
 class Recording:
-    """A file with what is said in it, or "" where nobody wrote it down; ``text`` of a syllable is its pinyin."""
+    """A file and its transcript, "" if there is none; ``text`` of a syllable is its pinyin."""
 
     path: Path
     text: str

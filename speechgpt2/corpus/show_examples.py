@@ -1,6 +1,6 @@
-"""Training examples for people: text, patches and audio.
+"""Training examples in readable form: text, patches and audio.
 
-What the model learns to write stands in «», and what it learns to speak is marked:
+Text that the model learns to write is in «», and speech that it learns is marked:
 
     You should answer …[|Human|]: <|sosp|>(25 patches of speech)<|eosp|> ###[|SpeechGPT|]: «Three. ###<|im_end|>»
 """

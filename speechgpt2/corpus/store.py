@@ -89,7 +89,7 @@ class CorpusItem:
 
 
 def item_of(utterance: Utterance, id: str, *, f0: np.ndarray | None = None, **fields: Any) -> CorpusItem:
-    """An `CorpusItem` for a synthetic utterance; ``fields`` are those of `Record` that it does not know."""
+    """Return a `CorpusItem` for a synthetic utterance; ``fields`` are further fields of its `Record`."""
     voice = utterance.voice
     record = Record(
         id, utterance.text, utterance.lang, speaker=voice.speaker, voice=voice.id,
@@ -101,8 +101,8 @@ def item_of(utterance: Utterance, id: str, *, f0: np.ndarray | None = None, **fi
 class CorpusWriter:
     """Builds a corpus from numbered parts, each written whole or not at all.
 
-    ``recipe`` is any JSON value that decides the content; going on with another one is refused.
-    Parts may be written by several processes, each with a writer of its own.
+    ``recipe`` is any JSON value that decides the content. Continuing with another recipe is refused.
+    Parts may be written by several processes, each with its own writer.
     """
 
     def __init__(self, path: str | Path, recipe: dict[str, Any]) -> None:
@@ -116,11 +116,11 @@ class CorpusWriter:
             raise CorpusError(f"{self.path} was begun with another recipe; delete it or choose another folder")
 
     def done(self, part: int) -> bool:
-        """Whether part ``part`` is complete."""
+        """Return whether the part is complete."""
         return self._file(part, "jsonl").exists()
 
     def write_part(self, part: int, items: Iterable[CorpusItem]) -> None:
-        """Write one part. Its index is renamed last, so an index promises its samples."""
+        """Write one part. Its index is renamed last, so if there is an index, the samples are complete."""
         start, records = 0, []
         pcm_temp, f0_temp = self._file(part, f"pcm.{os.getpid()}"), self._file(part, f"f0.{os.getpid()}")
         with pcm_temp.open("wb") as pcm_file, f0_temp.open("wb") as f0_file:
@@ -230,7 +230,7 @@ class Corpus:
 
 
 def pairs(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
-    """Question and reply of every exchange: the records that share ``extra["exchange"]``."""
+    """Yield question and reply of every exchange: the records with the same ``extra["exchange"]``."""
     questions: dict[str, Record] = {}
     for record in records:
         exchange = record.extra.get("exchange")

@@ -1,1 +1,1 @@
-"""Turn taking: who is speaking, when a turn is over, what an interruption means. It knows words and sound, no model."""
+"""Turn taking: voice activity, endpointing, interruption and echo. It uses an engine by protocol.py and no model."""

@@ -1,11 +1,12 @@
-"""A dialogue with one user: a microphone's audio in, turns and replies out. It decides who speaks; a session obeys.
+"""A dialogue with one user: the audio of a microphone in, turns and replies out. It decides who speaks.
 
                                ┌► voice activity ─► EchoGuard ─► Endpointer ──┐ TurnStarted … BargeIn, UserIdle
     append_audio(pcm) ─────────┤                                              ▼
                                └─► UserTurn ─► engine session ──► events, held while a reply is speculative
 
-The reply is begun at the first pause (`TurnPaused`), its events held back. If the user goes on, it is rolled back, and
-the audio in between becomes part of the turn; if not, the events held so far are told at once.
+A speculative reply starts at the first pause (`TurnPaused`), and its events are held back. If the user continues, the
+reply is rolled back, and the audio since the pause becomes part of the turn. If the turn ends, the held events are
+released at once.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from speechgpt2.duplex.user_turn import UserTurn
 from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VadFrame, VoiceActivityDetector
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
+    REPLY_EVENTS,
     UNFINISHED,
     AudioDelta,
     Event,
@@ -53,13 +55,9 @@ from speechgpt2.types import (
     ReplyDone,
     SpeechStarted,
     SpeechStopped,
-    TextDelta,
-    ToolCall,
     Transcript,
     Turn,
 )
-
-REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)
 
 
 class Dialogue:
@@ -67,9 +65,9 @@ class Dialogue:
 
     Args:
         session: The engine's session.
-        settings: How turns are taken.
-        make_vad: Makes a voice activity detector.
-        clock: Gives seconds.
+        settings: The settings of turn taking.
+        make_vad: Returns a new voice activity detector.
+        clock: Returns the time in seconds.
 
     Raises:
         UserError: The settings are out of range.
@@ -87,7 +85,7 @@ class Dialogue:
         self._queue: EventQueue[DialogueEvent] = EventQueue()
         self._echo_guard, self._playback = EchoGuard(), PlaybackClock(clock)
         self._turn = UserTurn(session, detected=False)
-        self._latest_reply: int | None = None  # that counts
+        self._latest_reply: int | None = None  # without speculative ones
         self._make_vad, self._vad_start = make_vad, 0
         self._vad: VoiceActivityDetector | None = None
         self._endpointer: Endpointer | None = None  # None: the client commits turns
@@ -105,7 +103,7 @@ class Dialogue:
             if self._endpointer is None:
                 self._turn.append(pcm)
                 return
-            # Block by block, so that what is decided takes effect where it belongs.
+            # One block at a time: a decision takes effect before the next block is appended.
             for start in range(0, len(pcm), BLOCK_SAMPLES):
                 self._append_block(pcm[start : start + BLOCK_SAMPLES])
 
@@ -175,7 +173,7 @@ class Dialogue:
     # turn detection
 
     def _set_turn_detection(self, settings: EndpointerSettings | None) -> None:
-        """Change how turns are taken. An active turn goes on only if turns were and are detected."""
+        """Change turn detection. An active turn continues only if turns are detected before and after."""
         if settings is not None and self._endpointer is not None:
             self._endpointer.settings = settings
             return
@@ -195,8 +193,8 @@ class Dialogue:
             self._detect(self._endpointer, frame._replace(at=frame.at + self._vad_start))
 
     def _detect(self, endpointer: Endpointer, frame: VadFrame) -> None:
-        """Judge a block of the microphone, and act on it."""
-        is_user = self._echo_guard.admits(frame.block, frame.probability) or not self.settings.echo_guard
+        """Process a block of the microphone: is it the user's, and what follows from it?"""
+        is_user = self._echo_guard.may_be_user(frame.block, frame.probability) or not self.settings.echo_guard
         if self._playback.playing:
             endpointer.set_model_state("speaking")
         else:
@@ -212,7 +210,7 @@ class Dialogue:
                 self._queue.put(SpeechStarted(at))
                 self._turn.announced = True
                 self._turn.begin(at, self._turn.position - now + prefix)
-            case TurnPaused() if settings.answer:
+            case TurnPaused() if settings.create_response:
                 self._turn.speculate()
             case TurnResumed():
                 self._turn.rollback()
@@ -223,7 +221,7 @@ class Dialogue:
                 self._respond(None)
 
     def _commit_turn(self, end: int) -> None:
-        """The turn has ended at sample `end` and counts, and so does the speculative reply to it."""
+        """Commit the turn, which ended at sample `end`, and its speculative reply."""
         announced = self._turn.announced
         reply = self._turn.commit()
         if self._endpointer is not None:
@@ -238,9 +236,9 @@ class Dialogue:
                 self._deliver(event)
 
     def _conclude_turn(self) -> None:
-        """Something else is said: a detected turn ends before it; one that the client has to commit waits."""
+        """Make room for another turn: a detected turn ends now; one that the client has to commit is postponed."""
         if self._endpointer is None:
-            self._turn.suspend()
+            self._turn.postpone()
         elif self._turn.active or self._turn.speculating:
             self._commit_turn(self._turn.position)
 
@@ -273,10 +271,10 @@ class Dialogue:
             self._queue.put(ReplyDone("interrupted"))
 
     def _deliver(self, event: Event) -> None:
-        """Tell an event of the session, or hold it back."""
+        """Queue an event of the session, or hold it back."""
         with self._lock:
             if isinstance(event, Interrupted) or event == ReplyDone("interrupted"):
-                return  # `_interrupt` has told them
+                return  # `_interrupt` has queued them already
             if self._turn.held_events is None:
                 self._queue.put(event)
                 return

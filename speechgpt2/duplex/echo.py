@@ -1,14 +1,14 @@
 """Echo guard: the model's own voice in the microphone must not interrupt the model.
 
-While a reply is being played, a block of the microphone counts as the user's only if it is louder than the echo. How
-loud that is, is learnt by looking for the reply in the microphone: the newest audio of the microphone is correlated
-with what was played before it, all frequencies counting alike (GCC-PHAT: Knapp and Carter 1976,
-doi:10.1109/TASSP.1976.1162830). A sharp peak says that the reply is in there, and with which delay. Least squares at
-that delay say how loud it came back, its *coupling*. Without a peak, or if the reply is little of what the microphone
-has, there is a user: on a headset, a user can interrupt at any time.
+While a reply is played, a block of the microphone counts as the user's only if it is louder than the echo. The guard
+estimates the echo: it correlates the newest audio of the microphone with the audio that was played before it, with
+equal weight on all frequencies (GCC-PHAT: Knapp and Carter 1976, doi:10.1109/TASSP.1976.1162830). A sharp peak means
+that the microphone contains the reply, and shows the delay. Least squares at that delay give the gain of the echo, its
+*coupling*. If there is no peak, or the reply is a small part of the microphone's audio, there is no echo: with a
+headset, a user can interrupt at any time.
 
-This is no echo canceller. A user who is softer than the loudspeaker is not noticed until the reply ends, and what the
-microphone has then is still mixed with the echo. Clients that cancel echoes themselves (browsers do) lose nothing.
+This is no echo canceller. A user who is softer than the echo is not noticed until the reply ends, and the audio of an
+interruption still contains the echo. Clients that cancel echoes themselves (browsers do) are not affected.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from speechgpt2.types import SAMPLE_RATE
 from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE
 
 # Times are in blocks of 32 ms.
-MAX_DELAY = 16  # within which an echo comes back: network, loudspeaker, room, network
-REVERB = 4  # for which it is heard at most
-WINDOW = 20  # of the microphone that are compared
-MIN_BLOCKS = 4  # with sound in the window: all voices are alike for a period or two
+MAX_DELAY = 16  # the longest delay of an echo: network, loudspeaker, room, network
+REVERB = 4  # the longest reverberation
+WINDOW = 20  # length of the microphone's audio that is compared
+MIN_BLOCKS = 4  # blocks that must not be silent; shorter pieces of different voices are too similar
 
-SILENCE_RMS = 1e-3  # below which nothing worth guarding against is played
-MIN_PROBABILITY = 0.2  # of speech, below which a block is neither a voice nor its echo
-# Times the RMS of the correlation at other delays. Echoes in rooms have 15 to 50, other voices 5 to 10.
+SILENCE_RMS = 1e-3  # a softer reply has no echo
+MIN_PROBABILITY = 0.2  # a block with a lower probability of speech is neither a voice nor an echo
+# The peak of the correlation, divided by its RMS. Echoes in rooms have 15 to 50, other voices 5 to 10.
 MIN_SHARPNESS = 10.0
-# Of the microphone's audio that the direct sound makes up, where it is an echo. Rooms add up to twice as much.
+# The smallest part of the microphone's audio that is direct sound, if it is an echo. Rooms add up to twice as much.
 MIN_SHARE = 0.3
-WHITENING_FLOOR = 0.1  # of the mean magnitude: weaker frequencies count for less
-LEARN, DECAY = 0.4, 0.1  # how fast the coupling is learnt and, where no echo is found, decays, per block
+WHITENING_FLOOR = 0.1  # of the mean magnitude; weaker frequencies have less weight
+LEARN, DECAY = 0.4, 0.1  # update rate of the coupling per block, with and without an echo
 
 
 class EchoGuard:
     """One loudspeaker and its microphone.
 
     Args:
-        margin: How many times louder than the echo's direct sound the microphone must be. Reverberation alone
-            reaches half of it.
+        margin: How many times louder than the echo's direct sound a user must be. Reverberation alone can reach half
+            of it.
     """
 
     def __init__(self, margin: float = 3.0):
@@ -53,29 +53,26 @@ class EchoGuard:
         self.stop()
 
     def play(self, pcm: np.ndarray) -> None:
-        """Note that `pcm [N]`, float32 at 24 kHz, is played after all before."""
+        """Note that `pcm [N]`, float32 at 24 kHz, will be played after all earlier audio."""
         self._to_play.extend(self._blocks.push(self._resampler.push(pcm)))
 
     def stop(self) -> None:
-        """Note that the rest is not played."""
+        """Note that audio that was not played yet is dropped."""
         self._to_play.clear()
         self._resampler, self._blocks = Resampler(SAMPLE_RATE, VAD_SAMPLE_RATE), Blocks(VAD_BLOCK)
 
-    def admits(self, block: np.ndarray, probability: float = 1.0) -> bool:
-        """Take the microphone's next block, during which a block of the reply is played.
+    def may_be_user(self, block: np.ndarray, probability: float = 1.0) -> bool:
+        """Return whether the microphone's next block may be the user's voice. It takes the time of one played block.
 
         Args:
             block: `[VAD_BLOCK]` float32 at 16 kHz.
-            probability: Of speech in it.
-
-        Returns:
-            Whether it may be the user's.
+            probability: Probability of speech in it.
         """
         playing = self._to_play.popleft() if self._to_play else np.zeros(VAD_BLOCK, np.float32)
         self._played = np.concatenate([self._played[VAD_BLOCK:], playing])
         self._microphone = np.concatenate([self._microphone[VAD_BLOCK:], block])
         played = _levels(self._played)
-        echo = float(played[-MAX_DELAY - REVERB :].max())  # the loudest that may come back now
+        echo = float(played[-MAX_DELAY - REVERB :].max())  # the loudest block whose echo may arrive now
         if echo <= SILENCE_RMS:
             return True
         levels = _levels(self._microphone)
@@ -87,7 +84,7 @@ class EchoGuard:
         return bool(levels[-1] > self.margin * self.coupling * echo)
 
     def _gain(self) -> float | None:
-        """The gain with which the reply is in the microphone's window; None if it is not, or hardly."""
+        """Estimate the gain of the reply in the microphone's window; None if the window contains no echo of it."""
         size = 1 << (len(self._played) - 1).bit_length()
         cross = np.conj(np.fft.rfft(self._microphone, size)) * np.fft.rfft(self._played, size)
         magnitude = np.abs(cross)
@@ -103,5 +100,5 @@ class EchoGuard:
 
 
 def _levels(pcm: np.ndarray) -> np.ndarray:
-    """RMS of each block."""
+    """Return the RMS of each block."""
     return np.sqrt(np.mean(np.square(pcm.reshape(-1, VAD_BLOCK)), axis=1))

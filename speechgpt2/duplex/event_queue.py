@@ -1,4 +1,4 @@
-"""Events from several sources on their way to one reader, from any thread."""
+"""A queue of events from several sources, on any thread, for one reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class EventQueue(Generic[E]):
-    """A queue for one reader. Closing it ends reading when all has been read."""
+    """A queue for one reader. After `close`, the reader gets the remaining events and stops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class EventQueue(Generic[E]):
                 self._notifier.notify()
 
     def retract(self, start: type[E], kinds: tuple[type[E], ...]) -> list[E]:
-        """Remove the unread events of some `kinds` after the last event of type `start`. Returns them."""
+        """Remove and return the unread events of some `kinds` after the last event of type `start`."""
         with self._lock:
             events = list(self._queue)
             first = 1 + max((i for i, event in enumerate(events) if isinstance(event, start)), default=-1)
@@ -48,7 +48,7 @@ class EventQueue(Generic[E]):
             self._notifier.notify()
 
     async def read(self, source: AsyncIterator[T], handle: Callable[[T], None]) -> AsyncIterator[E]:
-        """All events, while those of `source` are given to `handle`, which may put in more."""
+        """Yield all events. Meanwhile `handle`, which may put more, is called with each event of `source`."""
         notified = self._notifier.attach()
         pump = asyncio.create_task(self._pump(source, handle))
         try:

@@ -1,6 +1,6 @@
-"""How much of a reply its listener can have heard: what was passed on, played from the first sample on without a stop.
+"""An estimate of how much of a reply has been played, if the client plays audio as soon as it arrives.
 
-Only the client knows exactly, and may tell later (`truncate`). This is what is assumed until then.
+Only the client knows it exactly, and may report it later (`truncate`). Until then this estimate is used.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 class PlaybackClock:
-    """A player that plays what it is given, at once.
+    """A model of the client's player, which plays audio as soon as it arrives.
 
     Args:
-        clock: Gives seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
-        self._given = 0
-        self._ends = 0.0  # when all that was given will have been played
+        self._received = 0  # samples of the reply
+        self._ends = 0.0  # when all of them will have been played
 
     def start_reply(self) -> None:
-        """Begin another reply."""
-        self._given, self._ends = 0, self._clock()
+        """Start another reply."""
+        self._received, self._ends = 0, self._clock()
 
     def add(self, samples: int) -> None:
-        """Give it more audio. If everything before has been played, there was a gap."""
+        """Add more audio of the reply. If all earlier audio has been played, playback has paused until now."""
         self._ends = max(self._ends, self._clock()) + samples / SAMPLE_RATE
-        self._given += samples
+        self._received += samples
 
     def stop(self) -> None:
-        """Throw the rest away."""
-        self._given, self._ends = self.played, self._clock()
+        """Drop audio that has not been played."""
+        self._received, self._ends = self.played, self._clock()
 
     @property
     def playing(self) -> bool:
-        """Whether audio is left."""
+        """Whether audio is left to play."""
         return self._ends > self._clock()
 
     @property
     def played(self) -> int:
         """Samples of the reply played by now."""
         left = max(0.0, self._ends - self._clock())
-        return max(0, self._given - round(left * SAMPLE_RATE))
+        return max(0, self._received - round(left * SAMPLE_RATE))

@@ -1,4 +1,4 @@
-"""What server, dialogue and engine agree on: settings, events, and three protocols. Knows no model.
+"""The interfaces between server, dialogue and engine: settings, events, and three protocols. No model is imported.
 
     engine: Engine                                       # many sessions on one model
     session = engine.open(SessionSettings())             # a slot, or EngineFull at once
@@ -6,7 +6,8 @@
     session.respond()
     async for event in session.events(): ...             # Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone
 
-A session obeys: it is told when the user speaks. A `Dialogue` decides that, from all of a microphone's audio:
+A session does not detect turns: its caller says when the user speaks. A `Dialogue` decides that, from all audio of a
+microphone:
 
     dialogue: Dialogue                                   # made by speechgpt2.duplex.dialogue
     dialogue.append_audio(pcm)                           # any number of samples
@@ -19,10 +20,9 @@ A session obeys: it is told when the user speaks. A `Dialogue` decides that, fro
         ─► ReplyDone
     on barge-in: Interrupted ─► ReplyDone("interrupted") ─► SpeechStarted, and on as above
 
-Every call returns at once, from any thread. What was asked happens in the order of the calls; only an interruption or
-a truncation takes effect before calls that still wait. Calls that do not fit raise `UserError` and change nothing. What
-fails later comes as an `Error` event of this session. Turns and replies have
-numbers, counted from 1 in the order in which they were begun.
+Every call returns at once, on any thread. Calls take effect in their order; only an interruption or a truncation
+overtakes calls that still wait. A call that is not possible raises `UserError` and changes nothing. A later failure
+comes as an `Error` event of this session. Turns and replies are numbered from 1 in the order of their creation.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from speechgpt2.types import Event, Speech, Tool, Turn
 
 
 class EngineFull(Exception):
-    """No slot is free, or the engine accepts no more sessions: come back later."""
+    """No slot is free, or the engine accepts no more sessions; try again later."""
 
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """How one session replies.
+    """The settings of one session.
 
     Attributes:
         speak: Whether replies are spoken; otherwise they are written.
-        instructions: Replace the model's own system line.
-        greeting: What the model has said before all else. It is never dropped from memory.
-        voice: Name of one of the engine's voices, whose greeting is used if none is given; None: the default.
-        temperature: See `lm.sampling`, and so `top_k`, `top_p`, `seed`.
-        max_patches: Limit of one reply. 512 are a minute of speech.
-        paced: Whether speech comes only so far ahead of its playback; otherwise as fast as it is read.
-        tools: Tools that the model may call, if it knows how to.
+        instructions: Text that replaces the model's own system line.
+        greeting: Speech with which the model has opened the conversation. It is never dropped from memory.
+        voice: One of the engine's voices, whose greeting is used if none is given; None: the default.
+        temperature: See `lm.sampling`, as for `top_k`, `top_p` and `seed`.
+        max_patches: Limit of one reply. 512 patches are a minute of speech.
+        paced: Whether speech is generated only `buffer_seconds` ahead of its playback; otherwise as fast as it is read.
+        tools: Tools that the model may call, if it was trained to.
         require_tool: Whether every reply begins with a tool call; a name requires that tool.
     """
 
@@ -72,10 +72,10 @@ class SessionSettings:
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """What one reply has of its own. None means as the session's settings say.
+    """Options of one reply. None means: as in the session's settings.
 
     Attributes:
-        text: A text to read aloud, word for word, in place of an answer.
+        text: A text to read aloud instead of an answer.
     """
 
     instructions: str | None = None
@@ -88,12 +88,12 @@ class ReplyOptions:
 
 @dataclass(frozen=True)
 class EngineVoice:
-    """A voice of an engine, which the greeting at the start of the context sets.
+    """A voice of an engine. The greeting at the start of the context sets it.
 
     Attributes:
-        name: Its name.
-        text: What the greeting says.
-        default: Whether sessions have it that choose none.
+        name: The voice's name.
+        text: The text of its greeting.
+        default: Whether sessions without a chosen voice use it.
     """
 
     name: str
@@ -103,14 +103,14 @@ class EngineVoice:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How busy an engine is.
+    """The load of an engine.
 
     Attributes:
-        slots: Slots in all.
+        slots: Number of slots.
         used: Slots in use.
-        replying: Sessions with a reply under way.
+        replying: Sessions with a reply in progress.
         steps: Steps so far.
-        busy_seconds: Seconds that they took.
+        busy_seconds: Total duration of the steps, in seconds.
     """
 
     slots: int
@@ -125,25 +125,25 @@ class Session(Protocol):
 
     @property
     def replying(self) -> bool:
-        """Whether a reply is under way."""
+        """Whether a reply is in progress."""
         ...
 
     @property
     def user_speaking(self) -> bool:
-        """Whether a spoken turn of the user's is active."""
+        """Whether a spoken turn of the user is active."""
         ...
 
     @property
     def backlogged(self) -> bool:
-        """Whether more was asked than is done: a client should wait before it asks for more."""
+        """Whether many calls wait for the engine. A client should wait then."""
         ...
 
     def start_turn(self) -> int:
-        """Start a spoken turn of the user's; not while a reply is under way. Returns the turn's number."""
+        """Start a spoken turn of the user, which is an error while a reply is in progress. Returns its number."""
         ...
 
     def append_audio(self, pcm: np.ndarray) -> None:
-        """Add `pcm [N]`, float32 at 24 kHz, to the active turn. It is taken in while the user speaks."""
+        """Add `pcm [N]`, float32 at 24 kHz, to the active turn. It is encoded and prefilled while the user speaks."""
         ...
 
     def end_turn(self) -> None:
@@ -151,29 +151,28 @@ class Session(Protocol):
         ...
 
     def rollback(self) -> None:
-        """Undo `end_turn`, and the reply to it if there is one: the turn goes on, and the reply has no more events."""
+        """Undo `end_turn` and remove the reply to the turn, if there is one. The turn continues."""
         ...
 
     def discard_turn(self) -> None:
-        """Forget the active turn."""
+        """Remove the active turn."""
         ...
 
     def add_turn(self, turn: Turn) -> int:
-        """Add a whole turn: typed, a tool's result, or history. Speech without codes is encoded on this thread.
+        """Add a whole turn: a typed one, a tool's result, or history. Speech without codes is encoded on this thread.
 
         Returns:
             The turn's number.
 
         Raises:
-            UserError: The turn cannot be understood, or the user speaks.
+            UserError: The turn is invalid, or the user speaks.
         """
         ...
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        """Generate a reply. Its events end with `ReplyDone`, its tool calls come just before.
+        """Generate a reply. Its events end with tool calls, if there are any, and `ReplyDone`.
 
-        A reply that is interrupted calls no tools. A tool's result is a turn of role "tool", and is answered like any
-        other.
+        An interrupted reply calls no tools. A tool's result is a turn of role "tool"; `respond` answers it.
 
         Returns:
             The reply's number.
@@ -181,34 +180,34 @@ class Session(Protocol):
         ...
 
     def interrupt(self, played: int) -> None:
-        """Stop the reply, of which `played` samples were heard. The rest is cut from the model's memory.
+        """Stop the reply, of which `played` samples were played. The rest is cut from the model's memory.
 
-        Of its events only `Interrupted` and `ReplyDone("interrupted")` still come. What was written counts as read.
+        Of its events only `Interrupted` and `ReplyDone("interrupted")` still come. A written reply stays in memory.
         """
         ...
 
     def truncate(self, number: int, played: int) -> None:
-        """Cut what follows the first `played` samples of a reply from the model's memory, if it is still known."""
+        """Keep only the first `played` samples of a reply in the model's memory, if it is still there."""
         ...
 
     def delete_turn(self, number: int) -> None:
-        """Cut a turn or reply from the model's memory, if it is still known."""
+        """Remove a turn or reply from the model's memory, if it is still there."""
         ...
 
     def configure(self, settings: SessionSettings) -> None:
         """Change the settings, from the next reply on.
 
         Raises:
-            UserError: They cannot be used.
+            UserError: The settings are invalid.
         """
         ...
 
     def events(self) -> AsyncIterator[Event]:
-        """What happens, until the session is closed. For one reader at a time."""
+        """Yield the session's events, until it is closed. For one reader at a time."""
         ...
 
     def close(self) -> None:
-        """Give the slot back. May be called again."""
+        """Free the slot. May be called again."""
         ...
 
 
@@ -217,12 +216,12 @@ class Engine(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it works: not before it is started, once it is closed, or if it has failed for good."""
+        """Whether the engine runs: it is started, not closed, and has not failed."""
         ...
 
     @property
     def voices(self) -> tuple[EngineVoice, ...]:
-        """The voices between which sessions may choose; none if the model has one only."""
+        """The voices that sessions may choose; empty if the model has only one."""
         ...
 
     def open(self, settings: SessionSettings) -> Session:
@@ -230,28 +229,28 @@ class Engine(Protocol):
 
         Raises:
             EngineFull: No slot is free.
-            UserError: The settings cannot be used.
+            UserError: The settings are invalid.
         """
         ...
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """The codes `[T, K]` of `pcm [N]`, to keep for greetings. Computed on this thread."""
+        """Encode `pcm [N]` to codes `[T, K]` on this thread, for example a greeting."""
         ...
 
     def stats(self) -> EngineStats:
-        """How busy it is."""
+        """Return the engine's load."""
         ...
 
     def add_step_observer(self, observer: Callable[[float], None]) -> None:
-        """Have `observer` called with the seconds of every step, on the engine's thread."""
+        """Call `observer` with the seconds of every step, on the engine's thread."""
         ...
 
     def start(self) -> None:
-        """Begin to work, on a thread of its own."""
+        """Start the engine's thread."""
         ...
 
     def close(self, drain: float = 0.0) -> None:
-        """Accept no more sessions, wait up to `drain` seconds for replies under way, end all sessions. Blocks."""
+        """Accept no more sessions, wait up to `drain` seconds for replies in progress, end all sessions. Blocks."""
         ...
 
 
@@ -264,9 +263,9 @@ class ServerVad:
 
     Attributes:
         threshold: Probability of speech from which a block counts as voice.
-        prefix_ms: Audio before the voice was noticed that belongs to the turn.
+        prefix_ms: Audio before the start of the voice that belongs to the turn.
         silence_ms: Silence that ends a turn.
-        idle_timeout_ms: Silence after a reply upon which the model speaks by itself; None: never.
+        idle_timeout_ms: Silence after a reply after which the model speaks again; None: never.
         create_response: Whether the end of a turn is answered.
         interrupt_response: Whether a voice interrupts a reply.
     """
@@ -281,9 +280,9 @@ class ServerVad:
 
 @dataclass(frozen=True)
 class SemanticVad:
-    """A turn ends when the model finds it complete, after 8, 4 or 2 s at most (low, medium or auto, high).
+    """A turn ends when the model finds it complete, or after 8, 4 or 2 s of silence (low, medium or auto, high).
 
-    Until the model has judged, 500 ms of silence end it.
+    As long as the model has not decided, 500 ms of silence end the turn.
     """
 
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -293,11 +292,11 @@ class SemanticVad:
 
 @dataclass(frozen=True)
 class DialogueSettings:
-    """How turns are taken.
+    """The settings of turn taking.
 
     Attributes:
         turn_detection: How turns end; None: only by `commit_audio` and `clear_audio`.
-        speculate_ms: Silence after which a speculative reply is begun; 0: never.
+        speculate_ms: Silence after which a speculative reply starts; 0: no speculative replies.
         interrupt_ms: Voice that interrupts a reply. A shorter "mm-hm" or cough does not.
         echo_guard: Whether the model's own voice in the microphone is ignored.
     """
@@ -310,7 +309,7 @@ class DialogueSettings:
 
 @dataclass(frozen=True)
 class UserTurnCommitted:
-    """The user's spoken turn `number` has ended and counts. It lasted from sample `start` to `end`."""
+    """The user's spoken turn `number` has ended for good. It lasted from sample `start` to `end`."""
 
     number: int
     start: int
@@ -319,14 +318,14 @@ class UserTurnCommitted:
 
 @dataclass(frozen=True)
 class ReplyStarted:
-    """The reply `number` is under way. What follows belongs to it, up to its `ReplyDone`."""
+    """The reply `number` has started. The next events belong to it, up to its `ReplyDone`."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class IdleTimeout:
-    """Nobody has spoken since sample `start` of the microphone; now is sample `end`."""
+    """Nobody has spoken from sample `start` of the microphone to sample `end`, which is now."""
 
     start: int
     end: int
@@ -336,43 +335,43 @@ DialogueEvent = Event | UserTurnCommitted | ReplyStarted | IdleTimeout
 
 
 class Dialogue(Protocol):
-    """A dialogue with one user: it decides who speaks, and its session obeys."""
+    """A dialogue with one user. It decides who speaks, and controls a session."""
 
     @property
     def backlogged(self) -> bool:
-        """Whether a client should wait before it asks for more."""
+        """Whether many calls wait for the engine. A client should wait then."""
         ...
 
     def append_audio(self, pcm: np.ndarray) -> None:
-        """Take the microphone's next samples, `pcm [N]` float32 at 24 kHz."""
+        """Add the microphone's next samples, `pcm [N]` float32 at 24 kHz."""
         ...
 
     def commit_audio(self) -> None:
-        """Make a turn of the audio since the last one, whatever was detected.
+        """Commit the audio since the last turn as a turn, independent of turn detection.
 
         Raises:
-            UserError: There is none.
+            UserError: There is no such audio.
         """
         ...
 
     def clear_audio(self) -> None:
-        """Forget the audio since the last turn."""
+        """Drop the audio since the last turn."""
         ...
 
     def add_turn(self, turn: Turn) -> int:
-        """Add a whole turn: typed, a tool's result, or history. A detected turn ends before it. Returns its number."""
+        """Add a whole turn (typed, a tool's result or history) after the end of a detected one. Returns its number."""
         ...
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        """Answer all that was said. Returns the reply's number.
+        """Generate a reply to the conversation. Returns the reply's number.
 
         Raises:
-            UserError: A reply is under way.
+            UserError: A reply is in progress.
         """
         ...
 
     def interrupt(self, played: int | None = None) -> None:
-        """Stop the reply, of which `played` samples were heard; None: as many as can have been played by now.
+        """Stop the reply, of which `played` samples were played; None: as many as `duplex.playback` estimates.
 
         Raises:
             UserError: There is no reply.
@@ -380,25 +379,25 @@ class Dialogue(Protocol):
         ...
 
     def truncate(self, number: int, played: int) -> None:
-        """Cut what follows the first `played` samples of a reply from the model's memory."""
+        """Keep only the first `played` samples of a reply in the model's memory."""
         ...
 
     def delete_turn(self, number: int) -> None:
-        """Cut a turn or reply from the model's memory."""
+        """Remove a turn or reply from the model's memory."""
         ...
 
     def configure(self, settings: DialogueSettings | None = None, session: SessionSettings | None = None) -> None:
-        """Change settings; None: as they were.
+        """Change settings; None leaves them as they are.
 
         Raises:
-            UserError: They cannot be used, and nothing has changed.
+            UserError: The settings are invalid. Nothing is changed then.
         """
         ...
 
     def events(self) -> AsyncIterator[DialogueEvent]:
-        """What happens, until the dialogue is closed. For one reader, who plays the audio as it comes."""
+        """Yield the dialogue's events, until it is closed. For one reader, which plays audio as soon as it comes."""
         ...
 
     def close(self) -> None:
-        """Give the session's slot back. May be called again."""
+        """Free the session's slot. May be called again."""
         ...

@@ -1,15 +1,15 @@
-"""Turn detection as clients ask for it, as settings of an endpointer."""
+"""From a client's settings of turn detection to those of an endpointer."""
 
 from __future__ import annotations
 
 from speechgpt2.duplex.endpointing import EndpointerSettings
 from speechgpt2.duplex.protocol import DialogueSettings, ServerVad
 
-PATIENCE_MS = {"low": 8000, "medium": 4000, "high": 2000, "auto": 4000}
+MAX_SILENCE_MS = {"low": 8000, "medium": 4000, "high": 2000, "auto": 4000}
 
 
 def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None:
-    """The endpointer's settings; None if clients commit turns themselves.
+    """Return the endpointer's settings; None if the client commits turns.
 
     Raises:
         UserError: A value is out of range.
@@ -21,21 +21,21 @@ def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None
         speculate = settings.speculate_ms if wanted.create_response else 0
         return EndpointerSettings(
             threshold=wanted.threshold,
-            prefix=wanted.prefix_ms,
-            silence=wanted.silence_ms,
-            speculate=min(speculate or wanted.silence_ms, wanted.silence_ms),
-            interrupt=settings.interrupt_ms,
-            answer=wanted.create_response,
-            interruptible=wanted.interrupt_response,
-            idle=wanted.idle_timeout_ms,
+            prefix_ms=wanted.prefix_ms,
+            silence_ms=wanted.silence_ms,
+            speculate_ms=min(speculate or wanted.silence_ms, wanted.silence_ms),
+            interrupt_ms=settings.interrupt_ms,
+            create_response=wanted.create_response,
+            interrupt_response=wanted.interrupt_response,
+            idle_ms=wanted.idle_timeout_ms,
         )
-    # Without a speculative reply the model does not tell whether the turn is complete, and only silence is left.
+    # Only a speculative reply shows whether the turn is complete. Without one, silence alone ends the turn.
     speculates = wanted.create_response and settings.speculate_ms > 0
     return EndpointerSettings(
         ending="semantic",
-        patience=PATIENCE_MS[wanted.eagerness],
-        speculate=settings.speculate_ms if speculates else EndpointerSettings.silence,
-        interrupt=settings.interrupt_ms,
-        answer=wanted.create_response,
-        interruptible=wanted.interrupt_response,
+        max_silence_ms=MAX_SILENCE_MS[wanted.eagerness],
+        speculate_ms=settings.speculate_ms if speculates else EndpointerSettings.silence_ms,
+        interrupt_ms=settings.interrupt_ms,
+        create_response=wanted.create_response,
+        interrupt_response=wanted.interrupt_response,
     )

@@ -1,8 +1,8 @@
-"""The user's spoken turn on its way from a microphone to an engine session, and the speculative reply to it.
+"""The user's spoken turn between the microphone and the engine's session, and the speculative reply to it.
 
-A turn starts before it is noticed, so audio outside of turns is kept for a while. While a turn pauses, a reply is
-generated speculatively and its events are held back. If the user goes on, the reply is rolled back and the audio in
-between becomes part of the turn. If not, the turn is committed and the events are told.
+A turn starts before it is detected, so audio outside turns is kept for a while. While a turn pauses, a reply is
+generated speculatively and its events are held back. If the user continues, the reply is rolled back and the audio
+since the pause becomes part of the turn. Otherwise the turn is committed and the events are released.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from speechgpt2.duplex.protocol import Session
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Event
 
-MAX_PREFIX = 2 * SAMPLE_RATE  # samples kept outside of turns
-MAX_UNDECIDED = 60 * SAMPLE_RATE  # samples kept of what may yet become a turn
+MAX_PREFIX = 2 * SAMPLE_RATE  # samples kept outside turns
+MAX_UNCOMMITTED = 60 * SAMPLE_RATE  # samples kept of audio that may still become part of a turn
 NO_AUDIO = np.zeros(0, np.float32)
 
 
@@ -32,9 +32,9 @@ class UserTurn:
         position: Samples of the microphone so far.
         number: The turn's number.
         start: The sample at which it started.
-        announced: Whether the client was told that speech has started.
+        announced: Whether the client has received `SpeechStarted`.
         speculative_reply: The number of the reply that may still be rolled back.
-        held_events: Its events so far; None while nothing is speculated.
+        held_events: Events of the speculative reply; None if there is no such reply.
     """
 
     def __init__(self, session: Session, detected: bool):
@@ -44,33 +44,33 @@ class UserTurn:
         self.speculative_reply: int | None = None
         self.held_events: list[Event] | None = None
         self._before = NO_AUDIO  # audio since the last turn, or since the pause of this one
-        self._uncommitted = NO_AUDIO  # audio of an active turn that the client has yet to commit
+        self._uncommitted = NO_AUDIO  # audio of an active turn that the client has not committed yet
 
     @property
     def active(self) -> bool:
-        """Whether the session takes in a turn."""
+        """Whether a turn is active in the session."""
         return self.session.user_speaking
 
     @property
     def speculating(self) -> bool:
-        """Whether there is a reply that may be rolled back."""
+        """Whether there is a speculative reply."""
         return self.held_events is not None
 
     def append(self, pcm: np.ndarray) -> None:
-        """Take the microphone's next samples `[N]`. If turns are not detected, they start one as soon as possible."""
+        """Add the microphone's next samples `[N]`. If turns are not detected, a turn starts as soon as possible."""
         self.position += len(pcm)
         if not self.detected and not self.active and not self.session.replying:
             self.begin(self.position - len(pcm) - len(self._before), len(self._before))
         if not self.active:
-            limit = MAX_UNDECIDED if self.speculating or not self.detected else MAX_PREFIX
+            limit = MAX_UNCOMMITTED if self.speculating or not self.detected else MAX_PREFIX
             self._before = np.concatenate([self._before, pcm])[-limit:]
             return
         self.session.append_audio(pcm)
         if not self.detected:
-            self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNDECIDED:]
+            self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNCOMMITTED:]
 
     def begin(self, start: int, prefix: int) -> None:
-        """Start a turn at sample `start`. Its first `prefix` samples have come before this call."""
+        """Start a turn at sample `start`. Its first `prefix` samples are already in the buffer."""
         self.number, self.start = self.session.start_turn(), start
         audio = self._before[len(self._before) - min(prefix, len(self._before)) :]
         self._before = NO_AUDIO
@@ -82,20 +82,20 @@ class UserTurn:
         """Start a turn with all audio since the last one.
 
         Raises:
-            UserError: There is none.
+            UserError: There is no such audio.
         """
         if not len(self._before):
             raise UserError("no audio has come since the last turn")
         self.begin(self.position - len(self._before), len(self._before))
 
     def speculate(self) -> None:
-        """End the turn for now and begin to reply."""
+        """End the turn provisionally and start a speculative reply."""
         self.session.end_turn()
         self.held_events = []
         self.speculative_reply = self.session.respond()
 
     def rollback(self) -> None:
-        """If there is a speculative reply, undo it and go on with the turn."""
+        """If there is a speculative reply, remove it and continue the turn."""
         if self.held_events is None:
             return
         self.session.rollback()
@@ -108,7 +108,7 @@ class UserTurn:
         """End the turn for good.
 
         Returns:
-            The speculative reply and its events so far, which count now; None if there is none.
+            The number of the speculative reply and its events so far; None if there is no such reply.
         """
         if self.active:
             self.session.end_turn()
@@ -118,14 +118,14 @@ class UserTurn:
         self.held_events = self.speculative_reply = None
         return None if events is None or reply is None else (reply, events)
 
-    def suspend(self) -> None:
-        """Take the audio of a turn back that the client has not committed, for a later turn."""
+    def postpone(self) -> None:
+        """Remove a turn that the client has not committed from the session. Its audio is kept for the next turn."""
         if self.active:
             self.session.discard_turn()
             self._before, self._uncommitted = self._uncommitted, NO_AUDIO
 
     def clear(self) -> None:
-        """Forget all audio since the last turn."""
+        """Drop all audio since the last turn."""
         self.rollback()
         if self.active:
             self.session.discard_turn()
@@ -134,7 +134,7 @@ class UserTurn:
 
     @contextmanager
     def respeculate(self) -> Iterator[None]:
-        """Around a change of the history: a speculative reply is rolled back before and begun anew after it."""
+        """Roll a speculative reply back, change the history in the `with` block, and start the reply again."""
         speculating = self.speculating
         self.rollback()
         yield

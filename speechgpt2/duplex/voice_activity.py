@@ -1,4 +1,4 @@
-"""Whether somebody speaks, every 32 ms of a microphone: Silero's network on a stream of any chunks."""
+"""Voice activity of a microphone, every 32 ms: Silero's network on a stream of chunks of any size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VadFrame(NamedTuple):
 
     Attributes:
         at: The sample (24 kHz) of the stream at which it ends.
-        probability: Of speech in it.
+        probability: Probability of speech in it.
         block: The block at 16 kHz, `[VAD_BLOCK]` float32.
     """
 
@@ -41,7 +41,7 @@ class VoiceActivityDetector:
         self._at = 0
 
     def push(self, pcm: np.ndarray) -> Iterator[VadFrame]:
-        """Take `pcm [N]`, float32 at 24 kHz. Yields the blocks that it completes, in order."""
+        """Add `pcm [N]`, float32 at 24 kHz. Yields the blocks that it completes, in order."""
         for block in self._blocks.push(self._resampler.push(pcm)):
             self._at += BLOCK_SAMPLES
             yield VadFrame(self._at, self._vad.probability(block), block)

@@ -4,13 +4,14 @@ engine.py             what clients call: opens sessions, queues their commands, 
 core.py               executes commands; a step: schedule → run → deliver
 scheduler.py          which slots are encoded, prefilled and sampled next (knows no torch)
 model_runner.py       the batched work of the language model; step_inputs.py: what a step is given
-codec_worker.py       the batched work of the codec, on a thread or in a process of its own
+prefix_cache.py       prefilled system prompts and greetings, for later sessions with the same
+codec_worker.py       the batched work of the codec, in its own thread or process
 batch_rows.py         slots as rows of batched states; recorded_function.py: steps recorded as CUDA graphs
 session.py            a session as its client sees it: calls become commands (commands.py)
 event_queue.py        its events on their way back
 slot.py               a session inside the engine: executes commands, offers work, takes results
-history.py            what a session's model remembers, on top of context.py, a token buffer with turns
-generation.py         the reply under way, and how far it is ahead of its playback
-input_audio.py        the user's speech on its way to the codec
-truncation.py         what stays of a reply that was cut short
+history.py            the turns that a session's model remembers; context.py: their patches in one buffer
+generation.py         the reply in progress, and how far it is ahead of its playback
+input_audio.py        the user's speech before the codec encodes it
+truncation.py         the part of an interrupted reply that stays in memory
 """

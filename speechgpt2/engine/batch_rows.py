@@ -1,9 +1,9 @@
-"""Slots as rows of a batched state: which of them are computed together, and how their new state is kept.
+"""Slots as rows of a batched state: which rows are computed together, and how their new state is stored.
 
-On a CPU rows are computed in batches of a fixed size: those that have something to do come together, and a batch is
-filled up with idle rows, which stay as they were. So a session's results are the same to the last bit whatever other
-sessions do; a product of another number of rows would add up in another order. On CUDA a step computes all rows, so
-that its shapes never change, and is recorded (recorded_function.py).
+On a CPU, busy rows are computed in batches of a fixed size, and idle rows, which do not change, fill up the last batch.
+So a session's results are equal to the last bit whatever other sessions do: a matrix product of another number of rows
+would sum in another order. On CUDA, a step computes all rows, so that its shapes never change, and is recorded
+(recorded_function.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from speechgpt2.engine.recorded_function import RecordedFunction
 from speechgpt2.streaming import overwrite_rows, select_rows, tree_map, where_active
 
-CPU_BATCH = 4  # rows; where it is no multiple of four, products treat the last rows differently
+CPU_BATCH = 4  # rows; a multiple of four, because matrix products compute remaining rows differently
 
 S = TypeVar("S")
 
@@ -27,13 +27,13 @@ class BatchRows:
     """The rows of all slots.
 
     Args:
-        slots: How many slots need a row.
-        device: Where the state lies.
-        batch_size: Rows that a CPU computes at a time.
+        slots: Number of slots.
+        device: Device of the state.
+        batch_size: Rows of a batch on a CPU.
 
     Attributes:
-        count: Rows in all, a multiple of `batch_size`.
-        batch_size: Rows computed at a time.
+        count: Number of rows, a multiple of `batch_size`.
+        batch_size: Rows of a batch.
         static_shapes: Whether every step computes all rows and must not synchronise with the host.
     """
 
@@ -43,7 +43,7 @@ class BatchRows:
         self.batch_size = self.count if self.static_shapes else batch_size
 
     def batches(self, slots: Iterable[int]) -> Iterator[Tensor]:
-        """The rows to compute for `slots`, in their order, in batches `[batch_size]` (int64)."""
+        """Yield the rows to compute for `slots`, in their order, as batches `[batch_size]` (int64)."""
         busy = list(slots)
         if self.static_shapes and busy:
             busy = list(range(self.count))
@@ -53,22 +53,22 @@ class BatchRows:
             yield torch.tensor(batch + idle[: self.batch_size - len(batch)])
 
     def to_device(self, values: np.ndarray) -> Tensor:
-        """A copy on the device."""
+        """Return a copy on the device."""
         host = torch.tensor(values)
         return host.pin_memory().to(self.device, non_blocking=True) if self.static_shapes else host
 
     def mask(self, slots: Iterable[int]) -> Tensor:
-        """`[count]` bool, true in the rows of `slots`."""
+        """Return `[count]` bool, true in the rows of `slots`."""
         mask = np.zeros(self.count, bool)
         mask[list(slots)] = True
         return self.to_device(mask)
 
     def record(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
-        """`function`, recorded where shapes are static. `idle`: arguments with which it changes nothing."""
+        """Return `function`, recorded if shapes are static. `idle`: arguments with which it changes nothing."""
         return RecordedFunction(function, *idle) if self.static_shapes else function
 
     def select(self, state: S, rows: Tensor) -> S:
-        """The rows of a batch."""
+        """Return the rows of a batch."""
         return state if self.static_shapes else select_rows(state, rows)
 
     def overwrite(self, state: S, rows: Tensor, source: S) -> None:
@@ -79,7 +79,7 @@ class BatchRows:
             overwrite_rows(state, rows, source)
 
     def scatter(self, rows: Tensor, values: Tensor) -> Tensor:
-        """A batch's `values [R, …]` among all rows, `[count, …]`; 0 elsewhere."""
+        """Put a batch's `values [R, …]` into all rows, `[count, …]`; other rows are 0."""
         if self.static_shapes:
             return values
         return values.new_zeros(self.count, *values.shape[1:]).index_copy_(0, rows, values)

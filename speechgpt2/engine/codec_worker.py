@@ -1,8 +1,8 @@
-"""The codec over all slots: audio to codes, codes to audio; and where it computes.
+"""The codec of all slots, audio to codes and codes to audio, in a thread or process of its own.
 
-Half of a speaking step is the codec's, and it needs nothing from the model but codes. So it has a thread of its own,
-or better a process: two threads of many small operations wait for each other's interpreter most of the time. Calls are
-executed in their order.
+The codec takes half the time of a speaking step and needs only codes from the language model, so both run at the same
+time. A process is better than a thread: two threads of many small operations wait for the interpreter's lock most of
+the time. Calls are executed in their order.
 
     worker = CodecProcess(codec, slots=8, patch_samples=2880)    # or CodecThread(…)
     future = worker.encode({3: AudioChunk(…)})                   # meanwhile the model goes on
@@ -36,7 +36,7 @@ from speechgpt2.streaming import tree_map
 from speechgpt2.types import FRAME_SIZE
 
 START_TIMEOUT = 120.0  # seconds that the process may take to start
-MAX_SILENCE = 10.0  # seconds without an answer, which takes milliseconds, after which the process is ended
+MAX_SILENCE = 10.0  # seconds without an answer after which the process is ended; an answer takes milliseconds
 WATCH_INTERVAL = 1.0  # seconds
 
 log = logging.getLogger("sg2.engine")
@@ -73,7 +73,7 @@ class BatchedCodec:
 
     @torch.inference_mode()
     def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, np.ndarray]:
-        """Encode each slot's chunk. A final chunk leaves the state as it was, in case the turn goes on after all.
+        """Encode each slot's chunk. A final chunk does not change the state, because the turn may be reopened.
 
         Returns:
             The codes of each slot, `[T, K]`.
@@ -99,7 +99,7 @@ class BatchedCodec:
         Args:
             slots: `[R]`.
             codes: `[R, G, K]`.
-            speaking: Which of the slots speak, `[R]` bool. Others keep their state, and their result is void.
+            speaking: Which of the slots speak, `[R]` bool. Others keep their state, and their result is undefined.
             new_replies: Slots whose decoder state is reset first.
 
         Returns:
@@ -116,12 +116,12 @@ class BatchedCodec:
 
     @torch.inference_mode()
     def wipe(self, slot: int) -> None:
-        """Erase all that a session has left in its row."""
+        """Erase the states of a slot."""
         tree_map(lambda leaf: leaf[slot].zero_(), (self.encoder_states, self.decoder_states))
 
     def _encode_rows(self, rows: Tensor, pcm: Tensor, lengths: Tensor, continues: Tensor) -> Tensor:
-        # Every chunk is encoded to its last frame. Only the state of those that continue is kept, and a chunk that
-        # continues is a whole patch, so nothing is left over in it.
+        # Every chunk is encoded to its last frame, as if it were final. This does no harm to a chunk that continues: it
+        # is a whole patch, so no frame of it is incomplete. Only the state of those chunks is kept.
         before = self.rows.select(self.encoder_states, rows)
         codes, after = self.codec.encode(pcm, before, lengths=lengths, final=True)
         self.rows.update(self.encoder_states, rows, continues, after, before)
@@ -135,35 +135,35 @@ class BatchedCodec:
 
 
 class CodecFuture(Protocol):
-    """The result of a call, to come."""
+    """The future result of a call."""
 
     def done(self) -> bool:
-        """Whether it is there."""
+        """Return whether the result is there."""
         ...
 
     def result(self) -> Any:
-        """The result; waits for it. Raises what the call has raised, as RuntimeError from another process."""
+        """Wait for the result. Raises what the call raises; if a process made it, RuntimeError."""
         ...
 
 
 class CodecWorker(ABC):
-    """Where a `BatchedCodec` computes. Its calls return at once; see there for their results."""
+    """Runs a `BatchedCodec`. Its calls return at once; `BatchedCodec` describes their results."""
 
     @property
     @abstractmethod
     def alive(self) -> bool:
-        """Whether it can still compute."""
+        """Whether calls can still be executed."""
 
     def encode(self, chunks: Mapping[int, AudioChunk]) -> CodecFuture:
-        """`BatchedCodec.encode`."""
+        """Submit `BatchedCodec.encode`."""
         return self._submit(BatchedCodec.encode, chunks)
 
     def decode(self, slots: Tensor, codes: Tensor, speaking: Tensor, new_replies: list[int]) -> CodecFuture:
-        """`BatchedCodec.decode`."""
+        """Submit `BatchedCodec.decode`."""
         return self._submit(BatchedCodec.decode, slots, codes, speaking, new_replies)
 
     def wipe(self, slot: int) -> CodecFuture:
-        """`BatchedCodec.wipe`."""
+        """Submit `BatchedCodec.wipe`."""
         return self._submit(BatchedCodec.wipe, slot)
 
     @abstractmethod
@@ -175,7 +175,7 @@ class CodecWorker(ABC):
 
 
 class CodecThread(CodecWorker):
-    """A thread of this process: for a device, or where another process is not worth its start."""
+    """Runs the codec in a thread of this process: for CUDA, or a single processor."""
 
     def __init__(self, codec: Codec, slots: int, patch_samples: int):
         self._codec = BatchedCodec(codec, slots, patch_samples)
@@ -195,10 +195,10 @@ class CodecThread(CodecWorker):
 
 
 class CodecProcess(CodecWorker):
-    """A process of its own, with one thread, on the CPU.
+    """Runs the codec on the CPU, in a process of its own with one thread.
 
     Raises:
-        RuntimeError: It does not start, or has ended.
+        RuntimeError: The process does not start, or has ended.
     """
 
     def __init__(self, codec: Codec, slots: int, patch_samples: int):
@@ -212,7 +212,7 @@ class CodecProcess(CodecWorker):
         self.process.start()
         child_pipe.close()
         self._unanswered: deque[_ProcessFuture] = deque()
-        self._waiting_since: float | None = None  # when the oldest call without a result was made or reached
+        self._waiting_since: float | None = None  # when the process began to work on the oldest unanswered call
         if not self._pipe.poll(START_TIMEOUT):
             raise RuntimeError("the codec's process does not start")
         self._receive()
@@ -225,7 +225,7 @@ class CodecProcess(CodecWorker):
         return self.process.is_alive()
 
     def _watch(self) -> None:
-        """End a process that does not answer, so that the engine fails instead of waiting for ever."""
+        """End a process that does not answer. The engine then fails instead of waiting for ever."""
         while not self._closed.wait(WATCH_INTERVAL):
             since = self._waiting_since
             if since is not None and time.monotonic() - since > MAX_SILENCE:
@@ -234,7 +234,7 @@ class CodecProcess(CodecWorker):
                 return
 
     def close(self) -> None:
-        """Close the pipe, on which the process ends, and wait for it."""
+        """Close the pipe, which ends the process, and wait for its end."""
         self._closed.set()
         self._pipe.close()
         self.process.join(5.0)
@@ -243,7 +243,11 @@ class CodecProcess(CodecWorker):
             self.process.join()
 
     def receive(self, wait: bool) -> bool:
-        """Receive the result of the oldest call that has none, if it is there or if `wait`. Returns whether it did."""
+        """Receive the result of the oldest unanswered call. With `wait`, wait for it.
+
+        Returns:
+            Whether a result was received.
+        """
         if not wait and not self._pipe.poll():
             return False
         self._unanswered.popleft().set(self._receive())
@@ -267,7 +271,7 @@ class CodecProcess(CodecWorker):
 
 
 class _ProcessFuture:
-    """A result that comes from the process."""
+    """The future result of a call to the process."""
 
     def __init__(self, worker: CodecProcess):
         self._worker, self._arrived, self._value = worker, False, None

@@ -1,4 +1,4 @@
-"""What a session asks for: frozen commands, executed in order on the engine's thread (`slot.Slot.handle`).
+"""The commands of a session. They are executed in order on the engine's thread (`slot.Slot.handle`).
 
 Turns and replies are named by their number, counted from 1 within a session.
 """
@@ -22,7 +22,7 @@ class StartTurn:
 
 @dataclass(frozen=True)
 class AppendAudio:
-    """More of the user's speech: `pcm [N]` float32 at 24 kHz, handed over at `time` (engine clock, seconds)."""
+    """More of the user's speech: `pcm [N]` float32 at 24 kHz, received at `time` (engine clock, seconds)."""
 
     pcm: np.ndarray
     time: float
@@ -35,19 +35,19 @@ class EndTurn:
 
 @dataclass(frozen=True)
 class Rollback:
-    """The user had not finished: undo `EndTurn`, and the speculative `reply` to it if there is one."""
+    """The user has not finished: undo `EndTurn`, and remove the speculative `reply`, if there is one."""
 
     reply: int | None
 
 
 @dataclass(frozen=True)
 class DiscardTurn:
-    """Forget the speech of the turn that is under way."""
+    """Remove the user's unfinished turn."""
 
 
 @dataclass(frozen=True)
 class AddTurn:
-    """A whole turn: typed, a tool's result, or history."""
+    """Add a whole turn: a typed one, a tool's result, or history."""
 
     turn: int
     content: HistoryTurn
@@ -63,7 +63,7 @@ class Respond:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Only `played` samples of a reply were heard: the rest is cut from the model's memory."""
+    """Only `played` samples of a reply were played: cut the rest from the model's memory."""
 
     reply: int
     played: int
@@ -78,7 +78,7 @@ class DeleteTurn:
 
 @dataclass(frozen=True)
 class Configure:
-    """Other settings, from the next reply on."""
+    """Change the settings, from the next reply on."""
 
     settings: SessionSettings
 
@@ -99,12 +99,12 @@ Command = (
     StartTurn | AppendAudio | EndTurn | Rollback | DiscardTurn | AddTurn | Respond | Truncate | DeleteTurn | Configure
 )
 
-# These wait until no reply is under way and the user's turn, if it has ended, is encoded to its end.
+# These wait until the reply in progress has ended and the user's finished turn is encoded completely.
 WAITS_UNTIL_IDLE = (StartTurn, AddTurn, Respond, Configure)
 
 
 def created_number(command: Command) -> int | None:
-    """The number of the turn or reply that a command makes."""
+    """The number of the turn or reply that a command creates."""
     match command:
         case StartTurn(number) | AddTurn(number, _) | Respond(number, _):
             return number

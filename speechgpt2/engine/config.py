@@ -1,4 +1,4 @@
-"""How an engine is sized and paced."""
+"""The configuration of an engine: its sizes and its timing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class EngineConfig:
     Args:
         slots: Sessions at once.
         context: Patches that each session remembers (a patch is 120 ms of speech or one text token).
-        buffer_seconds: How far speech may be ahead of its playback, in seconds. More rides out slower steps, less is
-            wasted by an interruption.
-        prefill_chunk_size: Patches that one row takes in at once.
-        prefill_chunks_per_step: Chunks of more than one patch in a step, so that no step is long.
-        batching_delay: Seconds that a user's audio may wait to share a step with others.
-        codec_process: Whether the codec computes in a process of its own, which pays with more than one processor. The
-            main module of a program that asks for it must be importable (see `multiprocessing`'s spawn).
+        buffer_seconds: How far generation may be ahead of playback, in seconds. A larger buffer hides slow steps; an
+            interruption wastes less with a smaller one.
+        prefill_chunk_size: Most patches of one prefill chunk.
+        prefill_chunks_per_step: Most chunks of more than one patch in a step. The limit keeps every step short.
+        batching_delay: Seconds that a user's audio may wait to share a step with the audio of others.
+        codec_process: Whether the codec runs in its own process, which is faster on several processors. The program's
+            main module must then be importable (see `multiprocessing`'s spawn).
 
     Raises:
         UserError: A value is out of range.

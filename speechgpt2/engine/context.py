@@ -1,8 +1,8 @@
-"""What one session's model has been told, as patches on the host, and how far its row has taken them in.
+"""The conversation of one session as patches on the host, and how many of them its row of the KV cache holds.
 
-The context is the truth and the row follows it. A turn is added, replaced or removed here, and what the row no longer
-agrees with is prefilled anew, from the first patch that differs. So an interruption, a deletion and the dropping of old
-turns are one operation, and nothing on the device has to be undone: a row rewinds by its position.
+The context leads and the row follows. A turn is added, replaced or removed here; then the row is prefilled again from
+the first patch that differs. So an interruption, a deletion and the dropping of old turns are one operation, and
+nothing on the device has to be undone: a row rewinds by its position.
 
     system prompt │ separator turn │ separator turn …
                   └───── span ─────┘          ↑ kv_length        ↑ length                         ↑ capacity
@@ -30,9 +30,9 @@ class Span:
 
     Attributes:
         number: The turn's number in its session.
-        separator: Patches at its start that part it from the turn before.
-        spoken: Whether the user spoke: it is the user's speech, or a reply that begins with its transcript.
-        prefix: Patches between the separator and a user's speech itself.
+        separator: Patches at its start that separate it from the turn before.
+        spoken: Whether the user spoke: the turn is the user's speech, or a reply that begins with its transcript.
+        prefix: Patches between the separator and the user's speech.
     """
 
     number: int
@@ -45,20 +45,20 @@ class Span:
 
     @property
     def body(self) -> int:
-        """Where the turn itself begins."""
+        """Where the turn begins, after its separator."""
         return self.start + self.separator
 
 
 class Context:
     """A buffer of patches, allocated once: `[capacity]` tokens and `[capacity, G, K]` codes, with the turns in it.
 
-    Chunks of prefill begin where `chunk_starts` says, so that they follow from what was said and not from when it was
-    read: a session's results do not depend on timing.
+    Prefill chunks begin where `chunk_starts` says. They depend on the conversation and not on the time of a step, so a
+    session's results do not depend on timing.
 
     Args:
         prompt: The model's prompt layout.
-        capacity: Patches that fit.
-        prefill_chunk_size: Patches that the row takes in at once, at most.
+        capacity: Most patches.
+        prefill_chunk_size: Most patches of one prefill chunk.
         system_prompt: The system line and a greeting, `[1, P]`. It is never dropped.
     """
 
@@ -74,23 +74,23 @@ class Context:
 
     @property
     def pending(self) -> int:
-        """Patches that the row has not taken in."""
+        """Patches that are not prefilled yet."""
         return self.length - self.kv_length
 
     @property
     def room(self) -> int:
-        """Patches that still fit."""
+        """How many more patches fit."""
         return self.capacity - self.length
 
     @property
     def next_chunk_length(self) -> int:
-        """Patches of the next chunk of prefill."""
+        """Patches of the next prefill chunk."""
         count = min(self.pending, self.prefill_chunk_size)
         marks = np.flatnonzero(self.chunk_starts[self.kv_length + 1 : self.kv_length + count])
         return int(marks[0]) + 1 if len(marks) else count
 
     def next_chunk(self) -> Patches:
-        """The next chunk `[1, P]`, which the row takes in now."""
+        """Return the next prefill chunk `[1, P]`. It counts as prefilled from now on."""
         begin = self.kv_length
         self.kv_length += self.next_chunk_length
         return self.slice(begin, self.kv_length)
@@ -99,8 +99,8 @@ class Context:
         """Return a key of the patches up to `stop`, where a chunk ends.
 
         Returns:
-            Equal keys for equal patches that are read in equal chunks; None past the system prompt, or if an edit has
-            changed how it is divided into chunks.
+            The same key for the same patches in the same chunks; None after the system prompt, or if an edit has
+            changed its chunks.
         """
         regular = np.arange(stop) % self.prefill_chunk_size == 0
         if stop > self.system_length or not np.array_equal(self.chunk_starts[:stop], regular):
@@ -108,7 +108,7 @@ class Context:
         return hashlib.sha256(self.text[:stop].tobytes() + self.codes[:stop].tobytes()).digest()
 
     def slice(self, start: int, stop: int) -> Patches:
-        """A copy of some patches, `[1, stop − start]`."""
+        """Return a copy of some patches, `[1, stop − start]`."""
         text, codes = self.text[start:stop].copy(), self.codes[start:stop].copy()
         return Patches(torch.from_numpy(text)[None], torch.from_numpy(codes)[None])
 
@@ -144,7 +144,7 @@ class Context:
         return span
 
     def extend(self, patches: Patches, prefilled: bool = False) -> None:
-        """Add patches to the last turn; `prefilled` if the row has them already. A single patch is its own chunk."""
+        """Add patches to the last turn. `prefilled`: the row has read them already."""
         self._splice(self.length, self.length, patches)
         self.spans[-1].stop = self.length
         if prefilled:
@@ -156,13 +156,13 @@ class Context:
         span.stop -= count
 
     def replace(self, span: Span, patches: Patches) -> None:
-        """Replace a turn by patches that are no longer."""
+        """Replace a turn by patches that are not longer than it."""
         change = self._splice(span.body, span.stop, patches)
         span.stop += change
         self._shift(self.spans.index(span) + 1, change)
 
     def remove(self, span: Span) -> None:
-        """Remove a turn, as if it had never been said."""
+        """Remove a turn."""
         index = self.spans.index(span)
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
@@ -175,7 +175,7 @@ class Context:
             self._shift(index + 1, change)
 
     def find(self, number: int) -> Span | None:
-        """The turn of this number, if it is still in the context."""
+        """Return the turn of this number, if it is still in the context."""
         return next((span for span in reversed(self.spans) if span.number == number), None)
 
     def drop_old_turns(self) -> None:
@@ -200,7 +200,7 @@ class Context:
             raise UserError(f"a turn of {count} patches is too long, a context holds {self.capacity}")
         if count > self.room:
             self._drop_oldest(self.capacity - count)
-        if count > self.room:  # the last exchange does not fit beside it
+        if count > self.room:  # the last exchange does not fit beside the new turn
             self._splice(self.system_length, self.length, self.prompt.text_patches([]))
             self.spans.clear()
 
@@ -221,7 +221,7 @@ class Context:
         self._shift(1, change)
 
     def _separator(self, before: Role | None, role: Role) -> Patches:
-        """What stands between two turns: a question or a tool's result without an answer gets an empty one."""
+        """Return the patches between two turns. A question or tool result without an answer gets an empty answer."""
         unanswered = before in ("user", "tool")
         if role == "assistant":
             return self.prompt.text_patches([]) if unanswered else self.prompt.reply_start()
@@ -248,8 +248,8 @@ class Context:
         agreed = start + (common if same.all() else int(np.argmin(same)))
         begin = agreed
         if agreed < self.length:
-            # Something has changed, more than an addition. The patch before it is prefilled once more, since what
-            # comes next is sampled from the hidden state after it.
+            # Patches have changed. The patch before the first changed one is prefilled again as well, because the next
+            # patch is sampled from the hidden state after it.
             begin = max(0, agreed - 1)
             self.kv_length = min(self.kv_length, begin)
         self.text[start:end], self.codes[start:end] = text, codes

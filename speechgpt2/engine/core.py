@@ -1,7 +1,7 @@
 """The engine's core, on the engine's thread: executes commands and makes steps.
 
 A step is schedule → run → deliver: the scheduler plans it, the model runner and the codec compute it for all slots
-together, and each slot takes its results. What goes wrong for one session is told to that session alone.
+together, and each slot receives its results. An error in one session is reported to that session only.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ log = logging.getLogger("sg2.engine")
 
 
 class PendingCodecResult(NamedTuple):
-    """What the codec computes for a session, and the slot's method that takes it."""
+    """A result that the codec computes for a session, and the method of the slot that receives it."""
 
     session: Session
     result: CodecResult
-    take: Callable[[Slot, np.ndarray], None]
+    receive: Callable[[Slot, np.ndarray], None]
 
 
 class EngineCore:
-    """The models, the sessions that have a slot, and the loop body.
+    """The models, the sessions that have a slot, and the body of the engine's loop.
 
     Args:
         codec: The codec.
         lm: The language model.
-        config: Sizes and times.
-        clock: Gives seconds.
-        release: Called with a session that has failed, to free its slot for others.
+        config: The engine's configuration.
+        clock: Returns the time in seconds.
+        release: Called with a failed session, to free its slot.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class EngineCore:
         self.step_observers: list[Callable[[float], None]] = []
         self._prompt, self._codec_delay = lm.prompt, codec.config.delay
         self._release = release
-        self._codec_results: deque[PendingCodecResult] = deque()  # in the order in which they were asked for
+        self._codec_results: deque[PendingCodecResult] = deque()  # in the order of submission
 
     def execute(self, session: Session, command: Command | OpenSlot | CloseSlot) -> None:
-        """Execute a session's command. Errors are told to the session."""
+        """Execute a session's command. Errors are reported to the session."""
         try:
             match command:
                 case OpenSlot(settings):
@@ -92,7 +92,7 @@ class EngineCore:
         """Make one step if one is due.
 
         Returns:
-            Seconds to wait for the next; None until something happens.
+            Seconds until the next step is due; None if only a new command can cause one.
         """
         self._deliver()
         now = self.clock()
@@ -103,9 +103,9 @@ class EngineCore:
         began = time.perf_counter()
         try:
             self._encode_audio(plan)
-            # While the codec works on what a user waits for, the model would only slow it down.
-            rests = any(status.latency_critical for status in statuses) and not plan.urgent
-            if self._codec_results and (rests or not (plan.prefill or plan.sample)):
+            # While the codec works on audio that a user waits for, a step of the model would only slow it down.
+            waits_for_codec = any(status.latency_critical for status in statuses) and not plan.urgent
+            if self._codec_results and (waits_for_codec or not (plan.prefill or plan.sample)):
                 self._deliver(wait=True)
                 return 0.0
             self._run_model(plan)
@@ -117,15 +117,15 @@ class EngineCore:
         return 0.0
 
     def _encode_audio(self, plan: StepPlan) -> None:
-        """Give the users' audio to the codec. Its codes are prefilled in a later step."""
+        """Submit the users' audio to the codec. Its codes are prefilled in a later step."""
         slots = self._slots()
         chunks = {n: chunk for n in plan.encode if (chunk := self._guarded(n, slots[n].next_audio_chunk)) is not None}
         for n, result in (self.runner.encode(chunks) if chunks else {}).items():
-            take = partial(Slot.audio_encoded, chunk=chunks[n])
-            self._codec_results.append(PendingCodecResult(self.sessions[n], result, take))
+            receive = partial(Slot.audio_encoded, chunk=chunks[n])
+            self._codec_results.append(PendingCodecResult(self.sessions[n], result, receive))
 
     def _run_model(self, plan: StepPlan) -> None:
-        """Prefill and sample, all slots together; in between, deliver what the codec has computed."""
+        """Prefill and sample, all slots together. In between, deliver what the codec has finished."""
         for n, slot in self._slots().items():
             self.runner.set_position(n, slot.history.context.kv_length)
         prefill = {n: patch for n in plan.prefill if (patch := self._prefill(n)) is not None}
@@ -134,11 +134,11 @@ class EngineCore:
         sample = {n: params for n in ready if (params := self._guarded(n, slots[n].sample_params)) is not None}
         for generated in self.runner.step(prefill, sample):
             for n, patches in generated.items():
-                self._take_patches(n, patches)
+                self._receive_patches(n, patches)
             self._deliver()
 
     def _prefill(self, number: int) -> Patches | None:
-        """Prefill a slot's next chunk. One of a single patch is returned, for the step that all slots share."""
+        """Prefill a slot's next chunk. A chunk of one patch is returned instead: it joins the step of all slots."""
         slot = self._slots().get(number)
         if slot is None or not slot.history.context.pending:
             return None
@@ -150,34 +150,34 @@ class EngineCore:
         self._deliver()
         return None
 
-    def _take_patches(self, number: int, patches: list[GeneratedPatch]) -> None:
-        """Hand generated patches to their slot, if it still generates."""
+    def _receive_patches(self, number: int, patches: list[GeneratedPatch]) -> None:
+        """Pass generated patches to their slot, if it still generates."""
         slot = self._slots().get(number)
         if slot is None or slot.generation is None:
             return
-        take = partial(self._take_audio, slot.generation.number)
+        receive = partial(self._receive_audio, slot.generation.number)
         session = self.sessions[number]
-        self._codec_results.extend(PendingCodecResult(session, p.audio, take) for p in patches if p.audio)
+        self._codec_results.extend(PendingCodecResult(session, p.audio, receive) for p in patches if p.audio)
         self._guarded(number, slot.patches_generated, patches)
 
-    def _take_audio(self, reply: int, slot: Slot, pcm: np.ndarray) -> None:
+    def _receive_audio(self, reply: int, slot: Slot, pcm: np.ndarray) -> None:
         slot.audio_decoded(reply, pcm, self.clock())
 
     def _deliver(self, wait: bool = False) -> None:
-        """Hand on what the codec has computed; if `wait`, all that it was asked for."""
+        """Pass finished results of the codec to their slots. With `wait`, wait for all that were submitted."""
         while self._codec_results and (wait or self._codec_results[0].result.done()):
             pending = self._codec_results.popleft()
             if pending.session.slot is not None:
-                self._guarded(pending.session.number, self._hand_on, pending, pending.session.slot)
+                self._guarded(pending.session.number, self._receive, pending, pending.session.slot)
 
-    def _hand_on(self, pending: PendingCodecResult, slot: Slot) -> None:
-        pending.take(slot, pending.result.result())
+    def _receive(self, pending: PendingCodecResult, slot: Slot) -> None:
+        pending.receive(slot, pending.result.result())
 
     def _slots(self) -> dict[int, Slot]:
         return {number: session.slot for number, session in self.sessions.items() if session.slot is not None}
 
     def _guarded(self, number: int, action: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
-        """Do one slot's part of a step. If it fails, its reply or session ends, and the other slots go on."""
+        """Do one slot's part of a step. If it fails, its reply or session ends; the other slots are not affected."""
         session = self.sessions[number]
         try:
             return action(*args, **options)
@@ -197,7 +197,7 @@ class EngineCore:
             del self.sessions[session.number]
 
     def _report(self, session: Session, error: UserError) -> None:
-        """Tell a session what cannot be done. This ends the reply that it waits for."""
+        """Send an error to a session. It ends the reply that the session waits for."""
         ended = session.slot is None or session.slot.generation is None
         session.outbox.put(session.outbox.reply if ended else None, Error(str(error)))
 

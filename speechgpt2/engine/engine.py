@@ -5,8 +5,8 @@
     session = engine.open(SessionSettings())             # see duplex/protocol.py
     engine.close(drain=10.0)
 
-One thread executes the sessions' commands and steps, so models and slots need no locks, and a step sees all that was
-asked before it. What goes wrong for one session is told to that session alone.
+One thread executes the sessions' commands and makes the steps, so models and slots need no locks, and a step sees all
+commands that were sent before it. An error in one session is reported to that session only.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Engine:
     Args:
         codec: The codec.
         lm: The language model.
-        config: Sizes and times.
-        clock: Gives seconds.
+        config: The engine's configuration.
+        clock: Returns the time in seconds.
 
     Attributes:
         prompt: The model's prompt, with its greetings.
 
     Raises:
-        UserError: The codec's codes are not those that the language model speaks.
+        UserError: The codec and the language model use different codes.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine:
         config: EngineConfig | None = None,
         quantize: Kind | None = None,
     ) -> Engine:
-        """Load a model by folder, built-in name or Hugging Face id; the codec from there too, or from `codec`.
+        """Load a model by folder, built-in name or Hugging Face id. Its codec is replaced by `codec`, if given.
 
         Raises:
             UserError: A model cannot be found or loaded, or the sessions of `config` do not fit.
@@ -113,7 +113,7 @@ class Engine:
         )
 
     def open(self, settings: SessionSettings) -> Session:
-        settings = self.checked(settings)
+        settings = self.prepare_settings(settings)
         with self._changed:
             if self._closing:
                 raise EngineFull("the engine is closing and accepts no sessions")
@@ -157,19 +157,19 @@ class Engine:
     # for sessions, from any thread
 
     def send(self, session: Session, command: Command | OpenSlot | CloseSlot) -> None:
-        """Have a command executed before the next step."""
+        """Queue a command. It is executed before the next step."""
         with self._changed:
             self._commands.append((session, command))
             self._changed.notify()
 
     def close_session(self, session: Session) -> None:
-        """End a session. Its slot is free at once: it is wiped before the next session's commands are executed."""
+        """End a session. Its slot is free at once, and is wiped before another session's commands are executed."""
         with self._changed:
             self._release(session)
             self.send(session, CloseSlot())
 
-    def checked(self, settings: SessionSettings) -> SessionSettings:
-        """The settings with codes for the greeting, which are not computed again.
+    def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
+        """Check the voice, and return the settings with an encoded greeting.
 
         Raises:
             UserError: There is no such voice, or the greeting cannot be encoded.
@@ -183,10 +183,10 @@ class Engine:
         return replace(settings, greeting=replace(settings.greeting, pcm=None, codes=codes.numpy()))
 
     def history_turn(self, turn: Turn) -> HistoryTurn:
-        """A turn with its speech encoded, on the caller's thread.
+        """Return a turn with its speech encoded, which the calling thread does.
 
         Raises:
-            UserError: It cannot be part of the history.
+            UserError: The turn cannot be part of the history.
         """
         return history_turn(turn, self._speech_codes)
 
@@ -201,10 +201,10 @@ class Engine:
     # on the engine's thread
 
     def step(self) -> float | None:
-        """Execute what was asked since the last step, then make one step if one is due.
+        """Execute the commands since the last step, then make one step if one is due.
 
         Returns:
-            Seconds to wait for the next; None until something happens.
+            Seconds until the next step is due; None if only a new command can cause one.
         """
         self._execute_commands()
         return self.core.step()
@@ -232,7 +232,7 @@ class Engine:
     def _release(self, session: Session) -> None:
         """Free a session's slot."""
         with self._changed:
-            if self._leases.get(session.number) is session:  # it may be another session's by now
+            if self._leases.get(session.number) is session:  # another session may have it already
                 del self._leases[session.number]
 
     def _wake(self) -> None:

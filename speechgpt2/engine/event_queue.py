@@ -1,7 +1,6 @@
-"""Events on their way from the engine's thread to a session's reader.
+"""The queue of events from the engine's thread to the reader of a session.
 
-A reply that is interrupted or rolled back falls silent at once: its events, those in the queue and those still to be
-made, are dropped.
+When a reply is interrupted or rolled back, its events are dropped at once: those in the queue and those still to come.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ class SessionEvents:
     """The event queue of one session.
 
     Args:
-        on_audio_read: Called after audio was read, so that the engine may generate more.
+        on_audio_read: Called after audio was read, because the engine may then generate more.
 
     Attributes:
         lock: Guards the queue and the session's own state.
         open: Whether events are accepted.
-        reply: The reply whose events are passed on, until its end is read.
-        reply_samples: Samples of that reply put so far.
+        reply: The reply whose events are accepted, until its end is read.
+        reply_samples: Samples of that reply so far, read or in the queue.
         unread_samples: Samples in the queue.
     """
 
@@ -39,11 +38,11 @@ class SessionEvents:
         self._notifier = AsyncNotifier()
 
     def begin_reply(self, reply: int) -> None:
-        """Pass on the events of `reply` from now on."""
+        """Accept the events of `reply` from now on."""
         self.reply, self.reply_samples = reply, 0
 
     def put(self, reply: int | None, event: Event) -> None:
-        """Add an event of `reply`, or of none. Events of other replies are dropped."""
+        """Add an event of `reply`, or one that belongs to no reply. Events of other replies are dropped."""
         with self.lock:
             if not self.open or (reply is not None and reply != self.reply):
                 return
@@ -66,7 +65,7 @@ class SessionEvents:
             return dropped is not None
 
     def get(self) -> Event | None:
-        """The next event, if there is one."""
+        """Return the next event, if there is one."""
         with self.lock:
             if not self._queue:
                 return None
@@ -86,7 +85,7 @@ class SessionEvents:
             self._notifier.notify()
 
     async def read(self) -> AsyncIterator[Event]:
-        """All events to come, one by one, until the queue is closed and empty. For one reader."""
+        """Yield all events until the queue is closed and empty. For one reader."""
         notified = self._notifier.attach()
         while True:
             notified.clear()

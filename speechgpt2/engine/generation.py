@@ -1,4 +1,4 @@
-"""The reply under way in a slot: what is generated, what the codec still decodes, how far it is ahead of playback."""
+"""The reply in progress of a slot: what is generated, what the codec still decodes, how far it is ahead of playback."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from speechgpt2.types import AudioDelta, Patches, ReplyDone, TextDelta, ToolCall
 
 
 class Generation:
-    """A reply under way.
+    """A reply in progress.
 
     Args:
         number: The reply's number in its session.
         stop: Its stop rule.
         history: The session's memory, whose last turn is this reply.
-        events: Where its events go.
+        events: The session's event queue.
 
     Attributes:
         decoding: Patches of speech that the codec has not decoded yet.
-        done: Whether the reply is complete and all of its events are told.
+        done: Whether the reply is complete and all of its events are sent.
     """
 
     def __init__(self, number: int, stop: StopRule, history: History, events: SessionEvents):
@@ -36,8 +36,8 @@ class Generation:
         self.decoding, self.done = 0, False
         self._history, self._events = history, events
         self._patch_seconds = history.prompt.config.patch_seconds
-        self._calls: list[ToolCall] = []  # told at the end: a reply that is cut short calls nothing
-        self._playback_ends: float | None = None  # when all audio so far will have been played
+        self._calls: list[ToolCall] = []  # sent at the end, because an interrupted reply calls no tools
+        self._playback_ends: float | None = None  # when all decoded audio will have been played
 
     @property
     def writing(self) -> bool:
@@ -55,11 +55,11 @@ class Generation:
         return self.decoding * self._patch_seconds
 
     def playback_left(self, now: float) -> float:
-        """Seconds of decoded audio that are not played yet, if the listener plays all of it at once."""
+        """Seconds of decoded audio that are not played yet, if the client plays audio as soon as it arrives."""
         return 0.0 if self._playback_ends is None else max(0.0, self._playback_ends - now)
 
     def accept(self, patch: GeneratedPatch) -> None:
-        """Take a patch that the model has generated and taken in."""
+        """Add a patch that the model has generated and read, and send its events."""
         speaks = patch.audio is not None
         continuation = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
         if continuation is not None:
@@ -72,15 +72,15 @@ class Generation:
         self._complete_if_stopped()
 
     def audio_decoded(self, pcm: np.ndarray, buffered: float, now: float) -> None:
-        """Take the audio of a patch.
+        """Send the audio of a patch.
 
         Args:
             pcm: `[N]` float32 at 24 kHz.
-            buffered: Seconds of audio that the listener has not played yet.
+            buffered: Seconds of audio that the client has not played yet.
             now: Seconds of the engine's clock.
         """
         self.decoding -= 1
-        # Playback is taken to begin as soon as audio is there, and to pause while there is none.
+        # Playback is assumed to begin with the first audio, and to pause while there is none.
         if self._playback_ends is None or buffered <= 0:
             self._playback_ends = now
         self._playback_ends += self._patch_seconds
@@ -88,7 +88,7 @@ class Generation:
         self._complete_if_stopped()
 
     def truncate(self, played_patches: int) -> None:
-        """Cut the reply short. Of its speech only so many patches were played; what was written counts as read."""
+        """End an interrupted reply. Of its speech, `played_patches` stay in memory; a written reply stays as it is."""
         span = self._history.last
         assert span is not None
         if self.stop.speak:
@@ -128,7 +128,7 @@ def start_generation(
         options: The reply's own options.
         settings: The session's settings, for what the options leave open.
         history: The session's memory.
-        events: Where the reply's events go.
+        events: The session's event queue.
 
     Raises:
         UserError: The model cannot read aloud, or the context is too small.
@@ -136,7 +136,7 @@ def start_generation(
     prompt, text = history.prompt, options.text
     read_aloud = text is not None
     speak = read_aloud or (settings.speak if options.speak is None else options.speak)
-    user_spoke = history.answers_speech() and not read_aloud
+    user_spoke = history.ends_with_user_speech() and not read_aloud
     if read_aloud:
         prompt.require_chain_of_modality("read a given text aloud")
     history.update_system_prompt(settings, speak, read_aloud, options)
@@ -152,7 +152,7 @@ def start_generation(
 
 
 def _call_prefix(history: History, options: ReplyOptions, settings: SessionSettings, user_spoke: bool) -> str:
-    """The text that a reply begins with which has to call a tool."""
+    """Return the text that forces a reply to begin with a tool call; empty if no call is required."""
     required = settings.require_tool if options.require_tool is None else options.require_tool
     template = history.prompt.template
     writes_transcript = user_spoke and template.chain_of_modality

@@ -1,4 +1,4 @@
-"""What a session's model remembers: its system prompt and the turns so far, on top of `context.Context`."""
+"""The memory of a session: its system prompt and the turns so far, laid out in a `context.Context`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SESSION_DEFAULTS = ReplyOptions()  # a reply without options of its own
 
 
 class SystemPrompt(NamedTuple):
-    """What the model is told before all turns."""
+    """What the model reads before all turns."""
 
     mode: Mode
     instructions: str | None
@@ -30,12 +30,12 @@ class History:
 
     Args:
         prompt: The model's prompt layout.
-        capacity: Patches that the session may remember.
-        prefill_chunk_size: Patches that its row takes in at once, at most.
+        capacity: Most patches that the session remembers.
+        prefill_chunk_size: Most patches of one prefill chunk.
         settings: The session's settings.
 
     Attributes:
-        transcript: What the user said last, where it is known.
+        transcript: The transcript of the user's last speech, where it is known.
     """
 
     def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, settings: SessionSettings):
@@ -50,23 +50,23 @@ class History:
         """The last turn."""
         return self.context.spans[-1] if self.context.spans else None
 
-    def answers_speech(self) -> bool:
-        """Whether the last turn is the user's speech, of which a reply may begin with a transcript."""
+    def ends_with_user_speech(self) -> bool:
+        """Return whether the last turn is the user's speech. The reply to it may begin with a transcript."""
         return self.last is not None and self.last.role == "user" and self.last.spoken
 
     # the user's speech
 
     def start_user_speech(self, number: int) -> None:
-        """Begin a spoken turn of the user's."""
+        """Begin a spoken turn of the user."""
         start = self.prompt.user_speech_start()
         self.context.add(number, "user", start, spoken=True, prefix=start.text.shape[1])
         self.transcript = None
 
     def extend_user_speech(self, codes: Tensor, final: bool) -> int:
-        """Add `codes [T, K]` to the spoken turn under way.
+        """Add `codes [T, K]` to the user's spoken turn. The `final` ones end it.
 
         Returns:
-            Patches added. Those of the `final` chunk end the turn.
+            The number of patches added.
         """
         patches = self.prompt.user_speech_end(codes) if final else self.prompt.speech_patches(codes)
         self.context.extend(patches)
@@ -83,7 +83,7 @@ class History:
     def add_turn(self, number: int, turn: HistoryTurn, settings: SessionSettings) -> None:
         """Add a whole turn."""
         if turn.role == "assistant":
-            transcript = self.transcript if self.answers_speech() else None
+            transcript = self.transcript if self.ends_with_user_speech() else None
             speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", speech, transcript)
             self.context.add(number, "assistant", patches, spoken=transcript is not None)
@@ -98,12 +98,12 @@ class History:
             self.update_system_prompt(settings)
 
     def delete(self, number: int) -> None:
-        """Forget a turn, if it is still known."""
+        """Remove a turn, if it is still remembered."""
         if (span := self.context.find(number)) is not None:
             self.context.remove(span)
 
     def delete_last(self) -> None:
-        """Forget the last turn."""
+        """Remove the last turn."""
         self.context.remove(self.context.spans[-1])
 
     # replies
@@ -114,19 +114,19 @@ class History:
         self.context.add(number, "assistant", prefix, spoken=user_spoke)
 
     def extend_reply(self, patch: Patches) -> None:
-        """Add a generated patch `[1, 1]`, which the model's row has taken in."""
+        """Add a generated patch `[1, 1]`, which the model's row has already read."""
         self.context.extend(patch, prefilled=True)
 
     def restart_reply(self, patches: Patches) -> None:
-        """Replace the reply under way by `patches [1, P]`."""
+        """Replace the reply in progress by `patches [1, P]`."""
         self.context.replace(self.context.spans[-1], patches)
 
     def end_reply(self, speaking: bool) -> None:
-        """Close a reply that did not end itself."""
+        """Close a reply that the model did not end."""
         self.context.extend(self.prompt.turn_end(speaking))
 
     def truncate_reply(self, span: Span, played_patches: int) -> None:
-        """Keep only the first patches of a reply's speech."""
+        """Keep only the first `played_patches` of a reply's speech: barge-in cuts memory here."""
         kept = truncated_reply(self.prompt, self._body(span), span.spoken, played_patches)
         if kept is None:
             self.context.remove(span)
@@ -146,13 +146,13 @@ class History:
         read_aloud: bool = False,
         options: ReplyOptions = SESSION_DEFAULTS,
     ) -> None:
-        """Tell the model how the user's last turn came and how to answer it.
+        """Update the system prompt to the modality of the user's last turn and of the answer.
 
         Args:
             settings: The session's settings.
-            speak: Whether the answer is spoken; None as the settings say.
-            read_aloud: Whether a given text is to be read, which is a typed request.
-            options: A reply's own instructions and tools, which hold until the next turn.
+            speak: Whether the answer is spoken; None: as in the settings.
+            read_aloud: Whether the answer reads a given text, which is a typed request.
+            options: A reply's own instructions and tools, in force until the next turn.
         """
         users = [span for span in self.context.spans[-2:] if span.role == "user"]
         user_spoke = users[-1].spoken if users else self.system.mode[0] == "s" and not read_aloud
@@ -161,13 +161,13 @@ class History:
         instructions = settings.instructions if options.instructions is None else options.instructions
         tools = settings.tools if options.tools is None else options.tools
         system = SystemPrompt(mode, instructions, tools, self._greeting(settings, mode))
-        # Greetings hold arrays, which have no equality of their own: the same object is the same greeting.
+        # Greetings hold arrays, which `==` compares element by element: compare identities instead.
         if system[:3] != self.system[:3] or system.greeting is not self.system.greeting:
             self.context.set_system_prompt(self._render(system))
             self.system = system
 
     def _greeting(self, settings: SessionSettings, mode: Mode) -> Speech | None:
-        """The greeting with codes that opens the conversation: the session's own, else that of its voice."""
+        """Return the encoded greeting that opens the conversation: the session's own, or that of its voice."""
         return settings.greeting or self.prompt.greetings.opening(settings.voice, mode)
 
     def _render(self, system: SystemPrompt) -> Patches:

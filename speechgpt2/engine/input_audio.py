@@ -1,4 +1,4 @@
-"""The user's speech on its way to the codec: audio of any lengths in, patches to encode out."""
+"""The user's speech before it is encoded: audio of any length in, chunks of a patch out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class InputAudioBuffer:
         patch_samples: Samples of a patch.
 
     Attributes:
-        patches: Whole patches that are not yet given to the codec.
-        in_flight: The chunk that the codec is encoding.
+        patches: Whole patches of audio that are not submitted to the codec yet.
+        in_flight: The chunk that the codec encodes now.
         ended: Whether the user has finished speaking.
-        tail: Patches that end the turn in the context, once they are there (0 before).
-        waiting_since: When the oldest of `patches` was complete, in seconds of the engine's clock.
+        tail: Number of patches that end the turn in the context; 0 until they are there.
+        waiting_since: When the oldest of `patches` was received, in seconds of the engine's clock.
     """
 
     def __init__(self, patch_samples: int):
@@ -29,7 +29,7 @@ class InputAudioBuffer:
         self.in_flight: AudioChunk | None = None
         self.ended, self.tail = False, 0
         self.waiting_since = 0.0
-        self._first = True  # nothing was encoded yet
+        self._first = True  # nothing is encoded yet
         self._blocks, self._rest = Blocks(patch_samples), np.zeros(0, np.float32)
 
     @property
@@ -39,17 +39,17 @@ class InputAudioBuffer:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to encode. Chunks are encoded one after the other."""
+        """Whether a chunk can be encoded now. Chunks are encoded one after the other."""
         return self.in_flight is None and (bool(self.patches) or (self.ended and not self.encoded))
 
     def append(self, pcm: np.ndarray, time: float) -> None:
-        """Add `pcm [N]`, handed over at `time`."""
+        """Add `pcm [N]`, received at `time`."""
         if not self.patches:
             self.waiting_since = time
         self.patches.extend(self._blocks.push(pcm))
 
     def next_chunk(self) -> AudioChunk:
-        """The chunk to encode now, which is then in flight: a whole patch, or the rest that ends the turn."""
+        """Return the chunk to encode now, which is then in flight: a whole patch, or the rest that ends the turn."""
         if self.patches:
             self.in_flight = AudioChunk(self.patches.popleft(), self._first, final=False)
             self._first = False
@@ -59,7 +59,7 @@ class InputAudioBuffer:
         return self.in_flight
 
     def reopen(self) -> None:
-        """Undo the end of the turn. What the codec makes of its last chunk is void."""
+        """Undo the end of the turn. The codes of its last chunk will be ignored."""
         self.ended, self.tail = False, 0
         if self.in_flight is not None and self.in_flight.final:
             self.in_flight = None

@@ -1,13 +1,12 @@
-"""The batched work of the language model in a step: patches in, patches out. Their audio is left to `codec_worker`.
+"""The batched work of the language model in a step: patches in, patches out. `codec_worker` decodes their audio.
 
-A slot is a row of every state (batch_rows.py). A session's results are the same to the last bit whatever other
-sessions do. So attention looks at the cells of a cache in sixteens, since over another number of cells it would add up
-in another order. On CUDA a step computes all rows and looks at all cells, so that its shapes never change, and is
-recorded.
+A slot is a row of every state (batch_rows.py). A session's results are equal to the last bit whatever other sessions
+do. Therefore attention reads the cells of a cache in blocks of sixteen: over another number of cells it would sum in
+another order. On CUDA, a step computes all rows and reads all cells, so that its shapes never change, and is recorded.
 
-A step is given everything in one table (step_inputs.py), positions too: a row rewinds by being given a smaller one.
-Sampled patches are written into the table, from which the rows take them in, and the table comes back in one transfer.
-Their audio is still to come then, since the codec decodes them while the model goes on.
+All inputs of a step are one table (step_inputs.py). It includes the positions: a row rewinds when it gets a smaller
+one. Sampled patches are written into the table, the rows read them from there, and one transfer brings the table back
+to the host. The codec decodes the audio while the model goes on, so a patch comes before its audio.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from speechgpt2.nn.linear import pack
 from speechgpt2.streaming import Cache, tree_map, where_active
 from speechgpt2.types import Patches
 
-CELL_BLOCK = 16  # cells of a cache that attention looks at together
-LM_CPU_BATCH = 8  # rows of the model that a CPU computes together: as fast as four, since most time goes elsewhere
+CELL_BLOCK = 16  # attention reads a multiple of so many cells of a cache
+LM_CPU_BATCH = 8  # rows of a batch on a CPU; a step of eight is as fast as one of four
 
 
 class CodecResult(NamedTuple):
-    """One slot's part of what the codec was asked for: codes `[T, K]`, or audio `[N]`."""
+    """One slot's part of a result of the codec: codes `[T, K]`, or audio `[N]`."""
 
     future: CodecFuture
     key: int
@@ -52,7 +51,7 @@ class CodecResult(NamedTuple):
 
 
 class GeneratedPatch(NamedTuple):
-    """A patch that the model has sampled and taken in: its text token, `codes [G, K]`, its audio if it is speech."""
+    """A patch that the model has sampled and read: its text token, `codes [G, K]`, and its audio if it is speech."""
 
     token: int
     codes: np.ndarray
@@ -60,12 +59,12 @@ class GeneratedPatch(NamedTuple):
 
 
 class ModelRunner:
-    """The language model over all slots, and the codec beside it. All calls come from one thread.
+    """Runs the language model for all slots, with the codec beside it. For one thread.
 
     Args:
-        codec: The codec, which computes in a thread or process of its own.
+        codec: The codec. It runs in a thread or process of its own.
         lm: The language model. It is packed for inference.
-        config: Sizes.
+        config: The engine's configuration.
     """
 
     def __init__(self, codec: Codec, lm: SpeechLM, config: EngineConfig):
@@ -80,9 +79,9 @@ class ModelRunner:
         starts = range(0, self.rows.count, self.rows.batch_size)
         self.batches = [slice(first, first + self.rows.batch_size) for first in starts]
         self.states = [lm.init_state(self.rows.batch_size, self.capacity) for _ in self.batches]
-        self.positions = np.zeros(self.rows.count, np.int64)  # patches that each row has taken in
+        self.positions = np.zeros(self.rows.count, np.int64)  # patches that each row holds
         self.prefixes = PrefixCache()
-        self.new_replies: set[int] = set()  # slots whose decoder state is to be reset
+        self.new_replies: set[int] = set()  # slots whose decoder state is reset before the next patch of speech
         idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
         self.sample_rows = self.rows.record(self._sample_rows, idle, torch.arange(self.rows.count))
         self.prefill_rows = self.rows.record(self._prefill_rows, idle, batch, kv_length)
@@ -91,22 +90,22 @@ class ModelRunner:
             self.draft_rows = self.rows.record(self._draft_rows, idle, batch, kv_length)
 
     def set_position(self, slot: int, position: int) -> None:
-        """Set how many patches a slot's row holds. What lies past them is void."""
+        """Set how many patches a slot's row holds. Cells after them are not read."""
         self.positions[slot] = position
 
     def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, CodecResult]:
-        """Have the codec encode each slot's chunk of audio."""
+        """Submit each slot's chunk of audio to the codec."""
         future = self.codec.encode(dict(chunks))
         return {slot: CodecResult(future, slot) for slot in chunks}
 
     @torch.inference_mode()
     def prefill(self, slot: int, patches: Patches, prefix_key: bytes | None = None) -> None:
-        """Have a slot's row take in a chunk `[1, P]`.
+        """Prefill a chunk `[1, P]` of one slot.
 
         Args:
             slot: The slot.
             patches: The chunk.
-            prefix_key: Names everything up to the end of the chunk, if other sessions may begin with the same.
+            prefix_key: Identifies all patches up to the end of the chunk, if other sessions may begin with the same.
         """
         row, begin = slice(slot, slot + 1), int(self.positions[slot])
         state = self._state(row, self.rows.to_device(self.positions[row]))
@@ -124,14 +123,14 @@ class ModelRunner:
     def step(
         self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]
     ) -> Iterator[dict[int, list[GeneratedPatch]]]:
-        """One patch for each slot, or several where a draft head verifies several text tokens at once.
+        """Make a step of one patch in each slot; where a draft head writes text, of several.
 
         Args:
-            prefill: Patches `[1, 1]` that slots take in.
-            sample: How other slots sample theirs.
+            prefill: Patches `[1, 1]` to read, by slot.
+            sample: How other slots sample their patches.
 
         Yields:
-            What slots have generated, as it comes.
+            Generated patches by slot, for some of the slots at a time.
         """
         self.new_replies.update(n for n in sample if sample[n].first)
         drafts = self.lm.draft_head is not None
@@ -144,11 +143,11 @@ class ModelRunner:
             yield self._step_draft(together)
 
     def close(self) -> None:
-        """Stop the codec. No step follows."""
+        """Stop the codec."""
         self.codec.close()
 
     def wipe(self, slot: int) -> None:
-        """Erase all that a session has left in its row."""
+        """Erase the states of a slot, those of the codec included."""
         with torch.inference_mode():
             self.hidden[slot].zero_()
             batch, row = divmod(slot, self.rows.batch_size)
@@ -161,7 +160,7 @@ class ModelRunner:
     def _step_one(
         self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]
     ) -> dict[int, list[GeneratedPatch]]:
-        """One patch for each slot."""
+        """Make a step of one patch in each slot."""
         table = self._table(prefill, sample)
         inputs, audio = StepInputs.from_table(table, self.lm.config), dict[int, CodecResult]()
         for rows in self.rows.batches(sorted(sample, key=lambda slot: sample[slot].writing)):
@@ -181,9 +180,9 @@ class ModelRunner:
         return self._generated(sample, table, audio) if sample else {}
 
     def _step_draft(self, sample: Mapping[int, SampleParams]) -> dict[int, list[GeneratedPatch]]:
-        """As much text as the draft head foretells, which the rows take in.
+        """Make a step of several text tokens: the draft head proposes them, the model verifies and reads them.
 
-        On a CPU one slot at a time: few write at once, and a drafted token costs as much as a row.
+        On a CPU, one slot at a time: few slots write at the same time, and a drafted token costs as much as a row.
         """
         table, generated = self._table({}, sample), dict[int, list[GeneratedPatch]]()
         for batch in self.batches if self.rows.static_shapes else [slice(slot, slot + 1) for slot in sample]:
@@ -210,7 +209,7 @@ class ModelRunner:
         return self.rows.to_device(write_table(self.positions, prefill, sample, self.lm.config))
 
     def _kv_length(self, slots: slice, more: int) -> int:
-        """How many cells of the slots' caches attention looks at when each row has taken in up to `more` patches."""
+        """Return how many cells of the slots' caches attention reads, with up to `more` patches in each row."""
         if self.rows.static_shapes:
             return self.capacity + 1
         needed = int(self.positions[slots].max()) + more
@@ -219,31 +218,31 @@ class ModelRunner:
     # recorded on CUDA: functions of a table's rows
 
     def _sample_rows(self, table: Tensor, rows: Tensor) -> Patches:
-        """The patches `[R, 1]` of `rows`: sampled in those that sample."""
+        """Return the patches `[R, 1]` of `rows`, sampled or given."""
         inputs = StepInputs.from_table(table, self.lm.config)
         depths = self.rows.select(torch.cat([state.speech_depths for state in self.states]), rows)
         state = LMState(StackState(inputs.position, ()), depths)  # sampling needs no keys
-        # A row that does not sample is forced to a token outside of speech, so that it costs no codes.
+        # Rows that do not sample get a token outside speech, for which no codes are sampled.
         force = torch.where(inputs.samples, UNFORCED, self.lm.prompt.special_ids.speech_end)
         sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force)
         return where_active(inputs.samples, sampled, inputs.patches)
 
     def _prefill_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
-        """The rows of `slots` take in their patch, given or sampled."""
+        """Read the patch of each row of `slots`, given or sampled."""
         inputs = StepInputs.from_table(table, self.lm.config)
         state, active = self._state(slots, inputs.position), inputs.prefills | inputs.samples
         after, _ = self.lm.prefill(inputs.patches, state, active.long(), kv_length)
         self.hidden[slots] = where_active(active, after, self.hidden[slots])
 
     def _draft_rows(self, table: Tensor, slots: slice, kv_length: int) -> Tensor:
-        """How many tokens each row of `slots` has written and taken in, and the tokens, `[R, 1 + A]`."""
+        """Draft and read text; return the number of tokens of each row of `slots`, and the tokens, `[R, 1 + A]`."""
         inputs, hidden = StepInputs.from_table(table, self.lm.config), self.hidden[slots]
         verified = self.lm.draft_and_verify(hidden, self._state(slots, inputs.position), inputs.samples, kv_length)
         self.hidden[slots] = verified.last_hidden(hidden)
         return torch.cat([verified.counts[:, None], verified.patches.text], dim=1)
 
     def _state(self, slots: slice, positions: Tensor) -> LMState:
-        """The model's state of slots of one batch, at `positions`. Their caches are written in place."""
+        """Return the model's state of some slots of one batch, at `positions`. Their caches are written in place."""
         batch, first = divmod(slots.start, self.rows.batch_size)
         state, rows = self.states[batch], slice(first, first + slots.stop - slots.start)
         layers = tuple(Cache(cache.keys[rows], cache.values[rows]) for cache in state.stack.layers)

@@ -1,7 +1,7 @@
-"""What the model has computed of system prompts and greetings, kept for the next session that begins with the same.
+"""Prefix caching: keys and values of system prompts and greetings, for later sessions that begin with the same patches.
 
-Sessions with the same instructions, tools, mode and voice begin with the same patches. The first of them has the model
-read these; later ones copy the keys and values, chunk by chunk, which gives the same bits.
+Sessions with the same instructions, tools, mode and voice have the same prefix. The first of them prefills it; later
+ones copy the keys and values, chunk by chunk, with results that are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from speechgpt2.lm.state import LMState
 from speechgpt2.streaming import Cache
 
-MAX_CHUNKS = 32  # kept; the least recently used are dropped. One takes 2 MB at the sizes of the released model
+MAX_CHUNKS = 32  # the least recently used chunk is dropped. One takes 2 MB at the sizes of the released model
 
 
 class PrefixChunk(NamedTuple):
-    """What a row holds after a chunk: keys and values of each layer, speech depths, the last hidden state `[1, D]`."""
+    """The state of a row after a chunk: keys and values of each layer, speech depths, last hidden state `[1, D]`."""
 
     layers: tuple[Cache, ...]
     depths: Tensor
@@ -26,13 +26,13 @@ class PrefixChunk(NamedTuple):
 
 
 class PrefixCache:
-    """Chunks at the beginning of contexts, by a key of all patches up to their end (`Context.prefix_key`)."""
+    """Prefill chunks at the beginning of contexts, by a key of all patches up to their end (`Context.prefix_key`)."""
 
     def __init__(self) -> None:
         self._chunks: OrderedDict[bytes, PrefixChunk] = OrderedDict()
 
     def copy_to(self, state: LMState, cells: slice, key: bytes) -> Tensor | None:
-        """Write a known chunk into the cells of a row's `state`. Returns the hidden state after it, None if unknown."""
+        """Write a cached chunk into the cells of a row's `state`. Returns its hidden state; None if there is none."""
         chunk = self._chunks.get(key)
         if chunk is None:
             return None
@@ -43,7 +43,7 @@ class PrefixCache:
         return chunk.hidden
 
     def keep(self, state: LMState, cells: slice, key: bytes, hidden: Tensor) -> None:
-        """Keep a copy of the chunk that a row has just taken in."""
+        """Cache a copy of the chunk that a row has just read."""
         layers = tuple(Cache(c.keys[:, :, cells].clone(), c.values[:, :, cells].clone()) for c in state.stack.layers)
         self._chunks[key] = PrefixChunk(layers, state.speech_depths[:, _after(cells)].clone(), hidden.clone())
         if len(self._chunks) > MAX_CHUNKS:
@@ -51,5 +51,5 @@ class PrefixCache:
 
 
 def _after(cells: slice) -> slice:
-    """The speech depths after the patches of these cells."""
+    """Return where the speech depths after the patches of `cells` are stored."""
     return slice(cells.start + 1, cells.stop + 1)

@@ -1,7 +1,7 @@
-"""CUDA graphs: work on a device that is recorded once and then replayed.
+"""CUDA graphs: GPU work that is recorded once and then replayed.
 
-A step of a large model is thousands of small kernels, and launching them one by one takes longer than most of them
-run. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+A step of a large model is thousands of small kernels, and launching one takes longer than most of them run. See
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
     step = RecordedFunction(function, *idle)    # calls it a few times, with arguments that change nothing
     result = step(*arguments)                   # of the same shapes
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from speechgpt2.streaming import tree_map
 
-WARM_UP_CALLS = 3  # in which libraries choose their kernels and allocate their memory
+WARM_UP_CALLS = 3  # before recording: libraries choose kernels and allocate memory in the first calls
 
 
 class RecordedFunction:
     """A function of tensors, recorded as a CUDA graph.
 
-    It may read and write other tensors in place, as long as they stay where they are. It must not synchronise with the
-    host. What it decides in Python is decided at recording time, and so are arguments that are no tensors.
+    It may read and write other tensors in place, if their addresses do not change. It must not synchronise with the
+    host. Branches in Python are taken at recording time, and arguments that are no tensors are constants.
 
     Args:
-        function: What to record.
+        function: The function to record.
         idle: Arguments with which a call changes nothing.
     """
 

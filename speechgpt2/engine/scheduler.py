@@ -1,13 +1,13 @@
-"""Which slots do what in the next step. Knows slots, seconds and counts only; no torch, no models.
+"""The scheduler: which slots do what in the next step. It knows slots, seconds and counts; no torch, no models.
 
-A step costs nearly the same for one slot as for many, so slots wait a little to share one. Pressing work makes a step
-happen, and other work that is ready joins it. Pressing are replies that are awaited or run short of audio, and user
-audio that has waited long enough. A slot that speaks is due again when a patch of its buffered audio has been played.
+A step costs nearly the same for one slot as for many, so slots wait a little to share one. A step is made when work is
+due, and all other work that is ready joins it. Due are: a reply before its first audio, a reply of whose buffered audio
+a patch has been played, and user audio that has waited for `batching_delay`.
 
-Text is the exception: a token without audio costs a fraction of a patch with it, and many of them come before the
-first audio that a user waits for. So while a slot writes, steps are kept short: writing slots go without the speaking
-ones, until one of those has only a third of its buffer left. And while the codec works on latency-critical audio, the
-model rests rather than slow it down, unless other slots are pressed as well.
+Text is the exception: a token without audio costs a fraction of a patch with audio, and many tokens come before the
+first audio that a user waits for. So while a slot writes, steps are kept short: speaking slots do not join, until one
+of them has only a third of its buffer left. And while the codec works on latency-critical audio, the model waits,
+because it would slow the codec down, unless another slot is urgent.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from speechgpt2.engine.config import EngineConfig
 
 @dataclass(frozen=True)
 class SlotStatus:
-    """What one slot has to do.
+    """The work and the urgency of one slot.
 
     Attributes:
         slot: The slot's number.
         audio_ready: Whether a chunk of the user's audio can be encoded.
-        audio_waited: Seconds for which it has waited.
+        audio_waited: Seconds for which the chunk has waited.
         pending_patches: Patches to prefill.
-        generating: Whether a reply is under way.
-        buffered_seconds: Seconds of audio that the listener has, or is about to get. 0 before the first.
+        generating: Whether a reply is in progress.
+        buffered_seconds: Seconds of audio that the client has not played, audio in the codec included. 0 before the
+            first audio.
         writing: Whether the reply's next patch is text without speech.
         latency_critical: Whether the codec works on audio that a user waits for.
     """
@@ -54,10 +55,10 @@ class StepPlan:
 
     Attributes:
         encode: Slots whose user audio is encoded.
-        prefill: Slots that take in patches.
-        sample: Slots that generate a patch, if everything before it is prefilled by then.
-        urgent: Whether a listener waits for the step.
-        wait: If there is nothing to do now: seconds until there is, None for until something happens.
+        prefill: Slots with a prefill chunk.
+        sample: Slots that generate a patch, if all patches before it are prefilled by then.
+        urgent: Whether a client has no audio, or soon will have none.
+        wait: Without work: seconds until there is some; None if only a new command can cause it.
     """
 
     encode: tuple[int, ...] = ()
@@ -88,7 +89,7 @@ def schedule(slots: Iterable[SlotStatus], config: EngineConfig, patch_seconds: f
     if not slots or min(time_left) > 0:
         return StepPlan(wait=min(time_left, default=None))
     slots = _short_step(slots, config, patch_seconds) or slots
-    # Awaited replies first, then the shortest.
+    # Slots with a reply come first, then those with the fewest patches.
     prefills = sorted(
         (s for s in slots if s.pending_patches), key=lambda s: (not s.generating, s.pending_patches, s.slot)
     )
@@ -98,26 +99,26 @@ def schedule(slots: Iterable[SlotStatus], config: EngineConfig, patch_seconds: f
         encode=tuple(s.slot for s in slots if s.audio_ready),
         prefill=tuple(sorted(s.slot for s in prefills if s.slot not in postponed)),
         sample=tuple(s.slot for s in slots if s.generating and s.buffered_seconds < config.buffer_seconds),
-        urgent=any(_pressed(s, config) and not s.latency_critical for s in slots),
+        urgent=any(_urgent(s, config) and not s.latency_critical for s in slots),
     )
 
 
 def _short_step(slots: list[SlotStatus], config: EngineConfig, patch_seconds: float) -> list[SlotStatus]:
-    """The slots of a short step, if it is time for one: those that write, and what cannot wait beside them."""
+    """Return the slots of a short step: those that write, and others that are due. Empty if no slot needs one."""
     speaking = [s for s in slots if s.generating and s.can_sample and not s.writing]
     writes = any(s.writing and s.can_sample and s.buffered_seconds < config.buffer_seconds for s in slots)
-    if not writes or any(_pressed(s, config) for s in speaking):
+    if not writes or any(_urgent(s, config) for s in speaking):
         return []
     return [s for s in slots if s not in speaking and not _time_left(s, config, patch_seconds)]
 
 
-def _pressed(slot: SlotStatus, config: EngineConfig) -> bool:
-    """Whether a listener waits for audio, or soon will."""
+def _urgent(slot: SlotStatus, config: EngineConfig) -> bool:
+    """Return whether the slot's client has no audio, or soon will have none."""
     return slot.generating and slot.buffered_seconds <= config.buffer_seconds / 3
 
 
 def _time_left(slot: SlotStatus, config: EngineConfig, patch_seconds: float) -> float:
-    """Seconds until this slot makes a step necessary."""
+    """Return the seconds until this slot is due."""
     if slot.generating:
         due_at = config.buffer_seconds - patch_seconds
         return max(0.0, slot.buffered_seconds - due_at) if slot.can_sample and slot.buffered_seconds > 0 else 0.0

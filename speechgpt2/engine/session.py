@@ -1,6 +1,6 @@
-"""A session as its client sees it: calls from any thread, events to one reader.
+"""A session as its client sees it: calls from any thread, events for one reader.
 
-A call is checked here and at once, by what the client was told so far. What it asks becomes a command, which the
+A call is checked here at once, against the events that the client has received. Then it becomes a command, which the
 engine's thread executes in order.
 """
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 MAX_QUEUED_SAMPLES = 600 * SAMPLE_RATE  # of a turn's audio that may wait to be encoded
 MAX_BACKLOG = 64  # commands that may wait before the session counts as backlogged
-CHARACTERS_PER_COMMAND = 256  # a text counts as one more command per so many: it takes time on the engine's thread
-MAX_CHARACTERS_PER_PATCH = 16  # a longer text fits no context, and is refused without being tokenized
+CHARACTERS_PER_COMMAND = 256  # of a text count as one more command, because tokenizing takes time
+MAX_CHARACTERS_PER_PATCH = 16  # a text with more does not fit the context, and is refused before it is tokenized
 
 
 class Session:
     """See `speechgpt2.duplex.protocol.Session`.
 
     Args:
-        engine: The engine that it belongs to.
+        engine: The engine of the session.
         number: The number of its slot.
-        outbox: Its events on their way to the client. The queue's lock guards the session's own state.
+        outbox: The queue of events for the client. Its lock guards the session's own state, too.
 
     Attributes:
-        slot: The engine's side of it, which only the engine's thread changes.
+        slot: The session's slot, which only the engine's thread changes.
     """
 
     def __init__(self, engine: Engine, number: int, outbox: SessionEvents):
@@ -53,17 +53,17 @@ class Session:
 
     @property
     def replying(self) -> bool:
-        """Whether a reply is under way, whose end was not read yet."""
+        """Whether a reply is in progress: the client has not read its end."""
         return self.outbox.reply is not None
 
     @property
     def user_speaking(self) -> bool:
-        """Whether a spoken turn of the user's is under way."""
+        """Whether a spoken turn of the user is in progress."""
         return self._user_speaking
 
     @property
     def backlogged(self) -> bool:
-        """Whether more was asked than is done; never for a session that is closed."""
+        """Whether many commands wait; never for a closed session."""
         return self._backlog > MAX_BACKLOG and self.outbox.open
 
     # the user's turn
@@ -71,7 +71,7 @@ class Session:
     def start_turn(self) -> int:
         with self.outbox.lock:
             self._check(not self._user_speaking, "the user's turn has already started")
-            self._check(not self.replying, "a reply is under way; interrupt it first")
+            self._check(not self.replying, "a reply is in progress; interrupt it first")
             self._user_speaking, self._can_roll_back = True, False
             number = self._next_number()
             self._send(commands.StartTurn(number))
@@ -109,7 +109,7 @@ class Session:
 
     def respond(self, options: ReplyOptions | None = None) -> int:
         with self.outbox.lock:
-            self._check(not self.replying, "a reply is already under way")
+            self._check(not self.replying, "a reply is already in progress")
             self._check(not self._user_speaking, "the user's turn is still active")
             command = commands.Respond(self._numbers + 1, options or ReplyOptions())
             self._check_length(command)
@@ -156,7 +156,7 @@ class Session:
             self._send(commands.DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
-        command = commands.Configure(self._engine.checked(settings))
+        command = commands.Configure(self._engine.prepare_settings(settings))
         with self.outbox.lock:
             self._check_length(command)
             self._send(command)
@@ -168,14 +168,14 @@ class Session:
         self.outbox.close()
         self._engine.close_session(self)
 
-    # the engine's side
+    # for the engine
 
     def executed(self, command: Command) -> None:
-        """Note that the slot has taken a command."""
+        """Note that a command was executed."""
         with self.outbox.lock:
             self._account(command, -1)
 
-    # inside
+    # internal
 
     def _send(self, command: Command) -> None:
         with self.outbox.lock:

@@ -1,8 +1,8 @@
 """A session inside the engine, on the engine's thread.
 
-A slot executes its session's commands in order, offers what is to be done next (`status`), and takes the results of
-the batched work: `audio_encoded`, `patches_generated`, `audio_decoded`. It owns three things: the `History`, the user's
-`InputAudioBuffer`, and the `Generation` under way. Nothing here touches a device.
+A slot executes its session's commands in order, tells the scheduler what it needs next (`status`), and receives the
+results of the batched work: `audio_encoded`, `patches_generated`, `audio_decoded`. It owns three things: the `History`,
+the user's `InputAudioBuffer`, and the `Generation` in progress. Nothing here uses the device.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Slot:
         prompt: The model's prompt layout.
         config: The engine's configuration.
         settings: The session's settings.
-        codec_delay: Samples by which decoded audio comes later than its codes.
-        events: Where the session's events go.
+        codec_delay: Samples by which decoded audio is later than its codes.
+        events: The session's event queue.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Slot:
     # commands
 
     def handle(self, command: Command) -> None:
-        """Execute a command as soon as its turn comes. See `commands` for what each does."""
+        """Execute a command, after those that still wait. `commands` describes each."""
         match command:
             case Truncate(reply, played):
                 self._cancel_pending(reply)
@@ -90,11 +90,11 @@ class Slot:
 
     @property
     def _busy(self) -> bool:
-        encoding_end = self.input is not None and self.input.ended and not self.input.encoded
-        return encoding_end or self.generation is not None
+        encodes_end = self.input is not None and self.input.ended and not self.input.encoded
+        return encodes_end or self.generation is not None
 
     def _cancel_pending(self, number: int | None) -> None:
-        """Drop the command that would make the turn or reply `number`."""
+        """Drop the waiting command that would create the turn or reply `number`."""
         self._pending = deque(c for c in self._pending if number is None or created_number(c) != number)
 
     def _execute(self, command: Command) -> None:
@@ -126,11 +126,11 @@ class Slot:
     @property
     def _open_input(self) -> InputAudioBuffer:
         if self.input is None:
-            raise RuntimeError("no user turn is under way")  # `Session` checks this before it sends a command
+            raise RuntimeError("no user turn is in progress")  # `Session` checks this before it sends a command
         return self.input
 
     def _rollback(self, reply: int | None) -> None:
-        """Go on with the user's turn as if it had not ended."""
+        """Reopen the user's turn, and remove the speculative `reply` to it."""
         buffer = self._open_input
         self.generation = None
         if reply is not None:
@@ -139,7 +139,7 @@ class Slot:
         buffer.reopen()
 
     def _delete(self, turn: int) -> None:
-        """Forget a turn, unless it is under way."""
+        """Remove a turn, unless it is in progress."""
         if self.generation is not None and self.generation.number == turn:
             return
         last = self.history.last
@@ -150,7 +150,7 @@ class Slot:
         self.history.delete(turn)
 
     def _truncate(self, reply: int, played: int) -> None:
-        """Interrupt the reply under way, or shorten one that is complete: barge-in cuts memory here."""
+        """Interrupt the reply in progress, or shorten a complete one: barge-in cuts memory here."""
         span = self.history.context.find(reply)
         patches = max(0, played - self.codec_delay) // self.prompt.config.patch_samples
         if span is None or span.role != "assistant":
@@ -162,20 +162,20 @@ class Slot:
         elif patches < self.history.speech_length(span):
             self.history.truncate_reply(span, patches)
 
-    # what is to be done
+    # work for the next step
 
     @property
     def input_backlog(self) -> int:
         """Samples of the user's audio that wait to be encoded."""
-        buffer = self.input  # read once: clients ask for this from their own threads
+        buffer = self.input  # read once, because other threads use this property
         return 0 if buffer is None else len(buffer.patches) * self.prompt.config.patch_samples
 
     def status(self, now: float) -> SlotStatus:
-        """What the scheduler needs to know."""
+        """Return what the scheduler needs to know."""
         ready, waited = False, 0.0
         if self.input is not None and self.input.ready:
             ready = True
-            # After the user's last word an answer is awaited, so its audio does not wait for others.
+            # At the end of a turn the user waits for an answer, so this audio does not wait for that of others.
             waited = self.config.batching_delay if self.input.ended else now - self.input.waiting_since
         generation = self.generation
         return SlotStatus(
@@ -197,14 +197,14 @@ class Slot:
         return self.generation is not None and self.generation.decoding > 0 and not self.generation.audio_started
 
     def _buffered(self, now: float) -> float:
-        """Seconds of audio that the listener has not played yet."""
+        """Seconds of audio that the client has not played yet."""
         unread = self.events.unread_samples / SAMPLE_RATE
         if self.generation is None or not self.settings.paced:
             return unread
         return max(unread, self.generation.playback_left(now))
 
     def next_audio_chunk(self) -> AudioChunk | None:
-        """The user's audio to encode now; None if the turn ended with nothing left to encode."""
+        """Return the user's audio to encode now; None if the turn ended with nothing left to encode."""
         chunk = self._open_input.next_chunk()
         if len(chunk.pcm):
             return chunk
@@ -212,7 +212,7 @@ class Slot:
         return None
 
     def sample_params(self) -> SampleParams | None:
-        """How to sample the reply's next patch; None unless all that was said before is prefilled."""
+        """Return how to sample the reply's next patch; None unless all patches before it are prefilled."""
         generation = self.generation
         if generation is None or generation.stop.reason or self.history.context.pending:
             return None
@@ -222,7 +222,7 @@ class Slot:
     # results
 
     def audio_encoded(self, codes: np.ndarray, chunk: AudioChunk) -> None:
-        """Take the codes `[T, K]` of a chunk, unless the turn was rolled back or discarded meanwhile."""
+        """Add the codes `[T, K]` of a chunk, unless the turn was rolled back or discarded meanwhile."""
         buffer = self.input
         if buffer is None or buffer.in_flight is not chunk:
             return
@@ -233,7 +233,7 @@ class Slot:
             self._run_pending()
 
     def patches_generated(self, patches: Sequence[GeneratedPatch]) -> None:
-        """Take patches that the model has generated and taken in. Those after the reply's end do not count."""
+        """Add patches that the model has generated and read. Patches after the end of the reply are ignored."""
         generation = self.generation
         assert generation is not None
         for patch in patches:
@@ -242,14 +242,14 @@ class Slot:
         self._finish_if_done()
 
     def audio_decoded(self, reply: int, pcm: np.ndarray, now: float) -> None:
-        """Take the audio `pcm [N]` of a patch of speech, unless its reply was cut short meanwhile."""
+        """Send the audio `pcm [N]` of a patch of speech, unless its reply was interrupted meanwhile."""
         generation = self.generation
         if generation is not None and generation.number == reply:
             generation.audio_decoded(pcm, self._buffered(now), now)
             self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        """Go on with pending commands once the reply is complete."""
+        """Run pending commands once the reply is complete."""
         if self.generation is not None and self.generation.done:
             self.generation = None
             self._run_pending()

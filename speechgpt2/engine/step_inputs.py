@@ -1,4 +1,4 @@
-"""The inputs of a step of the language model, a row for every slot: one table, one transfer to the device."""
+"""The inputs of a step of the language model: one table, a row for every slot, one transfer to the device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SampleParams(NamedTuple):
 
     Attributes:
         temperature: See `lm.sampling`, and so `top_k`, `top_p`, `seed`.
-        first: Whether it is the first of a reply.
-        writing: Whether it is text, outside of speech.
+        first: Whether it is the first patch of a reply.
+        writing: Whether it is text without speech.
     """
 
     temperature: float
@@ -38,11 +38,11 @@ class StepInputs(NamedTuple):
     """The inputs of R rows.
 
     Attributes:
-        position: Patches that each row has taken in, `[R]`.
-        prefills: Which rows take in a given patch, `[R]` bool.
-        samples: Which rows sample one, `[R]` bool.
-        patches: The given patches `[R, 1]`; void in other rows.
-        sampling: How the others sample.
+        position: Patches that each row holds, `[R]`.
+        prefills: Rows that read a given patch, `[R]` bool.
+        samples: Rows that sample a patch and read it, `[R]` bool.
+        patches: The given patches `[R, 1]`; undefined in other rows.
+        sampling: Parameters of the rows that sample.
     """
 
     position: Tensor
@@ -53,7 +53,7 @@ class StepInputs(NamedTuple):
 
     @classmethod
     def from_table(cls, table: Tensor, config: LMConfig) -> StepInputs:
-        """Views of a table that `write_table` wrote, `[R, columns]`."""
+        """Return views of a table that `write_table` wrote, `[R, columns]`."""
         codes = table[:, None, CODES:].unflatten(-1, (config.patch_frames, config.codebooks))
         temperature, top_p = (_as_float(table[:, column]) for column in (TEMPERATURE, TOP_P))
         sampling = SamplingParams(temperature, table[:, TOP_K], top_p, table[:, SEED])
@@ -64,16 +64,16 @@ class StepInputs(NamedTuple):
 def write_table(
     positions: np.ndarray, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams], config: LMConfig
 ) -> np.ndarray:
-    """The table of a step.
+    """Write the table of a step.
 
     Args:
-        positions: Patches that each slot has taken in, `[R]`.
-        prefill: Patches `[1, 1]` that slots take in.
-        sample: How other slots sample. The rest does nothing.
+        positions: Patches that each row holds, `[R]`.
+        prefill: Patches `[1, 1]` to read, by slot.
+        sample: How other slots sample. All remaining slots are idle.
         config: The model's configuration.
 
     Returns:
-        `[R, columns]` int64. Floats travel as the bits of their float64.
+        `[R, columns]` int64. Floats are stored as the bits of their float64.
     """
     table = np.zeros((len(positions), CODES + config.patch_frames * config.codebooks), np.int64)
     table[:, POSITION], table[:, CODES:] = positions, config.no_speech

@@ -1,8 +1,8 @@
-"""What stays in a model's memory of a spoken reply that was cut short: what its listener heard, and no word more.
+"""Truncation of an interrupted spoken reply: the model remembers what was played, and no word more.
 
-A model with chain of modality has written its whole answer before it speaks, and every model names a word one patch
-before it sounds. So cutting the speech alone would leave words in memory that nobody heard. Here the reply is written
-anew, as if it had been meant to end where it was cut.
+A model with chain of modality writes its whole answer before it speaks, and every model writes a word one patch before
+its audio. So cutting the speech alone would leave words in memory that were never played. Therefore the reply is laid
+out again, as if it had ended where it was cut.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from speechgpt2.types import Patches
 
 
 def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played_patches: int) -> Patches | None:
-    """A reply of which only the first patches of speech were played.
+    """Cut a reply after the patches of speech that were played.
 
     Args:
         prompt: The model's prompt layout.
         reply: The reply as generated so far, `[1, P]`.
         user_spoke: Whether the reply begins with a transcript of the user's speech, which is kept.
-        played_patches: Patches of speech that were played. A word counts as played from the patch on in which it
-            begins to sound.
+        played_patches: Patches of speech that were played. A word counts as played if its first patch was.
 
     Returns:
-        The reply, properly closed; None if nothing of it was played.
+        The shorter reply with its end; None if nothing of it was played.
     """
     ids = prompt.special_ids
     speaking = reply.codes[0, :, 0, 0] != prompt.config.no_speech
     codes = reply.codes[0][speaking][:played_patches]
     if not len(codes):
         return None
-    # The text stream names a word one patch before its audio, so the last patch names what would have come next.
+    # The text stream is one patch ahead of the audio: the last token belongs to audio that was not played.
     named = reply.text[0][speaking][: len(codes) - 1].tolist()
     words = [token for token in named if token not in (ids.filler, ids.last_filler)]
     speech = AlignedSpeech(codes.flatten(0, 1), [*named, ids.last_filler if words else ids.filler])
@@ -39,5 +38,5 @@ def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played_pat
 
 
 def speech_patches(prompt: Prompt, reply: Patches) -> int:
-    """How many patches of the `reply [1, P]` are speech."""
+    """Count the patches of `reply [1, P]` that hold speech."""
     return int((reply.codes[0, :, 0, 0] != prompt.config.no_speech).sum())

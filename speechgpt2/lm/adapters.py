@@ -1,7 +1,7 @@
 """Small trained parts beside frozen weights: low-rank updates, and rows for new tokens.
 
-LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_state` folds both into plain weights, so that a model
-that was trained with them is saved as any other.
+LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_state` merges both into plain weights, so that the
+saved model is like any other.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class LoraLinear(nn.Module):
 class ExtendedEmbedding(nn.Module):
     """A frozen text embedding with trained rows for some tokens, `rows [n, D]`.
 
-    The rows of a tied text head are these as well. Without them, training a few new tokens would need gradients and
-    optimizer states of the whole vocabulary.
+    A tied text head uses the same rows. Without them, training a few new tokens would need gradients and optimizer
+    states of the whole vocabulary.
     """
 
     def __init__(self, embedding: nn.Embedding, tokens: Sequence[int]):

@@ -1,9 +1,9 @@
-"""Alignment of words and speech: which text token stands at which patch.
+"""Alignment of words and speech: which text token belongs to which patch.
 
-The text stream of the model's speech names what is said. A word's tokens stand one per patch from the patch in which
-the word begins, Chinese character by character, punctuation right after its word. If words follow too closely, their
-tokens queue. The rest is filler. The last filler of a run that follows words is a special token, which announces the
-next words or the end.
+The text stream of the model's speech holds the words. The tokens of a word take one patch each, from the patch in which
+the word begins; Chinese is tokenised by character, and punctuation follows its word. If the next word begins before all
+tokens are placed, its tokens wait. All other patches hold filler. The last filler before the next words, or before the
+end, is a special token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PIECES = re.compile(f"[{IDEOGRAPH}]|[^{IDEOGRAPH}]+")
 
 
 def split_for_tokenizer(text: str) -> list[str]:
-    """Split a word into what is tokenised on its own: each Chinese character, and the text between them."""
+    """Split a word into parts that are tokenised separately: each Chinese character, and the text between them."""
     return PIECES.findall(text)
 
 
@@ -49,10 +49,10 @@ def align_tokens(words: Iterable[tuple[int, Sequence[int]]], patches: int, fille
 
 
 def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list[str]:
-    """Return the words with the blanks and the punctuation of `text`, so that joined they give it.
+    """Return the words with the blanks and the punctuation of `text`. Joined, they are `text`.
 
-    Without `text`, or if the words are not in it (numbers are written otherwise than spoken), a blank separates two
-    words that are not Chinese.
+    Without `text`, or if it does not contain the words (a number is written in digits), a blank separates two words
+    that are not Chinese.
     """
     found = _locate([word for word, *_ in words], text) if text else None
     if found is None or text is None:

@@ -1,4 +1,4 @@
-"""What a language model's folder holds, known before any weight is read.
+"""The configuration and the tensors of a language model's folder, before any weight is read.
 
     checkpoint = open_checkpoint("fnlp/SpeechGPT-2.0-preview-7B")
     checkpoint.config, checkpoint.bytes_in(torch.bfloat16, Quantization("int4"))
@@ -40,7 +40,7 @@ class QuantizedFile:
 class Checkpoint:
     """A folder, its configuration and its tensors, which are not read yet.
 
-    `released`: the layout is that of the released model, not this project's. `quantization`: how it is quantized.
+    `released`: the layout is that of the released model, not that of this project. `quantization`: of its matrices.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Checkpoint:
     def dtype(self, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
         """Return the precision to load: `wanted`, else bfloat16 for the released layout, else the stored one.
 
-        On a CPU, float16 only saves space on disk.
+        On a CPU, stored float16 is loaded as float32.
         """
         stored = next((t.dtype for t in self.tensors.values() if t.dtype.is_floating_point), torch.float32)
         if wanted is None and self.released:

@@ -66,8 +66,8 @@ class BackboneConfig(StackOptions):
 class PatchDecoderConfig(StackOptions):
     """The small transformer that generates the frames of one patch, with as many key-value heads as query heads.
 
-    `chained`: the codes of a frame are sampled one after the other, and each sees those before it. The released model
-    samples them independently. A small model gains from the chain.
+    `chained`: the codes of a frame are sampled one after the other, each given those before it. The released model
+    samples them independently; a small model is better with the chain.
     """
 
     width: int
@@ -96,8 +96,8 @@ class PromptConfig:
 
     `chain_of_modality`: a reply is a transcript of the user's speech, then the answer as text, then as speech
     (SpeechGPT, Zhang et al., 2023, https://arxiv.org/abs/2305.11000). In `system`, {input} and {output} stand for
-    "speech" or "text", the modality of the user and of the model. `tools`: the model can call tools (lm/tools.py). The
-    prompt of another model lists none.
+    "speech" or "text", the modality of the user and of the model. `tools`: the model was trained to call tools
+    (lm/tools.py); otherwise its prompt lists none.
     """
 
     chain_of_modality: bool = False

@@ -1,4 +1,4 @@
-"""Conversations to train on: what the model sees, what it has to predict and where."""
+"""Training examples: a conversation as patches, the targets, and the positions that count in the loss."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def training_example(
         prompt: The model's prompt.
         mode: Modalities of the user and the model. Speech of replies is left out if the model writes.
         pairs: The turns.
-        greeting: What the model says first.
-        system: Replaces the template's system text.
-        tools: What the model may call.
+        greeting: Speech with which the model opens the conversation.
+        system: Text that replaces the template's system text.
+        tools: Tools that the model may call.
     """
     start = prompt.system_prompt(mode, greeting, system, tools)
     parts, targets, text_masks = [start], [start.text], [torch.zeros_like(start.text)]

@@ -2,9 +2,9 @@
 
     {"text": [101834, 6313, 151650], "audio": [688, 131, 226, …]}
 
-`audio` holds codes, flattened frame by frame. They enter the context as they are, patch for patch: laid out anew, or
-decoded and encoded again, they would not be what the model was trained on. `text` may also be a string, which is laid
-out from the start. A greeting is chosen by its name, or by its index in the file (greeting_file.py).
+`audio` holds codes, flattened frame by frame. They enter the context as they are, patch for patch, because the model
+was trained on exactly these. `text` may also be a string, whose tokens start with the first patch. A greeting is chosen
+by its name, or by its index in the file (greeting_file.py).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def save_greetings(folder: Path, greetings: Greetings) -> None:
     """Write greetings into a model's folder. Raises `UserError` if the file cannot be written."""
     entries = [
         Entry(
-            speech.text or "" if speech.row is None else [*speech.row],
+            speech.text or "" if speech.tokens is None else [*speech.tokens],
             np.asarray(speech.codes),
             None if name.isdigit() else name,
             name == greetings.default,
@@ -156,4 +156,4 @@ def _speech(entry: Entry, prompt: Prompt) -> Speech:
         raise UserError(f"the model has no token {unknown[0]}; use the greetings of this model")
     fillers = {prompt.special_ids.filler, prompt.special_ids.last_filler}
     spoken = prompt.tokenizer.decode([token for token in text if token not in fillers])
-    return Speech(codes=codes, text=spoken.strip(), row=tuple(text))
+    return Speech(codes=codes, text=spoken.strip(), tokens=tuple(text))

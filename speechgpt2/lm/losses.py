@@ -1,4 +1,4 @@
-"""The losses of the language model on a batch, as one module: what is trained, compiled and sharded as a whole.
+"""The losses of the language model on a batch, as one module, which can be compiled and sharded as a whole.
 
 Every term is a sum over positions divided by a total over all batches of the step, on all processes, so that the
 gradient does not depend on how a step is divided into batches.
@@ -106,7 +106,7 @@ class LMLosses(nn.Module):
     def _phones(self, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy and the accuracy of phones, both 0 if no phone is known.
 
-        They are predicted one patch late, when the sound that follows a phone is known, too.
+        They are predicted one patch later, because the audio after a phone helps to recognise it.
         """
         wanted = phones[:, :-1]  # [B, P − 1, G]
         known = (wanted != UNKNOWN).any(-1)

@@ -4,7 +4,7 @@
     state = lm.init_state(batch=1, capacity=1024)
     hidden, state = lm.prefill(lm.prompt.system_prompt("t2t"), state)
     hidden, state = lm.prefill(lm.prompt.user_text("Hello"), state)
-    for step in lm.generate(hidden, state, SamplingParams.of(1)): ...
+    for step in generate(lm, hidden, state, SamplingParams.of(1)): ...  # lm.generation
 
 The input of a position is its text embedding plus its projected code embeddings. The hidden state after it predicts
 the next position's text token and, through the patch decoder, its codes.
@@ -12,7 +12,6 @@ the next position's text token and, through the patch decoder, its codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,18 +43,6 @@ MAX_PATCHES = 1024  # of one reply
 UNFORCED = -1  # in `forced_text`: sample this row's text token
 
 
-class GenerationStep(NamedTuple):
-    """One generated position.
-
-    `patches` are `[B, 1]`. `active [B]` tells which rows ran. `hidden [B, D]` and `state` are those after the position.
-    """
-
-    patches: Patches
-    active: Tensor
-    hidden: Tensor
-    state: LMState
-
-
 class VerifiedTokens(NamedTuple):
     """Text tokens that were drafted and verified in one call.
 
@@ -75,7 +62,7 @@ class VerifiedTokens(NamedTuple):
 
 
 class SpeechLM(nn.Module):
-    """Backbone, patch decoder, and the text and code embeddings that feed the backbone."""
+    """The backbone, the patch decoder, and the embeddings of text and codes."""
 
     def __init__(self, config: LMConfig, tokenizer: Tokenizer):
         """Build a model with random weights.
@@ -179,8 +166,7 @@ class SpeechLM(nn.Module):
     ) -> Patches:
         """Sample the next patch of each row, `[B, 1]`, from `hidden [B, D]`. It is not read yet; `prefill` does that.
 
-        A row generates codes while its history opens and closes different numbers of speech segments, unless this very
-        token ends speech.
+        A row within speech (`LMState.speech_depth`) generates codes, unless its text token ends the speech.
 
         Args:
             hidden: The hidden state of each row's last patch.
@@ -209,11 +195,11 @@ class SpeechLM(nn.Module):
         kv_length: int | None = None,
         max_tokens: int | None = None,
     ) -> VerifiedTokens:
-        """Write and read up to `1 + draft_tokens` text tokens in rows that are outside speech.
+        """Generate and read up to `1 + draft_tokens` text tokens in rows that are outside speech.
 
-        The first token follows from the hidden state, the draft head proposes the others, and one call of the backbone
-        verifies them. The text equals that of greedy decoding token by token. Nothing is kept after a token that begins
-        speech or ends the reply.
+        The hidden state gives the first token, the draft head proposes the others, and one call of the backbone
+        verifies them. The text equals that of greedy decoding token by token. Tokens after the start of speech or the
+        end of the reply are dropped.
 
         Args:
             hidden: The hidden state of each row's last patch, `[B, D]`.
@@ -243,52 +229,20 @@ class SpeechLM(nn.Module):
         self._note_depths(text, state)
         return VerifiedTokens(patches, counts, after, at_position(state, state.position + counts))
 
-    def generate(
-        self, hidden: Tensor, state: LMState, sampling: SamplingParams, max_patches: int = MAX_PATCHES
-    ) -> Iterator[GenerationStep]:
-        """Sample and read patches until every row has generated eos, which stays in history, or `max_patches`."""
-        active, left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device), max_patches
-        while left > 0 and bool(active.any()):
-            if self.draft_head is not None and not bool(state.speech_depth[active].any()):
-                steps = self._draft_steps(hidden, state, active, left)
-            else:
-                steps = iter([self._sample_step(hidden, state, sampling, active)])
-            for step in steps:
-                hidden, state, left = step.hidden, step.state, left - 1
-                yield step
-                active = active & ~(step.active & self.prompt.special_ids.ends_reply(step.patches.text[:, 0]))
-
-    def _sample_step(self, hidden: Tensor, state: LMState, sampling: SamplingParams, active: Tensor) -> GenerationStep:
-        patches = self.sample(hidden, state, sampling)
-        after, state = self.prefill(patches, state, active.long())
-        return GenerationStep(patches, active, torch.where(active[:, None], after, hidden), state)
-
-    def _draft_steps(self, hidden: Tensor, state: LMState, active: Tensor, max_tokens: int) -> Iterator[GenerationStep]:
-        """Yield the tokens of one `draft_and_verify` as single steps."""
-        verified = self.draft_and_verify(hidden, state, active, max_tokens=max_tokens)
-        for i in range(int(verified.counts.max())):
-            running = i < verified.counts
-            hidden = torch.where(running[:, None], verified.hidden[:, i], hidden)
-            now = at_position(state, state.position + verified.counts.clamp(max=i + 1))
-            yield GenerationStep(Patches(*(part[:, i : i + 1] for part in verified.patches)), running, hidden, now)
-
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)
 
-    def matrices(self) -> dict[str, Tensor]:
-        """See `nn.quantized.Quantizable`: the text head, if the embedding is also the head."""
-        return (
-            {}
-            if self.text_head is not None or self.tied_head is not None
-            else {"tied_head": self.text_embedding.weight}
-        )
+    def unquantized(self) -> dict[str, Tensor]:
+        """See `nn.quantized.Quantizable`: the text embedding, if it is also the text head and that is not quantized."""
+        is_left = self.text_head is None and self.tied_head is None
+        return {"tied_head": self.text_embedding.weight} if is_left else {}
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `nn.quantized.Quantizable`."""
+        """See `nn.quantized.Quantizable`: the quantized text head, if the embedding is also the head."""
         return {} if self.tied_head is None else {"tied_head": self.tied_head}
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `nn.quantized.Quantizable`."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `nn.quantized.Quantizable`. The embedding stays, because inputs read it."""
         self.tied_head = matrix
 
     def arrange(self) -> None:
@@ -342,7 +296,7 @@ def load(
     arrange: bool = True,
     greetings: Path | None = None,
 ) -> SpeechLM:
-    """Load an opened checkpoint. At no time is more than one matrix in memory besides the weights in their final form.
+    """Load an opened checkpoint. Besides the final weights, at most one matrix is in memory.
 
     Args:
         checkpoint: What to load.

@@ -30,21 +30,21 @@ class CodeEmbedding(nn.Module):
         self.packed: list[Kernel | None] = [None] * config.codebooks
         self.heads: dict[str, QuantizedMatrix] = {}
 
-    def matrices(self) -> dict[str, Tensor]:
-        """See `Quantizable`. The tables stay as they are, because embeddings read them too."""
+    def unquantized(self) -> dict[str, Tensor]:
+        """See `nn.quantized.Quantizable`. The tables themselves stay, because inputs read them."""
         tables = {f"heads.{k}": table[: self.size] for k, table in enumerate(self.table)}
         return {name: table for name, table in tables.items() if name not in self.heads}
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `Quantizable`."""
+        """See `nn.quantized.Quantizable`."""
         return dict(self.heads)
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `Quantizable`."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """See `nn.quantized.Quantizable`."""
         self.heads[name] = matrix
 
     def arrange(self) -> None:
-        """See `Quantizable`."""
+        """See `nn.quantized.Quantizable`."""
         if self.heads:
             self.packed = [QuantizedKernel.of(self.heads[f"heads.{k}"]) for k in range(len(self.table))]
 

@@ -1,15 +1,15 @@
-"""Conversations as patches. Only this module knows special tokens, silence and the order of a conversation.
+"""The chat template: conversations as patches. Only this module knows special tokens, silence and the order of turns.
 
 A text segment is one token per patch, without codes. A speech segment is `<|sosp|>`, the speech patches and
-`<|eosp|>`. In the text stream of the model's speech stand the words that are spoken there; in the user's speech it
-holds filler only. A conversation is
+`<|eosp|>`. The text stream of the model's speech holds the words that are spoken; that of the user's speech holds
+filler only. A conversation is
 
     system prompt · [|SpeechGPT|]: greeting ### eos · [|Human|]: turn ### [|SpeechGPT|]: reply ### eos · [|Human|]: …
 
-and each segment is tokenised on its own. A reply of the released model is text, or speech whose text stream holds the
+and each segment is tokenised separately. A reply of the released model is text, or speech whose text stream holds the
 words. With chain of modality, which is for small models, a reply is written before it is spoken:
 
-    transcript of the user's speech <|heard|>  (if the user spoke) · answer · <|sosp|> speech <|eosp|>  (if requested)
+    transcript of the user's speech <|heard|>  (if the user spoke) · answer · <|sosp|> speech <|eosp|>  (if spoken)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from speechgpt2.lm.tokenizer import special_tokens
 from speechgpt2.lm.tools import tools_system_prompt
 from speechgpt2.types import FRAME_RATE, MODES, Mode, Patches, Speech, Tool
 
-ROUNDING = 1e-6  # patches; a word that begins at a patch's very start belongs to that patch
+ROUNDING = 1e-6  # patches; a word that begins exactly at the start of a patch belongs to that patch
 
 
 class AlignedSpeech(NamedTuple):
@@ -55,7 +55,7 @@ class SpecialTokenIds(NamedTuple):
     def ends_reply(self, text: Tensor) -> Tensor: ...
 
     def ends_reply(self, text: int | Tensor) -> bool | Tensor:
-        """Whether text tokens end their reply. `stop.StopRule` knows the other reasons to end one."""
+        """Return whether text tokens end their reply. `stop.StopRule` holds the other reasons to end one."""
         return text == self.eos
 
 
@@ -80,8 +80,8 @@ class Prompt:
 
     def encode(self, text: str) -> list[int]:
         """Tokenise one segment."""
-        # The name of a special token in a user's words is ordinary text, and half a surrogate pair, which JSON can
-        # hold, is no character.
+        # The name of a special token in a user's text is ordinary text. Half a surrogate pair, which JSON allows, is
+        # replaced.
         self.tokenizer.encode_special_tokens = True
         text = text.encode(errors="replace").decode()
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -119,13 +119,12 @@ class Prompt:
     def align_speech(self, codes: Tensor, words: Sequence[TimedWord] = (), text: str | None = None) -> AlignedSpeech:
         """Prepare a recording as speech of the model: one patch of silence, then the recording.
 
-        A word's tokens start at the patch in which the recording alone would have it, so text runs one patch ahead of
-        its audio.
+        The tokens of a word start one patch before the patch of its audio.
 
         Args:
             codes: The recording, `[T, K]`.
             words: Words with their times in seconds from the start of the recording.
-            text: The text with punctuation. Without `words` it is laid out from the start.
+            text: The text with punctuation. Without `words`, its tokens start with the first patch.
         """
         patch = self.config.patch_frames
         if text and not words:
@@ -140,12 +139,14 @@ class Prompt:
         return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens)
 
     def greeting(self, speech: Speech) -> AlignedSpeech:
-        """Return speech with codes as a greeting: patch for patch if it has a `row`, else as `align_speech` does."""
+        """Return encoded speech as a greeting. If it has no token of each patch, `align_speech` places its text."""
         codes = torch.as_tensor(speech.codes, dtype=torch.int64)
-        return self.align_speech(codes, text=speech.text) if speech.row is None else AlignedSpeech(codes, speech.row)
+        if speech.tokens is None:
+            return self.align_speech(codes, text=speech.text)
+        return AlignedSpeech(codes, speech.tokens)
 
     def opening(self, voice: str | None, mode: Mode) -> AlignedSpeech | None:
-        """Return the greeting of a voice, None if there is none in a conversation of this mode.
+        """Return the greeting of a voice, None if a conversation of this mode has none.
 
         Raises:
             UserError: If there is no such voice.
@@ -158,13 +159,13 @@ class Prompt:
     def system_prompt(
         self, mode: Mode, greeting: AlignedSpeech | None = None, system: str | None = None, tools: Sequence[Tool] = ()
     ) -> Patches:
-        """Return what precedes all turns.
+        """Return the patches before all turns: the system text, tools, and the greeting.
 
         Args:
             mode: Modalities of the user and the model.
-            greeting: What the model says first.
-            system: Replaces the template's system text.
-            tools: Listed if the model can call tools.
+            greeting: Speech with which the model opens the conversation.
+            system: Text that replaces the template's system text.
+            tools: Tools to list, if the model was trained to call tools.
 
         Raises:
             UserError: If the mode is unknown.
@@ -199,22 +200,22 @@ class Prompt:
     def user_speech_end(self, rest: Tensor) -> Patches:
         """Return the end of a spoken turn, up to the start of the reply.
 
-        The released rule is to add some frames of silence, and then silence to a whole patch, or one more patch if the
-        last one is whole.
+        As in the released model: after some frames of silence, silence fills the last patch; if that is whole already,
+        one more patch of silence follows.
 
         Args:
-            rest: The last frames `[T, K]`, which filled no patch.
+            rest: The last frames `[T, K]`, less than a patch.
         """
         patch, frames = self.config.patch_frames, rest.shape[0] + self.template.silence_frames
         tail = self._pad_with_silence(rest, (frames // patch + 1) * patch)
         return concat(self.speech_patches(tail), self.text_patches([self.special_ids.speech_end]), self._to_reply())
 
     def reply_start(self) -> Patches:
-        """Return the start of a reply that follows no user's turn: a greeting, or text to read aloud."""
+        """Return the start of a reply that does not follow a turn of the user: a greeting, or a text to read aloud."""
         return self.text_patches(self.encode(self.template.assistant))
 
     def reply(self, text: str, speech: AlignedSpeech | None = None, transcript: str | None = None) -> Patches:
-        """Return a complete reply: with chain of modality all given parts, otherwise the speech or else the text."""
+        """Return a complete reply: all given parts with chain of modality, otherwise only speech, or only text."""
         parts = []
         if self.template.chain_of_modality or speech is None:
             parts.append(self.text_patches(self._written_part(text, transcript)))
@@ -223,7 +224,7 @@ class Prompt:
         return concat(*parts, self.turn_end(speaking=False))
 
     def turn_end(self, speaking: bool) -> Patches:
-        """Return the end of a reply. `speaking` also ends a speech segment, for a reply that was cut off within it."""
+        """Return the end of a reply. `speaking`: the reply was cut off within speech, which is ended first."""
         end = [*self.encode(self.template.turn_end), self.special_ids.eos]
         return self.text_patches([self.special_ids.speech_end, *end] if speaking else end)
 
@@ -243,7 +244,7 @@ class Prompt:
         return concat(self.system_prompt("t2s", greeting), self.reply_start(), self.tts_prefix(text))
 
     def require_chain_of_modality(self, purpose: str) -> None:
-        """Raise `UserError` if the model has no chain of modality, which `purpose` needs."""
+        """Raise `UserError` if the model has no chain of modality. `purpose` is what needs it."""
         if not self.template.chain_of_modality:
             raise UserError(f"this model cannot {purpose}: it was not trained to write before it speaks")
 

@@ -1,8 +1,8 @@
-"""Patches of a reply back to events: transcript, text and tool calls.
+"""Parse the patches of a reply into events: transcript, text and tool calls.
 
 parser = ReplyParser(prompt, user_spoke=True)
 for patch in reply: events = parser.read(token, speaking)  # Transcript, TextDelta, ToolCall
-events = parser.finish()                                   # what was held back
+events = parser.finish()                                   # text that was held back
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.tools import parse_tool_calls, partial_call_length
 from speechgpt2.types import Patches, TextDelta, ToolCall, Transcript
 
-UNDECODED = 8  # tokens after which bytes that form no character are shown as they are
+UNDECODED = 8  # tokens; after so many, bytes that form no character become text as they are
 ReplyEvent = Transcript | TextDelta | ToolCall
 
 
@@ -49,14 +49,14 @@ class ReplyParser:
         self.transcribing = prompt.template.chain_of_modality and user_spoke
         self.text, self.ended = "", False
         self.transcript: str | None = None
-        self._tokens: list[int] = []  # not yet characters
-        self._held = prefix  # text that may begin the turn's end, or a tool call
-        # Where tool calls are possible, trailing white space waits for the next word, so that a line break before a
-        # call is not the whole text.
+        self._tokens: list[int] = []  # tokens that form no whole character yet
+        self._held = prefix  # text that may be the start of the turn's end, or of a tool call
+        # If the reply may call tools, trailing white space waits for the next word. Otherwise a line break before a
+        # call would be a text of its own.
         self._blank = ""
 
     def read(self, token: int, speaking: bool) -> list[ReplyEvent]:
-        """Read one patch and return what it completes.
+        """Read one patch and return the events that it completes.
 
         Args:
             token: The patch's text token.
@@ -74,15 +74,15 @@ class ReplyParser:
         return self._show(self._take_characters())
 
     def finish(self) -> list[ReplyEvent]:
-        """End the reply and return what was held back, without the words that end a turn."""
+        """End the reply and return the events of text that was held back, without the text that ends a turn."""
         rest = self._take_held().removesuffix(self.prompt.template.turn_end)
         return self._end_transcript(rest) if self.transcribing else self._events(rest)
 
     def speech_continuation_prompt(self) -> Patches | None:
-        """Return the prompt that adds speech to a reply which would end without the speech that was requested.
+        """Return a prompt that makes the model speak a reply which it was about to end without speech.
 
-        Small models sometimes do that. The prompt is the text so far, `[1, P]`, up to where its speech begins. The
-        text that was to end the reply is dropped.
+        Small models sometimes end a reply so. The prompt is the text so far, `[1, P]`, up to the start of speech. Text
+        that is held back is dropped.
 
         Returns:
             The prompt, or None if there is no text to speak.
@@ -103,7 +103,7 @@ class ReplyParser:
 
     def _take_characters(self) -> str:
         text = self.prompt.tokenizer.decode(self._tokens)
-        if text.endswith("\ufffd") and len(self._tokens) < UNDECODED:  # the rest of a character follows
+        if text.endswith("\ufffd") and len(self._tokens) < UNDECODED:  # the next token completes the character
             return ""
         self._tokens = []
         return text
@@ -120,7 +120,7 @@ class ReplyParser:
         return self._events(shown)
 
     def _events(self, text: str) -> list[ReplyEvent]:
-        """Return the text and the whole tool calls in it."""
+        """Return the events of a text: its complete tool calls, and the text between them."""
         if not self.tools:
             return self._delta(text)
         events: list[ReplyEvent] = []

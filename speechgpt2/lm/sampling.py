@@ -14,7 +14,7 @@ from torch import Tensor
 
 from speechgpt2.nn.sync import can_sync
 
-MAX_CANDIDATES = 1024  # likeliest tokens that a draw considers: all codes, and all that matter of a vocabulary
+MAX_CANDIDATES = 1024  # a draw considers so many of the likeliest tokens: all codes, and the relevant text tokens
 LOW_32_BITS = 2**32 - 1
 # Odd, and not small multiples of each other, so that different (seed, position, draw, token) have different counters.
 SEED_STEP, HIGH_STEP, POSITION_STEP, DRAW_STEP, TOKEN_STEP = 0x5851F42D, 0x41C64E6D, 0x3C6EF35F, 0x2545F491, 0x1B873593
@@ -86,8 +86,8 @@ class Sampler:
     def sample(self, logits: Tensor, first_draw: int) -> Tensor:
         """Sample N tokens per row.
 
-        Temperature, top-k and top-p apply in this order, each to what the one before kept. A logit of −inf is never
-        sampled.
+        Temperature, top-k and top-p apply in this order, each to the tokens that the one before kept. A logit of −inf
+        is never sampled.
 
         Args:
             logits: `[B, N, V]`.

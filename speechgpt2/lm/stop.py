@@ -1,10 +1,9 @@
-"""The stop rule of a reply: where it ends, and why. `chat` and `engine` ask it after every patch.
+"""The stop rule: where a reply ends, and why. `chat` and `engine` apply it to every patch.
 
 A reply ends
-- at the token `eos` ("stop"). A reply that must have speech but has none is spoken first: small models now and then
-  end one without;
-- at speech that was not asked for ("stop");
-- at its maximal number of patches, or where the context is nearly full ("length").
+- at the token `eos` ("stop"). If a spoken reply has no speech yet, which happens with small models, it is spoken first;
+- at speech, if it is a written reply ("stop");
+- at its maximal number of patches, or if the context is nearly full ("length").
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from typing import Literal
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.types import Patches
 
-CLOSING_ROOM = 16  # patches of a context that are kept for ending a reply properly
+CLOSING_ROOM = 16  # patches of a context that are reserved for the end of a reply
 StopReason = Literal["stop", "length"]
 
 
 class StopRule:
-    """Follows the patches of one reply.
+    """The stop rule of one reply.
 
     Args:
-        parser: The parser of the reply. It knows the text that a reply without speech still has to speak.
-        max_patches: Where the reply is cut off.
-        speak: Whether the reply is to have speech.
-        in_speech: Whether the reply begins within speech, as text that is read aloud does.
+        parser: The parser of the reply, which has its text so far.
+        max_patches: Limit of the reply.
+        speak: Whether the reply is spoken.
+        in_speech: Whether the reply begins within speech, as a text that is read aloud does.
 
     Attributes:
-        reason: Why the reply has ended; None while it goes on.
+        reason: Why the reply has ended; None before its end.
         patches: Patches so far.
-        speech_depth: Speech segments that were begun less those that were ended.
+        speech_depth: Started speech segments minus ended ones.
     """
 
     def __init__(self, parser: ReplyParser, max_patches: int, speak: bool, in_speech: bool = False):
@@ -40,16 +39,16 @@ class StopRule:
         self._has_speech = False
 
     def advance(self, token: int, speaking: bool, room: int | None = None) -> Patches | None:
-        """Follow the next patch, before it is parsed.
+        """Apply the rule to the next patch, before it is parsed.
 
         Args:
             token: The patch's text token.
-            speaking: Whether it holds speech.
-            room: Patches that fit into the context after it; None if the context grows.
+            speaking: Whether the patch holds speech.
+            room: Patches that fit into the context after this one; None if the context grows.
 
         Returns:
-            None, or, if the reply would end here without its speech: patches `[1, P]` that replace the whole reply so
-            far and end where its speech begins. The patch itself is then dropped.
+            None; or, if a spoken reply would end here without speech, patches `[1, P]` that replace the whole reply and
+            end at the start of its speech. This patch is then dropped.
         """
         ids = self.parser.prompt.special_ids
         self.patches += 1

@@ -10,9 +10,9 @@
     tools              dialogues that call tools
     text               plain text
 
-A layout that cannot express a task refuses it. With chain of modality, for example, a reply begins with the transcript
-of the question, so that a transcription is a reply that ends there; in the released layout it is a reply in text, and
-the system line asks for it.
+A prompt layout that cannot express a task refuses it. With chain of modality, for example, a reply begins with the
+transcript of the question, so a transcription is a reply that ends there. In the released layout a transcription is a
+reply in text, which the system line requests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GO_ON = {"en": "Yes, go on.", "zh": "请继续说。"}
 
 @dataclass(frozen=True)
 class TaskMix:
-    """Probability of each task, relative to those of the others. `next_turn`: of a further exchange after a single one.
+    """Relative probability of each task. `next_turn`: the probability that another exchange follows one.
 
     The default is that of `mini`.
     """
@@ -104,7 +104,7 @@ def _obstacle(task: str, prompt: Prompt) -> str:
 
 
 def transcription(prompt: Prompt, speech: LabelledSpeech, text: str) -> TrainingExample:
-    """Speech and its text. Nothing is answered."""
+    """Build an example of speech and its text, without an answer."""
     if not prompt.template.chain_of_modality:
         return training_example(prompt, "s2t", [TurnPair(speech.codes, text)], system=TRANSCRIBE)
     turn = TurnPair(speech.codes, "", None, text, speech.words, speech.phones)
@@ -114,7 +114,7 @@ def transcription(prompt: Prompt, speech: LabelledSpeech, text: str) -> Training
 
 
 def synthesis(prompt: Prompt, text: str, speech: AlignedSpeech, voice: AlignedSpeech | None = None) -> TrainingExample:
-    """Text and the speech that reads it, after a greeting in the same `voice` if there is one."""
+    """Build an example of text and the speech that reads it. A greeting in the same `voice` comes first, if given."""
     if not prompt.template.chain_of_modality:
         return training_example(prompt, "t2s", [TurnPair(text, text, speech)], voice, READ_ALOUD)
     example = training_example(prompt, "t2s", [TurnPair(None, text, speech)], voice)
@@ -125,7 +125,7 @@ def synthesis(prompt: Prompt, text: str, speech: AlignedSpeech, voice: AlignedSp
 
 
 def continuation(prompt: Prompt, speech: AlignedSpeech, given: int, is_transcribed: bool) -> TrainingExample:
-    """A recording whose first `given` patches are given. Without a transcript only its sound is learnt."""
+    """Build an example of a recording whose first `given` patches are given. Without a transcript, only codes count."""
     patches = concat(
         prompt.system_prompt("t2s", system=CONTINUE), prompt.reply_start(), prompt.reply("", speech)
     )  # fmt: skip
@@ -136,7 +136,7 @@ def continuation(prompt: Prompt, speech: AlignedSpeech, given: int, is_transcrib
 
 
 def interleaving(prompt: Prompt, spans: Sequence[str | AlignedSpeech]) -> TrainingExample:
-    """Spans of one utterance, each written or spoken."""
+    """Build an example of the spans of one utterance, each written or spoken."""
     start = concat(prompt.system_prompt("t2s", system=INTERLEAVE), prompt.reply_start())
     parts = [
         prompt.text_patches(prompt.encode(span)) if isinstance(span, str) else prompt.speech_segment(span)
@@ -148,7 +148,7 @@ def interleaving(prompt: Prompt, spans: Sequence[str | AlignedSpeech]) -> Traini
 
 
 def plain_text(prompt: Prompt, text: str) -> TrainingExample:
-    """Text without any turns, which keeps the text model's abilities."""
+    """Build an example of text without turns, which preserves the abilities of the text model."""
     patches = prompt.text_patches([*prompt.encode(text), prompt.special_ids.eos])
     everything = torch.ones_like(patches.text) > 0
     return _example(patches, everything, ~everything)
@@ -157,16 +157,16 @@ def plain_text(prompt: Prompt, text: str) -> TrainingExample:
 def unfinished(
     prompt: Prompt, speech: LabelledSpeech, text: str, words: int, pause: int, lang: str, mode: Mode
 ) -> TrainingExample:
-    """A question that breaks off after some words, which is not the time to answer it.
+    """Build an example of a question that breaks off after some words; the reply asks the user to go on.
 
-    The codec does not look ahead, so the codes of a beginning are the beginning of the codes of the whole. Nobody has
-    spoken the reply: where it should be spoken only its text is learnt.
+    The codec is causal, so the codes of the first words are the first codes of the question. There is no recording of
+    the reply, so only its text counts.
 
     Args:
         prompt: The prompt.
         speech: The whole question, with more than `words` words.
         text: Its text.
-        words: After how many words it breaks off.
+        words: Number of words after which it breaks off.
         pause: Frames of silence that follow.
         lang: Its language.
         mode: s2s or s2t.

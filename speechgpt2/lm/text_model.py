@@ -1,4 +1,4 @@
-"""Begin a speech model with the weights of a text model, from Hugging Face or a GGUF file.
+"""Initialise a speech model from a text model of Hugging Face or of a GGUF file.
 
 lm = from_text_model("Qwen/Qwen3-0.6B", PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096))
 """
@@ -66,9 +66,9 @@ def from_text_model(
 
     Args:
         name: A folder, a Hugging Face id of one of the families in lm/families/, or a GGUF file.
-        patch_decoder: Sizes of the patch decoder. Its rotary frequencies are its own.
+        patch_decoder: Sizes of the patch decoder. Its rotary frequencies do not depend on the text model.
         prompt: The chat template; its end of sequence is replaced by that of the text model. None means the released
-            one, which offers tools.
+            template, which lists tools.
 
     Raises:
         UserError: If it cannot be read or its family is not supported.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from speechgpt2.types import Text, Tool, ToolCall, Turn
 
 BEGIN, END = "<tool_call>", "</tool_call>"
-# The words that Qwen2.5 was trained with.
+# The text that Qwen2.5 was trained with.
 TOOLS_SYSTEM_PROMPT = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -45,8 +45,8 @@ def tool_call_prefix(name: str | None = None) -> str:
 def parse_tool_calls(text: str) -> list[str | ToolCall]:
     """Split `text` into the calls and the text before, between and after them.
 
-    Text comes first and last, even if it is empty. What stands between the tags but is no call (broken JSON, no name)
-    stays text.
+    Text comes first and last, even if it is empty. Text between the tags that is no call (broken JSON, no name) stays
+    text.
     """
     parts: list[str | ToolCall] = []
     shown = ""

@@ -1,10 +1,10 @@
 """Training of the language model on packed examples.
 
-Every step packs examples into rows and learns, at the masked positions only, the next text token and the next patch's
-codes. Filler counts less than words, deeper codebooks less than the first. Some codes of the model's own speech are
-replaced in the input, because generated speech is not perfect either. An auxiliary linear layer, which only training
-has, predicts the phones of the user's last patch from the hidden state: words alone, two or three a second, teach
-recognition slowly. A draft head learns to propose the tokens after the next one.
+Every step packs examples into rows and learns, at the positions of the loss masks, the next text token and the codes of
+the next patch. Filler has less weight than words, and deeper codebooks have less weight than the first. Some codes of
+the model's own speech are replaced in the input, because generated speech has errors, too. During training, an
+auxiliary linear layer predicts the phones of the user's last patch from the hidden state: words alone, two or three a
+second, teach recognition slowly. A draft head learns to propose the tokens after the next one.
 
 A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, and a limit for the perplexity of text.
 """
@@ -35,7 +35,7 @@ from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.run import RunFolder, WeightAverage, learning_rate, seed_step
 
-GATE_TEXTS = 32  # held-out texts whose perplexity is watched
+GATE_TEXTS = 32  # held-out texts whose perplexity is measured
 
 
 @dataclass(frozen=True)

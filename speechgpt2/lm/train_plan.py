@@ -1,9 +1,10 @@
-"""What a training run needs: memory of each device and time of a step, for 1 to 64 devices.
+"""The cost of a training run: memory of each device and time of a step, for 1 to 64 devices.
 
-Weights, gradients, optimizer states and the moving average are counted. What a step keeps for its backward pass is
-found by running it on tensors without content (PyTorch's fake tensors), so a model of any size is planned in seconds.
-Unless said otherwise, half of the positions learn text and half learn speech, which is an upper bound. Time is the
-number of operations over what a device computes; traffic between devices and the loading of data are left out.
+Weights, gradients, optimizer states and the moving average are counted. The tensors that a step keeps for its backward
+pass are measured with PyTorch's fake tensors, which hold no data, so a model of any size is planned in seconds. Unless
+stated otherwise, half of the positions learn text and half learn speech, which is an upper bound. Time is the number of
+operations divided by the operations that a device computes in a second; communication and the loading of data are not
+counted.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class StepCost(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a device needs in a run on `devices` devices: bytes, and seconds of a step."""
+    """The cost of a run on `devices` devices: bytes of each device, and seconds of a step."""
 
     devices: int
     weights: float

@@ -61,14 +61,14 @@ def _map_quantized(model: SpeechLM, checkpoint: Checkpoint, device: torch.device
     mapped = hub.load_tensors(checkpoint.folder / WEIGHTS_FILE)
     quantized = set[str]()
     for at, module in quantizable(model):
-        for name, weight in module.matrices().items():
+        for name, weight in module.unquantized().items():
             key, (rows, columns) = f"{at}{name}", weight.shape
             names = f"{key}.values", f"{key}.scales"
             if not mapped.keys() >= set(names):
                 raise UserError(f"{checkpoint.folder}: the checkpoint lacks {key}, quantized")
             parts = [mapped.pop(name) for name in names]
             values, scales = (part if part.data_ptr() % hub.ALIGNMENT == 0 else part.clone() for part in parts)
-            module.adopt(name, QuantizedMatrix(values, scales, rows, columns).to(device))
+            module.set_quantized(name, QuantizedMatrix(values, scales, rows, columns).to(device))
             quantized.add(key)
     others = {name: tensor for name, tensor in model.state_dict().items() if name not in quantized}
     hub.check_fit(others, mapped, str(checkpoint.folder))
@@ -79,7 +79,7 @@ def _quantizer(model: SpeechLM, quantization: Quantization, device: torch.device
     """Return what quantizes the matrices in the storage at an address, once they are loaded."""
     owners: dict[int, list[tuple[Quantizable, str]]] = {}
     for _, module in quantizable(model):
-        for name, weight in module.matrices().items():
+        for name, weight in module.unquantized().items():
             owners.setdefault(weight.untyped_storage().data_ptr(), []).append((module, name))
 
     def filled(address: int) -> None:

@@ -1,14 +1,14 @@
-"""Matrix products with few rows, which streaming needs. The best time is that of reading the weights.
+"""Matrix products with few rows, as in streaming. At best they take as long as reading the weights.
 
-Which kernel is fastest depends on the processor, the precision and the number of rows. For a few rows W·xᵀ is up to
-five times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the numbers of rows for which W·xᵀ was
-faster, measured on AMD processors with AVX2 and with AVX-512 and on Intel processors with AMX. A single row in half
-precision is fastest as a matrix times a vector.
+The fastest kernel depends on the processor, the precision and the number of rows. For a few rows W·xᵀ is up to five
+times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the numbers of rows for which W·xᵀ was faster,
+measured on AMD processors with AVX2 and with AVX-512 and on Intel processors with AMX. A single row in half precision
+is fastest as a matrix times a vector.
 
-A model for inference can be `pack`ed; then it computes without gradients only. If float16 holds a weight exactly, up
-to a power of two, FBGEMM reads it as float16 and computes in float32, at the speed of memory for a few rows. That is
-so for every model that is stored in half precision. Other large weights, and those of bfloat16 models with more rows,
-are laid out for oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
+A model for inference can be `pack`ed; it then computes no gradients. If float16 holds a weight exactly, up to a power
+of two, FBGEMM reads it as float16 and computes in float32, for a few rows as fast as memory can be read. Every model
+that is stored in half precision has such weights. Other large weights, and those of bfloat16 models with more rows, are
+stored in the layout of oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.nn.quantized import QuantizedKernel, QuantizedMatrix, released
+from speechgpt2.nn.quantized import QuantizableWeight, QuantizedKernel
 from speechgpt2.nn.uninitialized import return_memory
 
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
@@ -83,26 +83,13 @@ class BlockedKernel(NamedTuple):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-class Linear(nn.Linear):
+class Linear(QuantizableWeight, nn.Linear):
     """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`. It can be quantized (`nn.quantized`)."""
 
     packed: Kernel | None = None
-    matrix: QuantizedMatrix | None = None
-
-    def matrices(self) -> dict[str, Tensor]:
-        """See `Quantizable`."""
-        return {} if self.matrix is not None else {"weight": self.weight}
-
-    def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `Quantizable`."""
-        return {} if self.matrix is None else {"weight": self.matrix}
-
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `Quantizable`."""
-        self.matrix, self.weight = matrix, released(self.weight)
 
     def arrange(self) -> None:
-        """See `Quantizable`."""
+        """Bring a quantized weight into the layout of its device's kernel."""
         if self.matrix is not None:
             self.packed = QuantizedKernel.of(self.matrix, self.bias)
             self.matrix = self.packed.matrix

@@ -3,10 +3,10 @@
     int8   a row is its integers times one scale
     int4   a group of 32 or 128 inputs of a row is (its integers − 8) times a scale, plus an offset
 
-One set of integers serves every device. It is stored as PyTorch's CPU kernel wants it with AVX-512, so a file of it can
-be mapped and used as it is: blocks of 64 rows, in which byte j of an input holds rows j and j + 32. Elsewhere the
-integers are arranged anew when they are loaded. For many rows the matrix is dequantized in parts, since a product in
-half precision is faster then.
+The integers are the same for every device. Files store them in the layout of PyTorch's CPU kernel for AVX-512, so that
+a file can be mapped without a copy: blocks of 64 rows, in which byte j of an input holds rows j and j + 32. Other
+devices change the layout when they load the integers. For many rows the matrix is dequantized in parts, because a
+product in half precision is then faster.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 GROUPS = (32, 128)
 BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
-QUANTIZED_AT_ONCE = 1 << 24  # weights that are quantized or dequantized together, which bounds the memory in between
-MANY_ROWS = 48  # rows of the input from which on dequantizing is faster
+QUANTIZED_AT_ONCE = 1 << 24  # most weights that are quantized or dequantized together, to limit temporary memory
+MANY_ROWS = 48  # with at least so many rows of input, dequantizing is faster
 HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the matrices of a model are stored.
+    """The kind of quantization of a model's matrices.
 
     Raises:
         UserError: If the group is none of `GROUPS`.
@@ -151,9 +151,9 @@ def from_blocks(values: Tensor) -> Tensor:
 
 
 class QuantizedKernel(NamedTuple):
-    """Multiplies by a quantized matrix, and adds its bias (see `nn.linear.Kernel`).
+    """Multiplies by a quantized matrix and adds a bias (see `nn.linear.Kernel`).
 
-    `arranged`: the matrix holds its integers in the layout of the device's int4 kernel, which is not that of files.
+    `arranged`: the integers have the layout of the device's int4 kernel instead of that of files.
     """
 
     matrix: QuantizedMatrix
@@ -162,7 +162,7 @@ class QuantizedKernel(NamedTuple):
 
     @classmethod
     def of(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
-        """Arrange the matrix for the kernels of its device."""
+        """Bring the matrix into the layout of its device's kernel."""
         values = _arrange(matrix)
         arranged = values is not matrix.values
         return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged)
@@ -196,7 +196,7 @@ def _has_kernel(device: torch.device) -> bool:
 
 
 def _arrange(matrix: QuantizedMatrix) -> Tensor:
-    """Return the integers in the layout of the device's kernel; as they are if that is the one, or if it has none."""
+    """Return the integers in the layout of the device's int4 kernel; if it has none, in the layout of files."""
     values = matrix.values
     if matrix.kind == "int4" and values.device.type == "cpu" and not HAS_BLOCKS_OF_64:
         return torch.ops.aten._convert_weight_to_int4pack_for_cpu(from_blocks(values).int(), 1)
@@ -210,20 +210,20 @@ def _arrange(matrix: QuantizedMatrix) -> Tensor:
 class Quantizable(Protocol):
     """A module with matrices that can be quantized."""
 
-    def matrices(self) -> dict[str, Tensor]:
+    def unquantized(self) -> dict[str, Tensor]:
         """Return the matrices that are not quantized, by their names in the module."""
         ...
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """Return the quantized ones."""
+        """Return the matrices that are quantized, by their names in the module."""
         ...
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """Replace a matrix by its quantized form; `arrange` completes this."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """Replace a matrix by its quantized form, in the layout of files."""
         ...
 
     def arrange(self) -> None:
-        """Prepare quantized matrices for their device."""
+        """Bring quantized matrices into the layout of their device's kernel."""
         ...
 
 
@@ -235,30 +235,35 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, Quantizable]]:
 
 
 def quantize_module(module: Quantizable, name: str, quantization: Quantization, device: torch.device) -> None:
-    """Quantize one matrix of a module, and move it to `device`. The rows of an embedding are read one by one: int8."""
+    """Quantize one matrix of a module, and move it to `device`. An embedding becomes int8: its rows are read singly."""
     kind = Quantization("int8") if isinstance(module, Embedding) else quantization
-    module.adopt(name, quantize(module.matrices()[name], kind).to(device))
+    module.set_quantized(name, quantize(module.unquantized()[name], kind).to(device))
 
 
-class Embedding(nn.Embedding):
-    """`nn.Embedding` whose table can be int8."""
+class QuantizableWeight(nn.Module):
+    """A module with one matrix, `weight`, which can be quantized: implements `Quantizable`."""
 
+    weight: Tensor
     matrix: QuantizedMatrix | None = None
 
-    def matrices(self) -> dict[str, Tensor]:
-        """See `Quantizable`."""
+    def unquantized(self) -> dict[str, Tensor]:
+        """Return the weight, unless it is quantized."""
         return {} if self.matrix is not None else {"weight": self.weight}
 
     def quantized(self) -> dict[str, QuantizedMatrix]:
-        """See `Quantizable`."""
+        """Return the weight, if it is quantized."""
         return {} if self.matrix is None else {"weight": self.matrix}
 
-    def adopt(self, name: str, matrix: QuantizedMatrix) -> None:
-        """See `Quantizable`."""
+    def set_quantized(self, name: str, matrix: QuantizedMatrix) -> None:
+        """Replace the weight by its quantized form."""
         self.matrix, self.weight = matrix, released(self.weight)
 
     def arrange(self) -> None:
-        """See `Quantizable`."""
+        """Leave the matrix in the layout of files."""
+
+
+class Embedding(QuantizableWeight, nn.Embedding):
+    """`nn.Embedding` whose table can be int8."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up `ids [...]` -> `[..., D]`."""
@@ -275,11 +280,11 @@ def quantize_model(model: nn.Module, quantization: Quantization) -> None:
         UserError: If a matrix does not divide into groups.
     """
     for _, module in list(quantizable(model)):
-        for name, weight in module.matrices().items():
+        for name, weight in module.unquantized().items():
             quantize_module(module, name, quantization, weight.device)
         module.arrange()
 
 
 def released(weight: Tensor) -> nn.Parameter:
-    """Return a parameter without memory, in place of a matrix `[D, C]` that is kept in another form: `[D, 0]`."""
+    """Return a parameter `[D, 0]` without memory, to replace a matrix `[D, C]` that is stored in another form."""
     return nn.Parameter(weight.new_empty(len(weight), 0), requires_grad=False)

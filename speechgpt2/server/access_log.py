@@ -17,7 +17,7 @@ REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 
 
 class AccessLog:
-    """ASGI middleware. The header `X-Request-Id` of the client or of a proxy is kept; without one a new id is made."""
+    """ASGI middleware. It keeps the header `X-Request-Id` of the client or of a proxy, or makes a new id."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from speechgpt2.server.schema import ProtocolError, load_json, validate
 
 log = logging.getLogger("sg2.server")
-BODY_SECONDS = 120  # within which a body that is held in memory must arrive
+BODY_SECONDS = 120  # limit of the upload of a body that is held in memory
 MAX_WARNING = 1_000  # characters of a header
 
 
@@ -55,7 +55,7 @@ async def handle_api_error(_: Request, error: ApiError) -> JSONResponse:
 
 
 async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    """FastAPI's exception handler for what its routing rejects: an unknown path, or another method."""
+    """FastAPI's exception handler for requests without a route: an unknown path, or another method."""
     text = f"{error.detail} ({request.method} {request.url.path})."
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     return error_response(ApiError(error.status_code, text, code, headers=error.headers))
@@ -105,7 +105,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the headers that tell a client what was not done as it asked; logs it, too."""
+    """Return the headers that list the fields without effect, and log them."""
     if not warnings:
         return {}
     log.warning("a request has fields without effect", extra={"fields": {"warnings": list(warnings)}})

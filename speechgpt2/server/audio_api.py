@@ -25,7 +25,7 @@ from speechgpt2.audio import AudioReader
 from speechgpt2.errors import UserError
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.server import audio_files
-from speechgpt2.server.api_errors import ApiError, read_json, validate_request, warning_headers
+from speechgpt2.server.api_errors import ApiError, validate_request, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.reply_api import (
@@ -82,9 +82,9 @@ class Upload:
     """A recording that a client wants transcribed.
 
     Attributes:
-        options: What the client asked for.
+        options: The options of the request.
         reader: The recording's samples.
-        warnings: What has no effect.
+        warnings: Fields of the request that have no effect.
     """
 
     options: TranscriptionRequest
@@ -104,11 +104,8 @@ class AudioApi(ReplyApi):
 
     async def create_speech(self, request: Request) -> Response:
         """`POST /v1/audio/speech`: read a text aloud."""
-        principal = self.gateway.authenticate(request)
-        limit = self.gateway.config.limits.request_bytes
-        body = await read_json(request, limit)
-        speech: SpeechRequest = validate_request(SpeechRequest, body)
-        headers = self.warnings(speech, body, self.gateway.voices.warnings(speech.voice, "voice"))
+        principal, speech, warnings = await self.read_json(request, SpeechRequest)
+        headers = warning_headers([*self.gateway.voices.warnings(speech.voice, "voice"), *warnings])
         config = self.with_voice(self.gateway.default_session, speech.voice, "voice")
         config = config.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         try:
@@ -141,7 +138,7 @@ class AudioApi(ReplyApi):
     # transcription
 
     async def create_transcription(self, request: Request) -> Response:
-        """`POST /v1/audio/transcriptions`: write a recording down."""
+        """`POST /v1/audio/transcriptions`: transcribe a recording."""
         principal = self.gateway.authenticate(request)
         events = await Started.start(self._transcribe(principal, request))
         upload = await anext(events)
@@ -153,7 +150,7 @@ class AudioApi(ReplyApi):
     async def _transcribe(
         self, principal: Principal, request: Request
     ) -> AsyncGenerator[Upload | TranscriptSegment, None]:
-        """Read a request on a slot that is free; yield what it asks for, then the segments of its transcript."""
+        """Take a slot, read the request, yield its `Upload`, then yield the segments of its transcript."""
         with self.admitted(principal):
             async with self.limited(request).form(max_files=1) as form:
                 fields: dict[str, Any] = {key: value for key, value in form.items() if isinstance(value, str)}

@@ -60,7 +60,7 @@ def decode_file(data: bytes, name: str, max_seconds: float) -> np.ndarray:
 
     Args:
         data: The file's content.
-        name: What error messages call it.
+        name: The file's name in error messages.
         max_seconds: A longer recording is an error.
 
     Returns:

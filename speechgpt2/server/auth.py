@@ -93,7 +93,7 @@ class Authenticator:
         """Create a client secret.
 
         Args:
-            principal: Who asks for it.
+            principal: The client.
             session: Settings of the sessions that are opened with it.
             ttl_seconds: How long it is valid.
 

@@ -1,7 +1,7 @@
 """A self-signed certificate, for HTTPS in a local network.
 
-Browsers give a page the microphone only over HTTPS, or on the machine itself. They warn of a self-signed certificate
-once. It is kept, so that they need not warn again.
+Browsers allow a page the microphone only over HTTPS, or on the same machine. They warn of a self-signed certificate
+once. It is kept, so that they do not warn again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def self_signed(folder: Path, hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
     """Return a certificate and its key, made on the first call and kept in `folder`.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the certificate and the key.
         hosts: Names and addresses of the server, besides localhost and those of this machine.
 
     Raises:
@@ -57,7 +57,7 @@ def _refuse_password() -> str:
 
 
 def _addresses() -> set[str]:
-    """Return the addresses of this machine that its network sees."""
+    """Return the addresses of this machine in its network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing: the system only chooses the address to send from

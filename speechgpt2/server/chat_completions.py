@@ -16,23 +16,20 @@ from speechgpt2.errors import UserError
 from speechgpt2.server import audio_files
 from speechgpt2.server.api_errors import ApiError
 from speechgpt2.server.items import new_id
+from speechgpt2.server.reply_request import ReplyRequest
 from speechgpt2.server.response import InputUsage, Usage
 from speechgpt2.server.schema import NoEffect, WireModel
 from speechgpt2.server.session_config import (
     DEFAULT_VOICE,
     FunctionTool,
     MaxTokens,
-    Seed,
     SessionConfig,
-    Temperature,
     ToolChoice,
-    TopP,
     VoiceName,
-    check_tool_choice,
 )
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Turn
 
-MAX_MESSAGES = 1024  # of a request; more fit no context
+MAX_MESSAGES = 1024  # of a request; the context cannot hold more
 StopText = Annotated[str, Field(min_length=1)]
 AUDIO_TTL = 3600  # seconds for which a client may refer to a reply's audio by its id
 
@@ -159,7 +156,7 @@ class StreamOptions(WireModel):
 
 
 class ResponseFormat(WireModel):
-    """The form of the reply's text, which is free: the model cannot be held to a JSON schema."""
+    """The format of the reply's text. The model cannot follow a JSON schema, so only plain text is accepted."""
 
     type: Literal["text"]
 
@@ -167,23 +164,18 @@ class ResponseFormat(WireModel):
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
-class ChatRequest(WireModel):
-    """A request for a chat completion. Of some fields only the value is accepted that asks for nothing."""
+class ChatRequest(ReplyRequest):
+    """A request for a chat completion. Some fields accept only the value that has no effect."""
 
-    model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     modalities: list[Literal["text", "audio"]] | None = None
     audio: ChatAudio | None = None
-    stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoice | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    seed: Seed | None = None
     stop: Annotated[str, Field(min_length=1)] | Annotated[list[StopText], Field(max_length=4)] | None = None
     response_format: ResponseFormat | None = None
     logprobs: Literal[False] | None = None
@@ -233,10 +225,6 @@ class ChatRequest(WireModel):
             raise ApiError(400, "stop is supported for written replies only.", "unsupported_value", "stop")
         system = [message.text for message in self.messages if message.role in ("system", "developer")]
         functions = [tool.function for tool in self.tools or []]
-        try:
-            check_tool_choice(self.tool_choice or "auto", [function.name for function in functions])
-        except ValueError as error:
-            raise ApiError(400, f"tool_choice {error}.", "invalid_value", "tool_choice") from None
         tools = [
             FunctionTool(type="function", name=f.name, description=f.description or "", parameters=f.parameters or {})
             for f in functions
@@ -246,11 +234,7 @@ class ChatRequest(WireModel):
                 "instructions": "\n".join(system),
                 "output_modalities": ["audio" if self.speaks else "text"],
                 "max_output_tokens": self.max_completion_tokens or self.max_tokens or "inf",
-                "tools": tools,
-                "tool_choice": self.tool_choice or "auto",
-                "temperature": self.temperature,
-                "top_p": self.top_p,
-                "seed": self.seed,
+                **self.reply_settings(tools, self.tool_choice or "auto"),
             }
         )
 
@@ -392,7 +376,7 @@ class ChatCompletion:
 async def until_stop(events: AsyncIterator[Event], stops: Sequence[str]) -> AsyncGenerator[Event, None]:
     """Yield a written reply's events, and end the reply before the first text of `stops`.
 
-    Text is held back for as long as it may be the beginning of one.
+    Text is held back as long as it may be the beginning of a stop text.
     """
     held, longest = "", max(map(len, stops), default=0)
     async for event in events:

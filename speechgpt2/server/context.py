@@ -1,4 +1,4 @@
-"""What the parts of one Realtime session share."""
+"""The state that the parts of one Realtime session share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LatencyMeter:
         self._barge_in = False
 
     def speech_started(self, at: float) -> None:
-        """The user started to speak at the time `at`. If that stopped a response, it has just been told."""
+        """The user started to speak at the time `at`. If that stopped a response, `interrupted` was called before."""
         if self._barge_in:
             self._metrics.barge_in_latency.observe(max(0.0, time.monotonic() - at))
             self._barge_in = False
@@ -45,7 +45,7 @@ class LatencyMeter:
             self._speech_ended_at = 0.0
 
     def interrupted(self) -> None:
-        """The user's speech has stopped a response. When it started is told next."""
+        """The user's speech has stopped a response. A call of `speech_started` follows."""
         self._barge_in = True
 
 

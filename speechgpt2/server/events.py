@@ -19,10 +19,10 @@ class EventSender:
 
     def __init__(self, channel: Channel[Any], metrics: Metrics):
         self._channel, self._metrics = channel, metrics
-        self._warnings: list[str] = []  # that the client has not been told yet
+        self._warnings: list[str] = []  # that are not sent yet
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Tell the client, with the next event, which of its fields have no effect."""
+        """Send the fields without effect with the next event."""
         if warnings:
             log.warning("a message has fields without effect", extra={"fields": {"warnings": list(warnings)}})
             self._warnings += warnings

@@ -1,4 +1,4 @@
-"""What every wire protocol needs to run a session: authentication, admission, a slot of the engine, the log."""
+"""Opening and closing of sessions for every wire protocol: authentication, admission, a slot of the engine, the log."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Gateway:
         return config.updated({"type": "transcription"}) if transcribes else config
 
     def warnings_of(self, principal: Principal, config: SessionConfig, model: str | None) -> list[str]:
-        """List what a client asked for when it connected and does not get."""
+        """List the settings of a new connection that have no effect."""
         voice = self.voices.warnings_for(principal.session, "session")
         return voice + ineffective_settings(config, principal.session) + other_model(config.model, model)
 

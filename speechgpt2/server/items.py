@@ -1,7 +1,7 @@
 """The items of a Realtime conversation, which client and server name by id.
 
-The model's own history belongs to the engine. This list holds what a client can retrieve: who said what, and the audio
-of the latest items within a byte budget.
+The engine holds the model's own history. This list holds what a client can retrieve: all texts, and the audio of the
+latest items within a byte budget.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ConversationItem:
 
     @property
     def text(self) -> str:
-        """All its text: of a message its parts, of a tool call its arguments, of a result its output."""
+        """The item's text: the parts of a message, the arguments of a tool call, or the output of a tool."""
         return "\n".join([part.text for part in self.parts if part.text] or filter(None, [self.arguments, self.output]))
 
 

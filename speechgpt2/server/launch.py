@@ -156,13 +156,13 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def watch(self) -> None:
-        """Stop the server once its engine has failed: whatever started it can start it again."""
+        """Stop the server when its engine has failed, so that a supervisor can start it again."""
         if not self.app.engine.alive and self.started and not self.should_exit:
             log.critical("the engine has failed, so the server stops")
             self.failed = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Print the address, for people and for programs that asked for port 0."""
+        """Print the address, which also shows the port that was chosen for port 0."""
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         host, scheme = f"[{host}]" if ":" in host else host, "https" if self.app.config.ssl_certfile else "http"
@@ -173,7 +173,7 @@ def check_free(host: str, port: int) -> None:
     """Check that an address is free, before a model is loaded.
 
     Raises:
-        UserError: It is not.
+        UserError: It is in use, or not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -185,7 +185,7 @@ def check_free(host: str, port: int) -> None:
 
 
 def tune_process() -> None:
-    """Prepare a process that only serves from now on: fast thread switches, loaded objects exempt from collection."""
+    """Prepare the process for serving: fast thread switches, and no garbage collection of loaded objects."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()

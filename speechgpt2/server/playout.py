@@ -1,6 +1,6 @@
-"""Playout in real time, for transports that carry audio as it is to be played: responses leave in frames of 20 ms.
+"""Playout in real time, for transports that send audio at the speed of its playback, in frames of 20 ms.
 
-The counterpart of microphone.py. Audio that has left counts as heard; audio that waits can still be dropped.
+The counterpart of microphone.py. Audio that was sent counts as played; audio in the buffer can still be dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 PLAYOUT_RATE = 2 * SAMPLE_RATE  # Opus' own sample rate
 FRAME = audio_formats.to_samples(20)
-JITTER_FRAMES = 2  # frames of silence before audio that finds the buffer empty: the next may come a little late
+JITTER_FRAMES = 2  # frames of silence before audio that comes into an empty buffer, in case the next is a little late
 
 
 class PlayoutListener(Protocol):

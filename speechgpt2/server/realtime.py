@@ -24,6 +24,7 @@ from typing import Any
 from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages, settings
+from speechgpt2.server.audio_formats import WireFormat
 from speechgpt2.server.channel import Channel, WireSession
 from speechgpt2.server.context import SessionContext
 from speechgpt2.server.events import EventSender
@@ -76,11 +77,16 @@ class RealtimeSession(WireSession[ClientMessage]):
         self.events = EventSender(channel, metrics)
         self.context = SessionContext(config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts)
         self.id, self.items = self.context.id, self.context.items
-        self.user_turns, self.responses = UserTurns(self.context), Responses(self.context)
+        self.user_turns = UserTurns(self.context, self.input_format(config))
+        self.responses = Responses(self.context)
         self.system_messages: tuple[str, ...] = ()
         self.greeting: Speech | None = None
         self.draining = False
         self.events.send("session.created", session=self.to_dict())
+
+    def input_format(self, config: SessionConfig) -> WireFormat:
+        """Return the format of the user's audio."""
+        return config.audio.input.format.wire
 
     def to_dict(self) -> dict[str, Any]:
         """Format the session's settings for the wire."""
@@ -206,7 +212,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             settings.dialogue_settings(config), settings.session_settings(config, self.system_messages, self.greeting)
         )
         self.context.config = config
-        self.user_turns.set_format(config.audio.input.format.wire)
+        self.user_turns.set_format(self.input_format(config))
         self.events.send("session.updated", session=self.to_dict())
 
     def _check_voice(self, voice: str) -> None:

@@ -1,4 +1,4 @@
-"""What the REST protocols share: a slot for a request, replies on it, and HTTP responses that stream.
+"""The common part of the REST protocols: a slot for a request, replies on it, and HTTP responses that stream.
 
 A request holds a slot like a Realtime session, from before its body is read until its reply is complete. If the client
 disconnects, the generation stops and the slot is free.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ from fastapi.responses import StreamingResponse
 from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import UserError
 from speechgpt2.server.admission import AdmissionError
-from speechgpt2.server.api_errors import ApiError, warning_headers
+from speechgpt2.server.api_errors import ApiError, read_json, validate_request
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
@@ -28,6 +28,7 @@ from speechgpt2.server.settings import session_settings
 from speechgpt2.types import Error, Event, ReplyDone, Turn
 
 T = TypeVar("T")
+M = TypeVar("M", bound=WireModel)
 
 
 class ReplyApi(WireProtocol):
@@ -46,16 +47,20 @@ class ReplyApi(WireProtocol):
         except AdmissionError as error:
             raise self.gateway.rejection(error) from None
 
-    def warnings(self, parsed: WireModel, body: Mapping[str, Any], voice: Sequence[str] = ()) -> dict[str, str]:
-        """Return the header that lists the fields of a request that have no effect, if there are any.
+    async def read_json(self, request: Request, model: type[M]) -> tuple[Principal, M, list[str]]:
+        """Identify the client and read its request, a JSON object.
 
-        Args:
-            parsed: The request.
-            body: The JSON that it was parsed from.
-            voice: Warnings about its voice.
+        Returns:
+            The client, the request, and warnings about fields without effect.
+
+        Raises:
+            ApiError: The client may not connect (401, 403), or the body is too large (413) or invalid (400).
         """
+        principal = self.gateway.authenticate(request)
+        body = await read_json(request, self.gateway.config.limits.request_bytes)
+        parsed: M = validate_request(model, body)
         other = other_model(self.gateway.config.model, body.get("model"))
-        return warning_headers([*voice, *ineffective(parsed, body), *other])
+        return principal, parsed, [*ineffective(parsed, body), *other]
 
     def with_voice(self, config: SessionConfig, wanted: str, param: str) -> SessionConfig:
         """Return settings with the voice that a client names in the field `param`.
@@ -69,7 +74,7 @@ class ReplyApi(WireProtocol):
             raise ApiError(400, str(error), error.code, error.param) from None
 
     def limited(self, request: Request) -> Request:
-        """Return the request with a body that may neither be too large nor come too slowly.
+        """Return the request with limits on the size of its body and on the time of the upload.
 
         Reading it raises `ApiError` 413 as soon as it exceeds `request_bytes`, and 408 after `upload_seconds`.
         """
@@ -130,10 +135,10 @@ BACKLOG_POLL_INTERVAL = 0.01  # seconds
 
 
 class Started(Generic[T]):
-    """The items of an async generator, of which the first has come already.
+    """An async generator that has already yielded its first item, which is not lost.
 
-    A request that fails at once can so be answered with an HTTP error, before a streaming response has started. The
-    generator holds the request's slot, and `aclose` ends it.
+    If the generator fails before its first item, the request is answered with an HTTP error, which is impossible after
+    the start of a streaming response. The generator holds the request's slot; `aclose` ends it.
     """
 
     def __init__(self, items: AsyncGenerator[T, None], first: list[T]):

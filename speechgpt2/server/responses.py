@@ -1,4 +1,4 @@
-"""The model's side of a Realtime session: its responses, one after the other."""
+"""The responses of a Realtime session, one after the other."""
 
 from __future__ import annotations
 

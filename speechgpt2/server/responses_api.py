@@ -14,24 +14,16 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from speechgpt2.server.api_errors import ApiError, read_json, validate_request
+from speechgpt2.server.api_errors import ApiError, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.chat_completions import MAX_MESSAGES, input_usage
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.items import new_id
 from speechgpt2.server.reply_api import ReplyApi, Started, format_sse, sse_response, unless_disconnected
+from speechgpt2.server.reply_request import ReplyRequest
 from speechgpt2.server.response import Usage
 from speechgpt2.server.schema import NoEffect, WireModel
-from speechgpt2.server.session_config import (
-    FunctionTool,
-    MaxTokens,
-    Seed,
-    SessionConfig,
-    Temperature,
-    ToolChoice,
-    TopP,
-    check_tool_choice,
-)
+from speechgpt2.server.session_config import FunctionTool, MaxTokens, SessionConfig, ToolChoice
 from speechgpt2.types import Event, ReplyDone, Text, TextDelta, ToolCall, Turn
 
 STATELESS = "this server stores no responses"
@@ -75,7 +67,7 @@ class FunctionCallOutput(WireModel):
 
 
 class TextFormat(WireModel):
-    """The form of the text, which is free: the model cannot be held to a JSON schema."""
+    """The format of the text. The model cannot follow a JSON schema, so only plain text is accepted."""
 
     type: Literal["text"] = "text"
 
@@ -86,19 +78,14 @@ class TextConfig(WireModel):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(WireModel):
+class ResponsesRequest(ReplyRequest):
     """A request for a response."""
 
-    model: str
     input: (
         str | Annotated[list[Message | FunctionCall | FunctionCallOutput], Field(min_length=1, max_length=MAX_MESSAGES)]
     )
     instructions: str | None = None
-    stream: bool = False
     max_output_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    seed: Seed | None = None
     tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     text: TextConfig | None = None
@@ -113,15 +100,15 @@ class ResponsesRequest(WireModel):
         Raises:
             ApiError: `tool_choice` names an unknown tool.
         """
-        try:
-            check_tool_choice(self.tool_choice, [tool.name for tool in self.tools])
-        except ValueError as error:
-            raise ApiError(400, f"tool_choice {error}.", "invalid_value", "tool_choice") from None
         items = [] if isinstance(self.input, str) else self.input
         system = [item.text for item in items if isinstance(item, Message) and item.role in ("system", "developer")]
-        update = {"instructions": "\n".join(filter(None, [self.instructions, *system])), "output_modalities": ["text"]}
-        same = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "tools", "tool_choice")}
-        return default.model_copy(update={**update, **same, "max_output_tokens": self.max_output_tokens or "inf"})
+        update: dict[str, Any] = {
+            "instructions": "\n".join(filter(None, [self.instructions, *system])),
+            "output_modalities": ["text"],
+            "max_output_tokens": self.max_output_tokens or "inf",
+            **self.reply_settings(self.tools, self.tool_choice),
+        }
+        return default.model_copy(update=update)
 
     def turns(self) -> list[Turn]:
         """Convert the input to turns.
@@ -160,10 +147,8 @@ class ResponsesApi(ReplyApi):
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/responses`."""
-        principal = self.gateway.authenticate(request)
-        body = await read_json(request, self.gateway.config.limits.request_bytes)
-        wanted: ResponsesRequest = validate_request(ResponsesRequest, body)
-        headers = self.warnings(wanted, body)
+        principal, wanted, warnings = await self.read_json(request, ResponsesRequest)
+        headers = warning_headers(warnings)
         config, turns = wanted.session_config(self.gateway.default_session), wanted.turns()
         response = WrittenResponse(self.gateway.config.model, wanted)
         response.usage.input = input_usage(turns)
@@ -199,7 +184,7 @@ class WrittenResponse:
 
     Args:
         model: The model's name.
-        request: What the client asked for.
+        request: The client's request.
     """
 
     def __init__(self, model: str, request: ResponsesRequest):

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from speechgpt2.server.api_errors import ApiError, read_json, validate_request
+from speechgpt2.server.api_errors import ApiError, warning_headers
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.chat_completions import ChatCompletion, ChatRequest, input_usage, until_stop
 from speechgpt2.server.gateway import Gateway
@@ -63,12 +63,9 @@ class RestApi(ReplyApi):
 
     async def create_chat_completion(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        principal = self.gateway.authenticate(request)
-        limit = self.gateway.config.limits.request_bytes
-        body = await read_json(request, limit)
-        chat: ChatRequest = validate_request(ChatRequest, body)
+        principal, chat, warnings = await self.read_json(request, ChatRequest)
         voice = chat.audio.voice if chat.audio is not None else DEFAULT_VOICE
-        headers = self.warnings(chat, body, self.gateway.voices.warnings(voice, "audio.voice"))
+        headers = warning_headers([*self.gateway.voices.warnings(voice, "audio.voice"), *warnings])
         audio_format = chat.audio_format() if chat.speaks else ""
         turns = await asyncio.to_thread(chat.turns, self._transcripts, self.gateway.config.context * PATCH_SECONDS)
         config = self.with_voice(chat.session_config(self.gateway.default_session), voice, "audio.voice")

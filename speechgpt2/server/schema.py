@@ -1,7 +1,7 @@
 """Validation of client data with pydantic; an error names the field, as OpenAI's API does.
 
 A known field with an invalid value is an error. An unknown field is accepted, since newer clients send them, and so is
-a known one that this server cannot follow (`NoEffect`); `ineffective` lists both, and the client is told.
+a known one that this server does not implement (`NoEffect`). `ineffective` lists both, for a warning to the client.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ineffective(parsed: Any, values: Any, path: str = "") -> list[str]:
     """List the fields of a client's message that change nothing.
 
     Args:
-        parsed: A `WireModel`, or whatever else a field of one holds.
+        parsed: A `WireModel`, or the value of one of its fields.
         values: The JSON that it was parsed from.
         path: Path of `values` in the client's message.
 

@@ -64,7 +64,7 @@ def dialogue_settings(config: SessionConfig) -> DialogueSettings:
 
 
 def reply_options(config: SessionConfig, instructions: str | None = None) -> ReplyOptions:
-    """Return the options of one reply, with instructions of its own."""
+    """Return the options of one reply, with its own instructions if given."""
     max_patches, tools = _max_patches(config.max_output_tokens), _tools(config)
     return ReplyOptions(instructions, config.speaks, max_patches, tools=tools, require_tool=config.require_tool)
 

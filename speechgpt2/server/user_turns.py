@@ -19,11 +19,11 @@ MIN_COMMIT_MS = 100  # milliseconds of audio that a client may commit
 
 
 class UserTurns:
-    """Passes the client's audio on to the dialogue, and reports the turns that the dialogue finds in it."""
+    """Passes the client's audio to the dialogue, and reports the turns that the dialogue detects."""
 
-    def __init__(self, context: SessionContext):
+    def __init__(self, context: SessionContext, format: WireFormat):
         self.context = context
-        self.microphone = MicrophoneBuffer(context.config.audio.input.format.wire)
+        self.microphone = MicrophoneBuffer(format)
         self._next_item_id = new_id("item")  # of the turn that is or will be spoken
         self._last_item: ConversationItem | None = None  # the latest spoken turn, which a transcript belongs to
         self._untranscribed: ConversationItem | None = None  # the same until its transcript comes

@@ -1,21 +1,20 @@
 """A Realtime session over WebRTC: audio goes by RTP in real time, events by the data channel.
 
-Here the server holds the audio that the client has not received. An interruption drops it at once, and the server knows
-to the frame how much of a response was sent.
+The server holds the audio that it has not sent yet. An interruption drops it at once, and the server knows to the frame
+how much of a response was sent.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
-from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine
+from speechgpt2.duplex.protocol import DialogueEvent
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages
 from speechgpt2.server.audio_formats import WireFormat
-from speechgpt2.server.channel import Channel
 from speechgpt2.server.messages import ClientMessage, RealtimeSerializer
-from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.outbound import SlowConsumerError
 from speechgpt2.server.playout import PlayoutBuffer
 from speechgpt2.server.realtime import RealtimeSession
@@ -37,19 +36,16 @@ class CallSerializer(RealtimeSerializer):
 class CallSession(RealtimeSession):
     """A Realtime session with a playout buffer. See `RealtimeSession`."""
 
-    def __init__(
-        self,
-        dialogue: Dialogue,
-        engine: Engine,
-        config: SessionConfig,
-        channel: Channel[ClientMessage],
-        metrics: Metrics,
-        log_transcripts: bool = False,
-    ):
-        self.playout = PlayoutBuffer(self)
-        self._cut: RealtimeResponse | None = None  # a response in progress whose audio is not played any more
-        super().__init__(dialogue, engine, config, channel, metrics, log_transcripts)
-        self.user_turns.set_format(RTP_FORMAT)
+    _cut: RealtimeResponse | None = None  # a response in progress whose audio is not played any more
+
+    @cached_property
+    def playout(self) -> PlayoutBuffer:
+        """The audio that is not sent yet."""
+        return PlayoutBuffer(self)
+
+    def input_format(self, config: SessionConfig) -> WireFormat:
+        """Return the format of the user's audio: RTP has its own, whatever the settings say."""
+        return RTP_FORMAT
 
     @property
     def busy(self) -> bool:
@@ -72,9 +68,6 @@ class CallSession(RealtimeSession):
         match message:
             case messages.OutputAudioClear():
                 self._clear_output()
-            case messages.SessionUpdate():
-                await super().handle_message(message)
-                self.user_turns.set_format(RTP_FORMAT)
             case _:
                 await super().handle_message(message)
 
@@ -87,7 +80,7 @@ class CallSession(RealtimeSession):
                 if response is not None and response is not self._cut:
                     self.playout.push(response, event.pcm)
             case SpeechStarted():
-                # The dialogue has interrupted the response, unless by its estimate the client has heard all of it.
+                # The dialogue has interrupted the response, unless it estimates that all of it has been played.
                 detection = self.context.config.audio.input.turn_detection
                 if detection is not None and detection.interrupt_response:
                     self._drop_playout()

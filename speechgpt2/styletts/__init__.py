@@ -7,6 +7,6 @@
     weights   read from the ONNX file of Kokoro-82M
 
 Li, Han, Raghavan, Mischler, Mesgarani: StyleTTS 2 (2023), https://arxiv.org/abs/2306.07691. Kokoro has no diffusion:
-the style is given. There is no batch dimension: a sequence is `[T, C]`, a row for each step, because convolutions of
-channels-last rows in bfloat16 are the fastest that a CPU with AMX has.
+the style is an input. There is no batch dimension: a sequence is `[T, C]`, one row per step, because bfloat16
+convolutions of channels-last rows are the fastest on a CPU with AMX.
 """

@@ -146,9 +146,9 @@ class Generator(nn.Module):
         return torch.cat([spectrum.abs(), spectrum.angle()]).t().contiguous()
 
     def _samples(self, magnitude: Tensor, phase: Tensor) -> Tensor:
-        """Samples of magnitudes and phases `[T, bins]`, as loud as the ONNX file's.
+        """Return the samples of magnitudes and phases `[T, bins]`, as loud as those of the ONNX file.
 
-        The file adds the windows' overlapping squares without a division by their sum.
+        The file does not divide the overlapping windows by the sum of their squares.
         """
         samples = torch.istft(torch.polar(magnitude, phase).t(), len(self.window), self.hop, window=self.window)
         return samples * (self.window.square().sum() / self.hop)

@@ -60,12 +60,12 @@ class StyleTTS(nn.Module):
 
     @torch.inference_mode()
     def forward(self, symbols: Tensor, style: Tensor, speed: float = 1.0) -> Synthesis:
-        """Speak.
+        """Synthesize speech.
 
         Args:
             symbols: Ids, int64 `[N]`, at most as many as ALBERT has positions; on any device.
             style: float32 `[2 · config.style]`, on any device.
-            speed: 1 is the model's own; durations are divided by it.
+            speed: Durations are divided by it.
         """
         device = self.albert_projection.weight.device
         symbols, (sound, manner) = symbols.to(device), style.to(device).chunk(2)

@@ -1,4 +1,4 @@
-"""From symbols to frames: what is said when, at which pitch and how loud. All of it in float32, which costs little."""
+"""From symbols to frames: durations, pitch and energy. In float32, because this part is small."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """What the decoder knows of the symbols: ids `[N]` -> `[N, C]`."""
+    """Encodes the symbols for the decoder: ids `[N]` -> `[N, C]`."""
 
     def __init__(self, symbols: int, size: int, blocks: int = 3, kernel: int = 5) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Weights out of the ONNX file of Kokoro-82M (kokoro-onnx, int8).
+"""Read the weights in the ONNX file of Kokoro-82M (kokoro-onnx, int8).
 
 The names of the file's nodes are paths of modules: ``/decoder/decoder/generator/resblocks.4/convs1.0/Conv_quant``. A
 node's quantised matrix is (values − zero point) · scale. Biases and norms are initialisers under their own names.

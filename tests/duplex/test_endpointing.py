@@ -56,13 +56,13 @@ def test_click_starts_no_turn():
 
 
 def test_turn_pauses_then_ends():
-    line = Line(speculate=192, silence=512)
+    line = Line(speculate_ms=192, silence_ms=512)
     line.voice(640)
     assert line.silence(960) == [(640 + 192, TurnPaused()), (640 + 512, TurnEnded(samples(640)))]
 
 
 def test_voice_in_a_pause_resumes_the_turn():
-    line = Line(speculate=192, silence=512)
+    line = Line(speculate_ms=192, silence_ms=512)
     line.voice(640)
     assert names(line.silence(320)) == ["TurnPaused"]
     assert line.voice(320) == [(640 + 320 + 64, TurnResumed())]
@@ -70,7 +70,7 @@ def test_voice_in_a_pause_resumes_the_turn():
 
 
 def test_click_in_a_pause_does_not_resume():
-    line = Line(speculate=192, silence=512)
+    line = Line(speculate_ms=192, silence_ms=512)
     line.voice(640)
     said = line.silence(320) + line.voice(32) + line.silence(960)
     assert names(said) == ["TurnPaused", "TurnEnded"]
@@ -90,7 +90,7 @@ def test_hysteresis_keeps_a_fading_voice():
 
 
 def test_speculate_equal_to_silence_pauses_and_ends_at_once():
-    line = Line(speculate=480, silence=480)
+    line = Line(speculate_ms=480, silence_ms=480)
     line.voice(320)
     said = line.silence(640)
     assert names(said) == ["TurnPaused", "TurnEnded"] and said[0][0] == said[1][0]
@@ -98,7 +98,7 @@ def test_speculate_equal_to_silence_pauses_and_ends_at_once():
 
 @pytest.mark.parametrize("model", ["thinking", "speaking"])
 def test_barge_in(model):
-    line = Line(interrupt=288)
+    line = Line(interrupt_ms=288)
     line.endpointer.set_model_state(model)
     said = line.voice(640)
     assert names(said) == ["BargeIn", "TurnStarted"]
@@ -106,26 +106,26 @@ def test_barge_in(model):
 
 
 def test_backchannel_or_cough_does_not_interrupt():
-    line = Line(interrupt=288)
+    line = Line(interrupt_ms=288)
     line.endpointer.set_model_state("speaking")
     for _ in range(3):
         assert not line.voice(256) + line.silence(320)
 
 
 def test_backchannel_interrupts_with_a_short_interrupt_setting():
-    line = Line(interrupt=64)
+    line = Line(interrupt_ms=64)
     line.endpointer.set_model_state("speaking")
     assert names(line.voice(256)) == ["BargeIn", "TurnStarted"]
 
 
 def test_voiced_parts_of_an_interruption_add_up():
-    line = Line(interrupt=288)
+    line = Line(interrupt_ms=288)
     line.endpointer.set_model_state("speaking")
     assert names(line.voice(192) + line.silence(96) + line.voice(192)) == ["BargeIn", "TurnStarted"]
 
 
 def test_uninterruptible_reply_defers_the_turn():
-    line = Line(interruptible=False)
+    line = Line(interrupt_response=False)
     line.endpointer.set_model_state("speaking")
     assert not line.voice(960)
     line.endpointer.set_model_state("quiet")
@@ -134,7 +134,7 @@ def test_uninterruptible_reply_defers_the_turn():
 
 
 def test_semantic_complete_turn_ends_at_once():
-    line = Line(ending="semantic", speculate=192, silence=512, patience=2000)
+    line = Line(ending="semantic", speculate_ms=192, silence_ms=512, max_silence_ms=2000)
     line.voice(640)
     assert names(line.silence(256)) == ["TurnPaused"]
     line.endpointer.set_complete(True)
@@ -142,7 +142,7 @@ def test_semantic_complete_turn_ends_at_once():
 
 
 def test_semantic_incomplete_turn_waits_for_patience():
-    line = Line(ending="semantic", speculate=192, silence=512, patience=1984)
+    line = Line(ending="semantic", speculate_ms=192, silence_ms=512, max_silence_ms=1984)
     line.voice(640)
     line.silence(256)
     line.endpointer.set_complete(False)
@@ -150,13 +150,13 @@ def test_semantic_incomplete_turn_waits_for_patience():
 
 
 def test_semantic_without_judgement_uses_silence():
-    line = Line(ending="semantic", speculate=192, silence=512)
+    line = Line(ending="semantic", speculate_ms=192, silence_ms=512)
     line.voice(640)
     assert [at for at, _ in line.silence(960)] == [640 + 192, 640 + 512]
 
 
 def test_judgement_of_an_earlier_pause_does_not_count():
-    line = Line(ending="semantic", speculate=192, silence=512)
+    line = Line(ending="semantic", speculate_ms=192, silence_ms=512)
     line.voice(640)
     line.silence(224)
     line.endpointer.set_complete(False)
@@ -167,7 +167,7 @@ def test_judgement_of_an_earlier_pause_does_not_count():
 
 
 def test_idle_is_reported_after_silence():
-    line = Line(idle=960)
+    line = Line(idle_ms=960)
     line.endpointer.set_model_state("speaking")
     assert not line.silence(1920)
     line.endpointer.set_model_state("quiet")
@@ -183,7 +183,7 @@ def test_reset_ends_a_turn():
 
 
 def test_invalid_settings_name_the_field():
-    for wrong in ({"threshold": 1.0}, {"silence": -1}, {"idle": 0}):
+    for wrong in ({"threshold": 1.0}, {"silence_ms": -1}, {"idle_ms": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             EndpointerSettings(**wrong)
 

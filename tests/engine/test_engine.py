@@ -220,7 +220,7 @@ def test_commands_during_a_reply_wait_until_it_ends():
     session.add_turn(Turn.user("Hello"))
     first = session.respond()
     later = session.add_turn(Turn.user("there"))
-    with pytest.raises(UserError, match="under way"):
+    with pytest.raises(UserError, match="in progress"):
         session.respond()
     talk(engine, [session])
     assert [span.number for span in session.slot.history.context.spans] == [1, first, later]
@@ -436,7 +436,7 @@ def test_long_conversation_neither_grows_nor_slows():
     opening = context_of(session)
     reads, lengths = [], []
     monkey, taken = engine.core.runner.prefill, [0]
-    engine.core.runner.prefill = lambda n, patches: (taken.append(patches.text.shape[1]), monkey(n, patches))[1]
+    engine.core.runner.prefill = lambda n, p, key: (taken.append(p.text.shape[1]), monkey(n, p, key))[1]
     for turn in range(20):
         taken.clear()
         found = answer(engine, session, noise(0.5, turn))

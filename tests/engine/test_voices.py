@@ -13,8 +13,8 @@ from speechgpt2.types import Speech
 from tests.engine.tiny import SHORT, audio_of, context_of, events, noise, run, say, talk, tiny_engine, tiny_lm
 
 CODES = np.arange(4 * 3 * 3).reshape(12, 3)
-ANNA = Speech(codes=CODES, text="hello", row=(65, 66, 67, 68))
-BEN = Speech(codes=CODES + 100, text="weather", row=(70, 71, 72, 73))
+ANNA = Speech(codes=CODES, text="hello", tokens=(65, 66, 67, 68))
+BEN = Speech(codes=CODES + 100, text="weather", tokens=(70, 71, 72, 73))
 
 
 def lm_with_voices(default=None, **options):
@@ -35,7 +35,7 @@ def greeting_at_start(session, speech):
     patches, prompt = context_of(session), session.slot.prompt
     begin = prompt.system_prompt("s2s").text.shape[1] + prompt.reply_start().text.shape[1] + 1
     codes, text = patches.codes[0, begin : begin + 4].flatten(0, 1), patches.text[0, begin : begin + 4]
-    return torch.equal(codes, torch.from_numpy(speech.codes)) and tuple(text.tolist()) == speech.row
+    return torch.equal(codes, torch.from_numpy(speech.codes)) and tuple(text.tolist()) == speech.tokens
 
 
 def test_sessions_of_one_engine_have_different_voices(engine):
@@ -88,7 +88,7 @@ def test_voice_holds_while_modes_and_settings_change(engine):
 
 
 def test_session_s_own_greeting_comes_before_its_voice(engine):
-    own = Speech(codes=CODES + 200, text="weather", row=(70, 66, 67, 68))
+    own = Speech(codes=CODES + 200, text="weather", tokens=(70, 66, 67, 68))
     session = engine.open(replace(SHORT, voice="anna", greeting=own))
     run(engine)
     assert greeting_at_start(session, own)

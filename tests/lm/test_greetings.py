@@ -47,7 +47,7 @@ def test_engine_holds_the_same_context(prompt, file, golden):
 def test_text_is_laid_out(prompt, tmp_path):
     (tmp_path / "g").write_text(json.dumps({"text": "what is", "audio": [1, 2, 3] * 9}))
     (speech,) = read_greetings(tmp_path / "g", prompt).speech.values()
-    assert speech.text == "what is" and speech.row is None and speech.codes.shape == (9, 3)
+    assert speech.text == "what is" and speech.tokens is None and speech.codes.shape == (9, 3)
 
 
 @pytest.mark.parametrize(

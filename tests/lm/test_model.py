@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechgpt2.errors import UserError
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import UNFORCED, SpeechLM
 from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
@@ -189,18 +190,18 @@ def test_generate_stops_each_row_at_eos(lm):
     stubborn.sample = lambda *_: lm.sample(
         hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor(next(script))
     )
-    steps = list(stubborn.generate(hidden, state, SamplingParams.greedy(2)))
+    steps = list(generate(stubborn, hidden, state, SamplingParams.greedy(2)))
     assert [step.active.tolist() for step in steps] == [[True, True], [True, False], [True, False]]
     assert steps[-1].state.position.tolist() == [12, 10], "eos stays in history"
     assert torch.equal(steps[-1].hidden[1], steps[0].hidden[1])
     stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([50, 50]))
-    assert len(list(stubborn.generate(hidden, state, SamplingParams.greedy(2), max_patches=4))) == 4
+    assert len(list(generate(stubborn, hidden, state, SamplingParams.greedy(2), max_patches=4))) == 4
 
 
 def test_generation_is_reproducible(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 60))
     runs = [
-        [int(step.patches.text) for step in lm.generate(hidden, state, SamplingParams.of(1, seed=seed), 20)]
+        [int(step.patches.text) for step in generate(lm, hidden, state, SamplingParams.of(1, seed=seed), 20)]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -251,7 +252,7 @@ def test_half_precision_model_generates(tmp_path):
     lm = tiny_lm().bfloat16()
     hidden, state = lm.prefill(concat(random_patches(lm, 1, 9), lm.prompt.text_patches([2])), lm.init_state(1, 40))
     assert hidden.dtype == torch.bfloat16
-    assert len(list(lm.generate(hidden, state, SamplingParams.of(1), 5))) > 0
+    assert len(list(generate(lm, hidden, state, SamplingParams.of(1), 5))) > 0
 
 
 def test_tokenizer_with_more_tokens_is_refused():

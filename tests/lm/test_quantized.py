@@ -8,6 +8,7 @@ import torch
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import PatchDecoderConfig
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.nn.quantized import Quantization
@@ -49,7 +50,7 @@ def test_folder_gives_the_same_model(tmp_path, quantization, tied):
     sizes = [(tmp_path / name / "lm.safetensors").stat().st_size for name in ("plain", "small")]
     assert sizes[1] < sizes[0] / 1.9  # with a tied embedding the head is stored besides
     hidden, state = again.prefill(again.prompt.user_text("Hello"), again.init_state(1, 60))
-    steps = list(again.generate(hidden, state, SamplingParams.of(1), 8))
+    steps = list(generate(again, hidden, state, SamplingParams.of(1), 8))
     assert steps and all(step.hidden.isfinite().all() for step in steps)
 
 

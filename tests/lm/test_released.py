@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechgpt2.errors import UserError
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.sampling import SamplingParams
@@ -53,7 +54,7 @@ def prompt(lm: SpeechLM, golden: dict[str, np.ndarray], mode: Mode) -> Patches:
 
 def greedy(lm: SpeechLM, patches: Patches) -> Patches:
     hidden, state = lm.prefill(patches, lm.init_state(1, patches.text.shape[1] + 40))
-    drawn = [step.patches for step in lm.generate(hidden, state, SamplingParams.greedy(), max_patches=40)]
+    drawn = [step.patches for step in generate(lm, hidden, state, SamplingParams.greedy(), max_patches=40)]
     return concat(patches, *drawn)
 
 

@@ -16,6 +16,7 @@ from speechgpt2.server.realtime import RealtimeSession
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
 from speechgpt2.server.settings import dialogue_settings, session_settings
+from speechgpt2.server.webrtc_session import CallSerializer, CallSession
 from tests.server.conftest import open_client, silence, voice
 from tests.server.fake import FakeDialogue, FakeEngine, FakeSession
 from tests.server.test_response import CALLED, SPOKEN
@@ -309,3 +310,21 @@ def test_every_message_type_is_handled(message_type):
             await session.handle_message(message_type.model_construct())
 
     asyncio.run(handle())
+
+
+def test_call_keeps_its_audio_when_the_settings_name_another_format():
+    """RTP decides the format of a call's audio, whatever the settings say."""
+
+    async def handle():
+        config = SessionConfig()
+        dialogue = FakeDialogue(FakeSession(session_settings(config)), dialogue_settings(config))
+        session = CallSession(dialogue, FakeEngine(), config, Channel(CallSerializer(), LimitsConfig()), Metrics(1))
+        session.append_audio(bytes(2 * 24 * 200))
+        update = {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}
+        await session.handle_message(MESSAGE_TYPES["session.update"].model_construct(session=update, warnings=[]))
+        session.append_audio(bytes(2 * 24 * 200))
+        return session.user_turns.microphone
+
+    microphone = asyncio.run(handle())
+    assert microphone.format == "audio/pcm" and microphone.uncommitted_ms == 400
+    assert len(microphone.take(0, microphone.received)) == 2 * 24 * 400

@@ -16,6 +16,7 @@ from speechgpt2.codec.train import train as train_codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.example import TurnPair, training_example
+from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.packing import corrupt, pack
 from speechgpt2.lm.tokenizer import train_tokenizer
@@ -192,7 +193,7 @@ def test_lm_learns_to_transcribe_write_and_speak(tiny_lm):
         written.patches.text[0].tolist()
         == [*prompt.encode("three"), prompt.special_ids.transcript_end, *prompt.encode("four")][:3]
     )
-    steps = [s.patches for s in model.generate(hidden, state, SamplingParams.greedy(1), 40)]
+    steps = [s.patches for s in generate(model, hidden, state, SamplingParams.greedy(1), 40)]
     reply = parse_reply(
         prompt, Patches(torch.cat([s.text for s in steps], 1), torch.cat([s.codes for s in steps], 1)), True
     )

@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,13 +23,24 @@ from speechgpt2 import asr
 from speechgpt2.audio import resample
 from speechgpt2.data.clean.cut_clip import part
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
-from speechgpt2.data.pipeline.stage import Rejected, Stage
+from speechgpt2.data.pipeline.stage import C, Rejected, Stage
 from speechgpt2.data.record import Clip, Label, Language, Speaker
 from speechgpt2.dnsmos import DnsMos
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
 MODEL_RATE = 16_000  # Hz: the input of these models
+
+
+class PluginStage(Stage[C]):
+    """A stage by a model of others. `model_name` identifies the model, with `{config.…}` for what the user chooses."""
+
+    model_name: ClassVar[str]
+
+    @property
+    def model(self) -> str:
+        """The model that the stage uses."""
+        return self.model_name.format(config=self.config)
 
 
 def _needed(module: str, install: str, weights: str) -> Any:
@@ -59,15 +70,11 @@ class RecogniseConfig:
     kind: Literal["recognise"] = "recognise"
 
 
-class Recognise(Stage[RecogniseConfig]):
+class Recognise(PluginStage[RecogniseConfig]):
     """Adds a hypothesis to the clip's text, and the language where none was known."""
 
     version = 2
-
-    @property
-    def model(self) -> str:
-        """The model that the step uses, with its version."""
-        return f"{self.config.engine}:{self.config.model}"
+    model_name = "{config.engine}:{config.model}"
 
     @cached_property
     def _recogniser(self) -> asr.Recogniser:
@@ -126,15 +133,11 @@ class OpinionScoreConfig:
     kind: Literal["opinion"] = "opinion"
 
 
-class OpinionScore(Stage[OpinionScoreConfig]):
+class OpinionScore(PluginStage[OpinionScoreConfig]):
     """Scores in `quality.mos`."""
 
     version = 3
-
-    @property
-    def model(self) -> str:
-        """The model that the step uses, with its version."""
-        return f"{self.config.engine}:{self.config.model}"
+    model_name = "{config.engine}:{config.model}"
 
     @cached_property
     def _score(self) -> Score:
@@ -154,15 +157,11 @@ class SeparateConfig:
     kind: Literal["separate"] = "separate"
 
 
-class Separate(Stage[SeparateConfig]):
+class Separate(PluginStage[SeparateConfig]):
     """Extracts the voices of a recording, by Demucs (Rouard et al. 2023), minute by minute."""
 
     version = 1
-
-    @property
-    def model(self) -> str:
-        """The model that the step uses, with its version."""
-        return f"demucs:{self.config.model}"
+    model_name = "demucs:{config.model}"
 
     @cached_property
     def _separator(self) -> Any:
@@ -196,15 +195,11 @@ class DiariseConfig:
     kind: Literal["diarise"] = "diarise"
 
 
-class Diarise(Stage[DiariseConfig]):
+class Diarise(PluginStage[DiariseConfig]):
     """Makes a clip for each turn that pyannote finds, with its speaker."""
 
     version = 2
-
-    @property
-    def model(self) -> str:
-        """The model that the step uses, with its version."""
-        return self.config.model
+    model_name = "{config.model}"
 
     @cached_property
     def _pipeline(self) -> Any:

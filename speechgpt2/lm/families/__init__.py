@@ -1,7 +1,7 @@
 """Model families of the backbone: Qwen2, Qwen3 and Llama, one file each.
 
-A family says how a Hugging Face folder of its kind describes what `lm/backbone.py` computes. To add one, write a file
-like `qwen3.py` and list it in `FAMILIES`.
+A family says how to read a Hugging Face `config.json` of its kind. To add one, write a file like `qwen3.py` and list it
+in `FAMILIES`.
 """
 
 from __future__ import annotations

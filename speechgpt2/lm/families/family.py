@@ -1,4 +1,4 @@
-"""What a model family is, and how its `config.json` becomes a backbone configuration."""
+"""A model family, and how its `config.json` becomes a backbone configuration."""
 
 from __future__ import annotations
 

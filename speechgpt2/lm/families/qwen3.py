@@ -1,4 +1,4 @@
-"""Qwen3 (https://arxiv.org/abs/2505.09388): no biases, normalised queries and keys, heads of a size of their own."""
+"""Qwen3 (https://arxiv.org/abs/2505.09388): no biases, normalised queries and keys, a configured head size."""
 
 from __future__ import annotations
 
