@@ -208,10 +208,13 @@ def test_say():
 
 
 def test_say_speaks_every_sentence(monkeypatch):
-    texts = []
-    monkeypatch.setattr(
-        Prompt, "tts_prompt", lambda self, text, say=Prompt.tts_prompt: texts.append(text) or say(self, text)
-    )
+    texts, tts_prompt = [], Prompt.tts_prompt
+
+    def recorded(self, text, *voice):
+        texts.append(text)
+        return tts_prompt(self, text, *voice)
+
+    monkeypatch.setattr(Prompt, "tts_prompt", recorded)
     result = sg2("say", "Hello there. " * 3 + "...", "-o", "said.wav", *MODEL, "--max-patches", "2")
     assert texts == ["Hello there."] * 3
     assert soundfile.info("said.wav").frames == 3 * 2 * 3 * FRAME_SIZE
