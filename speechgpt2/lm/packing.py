@@ -49,7 +49,13 @@ class Batch(NamedTuple):
 
 
 def pack(
-    source: ExampleSource, randoms: Sequence[np.random.Generator], patches: int, filler: int, corrupted: float = 0.0
+    source: ExampleSource,
+    randoms: Sequence[np.random.Generator],
+    patches: int,
+    filler: int,
+    corrupted: float = 0.0,
+    corrupted_given: float = 0.0,
+    no_speech: int = -1,
 ) -> Batch:
     """Fill a row of `patches` positions with whole examples for each generator. An example longer than a row is cut.
 
@@ -61,12 +67,17 @@ def pack(
         patches: Positions of a row.
         filler: The token of padding.
         corrupted: Share of the model's own frames that are replaced in the input.
+        corrupted_given: Share of the other frames of speech, such as the user's, that are replaced in the input.
+        no_speech: The code of positions without speech, of which nothing is replaced.
     """
     packed = [_row(source, random, patches) for random in randoms]
     text = torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed])
     codes = torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed])
     code_loss_mask = torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in packed])
-    replaced = [corrupt(c, m, corrupted, random) for c, m, random in zip(codes, code_loss_mask, randoms)]
+    replaced = [
+        corrupt(corrupt(c, own, corrupted, random), ~own & (c[:, 0, 0] != no_speech), corrupted_given, random)
+        for c, own, random in zip(codes, code_loss_mask, randoms)
+    ]
     return Batch(
         Patches(text, codes),
         Patches(text, torch.stack(replaced)),
@@ -80,16 +91,16 @@ def pack(
     )
 
 
-def corrupt(codes: Tensor, own: Tensor, share: float, random: np.random.Generator) -> Tensor:
-    """Return `codes [P, G, K]` in which a share of the frames of the patches `own [P]` are permuted."""
-    if not share or not own.any():
+def corrupt(codes: Tensor, where: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """Return `codes [P, G, K]` in which a share of the frames of the patches `where [P]` are permuted."""
+    if not share or not where.any():
         return codes
     codes = codes.clone()
-    mine = codes[own]  # [N, G, K]
-    frames = mine.flatten(0, 1)
+    before = codes[where]  # [N, G, K]
+    frames = before.flatten(0, 1)
     swapped = frames[torch.from_numpy(random.permutation(len(frames)))]
     chosen = torch.from_numpy(random.random((len(frames), 1)) < share)
-    codes[own] = torch.where(chosen, swapped, frames).view_as(mine)
+    codes[where] = torch.where(chosen, swapped, frames).view_as(before)
     return codes
 
 

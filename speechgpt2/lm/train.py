@@ -71,6 +71,7 @@ class LMTrainConfig:
     draft_tokens: int = 0  # tokens that a new draft head proposes
     draft_weight: float = 0.2  # loss of the draft head
     corrupt: float = 0.1  # share of the model's own frames that are replaced in the input
+    corrupt_given: float = 0.0  # share of the other frames of speech that are replaced: fewer voices seem more
     max_perplexity_ratio: float | None = None  # the perplexity of held-out text may rise to this times that before
     # Schedule
     steps: int = 4000
@@ -191,7 +192,15 @@ class LMTrainer:
         ]
         eos = self.model.prompt.special_ids.eos
         return [
-            pack(self.source, randoms[i : i + config.rows], config.row_patches, eos, config.corrupt).to(self.device)
+            pack(
+                self.source,
+                randoms[i : i + config.rows],
+                config.row_patches,
+                eos,
+                config.corrupt,
+                config.corrupt_given,
+                self.model.config.no_speech,
+            ).to(self.device)
             for i in range(0, len(randoms), config.rows)
         ]
 

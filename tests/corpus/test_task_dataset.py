@@ -17,6 +17,7 @@ from speechgpt2.corpus.store import CorpusItem, CorpusWriter, Record
 from speechgpt2.corpus.task_dataset import LATER, PAUSED, TaskSource
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.packing import pack
 from speechgpt2.lm.tasks import GO_ON, TaskMix
 from speechgpt2.lm.train import LMTrainConfig
 from speechgpt2.nn.convnext import ConvNeXtConfig
@@ -221,6 +222,20 @@ def test_a_run_with_more_data_keeps_its_phones(data, source):
     assert kept.phones == ("", "b")
     labels = {int(v) for seed in range(5) for v in kept.example_of("s2t", np.random.default_rng(seed)).phones.unique()}
     assert labels == {-1, 0, 1}
+
+
+def test_user_speech_is_corrupted_where_there_is_speech(source):
+    no_speech, eos = source.prompt.config.no_speech, source.prompt.special_ids.eos
+
+    def inputs(given):
+        randoms = [np.random.default_rng(0), np.random.default_rng(1)]
+        return pack(source, randoms, 120, eos, 0.0, given, no_speech)
+
+    whole, noisy = inputs(0.0), inputs(0.5)
+    changed = (noisy.inputs.codes != whole.inputs.codes).any(dim=(2, 3))
+    assert torch.equal(whole.inputs.codes, whole.patches.codes) and changed.any()
+    assert not changed[whole.code_loss_mask].any() and not changed[whole.patches.codes[..., 0, 0] == no_speech].any()
+    assert torch.equal(noisy.patches.codes, whole.patches.codes)  # what is predicted stays
 
 
 def test_held_out_is_never_drawn(source):
