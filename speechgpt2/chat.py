@@ -31,6 +31,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
+from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
@@ -164,7 +165,7 @@ class SpeechGPT:
             greeting = self.lm.prompt.greeting(replace(greeting, codes=self.codes(greeting).cpu().numpy()))
         greeting = greeting or self.lm.prompt.opening(voice, mode)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
-        return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=bool(tools))
+        return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=tuple(tools))
 
     @overload
     def chat(
@@ -281,7 +282,7 @@ class Conversation:
         sampling: Sampling parameters of the replies.
         max_patches: Limit of one reply.
         speak: Whether replies have speech.
-        tools: Whether the system prompt lists tools.
+        tools: The tools that the system prompt lists.
     """
 
     def __init__(
@@ -291,7 +292,7 @@ class Conversation:
         sampling: SamplingParams | None,
         max_patches: int,
         speak: bool,
-        tools: bool = False,
+        tools: tuple[Tool, ...] = (),
     ):
         self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
         self.sampling = sampling or SamplingParams.of(1, device=model.lm.device)
@@ -349,15 +350,15 @@ class Conversation:
     def reply(self, user_spoke: bool) -> Iterator[Event]:
         """Generate a reply to the turns that were added. `user_spoke`: the last turn is speech."""
         lm, codec = self.model.lm, self.model.codec
-        parser = ReplyParser(lm.prompt, user_spoke, self.tools)
+        parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
         decoder_state = codec.init_decoder_state(1)
         self._unanswered, self._codes = False, []
         try:
             hidden = self._prefill()
             stop = StopRule(parser, self.max_patches, self.speak, in_speech=bool(self.state.speech_depth[0]))
-            for token, codes, speaking in self._generate(hidden, stop):
+            for token, codes, speaking in self._generate(hidden, stop, self._constraint(user_spoke)):
                 yield from parser.read(token, speaking)
-                if speaking:
+                if speaking and not parser.muted:
                     self._codes.append(codes[0].cpu())
                     pcm, decoder_state = codec.decode(codes, decoder_state)
                     yield AudioDelta(pcm[0].cpu().numpy())
@@ -368,11 +369,20 @@ class Conversation:
             if not parser.ended:
                 self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
-    def _generate(self, hidden: Tensor, stop: StopRule) -> Iterator[tuple[int, Tensor, bool]]:
+    def _constraint(self, user_spoke: bool) -> TextConstraint | None:
+        """Every tool call is valid JSON that fits the tool's schema, if llguidance is installed."""
+        prompt = self.model.lm.prompt
+        tools = self.tools if prompt.template.tools else ()
+        return prompt.grammars.constraint(tools, after_transcript=user_spoke and prompt.template.chain_of_modality)
+
+    def _generate(
+        self, hidden: Tensor, stop: StopRule, constraint: TextConstraint | None
+    ) -> Iterator[tuple[int, Tensor, bool]]:
         """Yield each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
         lm, begin = self.model.lm, int(self.state.position[0])
         while stop.reason is None:
-            for step in generate(lm, hidden, self.state, self.sampling, self.max_patches - stop.patches):
+            left = self.max_patches - stop.patches
+            for step in generate(lm, hidden, self.state, self.sampling, left, constraint):
                 self.state = step.state
                 token, codes = int(step.patches.text), step.patches.codes[:, 0]
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)

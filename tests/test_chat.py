@@ -58,7 +58,7 @@ class ScriptedLM:
             self.reply = zip(*(leaf.split(1, dim=1) for leaf in self.replies.pop(0)), strict=True)
         return self.lm.prefill(patches, state, lengths)
 
-    def sample(self, hidden, state, sampling):
+    def sample(self, hidden, state, sampling, allowed=None):
         return Patches(*next(self.reply))
 
     @property

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "dnsmos": BASE | {"extras"},
     "media": {"errors", "extras"},
     "audio": {"errors", "types", "hub", "media"},
+    "persona": BASE,
     "greeting_file": {"errors", "hub"},
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "vad": {"errors", "hub"},
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "engine": FOUNDATION
     | {"notifier", "codec", "lm", "loading", "conversation", "duplex"},  # of duplex only the protocol
     "duplex": BASE | {"audio", "notifier", "vad"},
-    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form"},
+    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form", "assistant", "persona"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
     "demo": BASE | {"audio", "client"},

@@ -48,9 +48,9 @@ class Expert:
         check_address(self.base_url, "an expert")
 
     def tool(self) -> PythonTool:
-        """Return the tool `ask_expert`."""
+        """Return the tool `ask_expert`. A live talk goes on while the expert thinks."""
 
-        @tool(timeout=self.timeout + 1)
+        @tool(timeout=self.timeout + 1, background=True, on_interrupt="keep")
         def ask_expert(question: str) -> str:
             """Ask an expert what you do not know yourself: facts, explanations, advice, calculations.
 

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from speechgpt2.assistant.schema import from_json, json_schema, with_default
 from speechgpt2.errors import UserError
@@ -29,6 +29,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}$")  # the names that the OpenAI
 # Sections of a Google-style docstring: https://google.github.io/styleguide/pyguide.html#383-functions-and-methods
 SECTION = re.compile(r"(Args|Arguments|Parameters|Returns?|Yields?|Raises|Examples?|Notes?|Attributes):\s*$")
 ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+OnInterrupt = Literal["cancel", "keep"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class ToolOptions:
     Attributes:
         name: Replaces the function's name; None keeps it.
         timeout: Seconds that a call may take; None for the toolbox's own.
+        background: See `PythonTool`, and so `on_interrupt`.
     """
 
     name: str | None = None
     timeout: float | None = None
+    background: bool = False
+    on_interrupt: OnInterrupt = "cancel"
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,16 @@ class PythonTool:
         function: The function, which is called with keyword arguments.
         hints: The types of its arguments; an argument without a hint stays a JSON value.
         timeout: Seconds that a call may take; None for the toolbox's own.
+        background: Whether a live talk goes on during a call; the result is spoken when it comes.
+        on_interrupt: What becomes of a call when the user interrupts a live talk.
     """
 
     tool: Tool
     function: Callable[..., Any]
     hints: dict[str, Any]
     timeout: float | None = None
+    background: bool = False
+    on_interrupt: OnInterrupt = "cancel"
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> PythonTool:
@@ -75,7 +83,8 @@ class PythonTool:
         if not description:
             raise UserError(f"{name}: the function needs a docstring that tells the model what it does")
         hints, parameters = _parameters(function, name, arguments)
-        return cls(Tool(name, description, parameters), function, hints, options.timeout)
+        described = Tool(name, description, parameters)
+        return cls(described, function, hints, options.timeout, options.background, options.on_interrupt)
 
     def convert(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Convert valid JSON arguments to the function's types, such as enums and dataclasses."""
@@ -84,17 +93,26 @@ class PythonTool:
         }
 
 
-def tool(function: Any = None, *, name: str | None = None, timeout: float | None = None) -> Any:
+def tool(
+    function: Any = None,
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    background: bool = False,
+    on_interrupt: OnInterrupt = "cancel",
+) -> Any:
     """Mark a function as a tool, with or without options.
 
     Args:
         function: The function, if the decorator has no parentheses.
         name: The tool's name; None for that of the function.
         timeout: Seconds that a call may take; None for the toolbox's own.
+        background: Whether a live talk goes on during a call; the result is spoken when it comes.
+        on_interrupt: What becomes of a call when the user interrupts a live talk.
     """
 
     def mark(function: Any) -> Any:
-        setattr(function, OPTIONS, ToolOptions(name, timeout))
+        setattr(function, OPTIONS, ToolOptions(name, timeout, background, on_interrupt))
         return function
 
     return mark if function is None else mark(function)

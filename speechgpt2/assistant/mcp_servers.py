@@ -20,13 +20,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from speechgpt2.assistant.functions import NAME, PythonTool
+from speechgpt2.assistant.functions import NAME, OnInterrupt, PythonTool
 from speechgpt2.errors import UserError
 from speechgpt2.extras import require
 from speechgpt2.types import Tool
 
 CONNECT_SECONDS = 20.0
 MAX_TOOLS = 128  # of one server; each takes room in the prompt
+# Keys of a tool's `_meta`, by which its server declares what becomes of a call in a live talk (`functions.PythonTool`).
+BACKGROUND, ON_INTERRUPT = "speechgpt2/background", "speechgpt2/on_interrupt"
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +120,11 @@ class McpServer:
         name = self.prefix + re.sub(r"[^A-Za-z0-9_-]", "_", tool.name)
         if not NAME.match(name):
             raise UserError(f"{self.address}: {name!r} is not a name that a model can call; give a prefix")
-        description = tool.description or tool.title or tool.name
-        return PythonTool(Tool(name, description, tool.input_schema), self._function(tool.name), {}, self.timeout)
+        described = Tool(name, tool.description or tool.title or tool.name, tool.input_schema)
+        background = (tool.meta or {}).get(BACKGROUND) is True
+        return PythonTool(
+            described, self._function(tool.name), {}, self.timeout, background, on_interrupt=_on_interrupt(tool)
+        )
 
     def _function(self, name: str) -> Callable[..., Awaitable[str]]:
         async def call(**arguments: Any) -> str:
@@ -214,6 +219,15 @@ def _command(address: str) -> list[str]:
     if not words:
         raise UserError("the address of an MCP server is empty: give a URL or a command line")
     return words
+
+
+def _on_interrupt(tool: Any) -> OnInterrupt:
+    """What its server declares, or else: a call that writes is kept, since a cancelled one may be half done."""
+    declared = (tool.meta or {}).get(ON_INTERRUPT)
+    if declared in ("cancel", "keep"):
+        return declared
+    writes = tool.annotations is not None and tool.annotations.read_only_hint is False
+    return "keep" if writes else "cancel"
 
 
 def _text_of(result: Any) -> str:

@@ -44,16 +44,22 @@ class ToolResult:
         text: What the model reads: the function's value as text, or one sentence that says what went wrong.
         ok: Whether the function returned a value.
         seconds: How long the call took.
+        invalid: Whether there is no such tool or the arguments are wrong, which the model may repair.
     """
 
     call: ToolCall
     text: str
     ok: bool
     seconds: float
+    invalid: bool = False
 
 
 class CallError(Exception):
     """A call that cannot be made; the message is the result's text."""
+
+
+class InvalidCall(CallError):
+    """A call of no tool, or with wrong arguments."""
 
 
 class Toolbox:
@@ -88,6 +94,19 @@ class Toolbox:
         self._running, self._lock = 0, threading.Lock()
         for function in functions:
             self.add(function)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tool of this name."""
+        return name in self._functions
+
+    def __getitem__(self, name: str) -> PythonTool:
+        """The function of this name."""
+        return self._functions[name]
+
+    @property
+    def functions(self) -> tuple[PythonTool, ...]:
+        """All functions, in the order in which they were added."""
+        return tuple(self._functions.values())
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -126,41 +145,42 @@ class Toolbox:
         Returns:
             A result per call, in the order of the calls.
         """
-        return list(await asyncio.gather(*(self._run(call) for call in calls)))
+        return list(await asyncio.gather(*map(self.run_one, calls)))
 
-    async def _run(self, call: ToolCall) -> ToolResult:
-        start = time.monotonic()
+    async def run_one(self, call: ToolCall) -> ToolResult:
+        """Run one call; cancelling the task cancels it."""
+        start, invalid = time.monotonic(), False
         try:
             function = self._find(call)
             arguments = self._parse(call)
             text, ok = await self._execute(function, arguments), True
         except CallError as error:
-            text, ok = str(error), False
+            text, ok, invalid = str(error), False, isinstance(error, InvalidCall)
         except Exception as error:  # a tool may raise anything; the conversation goes on
             text, ok = f"The tool {call.name} failed: {_one_line(error)}", False
-        return ToolResult(call, quote(text, self.max_chars), ok, time.monotonic() - start)
+        return ToolResult(call, quote(text, self.max_chars), ok, time.monotonic() - start, invalid)
 
     def _find(self, call: ToolCall) -> PythonTool:
         if call.name not in self._functions:
             names = ", ".join(self._functions) or "none"
-            raise CallError(f"There is no tool {call.name[:80]}. The tools are: {names}.")
+            raise InvalidCall(f"There is no tool {call.name[:80]}. The tools are: {names}.")
         return self._functions[call.name]
 
     def _parse(self, call: ToolCall) -> dict[str, Any]:
         """Read a call's arguments and check them against the schema."""
         if len(call.arguments) > MAX_ARGUMENTS:
-            raise CallError(f"The arguments of {call.name} are too long.")
+            raise InvalidCall(f"The arguments of {call.name} are too long.")
         try:
             arguments = json.loads(call.arguments or "{}", parse_constant=_reject)
             errors = list(self._validators[call.name].iter_errors(arguments))
         except (ValueError, RecursionError):
-            raise CallError(f"The arguments of {call.name} are not JSON.") from None
+            raise InvalidCall(f"The arguments of {call.name} are not JSON.") from None
         if errors:
             error = self._jsonschema.exceptions.best_match(errors)
             where = "".join(f"{part}: " for part in error.path)
-            raise CallError(f"The arguments of {call.name} are wrong: {where}{error.message[:MAX_ERROR]}.")
+            raise InvalidCall(f"The arguments of {call.name} are wrong: {where}{error.message[:MAX_ERROR]}.")
         if not isinstance(arguments, dict):
-            raise CallError(f"The arguments of {call.name} are not a JSON object.")
+            raise InvalidCall(f"The arguments of {call.name} are not a JSON object.")
         return arguments
 
     async def _execute(self, function: PythonTool, arguments: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, serve, talk, train
+from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, persona, serve, talk, train
 from speechgpt2.cli import eval as evaluation
 from speechgpt2.cli.common import print_error, show_file_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
@@ -78,6 +78,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "data": bench.data,
             "voices": bench.voices,
             "kb": bench.kb,
+            "grammar": bench.grammar,
         },
     ),
     "eval": (
@@ -85,6 +86,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {"codec": evaluation.codec, "speech": evaluation.speech, "mini": evaluation.mini},
     ),
     "greeting": ("Make greetings, which are a model's voices.", {"make": greeting.make}),
+    "persona": ("Who the assistant is.", {"list": persona.show_list, "new": persona.new, "try": persona.try_out}),
     "kb": (
         "Keep a knowledge base of documents that the assistant can search.",
         {"add": kb.add, "list": kb.show_list, "search": kb.search, "remove": kb.remove, "info": kb.info},

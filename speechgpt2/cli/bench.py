@@ -137,3 +137,16 @@ def kb(
 
     check_report_file(out)
     knowledge.main(documents, seed, out)
+
+
+def grammar(
+    model: ModelName = "mini",
+    schemas: Annotated[int, typer.Option(min=1, help="Number of random JSON schemas.")] = 200,
+    seed: Annotated[int, typer.Option(help="Random seed of schemas and tokens.")] = 0,
+    out: ReportFile = None,
+) -> None:
+    """Time constrained decoding with a model's tokenizer: grammars, and their part of a step."""
+    from speechgpt2.bench import grammar
+
+    check_report_file(out)
+    grammar.main(model, schemas, seed, out)

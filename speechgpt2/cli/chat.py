@@ -24,6 +24,7 @@ from speechgpt2.cli.common import (
     warn_without_greeting,
 )
 from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
+from speechgpt2.cli.persona_options import PersonaName, greet, read_persona, with_tools
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def chat(
     mcp: McpServers = None,
     expert: ExpertName = None,
     search: SearchName = None,
+    persona: PersonaName = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -136,15 +138,20 @@ def chat(
     opening = read_greeting(greeting, greeting_text)
     from speechgpt2.assistant.sources import ToolSources
 
-    toolbox = ToolSources(tools, kb, tuple(mcp or ()), expert, search).open()
+    who = read_persona(persona)
+    toolbox = with_tools(ToolSources(tools, kb, tuple(mcp or ()), expert, search), who).open()
+    if who is not None and voice is None and opening is None and greeting_index is None:
+        voice = who.voice
     chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
     speechgpt = loading.load(model, **chosen)
     if opening is None:
         warn_without_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     params, declared = sampling.params(speechgpt.lm.device), toolbox.tools if toolbox else ()
-    conversation = speechgpt.conversation(mode, opening, params, max_patches=max_patches, tools=declared)
-    answers = [pcm for pcm in answer_all(conversation, questions, mic, play, toolbox) if len(pcm)]
+    system = None if who is None else who.prompt
+    conversation = speechgpt.conversation(mode, opening, params, system, max_patches, declared)
+    spoken = greet(speechgpt, conversation, who if opening is None else None, play)
+    answers = [pcm for pcm in chain(spoken, answer_all(conversation, questions, mic, play, toolbox)) if len(pcm)]
     if out is not None:
         save(out, answers)
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speechgpt2.cli import common
-from speechgpt2.cli.common import DType, Quantize, spinner
+from speechgpt2.cli.chat import ExpertName, KnowledgeFile, McpServers, SearchName, ToolFile
+from speechgpt2.cli.common import DType, Quantize, print_warning, spinner
+from speechgpt2.cli.persona_options import PersonaName
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +59,22 @@ def serve(
     greetings: common.Greetings = None,
     greeting_index: common.GreetingIndex = None,
     voice: common.VoiceName = None,
+    persona: PersonaName = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
+    tools: ToolFile = None,
+    kb: KnowledgeFile = None,
+    mcp: McpServers = None,
+    expert: ExpertName = None,
+    search: SearchName = None,
+    mcp_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host of MCP servers that clients may name (repeatable); * for all. [default: all, while only this "
+            "machine can connect]",
+            metavar="HOST",
+        ),
+    ] = None,
     replicas: Annotated[
         int | None,
         typer.Option(help="Number of engines behind one address, each with --slots, on Ray Serve. [default: no Ray]"),
@@ -86,6 +102,16 @@ def serve(
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
     scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
+    hosted = {
+        "functions": tools,
+        "knowledge": kb,
+        "mcp": mcp,
+        "expert": expert,
+        "search": search,
+        "mcp_hosts": mcp_host,
+    }
+    flags["persona"] = persona
+    flags["tools"] = {key: str(v) if isinstance(v, Path) else v for key, v in hosted.items() if v}
     flags["scale"] = {key: value for key, value in scale.items() if value is not None}
     if self_signed:
         flags |= self_signed_files(ssl_certfile, host)
@@ -143,9 +169,11 @@ def load_app(settings: ServerConfig) -> App:
     from speechgpt2.loading import Sources
     from speechgpt2.nn.quantized import Quantization
     from speechgpt2.server.app import App
+    from speechgpt2.server.hosted_tools import HostedTools
     from speechgpt2.vad import network
 
     network()
+    tools = HostedTools(settings)
     place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
     sizes = common.engine_config(place, slots=settings.slots, context=settings.context)
     sources = Sources(
@@ -159,5 +187,7 @@ def load_app(settings: ServerConfig) -> App:
     )
     engine = Engine.load(sources, place, sizes)
     common.warn_without_greeting(engine.prompt, settings.model)
+    if tools.functions and not engine.calls_tools:
+        print_warning(f"{settings.model} was not trained to call tools and answers without them; use a model that was")
     engine.start()
-    return App(settings, engine, Dialogue)
+    return App(settings, engine, Dialogue, tools)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class SessionSettings:
         paced: Whether speech is generated only `buffer_seconds` ahead of its playback; otherwise as fast as it is read.
         tools: Tools that the model may call, if it was trained to.
         require_tool: Whether every reply begins with a tool call; a name requires that tool.
+        response_schema: A JSON schema that the text of written replies follows, unless they call a tool.
     """
 
     speak: bool = True
@@ -68,6 +69,7 @@ class SessionSettings:
     paced: bool = True
     tools: tuple[Tool, ...] = ()
     require_tool: bool | str = False
+    response_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,11 @@ class Engine(Protocol):
     @property
     def voices(self) -> tuple[EngineVoice, ...]:
         """The voices that sessions may choose; empty if the model has only one."""
+        ...
+
+    @property
+    def reads_aloud(self) -> bool:
+        """Whether the model can read a given text (`ReplyOptions.text`)."""
         ...
 
     def open(self, settings: SessionSettings) -> Session:

@@ -150,6 +150,10 @@ class Context:
         if prefilled:
             self.kv_length = self.length
 
+    def reread_last(self) -> None:
+        """Have the row take in its last patch again: what it has taken in after it is void."""
+        self.kv_length = min(self.kv_length, self.length - 1)
+
     def remove_tail(self, span: Span, count: int) -> None:
         """Remove the last `count` patches of the last turn."""
         self._splice(span.stop - count, span.stop, self.prompt.text_patches([]))

@@ -112,6 +112,15 @@ class Engine:
             EngineVoice(name, speech.text or "", name == greetings.default) for name, speech in greetings.speech.items()
         )
 
+    @property
+    def reads_aloud(self) -> bool:
+        return self.prompt.template.chain_of_modality
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model was trained to call tools."""
+        return self.prompt.template.tools
+
     def open(self, settings: SessionSettings) -> Session:
         settings = self.prepare_settings(settings)
         with self._changed:
@@ -169,12 +178,14 @@ class Engine:
             self.send(session, CloseSlot())
 
     def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
-        """Check the voice, and return the settings with an encoded greeting.
+        """Check the voice, compile grammars, and return the settings with an encoded greeting.
 
         Raises:
-            UserError: There is no such voice, or the greeting cannot be encoded.
+            UserError: There is no such voice, the greeting cannot be encoded, or the schema cannot be followed.
         """
         self.prompt.greetings.check(settings.voice)
+        tools = settings.tools if self.prompt.template.tools else ()
+        self.prompt.grammars.constraint(tools, settings.require_tool if tools else False, settings.response_schema)
         if settings.greeting is None:
             return settings
         codes = self._speech_codes(settings.greeting)

@@ -12,6 +12,7 @@ from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.engine.history import History
 from speechgpt2.engine.model_runner import GeneratedPatch
 from speechgpt2.lm import tools
+from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.reply import ReplyEvent, ReplyParser
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
@@ -25,17 +26,26 @@ class Generation:
         stop: Its stop rule.
         history: The session's memory, whose last turn is this reply.
         events: The session's event queue.
+        constraint: The constraint of its text.
 
     Attributes:
         decoding: Patches of speech that the codec has not decoded yet.
         done: Whether the reply is complete and all of its events are sent.
     """
 
-    def __init__(self, number: int, stop: StopRule, history: History, events: SessionEvents):
-        self.number, self.stop = number, stop
+    def __init__(
+        self,
+        number: int,
+        stop: StopRule,
+        history: History,
+        events: SessionEvents,
+        constraint: TextConstraint | None = None,
+    ):
+        self.number, self.stop, self._constraint = number, stop, constraint
         self.decoding, self.done = 0, False
         self._history, self._events = history, events
         self._patch_seconds = history.prompt.config.patch_seconds
+        self._audible = self._decoded = 0  # patches of speech to decode, and of these the decoded ones
         self._calls: list[ToolCall] = []  # sent at the end, because an interrupted reply calls no tools
         self._playback_ends: float | None = None  # when all decoded audio will have been played
 
@@ -58,8 +68,22 @@ class Generation:
         """Seconds of decoded audio that are not played yet, if the client plays audio as soon as it arrives."""
         return 0.0 if self._playback_ends is None else max(0.0, self._playback_ends - now)
 
-    def accept(self, patch: GeneratedPatch) -> None:
-        """Add a patch that the model has generated and read, and send its events."""
+    def allowed(self) -> np.ndarray | None:
+        """The text tokens that may come next, as bits `[W]` int32; None: all."""
+        return None if self._constraint is None else self._constraint.allowed()
+
+    def accept(self, patch: GeneratedPatch) -> bool:
+        """Add a patch that the model has generated and read, and send its events.
+
+        Returns:
+            Whether it fits the reply's constraint; otherwise nothing has changed.
+        """
+        if self._constraint is not None and not self._constraint.accept(patch.token):
+            return False
+        self._take(patch)
+        return True
+
+    def _take(self, patch: GeneratedPatch) -> None:
         speaks = patch.audio is not None
         continuation = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
         if continuation is not None:
@@ -68,7 +92,9 @@ class Generation:
         codes = torch.from_numpy(patch.codes)[None, None]
         self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
         self._emit(self.stop.parser.read(patch.token, speaks))
-        self.decoding += speaks
+        audible = speaks and not self.stop.parser.muted
+        self.decoding += audible
+        self._audible += audible
         self._complete_if_stopped()
 
     def audio_decoded(self, pcm: np.ndarray, buffered: float, now: float) -> None:
@@ -79,7 +105,10 @@ class Generation:
             buffered: Seconds of audio that the client has not played yet.
             now: Seconds of the engine's clock.
         """
+        if self._decoded == self._audible:  # the sound of a reply stops where it calls a tool
+            return
         self.decoding -= 1
+        self._decoded += 1
         # Playback is assumed to begin with the first audio, and to pause while there is none.
         if self._playback_ends is None or buffered <= 0:
             self._playback_ends = now
@@ -145,7 +174,9 @@ def start_generation(
     history.start_reply(number, prefix, user_spoke)
     parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
-    generation = Generation(number, StopRule(parser, limit, speak, in_speech=read_aloud), history, events)
+    stop = StopRule(parser, limit, speak, in_speech=read_aloud)
+    constraint = None if read_aloud else _constraint(history, options, settings, user_spoke, call)
+    generation = Generation(number, stop, history, events, constraint)
     if text is not None:
         events.put(number, TextDelta(text))
     return generation
@@ -153,9 +184,28 @@ def start_generation(
 
 def _call_prefix(history: History, options: ReplyOptions, settings: SessionSettings, user_spoke: bool) -> str:
     """Return the text that forces a reply to begin with a tool call; empty if no call is required."""
-    required = settings.require_tool if options.require_tool is None else options.require_tool
+    required = _required(options, settings)
     template = history.prompt.template
     writes_transcript = user_spoke and template.chain_of_modality
     if not required or writes_transcript or not history.system.tools or not template.tools:
         return ""
     return tools.tool_call_prefix(required if isinstance(required, str) else None)
+
+
+def _required(options: ReplyOptions, settings: SessionSettings) -> bool | str:
+    return settings.require_tool if options.require_tool is None else options.require_tool
+
+
+def _constraint(
+    history: History, options: ReplyOptions, settings: SessionSettings, user_spoke: bool, prefix: str
+) -> TextConstraint | None:
+    """What the text of a reply must be that begins with `prefix`."""
+    prompt = history.prompt
+    tools = history.system.tools if prompt.template.tools else ()
+    return prompt.grammars.constraint(
+        tools,
+        _required(options, settings) if tools else False,
+        settings.response_schema,
+        user_spoke and prompt.template.chain_of_modality,
+        prompt.encode(prefix),
+    )

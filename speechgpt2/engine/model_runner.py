@@ -83,7 +83,9 @@ class ModelRunner:
         self.prefixes = PrefixCache()
         self.new_replies: set[int] = set()  # slots whose decoder state is reset before the next patch of speech
         idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
-        self.sample_rows = self.rows.record(self._sample_rows, idle, torch.arange(self.rows.count))
+        self.sample_rows = self.rows.record(
+            self._sample_rows, idle, torch.arange(self.rows.count), self._allowed({}, self.rows.static_shapes)
+        )
         self.prefill_rows = self.rows.record(self._prefill_rows, idle, batch, kv_length)
         self.draft_rows = self._draft_rows
         if lm.draft_head is not None:
@@ -134,7 +136,7 @@ class ModelRunner:
         """
         self.new_replies.update(n for n in sample if sample[n].first)
         drafts = self.lm.draft_head is not None
-        writing = {n: params for n, params in sample.items() if params.writing and drafts}
+        writing = {n: params for n, params in sample.items() if params.writing and drafts and params.allowed is None}
         others = {n: params for n, params in sample.items() if n not in writing}
         if prefill or others:
             yield self._step_one(prefill, others)
@@ -163,8 +165,11 @@ class ModelRunner:
         """Make a step of one patch in each slot."""
         table = self._table(prefill, sample)
         inputs, audio = StepInputs.from_table(table, self.lm.config), dict[int, CodecResult]()
+        constrained = any(params.allowed is not None for params in sample.values())
+        allowed = self._allowed(sample, self.rows.static_shapes or constrained)
         for rows in self.rows.batches(sorted(sample, key=lambda slot: sample[slot].writing)):
-            sampled = self.sample_rows(self.rows.select(table, rows), rows)
+            bits = None if allowed is None else self.rows.select(allowed, rows)
+            sampled = self.sample_rows(self.rows.select(table, rows), rows, bits)
             self.rows.overwrite(inputs.patches, rows, sampled)
             codes = sampled.codes[:, 0]
             speaking = self.rows.select(inputs.samples, rows) & (codes[:, 0, 0] != self.lm.config.no_speech)
@@ -208,6 +213,16 @@ class ModelRunner:
     def _table(self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]) -> Tensor:
         return self.rows.to_device(write_table(self.positions, prefill, sample, self.lm.config))
 
+    def _allowed(self, sample: Mapping[int, SampleParams], needed: bool) -> Tensor | None:
+        """The text tokens that each slot may sample, as bits `[R, W]` int32; None if that is not `needed`."""
+        if not needed:
+            return None
+        bits = np.full((self.rows.count, -(-self.lm.config.backbone.vocab // 32)), -1, np.int32)
+        for slot, params in sample.items():
+            if params.allowed is not None:
+                bits[slot] = params.allowed
+        return self.rows.to_device(bits)
+
     def _kv_length(self, slots: slice, more: int) -> int:
         """Return how many cells of the slots' caches attention reads, with up to `more` patches in each row."""
         if self.rows.static_shapes:
@@ -217,14 +232,14 @@ class ModelRunner:
 
     # recorded on CUDA: functions of a table's rows
 
-    def _sample_rows(self, table: Tensor, rows: Tensor) -> Patches:
-        """Return the patches `[R, 1]` of `rows`, sampled or given."""
+    def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None) -> Patches:
+        """Return the patches `[R, 1]` of `rows`, sampled or given; sampled text is among the `allowed` tokens."""
         inputs = StepInputs.from_table(table, self.lm.config)
         depths = self.rows.select(torch.cat([state.speech_depths for state in self.states]), rows)
         state = LMState(StackState(inputs.position, ()), depths)  # sampling needs no keys
         # Rows that do not sample get a token outside speech, for which no codes are sampled.
         force = torch.where(inputs.samples, UNFORCED, self.lm.prompt.special_ids.speech_end)
-        sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force)
+        sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force, allowed)
         return where_active(inputs.samples, sampled, inputs.patches)
 
     def _prefill_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:

@@ -216,8 +216,8 @@ class Slot:
         generation = self.generation
         if generation is None or generation.stop.reason or self.history.context.pending:
             return None
-        s = self.settings
-        return SampleParams(s.temperature, s.top_k, s.top_p, s.seed, generation.stop.patches == 0, generation.writing)
+        s, first = self.settings, generation.stop.patches == 0
+        return SampleParams(s.temperature, s.top_k, s.top_p, s.seed, first, generation.writing, generation.allowed())
 
     # results
 
@@ -233,12 +233,16 @@ class Slot:
             self._run_pending()
 
     def patches_generated(self, patches: Sequence[GeneratedPatch]) -> None:
-        """Add patches that the model has generated and read. Patches after the end of the reply are ignored."""
+        """Add patches that the model has generated and read. Patches after the end of the reply are ignored.
+
+        So are a patch that the reply's constraint refuses, and those after it: the row rewinds.
+        """
         generation = self.generation
         assert generation is not None
         for patch in patches:
-            if generation.stop.reason is None:
-                generation.accept(patch)
+            if generation.stop.reason is None and not generation.accept(patch):
+                self.history.context.reread_last()
+                break
         self._finish_if_done()
 
     def audio_decoded(self, reply: int, pcm: np.ndarray, now: float) -> None:

@@ -24,6 +24,7 @@ class SampleParams(NamedTuple):
         temperature: See `lm.sampling`, and so `top_k`, `top_p`, `seed`.
         first: Whether it is the first patch of a reply.
         writing: Whether it is text without speech.
+        allowed: The text tokens that may be sampled, as bits `[W]` int32 (`lm.grammar`); None: all.
     """
 
     temperature: float
@@ -32,6 +33,7 @@ class SampleParams(NamedTuple):
     seed: int
     first: bool
     writing: bool
+    allowed: np.ndarray | None = None
 
 
 class StepInputs(NamedTuple):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import LMState, at_position
@@ -27,7 +29,12 @@ class GenerationStep(NamedTuple):
 
 
 def generate(
-    lm: SpeechLM, hidden: Tensor, state: LMState, sampling: SamplingParams, max_patches: int = MAX_PATCHES
+    lm: SpeechLM,
+    hidden: Tensor,
+    state: LMState,
+    sampling: SamplingParams,
+    max_patches: int = MAX_PATCHES,
+    constraint: TextConstraint | None = None,
 ) -> Iterator[GenerationStep]:
     """Sample and read patches until every row has generated eos, which stays in history, or `max_patches`.
 
@@ -37,23 +44,33 @@ def generate(
         state: The state after it.
         sampling: Parameters of each row.
         max_patches: Limit of patches.
+        constraint: The constraint of the text, for a single row.
     """
     active, left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device), max_patches
     while left > 0 and bool(active.any()):
-        if lm.draft_head is not None and not bool(state.speech_depth[active].any()):
+        allowed = None if constraint is None else constraint.allowed()
+        if allowed is None and lm.draft_head is not None and not bool(state.speech_depth[active].any()):
             steps = _draft_steps(lm, hidden, state, active, left)
         else:
-            steps = iter([_sample_step(lm, hidden, state, sampling, active)])
+            steps = iter([_sample_step(lm, hidden, state, sampling, active, allowed)])
         for step in steps:
+            if constraint is not None and not constraint.accept(int(step.patches.text)):
+                break  # this position is sampled again
             hidden, state, left = step.hidden, step.state, left - 1
             yield step
             active = active & ~(step.active & lm.prompt.special_ids.ends_reply(step.patches.text[:, 0]))
 
 
 def _sample_step(
-    lm: SpeechLM, hidden: Tensor, state: LMState, sampling: SamplingParams, active: Tensor
+    lm: SpeechLM,
+    hidden: Tensor,
+    state: LMState,
+    sampling: SamplingParams,
+    active: Tensor,
+    allowed: np.ndarray | None,
 ) -> GenerationStep:
-    patches = lm.sample(hidden, state, sampling)
+    bits = None if allowed is None else torch.tensor(allowed, device=hidden.device)[None]
+    patches = lm.sample(hidden, state, sampling, allowed=bits)
     after, state = lm.prefill(patches, state, active.long())
     return GenerationStep(patches, active, torch.where(active[:, None], after, hidden), state)
 

@@ -29,7 +29,7 @@ from speechgpt2.lm.draft_head import DraftHead
 from speechgpt2.lm.greetings import model_greetings, save_greetings
 from speechgpt2.lm.patch_decoder import PatchDecoder
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.sampling import Sampler, SamplingParams
+from speechgpt2.lm.sampling import Sampler, SamplingParams, unpack_bits
 from speechgpt2.lm.state import LMState, at_position
 from speechgpt2.lm.weights import read_weights, save_weights
 from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
@@ -162,7 +162,12 @@ class SpeechLM(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, hidden: Tensor, state: LMState, sampling: SamplingParams, forced_text: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: LMState,
+        sampling: SamplingParams,
+        forced_text: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Patches:
         """Sample the next patch of each row, `[B, 1]`, from `hidden [B, D]`. It is not read yet; `prefill` does that.
 
@@ -173,10 +178,13 @@ class SpeechLM(nn.Module):
             state: The state after it.
             sampling: Parameters of each row.
             forced_text: Text tokens `[B]` to use instead of sampled ones, `UNFORCED` where there is none.
+            allowed: The text tokens that each row may sample, as bits `[B, W]` int32 (`lm.grammar`); None: all.
         """
-        text = Sampler(_text_sampling(self.config, sampling), state.position).sample(
-            self.text_logits(hidden)[:, None], 0
-        )[:, 0]
+        logits = self.text_logits(hidden)
+        if allowed is not None:
+            logits = logits.masked_fill(~unpack_bits(allowed, logits.shape[-1]), -torch.inf)
+        sampler = Sampler(_text_sampling(self.config, sampling), state.position)
+        text = sampler.sample(logits[:, None], 0)[:, 0]
         if forced_text is not None:
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)

@@ -15,6 +15,7 @@ words. With chain of modality, which is for small models, a reply is written bef
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple, overload
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, align_tokens, restore_spacing, split_for_tokenizer
 from speechgpt2.lm.config import LMConfig
+from speechgpt2.lm.grammar import Grammars
 from speechgpt2.lm.greetings import Greetings
 from speechgpt2.lm.tokenizer import special_tokens
 from speechgpt2.lm.tools import tools_system_prompt
@@ -77,6 +79,11 @@ class Prompt:
         # On the CPU even if the model is built on the meta device.
         self.silence = torch.tensor([config.prompt.silence], device="cpu")  # [1, K]
         self.greetings = Greetings({})
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars that a reply's text follows."""
+        return Grammars(self, self.config.backbone.vocab)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise one segment."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.tools import parse_tool_calls, partial_call_length
+from speechgpt2.lm.tools import BEGIN, parse_tool_calls, partial_call_length
 from speechgpt2.types import Patches, TextDelta, ToolCall, Transcript
 
 UNDECODED = 8  # tokens; after so many, bytes that form no character become text as they are
@@ -49,11 +49,20 @@ class ReplyParser:
         self.transcribing = prompt.template.chain_of_modality and user_spoke
         self.text, self.ended = "", False
         self.transcript: str | None = None
+        self._called = bool(prefix)  # whether a call has begun
         self._tokens: list[int] = []  # tokens that form no whole character yet
         self._held = prefix  # text that may be the start of the turn's end, or of a tool call
         # If the reply may call tools, trailing white space waits for the next word. Otherwise a line break before a
         # call would be a text of its own.
         self._blank = ""
+
+    @property
+    def muted(self) -> bool:
+        """Whether the rest of the reply is silent, because its text stream has begun a tool call.
+
+        With chain of modality the words that are spoken have been written before, so they are not cut.
+        """
+        return self._called and not self.prompt.template.chain_of_modality
 
     def read(self, token: int, speaking: bool) -> list[ReplyEvent]:
         """Read one patch and return the events that it completes.
@@ -116,6 +125,7 @@ class ReplyParser:
         keep = max(n for n in range(min(len(end), len(self._held)) + 1) if self._held.endswith(end[:n]))
         if self.tools:
             keep = max(keep, partial_call_length(self._held))
+            self._called = self._called or BEGIN in self._held
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return self._events(shown)
 

@@ -115,6 +115,12 @@ class Sampler:
         return self.noise[:, index : index + tokens.shape[1]].gather(-1, tokens)
 
 
+def unpack_bits(words: Tensor, count: int) -> Tensor:
+    """Return the first `count` bits of each row of `words [B, W]` int32, the lowest first, `[B, count]` bool."""
+    bits = torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words[:, :, None] >> bits) & 1).flatten(1)[:, :count] != 0
+
+
 def gumbel(seed: Tensor, position: Tensor, first_draw: int, tokens: Tensor) -> Tensor:
     """Return the Gumbel noise `[B, N, C]` of the `tokens [B, N, C]` in draws numbered from `first_draw`."""
     row = ((seed & LOW_32_BITS) + (seed >> 32) * HIGH_STEP & LOW_32_BITS) * SEED_STEP + position * POSITION_STEP

@@ -8,6 +8,7 @@ Source: https://huggingface.co/Qwen/Qwen2.5-7B-Instruct (tokenizer_config.json).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 from speechgpt2.types import Text, Tool, ToolCall, Turn
@@ -83,7 +84,7 @@ def render_tool_turn(turn: Turn) -> str | None:
 
 def _parse_call(text: str) -> ToolCall | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite)
         name, arguments = value["name"], value.get("arguments", {})
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return None
@@ -92,6 +93,11 @@ def _parse_call(text: str) -> ToolCall | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return ToolCall(name, encoded)
+
+
+def _finite(text: str) -> float:
+    """The number, or the largest one instead of one beyond all floats, such as 1e999, which is valid JSON."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
 
 
 def _render_call(call: ToolCall) -> str:

@@ -3,7 +3,7 @@
 GET  /                     the page            GET  /health /ready /metrics /page-config
 WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
-POST /v1/chat/completions, GET /v1/models, GET /v1/voices        rest.py
+POST /v1/chat/completions, GET /v1/models, GET /v1/voices /v1/personas        rest.py
 POST /v1/audio/speech · /v1/audio/transcriptions                 audio_api.py
 POST /v1/responses         responses_api.py
 """
@@ -25,6 +25,7 @@ from speechgpt2.server.access_log import AccessLog
 from speechgpt2.server.api_errors import ApiError, handle_api_error, handle_failure, handle_http_error
 from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.gateway import DialogueFactory, Gateway
+from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.metrics import CONTENT_TYPE
 from speechgpt2.server.protocols import PROTOCOLS
 
@@ -46,11 +47,14 @@ class App:
         config: The server's settings.
         engine: A started engine.
         make_dialogue: Makes the dialogue of a session.
+        tools: The tools that the server runs; None: those of `config`.
     """
 
-    def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory):
+    def __init__(
+        self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory, tools: HostedTools | None = None
+    ):
         self.config, self.engine = config, engine
-        self.gateway = Gateway(config, engine, make_dialogue)
+        self.gateway = Gateway(config, engine, make_dialogue, tools or HostedTools(config))
         self.protocols = [protocol(self.gateway) for protocol in PROTOCOLS]
         self.asgi = FastAPI(title="speechgpt2", docs_url=None, redoc_url=None, lifespan=self._lifespan)
         self._add_routes()
@@ -105,7 +109,10 @@ class App:
     async def page_config(self) -> Response:
         """What the page offers. Styles are empty: the model has one way of speaking."""
         examples = list(EXAMPLES) if self.config.model == "mini" else []
-        choices: dict[str, list[str]] = {"voices": self.gateway.voices.choices, "styles": [], "examples": examples}
+        personas = self.gateway.personas.choices
+        personas = personas if self.gateway.personas.default else ["", *personas]
+        choices: dict[str, list[str]] = {"voices": self.gateway.voices.choices, "personas": personas, "styles": []}
+        choices["examples"] = examples
         return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
 
     async def page(self, request: Request) -> Response:

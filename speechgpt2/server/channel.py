@@ -26,6 +26,7 @@ FLUSH_TIMEOUT = 1.0  # seconds to send the last events
 LIMIT_CHECK_INTERVAL = 0.25  # seconds
 BACKLOG_POLL_INTERVAL = 0.01  # seconds
 CLIENT_DISCONNECTED = "client disconnected"
+SLOW_CLIENT = "the client reads too slowly: the outbound queue is full"
 
 M = TypeVar("M")
 MessageOut = TypeVar("MessageOut", covariant=True)
@@ -102,6 +103,10 @@ class WireSession(ABC, Generic[M]):
     def handle_error(self, error: ProtocolError, message: M | None) -> None:
         """Report an error to the client; `message` caused it, unless it is None."""
 
+    async def work(self) -> None:
+        """Do what goes on beside messages and events. Cancelled when the session ends, which ends when this does."""
+        await asyncio.Event().wait()
+
     @abstractmethod
     def drain(self) -> None:
         """Close the session as soon as no response is in progress."""
@@ -163,6 +168,7 @@ class Channel(Generic[M]):
             self._read(session, transport),
             self._follow(session),
             self._watch_limits(session),
+            session.work(),
             self._closing_set.wait(),
             *background,
         )
@@ -175,7 +181,7 @@ class Channel(Generic[M]):
             for task in done:
                 task.result()
         except SlowConsumerError:
-            raise SessionClosed(1008, "the client reads too slowly: the outbound queue is full") from None
+            raise SessionClosed(1008, SLOW_CLIENT) from None
         finally:
             for task in tasks:
                 task.cancel()

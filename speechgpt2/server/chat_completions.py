@@ -155,12 +155,6 @@ class StreamOptions(WireModel):
     include_usage: bool = False
 
 
-class ResponseFormat(WireModel):
-    """The format of the reply's text. The model cannot follow a JSON schema, so only plain text is accepted."""
-
-    type: Literal["text"]
-
-
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
@@ -177,7 +171,7 @@ class ChatRequest(ReplyRequest):
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoice | None = None
     stop: Annotated[str, Field(min_length=1)] | Annotated[list[StopText], Field(max_length=4)] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: dict[str, Any] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -231,7 +225,7 @@ class ChatRequest(ReplyRequest):
         ]
         return default.model_copy(
             update={
-                "instructions": "\n".join(system),
+                "instructions": "\n".join(system) or default.instructions,
                 "output_modalities": ["audio" if self.speaks else "text"],
                 "max_output_tokens": self.max_completion_tokens or self.max_tokens or "inf",
                 **self.reply_settings(tools, self.tool_choice or "auto"),

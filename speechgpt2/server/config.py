@@ -94,6 +94,35 @@ class ScaleConfig:
 
 
 @dataclass(frozen=True)
+class ToolsConfig:
+    """Tools that the server runs, for models that were trained to call tools.
+
+    Attributes:
+        functions: A Python file with functions.
+        knowledge: A knowledge base of `sg2 kb`, which the model may search.
+        mcp: MCP servers: URLs or command lines.
+        expert: NAME@URL of a text model that the model may ask.
+        search: A search engine: searxng@URL, ddgs, or kb@FILE.
+        timeout: Seconds that a call may take, where the tool does not say.
+        filler_seconds: Wait for a result after which the assistant says that it takes a moment; 0: never.
+        mcp_hosts: Hosts of MCP servers that clients may name, where the network reaches the server; "*" for all.
+    """
+
+    functions: str | None = None
+    knowledge: str | None = None
+    mcp: tuple[str, ...] = ()
+    expert: str | None = None
+    search: str | None = None
+    timeout: float = 10.0
+    filler_seconds: float = 1.5
+    mcp_hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0 or self.filler_seconds < 0:
+            raise UserError("timeout must be above 0, and filler_seconds not below")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """All settings of a server.
 
@@ -106,6 +135,7 @@ class ServerConfig:
         greetings: A file of greetings, which are the model's voices, in place of that in the model's folder.
         greeting_index: Which greeting opens a session, counted from 0, in place of the default.
         voice: The same by name.
+        persona: Who the assistant is where a client does not say: a name of the gallery, or a YAML file.
         slots: Sessions at the same time.
         context: Patches of history per session; a fourth of them for instructions, tools and greeting.
         host: Address to listen on.
@@ -130,6 +160,7 @@ class ServerConfig:
     greetings: str | None = None
     greeting_index: int | None = None
     voice: str | None = None
+    persona: str | None = None
     slots: int = 8
     context: int = 1024
     host: str = "127.0.0.1"
@@ -144,6 +175,7 @@ class ServerConfig:
     log_json: bool = False
     log_transcripts: bool = False
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:

@@ -11,9 +11,12 @@ from speechgpt2.duplex.protocol import Dialogue
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.items import ItemList, new_id
 from speechgpt2.server.metrics import Metrics
+from speechgpt2.server.personas import Personas
 from speechgpt2.server.response import InputUsage
+from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
 from speechgpt2.server.voices import Voices
+from speechgpt2.types import Tool
 
 log = logging.getLogger("sg2.realtime")
 
@@ -58,6 +61,9 @@ class SessionContext:
         voices: The voices that the session may choose.
         input_usage: The model's input since its last response.
         log_transcripts: Whether the log contains what is said.
+        personas: The personas that the session may choose.
+        reads_aloud: Whether the model can read a given text.
+        hosted_tools: The tools that the server runs for this session.
     """
 
     config: SessionConfig
@@ -66,6 +72,9 @@ class SessionContext:
     metrics: Metrics
     voices: Voices
     log_transcripts: bool = False
+    personas: Personas = field(default_factory=Personas)
+    reads_aloud: bool = False
+    hosted_tools: tuple[Tool, ...] = ()
     id: str = field(default_factory=lambda: new_id("sess"))
     items: ItemList = field(default_factory=ItemList)
     input_usage: InputUsage = field(default_factory=InputUsage)
@@ -73,6 +82,19 @@ class SessionContext:
 
     def __post_init__(self) -> None:
         self.latency = LatencyMeter(self.metrics)
+
+    def check_voice(self, voice: str) -> None:
+        """Refuse another voice once the model has spoken: it would go on in the voice that its context holds.
+
+        Raises:
+            ProtocolError: The voice cannot change any more.
+        """
+        if voice != self.config.audio.output.voice and self.items.have_assistant_audio:
+            raise ProtocolError(
+                "Cannot update a conversation's voice if assistant audio is present.",
+                "cannot_update_voice",
+                "session.audio.output.voice",
+            )
 
     def log_transcript(self, message: str, **fields: Any) -> None:
         """Log what was said, if the server is configured to."""

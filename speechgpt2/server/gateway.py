@@ -19,7 +19,9 @@ from speechgpt2.server.api_errors import ApiError
 from speechgpt2.server.auth import Authenticator, Principal
 from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, SessionClosed, WireSession
 from speechgpt2.server.config import ServerConfig
+from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.metrics import Metrics
+from speechgpt2.server.personas import Personas
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
 from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
@@ -44,12 +46,15 @@ class Gateway:
         config: The server's settings.
         engine: A started engine.
         make_dialogue: Makes the dialogue of a session.
+        tools: The tools that the server runs.
     """
 
-    def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory):
-        self.config, self.engine, self.make_dialogue = config, engine, make_dialogue
+    def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory, tools: HostedTools):
+        self.config, self.engine, self.make_dialogue, self.tools = config, engine, make_dialogue, tools
         self.voices = Voices(engine.voices)
-        self.default_session = self.voices.settle(SessionConfig(model=config.model), "session")
+        self.personas = Personas(config.persona)
+        chosen = self.personas.expand({"persona": config.persona}, "session")
+        self.default_session = self.voices.settle(SessionConfig(model=config.model).updated(chosen), "session")
         self.authenticator = Authenticator(
             config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)
         )
@@ -95,12 +100,20 @@ class Gateway:
             ApiError: The client secret holds invalid settings.
         """
         try:
-            config = self.voices.settle(self.default_session.updated(dict(principal.session)), "session")
+            config = self.voices.settle(self.updated(self.default_session, dict(principal.session)), "session")
         except ProtocolError as error:
             raise ApiError(400, str(error), error.code, error.param) from None
         if config.seed is None:
             config = config.updated({"seed": secrets.randbelow(MAX_SEED)})
         return config.updated({"type": "transcription"}) if transcribes else config
+
+    def updated(self, config: SessionConfig, changes: dict[str, Any]) -> SessionConfig:
+        """Return a session's settings with a client's changes, the persona that they name included.
+
+        Raises:
+            ProtocolError: A field is invalid.
+        """
+        return config.updated(self.personas.expand(changes, "session"))
 
     def warnings_of(self, principal: Principal, config: SessionConfig, model: str | None) -> list[str]:
         """List the settings of a new connection that have no effect."""

@@ -22,7 +22,15 @@ MAX_AUDIO_BYTES = 8 * 2**20  # of all items of a session, for `conversation.item
 MAX_ITEMS = 2_000  # the oldest are dropped first
 ROOT = "root"  # the `previous_item_id` that means the beginning
 
-ItemType = Literal["message", "function_call", "function_call_output"]
+ItemType = Literal[
+    "message",
+    "function_call",
+    "function_call_output",
+    "mcp_call",
+    "mcp_list_tools",
+    "mcp_approval_request",
+    "mcp_approval_response",
+]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -64,7 +72,10 @@ class ContentPart:
 
 @dataclass
 class ConversationItem:
-    """A message, a tool call, or a tool's result; `turn` is the number of its turn or reply in the dialogue."""
+    """A message, a tool call, or a tool's result; `turn` is the number of its turn or reply in the dialogue.
+
+    `fields` are what an item of MCP has besides.
+    """
 
     id: str
     type: ItemType = "message"
@@ -76,12 +87,15 @@ class ConversationItem:
     arguments: str = ""
     output: str = ""
     turn: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self, with_audio: bool = False) -> dict[str, Any]:
         """Format the item for the wire."""
         base = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
         if self.type == "message":
             return {**base, "role": self.role, "content": [part.to_dict(with_audio) for part in self.parts]}
+        if self.type.startswith("mcp_"):
+            return {**base, **self.fields}
         if self.type == "function_call":
             return {**base, "call_id": self.call_id, "name": self.name, "arguments": self.arguments}
         return {**base, "call_id": self.call_id, "output": self.output}

@@ -64,7 +64,19 @@ class FunctionCallOutputItem(WireModel):
     id: ItemId = None
 
 
-ClientItem = Annotated[MessageItem | FunctionCallItem | FunctionCallOutputItem, Field(discriminator="type")]
+class McpApprovalResponseItem(WireModel):
+    """The client's decision about a call of an MCP server's tool."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str
+    approve: bool
+    reason: str | None = None
+    id: ItemId = None
+
+
+ClientItem = Annotated[
+    MessageItem | FunctionCallItem | FunctionCallOutputItem | McpApprovalResponseItem, Field(discriminator="type")
+]
 
 # messages
 

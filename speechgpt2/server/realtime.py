@@ -19,21 +19,33 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from speechgpt2.duplex.protocol import Dialogue, DialogueEvent, Engine, IdleTimeout, ReplyStarted, UserTurnCommitted
+from speechgpt2.duplex.protocol import (
+    Dialogue,
+    DialogueEvent,
+    Engine,
+    IdleTimeout,
+    ReplyStarted,
+    SessionSettings,
+    UserTurnCommitted,
+)
 from speechgpt2.errors import UserError
-from speechgpt2.server import audio_formats, messages, settings
+from speechgpt2.server import messages, settings
 from speechgpt2.server.audio_formats import WireFormat
-from speechgpt2.server.channel import Channel, WireSession
+from speechgpt2.server.channel import SLOW_CLIENT, Channel, WireSession
 from speechgpt2.server.context import SessionContext
 from speechgpt2.server.events import EventSender
+from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.items import ConversationItem, item_from_client, turn_from_item
 from speechgpt2.server.messages import ClientMessage, ResponseConfig
 from speechgpt2.server.metrics import Metrics
+from speechgpt2.server.personas import Personas
 from speechgpt2.server.responses import Responses
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
+from speechgpt2.server.tool_calls import ToolCalls
 from speechgpt2.server.user_turns import UserTurns
 from speechgpt2.server.voices import Voices
 from speechgpt2.types import (
@@ -61,6 +73,8 @@ class RealtimeSession(WireSession[ClientMessage]):
         config: The session's initial settings.
         channel: Carries the server events.
         metrics: The server's metrics.
+        hosted: The tools that the server runs.
+        personas: The personas that the session may choose.
         log_transcripts: Whether the log contains what is said.
     """
 
@@ -71,22 +85,34 @@ class RealtimeSession(WireSession[ClientMessage]):
         config: SessionConfig,
         channel: Channel[ClientMessage],
         metrics: Metrics,
+        hosted: HostedTools,
+        personas: Personas,
         log_transcripts: bool = False,
     ):
         self.dialogue, self.engine, self.channel = dialogue, engine, channel
         self.events = EventSender(channel, metrics)
-        self.context = SessionContext(config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts)
+        self.context = SessionContext(
+            config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts, personas, engine.reads_aloud
+        )
         self.id, self.items = self.context.id, self.context.items
         self.user_turns = UserTurns(self.context, self.input_format(config))
         self.responses = Responses(self.context)
         self.system_messages: tuple[str, ...] = ()
         self.greeting: Speech | None = None
         self.draining = False
+        disconnect = partial(channel.close, 1008, SLOW_CLIENT)
+        self.tool_calls = ToolCalls(self.context, self.responses, hosted, self._configure, disconnect)
+        if self.context.hosted_tools:
+            self._configure()
         self.events.send("session.created", session=self.to_dict())
 
     def input_format(self, config: SessionConfig) -> WireFormat:
         """Return the format of the user's audio."""
         return config.audio.input.format.wire
+
+    async def work(self) -> None:
+        """Run the calls of the server's tools. See `WireSession`."""
+        await self.tool_calls.work()
 
     def to_dict(self) -> dict[str, Any]:
         """Format the session's settings for the wire."""
@@ -124,10 +150,11 @@ class RealtimeSession(WireSession[ClientMessage]):
                 self.user_turns.commit()
             case messages.InputAudioClear():
                 self.user_turns.clear()
+                self.tool_calls.speech_ended()
             case messages.ResponseCreate():
                 self.responses.create(message.response or ResponseConfig())
             case messages.ResponseCancel():
-                self.responses.cancel(message.response_id)
+                self.tool_calls.cancel(message.response_id)
             case messages.SessionUpdate():
                 self._update(message.session)
             case messages.ItemCreate():
@@ -138,7 +165,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             case messages.ItemDelete():
                 self._delete_item(message.item_id)
             case messages.ItemTruncate():
-                self._truncate_item(message)
+                self.responses.truncate_item(message)
             case messages.OutputAudioClear():
                 raise ProtocolError(
                     "A WebSocket session has no output audio buffer: truncate the item instead.", param="type"
@@ -151,10 +178,13 @@ class RealtimeSession(WireSession[ClientMessage]):
         match event:
             case SpeechStarted():
                 self.user_turns.speech_started(event.at)
+                self.tool_calls.speech_started()
             case SpeechStopped():
                 self.user_turns.speech_stopped(event.at)
             case UserTurnCommitted():
                 self.user_turns.turn_committed(event.start, event.end, event.number)
+                self.tool_calls.turn_added()
+                self.tool_calls.speech_ended()
                 if self.context.config.only_transcribes and self.context.config.audio.input.turn_detection is None:
                     self.dialogue.respond()
             case IdleTimeout():
@@ -168,19 +198,22 @@ class RealtimeSession(WireSession[ClientMessage]):
                 pass  # the model's reply begins with the transcript, and nobody reads the rest
             case ReplyStarted():
                 self.responses.started(event.number)
+                self.tool_calls.reply_started()
             case TextDelta():
                 self.responses.add_text(event.text)
             case AudioDelta():
                 self.responses.add_audio(event.pcm)
             case ToolCall():
-                self.responses.add_tool_call(event.name, event.arguments)
+                self.tool_calls.called(event)
             case Interrupted():
                 self.responses.interrupted()
             case ReplyDone() if self.context.config.only_transcribes:
                 self.user_turns.transcription_ended()
                 self.close_if_drained()
             case ReplyDone():
+                response = self.responses.current
                 self.responses.done(event)
+                self.tool_calls.response_ended(response, event.reason == "stop")
                 self.close_if_drained()
             case Error():
                 self._fail(event.message)
@@ -193,44 +226,44 @@ class RealtimeSession(WireSession[ClientMessage]):
 
     def _fail(self, message: str) -> None:
         """The current response has failed, or the session without a response."""
-        if self.responses.current is not None:
+        if (response := self.responses.current) is not None:
             self.responses.failed(message)
+            self.tool_calls.response_ended(response, completed=False)
             self.close_if_drained()
         else:
             self.events.send_error(ProtocolError(message, "server_error", kind="server_error"))
 
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
+        changes = self.context.personas.expand(changes, "session")
         config = self.context.voices.settle(self.context.config.updated(changes), "session")
-        self._check_voice(config.audio.output.voice)
+        self.context.check_voice(config.audio.output.voice)
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
+        self.tool_calls.check(config)
         self.events.warn(
             [*self.context.voices.warnings_for(changes, "session"), *ineffective_settings(config, changes)]
         )
-        self.dialogue.configure(
-            settings.dialogue_settings(config), settings.session_settings(config, self.system_messages, self.greeting)
-        )
+        self.dialogue.configure(settings.dialogue_settings(config), self._session_settings(config))
         self.context.config = config
         self.user_turns.set_format(self.input_format(config))
         self.events.send("session.updated", session=self.to_dict())
+        self.tool_calls.update()
 
-    def _check_voice(self, voice: str) -> None:
-        """Refuse another voice once the model has spoken: it would go on in the voice that its context holds.
+    def _session_settings(self, config: SessionConfig) -> SessionSettings:
+        hosted = self.context.hosted_tools
+        return settings.session_settings(config, self.system_messages, self.greeting, hosted=hosted)
 
-        Raises:
-            ProtocolError: The voice cannot change any more.
-        """
-        if voice != self.context.config.audio.output.voice and self.items.have_assistant_audio:
-            raise ProtocolError(
-                "Cannot update a conversation's voice if assistant audio is present.",
-                "cannot_update_voice",
-                "session.audio.output.voice",
-            )
+    def _configure(self) -> None:
+        """Tell the model of other tools."""
+        self.dialogue.configure(None, self._session_settings(self.context.config))
 
     # items
 
     async def _create_item(self, message: messages.ItemCreate) -> None:
+        if isinstance(message.item, messages.McpApprovalResponseItem):
+            self.tool_calls.runner.approve(message.item)
+            return
         item = item_from_client(message.item, self.context.config.audio.input.format.wire)
         turn = turn_from_item(item)
         if turn is not None and isinstance(speech := turn.segments[0], Speech) and speech.pcm is not None:
@@ -261,8 +294,13 @@ class RealtimeSession(WireSession[ClientMessage]):
         elif turn is not None:
             item.turn = self.dialogue.add_turn(turn)
         if (system_messages, greeting) != (self.system_messages, self.greeting):
-            self.dialogue.configure(None, settings.session_settings(self.context.config, system_messages, greeting))
+            hosted = self.context.hosted_tools
+            self.dialogue.configure(
+                None, settings.session_settings(self.context.config, system_messages, greeting, hosted=hosted)
+            )
             self.system_messages, self.greeting = system_messages, greeting
+        if item.type == "message" and item.role == "user":
+            self.tool_calls.turn_added()
         if isinstance(segment, Speech) and segment.pcm is not None:
             self.context.input_usage.audio_samples += len(segment.pcm)
         self.context.input_usage.text_tokens += len(item.text.split())
@@ -272,17 +310,3 @@ class RealtimeSession(WireSession[ClientMessage]):
         if item.turn is not None:
             self.dialogue.delete_turn(item.turn)
         self.events.send("conversation.item.deleted", item_id=item.id)
-
-    def _truncate_item(self, message: messages.ItemTruncate) -> None:
-        """Cut a spoken item, and the model's history, to what the client has played."""
-        item = self.items.get(message.item_id, "item_truncate_invalid_item_id")
-        if item.role != "assistant" or not item.parts or not item.parts[0].is_audio:
-            raise ProtocolError("Only the assistant's speech can be truncated.", "invalid_value", "item_id")
-        milliseconds = self.items.truncate(item, message.audio_end_ms)
-        played, response = audio_formats.to_samples(milliseconds), self.responses.current
-        if response is not None and item in response.output:
-            response.truncate_at = played  # the item may still grow; the history is cut when the response ends
-        elif item.turn is not None:
-            self.dialogue.truncate(item.turn, played)
-        location = {"item_id": item.id, "content_index": message.content_index}
-        self.events.send("conversation.item.truncated", **location, audio_end_ms=milliseconds)

@@ -52,9 +52,18 @@ class RealtimeWebSocket(WebSocketProtocol):
 
     def make_session(self, dialogue: Dialogue, config: SessionConfig) -> RealtimeSession:
         """Make a Realtime session. See `WebSocketProtocol`."""
-        channel = Channel(RealtimeSerializer(), self.gateway.config.limits)
-        log_transcripts = self.gateway.config.log_transcripts
-        return RealtimeSession(dialogue, self.gateway.engine, config, channel, self.gateway.metrics, log_transcripts)
+        gateway = self.gateway
+        channel = Channel(RealtimeSerializer(), gateway.config.limits)
+        return RealtimeSession(
+            dialogue,
+            gateway.engine,
+            config,
+            channel,
+            gateway.metrics,
+            gateway.tools,
+            gateway.personas,
+            gateway.config.log_transcripts,
+        )
 
     async def create_client_secret(self, request: Request) -> Response:
         """Create a short-lived secret that a browser may use instead of an API key."""

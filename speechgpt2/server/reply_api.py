@@ -11,21 +11,23 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from speechgpt2.duplex.protocol import ReplyOptions
+from speechgpt2.duplex.protocol import ReplyOptions, Session
 from speechgpt2.errors import UserError
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_json, validate_request
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import WireProtocol
+from speechgpt2.server.hosted_tools import CallLimit, refused
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
-from speechgpt2.types import Error, Event, ReplyDone, Turn
+from speechgpt2.types import Error, Event, ReplyDone, ToolCall, Turn
 
 T = TypeVar("T")
 M = TypeVar("M", bound=WireModel)
@@ -97,38 +99,72 @@ class ReplyApi(WireProtocol):
         return Request(request.scope, receive)
 
     async def reply(
-        self, config: SessionConfig, turns: Sequence[Turn], read_aloud: str | None = None
+        self,
+        config: SessionConfig,
+        turns: Sequence[Turn],
+        read_aloud: str | None = None,
+        schema: dict[str, Any] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of one reply, up to its `ReplyDone`. The request must be `admitted`.
+
+        Calls of the server's own tools are made here, and their results answered: the client sees the last reply's
+        calls only, and the text of all. A reply that calls the client's tools, too, ends there.
 
         Args:
             config: Settings of the session.
             turns: The conversation.
             read_aloud: A text to read aloud instead of a reply.
+            schema: The JSON schema that the text follows.
 
         Raises:
             ApiError: The request is rejected or fails.
         """
         try:
-            session = self.gateway.open_engine_session(session_settings(config, paced=False))
+            hosted = () if read_aloud is not None else self.gateway.tools.tools
+            settings = replace(session_settings(config, paced=False, hosted=hosted), response_schema=schema)
+            session = self.gateway.open_engine_session(settings)
             try:
                 for turn in turns:
                     await asyncio.to_thread(session.add_turn, turn)  # encodes speech
                     while session.backlogged:
                         await asyncio.sleep(BACKLOG_POLL_INTERVAL)
                 session.respond(ReplyOptions(text=read_aloud))
-                async for event in session.events():
-                    if isinstance(event, Error):
-                        raise ApiError(500, event.message, "server_error", kind="server_error")
-                    yield event
-                    if isinstance(event, ReplyDone):
-                        return
+                async with aclosing(self._answers(session, config)) as events:
+                    async for event in events:
+                        yield event
             finally:
                 session.close()
         except AdmissionError as error:
             raise self.gateway.rejection(error) from None
         except UserError as error:
             raise ApiError(400, str(error), "invalid_value") from None
+
+    async def _answers(self, session: Session, config: SessionConfig) -> AsyncGenerator[Event, None]:
+        """Yield the events of a reply, and of those that follow from the results of the server's tools."""
+        limit, hosted, calls = CallLimit(), {tool.name for tool in self.gateway.tools.tools}, list[ToolCall]()
+        own = {tool.name for tool in config.functions}
+        async for event in session.events():
+            if isinstance(event, Error):
+                raise ApiError(500, event.message, "server_error", kind="server_error")
+            if isinstance(event, ToolCall) and hosted and event.name not in own:
+                calls.append(event)
+            elif event == ReplyDone("stop") and calls and not limit.given_up:
+                await self._run_calls(session, calls, limit)
+                calls = []
+            else:
+                limit.given_up = limit.given_up or isinstance(event, ToolCall)
+                yield event
+                if isinstance(event, ReplyDone):
+                    return
+
+    async def _run_calls(self, session: Session, calls: Sequence[ToolCall], limit: CallLimit) -> None:
+        """Run calls of the server's tools, and have the session answer their results."""
+        tools = self.gateway.tools
+        limit.given_up = limit.reached
+        results = refused(calls) if limit.reached else await tools.toolbox().run_async(calls)
+        limit.count(results)
+        session.add_turn(tools.turn([result.text for result in results]))
+        session.respond(ReplyOptions(tools=()) if limit.given_up else None)
 
 
 BACKLOG_POLL_INTERVAL = 0.01  # seconds

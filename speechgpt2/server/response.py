@@ -141,6 +141,21 @@ class RealtimeResponse:
             self._events.send("response.output_audio.delta", **self._location(), delta=delta)
         self.usage.audio_samples += len(pcm)
 
+    def add_hosted_call(self, name: str, arguments: str, server_label: str) -> ConversationItem:
+        """Send a call of a tool that the server runs; returns its item, which gets the result later."""
+        self._close_message("completed")
+        fields = {"server_label": server_label, "name": name, "arguments": "", "output": None, "error": None}
+        item = ConversationItem(new_id("item"), "mcp_call", "assistant", "in_progress", turn=self.turn, fields=fields)
+        self._add_item(item)
+        location = self._location(item)
+        del location["content_index"]
+        fields["arguments"], item.name, item.arguments = arguments, name, arguments
+        self._events.send("response.mcp_call_arguments.delta", **location, delta=arguments)
+        self._events.send("response.mcp_call_arguments.done", **location, arguments=arguments)
+        location = {"response_id": self.id, "output_index": self.output.index(item)}
+        self._events.send("response.output_item.done", **location, item=item.to_dict())
+        return item
+
     def add_tool_call(self, name: str, arguments: str) -> None:
         """Send a tool call; `arguments` is JSON text."""
         self._close_message("completed")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
+from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import UserError
-from speechgpt2.server import settings
+from speechgpt2.server import audio_formats, settings
 from speechgpt2.server.context import SessionContext
-from speechgpt2.server.messages import ResponseConfig
+from speechgpt2.server.messages import ItemTruncate, ResponseConfig
 from speechgpt2.server.response import RealtimeResponse, ResponseStatus
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
@@ -57,10 +59,21 @@ class Responses:
             )
         self.context.events.warn(self.context.voices.warnings_for(changes, "response"))
         try:
-            number = self.context.dialogue.respond(settings.reply_options(config, request.instructions))
+            options = settings.reply_options(config, request.instructions, self.context.hosted_tools)
+            number = self.context.dialogue.respond(self._greeting(config, options))
         except UserError as error:
             raise ProtocolError(f"{message} ({error}).", ACTIVE) from None
         self._requested[number] = (config, request.metadata)
+
+    def _greeting(self, config: SessionConfig, options: ReplyOptions) -> ReplyOptions:
+        """The first response of a persona is its greeting, word for word if the model can read it aloud."""
+        persona = self.context.personas.find(config.persona)
+        if persona is None or persona.greeting is None or len(self.context.items):
+            return options
+        if config.speaks and self.context.reads_aloud:
+            return replace(options, text=persona.greeting)
+        instructions = options.instructions or config.instructions
+        return replace(options, instructions=f"{instructions}\nBegin with these words: {persona.greeting}")
 
     def cancel(self, response_id: str | None) -> None:
         """Stop the current response.
@@ -73,6 +86,20 @@ class Responses:
             raise ProtocolError("Cancellation failed: no active response found", "response_cancel_not_active")
         response.cancel_reason = "client_cancelled"
         self.context.dialogue.interrupt(None)
+
+    def truncate_item(self, message: ItemTruncate) -> None:
+        """Cut a spoken item, and the model's history, to what the client has played."""
+        item = self.context.items.get(message.item_id, "item_truncate_invalid_item_id")
+        if item.role != "assistant" or not item.parts or not item.parts[0].is_audio:
+            raise ProtocolError("Only the assistant's speech can be truncated.", "invalid_value", "item_id")
+        milliseconds = self.context.items.truncate(item, message.audio_end_ms)
+        played, response = audio_formats.to_samples(milliseconds), self.current
+        if response is not None and item in response.output:
+            response.truncate_at = played  # the item may still grow; the history is cut when the response ends
+        elif item.turn is not None:
+            self.context.dialogue.truncate(item.turn, played)
+        location = {"item_id": item.id, "content_index": message.content_index}
+        self.context.events.send("conversation.item.truncated", **location, audio_end_ms=milliseconds)
 
     # dialogue events
 

@@ -22,6 +22,7 @@ from speechgpt2.server.items import new_id
 from speechgpt2.server.reply_api import ReplyApi, Started, format_sse, sse_response, unless_disconnected
 from speechgpt2.server.reply_request import ReplyRequest
 from speechgpt2.server.response import Usage
+from speechgpt2.server.response_format import response_schema
 from speechgpt2.server.schema import NoEffect, WireModel
 from speechgpt2.server.session_config import FunctionTool, MaxTokens, SessionConfig, ToolChoice
 from speechgpt2.types import Event, ReplyDone, Text, TextDelta, ToolCall, Turn
@@ -66,16 +67,10 @@ class FunctionCallOutput(WireModel):
     output: str
 
 
-class TextFormat(WireModel):
-    """The format of the text. The model cannot follow a JSON schema, so only plain text is accepted."""
-
-    type: Literal["text"] = "text"
-
-
 class TextConfig(WireModel):
     """Settings of the text."""
 
-    format: TextFormat | None = None
+    format: dict[str, Any] | None = None
 
 
 class ResponsesRequest(ReplyRequest):
@@ -94,6 +89,11 @@ class ResponsesRequest(ReplyRequest):
     store: Annotated[bool | None, NoEffect(STATELESS)] = False
     parallel_tool_calls: Annotated[bool | None, NoEffect("the model decides how many tools it calls")] = True
 
+    @property
+    def format(self) -> dict[str, Any] | None:
+        """The form of the text."""
+        return None if self.text is None else self.text.format
+
     def session_config(self, default: SessionConfig) -> SessionConfig:
         """Return the settings of a session that makes the response.
 
@@ -103,7 +103,7 @@ class ResponsesRequest(ReplyRequest):
         items = [] if isinstance(self.input, str) else self.input
         system = [item.text for item in items if isinstance(item, Message) and item.role in ("system", "developer")]
         update: dict[str, Any] = {
-            "instructions": "\n".join(filter(None, [self.instructions, *system])),
+            "instructions": "\n".join(filter(None, [self.instructions, *system])) or default.instructions,
             "output_modalities": ["text"],
             "max_output_tokens": self.max_output_tokens or "inf",
             **self.reply_settings(self.tools, self.tool_choice),
@@ -150,11 +150,12 @@ class ResponsesApi(ReplyApi):
         principal, wanted, warnings = await self.read_json(request, ResponsesRequest)
         headers = warning_headers(warnings)
         config, turns = wanted.session_config(self.gateway.default_session), wanted.turns()
+        schema = response_schema(wanted.format, "text.format")
         response = WrittenResponse(self.gateway.config.model, wanted)
         response.usage.input = input_usage(turns)
 
         async def respond() -> Response:
-            events = await Started.start(self._answer(principal, config, turns))
+            events = await Started.start(self._answer(principal, config, turns, schema))
             if wanted.stream:
                 return sse_response(_formatted(response.stream(events)), headers)
             async with aclosing(response.stream(events)) as stream:
@@ -165,10 +166,10 @@ class ResponsesApi(ReplyApi):
         return await unless_disconnected(request, respond())
 
     async def _answer(
-        self, principal: Principal, config: SessionConfig, turns: list[Turn]
+        self, principal: Principal, config: SessionConfig, turns: list[Turn], schema: dict[str, Any] | None
     ) -> AsyncGenerator[Event, None]:
         with self.admitted(principal):
-            async with aclosing(self.reply(config, turns)) as events:
+            async with aclosing(self.reply(config, turns, schema=schema)) as events:
                 async for event in events:
                     yield event
 
@@ -214,7 +215,7 @@ class WrittenResponse:
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": request.format or {"type": "text"}},
             "tool_choice": request.tool_choice,
             "tools": [tool.model_dump() for tool in request.tools],
             "top_p": request.top_p,

@@ -22,6 +22,7 @@ from speechgpt2.server.reply_api import (
     sse_response,
     unless_disconnected,
 )
+from speechgpt2.server.response_format import response_schema
 from speechgpt2.server.session_config import DEFAULT_VOICE, SessionConfig
 from speechgpt2.types import PATCH_SECONDS, Event, Turn
 
@@ -37,6 +38,7 @@ class RestApi(ReplyApi):
         self.router.add_api_route("/v1/models", self.list_models)
         self.router.add_api_route("/v1/models/{name:path}", self.get_model)
         self.router.add_api_route("/v1/voices", self.list_voices)
+        self.router.add_api_route("/v1/personas", self.list_personas)
         self.router.add_api_route("/v1/chat/completions", self.create_chat_completion, methods=["POST"])
 
     async def list_models(self, request: Request) -> Response:
@@ -50,6 +52,11 @@ class RestApi(ReplyApi):
         if name != self.gateway.config.model:
             raise ApiError(404, f"The model '{name}' does not exist here.", "model_not_found", "model")
         return JSONResponse(self._model())
+
+    async def list_personas(self, request: Request) -> Response:
+        """`GET /v1/personas`: the personas that a session may name. An extension."""
+        self.gateway.authenticate(request)
+        return JSONResponse({"object": "list", "data": self.gateway.personas.to_dicts()})
 
     async def list_voices(self, request: Request) -> Response:
         """`GET /v1/voices`: the voices that a client may name. An extension."""
@@ -67,13 +74,14 @@ class RestApi(ReplyApi):
         voice = chat.audio.voice if chat.audio is not None else DEFAULT_VOICE
         headers = warning_headers([*self.gateway.voices.warnings(voice, "audio.voice"), *warnings])
         audio_format = chat.audio_format() if chat.speaks else ""
+        schema = response_schema(chat.response_format, "response_format", chat.speaks)
         turns = await asyncio.to_thread(chat.turns, self._transcripts, self.gateway.config.context * PATCH_SECONDS)
         config = self.with_voice(chat.session_config(self.gateway.default_session), voice, "audio.voice")
         completion = ChatCompletion(self.gateway.config.model, chat.speaks)
         completion.usage.input = input_usage(turns)
 
         async def respond() -> Response:
-            events = await Started.start(self._answer(principal, config, turns, chat.stops))
+            events = await Started.start(self._answer(principal, config, turns, chat.stops, schema))
             if chat.stream:
                 return sse_response(self._stream_completion(completion, events, chat.includes_usage), headers)
             response = await self._complete(completion, events, audio_format)
@@ -83,10 +91,15 @@ class RestApi(ReplyApi):
         return await unless_disconnected(request, respond())
 
     async def _answer(
-        self, principal: Principal, config: SessionConfig, turns: Sequence[Turn], stops: Sequence[str]
+        self,
+        principal: Principal,
+        config: SessionConfig,
+        turns: Sequence[Turn],
+        stops: Sequence[str],
+        schema: dict[str, Any] | None,
     ) -> AsyncGenerator[Event, None]:
         with self.admitted(principal):
-            async with aclosing(self.reply(config, turns)) as events:
+            async with aclosing(self.reply(config, turns, schema=schema)) as events:
                 async for event in until_stop(events, stops):
                     yield event
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from speechgpt2.server.audio_formats import WireFormat
+from speechgpt2.server.mcp_config import McpTool
 from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, shorten, validate
 from speechgpt2.types import SAMPLE_RATE
 
@@ -124,15 +125,16 @@ NULLABLE = {"turn_detection", "transcription", "noise_reduction", "idle_timeout_
 class SessionConfig(WireModel):
     """All settings of a session. One of type "transcription" writes down what the user says, and never responds.
 
-    `model` is the served one, whatever a client names. `temperature`, `top_p` and `seed` are extensions.
+    `model` is the served one, whatever a client names. `temperature`, `top_p`, `seed` and `persona` are extensions.
     """
 
     type: Literal["realtime", "transcription"] = "realtime"
     model: str = ""
+    persona: str | None = None
     instructions: str = Field(default="", max_length=32_768)
     output_modalities: Modalities = Field(default=["audio"])
     audio: AudioConfig = AudioConfig()
-    tools: list[FunctionTool] = Field(default_factory=list)
+    tools: list[Annotated[FunctionTool | McpTool, Field(discriminator="type")]] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     max_output_tokens: MaxTokens = "inf"
     temperature: Temperature | None = None
@@ -160,13 +162,25 @@ class SessionConfig(WireModel):
     @field_validator("tool_choice")
     @classmethod
     def _check_tool_choice(cls, choice: ToolChoice, info: ValidationInfo) -> ToolChoice:
-        check_tool_choice(choice, [tool.name for tool in info.data.get("tools", ())])
+        check_tool_choice(choice, [tool.name for tool in info.data.get("tools", ()) if isinstance(tool, FunctionTool)])
         return choice
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        """The tools that the client runs."""
+        return [tool for tool in self.tools if isinstance(tool, FunctionTool)]
+
+    @property
+    def mcp_servers(self) -> list[McpTool]:
+        """The MCP servers that this server asks for the client."""
+        return [tool for tool in self.tools if isinstance(tool, McpTool)]
 
     @property
     def require_tool(self) -> bool | str:
         """Whether every response must begin with a tool call; the tool's name if one is required."""
-        return tool_name(self.tool_choice) if isinstance(self.tool_choice, dict) else self.tool_choice == "required"
+        if isinstance(self.tool_choice, dict):
+            return tool_name(self.tool_choice) or True
+        return self.tool_choice == "required"
 
     @property
     def speaks(self) -> bool:
@@ -199,12 +213,12 @@ def refuse_beta_fields(values: Any, prefix: str) -> None:
 
 
 def check_tool_choice(choice: ToolChoice, tools: Sequence[str]) -> None:
-    """Check that a tool chosen by name exists.
+    """Check that a tool chosen by name exists. Those of MCP servers are known later.
 
     Raises:
         ValueError: It does not.
     """
-    if isinstance(choice, dict) and tool_name(choice) not in tools:
+    if isinstance(choice, dict) and choice.get("type") != "mcp" and tool_name(choice) not in tools:
         raise ValueError(f"must name one of the tools, which are {', '.join(tools) or 'none'}")
 
 

@@ -15,7 +15,11 @@ MAX_PATCHES = SessionSettings().max_patches  # of one response
 
 
 def session_settings(
-    config: SessionConfig, system_messages: Sequence[str] = (), greeting: Speech | None = None, paced: bool = True
+    config: SessionConfig,
+    system_messages: Sequence[str] = (),
+    greeting: Speech | None = None,
+    paced: bool = True,
+    hosted: Sequence[Tool] = (),
 ) -> SessionSettings:
     """Return the engine session's settings.
 
@@ -24,6 +28,7 @@ def session_settings(
         system_messages: System items, appended to the instructions.
         greeting: Speech with which the conversation begins.
         paced: Whether speech is generated in real time rather than as fast as possible.
+        hosted: Tools that the server runs.
     """
     instructions = "\n".join(filter(None, (config.instructions, *system_messages)))
     usual = SessionSettings()
@@ -38,7 +43,7 @@ def session_settings(
         seed=secrets.randbelow(MAX_SEED) if config.seed is None else config.seed,
         max_patches=_max_patches(config.max_output_tokens),
         paced=paced,
-        tools=_tools(config),
+        tools=_tools(config, hosted),
         require_tool=config.require_tool,
     )
 
@@ -63,15 +68,17 @@ def dialogue_settings(config: SessionConfig) -> DialogueSettings:
     return DialogueSettings(turn_detection=turns)
 
 
-def reply_options(config: SessionConfig, instructions: str | None = None) -> ReplyOptions:
-    """Return the options of one reply, with its own instructions if given."""
-    max_patches, tools = _max_patches(config.max_output_tokens), _tools(config)
+def reply_options(config: SessionConfig, instructions: str | None = None, hosted: Sequence[Tool] = ()) -> ReplyOptions:
+    """Return the options of one reply, with instructions of its own; `hosted`: tools that the server runs."""
+    max_patches, tools = _max_patches(config.max_output_tokens), _tools(config, hosted)
     return ReplyOptions(instructions, config.speaks, max_patches, tools=tools, require_tool=config.require_tool)
 
 
-def _tools(config: SessionConfig) -> tuple[Tool, ...]:
-    tools = () if config.tool_choice == "none" else config.tools
-    return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in tools)
+def _tools(config: SessionConfig, hosted: Sequence[Tool]) -> tuple[Tool, ...]:
+    if config.tool_choice == "none" or config.only_transcribes:
+        return ()
+    own = (Tool(tool.name, tool.description, tool.parameters) for tool in config.functions)
+    return (*own, *hosted)
 
 
 def _max_patches(tokens: int | str) -> int:

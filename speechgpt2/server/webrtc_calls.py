@@ -62,7 +62,7 @@ class RealtimeCalls(WireProtocol):
         webrtc = import_webrtc()
         offer, changes = await read_offer(request)
         try:
-            config = self.gateway.session_config(principal).updated(changes)
+            config = self.gateway.updated(self.gateway.session_config(principal), changes)
             warnings = self.gateway.warnings_of(principal, config, request.query_params.get("model"))
             headers = warning_headers([*warnings, *ineffective_settings(config, changes)])
         except ProtocolError as error:
@@ -92,8 +92,16 @@ class RealtimeCalls(WireProtocol):
         server = self.gateway.config
         dialogue = stack.enter_context(self.gateway.open_dialogue(config))
         channel = Channel(CallSerializer(), server.limits)
+        gateway = self.gateway
         session = CallSession(
-            dialogue, self.gateway.engine, config, channel, self.gateway.metrics, server.log_transcripts
+            dialogue,
+            gateway.engine,
+            config,
+            channel,
+            gateway.metrics,
+            gateway.tools,
+            gateway.personas,
+            server.log_transcripts,
         )
         stack.enter_context(self.gateway.register(session))
         return session

@@ -14,6 +14,7 @@ from speechgpt2.duplex.protocol import DialogueEvent
 from speechgpt2.errors import UserError
 from speechgpt2.server import audio_formats, messages
 from speechgpt2.server.audio_formats import WireFormat
+from speechgpt2.server.channel import SLOW_CLIENT
 from speechgpt2.server.messages import ClientMessage, RealtimeSerializer
 from speechgpt2.server.outbound import SlowConsumerError
 from speechgpt2.server.playout import PlayoutBuffer
@@ -103,7 +104,7 @@ class CallSession(RealtimeSession):
         try:
             self.events.send(f"output_audio_buffer.{name}", response_id=response.id)
         except SlowConsumerError:  # the caller is aiortc, which would not pass it on
-            self.channel.close(1008, "the client reads too slowly: the outbound queue is full")
+            self.channel.close(1008, SLOW_CLIENT)
 
     def _clear_output(self) -> None:
         """Drop pending audio and stop the current response, by request of the client."""

@@ -6,7 +6,7 @@ import time
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import ImageContent
+from mcp.types import ImageContent, ToolAnnotations
 
 server = MCPServer("demo")
 
@@ -34,6 +34,25 @@ def hangs() -> str:
 def long() -> str:
     """Return a million characters."""
     return "x" * 1_000_000
+
+
+@server.tool()
+def huge() -> str:
+    """Return ten million characters."""
+    return "x" * 10_000_000
+
+
+@server.tool(meta={"speechgpt2/background": True, "speechgpt2/on_interrupt": "keep"})
+def research(topic: str) -> str:
+    """Take one's time."""
+    time.sleep(0.5)
+    return f"all about {topic}"
+
+
+@server.tool(annotations=ToolAnnotations(read_only_hint=False))
+def order(coffee: str) -> str:
+    """Order a coffee."""
+    return f"{coffee} is ordered"
 
 
 @server.tool()

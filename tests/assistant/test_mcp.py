@@ -139,3 +139,10 @@ def test_address_without_a_server_is_one_clear_line(address, message):
 def test_silent_program_is_given_up():
     with pytest.raises(UserError, match=r"gave no answer within 0\.5 seconds"):
         McpServer(f"{sys.executable} -c 'import time; time.sleep(60)'", connect_seconds=0.5)
+
+
+def test_server_declares_what_becomes_of_a_call_in_a_live_talk(server):
+    declared = {tool.tool.name: (tool.background, tool.on_interrupt) for tool in server.tools}
+    assert declared["research"] == (True, "keep")  # by its _meta
+    assert declared["order"] == (False, "keep")  # it writes
+    assert declared["weather"] == (False, "cancel")

@@ -87,7 +87,7 @@ def test_spoken_turn_is_answered_by_a_call_without_speech(chain_of_modality):
     assert talk(engine, [session])[session] == [ReplyDone("stop")] and session.slot.history.system.mode == "s2s"
 
 
-def test_call_within_speech_is_reported_at_the_end():
+def test_call_within_speech_ends_the_sound():
     engine, prompt, script = make()
     session = engine.open(SessionSettings(tools=(WEATHER,)))
     session.add_turn(Turn.user("weather?"))
@@ -97,7 +97,8 @@ def test_call_within_speech_is_reported_at_the_end():
     script += [(prompt.special_ids.speech_start, None), *zip(row, codes, strict=True), *end(prompt, speaking=True)]
     found = talk(engine, [session])[session]
     assert words(found) == "Hello." and rest(found) == [CALL, ReplyDone("stop")] == found[-2:]
-    assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == len(row) * PATCH
+    begun = next(n for n in range(1, len(row) + 1) if "<tool_call>" in prompt.tokenizer.decode(row[:n]))
+    assert sum(len(event.pcm) for event in found if isinstance(event, AudioDelta)) == (begun - 1) * PATCH
 
 
 def test_interrupted_reply_calls_no_tools():

@@ -55,8 +55,8 @@ class ScriptedLM(SpeechLM):
 
     script: list
 
-    def sample(self, hidden, state, sampling, forced_text=None):
-        written = super().sample(hidden, state, sampling, forced_text)
+    def sample(self, hidden, state, sampling, forced_text=None, allowed=None):
+        written = super().sample(hidden, state, sampling, forced_text)  # a script follows no grammar
         for row in torch.nonzero(forced_text == UNFORCED).flatten().tolist():
             token, codes = self.script.pop(0)
             written.text[row] = token

@@ -187,14 +187,16 @@ def test_generate_stops_each_row_at_eos(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     script = iter([[50, eos], [51, 99], [eos, 99]])
     stubborn = copy.copy(lm)
-    stubborn.sample = lambda *_: lm.sample(
+    stubborn.sample = lambda *_, **__: lm.sample(
         hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor(next(script))
     )
     steps = list(generate(stubborn, hidden, state, SamplingParams.greedy(2)))
     assert [step.active.tolist() for step in steps] == [[True, True], [True, False], [True, False]]
     assert steps[-1].state.position.tolist() == [12, 10], "eos stays in history"
     assert torch.equal(steps[-1].hidden[1], steps[0].hidden[1])
-    stubborn.sample = lambda *_: lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([50, 50]))
+    stubborn.sample = lambda *_, **__: lm.sample(
+        hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([50, 50])
+    )
     assert len(list(generate(stubborn, hidden, state, SamplingParams.greedy(2), max_patches=4))) == 4
 
 

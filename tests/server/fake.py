@@ -5,6 +5,7 @@ The session's history is public, so that tests can check what an interruption re
 
 import asyncio
 import itertools
+import re
 
 import numpy as np
 
@@ -31,6 +32,8 @@ LEAD = 0.24  # seconds of speech ahead of its playback
 
 class FakeEngine:
     """See `speechgpt2.duplex.protocol.Engine`."""
+
+    reads_aloud = True
 
     def __init__(self, slots=4, voices=()):
         self.voices = voices
@@ -128,7 +131,7 @@ class FakeSession:
         self.memory[number] = " ".join(words[: 1 + played // PATCH])
 
     def delete_turn(self, number):
-        del self.memory[number]
+        self.memory.pop(number, None)
 
     async def events(self):
         while (event := await self._queue.get()) is not None:
@@ -160,7 +163,8 @@ class FakeSession:
         if "fail" in asked:
             self.say(Error("the model failed"))
         elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
-            self.say(ToolCall("weather", '{"city": "Paris"}'), ReplyDone("stop"))
+            calls = re.findall(r"call (\w+)(\{.*?\})", asked) or [("weather", '{"city": "Paris"}')]
+            self.say(*(ToolCall(*call) for call in calls), ReplyDone("stop"))
         else:
             most = options.max_patches or self.settings.max_patches
             for place, word in enumerate(words[:most]):

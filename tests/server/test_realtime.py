@@ -9,9 +9,11 @@ import pytest
 
 from speechgpt2.errors import UserError
 from speechgpt2.server.channel import Channel
-from speechgpt2.server.config import LimitsConfig
+from speechgpt2.server.config import LimitsConfig, ServerConfig
+from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.messages import MESSAGE_TYPES, RealtimeSerializer
 from speechgpt2.server.metrics import Metrics
+from speechgpt2.server.personas import Personas
 from speechgpt2.server.realtime import RealtimeSession
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
@@ -305,7 +307,9 @@ def test_every_message_type_is_handled(message_type):
         config = SessionConfig()
         dialogue = FakeDialogue(FakeSession(session_settings(config)), dialogue_settings(config))
         channel = Channel(RealtimeSerializer(), LimitsConfig())
-        session = RealtimeSession(dialogue, FakeEngine(), config, channel, Metrics(slots=1))
+        session = RealtimeSession(
+            dialogue, FakeEngine(), config, channel, Metrics(slots=1), HostedTools(ServerConfig()), Personas()
+        )
         with contextlib.suppress(AttributeError, ProtocolError, UserError):
             await session.handle_message(message_type.model_construct())
 
@@ -318,7 +322,8 @@ def test_call_keeps_its_audio_when_the_settings_name_another_format():
     async def handle():
         config = SessionConfig()
         dialogue = FakeDialogue(FakeSession(session_settings(config)), dialogue_settings(config))
-        session = CallSession(dialogue, FakeEngine(), config, Channel(CallSerializer(), LimitsConfig()), Metrics(1))
+        channel, tools = Channel(CallSerializer(), LimitsConfig()), HostedTools(ServerConfig())
+        session = CallSession(dialogue, FakeEngine(), config, channel, Metrics(1), tools, Personas())
         session.append_audio(bytes(2 * 24 * 200))
         update = {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}
         await session.handle_message(MESSAGE_TYPES["session.update"].model_construct(session=update, warnings=[]))

@@ -280,11 +280,12 @@ function toSamples(base64) {
 
 const NEEDS_HTTPS = "the browser gives the microphone to pages over HTTPS only: start the server with --self-signed, or type";
 const view = new TranscriptView($("transcript")), waveform = new Waveform($("waveform"));
-let config = { model: "", voices: [], styles: [], needs_key: false };
+let config = { model: "", voices: [], personas: [], styles: [], needs_key: false };
 let listening = false, responseId = null, playing = false, flushCallbacks = [];
 let sent = { milliseconds: 0, at: 0 }; // microphone audio sent, and when the latest block was recorded
 const received = new Map(); // samples of audio received, by item
 const MAX_EVENTS = 500;
+const MAX_RESULT = 300; // characters of a tool's result that are shown
 let eventLog = [];
 let sentVoice = "", hasSpoken = false; // a conversation keeps its voice once the model has spoken
 let turnEnded = null, speechEnded = null; // times of performance.now()
@@ -330,6 +331,11 @@ const connection = new RealtimeConnection({
     if (item.role !== "user") return;
     const text = item.content.map((part) => part.text ?? part.transcript ?? "").join(" ").trim();
     view.setText(item.id, "user", text || "…", { pending: !text });
+  },
+  "conversation.item.done": ({ item }) => { // a tool that the server has run
+    if (item.type !== "mcp_call") return;
+    const result = item.output ?? item.error?.message ?? "";
+    view.addNote(`${item.name} ${item.arguments} → ${result.length > MAX_RESULT ? `${result.slice(0, MAX_RESULT)}…` : result}`, Boolean(item.error));
   },
   "conversation.item.input_audio_transcription.delta": ({ item_id, delta }) => {
     const pending = view.byItem.get(item_id)?.classList.contains("pending");
@@ -453,6 +459,7 @@ function sendSettings() {
       output: sentVoice ? { voice: sentVoice } : {},
     },
   };
+  if ($("persona").value) session.persona = $("persona").value;
   if ($("style").value) session.style = $("style").value;
   connection.send({ type: "session.update", session });
   $("done").hidden = !(listening && turn === "none");
@@ -549,7 +556,7 @@ function showSettings(shown) {
 }
 
 // Settings are remembered in this browser. The API key is not: another person may use the same browser.
-const REMEMBERED = ["voice", "style", "responses", "turns", "instructions", "device"];
+const REMEMBERED = ["voice", "persona", "style", "responses", "turns", "instructions", "device"];
 
 function saveSettings() {
   localStorage.setItem("settings", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
@@ -622,6 +629,7 @@ function fill(id, names) {
 async function start() {
   config = await (await fetch("page-config")).json();
   fill("voice", config.voices);
+  fill("persona", config.personas);
   fill("style", config.styles);
   $("key-label").hidden = !config.needs_key;
   $("examples").replaceChildren(...config.examples.map((text) => {
