@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import ModelName
+from speechgpt2.cli.common import Device, ModelName, torch_device
 
 ReportFolder = Annotated[
     Path | None,
@@ -44,6 +44,7 @@ def codec(
     real_speech: RealSpeech = None,
     peers: Annotated[bool, typer.Option(help="Compare with Codec2.")] = True,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a codec's reconstruction of held-out speech.
@@ -55,7 +56,8 @@ def codec(
     _require_scipy()
     from speechgpt2.eval import codec as evaluation
 
-    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices))
+    place = str(torch_device(device))
+    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices), place)
 
 
 def speech(
@@ -66,6 +68,7 @@ def speech(
     voices: Voices = [],  # noqa: B006 (typer reads it only)
     seed: Seed = 0,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a model's speech: it answers typed questions aloud.
@@ -77,7 +80,8 @@ def speech(
     from speechgpt2.eval import speech as evaluation
     from speechgpt2.tts.voice_sets import voice_set
 
-    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices))
+    place = str(torch_device(device))
+    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices), place)
 
 
 def mini(
@@ -91,6 +95,7 @@ def mini(
     speech: Annotated[bool, typer.Option(help="Also evaluate the audio of the answers.")] = True,
     seed: Seed = 0,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a model's answers to held-out questions.
@@ -103,6 +108,7 @@ def mini(
     from speechgpt2.tts.voice_sets import voice_set
 
     judging: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
+    judging["device"] = str(torch_device(device))
     spoken_qa.main(
         model, limit, out, typed, speech, seed, **judging, speakers=_held_out(voices), teacher=voice_set(teacher)
     )
