@@ -153,9 +153,16 @@ def load_codec(name: str, device: str) -> Codec:
         return Codec.from_pretrained(name, device=torch_device(device))
 
 
-def warn_without_greeting(prompt: Prompt, model: str) -> None:
-    """Warn if a conversation opens without a greeting, which a released model never saw in training."""
-    if prompt.greetings.default is None and not prompt.template.chain_of_modality:
+def announce_greeting(prompt: Prompt, model: str) -> None:
+    """Say what opens conversations with a released model whose files hold no greetings."""
+    greetings = prompt.greetings
+    if greetings.built_in and greetings.default is not None:
+        text = greetings.speech[greetings.default].text
+        print_warning(
+            f"no greetings.jsonl in {model}: conversations open with the released greeting {greetings.default}, "
+            f"'{text}'; choose another with --greeting-index or --greetings FILE"
+        )
+    elif greetings.default is None and not prompt.template.chain_of_modality:
         print_warning(
             f"no greetings.jsonl in {model}: conversations open without a greeting, which the released model never "
             "saw in training; give --greetings FILE"
