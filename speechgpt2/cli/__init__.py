@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "codec": evaluation.codec,
             "speech": evaluation.speech,
             "mini": evaluation.mini,
+            "precision": evaluation.precision,
         },
     ),
     "greeting": ("Make greetings, which are a model's voices.", {"make": greeting.make}),

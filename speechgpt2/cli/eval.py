@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import Device, ModelName, torch_device
+from speechgpt2.cli.common import MODEL_HELP, Device, ModelName, check_report_file, torch_device
 
 ReportFolder = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Also write the report to this folder, as JSON and Markdown.", metavar="FOLDER"),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also write the rows to this JSON file.", metavar="FILE")
 ]
 AsrModel = Annotated[
     str | None,
@@ -112,6 +115,29 @@ def mini(
     spoken_qa.main(
         model, limit, out, typed, speech, seed, **judging, speakers=_held_out(voices), teacher=voice_set(teacher)
     )
+
+
+def precision(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a text model, or its GGUF file.", metavar="NAME")],
+    text: Annotated[
+        list[Path], typer.Option(help="A text to predict (repeatable); a text model needs one.", metavar="FILE")
+    ] = [],  # noqa: B006 (typer reads it only)
+    weights: Annotated[
+        list[str], typer.Option(help="Precision (repeatable): float32, bfloat16, int8, int4, int4/128. [default: all]")
+    ] = [],  # noqa: B006 (typer reads it only)
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of a text.")] = 1024,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 2,
+    out: ReportFile = None,
+) -> None:
+    """Compare the precisions in which weights can be stored: perplexity, logits, and greedy choices, on the CPU.
+
+    Sequences are the given texts, and for a model of speech its own greedy replies to typed questions. Each precision
+    predicts every next token of them, and is compared with the float32 weights; perplexity is compared with bfloat16.
+    """
+    from speechgpt2.eval import precision as evaluation
+
+    check_report_file(out)
+    evaluation.main(model, text, weights or evaluation.PRECISIONS, tokens, threads, out)
 
 
 def _held_out(names: list[str]) -> dict[str, Any]:
