@@ -451,6 +451,11 @@ def test_disk_full():
         (["greeting", "make", "g.jsonl", "--text", "hello", "--voice-file", "absent.wav"], "absent.wav"),
         (["chat", "in.wav", "--model", "tiny", "--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["chat", "in.wav", "--model", "tiny", "--device", "abacus"], "device abacus cannot be used"),
+        (["eval", "codec", "--device", "abacus"], "device abacus cannot be used"),
+        (["eval", "speech", "--device", "abacus"], "device abacus cannot be used"),
+        (["eval", "mini", "--device", "abacus"], "device abacus cannot be used"),
+        (["bench", "codec", "--device", "abacus"], "device abacus cannot be used"),
+        (["bench", "lm", "--device", "abacus"], "device abacus cannot be used"),
         (["convert", "absent", "new"], "no such file or folder"),
         (["convert", "tiny", "tiny"], "already exists"),
         (["convert", "in.wav", "new"], "in.wav"),
@@ -458,6 +463,23 @@ def test_disk_full():
 )
 def test_bad_arguments(arguments, message):
     assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_auto_leaves_out_a_device_that_fails(kind, monkeypatch, capsys):
+    from speechgpt2.cli import common
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    common.pick_device.cache_clear()
+    try:
+        assert common.torch_device("auto") == torch.device("cpu")
+        assert common.torch_device("auto") == torch.device("cpu")
+    finally:
+        common.pick_device.cache_clear()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"warning: device {kind} is left out: ") and said[1:] == ["device: cpu"]
 
 
 @pytest.mark.parametrize("kind", ["codec", "lm"])

@@ -23,6 +23,7 @@ from speechgpt2.bench.machine import (
     measure,
     open_console,
     percentiles,
+    synchronize,
     weight_bytes,
 )
 from speechgpt2.errors import UserError
@@ -61,6 +62,7 @@ def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> l
     generator = torch.Generator().manual_seed(0)
     context = _context_chunks(codec)
     pcm = 0.1 * torch.randn(1, (context + 4 + chunks) * PATCH_SAMPLES, generator=generator)
+    pcm = pcm.to(machine.device)
     encode_state, decode_state = codec.init_encoder_state(1), codec.init_decoder_state(1)
     codes, encode_state = codec.encode(pcm[:, : context * PATCH_SAMPLES], encode_state)
     _, decode_state = codec.decode(codes, decode_state)
@@ -74,8 +76,10 @@ def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> l
     for piece in pcm[:, context * PATCH_SAMPLES :].split(PATCH_SAMPLES, dim=1):
         start = time.perf_counter()
         codes, encode_state = codec.encode(piece, encode_state)
+        synchronize(machine.device)
         between = time.perf_counter()
         _, decode_state = codec.decode(codes, decode_state)
+        synchronize(machine.device)
         spent[0].append(between - start)
         spent[1].append(time.perf_counter() - between)
     parts = (("encode", "float32", codec.encoder), ("decode", dtype, codec.decoder))
@@ -109,6 +113,7 @@ def main(
     threads: int = 2,
     chunks: int = 50,
     out: str | Path | None = None,
+    device: str = "cpu",
 ) -> list[CodecSpeed]:
     """Time a codec with random weights; print the table and return its rows.
 
@@ -118,6 +123,7 @@ def main(
         threads: Threads of torch.
         chunks: Number of chunks to time.
         out: A JSON file for the results.
+        device: Where the codec computes.
 
     Raises:
         UserError: An argument is invalid.
@@ -128,13 +134,13 @@ def main(
     if size not in PRESETS or not set(dtypes) <= set(DTYPES):
         raise UserError(f"size must be one of {', '.join(PRESETS)}, dtypes of {', '.join(DTYPES)}")
     console = open_console()
-    machine = measure(threads)
+    machine = measure(threads, device=device)
     machine.report(console)
     rows: list[CodecSpeed] = []
     for dtype in dtypes:
         if dtype == "bfloat16" and not machine.has_bf16 and len(dtypes) > 1:
             continue
-        codec = Codec(PRESETS[size]()).eval()
+        codec = Codec(PRESETS[size]()).eval().to(device)
         codec.decoder.to(DTYPES[dtype])
         rows += bench(codec, size, dtype, machine, chunks)
     report.publish({f"Codec, chunks of {CHUNK_MS:.0f} ms, streaming": rows}, console, out, measured=machine)

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechgpt2.bench.machine import DTYPES, Memory, PartSpeed, measure, open_console, percentiles, weight_bytes
+from speechgpt2.bench.machine import (
+    DTYPES,
+    Memory,
+    PartSpeed,
+    measure,
+    open_console,
+    percentiles,
+    synchronize,
+    weight_bytes,
+)
 from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
@@ -84,15 +93,17 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
     """
     from speechgpt2.lm.sampling import SamplingParams
 
-    warmup, sampling, force = 3, SamplingParams.of(1), torch.tensor([token])
+    device = str(lm.device)
+    warmup, sampling, force = 3, SamplingParams.of(1, device=lm.device), torch.tensor([token], device=lm.device)
     state = lm.init_state(1, len(history) + warmup + steps)
     hidden, state = lm.prefill(lm.prompt.text_patches(history), state)
-    memory, seconds, bandwidths = Memory(), [], []
+    memory, seconds, bandwidths = Memory(device=device), [], []
     for i in range(warmup + steps):
         if i % BANDWIDTH_INTERVAL == 0:
             bandwidths.append(memory.bandwidth())
         begin = time.perf_counter()
         hidden, state = lm.prefill(lm.sample(hidden, state, sampling, force), state)
+        synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return seconds[warmup:], float(np.median(bandwidths))
 
@@ -134,6 +145,7 @@ def main(
     turns: int = 10,
     questions: Path | None = None,
     out: str | Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, list[Any]]:
     """Time a model's steps, and its turns unless its weights are random; print the tables and return their rows.
 
@@ -145,6 +157,7 @@ def main(
         turns: Number of turns to time.
         questions: A folder of recordings to ask; None for those in the package.
         out: A JSON file for the results.
+        device: Where the model computes.
 
     Raises:
         UserError: An argument is invalid.
@@ -152,14 +165,14 @@ def main(
     if not set(dtypes) <= {*DTYPES, *KINDS}:
         raise UserError(f"dtypes must be of {', '.join((*DTYPES, *KINDS))}")
     console = open_console()
-    machine = measure(threads)
+    machine = measure(threads, device=device)
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
     if model != RANDOM:
-        tables["Whole turns"] = bench_turns(load(model), turns, load_questions(questions))
+        tables["Whole turns"] = bench_turns(load(model, device), turns, load_questions(questions))
     name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
-        lm = _language_model(model).to(DTYPES.get(dtype, torch.bfloat16))
+        lm = _language_model(model).to(device, DTYPES.get(dtype, torch.bfloat16))
         if dtype in KINDS:
             quantize_model(lm, Quantization(dtype))
         pack(lm)

@@ -32,11 +32,13 @@ class Machine:
         flops: Operations per second by type.
         bandwidth: Bytes per second.
         threads: Threads used.
+        device: Where it computes.
     """
 
     flops: dict[str, float]
     bandwidth: float
     threads: int
+    device: str = "cpu"
 
     @property
     def has_bf16(self) -> bool:
@@ -50,9 +52,10 @@ class Machine:
     def report(self, console: Console) -> None:
         """Print the measurements, and whether bfloat16 is supported."""
         speeds = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in self.flops.items())
-        console.print(f"This machine, {self.threads} threads: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
+        where = f"{self.threads} threads" if self.device == "cpu" else self.device
+        console.print(f"This machine, {where}: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
         if not self.has_bf16:
-            console.print("this processor has no bfloat16 instructions: bfloat16 is no faster than float32")
+            console.print("it has no bfloat16 instructions: bfloat16 is no faster than float32")
 
 
 @dataclass(frozen=True)
@@ -113,16 +116,24 @@ def _busy_seconds() -> float | None:
 class Memory:
     """An array larger than any cache, to measure the bandwidth of reading."""
 
-    def __init__(self, megabytes: int = 384):
-        self.block, self.vector = torch.ones(megabytes * 2**18).view(-1, 4096), torch.ones(4096)
+    def __init__(self, megabytes: int = 384, device: str = "cpu"):
+        self.block = torch.ones(megabytes * 2**18, device=device).view(-1, 4096)
+        self.vector, self.device = torch.ones(4096, device=device), device
 
     def bandwidth(self, tries: int = 1) -> float:
         """Return bytes per second, the best of `tries` sums and `tries` products with a vector."""
-        fastest = min(*times(self.block.sum, tries), *times(lambda: self.block @ self.vector, tries))
+        works = self.block.sum, lambda: self.block @ self.vector
+        fastest = min(seconds for work in works for seconds in times(work, tries, self.device))
         return self.block.numel() * 4 / fastest
 
 
-def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: int = 384, tries: int = 5) -> Machine:
+def measure(
+    threads: int = 2,
+    sizes: tuple[int, ...] = (384, 1536),
+    megabytes: int = 384,
+    tries: int = 5,
+    device: str = "cpu",
+) -> Machine:
     """Measure this machine.
 
     Args:
@@ -130,29 +141,39 @@ def measure(threads: int = 2, sizes: tuple[int, ...] = (384, 1536), megabytes: i
         sizes: Widths of the square matrices that are multiplied.
         megabytes: Size of the array that is read.
         tries: Repetitions, of which the best counts.
+        device: Where to compute.
     """
     torch.set_num_threads(threads)
-    flops = {name: max(_products(dtype, sizes, tries)) for name, dtype in DTYPES.items()}
-    return Machine(flops, Memory(megabytes).bandwidth(tries), threads)
+    flops = {name: max(_products(dtype, sizes, tries, device)) for name, dtype in DTYPES.items()}
+    return Machine(flops, Memory(megabytes, device).bandwidth(tries), threads, device)
 
 
-def _products(dtype: torch.dtype, sizes: tuple[int, ...], tries: int) -> Iterator[float]:
+def _products(dtype: torch.dtype, sizes: tuple[int, ...], tries: int, device: str) -> Iterator[float]:
     """Yield operations per second by size; stops before a slow, emulated type exceeds the time limit."""
     for size in sizes:
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-        speed = 2 * size**3 / min(times(lambda a=a, b=b: a @ b, tries))  # type: ignore[misc]
+        a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+        speed = 2 * size**3 / min(times(lambda a=a, b=b: a @ b, tries, device))  # type: ignore[misc]
         yield speed
         if 2 * max(sizes) ** 3 * tries / speed > TIME_LIMIT:
             return
 
 
-def times(work: Callable[[], Any], tries: int) -> list[float]:
-    """Return the wall seconds of `tries` calls, after a warm-up call."""
+def synchronize(device: str) -> None:
+    """Wait until a device has computed all that it was given; a CPU always has."""
+    kind = torch.device(device).type
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()
+
+
+def times(work: Callable[[], Any], tries: int, device: str = "cpu") -> list[float]:
+    """Return the wall seconds of `tries` calls on a device, after a warm-up call."""
     work()
+    synchronize(device)
     result = []
     for _ in range(tries):
         start = time.perf_counter()
         work()
+        synchronize(device)
         result.append(time.perf_counter() - start)
     return result
 

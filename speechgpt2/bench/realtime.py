@@ -252,6 +252,7 @@ def main(
     turns: int = 6,
     questions: Path | None = None,
     out: Path | None = None,
+    device: str = "auto",
 ) -> list[LoadResult]:
     """Test each number of sessions until real time breaks; print the results.
 
@@ -263,10 +264,11 @@ def main(
         turns: Questions per session.
         questions: A folder of recorded questions.
         out: A JSON file for the results; a plot is saved beside it.
+        device: Where the server that is started computes.
     """
     console = open_console()
     recordings, rows = load_questions(questions), []
-    with _server(url, model, max(sessions)) as address:
+    with _server(url, model, max(sessions), device) as address:
         asyncio.run(run_load(address, key, 1, 1, recordings))  # warm-up
         for count in sessions:
             rows.append(asyncio.run(run_load(address, key, count, turns, recordings)))
@@ -282,12 +284,12 @@ def main(
 
 
 @contextmanager
-def _server(url: str | None, model: str, slots: int) -> Iterator[str]:
+def _server(url: str | None, model: str, slots: int, device: str) -> Iterator[str]:
     """Yield the URL of the server to test; start one if there is none."""
     if url is not None:
         yield url
         return
-    with process.serve(["--model", model, "--slots", str(slots)]) as server:
+    with process.serve(["--model", model, "--slots", str(slots), "--device", device]) as server:
         yield server.url
 
 

@@ -235,6 +235,7 @@ def main(
     questions: Path | None = None,
     seed: int = 0,
     out: Path | None = None,
+    device: str = "auto",
 ) -> SoakResult:
     """Run the soak test against a server in a process of its own; print the results.
 
@@ -245,10 +246,11 @@ def main(
         questions: A folder of recorded questions.
         seed: Of the clients' random choices.
         out: A JSON file for the results.
+        device: Where the server computes.
     """
     console = open_console()
     recordings = load_questions(questions)
-    options = ["--model", model, "--slots", str(slots), "--api-key", KEY]
+    options = ["--model", model, "--slots", str(slots), "--api-key", KEY, "--device", device]
     with process.serve(options, {**os.environ, "SG2_LIMITS_DRAIN_SECONDS": "60"}) as server:
         test = LoadTest(server.url, KEY, recordings, random.Random(seed), Stats())
         result = asyncio.run(run_soak(server, test, slots, minutes * 60))

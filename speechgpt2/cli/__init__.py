@@ -83,7 +83,12 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "eval": (
         "Evaluate a codec, a model's speech, or a whole model on held-out data.",
-        {"codec": evaluation.codec, "speech": evaluation.speech, "mini": evaluation.mini},
+        {
+            "codec": evaluation.codec,
+            "speech": evaluation.speech,
+            "mini": evaluation.mini,
+            "precision": evaluation.precision,
+        },
     ),
     "greeting": ("Make greetings, which are a model's voices.", {"make": greeting.make}),
     "persona": ("Who the assistant is.", {"list": persona.show_list, "new": persona.new, "try": persona.try_out}),

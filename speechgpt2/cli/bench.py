@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from speechgpt2.cli.common import ModelName, check_report_file
+from speechgpt2.cli.common import Device, ModelName, check_report_file, torch_device
 
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
 LMDTypes = Annotated[
@@ -28,13 +28,14 @@ def codec(
     size: Annotated[str, typer.Option(help="Configuration: mini or released. The weights are random.")] = "mini",
     dtype: DTypes = ["float32", "bfloat16"],  # noqa: B006 (typer reads it only)
     threads: Threads = 2,
+    device: Device = "auto",
     out: ReportFile = None,
 ) -> None:
     """Time the codec's streaming steps."""
     from speechgpt2.bench import codec
 
     check_report_file(out)
-    codec.main(size=size, dtypes=tuple(dtype), threads=threads, out=out)
+    codec.main(size=size, dtypes=tuple(dtype), threads=threads, out=out, device=str(torch_device(device)))
 
 
 def lm(
@@ -43,13 +44,15 @@ def lm(
     threads: Threads = 2,
     turns: Annotated[int, typer.Option(min=1, help="Number of whole turns to time.")] = 10,
     questions: Questions = None,
+    device: Device = "auto",
     out: ReportFile = None,
 ) -> None:
     """Time the language model's steps, and whole turns."""
     from speechgpt2.bench import lm
 
     check_report_file(out)
-    lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out)
+    place = str(torch_device(device))
+    lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=place)
 
 
 def realtime(
@@ -63,6 +66,7 @@ def realtime(
     ] = [1, 2, 4, 8, 16, 32],  # noqa: B006 (typer reads it only)
     turns: Annotated[int, typer.Option(min=1, help="Questions per session; every second answer is interrupted.")] = 6,
     questions: Questions = None,
+    device: Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +78,7 @@ def realtime(
     from speechgpt2.bench import realtime
 
     check_report_file(out)
-    realtime.main(url, key, model, sessions, turns, questions, out)
+    realtime.main(url, key, model, sessions, turns, questions, out, device)
 
 
 def soak(
@@ -83,6 +87,7 @@ def soak(
     model: ServedModel = "mini",
     questions: Questions = None,
     seed: Annotated[int, typer.Option(help="Random seed of the clients.")] = 0,
+    device: Device = "auto",
     out: ReportFile = None,
 ) -> None:
     """Run a long load test in which half of the clients misbehave; then stop the server.
@@ -92,7 +97,7 @@ def soak(
     from speechgpt2.bench import soak
 
     check_report_file(out)
-    if soak.main(minutes, slots, model, questions, seed, out).failures:
+    if soak.main(minutes, slots, model, questions, seed, out, device).failures:
         raise typer.Exit(1)
 
 

@@ -18,10 +18,10 @@ from speechgpt2.cli.common import (
     Greetings,
     ModelName,
     VoiceName,
+    announce_greeting,
     check_one_greeting,
     print_warning,
     spinner,
-    warn_without_greeting,
 )
 from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
 from speechgpt2.cli.persona_options import PersonaName, greet, read_persona, with_tools
@@ -145,7 +145,7 @@ def chat(
     chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
     speechgpt = loading.load(model, **chosen)
     if opening is None:
-        warn_without_greeting(speechgpt.lm.prompt, model)
+        announce_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     params, declared = sampling.params(speechgpt.lm.device), toolbox.tools if toolbox else ()
     system = None if who is None else who.prompt

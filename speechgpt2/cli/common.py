@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,7 +86,7 @@ def torch_device(name: str) -> torch.device:
     """Return the device of that name.
 
     Args:
-        name: a torch device; "auto" is the accelerator if there is one, else the CPU.
+        name: a torch device; "auto" is CUDA, else Apple's GPU (MPS), else the CPU, and says which on a terminal.
 
     Raises:
         UserError: the device cannot be used on this machine.
@@ -93,14 +94,47 @@ def torch_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+        return pick_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"device {name} cannot be used on this machine ({reason}); try --device auto") from None
+    return device
+
+
+@cache
+def pick_device() -> torch.device:
+    """Return the fastest device that works, and say which: CUDA, then MPS, then the CPU.
+
+    A device that PyTorch lists but that fails is left out with a warning.
+    """
+    import torch
+
+    for name, listed in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if not listed:
+            continue
+        try:
+            block = torch.ones(2, 2, device=name)
+            works = float((block @ block).sum()) == 8.0
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            works, reason = False, str(error).splitlines()[0]
+        else:
+            reason = "it computes wrong results"
+        if works:
+            return _announce(torch.device(name))
+        print_warning(f"device {name} is left out: {reason}")
+    return _announce(torch.device("cpu"))
+
+
+def _announce(device: torch.device) -> torch.device:
+    """Tell a person at a terminal which device was picked."""
+    import torch
+
+    name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    if sys.stderr.isatty():
+        print(f"device: {name}", file=sys.stderr)
     return device
 
 
@@ -119,9 +153,16 @@ def load_codec(name: str, device: str) -> Codec:
         return Codec.from_pretrained(name, device=torch_device(device))
 
 
-def warn_without_greeting(prompt: Prompt, model: str) -> None:
-    """Warn if a conversation opens without a greeting, which a released model never saw in training."""
-    if prompt.greetings.default is None and not prompt.template.chain_of_modality:
+def announce_greeting(prompt: Prompt, model: str) -> None:
+    """Say what opens conversations with a released model whose files hold no greetings."""
+    greetings = prompt.greetings
+    if greetings.built_in and greetings.default is not None:
+        text = greetings.speech[greetings.default].text
+        print_warning(
+            f"no greetings.jsonl in {model}: conversations open with the released greeting {greetings.default}, "
+            f"'{text}'; choose another with --greeting-index or --greetings FILE"
+        )
+    elif greetings.default is None and not prompt.template.chain_of_modality:
         print_warning(
             f"no greetings.jsonl in {model}: conversations open without a greeting, which the released model never "
             "saw in training; give --greetings FILE"

@@ -76,7 +76,7 @@ def demo(
         loaded = load_codec(codec or model, codec_config, device)
     with spinner(f"loading {model}"):
         engine = load_engine(loaded, model, slots, device, dtype, quantize, **chosen)
-    common.warn_without_greeting(engine.prompt, model)
+    common.announce_greeting(engine.prompt, model)
     offered = offered_greetings(engine, loaded)
     with serving(engine, model, slots) as address:
         show(app.build_page(ServerAddress(address), offered), host, port)

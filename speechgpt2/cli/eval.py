@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from speechgpt2.cli.common import ModelName
+from speechgpt2.cli.common import MODEL_HELP, Device, ModelName, check_report_file, torch_device
 
 ReportFolder = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Also write the report to this folder, as JSON and Markdown.", metavar="FOLDER"),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also write the rows to this JSON file.", metavar="FILE")
 ]
 AsrModel = Annotated[
     str | None,
@@ -44,6 +47,7 @@ def codec(
     real_speech: RealSpeech = None,
     peers: Annotated[bool, typer.Option(help="Compare with Codec2.")] = True,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a codec's reconstruction of held-out speech.
@@ -55,7 +59,8 @@ def codec(
     _require_scipy()
     from speechgpt2.eval import codec as evaluation
 
-    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices))
+    place = str(torch_device(device))
+    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices), place)
 
 
 def speech(
@@ -66,6 +71,7 @@ def speech(
     voices: Voices = [],  # noqa: B006 (typer reads it only)
     seed: Seed = 0,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a model's speech: it answers typed questions aloud.
@@ -77,7 +83,8 @@ def speech(
     from speechgpt2.eval import speech as evaluation
     from speechgpt2.tts.voice_sets import voice_set
 
-    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices))
+    place = str(torch_device(device))
+    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices), place)
 
 
 def mini(
@@ -91,6 +98,7 @@ def mini(
     speech: Annotated[bool, typer.Option(help="Also evaluate the audio of the answers.")] = True,
     seed: Seed = 0,
     threads: JudgeThreads = 1,
+    device: Device = "auto",
     out: ReportFolder = None,
 ) -> None:
     """Evaluate a model's answers to held-out questions.
@@ -103,9 +111,33 @@ def mini(
     from speechgpt2.tts.voice_sets import voice_set
 
     judging: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
+    judging["device"] = str(torch_device(device))
     spoken_qa.main(
         model, limit, out, typed, speech, seed, **judging, speakers=_held_out(voices), teacher=voice_set(teacher)
     )
+
+
+def precision(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a text model, or its GGUF file.", metavar="NAME")],
+    text: Annotated[
+        list[Path], typer.Option(help="A text to predict (repeatable); a text model needs one.", metavar="FILE")
+    ] = [],  # noqa: B006 (typer reads it only)
+    weights: Annotated[
+        list[str], typer.Option(help="Precision (repeatable): float32, bfloat16, int8, int4, int4/128. [default: all]")
+    ] = [],  # noqa: B006 (typer reads it only)
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of a text.")] = 1024,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 2,
+    out: ReportFile = None,
+) -> None:
+    """Compare the precisions in which weights can be stored: perplexity, logits, and greedy choices, on the CPU.
+
+    Sequences are the given texts, and for a model of speech its own greedy replies to typed questions. Each precision
+    predicts every next token of them, and is compared with the float32 weights; perplexity is compared with bfloat16.
+    """
+    from speechgpt2.eval import precision as evaluation
+
+    check_report_file(out)
+    evaluation.main(model, text, weights or evaluation.PRECISIONS, tokens, threads, out)
 
 
 def _held_out(names: list[str]) -> dict[str, Any]:

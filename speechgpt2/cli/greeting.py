@@ -13,6 +13,7 @@ from speechgpt2.errors import MissingDependency, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from speechgpt2.lm.prompt import AlignedSpeech, Prompt
     from speechgpt2.tts.utterance import Word
 
 MAX_SECONDS = 20.0  # of a greeting, which takes part of every session's context
@@ -52,6 +53,8 @@ def make(
     """
     from speechgpt2 import hub
     from speechgpt2.greeting_file import check_name
+    from speechgpt2.lm.greetings import add_greeting
+    from speechgpt2.types import FRAME_RATE
 
     if (voice_file is None) == (voice is None):
         raise UserError("give one of --voice-file and --voice")
@@ -62,37 +65,27 @@ def make(
     hub.check_writable(out)
     language = lang or language_of(text)
     pcm, words = read_recording(voice_file, text, language) if voice_file else synthesize(str(voice), text, language)
-    seconds, patches = add(out, pcm, words, text, name, default, model, codec, device)
-    print(f"{out}: {f'voice {name}' if name else 'a greeting'}, {seconds:.2f} s in {patches} patches")
+    prompt, speech = lay_out(pcm, words, text, model, codec, device)
+    add_greeting(out, speech, name, default, prompt)
+    seconds = len(speech.codes) / FRAME_RATE
+    print(f"{out}: {f'voice {name}' if name else 'a greeting'}, {seconds:.2f} s in {len(speech.tokens)} patches")
 
 
-def add(
-    out: Path,
-    pcm: np.ndarray,
-    words: tuple[Word, ...],
-    text: str,
-    name: str | None,
-    default: bool,
-    model: str,
-    codec: str | None,
-    device: str,
-) -> tuple[float, int]:
-    """Encode a greeting's `pcm [N]`, lay out its words, and add it to the file.
-
-    Returns:
-        Its length in seconds and in patches.
+def lay_out(
+    pcm: np.ndarray, words: tuple[Word, ...], text: str, model: str, codec: str | None, device: str
+) -> tuple[Prompt, AlignedSpeech]:
+    """Encode `pcm [N]`, and lay out its words as the model's prompt does.
 
     Raises:
-        UserError: the model cannot be loaded, or the file cannot hold the greeting.
+        UserError: the speech is too long, or the model cannot be loaded.
     """
     import torch
 
     from speechgpt2 import hub
     from speechgpt2.codec.model import Codec
     from speechgpt2.lm.checkpoint import open_checkpoint
-    from speechgpt2.lm.greetings import add_greeting
     from speechgpt2.lm.prompt import Prompt
-    from speechgpt2.types import FRAME_RATE, SAMPLE_RATE
+    from speechgpt2.types import SAMPLE_RATE
 
     if len(pcm) > MAX_SECONDS * SAMPLE_RATE:
         raise UserError(f"a greeting of {len(pcm) / SAMPLE_RATE:.1f} s is too long; at most {MAX_SECONDS:g} s")
@@ -101,9 +94,7 @@ def add(
         prompt = Prompt(checkpoint.config, hub.load_tokenizer(checkpoint.folder))
         encoder = Codec.from_pretrained(codec or model, device=place)
         codes = encoder.encode(torch.from_numpy(pcm).to(place)[None])[0].cpu()
-    speech = prompt.align_speech(codes, words, text)
-    add_greeting(out, speech, name, default, prompt)
-    return len(speech.codes) / FRAME_RATE, len(speech.tokens)
+    return prompt, prompt.align_speech(codes, words, text)
 
 
 def language_of(text: str) -> Literal["en", "zh"]:

@@ -186,7 +186,7 @@ def load_app(settings: ServerConfig) -> App:
         voice=settings.voice,
     )
     engine = Engine.load(sources, place, sizes)
-    common.warn_without_greeting(engine.prompt, settings.model)
+    common.announce_greeting(engine.prompt, settings.model)
     if tools.functions and not engine.calls_tools:
         print_warning(f"{settings.model} was not trained to call tools and answers without them; use a model that was")
     engine.start()

@@ -24,19 +24,21 @@ from torch import Tensor, nn
 
 from speechgpt2.codec.config import HarmonicConfig
 from speechgpt2.codec.mel import hz_to_mel
+from speechgpt2.nn.precision import widest_float
 from speechgpt2.types import SAMPLE_RATE
 
 START_LEVEL = -5.0  # log gain of both filters before training
 SILENT, LOUDEST = -16.0, 12.0  # bounds of a log gain
+NEAR = {torch.float64: 1e-9, torch.float32: 1e-6}  # angles of a pulse's kernel below which its limit is used
 NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
 class HarmonicState(NamedTuple):
     """State of a stream.
 
-    `phase [B]` is in cycles (float64). `f0 [B]` and `gains [B, bands]` (of both filters) are those of the previous
-    step. `noise [B]` is the next index into the noise table. `tail [B, fft − hop]` is what past blocks add to the
-    samples that follow.
+    `phase [B]` is in cycles (float64, where the device has it). `f0 [B]` and `gains [B, bands]` (of both filters) are
+    those of the previous step. `noise [B]` is the next index into the noise table. `tail [B, fft − hop]` is what past
+    blocks add to the samples that follow.
     """
 
     phase: Tensor
@@ -80,7 +82,7 @@ class HarmonicHead(nn.Module):
         """Return the state of `batch` rows before any input."""
         zeros = self.gains.weight.new_zeros
         return HarmonicState(
-            zeros(batch, dtype=torch.float64),
+            zeros(batch, dtype=widest_float(self.gains.weight.device)),
             zeros(batch, dtype=torch.float32),
             zeros(batch, sum(self.bands), dtype=torch.float32) + SILENT,
             zeros(batch, dtype=torch.int64),
@@ -178,13 +180,14 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     Args:
         f0: Pitch at the end of every step in Hz, `[B, T]`, 0 where unvoiced.
         before: Pitch of the previous step, `[B]`.
-        phase: Phase in cycles, `[B]` (float64).
+        phase: Phase in cycles, `[B]`, in the precision to compute in.
         hop: Samples in a step.
 
     Returns:
         Pulses `[B, T, hop]` and the next phase.
     """
-    f0, before = f0.double(), before.double()
+    wide = phase.dtype
+    f0, before = f0.to(wide), before.to(wide)
     previous = torch.cat([before[:, None], f0[:, :-1]], dim=1)
     start = torch.where(previous > 0, previous, f0)
     gain = (f0 - start) / hop  # Hz per sample
@@ -192,11 +195,11 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     since = phase[:, None] + total.cumsum(1) - total
     onset = (f0 > 0) & (previous <= 0)
     offset = since - _latest(since, onset)
-    n = torch.arange(1, hop + 1, device=f0.device, dtype=torch.float64)
+    n = torch.arange(1, hop + 1, device=f0.device, dtype=wide)
     cycles = offset[..., None] + (start[..., None] * n + gain[..., None] * n * n / 2) / SAMPLE_RATE
     harmonics = torch.floor(SAMPLE_RATE / 2 / torch.maximum(start, f0).clamp(min=1.0))[..., None]
     half = (torch.remainder(cycles + 0.5, 1.0) - 0.5) * torch.pi  # near 0 at a pulse, where precision matters
-    near = half.abs() < 1e-9
+    near = half.abs() < NEAR[wide]
     odd = 2 * harmonics + 1
     kernel = torch.where(near, odd, (odd * half).sin() / torch.where(near, 1.0, half.sin()))
     pulses = (kernel - 1) / 2 * (2 / harmonics).sqrt()

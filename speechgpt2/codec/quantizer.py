@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from speechgpt2.codec.config import QuantizerConfig
 from speechgpt2.nn.linear import Kernel, packed
+from speechgpt2.nn.precision import widest_float
 
-CANDIDATES = 4  # nearest entries that are compared in float64
+CANDIDATES = 4  # nearest entries that are compared in float64, where the device has it
 
 
 class ResidualQuantizer(nn.Module):
@@ -74,7 +75,8 @@ class Codebook(nn.Module):
         """
         flat = x.reshape(-1, x.shape[-1]).float()
         likely = self._similarity(flat).topk(min(CANDIDATES, len(self.embed))).indices.sort(-1).values
-        distance = (flat[:, None].double() - self.embed[likely].double()).square().sum(-1)
+        wide = widest_float(flat.device)
+        distance = (flat[:, None].to(wide) - self.embed[likely].to(wide)).square().sum(-1)
         return likely.gather(-1, distance.argmin(-1, keepdim=True)).view(x.shape[:-1])
 
     @torch.no_grad()

@@ -75,7 +75,7 @@ def write_table(
         config: The model's configuration.
 
     Returns:
-        `[R, columns]` int64. Floats are stored as the bits of their float64.
+        `[R, columns]` int64. Floats are stored as the bits of their float32.
     """
     table = np.zeros((len(positions), CODES + config.patch_frames * config.codebooks), np.int64)
     table[:, POSITION], table[:, CODES:] = positions, config.no_speech
@@ -84,9 +84,9 @@ def write_table(
         table[slot, CODES:] = patches.codes.flatten()
     for slot, params in sample.items():
         table[slot, SAMPLES], table[slot, TOP_K], table[slot, SEED] = 1, params.top_k, params.seed
-        table[slot, [TEMPERATURE, TOP_P]] = np.array([params.temperature, params.top_p], np.float64).view(np.int64)
+        table[slot, [TEMPERATURE, TOP_P]] = np.array([params.temperature, params.top_p], np.float32).view(np.int32)
     return table
 
 
 def _as_float(column: Tensor) -> Tensor:
-    return column.view(torch.float64).float()
+    return column.int().view(torch.float32)

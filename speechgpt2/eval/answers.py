@@ -79,12 +79,12 @@ class EvaluatedAnswer(TimedReply):
         return {**facts, **made, "first_audio": self.first_audio, "done": self.done}
 
 
-def load(model: Any) -> Any:
-    """Load the `SpeechGPT` of a name or folder; return a loaded one as it is. Errors: `UserError`."""
+def load(model: Any, device: str = "cpu") -> Any:
+    """Load the `SpeechGPT` of a name or folder on a device; return a loaded one as it is. Errors: `UserError`."""
     if isinstance(model, (str, Path)):
         from speechgpt2.chat import SpeechGPT
 
-        return SpeechGPT.from_pretrained(model)
+        return SpeechGPT.from_pretrained(model, device)
     return model
 
 

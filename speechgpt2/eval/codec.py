@@ -225,6 +225,7 @@ def main(
     asr: str | Path | None = None,
     threads: int = 1,
     speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
+    device: str = "cpu",
 ) -> tuple[list[CodecRow], list[JudgeRow]]:
     """Evaluate a codec, print the tables and return their rows.
 
@@ -237,12 +238,13 @@ def main(
         asr: The ASR judge, as `asr.load` takes it.
         threads: CPU threads of the judges.
         speakers: Sets of held-out voices, by name and language.
+        device: Where the codec computes.
 
     Raises:
         UserError: A model, a judge, a voice or the folder cannot be used.
     """
     console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    systems: list[CodecSystem] = [] if model is None else [_own(model)]
+    systems: list[CodecSystem] = [] if model is None else [_own(model, device)]
     if peers and has_codec2():
         systems += [Codec2(mode) for mode in CODEC2_MODES]
     elif peers:
@@ -265,9 +267,9 @@ def main(
     return rows, judge_rows
 
 
-def _own(model: Any) -> OwnCodec:
+def _own(model: Any, device: str) -> OwnCodec:
     if isinstance(model, (str, Path)):
         from speechgpt2.codec.model import Codec
 
-        return OwnCodec(Path(model).name, Codec.from_pretrained(model))
+        return OwnCodec(Path(model).name, Codec.from_pretrained(model, device=device))
     return OwnCodec("codec", model)

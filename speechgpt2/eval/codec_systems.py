@@ -48,7 +48,7 @@ class OwnCodec:
     """The project's codec (a `speechgpt2.Codec`) as a system."""
 
     def __init__(self, name: str, codec: Any) -> None:
-        self.name, self.codec = name, codec
+        self.name, self.codec, self.device = name, codec, next(codec.parameters()).device
         self.delay = int(getattr(codec.config, "delay", 0))
         self.bitrate = 0  # known after the first reconstruction
 
@@ -57,10 +57,10 @@ class OwnCodec:
         """Encode and decode `pcm` [N]."""
         # Silence behind the clip, so that a decoder that trails its input has something to trail with.
         padded = np.pad(pcm, (0, self.delay + SAMPLE_RATE // 10)).astype(np.float32)
-        codes = self.codec.encode(torch.from_numpy(padded)[None])
-        wave = self.codec.decode(codes)[0].float().numpy()
+        codes = self.codec.encode(torch.from_numpy(padded)[None].to(self.device))
+        wave = self.codec.decode(codes)[0].float().cpu().numpy()
         self.bitrate = FRAME_RATE * codes.shape[-1] * 10
-        return Reconstruction(wave, codes[0].numpy())
+        return Reconstruction(wave, codes[0].cpu().numpy())
 
 
 class Codec2:

@@ -227,6 +227,7 @@ def main(
     threads: int = 1,
     teacher: VoiceSet | None = None,
     speakers: Speakers | None = None,
+    device: str = "cpu",
 ) -> dict[str, list[Any]]:
     """Type `n` held-out questions in each language, evaluate the spoken answers, print the tables, return their rows.
 
@@ -239,12 +240,13 @@ def main(
         threads: CPU threads of the judges.
         teacher: The set of voices that the model learnt to speak with; by default the classic one.
         speakers: Sets of held-out voices that say the same texts, as further controls.
+        device: Where the model computes.
 
     Raises:
         UserError: A model, a judge or a voice cannot be used.
     """
     console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    talker = load(model)
+    talker = load(model, device)
     with Progress(console=console, transient=True) as progress:
         trials = progress.track(held_out_questions(2 * n, seed), description="answering")
         answers = [ask(talker, trial, "t2s") for trial in trials]

@@ -109,6 +109,7 @@ def main(
     threads: int = 1,
     speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
     teacher: VoiceSet | None = None,
+    device: str = "cpu",
 ) -> dict[str, list[Any]]:
     """Put `n` held-out questions to a model, print the tables, return their rows by the tables' titles.
 
@@ -125,17 +126,18 @@ def main(
         threads: CPU threads of the judges.
         speakers: Sets of held-out voices that ask, by name and language.
         teacher: The set of voices that the model learnt to speak with; by default the classic one.
+        device: Where the model computes.
 
     Raises:
         UserError: A model, a judge, a voice or the folder cannot be used.
     """
     console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
     people = speech_sets.recorded(real_speech, n, joined=False) if real_speech is not None else {}
-    talker, trials = load(model), held_out_questions(n, seed)
+    talker, trials = load(model, device), held_out_questions(n, seed)
     asking = [(name, "s2s", trial) for name in speakers for trial in trials_by(speakers[name], trials, seed)]
     asking += [(TYPED, mode, trial) for mode in ("t2s", "t2t") for trial in trials if typed]
     with Progress(console=console, transient=True) as progress:
-        options = _sampling(greedy)
+        options = _sampling(greedy, talker)
         steps = progress.track(asking, description="answering")
         answers = [(name, ask(talker, trial, mode, **options)) for name, mode, trial in steps]  # type: ignore[arg-type]
         first = [answer for name, answer in answers if name == next(iter(speakers))]
@@ -160,9 +162,9 @@ def main(
     return tables
 
 
-def _sampling(greedy: bool) -> dict[str, Any]:
+def _sampling(greedy: bool, model: Any) -> dict[str, Any]:
     if not greedy:
         return {}
     from speechgpt2.lm.sampling import SamplingParams
 
-    return {"sampling": SamplingParams.greedy()}
+    return {"sampling": SamplingParams.greedy(device=model.lm.device)}

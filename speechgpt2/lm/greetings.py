@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechgpt2 import hub
 from speechgpt2.errors import FileWarning, UserError
 from speechgpt2.greeting_file import DEFAULT, Entry, append_entry, check_name, read_entries, write_entries
 from speechgpt2.types import Mode, Speech
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from speechgpt2.lm.prompt import AlignedSpeech, Prompt
 
 FILE = "greetings.jsonl"  # beside a model
+RELEASED = "released_greetings.jsonl"  # those of SpeechGPT 2.0-preview's code repository, as published
 NAMED = 12  # voices that an error lists
 
 
@@ -35,11 +37,13 @@ class Greetings:
         speech: Each greeting by its name, in the order of the file. One without a name has its index as its name.
         default: Name of the greeting that opens conversations for which none is chosen.
         written_too: Whether a greeting also opens conversations in which the model writes.
+        built_in: Whether they come with this package, as the model's folder holds none.
     """
 
     speech: dict[str, Speech]
     default: str | None = None
     written_too: bool = False
+    built_in: bool = False
 
     def check(self, voice: str | None) -> str | None:
         """Return the name of a voice: itself, or that of the default for None and "default".
@@ -94,10 +98,16 @@ def read_greetings(path: Path, prompt: Prompt) -> Greetings:
     return Greetings(speech, default or ("".join([*speech][:1]) if released else None), released)
 
 
-def model_greetings(folder: Path, prompt: Prompt, file: Path | None = None) -> Greetings:
-    """Return the greetings of `file`, else those in the model's folder, which may be none.
+def model_greetings(folder: Path, prompt: Prompt, released: bool, file: Path | None = None) -> Greetings:
+    """Return the greetings of `file`, else those in the model's folder, else those of the release for its layout.
 
     Those in the folder that do not fit the model are left out with a warning: the model can be used without them.
+
+    Args:
+        folder: The model's folder.
+        prompt: Its prompt.
+        released: Whether the folder has the released layout.
+        file: A file of greetings that the user names.
 
     Raises:
         UserError: `file` is invalid or belongs to another model; names the line.
@@ -106,10 +116,22 @@ def model_greetings(folder: Path, prompt: Prompt, file: Path | None = None) -> G
         return read_greetings(file, prompt)
     beside = folder / FILE
     try:
-        return read_greetings(beside, prompt) if beside.is_file() else Greetings({})
+        if beside.is_file():
+            return read_greetings(beside, prompt)
+        return _built_in(prompt) if released else Greetings({})
     except UserError as error:
         warnings.warn(f"{error}; the model is used without these greetings", FileWarning, stacklevel=2)
         return Greetings({})
+
+
+def _built_in(prompt: Prompt) -> Greetings:
+    """Return the greetings of the release, which its model's repository lacks; none for a model of other tokens."""
+    try:
+        found = read_greetings(hub.ASSETS / RELEASED, prompt)
+    except UserError:
+        return Greetings({})
+    same_fillers = all(prompt.special_ids.filler in (speech.tokens or ()) for speech in found.speech.values())
+    return replace(found, built_in=True) if same_fillers else Greetings({})
 
 
 def add_greeting(path: Path, speech: AlignedSpeech, name: str | None, default: bool, prompt: Prompt) -> None:

@@ -328,7 +328,7 @@ def load(
     # A CPU provides memory only when it is written, so matrices that are quantized pass through it one by one.
     with uninitialized(device if (stored or quantization) is None else CPU, final):
         model = SpeechLM(checkpoint.config, hub.load_tokenizer(folder))
-    model.prompt.greetings = model_greetings(folder, model.prompt, greetings)
+    model.prompt.greetings = model_greetings(folder, model.prompt, checkpoint.released, greetings)
     read_weights(model, checkpoint, device, quantization)
     model.to(device)
     for _, module in quantizable(model) if arrange else ():

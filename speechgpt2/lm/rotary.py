@@ -1,6 +1,6 @@
 """Rotary position embedding in half-split pairs, as in Qwen2 and Llama (Su et al., 2021, https://arxiv.org/abs/2104.09864).
 
-Angles are formed in float64: float32 angles lose a hundredth of a radian after an hour of speech.
+Angles are formed in float64 (`nn.precision`): float32 angles lose a hundredth of a radian after an hour of speech.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.config import BackboneConfig, Llama3RopeScaling, PatchDecoderConfig
+from speechgpt2.nn.precision import rotary_angle, rotary_frequencies
 
 
 def rotary(position: Tensor, config: BackboneConfig | PatchDecoderConfig) -> tuple[Tensor, Tensor]:
@@ -20,10 +21,10 @@ def rotary(position: Tensor, config: BackboneConfig | PatchDecoderConfig) -> tup
         Two tensors `[B, 1, P, head_dim]` (float32). Both halves of the last axis hold the same angles.
     """
     dim = config.head_dim
-    frequency = config.rope_theta ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
+    frequency = rotary_frequencies(dim, config.rope_theta, position.device)
     if config.rope_scaling is not None:
         frequency = scale_frequencies(frequency, config.rope_scaling)
-    angle = position[:, None, :, None].double() * frequency
+    angle = rotary_angle(position[:, None], frequency)
     cos, sin = angle.cos().float(), angle.sin().float()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

@@ -25,7 +25,8 @@ Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 GROUPS = (32, 128)
 BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
-QUANTIZED_AT_ONCE = 1 << 24  # most weights that are quantized or dequantized together, to limit temporary memory
+QUANTIZED_AT_ONCE = 1 << 22  # most weights that are quantized together: each takes some 20 bytes meanwhile
+DEQUANTIZED_AT_ONCE = 1 << 24  # most weights that are dequantized together, to limit temporary memory
 MANY_ROWS = 48  # with at least so many rows of input, dequantizing is faster
 HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -44,6 +45,14 @@ class Quantization:
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.group not in GROUPS:
             raise UserError(f"quantization must be {' or '.join(KINDS)}, in groups of {' or '.join(map(str, GROUPS))}")
+
+    def check_divides(self, columns: int) -> None:
+        """Raise `UserError` if a matrix with so many inputs does not divide into groups."""
+        if self.kind == "int4" and columns % self.group:
+            raise UserError(
+                f"int4 in groups of {self.group} does not fit a matrix with {columns} inputs; use int8, or groups of "
+                f"{' or '.join(map(str, GROUPS))} if they divide it"
+            )
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Return the bytes of a quantized matrix `[rows, columns]`."""
@@ -108,16 +117,23 @@ def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
     rows, columns = weight.shape
     dtype = weight.dtype if weight.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     step = max(1, QUANTIZED_AT_ONCE // columns // BLOCK) * BLOCK
+    parts = [(start, weight.detach()[start : start + step]) for start in range(0, rows, step)]
+    # The result is allocated once: joining parts would need twice its memory.
     if quantization.kind == "int8":
-        values, scales = zip(*(_int8(part, dtype) for part in weight.detach().split(step)), strict=True)
-        return QuantizedMatrix(torch.cat(values), torch.cat(scales), rows, columns)
-    if columns % quantization.group:
-        raise UserError(
-            f"int4 in groups of {quantization.group} does not fit a matrix with {columns} inputs; use int8, or groups "
-            f"of {' or '.join(map(str, GROUPS))} if they divide it"
-        )
-    values, scales = zip(*(_int4(part, quantization.group, dtype) for part in weight.detach().split(step)), strict=True)
-    return QuantizedMatrix(torch.cat(values), torch.cat(scales, dim=1), rows, columns)
+        values = weight.new_empty(rows, columns, dtype=torch.int8)
+        scales = weight.new_empty(rows, dtype=dtype)
+        for start, part in parts:
+            stop = start + len(part)
+            values[start:stop], scales[start:stop] = _int8(part, dtype)
+        return QuantizedMatrix(values, scales, rows, columns)
+    quantization.check_divides(columns)
+    padded = -(-rows // BLOCK) * BLOCK
+    values = weight.new_empty(padded, columns // 2, dtype=torch.uint8)
+    scales = weight.new_empty(columns // quantization.group, padded, 2, dtype=dtype)
+    for start, part in parts:
+        stop = start + -(-len(part) // BLOCK) * BLOCK
+        values[start:stop], scales[:, start:stop] = _int4(part, quantization.group, dtype)
+    return QuantizedMatrix(values, scales, rows, columns)
 
 
 def _int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -186,7 +202,7 @@ class QuantizedKernel(NamedTuple):
         return multiply(x, values, self.matrix.group, scales)[:, :rows]
 
     def _many(self, x: Tensor) -> Tensor:
-        step = max(1, QUANTIZED_AT_ONCE // x.shape[1] // BLOCK) * BLOCK
+        step = max(1, DEQUANTIZED_AT_ONCE // x.shape[1] // BLOCK) * BLOCK
         starts = range(0, self.matrix.rows, step)
         return torch.cat([F.linear(x, self.matrix.dequantize(start, start + step)) for start in starts], dim=1)
 

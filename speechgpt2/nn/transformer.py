@@ -3,7 +3,7 @@
 A query at position p sees the keys at p − context < position ≤ p. The state carries each row's position and the last
 context − 1 keys and values (already rotated) of every layer. Queries attend in blocks, so a chunk may be longer than
 the window, and memory is linear in its length. Rotary angles (Su et al., 2021, https://arxiv.org/abs/2104.09864) are
-formed in float64, because a stream may run for days.
+formed in float64 (`nn.precision.rotary_angle`), because a stream may run for days.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from speechgpt2.errors import UserError
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.precision import rotary_angle, rotary_frequencies
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
 
@@ -160,9 +161,8 @@ def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list
 def rotary(position: Tensor, steps: int, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosines and sines `[B, 1, steps, head_dim / 2]` for the steps from `position [B]` on."""
     dim = config.width // config.heads
-    frequency = config.rope_theta ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim)
     step = position[:, None] + torch.arange(steps, device=position.device)
-    angle = step[:, None, :, None].double() * frequency
+    angle = rotary_angle(step[:, None], rotary_frequencies(dim, config.rope_theta, position.device))
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

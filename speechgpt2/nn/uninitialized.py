@@ -12,17 +12,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-DRAWS = {Tensor.normal_, Tensor.uniform_}  # how modules draw their initial weights
+INITIALISERS = ("normal_", "trunc_normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_")
+# How modules draw their initial weights. A function of nn.init is one call here, whose own calls are not seen.
+DRAWS = {Tensor.normal_, Tensor.uniform_, *(getattr(nn.init, name) for name in INITIALISERS)}
 
 
 class _SkipDraws(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ NAME = "speechgpt2"
 EXTRA_REQUESTS = 256  # at a replica beyond its slots: rejected sessions, pages, metrics
 SHUTDOWN_GRACE = 10.0  # seconds that a replica may take to stop after it has drained
 UPSCALE_DELAY, DOWNSCALE_DELAY = 5.0, 300.0  # seconds of high or low load before the number of replicas changes
+GPU_PARTS = 10_000  # into which Ray divides a GPU
 HEALTH_CHECK_PERIOD = 5.0  # seconds
 
 RAY_LOGGING = {"log_level": "WARNING"}  # of Ray Serve; the server's own log is unchanged
@@ -53,7 +54,7 @@ def build_application(
         graceful_shutdown_timeout_s=config.limits.drain_seconds + SHUTDOWN_GRACE,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD,
-        ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+        ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus_per_replica(config)},
         logging_config=RAY_LOGGING,
         request_router_config=RequestRouterConfig(**routing),
     )(Replica)
@@ -69,6 +70,17 @@ def autoscaling_config(config: ServerConfig) -> AutoscalingConfig:
         upscale_delay_s=UPSCALE_DELAY,
         downscale_delay_s=DOWNSCALE_DELAY,
     )
+
+
+def gpus_per_replica(config: ServerConfig) -> float:
+    """Return the GPUs that Ray reserves for each replica. It hides all others from the replica's process."""
+    scale = config.scale
+    if scale.num_gpus is not None:
+        return scale.num_gpus
+    if config.device != "auto":
+        return float(config.device.startswith("cuda"))
+    there = float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
+    return min(1.0, int(there / max(scale.replicas, scale.max_replicas) * GPU_PARTS) / GPU_PARTS)
 
 
 def start_ray(config: ServerConfig) -> None:

@@ -71,7 +71,8 @@ class ScaleConfig:
         max_replicas: The most replicas with autoscaling; 0 for a fixed number.
         target_utilization: The share of used slots that autoscaling aims at.
         num_cpus: Processors that Ray reserves for each replica.
-        num_gpus: GPUs that Ray reserves for each replica.
+        num_gpus: GPUs that Ray reserves for each replica, which sees no others; None: one where `device` is a GPU, or
+            an equal share where it is "auto" and the cluster has some.
         cluster: Address of a Ray cluster ("auto" on one of its machines); None starts Ray on this machine.
     """
 
@@ -79,11 +80,11 @@ class ScaleConfig:
     max_replicas: int = 0
     target_utilization: float = 0.7
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_gpus: float | None = None
     cluster: str | None = None
 
     def __post_init__(self) -> None:
-        if self.replicas < 0 or self.num_cpus < 0 or self.num_gpus < 0:
+        if self.replicas < 0 or self.num_cpus < 0 or (self.num_gpus or 0) < 0:
             raise UserError("replicas, num_cpus and num_gpus must not be negative")
         if not self.replicas and (self.max_replicas or self.cluster):
             raise UserError("max_replicas and cluster need replicas: set replicas to at least 1")
@@ -264,9 +265,9 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         if text.lower() not in ("0", "1", "true", "false"):
             raise UserError(f"{name}: expected true or false, got {text!r}")
         return text.lower() in ("1", "true")
-    if hint in (int, float, int | None):
+    if hint in (int, float, int | None, float | None):
         try:
-            return float(text) if hint is float else int(text)
+            return int(text) if hint in (int, int | None) else float(text)
         except ValueError:
             raise UserError(f"{name}: expected a number, got {text!r}") from None
     return text

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechgpt2.nn.precision import widest_float
 from speechgpt2.styletts.layers import AdaptiveNorm, Conv, ResidualBlock, Snake, Upsample
 
 VOICED = 10.0  # Hz: below this a frame is unvoiced
@@ -72,7 +73,8 @@ class HarmonicSource(nn.Module):
         """Pitch in Hz `[T]` -> samples `[step · T]`."""
         numbers = torch.arange(1, self.linear.in_features + 1, device=pitch.device)
         turns = pitch[:, None] * numbers / self.sample_rate % 1  # per sample, at the middle of each value's step
-        phase = turns.double().cumsum(0) * (2 * math.pi * self.step)  # grows with the text: float32 is too coarse
+        wide = widest_float(pitch.device)  # the phase grows with the text: float32 is too coarse
+        phase = turns.to(wide).cumsum(0) * (2 * math.pi * self.step)
         phase = F.interpolate(phase.t()[None], scale_factor=float(self.step), mode="linear")[0].t()
         voiced = (pitch > VOICED).repeat_interleave(self.step)[:, None]
         return self.linear(phase.sin().float() * SINE_LEVEL * voiced).tanh()[:, 0]

@@ -79,17 +79,25 @@ def _follow(rank: int, processes: int, meeting: str, work: Callable[[], None]) -
 
 
 def _join(rank: int, processes: int, meeting: str, work: Callable[[], None]) -> None:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices:
+        torch.cuda.set_device(rank % devices)
     else:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=processes)
+    dist.init_process_group(backend(devices, here), init_method=meeting, rank=rank, world_size=processes)
     try:
         work()
     finally:
         dist.destroy_process_group()
+
+
+def backend(devices: int, processes: int) -> str:
+    """Return what connects the processes of a machine with so many GPUs.
+
+    NCCL neither gathers tensors on the CPU nor connects two processes on one GPU; gloo does both, more slowly.
+    """
+    return "cpu:gloo,cuda:nccl" if devices >= processes else "gloo"
 
 
 def rank() -> int:

@@ -41,7 +41,8 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.types import Speech
 
-    prompt, greeting = model.lm.prompt, None
+    prompt = model.lm.prompt
+    greeting = prompt.opening(None, "t2s")  # the model's own voice
     prompt.require_chain_of_modality("read a given text aloud")
     if voice.accent:
         clip = voice_prompts.read_voice_prompt(voice.accent)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt2 import hub
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.history import History
 from speechgpt2.errors import UserError
-from speechgpt2.lm.greetings import read_greetings
+from speechgpt2.greeting_file import read_entries
+from speechgpt2.lm.greetings import RELEASED, model_greetings, read_greetings
 from speechgpt2.lm.model import SpeechLM
 from tests.lm.test_released import GOLDEN, flat
 
@@ -66,3 +68,22 @@ def test_invalid_files_are_refused(prompt, tmp_path, line, message):
     (tmp_path / "g").write_text(line)
     with pytest.raises(UserError, match=message):
         read_greetings(tmp_path / "g", prompt)
+
+
+def test_released_layout_without_a_file_has_the_released_greetings(prompt, tmp_path, monkeypatch, file):
+    monkeypatch.setattr("speechgpt2.lm.greetings.hub.ASSETS", tmp_path)
+    (tmp_path / RELEASED).write_text(file.read_text())
+    found = model_greetings(tmp_path / "absent", prompt, released=True)
+    assert found.built_in and found.default == "0" and list(found.speech) == ["0"]
+    assert not model_greetings(tmp_path / "absent", prompt, released=False).speech
+    beside = model_greetings(file.parent, prompt, released=True)
+    assert beside.speech and not beside.built_in
+
+
+def test_released_greetings_are_not_used_with_other_tokens(prompt):
+    assert not model_greetings(GOLDEN / "absent", prompt, released=True).speech  # the tokenizer is a tiny one
+
+
+def test_package_holds_the_released_greetings():
+    entries = read_entries(hub.ASSETS / RELEASED, 3, 1024, lambda entry: entry)
+    assert len(entries) == 24 and all(3 * len(entry.text) == len(entry.codes) for entry in entries)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from speechgpt2 import audio
+from speechgpt2.duplex.protocol import EngineVoice
 from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
+from tests.server.fake import FakeEngine
 
 SCREENSHOTS = os.environ.get("SG2_SCREENSHOTS")  # a folder for screenshots
 
@@ -59,6 +61,34 @@ def test_speech_and_barge_in(tmp_path, served):
         assert 2 <= len(cut.split()) <= 25  # what was heard of it in some two seconds, no more
         page.evaluate("document.getElementById('mic').click()")
         page.until("document.getElementById('mic').getAttribute('aria-pressed') == 'false'")
+
+
+def choose_voice(page, name):
+    page.evaluate(f"""(() => {{
+        document.getElementById('voice').value = '{name}';
+        document.getElementById('voice').dispatchEvent(new Event('change'));
+    }})()""")
+
+
+def test_voice_is_chosen_and_kept_once_the_model_has_spoken(tmp_path):
+    voices = (EngineVoice("anna", "Hello!"), EngineVoice("ben", "Good day!", default=True))
+    with serving(FakeEngine(4, voices)) as served, Browser(tmp_path) as page:
+        page.open(served.http, 390, 800)
+        page.until("document.title.includes('mini')")
+        assert page.evaluate("[...document.getElementById('voice').options].map((o) => o.value).join()") == "ben,anna"
+        choose_voice(page, "anna")
+        write(page, "hello")
+        page.until("document.querySelectorAll('.turn.assistant').length == 1", 20)
+        page.until("document.getElementById('stop').hidden", 30)
+        assert served.engine.sessions[-1].settings.voice == "anna"
+        choose_voice(page, "ben")
+        page.until("document.body.textContent.includes('The next conversation has the other voice')")
+        assert not page.evaluate("document.body.textContent.includes('Cannot update')")
+        assert served.engine.sessions[-1].settings.voice == "anna"
+        page.evaluate("document.getElementById('clear').click()")
+        served.wait(lambda: not served.engine.open_sessions)
+        write(page, "hello")
+        served.wait(lambda: served.engine.open_sessions and served.engine.sessions[-1].settings.voice == "ben")
 
 
 def test_phone_layout_text_stop_greeting_and_clear(tmp_path, served):

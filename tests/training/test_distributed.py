@@ -156,3 +156,11 @@ def test_single_process_runs_in_place():
     assert called == [1] and distributed.rank() == 0
     x = torch.ones(2, requires_grad=True)
     assert not distributed.gather(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("devices", "processes", "name"),
+    [(0, 2, "gloo"), (1, 2, "gloo"), (2, 2, "cpu:gloo,cuda:nccl"), (8, 1, "cpu:gloo,cuda:nccl")],
+)
+def test_nccl_connects_only_processes_with_a_gpu_each(devices, processes, name):
+    assert distributed.backend(devices, processes) == name

@@ -1,0 +1,279 @@
+"""What it costs to store a language model's weights in fewer bits: perplexity, logits, and greedy choices.
+
+    sg2 eval precision qwen2.5-0.5b.gguf --text README.md --text story.txt
+    sg2 eval precision mini
+
+All precisions run on the same machine through the kernels that inference uses. Each reads the same sequences, and its
+predictions of every next token are compared with those of the float32 weights: the Kullback-Leibler divergence, and
+how often the likeliest token is the same. The sequences are texts, and for a model of speech its own greedy replies
+to typed questions, whose codes are predicted by the patch decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from speechgpt2.errors import UserError
+from speechgpt2.eval import report
+from speechgpt2.eval.report import column
+from speechgpt2.lm.checkpoint import open_checkpoint
+from speechgpt2.lm.config import PatchDecoderConfig
+from speechgpt2.lm.generation import generate
+from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.prompt import concat
+from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.text_model import from_text_model
+from speechgpt2.nn.linear import pack
+from speechgpt2.nn.quantized import Embedding, Quantizable, Quantization, quantizable, quantize_model
+from speechgpt2.types import Patches
+
+REFERENCE = "float32"
+BASE = "bfloat16"  # against which perplexity is compared
+PRECISIONS = (REFERENCE, BASE, "int8", "int4", "int4/128")  # int4/128: groups of 128 inputs
+QUESTIONS = ("What is three plus five?", "What is the capital of France?", "中国的首都是哪里？")
+REPLY_PATCHES = 96  # of a reply to compare
+ROWS = 128  # positions whose logits are computed at once
+TEXT_DECODER = PatchDecoderConfig(width=128, layers=1, heads=2, ffn=128)  # of a text model, which has none
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One precision on one sequence.
+
+    Attributes:
+        change: Perplexity relative to that of `BASE`, less 1.
+        divergence: Mean Kullback-Leibler divergence from the reference, in nats a token.
+        agreement: Share of positions with the reference's likeliest token.
+        code_divergence: The same for the codes of speech, and so `code_agreement`.
+    """
+
+    precision: str = column("weights")
+    sequence: str = column("sequence")
+    tokens: int = column("tokens")
+    megabytes: float = column("MB", ".0f")
+    perplexity: float = column("perplexity ↓", ".3f")
+    change: float = column("change", "+.2%")
+    divergence: float = column("divergence ↓", ".5f")
+    agreement: float = column("same token ↑", ".4f")
+    code_divergence: float = column("codes: divergence ↓", ".5f")
+    code_agreement: float = column("codes: same ↑", ".4f")
+
+
+class ComparedModel(NamedTuple):
+    """A model to compare: what loads it anew in float32, and whether it speaks."""
+
+    load: Callable[[], SpeechLM]
+    speaks: bool
+
+
+class Stored(NamedTuple):
+    """A model in one precision, and the bytes of its weights."""
+
+    lm: SpeechLM
+    nbytes: int
+
+
+class Prediction(NamedTuple):
+    """Log probabilities of each next token `[P, V]`, and of the codes of speech `[S, V']`."""
+
+    text: Tensor
+    codes: Tensor
+
+
+def find_model(model: str | Path) -> ComparedModel:
+    """Find a model of speech, or a text model (a folder, a Hugging Face id, a GGUF file).
+
+    Raises:
+        UserError: It cannot be opened, or is quantized already.
+    """
+    if str(model).endswith(".gguf"):
+        expanded = cache(partial(from_text_model, model, TEXT_DECODER))  # takes longer than a copy
+        return ComparedModel(lambda: deepcopy(expanded()), speaks=False)
+    try:
+        checkpoint = open_checkpoint(model)
+    except UserError as error:
+        if "not a speech model" not in str(error):
+            raise
+        return ComparedModel(partial(from_text_model, model, TEXT_DECODER), speaks=False)
+    if checkpoint.quantization is not None:
+        raise UserError(f"{model}: already quantized; give the model from which it was made")
+    return ComparedModel(partial(SpeechLM.from_pretrained, model, torch.float32), speaks=True)
+
+
+def quantization_of(precision: str) -> Quantization | None:
+    """Return how a precision quantizes, None if it does not. Raises `UserError` if it is unknown."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision}")
+    kind, _, group = precision.partition("/")
+    return None if precision in (REFERENCE, BASE) else Quantization(kind, int(group or 32))  # type: ignore[arg-type]
+
+
+def _check_fits(lm: SpeechLM, precision: str) -> None:
+    """Raise `UserError` if a precision does not fit a matrix of the model."""
+    quantization = quantization_of(precision)
+    if quantization is not None:
+        matrices = (module.unquantized() for _, module in quantizable(lm) if not isinstance(module, Embedding))
+        for weight in (weight for found in matrices for weight in found.values()):
+            quantization.check_divides(weight.shape[1])
+
+
+def in_precision(lm: SpeechLM, precision: str) -> Stored:
+    """Convert a float32 model, and pack it for inference.
+
+    Raises:
+        UserError: The precision is unknown, or int4 does not divide the model's matrices.
+    """
+    if precision != REFERENCE:
+        lm = lm.to(torch.bfloat16)
+    if (quantization := quantization_of(precision)) is not None:
+        quantize_model(lm, quantization)
+    matrices = sum(
+        m.nbytes for part in lm.modules() if isinstance(part, Quantizable) for m in part.quantized().values()
+    )
+    nbytes = matrices + sum(parameter.nbytes for parameter in lm.parameters())
+    pack(lm)
+    return Stored(lm, nbytes)
+
+
+@torch.inference_mode()
+def predict(lm: SpeechLM, patches: Patches) -> Prediction:
+    """Read a sequence `[1, P]`, and predict every next token and the codes of every next patch of speech."""
+    state = lm.init_state(1, patches.text.shape[1])
+    hidden, _ = lm.backbone(lm.embed(patches), state.stack)
+    text = torch.cat([lm.text_logits(part).float().log_softmax(-1) for part in hidden[0, :-1].split(ROWS)])
+    following = patches.codes[0, 1:].to(lm.device)
+    speaks = following[:, 0, 0] != lm.config.no_speech
+    logits = lm.code_logits(hidden[0, :-1][speaks], following[speaks])[..., : lm.config.codebook_size]
+    return Prediction(text, logits.float().log_softmax(-1).flatten(0, 2))
+
+
+@torch.inference_mode()
+def replies(lm: SpeechLM, questions: Sequence[str] = QUESTIONS) -> dict[str, Patches]:
+    """Return the greedy spoken reply to each question, after its prompt: what other precisions have to predict."""
+    found, prompt = {}, lm.prompt
+    for question in questions:
+        start = concat(prompt.system_prompt("t2s"), prompt.user_text(question))
+        hidden, state = lm.prefill(start, lm.init_state(1, start.text.shape[1] + REPLY_PATCHES + 8))
+        steps = generate(lm, hidden, state, SamplingParams.greedy(device=lm.device), REPLY_PATCHES)
+        found[question] = concat(start, *(Patches(*(part.cpu() for part in step.patches)) for step in steps))
+    return found
+
+
+def compare(
+    name: str, sequence: str, stored: Stored, patches: Patches, reference: Prediction, base: float | None
+) -> PrecisionRow:
+    """Return the row of one precision on one sequence; `base` is the perplexity of `BASE` there, None for its own."""
+    found = predict(stored.lm, patches)
+    truth = patches.text[0, 1:, None].to(found.text.device)
+    perplexity = math.exp(-float(found.text.gather(1, truth).mean()))
+    code_divergence, code_agreement = distance(reference.codes, found.codes)
+    return PrecisionRow(
+        name,
+        sequence,
+        len(truth),
+        stored.nbytes / 1e6,
+        perplexity,
+        0.0 if base is None else perplexity / base - 1,
+        *distance(reference.text, found.text),
+        code_divergence,
+        code_agreement,
+    )
+
+
+def distance(reference: Tensor, found: Tensor) -> tuple[float, float]:
+    """Return the mean divergence of log probabilities `[N, V]`, and the share of equal choices; nan without rows."""
+    if not len(reference):
+        return math.nan, math.nan
+    divergence = sum(float((a.exp() * (a - b)).sum()) for a, b in zip(reference.split(ROWS), found.split(ROWS)))
+    return divergence / len(reference), float((reference.argmax(-1) == found.argmax(-1)).float().mean())
+
+
+def evaluate(
+    model: ComparedModel, texts: Mapping[str, str], precisions: Sequence[str] = PRECISIONS, tokens: int = 1024
+) -> Iterator[PrecisionRow]:
+    """Yield the rows of all precisions, one model in memory at a time.
+
+    Args:
+        model: The model.
+        texts: Texts by name.
+        precisions: Those of `PRECISIONS` to compare.
+        tokens: The most tokens of a text.
+
+    Raises:
+        UserError: A precision is unknown or does not fit the model, or a text is empty.
+    """
+    lm = model.load()
+    for precision in precisions:  # before minutes of work
+        _check_fits(lm, precision)
+    lm = in_precision(lm, REFERENCE).lm
+    sequences = {name: lm.prompt.text_patches(lm.prompt.encode(text)[:tokens]) for name, text in texts.items()}
+    if short := next((name for name, patches in sequences.items() if patches.text.shape[1] < 2), None):
+        raise UserError(f"{short}: holds no text")
+    sequences |= replies(lm) if model.speaks else {}
+    references = {name: predict(lm, patches) for name, patches in sequences.items()}
+    del lm
+    bases: dict[str, float] = {}
+    for precision in (BASE, *(p for p in precisions if p != BASE)):
+        stored = in_precision(model.load(), precision)
+        for name, patches in sequences.items():
+            row = compare(precision, name, stored, patches, references[name], bases.get(name))
+            bases.setdefault(name, row.perplexity)  # the first precision is the base
+            if precision in precisions:
+                yield row
+        del stored
+
+
+def main(
+    model: str | Path,
+    texts: Sequence[Path] = (),
+    precisions: Sequence[str] = PRECISIONS,
+    tokens: int = 1024,
+    threads: int = 1,
+    out: Path | None = None,
+) -> list[PrecisionRow]:
+    """Compare precisions of a model, print the table and return its rows.
+
+    Args:
+        model: A model of speech, or a text model (a folder, a Hugging Face id, a GGUF file).
+        texts: Files of text.
+        precisions: Those of `PRECISIONS` to compare.
+        tokens: The most tokens of a text.
+        threads: Threads of torch.
+        out: A JSON file for the rows.
+
+    Raises:
+        UserError: The model or a text cannot be used.
+    """
+    for precision in precisions:
+        quantization_of(precision)  # checks its name
+    contents = {path.name: _read(path) for path in texts}
+    torch.set_num_threads(threads)
+    console, found, rows = Console(), find_model(model), []
+    if not contents and not found.speaks:
+        raise UserError("a text model is compared on texts: give --text FILE")
+    with console.status("loading …") as status:
+        for row in evaluate(found, contents, precisions, tokens):
+            rows.append(row)
+            status.update(f"{row.precision}: {row.sequence} …")
+    rows.sort(key=lambda row: PRECISIONS.index(row.precision))
+    report.publish({"Precision of the weights": rows}, console, out)
+    return rows
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
