@@ -14,7 +14,7 @@ import multiprocessing.connection
 import random
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.corpus.real_speech import Recording, find_recordings, load_recording
-from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, item_of
+from speechgpt2.corpus.store import (
+    ASSISTANT_VOICE,
+    CLONED,
+    Corpus,
+    CorpusError,
+    CorpusItem,
+    CorpusWriter,
+    Record,
+    item_of,
+)
 from speechgpt2.curriculum.limits import foreign_sentence, not_understood, unknown_request
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
 from speechgpt2.dsp.other_sounds import draw_sound
 from speechgpt2.dsp.world_pitch import track_pitch
 from speechgpt2.processes import single_threaded
-from speechgpt2.tts.augment import augment_microphone, augment_utterance
+from speechgpt2.tts.augment import STRETCH, augment_microphone, augment_utterance, stretch
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
 from speechgpt2.tts.voices import Voice, speak, training_voices, vary_voice
@@ -45,6 +54,8 @@ WORD_LISTS = 0.65  # share of the dictations; the rest are sentences
 OWN_VOICE = 0.15  # share of dictations in the assistant's voice
 DEFAULT_VOICE = 0.6  # share of the replies and read texts in the first of the assistant's voices
 UNKNOWN = 0.06  # exchanges whose question is outside of all skills
+CLONED_ENGINES = ("kokoro",)  # whose speakers the model learns to imitate
+OTHER_TRACT = 0.5  # of these speakers, share that get another vocal tract
 NOT_UNDERSTOOD = 0.06  # exchanges that begin with noise, music, silence or another language
 FOREIGN = 0.4  # of these
 EVALUATION_SEED = 0  # seed of the dialogues' test split
@@ -181,7 +192,7 @@ def _test_part(voices: str, count: int) -> Iterator[CorpusItem]:
 
 def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"exchanges/{seed}/{index}"), voice_set(voices)
-    speaker = _Speaker(rng, bank, takes)
+    speaker, asker = _Speaker(rng, bank, takes), _Asker(rng, bank)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         name, kind = f"ex-{index:04d}-{number:04d}", rng.random()
@@ -192,7 +203,9 @@ def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
         else:
-            yield from speaker.exchange(name, exchange, speak(exchange.question, bank.draw(lang, rng)))
+            question = asker.speak(exchange.question, lang)
+            yield from speaker.exchange(name, exchange, question)
+            yield from asker.clean(name, question)
 
 
 def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
@@ -206,14 +219,19 @@ def _say_part(voices: str, seed: int, index: int, count: int) -> Iterator[Corpus
 
 def _dictation_part(takes: int, voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"dictations/{seed}/{index}"), voice_set(voices)
+    asker = _Asker(rng, bank)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
         text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
-        own = rng.random() < OWN_VOICE and bank.assistant[lang]
-        utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng) if own else bank.draw(lang, rng))
+        name = f"hear-{index:04d}-{number:04d}"
+        if rng.random() < OWN_VOICE and bank.assistant[lang]:
+            utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng))
+        else:
+            utterance = asker.speak(text, lang)
+            yield from asker.clean(name, utterance)
         for take in range(takes):
-            name = f"hear-{index:04d}-{number:04d}{_suffix(take)}"
-            yield item_of(augment_utterance(utterance, rng), name, role="user", extra={"skill": "dictation"})
+            recorded = augment_utterance(utterance, rng)
+            yield item_of(recorded, f"{name}{_suffix(take)}", role="user", extra={"skill": "dictation"})
 
 
 def _recorded_dictations(takes: int, chunk: list[Recording]) -> Iterator[CorpusItem]:
@@ -259,7 +277,36 @@ class _Speaker:
         is_default = len(voices) == 1 or self.rng.random() < DEFAULT_VOICE
         number = 0 if is_default else self.rng.randrange(1, len(voices))
         utterance = speak(text, vary_voice(voices[number], self.rng))
-        return item_of(utterance, name, role="assistant", extra={**extra, "assistant_voice": number}, **fields)
+        return item_of(utterance, name, role="assistant", extra={**extra, ASSISTANT_VOICE: number}, **fields)
+
+
+@dataclass
+class _Asker:
+    """The user's side of a corpus: speakers who speak twice each, so that the model can learn to imitate them."""
+
+    rng: random.Random
+    bank: VoiceSet
+    speakers: dict[str, tuple[Voice, float]] = field(default_factory=dict)
+
+    def speak(self, text: str, lang: str) -> Utterance:
+        """Speak in a new speaker's voice, or in that of a language's last utterance if it spoke once only."""
+        speaker = self.speakers.pop(lang, None)
+        if speaker is None:
+            speaker = self.speakers[lang] = self._new(lang)
+        voice, tract = speaker
+        if tract == 1:
+            return speak(text, voice)
+        return replace(stretch(speak(text, voice), tract), voice=replace(voice, name=f"{voice.name}@{tract}"))
+
+    def clean(self, name: str, utterance: Utterance) -> Iterator[CorpusItem]:
+        """Yield the utterance without room and noise, if its speaker is one to imitate."""
+        if utterance.voice.engine in CLONED_ENGINES:
+            yield item_of(utterance, f"{name}-clean", extra={"skill": CLONED})
+
+    def _new(self, lang: str) -> tuple[Voice, float]:
+        voice = self.bank.draw(lang, self.rng)
+        is_other = voice.engine in CLONED_ENGINES and self.rng.random() < OTHER_TRACT
+        return voice, round(self.rng.uniform(*STRETCH), 3) if is_other else 1.0
 
 
 def _incomprehensible(rng: random.Random) -> Utterance:

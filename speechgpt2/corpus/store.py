@@ -30,6 +30,8 @@ from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 FORMAT = 1
 PAD_TO = FRAME_SIZE
+ASSISTANT_VOICE = "assistant_voice"  # key of `Record.extra`: which of the assistant's voices speaks, by number
+CLONED = "cloned"  # skill of an utterance that is learnt after another one of the same speaker only
 
 _PCM, _F0, _INDEX, META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
 

@@ -19,7 +19,7 @@ import torch
 
 from speechgpt2.corpus.codes import CodedData
 from speechgpt2.corpus.phones import SILENCE, PhoneSet
-from speechgpt2.corpus.store import Record
+from speechgpt2.corpus.store import ASSISTANT_VOICE, CLONED, Record
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
 from speechgpt2.lm.alignment import restore_spacing
@@ -30,7 +30,6 @@ from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.training import distributed
 from speechgpt2.types import FRAME_RATE, MODES, SAMPLE_RATE, Mode, Segment, Text, Tool, ToolCall, Turn
 
-ASSISTANT_VOICE = "assistant_voice"  # key of `Record.extra`: which of the assistant's voices speaks, by number
 DEFAULT_VOICE = 0
 LATER = 9  # bound of the frames of silence before the input speech
 PAUSED = 13  # bound of the frames of silence after an incomplete question
@@ -133,7 +132,10 @@ class TaskSource:
         self.by_speaker = defaultdict(list)
         for record in found["synthesis"]:
             self.by_speaker[record.speaker].append(record)
-        found["cloned_synthesis"] = [r for r in found["synthesis"] if r.speaker and len(self.by_speaker[r.speaker]) > 1]
+        found["synthesis"] = [r for r in found["synthesis"] if r.extra.get("skill") != CLONED]
+        found["cloned_synthesis"] = [
+            record for speaker, own in self.by_speaker.items() if speaker and len(own) > 1 for record in own
+        ]
         dialogues = list(find_dialogues(records))
         found["tools"] = [d for d in dialogues if d.calls_tools]
         talks = [d for d in dialogues if not d.calls_tools]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class LMTrainConfig:
     draft_tokens: int = 0  # tokens that a new draft head proposes
     draft_weight: float = 0.2  # loss of the draft head
     corrupt: float = 0.1  # share of the model's own frames that are replaced in the input
+    dropout: float = 0.0  # share of what each layer's attention and feed-forward part add that is left out
     corrupt_given: float = 0.0  # share of the other frames of speech that are replaced: fewer voices seem more
     max_perplexity_ratio: float | None = None  # the perplexity of held-out text may rise to this times that before
     # Schedule
@@ -96,6 +98,8 @@ class LMTrainConfig:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.accumulate < 1 or self.row_patches < 2:
             raise UserError("rows and accumulate must be at least 1, row_patches at least 2")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be a share in 0…1, not {self.dropout}")
 
     @property
     def weights(self) -> TermWeights:
@@ -309,12 +313,20 @@ def parameter_groups(trained: dict[str, nn.Parameter], config: LMTrainConfig) ->
 
 
 def prepare_layers(model: SpeechLM, config: LMTrainConfig) -> None:
-    """Let the backbone's layers be compiled, or computed again in the backward pass, as the configuration says."""
+    """Let layers drop parts, be compiled, or be computed again in the backward pass, as the configuration says."""
+    for layer in (*model.backbone.layers, *model.patch_decoder.stack.layers) if config.dropout else ():
+        for part in (layer.attention, layer.ffn):
+            part.register_forward_hook(partial(_dropped, config.dropout))
     for layer in model.backbone.layers:
         if config.checkpoint_activations:
             layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
         if config.compile:
             layer.compile()
+
+
+def _dropped(share: float, module: nn.Module, given: Any, output: Tensor) -> Tensor:
+    # An evaluation between two steps computes no gradient, and drops nothing.
+    return nn.functional.dropout(output, share) if torch.is_grad_enabled() else output
 
 
 def _recomputed(forward: Any) -> Any:

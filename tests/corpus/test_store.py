@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from speechgpt2.corpus import build_corpora
-from speechgpt2.corpus.store import Corpus, CorpusError, CorpusItem, CorpusWriter, Record, pairs
+from speechgpt2.corpus.store import CLONED, Corpus, CorpusError, CorpusItem, CorpusWriter, Record, pairs
 from speechgpt2.tts.utterance import Phone, Word
 from speechgpt2.tts.voices import ASSISTANT_VOICES
 from tests import needs
@@ -113,6 +113,19 @@ def test_takes_repeat_questions_and_askers_are_answered_in_text(tmp_path):
     assert len(by_name) > 20 and set(by_name.values()) == {3}
     unclear = [question for question in spoken if not question.text]
     assert unclear and all(r.extra["skill"] == "not_understood" for r in unclear)
+
+
+@needs.extra("synthesis", "pyworld")
+@needs.voice(*ASSISTANT_VOICES.values())
+def test_natural_speakers_can_be_imitated(monkeypatch):
+    monkeypatch.setattr(build_corpora, "CLONED_ENGINES", ("espeak",))
+    records = [item.record for item in build_corpora._dictation_part(2, "askers", 3, 0, 24)]
+    cloned = [record for record in records if record.extra["skill"] == CLONED]
+    assert all(record.role == "" and record.text for record in cloned)
+    by_speaker = Counter(record.speaker for record in cloned)
+    assert len(by_speaker) >= 4 and list(by_speaker.values()).count(2) >= len(by_speaker) - 2  # the last speak once
+    assert any("@" in speaker for speaker in by_speaker) and not all("@" in speaker for speaker in by_speaker)
+    assert sum(record.role == "user" for record in records) == 48
 
 
 def test_real_dictations_are_single_words_of_the_folder(tmp_path):

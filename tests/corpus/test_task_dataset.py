@@ -238,6 +238,24 @@ def test_user_speech_is_corrupted_where_there_is_speech(source):
     assert torch.equal(noisy.patches.codes, whole.patches.codes)  # what is predicted stays
 
 
+def test_imitated_speaker_is_given_as_a_greeting(data, codec):
+    """Two of the texts read aloud are of one speaker that is imitated; the others are of the assistant."""
+    is_imitated = {"say 1", "say 3"}.__contains__
+    records = tuple(
+        replace(r, role="", speaker="someone", extra={"skill": "cloned"}) if is_imitated(r.text) else r
+        for r in data.records
+    )
+    config = LMTrainConfig(BackboneConfig(400, 32, 1, 2, 2, 48), PatchDecoderConfig(16, 1, 2, 32))
+    mix = TaskMix(cloned_synthesis=0.5)
+    source = TaskSource(replace(data, records=records), new_model(config, data, codec).prompt, mix)
+    assert {r.text for r in source.pools["synthesis"].items} == {"say 0", "say 2"}
+    assert {r.text for r in source.pools["cloned_synthesis"].items} == {"say 1", "say 3"}
+    for seed in range(6):
+        text = source.example_of("cloned_synthesis", np.random.default_rng(seed)).patches.text[0].tolist()
+        spoken = source.prompt.tokenizer.decode(text)
+        assert "say 1" in spoken and "say 3" in spoken  # the one is the other's greeting
+
+
 def test_held_out_is_never_drawn(source):
     turns = [d.turns[0] for mode in ("s2s", "t2t") for d in source.pools[mode].items]
     assert turns and all(turn.split == "train" and turn.text != "held out" for turn in turns)

@@ -151,8 +151,10 @@ def test_codec_loss_falls(tiny_codec):
     assert np.mean(mel[-10:]) < 0.85 * np.mean(mel[:5])
 
 
-def test_lm_resumes_exactly(tiny_lm, tmp_path):
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_lm_resumes_exactly(tiny_lm, tmp_path, dropout):
     build, config = tiny_lm
+    config = replace(config, dropout=dropout)
     model = build()
     train_lm(config, model, Counting(model.prompt), str(tmp_path / "whole"))
     other = build()
@@ -167,6 +169,19 @@ def test_lm_resumes_exactly(tiny_lm, tmp_path):
     assert same(model.state_dict(), resumed.state_dict())
     lines = [json.loads(line) for line in (part / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 8 and lines[-1]["text"] > 0
+
+
+def test_dropout_changes_training_and_no_evaluation(tiny_lm):
+    build, config = tiny_lm
+    plain, dropping = build(), build()
+    trainers = [
+        LMTrainer(replace(config, dropout=share), model, Counting(model.prompt), torch.device("cpu"))
+        for share, model in ((0.0, plain), (0.5, dropping))
+    ]
+    patches = trainers[0].batches(0)[0].patches
+    with torch.no_grad():
+        assert torch.equal(plain(patches), dropping(patches))
+    assert trainers[0].step(0)["text"] != trainers[1].step(0)["text"]
 
 
 def test_lm_learns_to_transcribe_write_and_speak(tiny_lm):
