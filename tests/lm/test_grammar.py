@@ -15,13 +15,14 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.sampling import SamplingParams, unpack_bits
 from speechgpt2.lm.tools import parse_tool_calls, render_tool_turn, tool_call_prefix
-from speechgpt2.types import Tool, ToolCall, Turn
+from speechgpt2.types import Patches, Tool, ToolCall, Turn
 from tests import needs
 from tests.lm.tiny import tiny_lm
 
 needs.module("llguidance", "grammar")
 jsonschema = needs.module("jsonschema", "assistant")
 
+BATCH = 50
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
 WEATHER = Tool("weather", "The weather.", {**CITY, "additionalProperties": False})
 TIDES = Tool("tides", "The tides.", {**CITY, "additionalProperties": False})
@@ -36,6 +37,28 @@ def write(lm, constraint, seed=0, most=1500):
     tokens = [int(step.patches.text) for step in generate(lm, hidden, state, sampling, most, constraint)]
     ended = tokens[-1] == lm.prompt.special_ids.eos
     return lm.prompt.tokenizer.decode(tokens[: len(tokens) - ended]), ended
+
+
+def write_batch(lm, constraints, most=1500):
+    """The texts of replies of random weights, a row each, and whether they have ended."""
+    rows, eos = len(constraints), lm.prompt.special_ids.eos
+    state, question = lm.init_state(rows, most + 64), lm.prompt.user_text("weather?")
+    hidden, state = lm.prefill(Patches(*(part.expand(rows, *part.shape[1:]) for part in question)), state)
+    sampling, tokens = SamplingParams.of(rows, temperature=1.0, top_k=0, top_p=1.0), [[] for _ in range(rows)]
+    active = torch.ones(rows, dtype=torch.bool)
+    while active.any() and len(tokens[int(active.nonzero()[0])]) < most:
+        bits = torch.full((rows, -(-lm.config.backbone.vocab // 32)), -1, dtype=torch.int32)
+        for row in active.nonzero().flatten().tolist():
+            bits[row] = torch.tensor(constraints[row].allowed())
+        patches = lm.sample(hidden, state, sampling, allowed=bits)
+        for row in active.nonzero().flatten().tolist():
+            token = int(patches.text[row])
+            assert constraints[row].accept(token)
+            active[row] = token != eos
+            tokens[row] += [token] * bool(active[row])
+        after, state = lm.prefill(patches, state, active.long())
+        hidden = torch.where(active[:, None], after, hidden)
+    return [lm.prompt.tokenizer.decode(row) for row in tokens], (~active).tolist()
 
 
 def calls_of(text):
@@ -65,15 +88,16 @@ def lm():
 def test_random_schemas_and_random_weights_give_no_invalid_call(schemas):
     """A call that is cut at the maximal length would be no call; none is here, since all values are bounded."""
     lm, generator = tiny_lm(seed=3, tools=True), random.Random(schemas)
-    for number in range(schemas):
-        tool = random_tool(number, generator)
-        text, ended = write(lm, lm.prompt.grammars.constraint([tool, WEATHER], required=tool.name), seed=number)
-        assert ended, text
-        calls = calls_of(text)
-        assert calls and "".join(part for part in parse_tool_calls(text) if isinstance(part, str)).split() == ["###"]
-        for call in calls:
-            assert call.name == tool.name
-            jsonschema.Draft202012Validator(tool.parameters).validate(json.loads(call.arguments))
+    for first in range(0, schemas, BATCH):
+        tools = [random_tool(first + n, generator) for n in range(min(BATCH, schemas))]
+        compiled = [lm.prompt.grammars.constraint([tool, WEATHER], required=tool.name) for tool in tools]
+        for tool, text, ended in zip(tools, *write_batch(lm, compiled), strict=True):
+            assert ended, text
+            calls = calls_of(text)
+            assert calls and "".join(p for p in parse_tool_calls(text) if isinstance(p, str)).split() == ["###"]
+            for call in calls:
+                assert call.name == tool.name
+                jsonschema.Draft202012Validator(tool.parameters).validate(json.loads(call.arguments))
 
 
 def test_random_response_schemas_give_valid_json(lm):

@@ -72,3 +72,14 @@ def test_scale_settings_from_all_sources(tmp_path):
     path.write_text("scale: {replicas: 2, num_gpus: 1, cluster: auto}")
     scale = read_config(path, {"SG2_SCALE_MAX_REPLICAS": "6"}, {"scale": {"replicas": 3}}).scale
     assert (scale.replicas, scale.max_replicas, scale.num_gpus, scale.cluster) == (3, 6, 1.0, "auto")
+
+
+def test_tools_and_persona_come_from_flags_and_environment():
+    from speechgpt2.server.config import ToolsConfig
+
+    environ = {"SG2_TOOLS_MCP": "a b,c", "SG2_TOOLS_TIMEOUT": "3", "SG2_PERSONA": "pirate"}
+    settings = read_config(None, environ, {"tools": {"search": "ddgs"}})
+    assert settings.tools == ToolsConfig(mcp=("a b", "c"), timeout=3.0, search="ddgs")
+    assert settings.persona == "pirate"
+    with pytest.raises(UserError, match="timeout must be above 0"):
+        read_config(None, {"SG2_TOOLS_TIMEOUT": "0"}, {})

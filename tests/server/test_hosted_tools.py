@@ -344,3 +344,34 @@ def test_client_approves_and_denies_calls(model):
             item = {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": approve}
             client.send("conversation.item.create", item=item)
             assert answer(client) == "Hello." and output in model.knows()
+
+
+def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
+    needs.module("onnxruntime", "server")
+    import torch
+
+    from speechgpt2.duplex.dialogue import Dialogue
+    from speechgpt2.engine.config import EngineConfig
+    from speechgpt2.engine.engine import Engine
+    from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm
+    from tests.server.test_tools import Model
+
+    lm = tiny_lm(ScriptedLM, tools=True, chain_of_modality=True)
+    lm.script, ids, codes = [], lm.prompt.special_ids, torch.zeros(3, 3, dtype=torch.int64)
+    engine = Engine(tiny_codec(), lm, EngineConfig(slots=2, context=8192))
+    engine.start()
+    tools = ToolsConfig(functions=DEMO, filler_seconds=0.1)
+    with serving(engine, Dialogue, slots=2, context=8192, tools=tools) as served, open_client(served) as client:
+        model, spoken = Model(served, lm), [(ids.filler, codes)] * 3
+        ended = [(token, None) for token in lm.prompt.turn_end(speaking=True).text[0].tolist()]
+        model.will(call("slow", seconds=4))
+        lm.script += [*spoken, *ended]  # the filler, whose words are given
+        lm.script += [(token, None) for token in lm.prompt.encode("It's 25.")]
+        lm.script += [(ids.speech_start, None), *spoken, *ended]
+        client.write("weather?")
+        client.until("response.done", seconds=60)
+        events = client.until("response.done", seconds=60)
+        assert events[-1]["response"]["output"][0]["content"][0]["transcript"] == "One moment, please."
+        assert any(event["type"] == "response.output_audio.delta" for event in events)
+        assert answer(client) == "It's 25."
+        assert "One moment" not in model.knows() and "4.0 s have passed" in model.knows() and not lm.script
