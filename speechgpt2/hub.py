@@ -156,8 +156,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         check_writable(path)
     scratch = target if special else target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")
     try:
+        if not special:
+            scratch.touch()
+            mode = scratch.stat().st_mode  # as the umask has it; some libraries let nobody else read what they write
         write(scratch)
         if not special:
+            scratch.chmod(mode)
             os.replace(scratch, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None

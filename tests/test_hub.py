@@ -141,6 +141,9 @@ def test_tensors_round_trip(tmp_path):
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     assert hub.list_tensors(path) == {"a": ("I64", (3, 2)), "b": ("BF16", (4,))}
+    plain = tmp_path / "plain.txt"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # whoever may read other files may read this one
 
 
 @pytest.mark.parametrize("read", [hub.load_tensors, hub.list_tensors])
