@@ -236,7 +236,7 @@ class RealtimeSession(WireSession[ClientMessage]):
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
         changes = self.context.personas.expand(changes, "session")
-        config = self.context.voices.settle(self.context.config.updated(changes), "session")
+        config = self.context.voices.resolve(self.context.config.updated(changes), "session")
         self.context.check_voice(config.audio.output.voice)
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
