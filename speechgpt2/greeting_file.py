@@ -45,7 +45,7 @@ def read_entries(path: Path, codebooks: int, codebook_size: int, convert: Callab
         path: The file.
         codebooks: Codes per frame.
         codebook_size: Number of different codes.
-        convert: Makes of an entry what the caller needs; its `UserError` gets the number of the line.
+        convert: Converts an entry; its `UserError` gets the number of the line.
 
     Raises:
         UserError: The file is invalid; names file and line.

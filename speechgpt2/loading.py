@@ -108,7 +108,7 @@ class Sources:
         """
         file = None if self.greetings is None else Path(self.greetings)
         lm = load_lm(checkpoint, self.dtype, device, self.quantization, greetings=file)
-        lm.prompt.greetings = lm.prompt.greetings.preferring(self.voice, self.greeting_index)
+        lm.prompt.greetings = lm.prompt.greetings.with_default(self.voice, self.greeting_index)
         return lm
 
 

@@ -28,7 +28,7 @@ REASONS: dict[str, Literal["stop", "length", "interrupted"]] = {
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where the server is.
+    """The address of the server.
 
     Attributes:
         url: Its URL.

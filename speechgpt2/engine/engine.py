@@ -183,7 +183,7 @@ class Engine:
         Raises:
             UserError: There is no such voice, the greeting cannot be encoded, or the schema cannot be followed.
         """
-        self.prompt.greetings.check(settings.voice)
+        self.prompt.greetings.resolve(settings.voice)
         tools = settings.tools if self.prompt.template.tools else ()
         self.prompt.grammars.constraint(tools, settings.require_tool if tools else False, settings.response_schema)
         if settings.greeting is None:

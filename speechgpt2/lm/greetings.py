@@ -36,16 +36,16 @@ class Greetings:
     Attributes:
         speech: Each greeting by its name, in the order of the file. One without a name has its index as its name.
         default: Name of the greeting that opens conversations for which none is chosen.
-        written_too: Whether a greeting also opens conversations in which the model writes.
+        opens_text: Whether greetings also open conversations with written replies.
         built_in: Whether they come with this package, as the model's folder holds none.
     """
 
     speech: dict[str, Speech]
     default: str | None = None
-    written_too: bool = False
+    opens_text: bool = False
     built_in: bool = False
 
-    def check(self, voice: str | None) -> str | None:
+    def resolve(self, voice: str | None) -> str | None:
         """Return the name of a voice: itself, or that of the default for None and "default".
 
         Raises:
@@ -66,10 +66,10 @@ class Greetings:
         Raises:
             UserError: If there is no such voice.
         """
-        name = self.check(voice)
-        return self.speech[name] if name is not None and (self.written_too or mode[2] == "s") else None
+        name = self.resolve(voice)
+        return self.speech[name] if name is not None and (self.opens_text or mode[2] == "s") else None
 
-    def preferring(self, voice: str | None = None, index: int | None = None) -> Greetings:
+    def with_default(self, voice: str | None = None, index: int | None = None) -> Greetings:
         """Return the same greetings with another default, chosen by name or by its index in the file.
 
         Raises:
@@ -79,7 +79,7 @@ class Greetings:
             if index >= len(self.speech):
                 raise UserError(f"there are {len(self.speech)} greetings, counted from 0, and no number {index}")
             voice = [*self.speech][index]
-        return self if voice is None else replace(self, default=self.check(voice))
+        return self if voice is None else replace(self, default=self.resolve(voice))
 
 
 def read_greetings(path: Path, prompt: Prompt) -> Greetings:

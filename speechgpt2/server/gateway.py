@@ -54,7 +54,7 @@ class Gateway:
         self.voices = Voices(engine.voices)
         self.personas = Personas(config.persona)
         chosen = self.personas.expand({"persona": config.persona}, "session")
-        self.default_session = self.voices.settle(SessionConfig(model=config.model).updated(chosen), "session")
+        self.default_session = self.voices.resolve(SessionConfig(model=config.model).updated(chosen), "session")
         self.authenticator = Authenticator(
             config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)
         )
@@ -100,7 +100,7 @@ class Gateway:
             ApiError: The client secret holds invalid settings.
         """
         try:
-            config = self.voices.settle(self.updated(self.default_session, dict(principal.session)), "session")
+            config = self.voices.resolve(self.updated(self.default_session, dict(principal.session)), "session")
         except ProtocolError as error:
             raise ApiError(400, str(error), error.code, error.param) from None
         if config.seed is None:

@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from speechgpt2.duplex.protocol import (
     Dialogue,
@@ -39,7 +39,7 @@ from speechgpt2.server.context import SessionContext
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.items import ConversationItem, item_from_client, turn_from_item
-from speechgpt2.server.messages import ClientMessage, ResponseConfig
+from speechgpt2.server.messages import ClientMessage, RealtimeSerializer, ResponseConfig
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.personas import Personas
 from speechgpt2.server.responses import Responses
@@ -62,6 +62,11 @@ from speechgpt2.types import (
     Transcript,
     Turn,
 )
+
+if TYPE_CHECKING:
+    from speechgpt2.server.gateway import Gateway
+
+S = TypeVar("S", bound="RealtimeSession")
 
 
 class RealtimeSession(WireSession[ClientMessage]):
@@ -236,7 +241,7 @@ class RealtimeSession(WireSession[ClientMessage]):
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
         changes = self.context.personas.expand(changes, "session")
-        config = self.context.voices.settle(self.context.config.updated(changes), "session")
+        config = self.context.voices.resolve(self.context.config.updated(changes), "session")
         self.context.check_voice(config.audio.output.voice)
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
@@ -310,3 +315,20 @@ class RealtimeSession(WireSession[ClientMessage]):
         if item.turn is not None:
             self.dialogue.delete_turn(item.turn)
         self.events.send("conversation.item.deleted", item_id=item.id)
+
+
+def make_session(
+    kind: type[S], gateway: Gateway, serializer: RealtimeSerializer, dialogue: Dialogue, config: SessionConfig
+) -> S:
+    """Make a Realtime session with a channel of its own.
+
+    Args:
+        kind: `RealtimeSession`, or a subclass for another transport.
+        gateway: The gateway that opens the session.
+        serializer: Formats the events for the transport.
+        dialogue: The dialogue with the model.
+        config: The session's initial settings.
+    """
+    channel: Channel[ClientMessage] = Channel(serializer, gateway.config.limits)
+    shared = gateway.metrics, gateway.tools, gateway.personas, gateway.config.log_transcripts
+    return kind(dialogue, gateway.engine, config, channel, *shared)

@@ -15,10 +15,9 @@ from pydantic import Field
 from speechgpt2.duplex.protocol import Dialogue
 from speechgpt2.server.api_errors import ApiError, read_json, validate_request, warning_headers
 from speechgpt2.server.auth import DEFAULT_TTL, SUBPROTOCOL, TTL_RANGE, Principal
-from speechgpt2.server.channel import Channel
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.messages import RealtimeSerializer
-from speechgpt2.server.realtime import RealtimeSession
+from speechgpt2.server.realtime import RealtimeSession, make_session
 from speechgpt2.server.schema import WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.websocket import WebSocketProtocol
@@ -52,18 +51,7 @@ class RealtimeWebSocket(WebSocketProtocol):
 
     def make_session(self, dialogue: Dialogue, config: SessionConfig) -> RealtimeSession:
         """Make a Realtime session. See `WebSocketProtocol`."""
-        gateway = self.gateway
-        channel = Channel(RealtimeSerializer(), gateway.config.limits)
-        return RealtimeSession(
-            dialogue,
-            gateway.engine,
-            config,
-            channel,
-            gateway.metrics,
-            gateway.tools,
-            gateway.personas,
-            gateway.config.log_transcripts,
-        )
+        return make_session(RealtimeSession, self.gateway, RealtimeSerializer(), dialogue, config)
 
     async def create_client_secret(self, request: Request) -> Response:
         """Create a short-lived secret that a browser may use instead of an API key."""

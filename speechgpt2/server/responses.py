@@ -50,7 +50,7 @@ class Responses:
             param = "response.conversation" if request.conversation == "none" else "response.input"
             raise ProtocolError("A response outside of the conversation is not supported.", "unsupported_value", param)
         changes = request.model_dump(exclude_none=True, exclude={"metadata", "conversation", "input"})
-        config = self.context.voices.settle(self.context.config.updated(changes, "response"), "response")
+        config = self.context.voices.resolve(self.context.config.updated(changes, "response"), "response")
         if config.audio.output.voice != self.context.config.audio.output.voice:
             raise ProtocolError(
                 "A response has the voice of its session: set session.audio.output.voice before the first one.",

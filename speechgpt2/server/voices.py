@@ -1,7 +1,7 @@
 """The voices of the served model, as clients choose them.
 
     voices = Voices(engine.voices)
-    config = voices.settle(config, "session")       # audio.output.voice is now a voice of the model, or "default"
+    config = voices.resolve(config, "session")       # audio.output.voice is now a voice of the model, or "default"
     warnings = voices.warnings("alloy", "voice")    # OpenAI's own voices: the model's default is used instead
 
 Clients of OpenAI's API name one of OpenAI's voices when their user chooses none, so these are accepted with a warning.
@@ -24,7 +24,7 @@ LISTED = 12  # voices in an error message
 
 
 class Voices:
-    """The voices that sessions may choose, and the one of those that choose none.
+    """The voices that sessions may choose.
 
     Args:
         offered: The engine's voices.
@@ -37,7 +37,7 @@ class Voices:
 
     @property
     def choices(self) -> list[str]:
-        """What a user can choose from, the default first; empty if there is nothing to choose."""
+        """The names that a user can choose, the default first; empty if there is nothing to choose."""
         others = [name for name in self._names if name != self.default]
         return [self.default, *others] if others else []
 
@@ -53,8 +53,8 @@ class Voices:
             return self.default
         raise ProtocolError(f"There is no voice {shorten(wanted)} here: {self._known}.", "invalid_value", param)
 
-    def settle(self, config: SessionConfig, path: str) -> SessionConfig:
-        """Return a session's settings with the voice to use; `path` is theirs in the client's message.
+    def resolve(self, config: SessionConfig, path: str) -> SessionConfig:
+        """Return a session's settings with the voice to use. `path`: their place in the client's message.
 
         Raises:
             ProtocolError: There is no such voice.
@@ -70,7 +70,7 @@ class Voices:
         return [f"{param} has no effect: {self._known}"]
 
     def warnings_for(self, changes: Mapping[str, Any], path: str) -> list[str]:
-        """Return the same for a session's settings on the wire, which need not name a voice."""
+        """Return the warnings for a session's settings on the wire, which need not name a voice."""
         value: Any = changes
         for key in ("audio", "output", "voice"):
             value = value.get(key) if isinstance(value, Mapping) else None

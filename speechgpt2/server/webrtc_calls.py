@@ -21,9 +21,9 @@ from starlette.datastructures import UploadFile
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_body, warning_headers
 from speechgpt2.server.auth import Principal
-from speechgpt2.server.channel import Channel
 from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.items import new_id
+from speechgpt2.server.realtime import make_session
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.webrtc_session import CallSerializer, CallSession
@@ -89,20 +89,8 @@ class RealtimeCalls(WireProtocol):
 
     def _open_session(self, stack: ExitStack, config: SessionConfig) -> CallSession:
         """Open a session that closes with `stack`."""
-        server = self.gateway.config
         dialogue = stack.enter_context(self.gateway.open_dialogue(config))
-        channel = Channel(CallSerializer(), server.limits)
-        gateway = self.gateway
-        session = CallSession(
-            dialogue,
-            gateway.engine,
-            config,
-            channel,
-            gateway.metrics,
-            gateway.tools,
-            gateway.personas,
-            server.log_transcripts,
-        )
+        session = make_session(CallSession, self.gateway, CallSerializer(), dialogue, config)
         stack.enter_context(self.gateway.register(session))
         return session
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from speechgpt2.errors import UserError
 from speechgpt2.types import ToolCall
 from tests import needs
+from tests.assistant.mcp_process import DEMO, demo_server
 
 needs.module("jsonschema", "assistant")
 needs.module("mcp", "mcp")
@@ -20,7 +19,6 @@ needs.module("mcp", "mcp")
 from speechgpt2.assistant.mcp_servers import McpServer
 from speechgpt2.assistant.toolbox import Toolbox
 
-DEMO = Path(__file__).with_name("mcp_demo.py")
 COMMAND = f"{sys.executable} {DEMO}"
 
 
@@ -97,27 +95,8 @@ def test_closing_ends_the_program_and_a_later_call_fails():
 
 
 def test_server_over_http():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(DEMO), str(port)], stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port)
-        with McpServer(f"http://127.0.0.1:{port}/mcp", headers={"X-Test": "1"}, prefix="demo_") as server:
-            assert call(server, "demo_weather", city="Bern").text == "sunny in Bern for 1 days"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(port):
-    """Wait until something listens."""
-    for _ in range(200):
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        time.sleep(0.1)
-    raise TimeoutError(port)
+    with demo_server() as address, McpServer(address, headers={"X-Test": "1"}, prefix="demo_") as server:
+        assert call(server, "demo_weather", city="Bern").text == "sunny in Bern for 1 days"
 
 
 @pytest.mark.parametrize(

@@ -186,13 +186,19 @@ def anext_of(events):
     return asyncio.wait_for(events.__anext__(), 5)
 
 
-@run
-async def test_backchannel_does_not_interrupt():
+async def talk_over_a_reply(seconds, voice):
+    """A dialogue whose user speaks for `voice` milliseconds into a reply of so many `seconds`."""
     talk = Talk()
     talk.dialogue.respond()
-    await talk.tell(audio(4.0))
+    await talk.tell(audio(seconds))
     await talk.silence(480)
-    await talk.voice(224)
+    await talk.voice(voice)
+    return talk
+
+
+@run
+async def test_backchannel_does_not_interrupt():
+    talk = await talk_over_a_reply(4.0, voice=224)
     await talk.silence(480)
     assert talk.session.calls == ["respond"]
     assert talk.names() == ["ReplyStarted", "AudioDelta"]
@@ -345,11 +351,7 @@ async def test_history_change_during_a_pause_restarts_the_speculative_reply():
 
 @run
 async def test_history_change_during_speech_keeps_the_turn():
-    talk = Talk()
-    talk.dialogue.respond()
-    await talk.tell(audio(2.0))
-    await talk.silence(480)
-    await talk.voice(480)
+    talk = await talk_over_a_reply(2.0, voice=480)
     talk.dialogue.truncate(1, 5000)
     await talk.voice(320)
     assert talk.session.calls[2:] == ["start_turn", ("truncate", 1, 5000)] and talk.session.speaking

@@ -1,6 +1,5 @@
 """Tools that the server runs: beside the audio, with fillers, interruptions and failures; the session stays healthy."""
 
-import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from speechgpt2.errors import UserError
 from speechgpt2.server.config import ToolsConfig
 from tests import needs
+from tests.assistant.mcp_process import demo_server
 from tests.server.conftest import open_client, serving, silence, voice
 
 needs.module("jsonschema", "assistant")
@@ -244,27 +244,6 @@ def test_approval_without_a_call_is_an_error(served):
 
 
 # an MCP server by the official SDK, and a model that follows a script
-
-
-@contextlib.contextmanager
-def demo_server():
-    """The address of the demonstration server over HTTP."""
-    import socket
-    import subprocess
-    import sys
-
-    from tests.assistant.test_mcp import DEMO, wait_for
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(DEMO), str(port)], stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port)
-        yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
