@@ -39,7 +39,7 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.loading import Sources, load
-from speechgpt2.long_form import TranscriptSegment
+from speechgpt2.long_form import Aligner, TranscriptSegment
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Kind, Quantization
 from speechgpt2.types import (
@@ -242,13 +242,14 @@ class SpeechGPT:
         return long_form.join(segment.text for segment in self.transcribe_segments([pcm], max_patches))
 
     def transcribe_segments(
-        self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES
+        self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES, aligner: Aligner | None = None
     ) -> Iterator[TranscriptSegment]:
         """Transcribe a recording window by window (see `long_form.speech_windows`).
 
         Args:
             blocks: The recording, blocks `[N]` of any size, float32 at 24 kHz.
             max_patches: Limit of one window's transcript.
+            aligner: Finds the times of words in a segment's audio, as `word_times.with_word_times` does.
 
         Raises:
             UserError: The model was not trained to transcribe.
@@ -259,7 +260,8 @@ class SpeechGPT:
             conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)
             conversation.add(Turn.user(speech=window.pcm))
             transcripts = (e.text for e in conversation.reply(user_spoke=True) if isinstance(e, Transcript))
-            yield TranscriptSegment(window.start, window.end, next(transcripts, "").strip())
+            segment = TranscriptSegment(window.start, window.end, next(transcripts, "").strip())
+            yield aligner(segment, window.pcm) if aligner else segment
 
     def codes(self, speech: Speech) -> Tensor:
         """Return the codes `[T, K]` of a speech segment, encoded if it has none.

@@ -4,7 +4,8 @@ GET  /                     the page            GET  /health /ready /metrics /pag
 WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
 POST /v1/chat/completions, GET /v1/models, GET /v1/voices /v1/personas        rest.py
-POST /v1/audio/speech · /v1/audio/transcriptions                 audio_api.py
+POST /v1/audio/speech      speech_api.py
+POST /v1/audio/transcriptions                                    transcription_api.py
 POST /v1/responses         responses_api.py
 """
 
