@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -276,6 +277,21 @@ def test_transcribe_shows_how_far_it_is(monkeypatch):
     soundfile.write("silent.flac", np.zeros((40 * 8_000, 8)), 8_000)
     sg2("transcribe", "silent.flac", *MODEL)
     assert "transcribing silent.flac: 20 of 40 s" in shown and len(shown) > 30
+
+
+@needs.condition(hasattr(os, "openpty"), "the system has no pseudo-terminals")
+@pytest.mark.parametrize("code", ["with common.spinner('busy'): print('hello')",
+                                  "for _ in common.with_progress([1], 'busy'): print('hello')"])  # fmt: skip
+def test_output_goes_to_its_file_while_the_terminal_shows_progress(code):
+    ours, theirs = os.openpty()
+    with Path("out.txt").open("w") as out:
+        run = f"from speechgpt2.cli import common\n{code}"
+        environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", run], stdout=out, stderr=theirs, env=environment, check=True)
+    assert Path("out.txt").read_text() == "hello\n"
+    assert b"busy" in os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_truncated_audio_is_read_with_a_warning():
