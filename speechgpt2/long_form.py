@@ -118,7 +118,7 @@ class SpeechWindow(NamedTuple):
     pcm: np.ndarray
 
 
-class TimedWord(NamedTuple):
+class TranscriptWord(NamedTuple):
     """A word, or a Chinese character, from second `start` to second `end` of a recording.
 
     `written` is it as it stands in its segment's text, with the blank before and the punctuation after it.
@@ -140,7 +140,7 @@ class TranscriptSegment(NamedTuple):
     start: float
     end: float
     text: str
-    words: tuple[TimedWord, ...] = ()
+    words: tuple[TranscriptWord, ...] = ()
 
 
 Aligner = Callable[[TranscriptSegment, np.ndarray], TranscriptSegment]  # finds a segment's words in its audio [N]
@@ -246,11 +246,10 @@ def to_srt(segments: Iterable[TranscriptSegment], first: int = 1) -> Iterator[st
 
     Where the times of words are known, each word is a cue.
     """
-    cues = (
-        (w.start, w.end, w.written.strip()) for s in segments for w in s.words or (TimedWord(s.text, s.start, s.end),)
-    )
-    for number, (start, end, text) in enumerate(cues, first):
-        yield f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
+    cues = chain.from_iterable(s.words or (TranscriptWord(s.text, s.start, s.end),) for s in segments)
+    for number, cue in enumerate(cues, first):
+        text = cue.written.strip()
+        yield f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{text}\n\n"
 
 
 VTT_HEADER = "WEBVTT\n\n"
@@ -284,7 +283,7 @@ def language_of(text: str) -> str:
     return "zh" if CHINESE.search(text) else "en"
 
 
-def _vtt_word(word: TimedWord, cue_start: float) -> str:
+def _vtt_word(word: TranscriptWord, cue_start: float) -> str:
     """Format a word with its time before it, unless it begins with its cue."""
     time = f"<{_clock(word.start, '.')}>" if word.start > cue_start else ""
     return f"{' ' if word.written[:1].isspace() else ''}{time}{word.written.lstrip()}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from speechgpt2.extras import require
-from speechgpt2.long_form import TimedWord, TranscriptSegment, language_of
+from speechgpt2.long_form import TranscriptSegment, TranscriptWord, language_of
 
 MIN_AGREEMENT = 0.3  # of audio and text in 0…1: a right transcript has some .9, one with other words .1
 
@@ -52,7 +52,7 @@ def with_word_times(segment: TranscriptSegment, pcm: np.ndarray) -> TranscriptSe
         return segment
     written = restore_spacing(alignment.words, segment.text)
     words = tuple(
-        TimedWord(text, segment.start + word.start, segment.start + word.end)
+        TranscriptWord(text, segment.start + word.start, segment.start + word.end)
         for text, word in zip(written, alignment.words, strict=True)
     )
     return segment._replace(start=words[0].start, end=words[-1].end, words=words)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from speechgpt2 import long_form
-from speechgpt2.long_form import TimedWord, TranscriptSegment, sentences, speech_windows, to_json, to_srt, to_vtt, width
+from speechgpt2.long_form import (
+    TranscriptSegment,
+    TranscriptWord,
+    sentences,
+    speech_windows,
+    to_json,
+    to_srt,
+    to_vtt,
+    width,
+)
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -105,7 +114,7 @@ def test_subtitles():
 
 
 def test_subtitles_with_the_times_of_words():
-    words = (TimedWord("Two", 0.5, 0.75), TimedWord(" words.", 0.8, 1.0))
+    words = (TranscriptWord("Two", 0.5, 0.75), TranscriptWord(" words.", 0.8, 1.0))
     segments = [TranscriptSegment(0.5, 1.0, "Two words.", words), TranscriptSegment(2.0, 3.0, "None.")]
     srt = "".join(to_srt(segments))
     assert srt.startswith("1\n00:00:00,500 --> 00:00:00,750\nTwo\n\n2\n00:00:00,800") and "3\n00:00:02,000" in srt
