@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from speechgpt2 import audio, long_form
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.cli import COMMANDS, GROUPS, app, audio_devices
-from speechgpt2.cli import chat as chat_commands
+from speechgpt2.cli import transcribe as transcribe_command
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
@@ -272,7 +272,7 @@ def test_transcribe_finds_words(monkeypatch):
 
 def test_transcribe_shows_how_far_it_is(monkeypatch):
     shown = []
-    monkeypatch.setattr(chat_commands, "spinner", lambda what: contextlib.nullcontext(shown.append))
+    monkeypatch.setattr(transcribe_command, "spinner", lambda what: contextlib.nullcontext(shown.append))
     fake_transcripts(monkeypatch)
     soundfile.write("silent.flac", np.zeros((40 * 8_000, 8)), 8_000)
     sg2("transcribe", "silent.flac", *MODEL)

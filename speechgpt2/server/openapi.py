@@ -51,10 +51,11 @@ RESPONSES: dict[str, tuple[int, dict[str, str]]] = {
     "/v1/models": (200, {JSON: "object data"}),
     "/v1/models/{name}": (200, {JSON: "id object created owned_by"}),
     "/v1/voices": (200, {JSON: "object data"}),
+    "/v1/personas": (200, {JSON: "object data"}),
     "/health": (200, {JSON: "status"}),
     "/ready": (200, {JSON: "status free_slots"}),
     "/metrics": (200, {TEXT: ""}),
-    "/page-config": (200, {JSON: "model needs_key voices styles examples"}),
+    "/page-config": (200, {JSON: "model needs_key voices personas styles examples"}),
 }
 ERROR: Schema = {
     "type": "object",

@@ -89,11 +89,6 @@ def openai_realtime(url: str, _: Path) -> Any:
     return asyncio.run(talk())
 
 
-def openai_structured(url: str, _: Path) -> Any:
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
-    return openai_client(url).chat.completions.create(model="mini", messages=HELLO, response_format=schema)
-
-
 # openai-agents
 
 
@@ -146,11 +141,6 @@ def langchain_audio(url: str, recording: Path) -> Any:
     return answer.additional_kwargs["audio"]["data"]
 
 
-def langchain_structured(url: str, _: Path) -> Any:
-    schema = {"title": "answer", "type": "object", "properties": {"text": {"type": "string"}}}
-    return langchain_model(url).with_structured_output(schema).invoke("Hello.")
-
-
 # LiteLLM
 
 
@@ -188,12 +178,11 @@ CLIENTS: dict[str, tuple[str, dict[str, Check]]] = {
         "chat": openai_chat, "chat, streamed": openai_chat_stream, "chat, spoken": openai_chat_audio,
         "responses": openai_responses, "speech": openai_speech, "transcription": openai_transcription,
         "transcription, streamed": openai_transcription_stream, "realtime": openai_realtime,
-        "structured output": openai_structured,
     }),
     "openai-agents": ("agents", {"chat, streamed": agents_stream, "responses": agents_run}),
     "LangChain": ("langchain_openai", {
         "chat": langchain_chat, "chat, streamed": langchain_stream, "chat, spoken": langchain_audio,
-        "responses": langchain_responses, "structured output": langchain_structured,
+        "responses": langchain_responses,
     }),
     "LiteLLM": ("litellm", {
         "chat": litellm_chat, "chat, streamed": litellm_stream, "speech": litellm_speech,
