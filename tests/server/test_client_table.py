@@ -15,10 +15,7 @@ def test_features_of_clients(served, tmp_path, name, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", table.NO_KEY)
     recording = tmp_path / "question.wav"
     recording.write_bytes(wav(voice(0.5)))
-    features = [
-        feature for feature in table.FEATURES if feature != "structured output"
-    ]  # the fake model writes no JSON
-    cells = {feature: table.cell(name, feature, served.http, recording) for feature in features}
+    cells = {feature: table.cell(name, feature, served.http, recording) for feature in table.FEATURES}
     assert set(cells.values()) <= {"✓", "–"} and "✓" in cells.values(), cells
 
 
