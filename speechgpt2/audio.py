@@ -23,11 +23,16 @@ from speechgpt2.types import SAMPLE_RATE
 
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16"}  # what `save` writes, by the file's suffix
 FULL_SCALE = 32_768  # of 16-bit samples
+UNKNOWN_SECONDS = 1e9  # libsndfile states the highest number there is where a header states none
 MAX_SECONDS = 3600.0  # of a recording that `load` holds in memory: 350 MB
 
 
 class AudioWarning(FileWarning):
     """Audio could be read in part only. The message is one line for the user."""
+
+
+class TooLong(UserError):
+    """A recording is longer than what is read of one."""
 
 
 class AudioReader:
@@ -44,31 +49,39 @@ class AudioReader:
 
     Attributes:
         seconds: Length of what was read so far.
+        promised_seconds: Length of the whole by its header, known with the first block; 0 if there it is not stated.
         warning: What is wrong with the file, known at its end; None if nothing is.
     """
 
     def __init__(self, source: Path | BinaryIO, name: str | None = None, max_seconds: float = MAX_SECONDS):
         self.source, self.name, self.max_seconds = source, name or str(source), max_seconds
-        self.seconds, self.warning = 0.0, None  # type: float, str | None
+        self.seconds, self.promised_seconds = 0.0, 0.0
+        self.warning: str | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield blocks `[N]`, none of them empty.
 
         Raises:
-            UserError: It is absent, a folder, not audio, empty or too long, or holds samples that are not finite.
+            TooLong: It is longer than `max_seconds`. Where its header says so, it is not decoded at all.
+            UserError: It is absent, a folder, not audio or empty, or holds samples that are not finite.
         """
         if isinstance(self.source, Path) and not self.source.is_file():
             raise UserError(f"{self.name}: {'a folder, not an audio file' if self.source.is_dir() else 'no such file'}")
         with open_media(self.source, self.name) as media:
+            self.promised_seconds = media.promised if media.promised < UNKNOWN_SECONDS else 0.0
+            self._check_length(self.promised_seconds)
             for pcm in _resampled(media):
                 self.seconds += len(pcm) / SAMPLE_RATE
-                if self.seconds > self.max_seconds:
-                    raise UserError(f"{self.name}: is longer than {self.max_seconds:g} s, the most that is read here")
+                self._check_length(self.seconds)
                 yield pcm
             if not self.seconds:
                 raise UserError(f"{self.name}: holds no audio")
             if media.warning:
                 self.warning = f"{self.name} {media.warning}"
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self.max_seconds:
+            raise TooLong(f"{self.name}: is longer than {self.max_seconds:g} s, the most that is read here")
 
 
 def _resampled(media: Media) -> Iterator[np.ndarray]:

@@ -39,7 +39,6 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.loading import Sources, load
-from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Kind, Quantization
 from speechgpt2.types import (
@@ -242,24 +241,25 @@ class SpeechGPT:
         return long_form.join(segment.text for segment in self.transcribe_segments([pcm], max_patches))
 
     def transcribe_segments(
-        self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES
-    ) -> Iterator[TranscriptSegment]:
+        self, blocks: Iterable[np.ndarray], max_patches: int = MAX_PATCHES, aligner: long_form.Aligner | None = None
+    ) -> Iterator[long_form.TranscriptSegment]:
         """Transcribe a recording window by window (see `long_form.speech_windows`).
 
         Args:
             blocks: The recording, blocks `[N]` of any size, float32 at 24 kHz.
             max_patches: Limit of one window's transcript.
+            aligner: Finds the words of a segment in its audio (`word_times.with_word_times`).
 
         Raises:
             UserError: The model was not trained to transcribe.
         """
         self.lm.prompt.require_chain_of_modality("transcribe speech")
         greedy = SamplingParams.greedy(device=self.lm.device)
-        for window in long_form.speech_windows(blocks):
-            conversation = self.conversation("s2t", sampling=greedy, max_patches=max_patches)
-            conversation.add(Turn.user(speech=window.pcm))
-            transcripts = (e.text for e in conversation.reply(user_spoke=True) if isinstance(e, Transcript))
-            yield TranscriptSegment(window.start, window.end, next(transcripts, "").strip())
+        for start, end, pcm in long_form.speech_windows(blocks):
+            events = self.conversation("s2t", None, greedy, None, max_patches).ask(Turn.user(speech=pcm), stream=True)
+            transcripts = (event.text.strip() for event in events if isinstance(event, Transcript))
+            segment = long_form.TranscriptSegment(start, end, next(transcripts, ""))
+            yield aligner(segment, pcm) if aligner else segment
 
     def codes(self, speech: Speech) -> Tensor:
         """Return the codes `[T, K]` of a speech segment, encoded if it has none.

@@ -21,6 +21,7 @@ import yaml
 from speechgpt2.errors import UserError
 
 C = TypeVar("C")
+MAX_BYTES = 16 * 2**20  # of a file; a larger one is something else
 
 
 def from_dict(cls: type[C], values: Any, where: str = "") -> C:
@@ -72,12 +73,20 @@ def load(cls: type[C], path: str | Path) -> C:
 
 
 def read(path: str | Path) -> Any:
-    """Return the plain content of a YAML or JSON file. Raises `UserError` if it is absent or not YAML."""
+    """Return the plain content of a YAML or JSON file. Raises `UserError` if it is absent, too large or not YAML."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_BYTES} bytes, so it is no configuration")
+        return yaml.safe_load(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as YAML (it is nested too deeply)") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that does not exist, or no UTF-8
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
 
 

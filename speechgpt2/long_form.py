@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,12 +118,32 @@ class SpeechWindow(NamedTuple):
     pcm: np.ndarray
 
 
+class TranscriptWord(NamedTuple):
+    """A word, or a Chinese character, from second `start` to second `end` of a recording.
+
+    `written` is it as it stands in its segment's text, with the blank before and the punctuation after it.
+    """
+
+    written: str
+    start: float
+    end: float
+
+    @property
+    def bare(self) -> str:
+        """The word without blanks and punctuation around it."""
+        return re.sub(r"^\W+|\W+$", "", self.written)
+
+
 class TranscriptSegment(NamedTuple):
-    """The text from second `start` to second `end` of a recording."""
+    """The text from second `start` to second `end` of a recording; `words` where their times are known."""
 
     start: float
     end: float
     text: str
+    words: tuple[TranscriptWord, ...] = ()
+
+
+Aligner = Callable[[TranscriptSegment, np.ndarray], TranscriptSegment]  # finds a segment's words in its audio [N]
 
 
 def speech_windows(
@@ -221,17 +241,52 @@ class _Cutter:
 # subtitles
 
 
-def to_srt(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
-    """Format segments as the parts of a SubRip file (.srt)."""
-    for number, segment in enumerate(segments, 1):
-        yield f"{number}\n{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}\n{segment.text}\n\n"
+def to_srt(segments: Iterable[TranscriptSegment], first: int = 1) -> Iterator[str]:
+    """Format segments as the parts of a SubRip file (.srt), numbered from `first` on.
+
+    Where the times of words are known, each word is a cue.
+    """
+    cues = chain.from_iterable(s.words or (TranscriptWord(s.text, s.start, s.end),) for s in segments)
+    for number, cue in enumerate(cues, first):
+        text = cue.written.strip()
+        yield f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{text}\n\n"
+
+
+VTT_HEADER = "WEBVTT\n\n"
 
 
 def to_vtt(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
     """Format segments as the parts of a WebVTT file (.vtt)."""
-    yield "WEBVTT\n\n"
-    for segment in segments:
-        yield f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{segment.text}\n\n"
+    yield VTT_HEADER
+    yield from map(vtt_cue, segments)
+
+
+def vtt_cue(segment: TranscriptSegment) -> str:
+    """Format a segment for WebVTT. Known times of words stand before them."""
+    text = "".join(_vtt_word(word, segment.start) for word in segment.words) or segment.text
+    return f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{text}\n\n"
+
+
+def to_json(segment: TranscriptSegment) -> dict[str, Any]:
+    """Return a segment as an object for JSON, with its words where their times are known."""
+    fields: dict[str, Any] = {"start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+    return fields | ({"words": words_to_json(segment)} if segment.words else {})
+
+
+def words_to_json(segment: TranscriptSegment) -> list[dict[str, Any]]:
+    """Return a segment's words as objects for JSON."""
+    return [{"word": w.bare, "start": round(w.start, 3), "end": round(w.end, 3)} for w in segment.words]
+
+
+def language_of(text: str) -> str:
+    """Return the language of a transcript: "zh" if it holds Chinese characters, else "en"."""
+    return "zh" if CHINESE.search(text) else "en"
+
+
+def _vtt_word(word: TranscriptWord, cue_start: float) -> str:
+    """Format a word with its time before it, unless it begins with its cue."""
+    time = f"<{_clock(word.start, '.')}>" if word.start > cue_start else ""
+    return f"{' ' if word.written[:1].isspace() else ''}{time}{word.written.lstrip()}"
 
 
 def _clock(seconds: float, mark: str) -> str:

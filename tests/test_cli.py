@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from speechgpt2 import audio, long_form
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.cli import COMMANDS, GROUPS, app, audio_devices
+from speechgpt2.cli import transcribe as transcribe_command
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
@@ -225,7 +227,7 @@ def test_say_speaks_every_sentence(monkeypatch):
 def fake_transcripts(monkeypatch):
     """Have a transcript per window: its length in seconds. Speech is what is loud."""
 
-    def segments(self, blocks):
+    def segments(self, blocks, aligner=None):
         windows = long_form.speech_windows(blocks, detector=lambda block: float(np.abs(block).max() > 0.1))
         return (TranscriptSegment(w.start, w.end, f"{w.end - w.start:.0f} s") for w in windows)
 
@@ -249,6 +251,47 @@ def test_transcribe_prints_the_times_of_a_long_recording(monkeypatch):
     soundfile.write("silent.wav", np.zeros(20 * SAMPLE_RATE), SAMPLE_RATE)
     result = sg2("transcribe", "silent.wav", *MODEL)
     assert result.stdout == "" and "warning: silent.wav: holds no speech" in result.stderr
+
+
+@needs.extra("synthesis", "espeakng_loader", "pypinyin")
+def test_transcribe_finds_words(monkeypatch):
+    def segments(self, blocks, aligner=None):
+        pcm = np.concatenate(list(blocks))
+        for text in ("What's three plus five?", "The colour of the sky is blue, as everyone knows who looks up."):
+            yield aligner(TranscriptSegment(0.0, len(pcm) / SAMPLE_RATE, text), pcm)
+
+    monkeypatch.setattr(SpeechGPT, "transcribe_segments", segments)
+    question = ROOT / "examples" / "question-1.wav"
+    result = sg2("transcribe", question, "--words", "--format", "json", *MODEL)
+    right, wrong = json.loads(result.stdout)["segments"]
+    assert [word["word"] for word in right["words"]] == ["What's", "three", "plus", "five"] and "words" not in wrong
+    assert "1 of 2 segments have no word times" in result.stderr
+    lines = sg2("transcribe", question, "--words", *MODEL).stdout.splitlines()
+    assert len(lines) == 5 and lines[3].endswith("] five?")
+
+
+def test_transcribe_shows_how_far_it_is(monkeypatch):
+    shown = []
+    monkeypatch.setattr(transcribe_command, "spinner", lambda what: contextlib.nullcontext(shown.append))
+    fake_transcripts(monkeypatch)
+    soundfile.write("silent.flac", np.zeros((40 * 8_000, 8)), 8_000)
+    sg2("transcribe", "silent.flac", *MODEL)
+    assert "transcribing silent.flac: 20 of 40 s" in shown and len(shown) > 30
+
+
+@needs.condition(hasattr(os, "openpty"), "the system has no pseudo-terminals")
+@pytest.mark.parametrize("code", ["with common.spinner('busy'): print('hello')",
+                                  "for _ in common.with_progress([1], 'busy'): print('hello')"])  # fmt: skip
+def test_output_goes_to_its_file_while_the_terminal_shows_progress(code):
+    ours, theirs = os.openpty()
+    with Path("out.txt").open("w") as out:
+        run = f"from speechgpt2.cli import common\n{code}"
+        environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", run], stdout=out, stderr=theirs, env=environment, check=True)
+    assert Path("out.txt").read_text() == "hello\n"
+    assert b"busy" in os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_truncated_audio_is_read_with_a_warning():

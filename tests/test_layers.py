@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "persona": BASE,
     "greeting_file": {"errors", "hub"},
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
+    "word_times": {"errors", "extras", "long_form"},  # words of a transcript in its audio
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "engine": FOUNDATION
     | {"notifier", "codec", "lm", "loading", "conversation", "duplex"},  # of duplex only the protocol
     "duplex": BASE | {"audio", "notifier", "vad"},
-    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form", "assistant", "persona"},
+    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form", "word_times", "assistant", "persona"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
     "demo": BASE | {"audio", "client"},
@@ -67,6 +68,7 @@ MAY_IMPORT = {
 
 # What a function may import besides, when it runs.
 MAY_IMPORT_LATE = {
+    "word_times": {"lm", "tts"},  # the aligner
     "__init__": {"types", "codec", "lm", "chat"},  # the public names, on first use
     "data": {"chat"},  # a recogniser may be a model of this project
     "asr": {"chat"},  # a model of this project may be a recogniser

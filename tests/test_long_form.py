@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from speechgpt2 import long_form
-from speechgpt2.long_form import TranscriptSegment, sentences, speech_windows, width
+from speechgpt2.long_form import (
+    TranscriptSegment,
+    TranscriptWord,
+    sentences,
+    speech_windows,
+    to_json,
+    to_srt,
+    to_vtt,
+    width,
+)
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -102,3 +111,13 @@ def test_subtitles():
         "1\n00:00:00,500 --> 00:01:01,250\none\n\n2\n01:00:00,000 --> 01:00:01,000\ntwo\n\n"
     )
     assert "".join(long_form.to_vtt(segments)).startswith("WEBVTT\n\n00:00:00.500 --> 00:01:01.250\none\n\n")
+
+
+def test_subtitles_with_the_times_of_words():
+    words = (TranscriptWord("Two", 0.5, 0.75), TranscriptWord(" words.", 0.8, 1.0))
+    segments = [TranscriptSegment(0.5, 1.0, "Two words.", words), TranscriptSegment(2.0, 3.0, "None.")]
+    srt = "".join(to_srt(segments))
+    assert srt.startswith("1\n00:00:00,500 --> 00:00:00,750\nTwo\n\n2\n00:00:00,800") and "3\n00:00:02,000" in srt
+    assert "Two <00:00:00.800>words.\n\n00:00:02.000 --> 00:00:03.000\nNone.\n\n" in "".join(to_vtt(segments))
+    assert to_json(segments[0])["words"][1] == {"word": "words", "start": 0.8, "end": 1.0}
+    assert "words" not in to_json(segments[1])

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, persona, serve, talk, train
+from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, persona, serve, talk, train, transcribe
 from speechgpt2.cli import eval as evaluation
 from speechgpt2.cli.common import print_error, show_file_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 COMMANDS: dict[str, Callable[..., None]] = {
     "chat": chat.chat,
     "say": chat.say,
-    "transcribe": chat.transcribe,
+    "transcribe": transcribe.transcribe,
     "serve": serve.serve,
     "talk": talk.talk,
     "demo": demo.demo,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from speechgpt2.cli.common import Device, ModelName, check_report_file, torch_device
+from speechgpt2.cli.common import Device, ModelName, check_report_file, spinner, torch_device
 
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
 LMDTypes = Annotated[
@@ -35,7 +35,8 @@ def codec(
     from speechgpt2.bench import codec
 
     check_report_file(out)
-    codec.main(size=size, dtypes=tuple(dtype), threads=threads, out=out, device=str(torch_device(device)))
+    with spinner("timing the codec"):
+        codec.main(size=size, dtypes=tuple(dtype), threads=threads, out=out, device=str(torch_device(device)))
 
 
 def lm(
@@ -52,7 +53,8 @@ def lm(
 
     check_report_file(out)
     place = str(torch_device(device))
-    lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=place)
+    with spinner("timing the language model"):
+        lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=place)
 
 
 def realtime(
@@ -78,7 +80,8 @@ def realtime(
     from speechgpt2.bench import realtime
 
     check_report_file(out)
-    realtime.main(url, key, model, sessions, turns, questions, out, device)
+    with spinner("talking to a server in real time"):
+        realtime.main(url, key, model, sessions, turns, questions, out, device)
 
 
 def soak(
@@ -115,7 +118,8 @@ def data(
     from speechgpt2.bench import data
 
     check_report_file(out)
-    data.main(cores, sentences, conversations, recordings, records, out)
+    with spinner("timing the data pipeline"):
+        data.main(cores, sentences, conversations, recordings, records, out)
 
 
 def voices(
@@ -129,7 +133,8 @@ def voices(
     from speechgpt2.bench import voices as bench
 
     check_report_file(out)
-    bench.main(voices, sentences, out)
+    with spinner("timing voices"):
+        bench.main(voices, sentences, out)
 
 
 def kb(
@@ -141,7 +146,8 @@ def kb(
     from speechgpt2.bench import knowledge
 
     check_report_file(out)
-    knowledge.main(documents, seed, out)
+    with spinner("timing a knowledge base"):
+        knowledge.main(documents, seed, out)
 
 
 def grammar(
@@ -154,4 +160,5 @@ def grammar(
     from speechgpt2.bench import grammar
 
     check_report_file(out)
-    grammar.main(model, schemas, seed, out)
+    with spinner("timing grammars"):
+        grammar.main(model, schemas, seed, out)

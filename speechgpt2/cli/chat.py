@@ -1,4 +1,4 @@
-"""`sg2 chat`, `sg2 say` and `sg2 transcribe`: a codec and a language model, without a server."""
+"""`sg2 chat` and `sg2 say`: a codec and a language model, without a server."""
 
 from __future__ import annotations
 
@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 
     from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.chat import Conversation, SpeechGPT
-    from speechgpt2.long_form import TranscriptSegment
     from speechgpt2.types import Event, Mode, Speech, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
-MAX_RECORDING = 24 * 3600.0  # seconds of a recording to transcribe
 MAX_QUESTION = 480.0  # seconds of a spoken question, which is as much as a conversation takes in at once
 
 AudioFiles = Annotated[
@@ -192,69 +190,6 @@ def say(
     if short:
         print_warning(f"the model left words out in {len(short)} of {count} sentences, first in: {short[0]}")
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
-
-
-@with_shared_options
-def transcribe(
-    audio_files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="AUDIO...")],
-    format: Annotated[
-        Literal["text", "srt", "vtt", "jsonl"],
-        typer.Option(help="Lines of text, subtitles (srt, vtt), or a JSON object for each segment (jsonl)."),
-    ] = "text",
-    model: ModelName = "mini",
-    *,
-    loading: LoadOptions,
-) -> None:
-    """Transcribe audio files (speech to text).
-
-    A recording above 15 seconds is cut at the speaker's pauses: each segment is a line with its times, printed as soon
-    as it is transcribed. A shorter one is a line without times.
-    """
-    from speechgpt2 import long_form
-    from speechgpt2.audio import AudioReader
-
-    formatters = {"text": to_lines, "srt": long_form.to_srt, "vtt": long_form.to_vtt, "jsonl": to_json_lines}
-    for path in audio_files:
-        next(iter(AudioReader(path)))  # a file that cannot be read is an error before the model is loaded
-    speechgpt = loading.load(model)
-    for path in audio_files:
-        reader = AudioReader(path, max_seconds=MAX_RECORDING)
-        segments: list[TranscriptSegment] = []
-        with spinner(f"transcribing {path.name}") as show:
-
-            def follow(found: Iterator[TranscriptSegment]) -> Iterator[TranscriptSegment]:
-                for segment in found:
-                    segments.append(segment)  # noqa: B023 (consumed within this turn of the loop)
-                    show(f"transcribing {path.name}: {segment.end:.0f} s")  # noqa: B023
-                    yield segment
-
-            for part in formatters[format](follow(speechgpt.transcribe_segments(reader))):
-                print(part, end="", flush=True)
-        if reader.warning:
-            print_warning(reader.warning)
-        if not segments:
-            print_warning(f"{path}: holds no speech")
-
-
-def to_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
-    """Format segments as lines of text with their times. The only segment of a short recording has none."""
-    from speechgpt2.long_form import MAX_WINDOW
-
-    segments = iter(segments)
-    first, second = next(segments, None), next(segments, None)
-    if first is not None and second is None and first.start == 0 and first.end <= MAX_WINDOW:
-        yield f"{first.text}\n"
-        return
-    for start, end, text in chain(filter(None, (first, second)), segments):
-        yield f"[{start:.2f} → {end:.2f}] {text}\n"
-
-
-def to_json_lines(segments: Iterable[TranscriptSegment]) -> Iterator[str]:
-    """Format each segment as a JSON object on a line."""
-    import json
-
-    for start, end, text in segments:
-        yield json.dumps({"start": round(start, 3), "end": round(end, 3), "text": text}, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)

@@ -200,22 +200,28 @@ def engine_config(device: torch.device, **options: Any) -> EngineConfig:
 def spinner(what: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner on stderr while the block runs, if stderr is a terminal. The block may change its text."""
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
 
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(f"{what} …") as status:
-            yield lambda text: status.update(f"{text} …")
-    else:
+    console, turning = Console(stderr=True), Spinner("dots", f"{what} …")
+    if not console.is_terminal:
         yield lambda text: None
+        return
+    with Live(turning, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()):
+        yield lambda text: turning.update(text=f"{text} …")
 
 
 def with_progress(items: list[Any], what: str) -> Iterator[Any]:
     """Iterate over `items` with a progress bar on stderr, if stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     console = Console(stderr=True)
-    return iter(track(items, what, console=console, transient=True, disable=not console.is_terminal))
+    # Where stdout is a file, what is printed meanwhile must not end on the terminal, where the bar is.
+    redirect, hidden = sys.stdout.isatty(), not console.is_terminal
+    columns = Progress.get_default_columns()
+    with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=redirect) as progress:
+        yield from progress.track(items, description=what)
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:

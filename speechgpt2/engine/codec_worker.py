@@ -20,10 +20,11 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -38,8 +39,11 @@ from speechgpt2.types import FRAME_SIZE
 START_TIMEOUT = 120.0  # seconds that the process may take to start
 MAX_SILENCE = 10.0  # seconds without an answer after which the process is ended; an answer takes milliseconds
 WATCH_INTERVAL = 1.0  # seconds
+MAX_RESTARTS, RESTART_PERIOD = 3, 60.0  # restarts within so many seconds, after which the codec has failed
+JOURNAL_PATCHES = 100  # 12 s of each turn and reply: all that has an influence in `mini`
 
 log = logging.getLogger("sg2.engine")
+T = TypeVar("T")
 
 
 class AudioChunk(NamedTuple):
@@ -195,48 +199,37 @@ class CodecThread(CodecWorker):
 
 
 class CodecProcess(CodecWorker):
-    """Runs the codec on the CPU, in a process of its own with one thread.
+    """Runs the codec on the CPU, in a process of its own with one thread. If it dies or hangs, another one continues.
+
+    The new process first repeats the last calls of each slot (`CodecJournal`), which gives it the states of the old
+    one, and then the calls without a result. Sessions notice only a pause.
 
     Raises:
-        RuntimeError: The process does not start, or has ended.
+        RuntimeError: The process does not start, or has ended too often.
     """
 
     def __init__(self, codec: Codec, slots: int, patch_samples: int):
-        weights = io.BytesIO()
-        torch.save(codec.state_dict(), weights)
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, child_pipe = spawn.Pipe()
-        dtype = codec.decoder.widen.weight.dtype
-        arguments = (child_pipe, codec.config, dtype, weights.getvalue(), slots, patch_samples)
-        self.process = spawn.Process(target=_serve, args=arguments, name="codec", daemon=True)
-        self.process.start()
-        child_pipe.close()
+        self._codec, self._slots, self._patch_samples = codec, slots, patch_samples
+        self._lock = threading.RLock()  # guards all below: calls come from one thread, restarts also from the watchdog
         self._unanswered: deque[_ProcessFuture] = deque()
         self._waiting_since: float | None = None  # when the process began to work on the oldest unanswered call
-        if not self._pipe.poll(START_TIMEOUT):
-            raise RuntimeError("the codec's process does not start")
-        self._receive()
+        self._journal = CodecJournal()
+        self._starts: deque[float] = deque(maxlen=MAX_RESTARTS)  # times of the last restarts
+        self._failed = False
         self._closed = threading.Event()
+        self._start()
         threading.Thread(target=self._watch, name="codec watchdog", daemon=True).start()
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process.is_alive()
-
-    def _watch(self) -> None:
-        """End a process that does not answer. The engine then fails instead of waiting for ever."""
-        while not self._closed.wait(WATCH_INTERVAL):
-            since = self._waiting_since
-            if since is not None and time.monotonic() - since > MAX_SILENCE:
-                log.error("the codec's process has not answered for %.0f s and is ended", MAX_SILENCE)
-                self.process.kill()
-                return
+        """Whether the process runs, or will again."""
+        return not (self._failed or self._closed.is_set())
 
     def close(self) -> None:
         """Close the pipe, which ends the process, and wait for its end."""
         self._closed.set()
-        self._pipe.close()
+        with self._lock:
+            self._pipe.close()
         self.process.join(5.0)
         if self.process.is_alive():
             self.process.kill()
@@ -248,32 +241,157 @@ class CodecProcess(CodecWorker):
         Returns:
             Whether a result was received.
         """
-        if not wait and not self._pipe.poll():
-            return False
-        self._unanswered.popleft().set(self._receive())
-        self._waiting_since = time.monotonic() if self._unanswered else None
+        with self._lock:
+            try:
+                if not wait and not self._pipe.poll():
+                    return False
+                value = self._pipe.recv()
+            except (EOFError, OSError):
+                self._restart()
+                return self.receive(wait)
+            future = self._unanswered.popleft()
+            if not isinstance(value, _Failure):
+                self._journal.add(future.method, future.arguments)
+            future.set(value)
+            self._waiting_since = time.monotonic() if self._unanswered else None
         return True
 
     def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
-        try:
-            self._pipe.send((method, [a.numpy() if isinstance(a, Tensor) else a for a in arguments]))
-        except OSError:
-            raise RuntimeError("the codec's process has ended") from None
-        self._unanswered.append(_ProcessFuture(self))
-        self._waiting_since = self._waiting_since or time.monotonic()
-        return self._unanswered[-1]
+        future = _ProcessFuture(self, method, arguments)
+        with self._lock:
+            self._unanswered.append(future)
+            self._waiting_since = self._waiting_since or time.monotonic()
+            try:
+                self._send(method, arguments)
+            except OSError:
+                self._restart()
+        return future
 
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            raise RuntimeError("the codec's process has ended") from None
+    def _send(self, method: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        self._pipe.send((method, [a.numpy() if isinstance(a, Tensor) else a for a in arguments]))
+
+    def _start(self) -> None:
+        weights = io.BytesIO()
+        torch.save(self._codec.state_dict(), weights)
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = spawn.Pipe()
+        dtype = self._codec.decoder.widen.weight.dtype
+        arguments = (child_pipe, self._codec.config, dtype, weights.getvalue(), self._slots, self._patch_samples)
+        self.process = spawn.Process(target=_serve, args=arguments, name="codec", daemon=True)
+        self.process.start()
+        child_pipe.close()
+        if not self._pipe.poll(START_TIMEOUT):
+            raise RuntimeError("the codec's process does not start")
+        self._pipe.recv()
+
+    def _restart(self) -> None:
+        """Start a new process with the states of the old one, and repeat the calls without a result.
+
+        Raises:
+            RuntimeError: It ends again and again, or was closed.
+        """
+        while True:
+            self._count_restart()
+            began, self._waiting_since = time.monotonic(), None
+            self._pipe.close()
+            self.process.kill()
+            self.process.join()
+            with suppress(EOFError, OSError):  # the new one has died, too
+                self._start()
+                for method, arguments in self._journal.calls():
+                    self._send(method, arguments)
+                    self._pipe.recv()
+                for future in self._unanswered:
+                    self._send(future.method, future.arguments)
+                self._waiting_since = time.monotonic() if self._unanswered else None
+                log.warning("the codec's process was restarted in %.1f s", time.monotonic() - began)
+                return
+
+    def _count_restart(self) -> None:
+        if self._closed.is_set():
+            raise RuntimeError("the codec's process has ended")
+        now = time.monotonic()
+        if len(self._starts) == MAX_RESTARTS and (not MAX_RESTARTS or now - self._starts[0] < RESTART_PERIOD):
+            self._failed = True
+            raise RuntimeError(f"the codec's process has ended, more than {MAX_RESTARTS} times in a short time")
+        log.error("the codec's process has ended; another one is started")
+        self._starts.append(now)
+
+    def _watch(self) -> None:
+        """End a process that does not answer; replace one that has ended while nobody waits for it."""
+        while self.alive and not self._closed.wait(WATCH_INTERVAL):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > MAX_SILENCE:
+                log.error("the codec's process has not answered for %.0f s and is ended", MAX_SILENCE)
+                self._waiting_since = None
+                self.process.kill()  # who waits for its answer restarts it
+            elif not self.process.is_alive() and self._lock.acquire(blocking=False):
+                try:
+                    if not self.process.is_alive() and not self._closed.is_set():
+                        self._restart()
+                except RuntimeError:
+                    log.exception("the codec's process cannot be replaced")
+                finally:
+                    self._lock.release()
+
+
+class CodecJournal:
+    """The calls that lead to the codec's present states: of each turn and reply, the last `JOURNAL_PATCHES`.
+
+    What came before has no influence, or hardly any: attention sees a limited context.
+    """
+
+    def __init__(self) -> None:
+        self._encoded: dict[int, deque[AudioChunk]] = {}
+        self._decoded: dict[int, deque[Tensor]] = {}
+
+    def add(self, method: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        """Note a call of `BatchedCodec` that has a result."""
+        if method is BatchedCodec.encode:
+            self._add_chunks(*arguments)
+        elif method is BatchedCodec.decode:
+            self._add_codes(*arguments)
+        else:
+            (slot,) = arguments
+            self._encoded.pop(slot, None)
+            self._decoded.pop(slot, None)
+
+    def calls(self) -> Iterator[tuple[Callable[..., Any], Sequence[Any]]]:
+        """Calls that bring new states to where the present ones are."""
+        for number, chunks in _rounds(self._encoded):
+            again = {slot: chunk._replace(first=number == 0) for slot, chunk in chunks.items()}
+            yield BatchedCodec.encode, (again,)
+        for number, codes in _rounds(self._decoded):
+            slots, speaking = torch.tensor(list(codes)), torch.ones(len(codes), dtype=torch.bool)
+            new_replies = list(codes) if number == 0 else []
+            yield BatchedCodec.decode, (slots, torch.stack(list(codes.values())), speaking, new_replies)
+
+    def _add_chunks(self, chunks: Mapping[int, AudioChunk]) -> None:
+        for slot, chunk in chunks.items():
+            if chunk.first:
+                self._encoded[slot] = deque(maxlen=JOURNAL_PATCHES)
+            if not chunk.final:  # a final one changes no state
+                self._encoded.setdefault(slot, deque(maxlen=JOURNAL_PATCHES)).append(chunk)
+
+    def _add_codes(self, slots: Tensor, codes: Tensor, speaking: Tensor, new_replies: Iterable[int]) -> None:
+        for slot in new_replies:
+            self._decoded[slot] = deque(maxlen=JOURNAL_PATCHES)
+        for slot, patch, speaks in zip(slots.tolist(), codes, speaking.tolist(), strict=True):
+            if speaks:
+                self._decoded.setdefault(slot, deque(maxlen=JOURNAL_PATCHES)).append(patch)
+
+
+def _rounds(histories: Mapping[int, Sequence[T]]) -> Iterator[tuple[int, dict[int, T]]]:
+    """Go through several histories together: the first entry of each, the second of each, and so on."""
+    for number in range(max(map(len, histories.values()), default=0)):
+        yield number, {slot: history[number] for slot, history in histories.items() if number < len(history)}
 
 
 class _ProcessFuture:
     """The future result of a call to the process."""
 
-    def __init__(self, worker: CodecProcess):
+    def __init__(self, worker: CodecProcess, method: Callable[..., Any], arguments: Sequence[Any]):
+        self.method, self.arguments = method, arguments
         self._worker, self._arrived, self._value = worker, False, None
 
     def set(self, value: Any) -> None:

@@ -205,7 +205,7 @@ class EngineCore:
         """End a session after an internal error, which is logged."""
         if session is None:
             return
-        session.outbox.put(session.outbox.reply, Error("the engine failed"))
+        session.outbox.put(session.outbox.reply, Error("the engine has failed and ends this session"))
         session.outbox.close()
         self._close_slot(session)
         self._release(session)

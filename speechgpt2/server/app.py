@@ -1,10 +1,12 @@
 """The FastAPI application of the server.
 
 GET  /                     the page            GET  /health /ready /metrics /page-config
+GET  /docs /openapi.json   openapi.py
 WS   /v1/realtime          POST /v1/realtime/client_secrets      realtime_websocket.py
 POST /v1/realtime/calls    webrtc_calls.py
 POST /v1/chat/completions, GET /v1/models, GET /v1/voices /v1/personas        rest.py
-POST /v1/audio/speech · /v1/audio/transcriptions                 audio_api.py
+POST /v1/audio/speech      speech_api.py
+POST /v1/audio/transcriptions                                    transcription_api.py
 POST /v1/responses         responses_api.py
 """
 
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from speechgpt2.duplex.protocol import Engine
@@ -27,10 +29,17 @@ from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.gateway import DialogueFactory, Gateway
 from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.metrics import CONTENT_TYPE
+from speechgpt2.server.openapi import describe, to_html
 from speechgpt2.server.protocols import PROTOCOLS
 
 PAGE = Path(__file__).parent / "page"
-PAGE_FILES = {"": "index.html", "page.js": "page.js", "page.css": "page.css", "worklet.js": "worklet.js"}
+PAGE_FILES = {
+    "": "index.html",
+    "page.js": "page.js",
+    "page.css": "page.css",
+    "worklet.js": "worklet.js",
+    "docs.css": "docs.css",
+}
 EXAMPLES = ("What is three plus five?", "What is the capital of France?", "Count to five.", "中国的首都是哪里？")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
@@ -56,7 +65,9 @@ class App:
         self.config, self.engine = config, engine
         self.gateway = Gateway(config, engine, make_dialogue, tools or HostedTools(config))
         self.protocols = [protocol(self.gateway) for protocol in PROTOCOLS]
-        self.asgi = FastAPI(title="speechgpt2", docs_url=None, redoc_url=None, lifespan=self._lifespan)
+        self.asgi = FastAPI(
+            title="speechgpt2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan
+        )
         self._add_routes()
 
     @asynccontextmanager
@@ -73,6 +84,8 @@ class App:
         self.asgi.add_api_route("/ready", self.ready)
         self.asgi.add_api_route("/metrics", self.prometheus_metrics)
         self.asgi.add_api_route("/page-config", self.page_config)
+        self.asgi.add_api_route("/openapi.json", self.openapi)
+        self.asgi.add_api_route("/docs", self.docs)
         for path in PAGE_FILES:
             self.asgi.add_api_route(f"/{path}", self.page)
         self.asgi.add_exception_handler(ApiError, handle_api_error)  # type: ignore[arg-type]
@@ -114,6 +127,14 @@ class App:
         choices: dict[str, list[str]] = {"voices": self.gateway.voices.choices, "personas": personas, "styles": []}
         choices["examples"] = examples
         return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
+
+    async def openapi(self) -> Response:
+        """The description of the REST routes, for programs."""
+        return JSONResponse(describe(self.asgi))
+
+    async def docs(self) -> Response:
+        """The description of the REST routes, for people."""
+        return HTMLResponse(to_html(describe(self.asgi)), headers=PAGE_HEADERS)
 
     async def page(self, request: Request) -> Response:
         """The page's files."""

@@ -3,7 +3,8 @@
     Transport.receive ─► Serializer.deserialize ─► WireSession.handle_message ─► Dialogue
     Transport.send ◄─ OutboundQueue ◄─ Serializer.serialize ◄─ Channel.send ◄─ WireSession.handle_event ◄─ Dialogue
 
-A client's mistake becomes an error event, and the session continues. Only limits end a session: `SessionClosed`.
+A client's mistake becomes an error event, and the session continues. Only limits, and a failure of the engine, end a
+session: `SessionClosed`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LIMIT_CHECK_INTERVAL = 0.25  # seconds
 BACKLOG_POLL_INTERVAL = 0.01  # seconds
 CLIENT_DISCONNECTED = "client disconnected"
 SLOW_CLIENT = "the client reads too slowly: the outbound queue is full"
+ENGINE_ENDED = "the engine has ended this session after a failure: open another one"
 
 M = TypeVar("M")
 MessageOut = TypeVar("MessageOut", covariant=True)
@@ -197,9 +199,10 @@ class Channel(Generic[M]):
                 await asyncio.sleep(BACKLOG_POLL_INTERVAL)
 
     async def _follow(self, session: WireSession[M]) -> None:
-        """Handle the dialogue's events one after the other."""
+        """Handle the dialogue's events one after the other. They end only if the engine ends the session."""
         async for event in session.dialogue.events():
             session.handle_event(event)
+        self.close(1011, ENGINE_ENDED)
 
     async def _write(self, transport: Transport) -> None:
         """Send queued messages."""

@@ -170,8 +170,6 @@ class Gateway:
         code, reason = 1000, ""
         try:
             await running
-            if not self.engine.alive:
-                code, reason = 1011, "the engine has failed"
         except (SessionClosed, ClientDisconnected) as end:
             code, reason = end.code, end.reason
         except WebSocketDisconnect as end:

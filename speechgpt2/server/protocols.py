@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from speechgpt2.server.audio_api import AudioApi
 from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.realtime_websocket import RealtimeWebSocket
 from speechgpt2.server.responses_api import ResponsesApi
 from speechgpt2.server.rest import RestApi
+from speechgpt2.server.speech_api import SpeechApi
+from speechgpt2.server.transcription_api import TranscriptionApi
 from speechgpt2.server.webrtc_calls import RealtimeCalls
 
-PROTOCOLS: tuple[type[WireProtocol], ...] = (RealtimeWebSocket, RealtimeCalls, RestApi, AudioApi, ResponsesApi)
+PROTOCOLS: tuple[type[WireProtocol], ...] = (
+    RealtimeWebSocket,
+    RealtimeCalls,
+    RestApi,
+    SpeechApi,
+    TranscriptionApi,
+    ResponsesApi,
+)

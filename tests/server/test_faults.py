@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from speechgpt2.server.auth import BROWSER_KEY
 from speechgpt2.server.config import LimitsConfig
 from speechgpt2.server.outbound import OutboundQueue
+from speechgpt2.types import Error
 from tests.server.conftest import open_client, serving, silence, voice
 from tests.server.test_realtime import QUICK
 
@@ -216,6 +217,31 @@ def test_random_faults_leak_no_slot(served):
         client.update(output_modalities=["text"])
         client.write("hello")
         assert client.until("response.done")[-1]["response"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("responding", [False, True])
+def test_failed_session_is_closed_with_its_reason(served, responding):
+    with open_client(served) as client:
+        session = served.engine.open_sessions[-1]
+        if responding:
+            client.write("slow and long")
+            client.until("response.output_audio.delta")
+        loop = session_loop(served)
+        loop.call_soon_threadsafe(session.say, Error("the engine has failed and ends this session"))
+        loop.call_soon_threadsafe(session.close)
+        if responding:
+            done = client.until("response.done")[-1]["response"]
+            assert done["status"] == "failed" and "engine has failed" in done["status_details"]["error"]["message"]
+        else:
+            error = client.until("error")[-1]["error"]
+            assert error["type"] == "server_error" and "engine has failed" in error["message"]
+        code, text = closed(client)
+        assert code == 1011 and "open another one" in text
+    served.wait(lambda: not served.app.gateway.admission.active)
+
+
+def session_loop(served):
+    return served.server.servers[0].get_loop()
 
 
 SERVER = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechgpt2.server import audio_api, chat_completions, messages, responses_api, session_config
+from speechgpt2.server import chat_completions, messages, responses_api, session_config, speech_api, transcription_api
 from speechgpt2.server.audio_formats import WireDecoder, WireEncoder
 from speechgpt2.server.schema import NoEffect, WireModel, load_json
 from speechgpt2.types import SAMPLE_RATE
@@ -28,7 +28,7 @@ def client(served):
 
 
 def models():
-    for module in (audio_api, chat_completions, messages, responses_api, session_config):
+    for module in (chat_completions, messages, responses_api, session_config, speech_api, transcription_api):
         yield from (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, WireModel))
 
 
@@ -130,7 +130,7 @@ def test_transcription_fields(client, served, wav_file):
     assert "language has no effect" in answer.headers["warning"] and "prompt has no effect" in answer.headers["warning"]
     assert served.engine.sessions[-1].settings.temperature == 0.4
     for fields, param in (
-        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[0]"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
         ({"include": ["logprobs"]}, "include"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"temperature": 7}, "temperature"),
