@@ -143,7 +143,7 @@ def test_tensors_round_trip(tmp_path):
     assert hub.list_tensors(path) == {"a": ("I64", (3, 2)), "b": ("BF16", (4,))}
     plain = tmp_path / "plain.txt"
     plain.touch()
-    assert path.stat().st_mode == plain.stat().st_mode  # whoever may read other files may read this one
+    assert path.stat().st_mode == plain.stat().st_mode  # everyone who may read other files may read this one
 
 
 @pytest.mark.parametrize("read", [hub.load_tensors, hub.list_tensors])

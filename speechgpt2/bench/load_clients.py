@@ -207,7 +207,7 @@ async def _wait_for_answer(connection: RealtimeConnection, microphone: Simulated
 
 async def speech_request_client(test: LoadTest) -> None:
     """Requests speech by REST and reads it to its end."""
-    body = {"model": "mini", "input": test.rng.choice(TEXTS[:3]), "voice": "x", "response_format": "pcm"}
+    body = {"model": "mini", "input": test.rng.choice(TEXTS[:3]), "voice": "default", "response_format": "pcm"}
     reader, writer = await _post(test, "/v1/audio/speech", body)
     response = await reader.read()
     writer.close()
@@ -241,7 +241,7 @@ async def aborting_client(test: LoadTest) -> None:
 async def aborting_rest_client(test: LoadTest) -> None:
     """Resets the connection in the middle of a streamed REST response."""
     body = {"model": "mini", "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
-    body |= {"modalities": ["text", "audio"], "audio": {"voice": "x", "format": "pcm16"}}
+    body |= {"modalities": ["text", "audio"], "audio": {"voice": "default", "format": "pcm16"}}
     reader, writer = await _post(test, "/v1/chat/completions", body)
     await reader.read(test.rng.randint(1, 5000))
     writer.transport.abort()

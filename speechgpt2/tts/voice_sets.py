@@ -84,10 +84,10 @@ def _kokoro(lang: str, names: str) -> tuple[Voice, ...]:
 
 VOICE_SETS = {
     "classic": VoiceSet({lang: (voice,) for lang, voice in ASSISTANT_VOICES.items()}, HELD_OUT_VOICES, draw_voice),
-    "askers": VoiceSet({"en": (), "zh": ()}, HELD_OUT_VOICES, draw_voice),
     "natural": VoiceSet(
         {"en": _kokoro("en", "af_heart am_eric"), "zh": _kokoro("zh", "zf_xiaobei zm_yunxi")},
         {lang: _kokoro(lang, " ".join(names)) for lang, names in KOKORO_HELD_OUT.items()},
         _draw_mostly_natural,
     ),
+    "askers": VoiceSet({"en": (), "zh": ()}, HELD_OUT_VOICES, draw_voice),
 }

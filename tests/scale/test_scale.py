@@ -95,7 +95,7 @@ def test_sessions_spread_and_full_replicas_reject(replicas):
         assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
         assert json.loads(response.body)["error"]["code"] == "server_overloaded"
         assert time.monotonic() - begin < 5
-        body = json.dumps({"model": "mini", "input": "hello", "voice": "x"}).encode()
+        body = json.dumps({"model": "mini", "input": "hello", "voice": "default"}).encode()
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(
                 urllib.request.Request(f"{replicas.http}/v1/audio/speech", body, {"Content-Type": "application/json"})
