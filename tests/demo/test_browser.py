@@ -12,12 +12,14 @@ from tests import needs
 from tests.demo.test_command import free_port
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
+from tests.server.fake import FakeEngine
 
 needs.module("gradio", "demo")
 
 from speechgpt2.demo import app
 from speechgpt2.demo.connection import ServerAddress
 from speechgpt2.demo.greetings import Greeting
+from speechgpt2.duplex.protocol import EngineVoice
 
 SCREENSHOTS = os.environ.get("SG2_SCREENSHOTS")  # a folder for screenshots
 ANSWER = "and I answer that in some words more than you may want to hear"
@@ -32,7 +34,7 @@ pytestmark = needs.tool("chromium", "ffmpeg")
 @pytest.fixture(scope="module")
 def demo():
     greetings = [Greeting("anna", "Hello!", lambda: voice(0.8))]
-    with serving(slots=3) as served:
+    with serving(FakeEngine(3, [EngineVoice("anna", "Hello!")]), slots=3) as served:
         blocks = app.build_page(ServerAddress(served.http), greetings)
         served.page = app.launch(blocks, "127.0.0.1", free_port())
         yield served

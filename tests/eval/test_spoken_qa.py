@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from speechgpt2.asr import Transcription
 from speechgpt2.corpus.held_out import held_out_questions
@@ -29,8 +30,12 @@ def trimmed(pcm):
     return pcm[: np.flatnonzero(pcm)[-1] + 1].tobytes()
 
 
-class PlainCodec:
+class PlainCodec(torch.nn.Module):
     """Waveform in, waveform out, as "codes"."""
+
+    def __init__(self):
+        super().__init__()
+        self.somewhere = torch.nn.Parameter(torch.zeros(1))  # tells the device
 
     class config:
         delay = 0
