@@ -84,7 +84,7 @@ class Dialogue:
         self._lock = threading.RLock()
         self._queue: EventQueue[DialogueEvent] = EventQueue()
         self._echo_guard, self._playback = EchoGuard(), PlaybackClock(clock)
-        self._turn = UserTurn(session, detected=False)
+        self._turn = UserTurn(session, detects_turns=False)
         self._latest_reply: int | None = None  # without speculative ones
         self._make_vad, self._vad_start = make_vad, 0
         self._vad: VoiceActivityDetector | None = None
@@ -109,7 +109,7 @@ class Dialogue:
 
     def commit_audio(self) -> None:
         with self._lock:
-            self._turn.rollback()
+            self._turn.rollback()  # a pause ends, so that the audio since then counts
             if not self._turn.active:
                 self._turn.begin_with_all()
             self._commit_turn(self._turn.position)
@@ -179,7 +179,7 @@ class Dialogue:
             return
         if self._turn.active or self._turn.speculating:
             self.clear_audio()
-        self._turn.detected = settings is not None
+        self._turn.detects_turns = settings is not None
         if settings is None:
             self._endpointer = None
             return
@@ -209,6 +209,7 @@ class Dialogue:
             case TurnStarted(at, prefix):
                 self._queue.put(SpeechStarted(at))
                 self._turn.announced = True
+                # The detector lags behind the microphone.
                 self._turn.begin(at, self._turn.position - now + prefix)
             case TurnPaused() if settings.create_response:
                 self._turn.speculate()

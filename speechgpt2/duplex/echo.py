@@ -31,7 +31,7 @@ SILENCE_RMS = 1e-3  # a softer reply has no echo
 MIN_PROBABILITY = 0.2  # a block with a lower probability of speech is neither a voice nor an echo
 # The peak of the correlation, divided by its RMS. Echoes in rooms have 15 to 50, other voices 5 to 10.
 MIN_SHARPNESS = 10.0
-# The smallest part of the microphone's audio that is direct sound, if it is an echo. Rooms add up to twice as much.
+# The smallest part of the microphone's audio that is direct sound, if it is an echo. Reverberation adds up to twice it.
 MIN_SHARE = 0.3
 WHITENING_FLOOR = 0.1  # of the mean magnitude; weaker frequencies have less weight
 LEARN, DECAY = 0.4, 0.1  # update rate of the coupling per block, with and without an echo
@@ -62,7 +62,7 @@ class EchoGuard:
         self._resampler, self._blocks = Resampler(SAMPLE_RATE, VAD_SAMPLE_RATE), Blocks(VAD_BLOCK)
 
     def may_be_user(self, block: np.ndarray, probability: float = 1.0) -> bool:
-        """Return whether the microphone's next block may be the user's voice. It takes the time of one played block.
+        """Return whether the microphone's next block may be the user's voice. Each call advances playback by one block.
 
         Args:
             block: `[VAD_BLOCK]` float32 at 16 kHz.
@@ -79,8 +79,9 @@ class EchoGuard:
         if probability >= MIN_PROBABILITY and (levels > SILENCE_RMS).sum() >= MIN_BLOCKS:
             gain = self._gain()
             self.coupling += DECAY * (0.0 - self.coupling) if gain is None else LEARN * (gain - self.coupling)
-        if (source := float(played[:-MAX_DELAY].max())) > SILENCE_RMS:
-            self.coupling = min(self.coupling, float(levels.max()) / source)
+        if (source_level := float(played[:-MAX_DELAY].max())) > SILENCE_RMS:
+            # No echo is louder than all that the microphone records.
+            self.coupling = min(self.coupling, float(levels.max()) / source_level)
         return bool(levels[-1] > self.margin * self.coupling * echo)
 
     def _gain(self) -> float | None:

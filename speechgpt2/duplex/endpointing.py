@@ -15,8 +15,8 @@ enough depends on `ending`:
 - *semantic*: `speculate_ms` if the model finds the turn complete, `max_silence_ms` if it finds the turn incomplete. The
   speculative reply shows which; until then, or if it never does, `silence_ms`.
 
-While a reply is played, only `interrupt_ms` of voice start a turn, because an "mm-hm", 嗯 or a cough is shorter and
-must not interrupt. The price is a later barge-in. Otherwise `onset_ms` of voice are enough.
+While a reply is played, a turn starts only after `interrupt_ms` of voice, because an "mm-hm", 嗯 or a cough is shorter
+and must not interrupt. The price is a later barge-in. Otherwise `onset_ms` of voice are enough.
 """
 
 from __future__ import annotations

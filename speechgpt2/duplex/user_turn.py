@@ -26,7 +26,7 @@ class UserTurn:
 
     Args:
         session: The engine's session, which knows whether a turn is active (`user_speaking`).
-        detected: Whether turns are detected; otherwise the client commits them.
+        detects_turns: Whether turns are detected; otherwise the client commits them.
 
     Attributes:
         position: Samples of the microphone so far.
@@ -37,8 +37,8 @@ class UserTurn:
         held_events: Events of the speculative reply; None if there is no such reply.
     """
 
-    def __init__(self, session: Session, detected: bool):
-        self.session, self.detected = session, detected
+    def __init__(self, session: Session, detects_turns: bool):
+        self.session, self.detects_turns = session, detects_turns
         self.position = self.number = self.start = 0
         self.announced = False
         self.speculative_reply: int | None = None
@@ -59,14 +59,14 @@ class UserTurn:
     def append(self, pcm: np.ndarray) -> None:
         """Add the microphone's next samples `[N]`. If turns are not detected, a turn starts as soon as possible."""
         self.position += len(pcm)
-        if not self.detected and not self.active and not self.session.replying:
+        if not self.detects_turns and not self.active and not self.session.replying:
             self.begin(self.position - len(pcm) - len(self._before), len(self._before))
         if not self.active:
-            limit = MAX_UNCOMMITTED if self.speculating or not self.detected else MAX_PREFIX
+            limit = MAX_UNCOMMITTED if self.speculating or not self.detects_turns else MAX_PREFIX
             self._before = np.concatenate([self._before, pcm])[-limit:]
             return
         self.session.append_audio(pcm)
-        if not self.detected:
+        if not self.detects_turns:
             self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNCOMMITTED:]
 
     def begin(self, start: int, prefix: int) -> None:
@@ -76,7 +76,7 @@ class UserTurn:
         self._before = NO_AUDIO
         if len(audio):
             self.session.append_audio(audio)
-        self._uncommitted = NO_AUDIO if self.detected else audio
+        self._uncommitted = NO_AUDIO if self.detects_turns else audio
 
     def begin_with_all(self) -> None:
         """Start a turn with all audio since the last one.

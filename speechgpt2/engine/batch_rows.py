@@ -64,7 +64,7 @@ class BatchRows:
         return self.to_device(mask)
 
     def record(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
-        """Return `function`, recorded if shapes are static. `idle`: arguments with which it changes nothing."""
+        """Return `function`, recorded if shapes are static. `idle`: arguments to record it with, all rows idle."""
         return RecordedFunction(function, *idle) if self.static_shapes else function
 
     def select(self, state: S, rows: Tensor) -> S:

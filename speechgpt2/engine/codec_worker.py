@@ -40,7 +40,7 @@ START_TIMEOUT = 120.0  # seconds that the process may take to start
 MAX_SILENCE = 10.0  # seconds without an answer after which the process is ended; an answer takes milliseconds
 WATCH_INTERVAL = 1.0  # seconds
 MAX_RESTARTS, RESTART_PERIOD = 3, 60.0  # restarts within so many seconds, after which the codec has failed
-JOURNAL_PATCHES = 100  # 12 s of each turn and reply: all that has an influence in `mini`
+JOURNAL_PATCHES = 100  # 12 s of each turn and reply are replayed; `mini`'s attention sees no further back
 
 log = logging.getLogger("sg2.engine")
 T = TypeVar("T")
@@ -324,7 +324,7 @@ class CodecProcess(CodecWorker):
             if since is not None and time.monotonic() - since > MAX_SILENCE:
                 log.error("the codec's process has not answered for %.0f s and is ended", MAX_SILENCE)
                 self._waiting_since = None
-                self.process.kill()  # who waits for its answer restarts it
+                self.process.kill()  # the next to read its answer finds the pipe closed, and restarts it
             elif not self.process.is_alive() and self._lock.acquire(blocking=False):
                 try:
                     if not self.process.is_alive() and not self._closed.is_set():

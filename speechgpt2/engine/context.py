@@ -31,7 +31,7 @@ class Span:
     Attributes:
         number: The turn's number in its session.
         separator: Patches at its start that separate it from the turn before.
-        spoken: Whether the user spoke: the turn is the user's speech, or a reply that begins with its transcript.
+        user_spoke: Whether the user spoke: the turn is the user's speech, or a reply that begins with its transcript.
         prefix: Patches between the separator and the user's speech.
     """
 
@@ -40,7 +40,7 @@ class Span:
     start: int
     stop: int
     separator: int
-    spoken: bool
+    user_spoke: bool
     prefix: int = 0
 
     @property
@@ -99,8 +99,8 @@ class Context:
         """Return a key of the patches up to `stop`, where a chunk ends.
 
         Returns:
-            The same key for the same patches in the same chunks; None after the system prompt, or if an edit has
-            changed its chunks.
+            Equal keys for equal patches in equal chunks. None beyond the system prompt, or if an edit has made the
+            chunks irregular.
         """
         regular = np.arange(stop) % self.prefill_chunk_size == 0
         if stop > self.system_length or not np.array_equal(self.chunk_starts[:stop], regular):
@@ -129,7 +129,7 @@ class Context:
         self.system_length = count
         self._shift(0, change)
 
-    def add(self, number: int, role: Role, patches: Patches, spoken: bool = False, prefix: int = 0) -> Span:
+    def add(self, number: int, role: Role, patches: Patches, user_spoke: bool = False, prefix: int = 0) -> Span:
         """Add a turn after all others.
 
         Raises:
@@ -138,7 +138,7 @@ class Context:
         self._make_room(patches.text.shape[1])
         separator = self._separator(self.spans[-1].role if self.spans else None, role)
         whole = concat(separator, patches)
-        span = Span(number, role, self.length, self.length, separator.text.shape[1], spoken, prefix)
+        span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, prefix)
         self.spans.append(span)
         self.extend(whole)
         return span
@@ -151,7 +151,7 @@ class Context:
             self.kv_length = self.length
 
     def reread_last(self) -> None:
-        """Have the row take in its last patch again: what it has taken in after it is void."""
+        """Prefill the last patch again; what the row has read after it is discarded."""
         self.kv_length = min(self.kv_length, self.length - 1)
 
     def remove_tail(self, span: Span, count: int) -> None:
@@ -192,7 +192,7 @@ class Context:
         self._drop_oldest(self.capacity // KEPT_PART)
         last = self.spans[-1]
         too_much = self.length - self.capacity // KEPT_PART
-        if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.spoken:
+        if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.user_spoke:
             begin = last.body + last.prefix
             change = self._splice(begin, begin + too_much, self.prompt.text_patches([]))
             last.stop += change

@@ -138,7 +138,7 @@ class EngineCore:
             self._deliver()
 
     def _prefill(self, number: int) -> Patches | None:
-        """Prefill a slot's next chunk. A chunk of one patch is returned instead: it joins the step of all slots."""
+        """Prefill a slot's next chunk. A chunk of one patch is returned instead, to be read in the common step."""
         slot = self._slots().get(number)
         if slot is None or not slot.history.context.pending:
             return None
@@ -197,7 +197,7 @@ class EngineCore:
             del self.sessions[session.number]
 
     def _report(self, session: Session, error: UserError) -> None:
-        """Send an error to a session. It ends the reply that the session waits for."""
+        """Send an error to a session. It ends the reply that the client waits for, unless the slot generates one."""
         ended = session.slot is None or session.slot.generation is None
         session.outbox.put(session.outbox.reply if ended else None, Error(str(error)))
 

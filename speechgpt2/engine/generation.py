@@ -85,9 +85,9 @@ class Generation:
 
     def _take(self, patch: GeneratedPatch) -> None:
         speaks = patch.audio is not None
-        continuation = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
-        if continuation is not None:
-            self._history.restart_reply(continuation)
+        replacement = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
+        if replacement is not None:
+            self._history.restart_reply(replacement)
             return
         codes = torch.from_numpy(patch.codes)[None, None]
         self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
@@ -105,7 +105,7 @@ class Generation:
             buffered: Seconds of audio that the client has not played yet.
             now: Seconds of the engine's clock.
         """
-        if self._decoded == self._audible:  # the sound of a reply stops where it calls a tool
+        if self._decoded == self._audible:  # a spoken tool call, which is not audible
             return
         self.decoding -= 1
         self._decoded += 1

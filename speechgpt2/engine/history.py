@@ -13,7 +13,7 @@ from speechgpt2.engine.truncation import speech_patches, truncated_reply
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.types import Mode, Patches, Speech, Tool
 
-SESSION_DEFAULTS = ReplyOptions()  # a reply without options of its own
+SESSION_DEFAULTS = ReplyOptions()  # everything as the session's settings say
 
 
 class SystemPrompt(NamedTuple):
@@ -52,14 +52,14 @@ class History:
 
     def ends_with_user_speech(self) -> bool:
         """Return whether the last turn is the user's speech. The reply to it may begin with a transcript."""
-        return self.last is not None and self.last.role == "user" and self.last.spoken
+        return self.last is not None and self.last.role == "user" and self.last.user_spoke
 
     # the user's speech
 
     def start_user_speech(self, number: int) -> None:
         """Begin a spoken turn of the user."""
         start = self.prompt.user_speech_start()
-        self.context.add(number, "user", start, spoken=True, prefix=start.text.shape[1])
+        self.context.add(number, "user", start, user_spoke=True, prefix=start.text.shape[1])
         self.transcript = None
 
     def extend_user_speech(self, codes: Tensor, final: bool) -> int:
@@ -86,10 +86,10 @@ class History:
             transcript = self.transcript if self.ends_with_user_speech() else None
             speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", speech, transcript)
-            self.context.add(number, "assistant", patches, spoken=transcript is not None)
+            self.context.add(number, "assistant", patches, user_spoke=transcript is not None)
         elif turn.codes is not None:
             prefix = self.prompt.user_speech_start().text.shape[1]
-            self.context.add(number, "user", self.prompt.user_speech(turn.codes), spoken=True, prefix=prefix)
+            self.context.add(number, "user", self.prompt.user_speech(turn.codes), user_spoke=True, prefix=prefix)
             self.transcript = turn.text
         else:
             self.context.add(number, turn.role, self.prompt.user_text(turn.text or ""))
@@ -111,7 +111,7 @@ class History:
     def start_reply(self, number: int, prefix: Patches, user_spoke: bool) -> None:
         """Begin a reply with the patches `prefix [1, P]`."""
         self.context.drop_old_turns()
-        self.context.add(number, "assistant", prefix, spoken=user_spoke)
+        self.context.add(number, "assistant", prefix, user_spoke=user_spoke)
 
     def extend_reply(self, patch: Patches) -> None:
         """Add a generated patch `[1, 1]`, which the model's row has already read."""
@@ -127,7 +127,7 @@ class History:
 
     def truncate_reply(self, span: Span, played_patches: int) -> None:
         """Keep only the first `played_patches` of a reply's speech: barge-in cuts memory here."""
-        kept = truncated_reply(self.prompt, self._body(span), span.spoken, played_patches)
+        kept = truncated_reply(self.prompt, self._body(span), span.user_spoke, played_patches)
         if kept is None:
             self.context.remove(span)
         else:
@@ -151,11 +151,11 @@ class History:
         Args:
             settings: The session's settings.
             speak: Whether the answer is spoken; None: as in the settings.
-            read_aloud: Whether the answer reads a given text, which is a typed request.
+            read_aloud: Whether the answer reads a given text; the request then counts as typed.
             options: A reply's own instructions and tools, in force until the next turn.
         """
-        users = [span for span in self.context.spans[-2:] if span.role == "user"]
-        user_spoke = users[-1].spoken if users else self.system.mode[0] == "s" and not read_aloud
+        users = [span for span in self.context.spans[-2:] if span.role == "user"]  # the last turn may be a reply
+        user_spoke = users[-1].user_spoke if users else (self.system.mode[0] == "s" and not read_aloud)
         speak = settings.speak if speak is None else speak
         mode: Mode = f"{'s' if user_spoke else 't'}2{'s' if speak else 't'}"  # type: ignore[assignment]
         instructions = settings.instructions if options.instructions is None else options.instructions

@@ -20,7 +20,7 @@ class InputAudioBuffer:
         patches: Whole patches of audio that are not submitted to the codec yet.
         in_flight: The chunk that the codec encodes now.
         ended: Whether the user has finished speaking.
-        tail: Number of patches that end the turn in the context; 0 until they are there.
+        tail: Patches that the end of the turn has added to the context, which `Rollback` removes; 0 until then.
         waiting_since: When the oldest of `patches` was received, in seconds of the engine's clock.
     """
 

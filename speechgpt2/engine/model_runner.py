@@ -1,8 +1,9 @@
 """The batched work of the language model in a step: patches in, patches out. `codec_worker` decodes their audio.
 
 A slot is a row of every state (batch_rows.py). A session's results are equal to the last bit whatever other sessions
-do. Therefore attention reads the cells of a cache in blocks of sixteen: over another number of cells it would sum in
-another order. On CUDA, a step computes all rows and reads all cells, so that its shapes never change, and is recorded.
+do. Therefore attention reads the cells of a cache in whole blocks of sixteen: a longer context in the batch then adds
+blocks of masked cells, which add zero, and does not change the order of the sum over the others. On CUDA, a step
+computes all rows and reads all cells, so that its shapes never change, and is recorded.
 
 All inputs of a step are one table (step_inputs.py). It includes the positions: a row rewinds when it gets a smaller
 one. Sampled patches are written into the table, the rows read them from there, and one transfer brings the table back
@@ -71,10 +72,11 @@ class ModelRunner:
         pack(lm, config.slots)
         self.lm, self.device = lm, lm.device
         self.rows = BatchRows(config.slots, lm.device, CPU_BATCH if config.slots <= CPU_BATCH else LM_CPU_BATCH)
-        self.text_codes = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)
+        self.no_speech_codes = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)
         worker = CodecProcess if config.codec_process else CodecThread
         self.codec: CodecWorker = worker(codec, self.rows.count, lm.config.patch_samples)
         self.hidden = torch.zeros(self.rows.count, lm.config.backbone.width, dtype=lm.dtype, device=self.device)
+        # One cell more for the patch in progress, and rounded up to whole blocks: attention reads `capacity + 1` cells.
         self.capacity = -(-(config.context + 1) // CELL_BLOCK) * CELL_BLOCK - 1
         starts = range(0, self.rows.count, self.rows.batch_size)
         self.batches = [slice(first, first + self.rows.batch_size) for first in starts]
@@ -140,9 +142,11 @@ class ModelRunner:
         others = {n: params for n, params in sample.items() if n not in writing}
         if prefill or others:
             yield self._step_one(prefill, others)
-        static = self.rows.static_shapes
-        for together in [writing] if static and writing else [{n: params} for n, params in writing.items()]:
-            yield self._step_draft(together)
+        groups = [{n: params} for n, params in writing.items()]
+        if self.rows.static_shapes and writing:
+            groups = [writing]
+        for group in groups:
+            yield self._step_draft(group)
 
     def close(self) -> None:
         """Stop the codec."""
@@ -195,7 +199,7 @@ class ModelRunner:
             lines = self.draft_rows(table[batch], batch, kv_length).tolist()
             for slot in sample:
                 count, *tokens = lines[slot - batch.start]
-                generated[slot] = [GeneratedPatch(token, self.text_codes, None) for token in tokens[:count]]
+                generated[slot] = [GeneratedPatch(token, self.no_speech_codes, None) for token in tokens[:count]]
                 self.positions[slot] += count
         return generated
 
@@ -205,7 +209,7 @@ class ModelRunner:
         """Bring tokens and codes to the host in one transfer."""
         lines, generated = table[:, TEXT:].cpu().numpy(), {}
         for slot in sample:
-            token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(self.text_codes.shape)
+            token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(self.no_speech_codes.shape)
             speaks = codes[0, 0] != self.lm.config.no_speech
             generated[slot] = [GeneratedPatch(token, codes, audio[slot] if speaks else None)]
         return generated

@@ -28,7 +28,7 @@ class RecordedFunction:
 
     Args:
         function: The function to record.
-        idle: Arguments with which a call changes nothing.
+        idle: Arguments to record it with; such a call changes nothing.
     """
 
     @torch.inference_mode()

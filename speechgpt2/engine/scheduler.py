@@ -28,8 +28,8 @@ class SlotStatus:
         audio_waited: Seconds for which the chunk has waited.
         pending_patches: Patches to prefill.
         generating: Whether a reply is in progress.
-        buffered_seconds: Seconds of audio that the client has not played, audio in the codec included. 0 before the
-            first audio.
+        buffered_seconds: Seconds of audio that the client has not played, audio in the codec included. 0 until the
+            first patch of speech is sampled.
         writing: Whether the reply's next patch is text without speech.
         latency_critical: Whether the codec works on audio that a user waits for.
     """
@@ -57,7 +57,7 @@ class StepPlan:
         encode: Slots whose user audio is encoded.
         prefill: Slots with a prefill chunk.
         sample: Slots that generate a patch, if all patches before it are prefilled by then.
-        urgent: Whether a client has no audio, or soon will have none.
+        urgent: Whether a client has no audio, or soon will have none, and the codec does not work on its audio now.
         wait: Without work: seconds until there is some; None if only a new command can cause it.
     """
 
@@ -120,8 +120,9 @@ def _urgent(slot: SlotStatus, config: EngineConfig) -> bool:
 def _time_left(slot: SlotStatus, config: EngineConfig, patch_seconds: float) -> float:
     """Return the seconds until this slot is due."""
     if slot.generating:
-        due_at = config.buffer_seconds - patch_seconds
-        return max(0.0, slot.buffered_seconds - due_at) if slot.can_sample and slot.buffered_seconds > 0 else 0.0
+        if not slot.can_sample or slot.buffered_seconds <= 0:  # patches to read first, or no audio yet
+            return 0.0
+        return max(0.0, slot.buffered_seconds - (config.buffer_seconds - patch_seconds))
     if slot.pending_patches:
         return 0.0
     return max(0.0, config.batching_delay - slot.audio_waited)

@@ -1,7 +1,7 @@
 """A session as its client sees it: calls from any thread, events for one reader.
 
-A call is checked here at once, against the events that the client has received. Then it becomes a command, which the
-engine's thread executes in order.
+A call is checked here at once, against what the client knows from the events that it has read. Then it becomes a
+command, which the engine's thread executes in order.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Slot:
     # commands
 
     def handle(self, command: Command) -> None:
-        """Execute a command, after those that still wait. `commands` describes each."""
+        """Execute a command, after those that still wait; `Truncate` overtakes them. `commands` describes each."""
         match command:
             case Truncate(reply, played):
                 self._cancel_pending(reply)
@@ -95,7 +95,8 @@ class Slot:
 
     def _cancel_pending(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""
-        self._pending = deque(c for c in self._pending if number is None or created_number(c) != number)
+        if number is not None:
+            self._pending = deque(command for command in self._pending if created_number(command) != number)
 
     def _execute(self, command: Command) -> None:
         match command:

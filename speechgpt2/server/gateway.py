@@ -32,7 +32,7 @@ DRAIN_POLL_INTERVAL = 0.05  # seconds
 
 
 class DialogueFactory(Protocol):
-    """Makes a dialogue, which detects turns, on an engine's session."""
+    """Makes a dialogue, which detects turns, on an engine's session: `duplex.dialogue.Dialogue`, from cli/serve.py."""
 
     def __call__(self, session: Session, settings: DialogueSettings, /) -> Dialogue:
         """Return a dialogue that owns `session`."""

@@ -101,7 +101,7 @@ def test_prefill_chunks_do_not_depend_on_timing():
             while context.pending:
                 sizes.append(context.next_chunk().text.shape[1])
 
-        context.add(1, "user", PROMPT.user_speech_start(), spoken=True, prefix=5)
+        context.add(1, "user", PROMPT.user_speech_start(), user_spoke=True, prefix=5)
         for i in range(20):
             context.extend(speech(1, i))
             if eager:
@@ -159,7 +159,7 @@ def test_oldest_exchanges_are_dropped_and_the_system_prompt_stays():
 def test_endless_user_speech_loses_its_beginning():
     context = new()
     head = PROMPT.user_speech_start()
-    context.add(1, "user", head, spoken=True, prefix=head.text.shape[1])
+    context.add(1, "user", head, user_spoke=True, prefix=head.text.shape[1])
     for i in range(600):
         context.extend(speech(1, i))
         context.drop_old_turns()
