@@ -50,7 +50,7 @@ def read_entries(path: Path, codebooks: int, codebook_size: int, convert: Callab
     Raises:
         UserError: The file is invalid; names file and line.
     """
-    lines = _read(path).splitlines()
+    lines = hub.read_text(path, "; expected JSON lines").splitlines()
     greetings, names, has_default = [], set[str](), False
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -68,15 +68,6 @@ def read_entries(path: Path, codebooks: int, codebook_size: int, convert: Callab
     if not greetings:
         raise UserError(f"{path}: contains no greeting")
     return greetings
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; expected JSON lines") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 def _parse(line: str, codebooks: int, codebook_size: int) -> Entry:
@@ -117,7 +108,7 @@ def append_entry(path: Path, entry: Entry) -> None:
     Raises:
         UserError: If the file cannot be read or written.
     """
-    before = _read(path) if path.exists() else ""
+    before = hub.read_text(path, "; expected JSON lines") if path.exists() else ""
     _write(path, before + ("\n" if before and not before.endswith("\n") else "") + _format(entry))
 
 

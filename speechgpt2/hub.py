@@ -31,12 +31,8 @@ if TYPE_CHECKING:  # for annotations only: writing a file should not wait for to
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FETCHED = (
-    "*.json",
-    "*.jsonl",
-    "*.safetensors",
-    "README.md",
-)  # downloaded files of a checkpoint, besides the requested one
+# Downloaded files of a checkpoint, besides the requested one.
+FETCHED = ("*.json", "*.jsonl", "*.safetensors", "README.md")
 WEIGHTS = (".safetensors", ".bin", ".pkl")  # suffixes of weight files
 LFS_POINTER = b"version https://git-lfs"  # how a file begins that `git clone` left to Git LFS
 ALIGNMENT = 64  # bytes
@@ -136,6 +132,16 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no folder {target.parent}")
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"cannot write {path}: no permission to write in {target.parent}")
+
+
+def read_text(path: Path, expected: str = "") -> str:
+    """Return the content of a UTF-8 file. Raises `UserError`, with `expected` at its end if the file is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file{expected}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

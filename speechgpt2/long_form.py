@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -278,8 +278,8 @@ def words_to_json(segment: TranscriptSegment) -> list[dict[str, Any]]:
     return [{"word": w.bare, "start": round(w.start, 3), "end": round(w.end, 3)} for w in segment.words]
 
 
-def language_of(text: str) -> str:
-    """Return the language of a transcript: "zh" if it holds Chinese characters, else "en"."""
+def language_of(text: str) -> Literal["en", "zh"]:
+    """Return the language of a text: "zh" if it holds Chinese characters, else "en"."""
     return "zh" if CHINESE.search(text) else "en"
 
 

@@ -54,6 +54,7 @@ def make(
     from speechgpt2 import hub
     from speechgpt2.greeting_file import check_name
     from speechgpt2.lm.greetings import add_greeting
+    from speechgpt2.long_form import language_of
     from speechgpt2.types import FRAME_RATE
 
     if (voice_file is None) == (voice is None):
@@ -95,13 +96,6 @@ def lay_out(
         encoder = Codec.from_pretrained(codec or model, device=place)
         codes = encoder.encode(torch.from_numpy(pcm).to(place)[None])[0].cpu()
     return prompt, prompt.align_speech(codes, words, text)
-
-
-def language_of(text: str) -> Literal["en", "zh"]:
-    """Tell the language of a text by its script."""
-    from speechgpt2.long_form import CHINESE
-
-    return "zh" if CHINESE.search(text) else "en"
 
 
 def synthesize(voice: str, text: str, lang: Literal["en", "zh"]) -> tuple[np.ndarray, tuple[Word, ...]]:

@@ -88,8 +88,7 @@ def build_codec_corpus(
     if real_speech is not None:
         found = find_recordings(Path(real_speech))
         recipe["real_speech"] = len(found)
-        chunks = [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
-        parts += [partial(_recorded_part, chunk) for chunk in chunks]
+        parts += [partial(_recorded_part, chunk) for chunk in _chunks(found)]
     return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
 
 
@@ -121,6 +120,11 @@ def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
     return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
+def _chunks(found: list[Recording]) -> list[list[Recording]]:
+    """Return the recordings of each part."""
+    return [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
+
+
 def _recorded_part(chunk: list[Recording]) -> Iterator[CorpusItem]:
     for recording in chunk:
         item = load_recording(recording)
@@ -142,7 +146,7 @@ def build_dialogue_corpus(
 ) -> Corpus:
     """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
 
-    A question (role "user") is asked by a random training voice through a room and noise (disturb.py), its reply (role
+    A question (role "user") is asked by a random training voice through a room and noise (augment.py), its reply (role
     "assistant") and the texts (skill "say") are spoken by one of the assistant's voices, never twice the same;
     ``extra["assistant_voice"]`` is its number, of which 0 is the default. A tenth of the exchanges is text only; some
     questions are outside of all skills, or not understood at all. ``extra`` of a question holds exchange id, skill,
@@ -177,9 +181,7 @@ def build_dialogue_corpus(
     if real_speech is not None:
         found = [known for known in find_recordings(Path(real_speech)) if known.source in DICTATED]
         recipe["real_speech"] = len(found)
-        parts += [
-            partial(_recorded_dictations, takes, found[i : i + PART_FILES]) for i in range(0, len(found), PART_FILES)
-        ]
+        parts += [partial(_recorded_dictations, takes, chunk) for chunk in _chunks(found)]
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
@@ -256,7 +257,7 @@ def main(
     """
     for precision in precisions:
         quantization_of(precision)  # checks its name
-    contents = {path.name: _read(path) for path in texts}
+    contents = {path.name: hub.read_text(path) for path in texts}
     torch.set_num_threads(threads)
     console, found, rows = Console(), find_model(model), []
     if not contents and not found.speaks:
@@ -268,12 +269,3 @@ def main(
     rows.sort(key=lambda row: PRECISIONS.index(row.precision))
     report.publish({"Precision of the weights": rows}, console, out)
     return rows
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None

@@ -165,8 +165,7 @@ class CallRunner:
             item.fields["error"] = {"type": "tool_execution_error", "message": result.text}
         kind = "completed" if result.ok else "failed"
         events.send(f"response.mcp_call.{kind}", item_id=item.id, output_index=call.output_index)
-        previous_id = self._context.items.previous_id(item.id)
-        events.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
+        events.send_item_done(item, self._context.items.previous_id(item.id))
 
     async def _run(self, call: PendingCall, toolbox: Toolbox) -> None:
         result = ToolResult(call.call, CANCELLED, False, 0.0)

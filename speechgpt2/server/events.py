@@ -39,8 +39,16 @@ class EventSender:
 
     def send_item(self, item: ConversationItem, previous_id: str | None) -> None:
         """Send the two events of an item that is complete when it is added."""
-        for event in ("added", "done"):
-            self.send(f"conversation.item.{event}", previous_item_id=previous_id, item=item.to_dict())
+        self.send_item_added(item, previous_id)
+        self.send_item_done(item, previous_id)
+
+    def send_item_added(self, item: ConversationItem, previous_id: str | None) -> None:
+        """Send that an item is in the conversation; `previous_id` is that of the item before it."""
+        self.send("conversation.item.added", previous_item_id=previous_id, item=item.to_dict())
+
+    def send_item_done(self, item: ConversationItem, previous_id: str | None) -> None:
+        """Send that an item is complete."""
+        self.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
 
     def send_error(self, error: ProtocolError, event_id: str | None = None) -> None:
         """Send an error event; `event_id` names the client's message that caused it."""

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
 from speechgpt2.duplex.protocol import ReplyOptions
+from speechgpt2.long_form import language_of
 from speechgpt2.server.items import ConversationItem
 
 WORDS = {"en": "One moment, please.", "zh": "请稍等。"}
 INSTRUCTIONS = "The user waits for a tool. In one short sentence, in the language of the user, say that it takes time."
 MAX_PATCHES = 40  # of a filler that the model words itself
-IDEOGRAPH = re.compile(r"[\u4e00-\u9fff]")
 
 
 def language(items: Iterable[ConversationItem]) -> Literal["en", "zh"]:
     """Return the language of what the user said last."""
     texts = [item.text for item in items if item.type == "message" and item.role == "user" and item.text]
-    return "zh" if texts and IDEOGRAPH.search(texts[-1]) else "en"
+    return language_of(texts[-1]) if texts else "en"
 
 
 def options(language: Literal["en", "zh"], reads_aloud: bool) -> ReplyOptions:

@@ -45,7 +45,7 @@ class HostedTools:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """What a model is told of the configured tools."""
+        """The descriptions of the configured tools, for a model's prompt."""
         return tuple(function.tool for function in self.functions)
 
     def toolbox(self, more: Iterable[PythonTool] = ()) -> Toolbox:

@@ -133,14 +133,13 @@ class McpConnections:
             item.fields["error"], kind = {"type": "protocol_error", "code": 0, "message": str(error)}, "failed"
         item.status = "completed" if kind == "completed" else "incomplete"
         events.send(f"mcp_list_tools.{kind}", item_id=item.id)
-        previous_id = self._context.items.previous_id(item.id)
-        events.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
+        events.send_item_done(item, self._context.items.previous_id(item.id))
 
     def _add_item(self, wanted: McpTool) -> ConversationItem:
         fields: dict[str, Any] = {"server_label": wanted.server_label, "tools": []}
         item = ConversationItem(new_id("mcpl"), "mcp_list_tools", status="in_progress", fields=fields)
-        previous_id, events = self._context.items.add(item), self._context.events
-        events.send("conversation.item.added", previous_item_id=previous_id, item=item.to_dict())
+        events = self._context.events
+        events.send_item_added(item, self._context.items.add(item))
         events.send("mcp_list_tools.in_progress", item_id=item.id)
         return item
 

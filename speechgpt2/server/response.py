@@ -213,8 +213,7 @@ class RealtimeResponse:
         self.output.append(item)
         location = {"response_id": self.id, "output_index": len(self.output) - 1}
         self._events.send("response.output_item.added", **location, item=item.to_dict())
-        previous_id = self._items.add(item)
-        self._events.send("conversation.item.added", previous_item_id=previous_id, item=item.to_dict())
+        self._events.send_item_added(item, self._items.add(item))
 
     def _close_message(self, status: Literal["completed", "incomplete"]) -> None:
         if self._open is None:
@@ -230,8 +229,7 @@ class RealtimeResponse:
         self._finish_item(item)
 
     def _finish_item(self, item: ConversationItem) -> None:
-        previous_id = self._items.previous_id(item.id)
-        self._events.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
+        self._events.send_item_done(item, self._items.previous_id(item.id))
         location = {"response_id": self.id, "output_index": self.output.index(item)}
         self._events.send("response.output_item.done", **location, item=item.to_dict())
 

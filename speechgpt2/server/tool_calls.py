@@ -7,9 +7,9 @@
         response.mcp_call.completed | failed
     response.created …                                the answer
 
-Results wait until nobody speaks. Then they are told to the model together, and it answers. A filler is cut by the
-answer, and the model forgets it. When the user speaks meanwhile, a call is cancelled or kept as its tool declares; a
-kept call, and one in the background, is answered when there is room.
+Results wait until neither side speaks. Then they enter the context together, and the model answers. A filler is cut by
+the answer, and the model forgets it. When the user speaks meanwhile, a call is cancelled or kept as its tool declares;
+a kept call, and one in the background, is answered when there is room.
 """
 
 from __future__ import annotations
