@@ -37,6 +37,7 @@ from speechgpt2.corpus.store import (
 from speechgpt2.curriculum.limits import foreign_sentence, not_understood, unknown_request
 from speechgpt2.curriculum.sentences import sentence, word_list
 from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
+from speechgpt2.curriculum.texts import characters
 from speechgpt2.dsp.other_sounds import draw_sound
 from speechgpt2.dsp.world_pitch import track_pitch
 from speechgpt2.processes import single_threaded
@@ -154,8 +155,8 @@ def build_dialogue_corpus(
     half of ``exchanges`` where not given. ``voices`` names the set that all but the questions of the test split come
     from (`tts.voice_sets`); where it has no voices that answer, replies are text only, and nothing is read aloud.
     ``takes`` is how often a spoken question or dictation occurs, each time through another room and noise, as slow
-    synthesis wants. Recordings below ``real_speech`` whose words the curriculum holds are dictations, too. Resumes a
-    killed build.
+    synthesis wants. Single words recorded below ``real_speech``, if the curriculum holds their characters, are
+    dictations, too. Resumes a killed build.
     """
     voice_set(voices)  # a wrong name raises here, before the work starts
     says = exchanges // 2 if says is None else says
@@ -179,7 +180,11 @@ def build_dialogue_corpus(
         for index, first in enumerate(range(0, total, PART_EXCHANGES)):
             parts.append(partial(kind, voices, seed, index, min(PART_EXCHANGES, total - first)))
     if real_speech is not None:
-        found = [known for known in find_recordings(Path(real_speech)) if known.source in DICTATED]
+        found = [
+            recording
+            for recording in find_recordings(Path(real_speech))
+            if recording.source in DICTATED and characters().issuperset(recording.text)
+        ]
         recipe["real_speech"] = len(found)
         parts += [partial(_recorded_dictations, takes, chunk) for chunk in _chunks(found)]
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")

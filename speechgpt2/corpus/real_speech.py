@@ -55,7 +55,7 @@ def find_recordings(root: Path) -> list[Recording]:
 def load_recording(recording: Recording, pitch: bool = True) -> CorpusItem | None:
     """Read, resample, trim and level a recording, and add its pitch if wanted; None if it is silent.
 
-    A single word or character gets the whole span as its time.
+    A single word gets the whole span as its time, and the characters of a Mandarin word get equal parts of it.
     """
     import soundfile
 
@@ -75,13 +75,14 @@ def load_recording(recording: Recording, pitch: bool = True) -> CorpusItem | Non
 
 
 def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:
-    single = recording.source == "fsdd" or (recording.source == "cmn-words" and len(recording.text) == 1)
+    pieces = {"fsdd": [recording.text], "cmn-words": list(recording.text)}.get(recording.source)
     span = active_span(pcm)
-    if not single or span is None:
+    if pieces is None or span is None:
         return ()
     edge = 0.05 * SAMPLE_RATE
     start, end = min(span[0] + edge, span[1]), max(span[1] - edge, span[0] + edge)
-    return (Word(recording.text, round(start / SAMPLE_RATE, 3), round(end / SAMPLE_RATE, 3)),)
+    edges = [round(float(at) / SAMPLE_RATE, 3) for at in np.linspace(start, end, len(pieces) + 1)]
+    return tuple(Word(piece, begin, until) for piece, begin, until in zip(pieces, edges, edges[1:]))
 
 
 def _ljspeech(folder: Path) -> Iterator[Recording]:

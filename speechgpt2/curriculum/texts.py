@@ -22,3 +22,9 @@ def read(name: str) -> Any:
 def words(lang: str, kind: str) -> tuple[str, ...]:
     """Return the words of a part of speech, such as "nouns", in the order of lexicon.yaml."""
     return tuple(read("lexicon")[lang][kind].split())
+
+
+@cache
+def characters() -> frozenset[str]:
+    """Return all characters of the texts."""
+    return frozenset("".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")))

@@ -8,8 +8,9 @@ where phrases are wanted: STOI and PESQ evaluate phrases.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = N
     return result
 
 
-def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True) -> dict[str, list[SpeechClip]]:
+def recorded(
+    folder: str | Path, clips: int, seed: int = 0, joined: bool = True, keeps: Callable[[str], bool] | None = None
+) -> dict[str, list[SpeechClip]]:
     """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
 
     Args:
@@ -71,6 +74,7 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
         clips: The most of each set.
         seed: Of the choice.
         joined: Whether words and digits are joined to phrases.
+        keeps: Tells of a single word whether to keep it; by default all are kept.
 
     Raises:
         UserError: The folder holds no recordings.
@@ -83,11 +87,14 @@ def recorded(folder: str | Path, clips: int, seed: int = 0, joined: bool = True)
         found = [r for r in real_speech.find_recordings(root) if r.split == "test" and r.source in NAMES]
         for source in dict.fromkeys(r.source for r in found):
             chosen = [r for r in found if r.source == source]
+            if source in WORDS and keeps is not None:
+                chosen = [r for r in chosen if keeps(r.text)]
             random.Random(seed).shuffle(chosen)
             singles = (_clip(r) for r in chosen)
             phrases = (clip for clip in singles if clip is not None)
             stream = _joined(phrases) if joined and source in WORDS else phrases
-            result[NAMES[source]] = [clip for clip, _ in zip(stream, range(clips), strict=False)]
+            if first := list(islice(stream, clips)):
+                result[NAMES[source]] = first
     for place in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN)):
         if plain := _plain(place, clips, seed):
             result[place.name] = plain

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from speechgpt2.eval.answers import MODES, EvaluatedAnswer, ask, load, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
 from speechgpt2.eval.report import column
 from speechgpt2.eval.transcripts import transcript_rows
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.tts.voice_sets import VoiceSet
 from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice, vary_voice
 from speechgpt2.types import Mode
@@ -132,8 +134,10 @@ def main(
         UserError: A model, a judge, a voice or the folder cannot be used.
     """
     console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    people = speech_sets.recorded(real_speech, n, joined=False) if real_speech is not None else {}
     talker, trials = load(model, device), held_out_questions(n, seed)
+    people = {}
+    if real_speech is not None:
+        people = speech_sets.recorded(real_speech, n, joined=False, keeps=partial(in_vocabulary, talker.lm.prompt))
     asking = [(name, "s2s", trial) for name in speakers for trial in trials_by(speakers[name], trials, seed)]
     asking += [(TYPED, mode, trial) for mode in ("t2s", "t2t") for trial in trials if typed]
     with Progress(console=console, transient=True) as progress:
@@ -160,6 +164,11 @@ def main(
         report.save_json(target / "spoken_qa.json", tables=tables, **settings, answers=records)
         (target / "spoken_qa.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
     return tables
+
+
+def in_vocabulary(prompt: Prompt, word: str) -> bool:
+    """Return whether a word is English, or each of its characters is a token of the model."""
+    return word.isascii() or all(len(prompt.encode(character)) == 1 for character in word)
 
 
 def _sampling(greedy: bool, model: Any) -> dict[str, Any]:

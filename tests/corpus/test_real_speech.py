@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from speechgpt2.corpus.real_speech import find_recordings, load_recording
+from speechgpt2.errors import UserError
 from speechgpt2.eval.speech_sets import recorded
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
@@ -51,3 +52,22 @@ def test_evaluation_uses_held_out_orders_only(folder):
     assert {clip.speaker for clip in sets["coffee orders"]} == {""}  # many people, who are not named
     item = load_recording(held_out[0])
     assert item is not None and item.record.extra == {"source": "orders"} and not item.record.words
+
+
+@needs.extra("synthesis", "pyworld")
+def test_characters_of_a_word_share_its_time(folder):
+    (folder / "cmn" / "words").mkdir(parents=True)
+    soundfile.write(folder / "cmn" / "words" / "cmn-下午.mp3", tone(0.8), SAMPLE_RATE)
+    (recording,) = (r for r in find_recordings(folder) if r.source == "cmn-words")
+    first, last = load_recording(recording).record.words
+    assert (first.text, last.text) == ("下", "午") and first.end == last.start
+    assert first.end - first.start == pytest.approx(last.end - last.start, abs=0.002) and last.end < 0.8
+
+
+@needs.extra("synthesis", "pyworld")
+def test_evaluation_keeps_single_words_by_their_text(folder):
+    for order in (folder / "orders").iterdir():
+        order.unlink()
+    with pytest.raises(UserError):
+        recorded(folder, 100, joined=False, keeps=lambda word: word == "four")
+    assert len(recorded(folder, 100, joined=False, keeps=lambda word: word == "three")["English digits"]) == 3
