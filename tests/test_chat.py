@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
+from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
@@ -322,6 +324,17 @@ def test_mini_answers_reproducibly(released):
     runs = [model.chat(turns, sampling=SamplingParams.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
     assert runs[0].text == runs[1].text and np.array_equal(runs[0].codes, runs[1].codes)
     assert runs[0].text != runs[2].text
+
+
+def test_model_is_sampled_by_default_as_its_configuration_says(released):
+    model, turns, config = SpeechGPT(CountingCodec(), released), [Turn.user("what is it")], released.config
+    greedy = model.chat(turns, sampling=SamplingParams.greedy(), max_patches=20)
+    released.config = replace(config, sampling=SamplingConfig(temperature=0.0))
+    try:
+        assert model.chat(turns, max_patches=20).text == greedy.text
+    finally:
+        released.config = config
+    assert model.chat(turns, max_patches=20).text != greedy.text
 
 
 @pytest.mark.parametrize(

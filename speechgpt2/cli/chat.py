@@ -145,7 +145,7 @@ def chat(
     if opening is None:
         announce_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
-    params, declared = sampling.params(speechgpt.lm.device), toolbox.tools if toolbox else ()
+    params, declared = sampling.params(speechgpt.lm), toolbox.tools if toolbox else ()
     system = None if who is None else who.prompt
     conversation = speechgpt.conversation(mode, opening, params, system, max_patches, declared)
     spoken = greet(speechgpt, conversation, who if opening is None else None, play)
@@ -174,7 +174,7 @@ def say(
     if play:
         sounddevice()
     speechgpt = loading.load(model, greetings=greetings, voice=voice)
-    params = sampling.params(speechgpt.lm.device)
+    params = sampling.params(speechgpt.lm)
     spoken, short = [], []
     with ExitStack() as stack:
         player = stack.enter_context(BlockingPlayer()) if play else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -19,9 +19,8 @@ import typer
 from speechgpt2.cli.common import CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
 
 if TYPE_CHECKING:
-    import torch
-
     from speechgpt2.chat import SpeechGPT
+    from speechgpt2.lm.model import SpeechLM
     from speechgpt2.lm.sampling import SamplingParams
     from speechgpt2.loading import Sources
 
@@ -98,16 +97,27 @@ class LoadOptions:
 class SamplingOptions:
     """How answers are sampled."""
 
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")] = 0.8
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all.")] = 50
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding. [default: the model's]")
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all. [default: the model's]"),
+    ] = None
     top_p: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens whose probabilities add up to P."),
-    ] = 0.9
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Sample from the most likely tokens whose probabilities add up to P. [default: the model's]",
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
 
-    def params(self, device: torch.device) -> SamplingParams:
-        """Return the parameters of one row."""
+    def params(self, lm: SpeechLM) -> SamplingParams:
+        """Return the parameters of one row, and the model's own where the user gave none."""
         from speechgpt2.lm.sampling import SamplingParams
 
-        return SamplingParams.of(1, self.temperature, self.top_k, self.top_p, self.seed, device)
+        given: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        config = replace(lm.config.sampling, **{name: value for name, value in given.items() if value is not None})
+        return SamplingParams.of_config(config, self.seed, lm.device)

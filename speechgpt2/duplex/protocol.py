@@ -49,7 +49,7 @@ class SessionSettings:
         instructions: Text that replaces the model's own system line.
         greeting: Speech with which the model has opened the conversation. It is never dropped from memory.
         voice: One of the engine's voices, whose greeting is used if none is given; None: the default.
-        temperature: See `lm.sampling`, as for `top_k`, `top_p` and `seed`.
+        temperature: See `lm.sampling`, as for `top_k`, `top_p` and `seed`. None: as the model is sampled by default.
         max_patches: Limit of one reply. 512 patches are a minute of speech.
         paced: Whether speech is generated only `buffer_seconds` ahead of its playback; otherwise as fast as it is read.
         tools: Tools that the model may call, if it was trained to.
@@ -61,9 +61,9 @@ class SessionSettings:
     instructions: str | None = None
     greeting: Speech | None = None
     voice: str | None = None
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int = 0
     max_patches: int = 512
     paced: bool = True

@@ -117,6 +117,19 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How replies are sampled where nothing else is asked for (lm/sampling.py). The defaults are the released ones."""
+
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 <= self.top_p <= 1):
+            raise UserError("sampling: temperature and top_k must not be negative, top_p must be in 0…1")
+
+
+@dataclass(frozen=True)
 class LMConfig:
     """The whole language model.
 
@@ -131,6 +144,7 @@ class LMConfig:
     codebooks: int = 3
     codebook_size: int = 1024
     draft_tokens: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if self.draft_tokens < 0 or (self.draft_tokens and not self.prompt.chain_of_modality):

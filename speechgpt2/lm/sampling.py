@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.nn.sync import can_sync
 
 MAX_CANDIDATES = 1024  # a draw considers so many of the likeliest tokens: all codes, and the relevant text tokens
@@ -49,6 +50,11 @@ class SamplingParams(NamedTuple):
             torch.full((batch,), top_p, dtype=torch.float32, device=device),
             torch.arange(seed, seed + batch, dtype=torch.int64, device=device),
         )
+
+    @classmethod
+    def of_config(cls, config: SamplingConfig, seed: int = 0, device: str | torch.device = "cpu") -> SamplingParams:
+        """Return the parameters of one row that a model is sampled with by default."""
+        return cls.of(1, config.temperature, config.top_k, config.top_p, seed, device)
 
     @classmethod
     def greedy(cls, batch: int = 1, device: str | torch.device = "cpu") -> SamplingParams:

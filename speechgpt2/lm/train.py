@@ -12,7 +12,7 @@ A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
 from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state
 from speechgpt2.lm.checkpoint import WEIGHTS_FILE
-from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig, SamplingConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.model import CONFIG_FILE, SpeechLM
 from speechgpt2.lm.packing import Batch, ExampleSource, pack
@@ -75,6 +75,7 @@ class LMTrainConfig:
     dropout: float = 0.0  # share of what each layer's attention and feed-forward part add that is left out
     corrupt_given: float = 0.0  # share of the other frames of speech that are replaced: fewer voices seem more
     max_perplexity_ratio: float | None = None  # the perplexity of held-out text may rise to this times that before
+    sampling: SamplingConfig | None = None  # how the model is sampled by default; None: as the one it begins with
     # Schedule
     steps: int = 4000
     rows: int = 2
@@ -276,7 +277,8 @@ class LMTrainer:
             self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor)).to(self.dtype)
         )
         if run.leads:
-            configs.dump(self.model.config, run.folder / CONFIG_FILE)
+            sampling = self.config.sampling or self.model.config.sampling
+            configs.dump(replace(self.model.config, sampling=sampling), run.folder / CONFIG_FILE)
             self.model.prompt.tokenizer.save(str(run.folder / "tokenizer.json"))
             hub.save_tensors(run.folder / WEIGHTS_FILE, tensors)
 

@@ -31,15 +31,14 @@ def session_settings(
         hosted: Tools that the server runs.
     """
     instructions = "\n".join(filter(None, (config.instructions, *system_messages)))
-    usual = SessionSettings()
-    temperature = 0.0 if config.only_transcribes else usual.temperature
+    temperature = 0.0 if config.only_transcribes else None
     return SessionSettings(
         speak=config.speaks,
         instructions=instructions or None,
         greeting=greeting,
         voice=config.audio.output.voice,
         temperature=temperature if config.temperature is None else config.temperature,
-        top_p=usual.top_p if config.top_p is None else config.top_p,
+        top_p=config.top_p,
         seed=secrets.randbelow(MAX_SEED) if config.seed is None else config.seed,
         max_patches=_max_patches(config.max_output_tokens),
         paced=paced,

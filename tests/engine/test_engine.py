@@ -15,6 +15,7 @@ from speechgpt2.engine.codec_worker import BatchedCodec
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.errors import UserError
+from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
@@ -100,6 +101,16 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
     assert np.array_equal(audio_of(second), audio_of(wanted[1])) and same(me, again)
     assert again.slot.number != me.slot.number
     assert torch.equal(alone.core.runner.hidden[me.slot.number], crowd.core.runner.hidden[again.slot.number])
+
+
+def test_session_samples_as_the_model_does_by_default():
+    lm = tiny_lm()
+    lm.config = lm.prompt.config = replace(lm.config, sampling=SamplingConfig(temperature=0.0))
+    engine = tiny_engine(lm)
+    settings = [SHORT, replace(SHORT, temperature=0.0), replace(SHORT, temperature=0.8)]
+    found = [answer(engine, engine.open(each), noise(0.5)) for each in settings]
+    by_default, greedy, drawn = ([event.text for event in one if isinstance(event, TextDelta)] for one in found)
+    assert by_default == greedy != drawn
 
 
 def test_slot_is_wiped_before_reuse():
