@@ -32,7 +32,7 @@ from speechgpt2.bench.machine import (
 from speechgpt2.bench.questions import load as load_questions
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
-from speechgpt2.eval.answers import TimeRow, answer_turn, load, time_rows
+from speechgpt2.eval.answers import TimeRow, answer_turn, load_model, time_rows
 from speechgpt2.eval.report import column
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import KINDS, Quantization, quantize_model
@@ -169,7 +169,7 @@ def main(
     machine.report(console)
     tables: dict[str, list[Any]] = {"Steps of one stream": [], "Whole turns": []}
     if model != RANDOM:
-        tables["Whole turns"] = bench_turns(load(model, device), turns, load_questions(questions))
+        tables["Whole turns"] = bench_turns(load_model(model, device), turns, load_questions(questions))
     name = str(model) if isinstance(model, (str, Path)) else "model"
     for dtype in dtypes:
         lm = _language_model(model).to(device, DTYPES.get(dtype, torch.bfloat16))

@@ -1,4 +1,4 @@
-"""One held-out question put to a model, and the answer: its text, its speech, its times."""
+"""Asks a model one held-out question, and records its answer: the text, the speech and their times."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TimedReply:
     """A model's reply to one turn.
 
     Attributes:
-        text: What it writes.
-        transcript: What it understood of a spoken turn; None for a model that does not tell.
-        pcm: What it says, [N] at 24 kHz.
-        first_audio: Wall seconds from the whole question to the first audio; nan without any.
-        done: Wall seconds from the whole question to the end of the reply.
+        text: The text of the reply.
+        transcript: The model's transcript of a spoken turn; None if the model writes none.
+        pcm: The speech of the reply, [N] at 24 kHz.
+        first_audio: Wall seconds from the complete question to the first audio; nan without audio.
+        done: Wall seconds from the complete question to the end of the reply.
     """
 
     mode: Mode
@@ -67,20 +67,32 @@ class EvaluatedAnswer(TimedReply):
         return skills.is_correct(self.trial.exchange, self.text)
 
     def record(self) -> dict[str, Any]:
-        """For a JSON file: enough to read what went wrong."""
-        question, voice = self.trial.exchange.question, self.trial.voice.id
-        facts = {"mode": self.mode, "skill": self.skill, "lang": self.lang, "voice": voice, "question": question}
-        made = {
+        """The answer for a JSON file: enough to see what went wrong."""
+        return {
+            "mode": self.mode,
+            "skill": self.skill,
+            "lang": self.lang,
+            "voice": self.trial.voice.id,
+            "question": self.trial.exchange.question,
             "transcript": self.transcript,
             "answer": self.text,
             "right": self.right,
             "seconds": round(self.seconds, 2),
+            "first_audio": self.first_audio,
+            "done": self.done,
         }
-        return {**facts, **made, "first_audio": self.first_audio, "done": self.done}
 
 
-def load(model: Any, device: str = "cpu") -> Any:
-    """Load the `SpeechGPT` of a name or folder on a device; return a loaded one as it is. Errors: `UserError`."""
+def load_model(model: Any, device: str = "cpu") -> Any:
+    """Load a `SpeechGPT`.
+
+    Args:
+        model: A name or a folder; a loaded `SpeechGPT` is returned unchanged.
+        device: Where it computes.
+
+    Raises:
+        UserError: The model cannot be loaded.
+    """
     if isinstance(model, (str, Path)):
         from speechgpt2.chat import SpeechGPT
 
@@ -89,7 +101,14 @@ def load(model: Any, device: str = "cpu") -> Any:
 
 
 def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedReply:
-    """Put one turn to `model` (a `SpeechGPT`) and collect its events; `options` are those of `conversation`."""
+    """Send one turn to a model and collect the events of its reply.
+
+    Args:
+        model: A `SpeechGPT`.
+        turn: The user's turn.
+        mode: Modalities of the turn and of the reply.
+        options: Those of `SpeechGPT.conversation`.
+    """
     text, transcript, audio, first = "", None, [np.zeros(0, np.float32)], float("nan")
     start = time.perf_counter()
     for event in model.chat([turn], mode=mode, stream=True, **options):
@@ -103,8 +122,8 @@ def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedRepl
     return TimedReply(mode, text.strip(), transcript, np.concatenate(audio), first, time.perf_counter() - start)
 
 
-def ask(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> EvaluatedAnswer:
-    """Put one held-out question to `model`, spoken by the trial's voice or typed.
+def answer_question(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> EvaluatedAnswer:
+    """Ask `model` one held-out question, spoken by the trial's voice or typed.
 
     Raises:
         UserError: The voice's engine is not installed.
@@ -119,7 +138,7 @@ class TimeRow:
     """Wall times of turns, one at a time.
 
     `first_audio` counts from the end of the question and includes the encoding of the whole question, which a live
-    session does while the user speaks: it is an upper bound. `rtf` is the whole turn over the length of its speech.
+    session does while the user speaks: it is an upper bound. `rtf` is the time of the turn ÷ the length of its speech.
     """
 
     mode: str = column("mode")
@@ -131,7 +150,7 @@ class TimeRow:
 
 
 def time_rows(replies: Sequence[TimedReply]) -> list[TimeRow]:
-    """One row per mode with speech; replies without audio are left out."""
+    """One row for each mode with spoken replies; replies without audio do not count."""
     rows = []
     for mode, name in MODES.items():
         spoken = [r for r in replies if r.mode == mode and mode.endswith("s") and len(r.pcm)]

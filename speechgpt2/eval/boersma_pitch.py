@@ -1,8 +1,9 @@
-"""Pitch by autocorrelation (Boersma 1993), which pitch errors are measured with.
+"""Pitch by autocorrelation (Boersma 1993), for the measures of pitch errors.
 
-WORLD's DIO, which labels the training data, looks for the fundamental itself and jumps an octave where a codec has
-weakened it, although the voice sounds right; Harvest does so less, at 20 times the cost. A period is there with or
-without its fundamental. A second opinion also keeps the labels' maker from judging what learned from them.
+WORLD's DIO labels the training data. It looks for the fundamental, so it jumps an octave where a codec has weakened
+the fundamental, although listeners hear the same pitch; Harvest jumps less often, but is 20 times as slow. An
+autocorrelation finds the period with or without the fundamental. The evaluation also has to use another method than the
+labels, because the codec learned from those.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ _JUMP_COST = 0.35  # per octave between neighbours
 _VOICING_COST = 0.14  # for a change between voiced and unvoiced
 
 
-def track(pcm: Wave) -> NDArray[np.float64]:
+def track_pitch(pcm: Wave) -> NDArray[np.float64]:
     """Pitch `[F]` in Hz every 5 ms of `pcm [N]` at 24 kHz, 0 where unvoiced; value i is centred at 5·i ms."""
     signal = soxr.resample(np.asarray(pcm, dtype=np.float64), SAMPLE_RATE, _RATE)
     frames = _frames(signal)
     strength = _periodicity(frames)
-    local = np.abs(frames).max(axis=1) / max(float(np.abs(signal).max(initial=0.0)), 1e-9)
-    # A quiet frame must be the more periodic to count as voiced.
-    unvoiced = _VOICED + np.maximum(0.0, 2.0 - local / _SILENCE)
+    amplitude = np.abs(frames).max(axis=1) / max(float(np.abs(signal).max(initial=0.0)), 1e-9)
+    # The quieter a frame is, the more periodic it must be to count as voiced.
+    unvoiced = _VOICED + np.maximum(0.0, 2.0 - amplitude / _SILENCE)
     preference = strength - _OCTAVE_COST * np.log2(_LAGS * CEILING / _RATE)
     path = _best_path(preference, unvoiced)
-    return np.array([_refined(strength[i], k) if k < len(_LAGS) else 0.0 for i, k in enumerate(path)])
+    return np.array([_interpolated_pitch(strength[i], k) if k < len(_LAGS) else 0.0 for i, k in enumerate(path)])
 
 
 def _frames(signal: Wave) -> Wave:
-    """[F, window], centred, without their means."""
+    """Windows [F, window], centred on the values of the track, each without its mean."""
     padded = np.pad(signal, (_WINDOW // 2, _WINDOW // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[:: int(STEP * _RATE)]
     return frames - frames.mean(axis=1, keepdims=True)
 
 
 def _periodicity(frames: Wave) -> Wave:
-    """Autocorrelation [F, lags], 1 for a perfect period: that of the windowed frame over that of the window."""
+    """Normalised autocorrelation [F, lags], 1 for a perfect period: the frame's, divided by the window's."""
     window = np.hanning(_WINDOW + 2)[1:-1]
     spectrum = np.abs(np.fft.rfft(frames * window, _FFT)) ** 2
     correlation = np.fft.irfft(spectrum)
@@ -60,7 +61,7 @@ def _periodicity(frames: Wave) -> Wave:
 
 
 def _best_path(preference: Wave, unvoiced: Wave) -> NDArray[np.intp]:
-    """Viterbi's path through [F, lags] voiced states and one unvoiced state (index `lags`)."""
+    """Viterbi path [F] through the voiced states [F, lags] and one unvoiced state (index `lags`)."""
     frames, lags = preference.shape
     octaves = np.log2(_LAGS)
     cost = np.full((lags + 1, lags + 1), _VOICING_COST)
@@ -79,8 +80,8 @@ def _best_path(preference: Wave, unvoiced: Wave) -> NDArray[np.intp]:
     return path
 
 
-def _refined(strength: Wave, k: int) -> float:
-    """The pitch in Hz of lag index `k`, by a parabola through its neighbours."""
+def _interpolated_pitch(strength: Wave, k: int) -> float:
+    """The pitch in Hz of lag index `k`, by a parabola through it and its neighbours."""
     if not 0 < k < len(_LAGS) - 1:
         return _RATE / float(_LAGS[k])
     left, middle, right = strength[k - 1 : k + 2]

@@ -1,11 +1,11 @@
-"""How good is the codec? Held-out speech through it and through Codec2, by the same measures and judges.
+"""Evaluates a codec beside Codec2: held-out speech through both, by the same measures and judges.
 
     sg2 eval codec mini --asr FOLDER --real-speech FOLDER --out results/
 
-Two tables, a row for each codec and set of speech. *Signal*: each reconstruction against its original, moved by the
-codec's declared delay and then by what fits best within ± 5 ms (`metrics.align`). *Judges*: what an ASR model
-understands, DNSMOS and speaker similarity; its first row of each set is the original, the control. `--out` also
-receives codec.json, codec.md (the README's tables) and spectrograms.
+There are two tables, with a row for each codec and set of speech. *Signal* compares each reconstruction with its
+original, after removing the codec's declared delay and the shift within ± 5 ms that fits best (`metrics.align`).
+*Judges* has the errors of an ASR model, DNSMOS and speaker similarity; the first row of each set is the control: the
+originals. `--out` also receives codec.json, codec.md (the README's tables) and spectrograms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speechgpt2.asr import count_errors
 from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges, metrics, report, speech_sets
-from speechgpt2.eval.boersma_pitch import track
+from speechgpt2.eval.boersma_pitch import track_pitch
 from speechgpt2.eval.codec_systems import CODEC2_MODES, Codec2, CodecSystem, OwnCodec, Reconstruction, has_codec2
 from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
@@ -71,12 +71,12 @@ class ClipScore:
 
 @dataclass(frozen=True)
 class JudgeRow:
-    """What judges make of one codec on one set of speech, or of the originals.
+    """The judges' results for one codec on one set of speech, or for the originals.
 
     Attributes:
-        error_rate: ASR errors against the transcript; where there is none, against what the judge understands of the
+        error_rate: ASR errors against the transcript; where there is none, against the judge's own transcript of the
             original (nan for the original itself).
-        similarity: Of a clip's voice to that of its original.
+        similarity: Similarity of a clip's voice to that of its original.
         same_speaker: Similarity of different originals of one speaker.
         other_speaker: Similarity of originals of different speakers.
     """
@@ -94,7 +94,7 @@ class JudgeRow:
 
 def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
     """All measures of an aligned pair `[N]`, `[N]` at 24 kHz."""
-    f0, f0_degraded = track(reference), track(degraded)
+    f0, f0_degraded = track_pitch(reference), track_pitch(degraded)
     return ClipScore(
         stoi=metrics.stoi(reference, degraded),
         pesq_wb=metrics.pesq(reference, degraded, "wb"),
@@ -109,7 +109,7 @@ def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
 def codec_row(
     system: CodecSystem, name: str, clips: Sequence[SpeechClip], copies: Sequence[Reconstruction]
 ) -> CodecRow:
-    """The signal measures of `system` on the set `name`, from its reconstructions of `clips`."""
+    """The signal measures of `system` on the set `name`; `copies` are its reconstructions of `clips`."""
     scores = [score(*metrics.align(c.pcm, copy.pcm, system.delay)) for c, copy in zip(clips, copies, strict=True)]
     codes = [copy.codes for copy in copies if copy.codes is not None]
     means = {key: _mean([getattr(s, key) for s in scores]) for key in ClipScore.__dataclass_fields__}
@@ -129,14 +129,14 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-class SpeechJudgement:
-    """The judges' rows of one set of speech: first that of the originals, then one for each codec.
+class EvaluatedSet:
+    """One set of speech, for which the judges' rows are made: first the originals', then one for each codec.
 
     Args:
         name: The set's name.
         clips: The originals.
         panel: The judges.
-        embeddings: Of the originals' voices.
+        embeddings: Speaker embeddings of the originals.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SpeechJudgement:
             self.transcripts = panel.transcribe([clip.pcm for clip in clips], self.lang)
 
     def original(self) -> JudgeRow:
-        """Return the row of the original clips, the control of the others."""
+        """Return the row of the original clips: the control."""
         waves = [clip.pcm for clip in self.clips]
         rate = self._errors([clip.text for clip in self.clips], self.transcripts) if self.has_text else float("nan")
         return self._row(ORIGINAL, rate, waves, float("nan"))
@@ -167,10 +167,10 @@ class SpeechJudgement:
     def _errors(self, references: Sequence[str], transcripts: Sequence[str]) -> float:
         return count_errors(references, transcripts, self.lang or "en").rate if transcripts else float("nan")
 
-    def _row(self, codec: str, rate: float, waves: Sequence[Wave], close: float) -> JudgeRow:
+    def _row(self, codec: str, rate: float, waves: Sequence[Wave], to_original: float) -> JudgeRow:
         error = ERROR_NAMES.get(self.lang, "errors") if self.transcripts else "–"
-        mos = self.panel.opinion(waves)
-        return JudgeRow(self.name, codec, len(waves), error, rate, mos, close, self.same, self.other)
+        mos = self.panel.mean_opinion(waves)
+        return JudgeRow(self.name, codec, len(waves), error, rate, mos, to_original, self.same, self.other)
 
 
 def build_sets(
@@ -189,30 +189,30 @@ def evaluate(
     systems: Sequence[CodecSystem],
     sets: Mapping[str, Sequence[SpeechClip]],
     panel: Judges,
-    done: Callable[[], Any] = lambda: None,
+    advance: Callable[[], Any] = lambda: None,
 ) -> tuple[list[CodecRow], list[JudgeRow]]:
-    """Every codec on every set of speech; codecs that are compared stand next to each other.
+    """Evaluate every codec on every set of speech; the rows of a set stand together.
 
     Args:
         systems: The codecs.
         sets: Clips by the name of their set.
         panel: The judges of the second table; without any it is empty.
-        done: Called after each codec and set, and after the originals of a set.
+        advance: Called after each codec and set, and after the originals of a set.
     """
     rows: list[CodecRow] = []
     judge_rows: list[JudgeRow] = []
     for name, clips in sets.items():
-        judging = None
+        evaluated = None
         if panel.asr or panel.mos or panel.speaker:
-            judging = SpeechJudgement(name, clips, panel, panel.embed([clip.pcm for clip in clips]))
-            judge_rows.append(judging.original())
-        done()
+            evaluated = EvaluatedSet(name, clips, panel, panel.embed([clip.pcm for clip in clips]))
+            judge_rows.append(evaluated.original())
+        advance()
         for system in systems:
             copies = [system.reconstruct(clip.pcm) for clip in clips]
             rows.append(codec_row(system, name, clips, copies))
-            if judging is not None:
-                judge_rows.append(judging.row(system.name, [copy.pcm[system.delay :] for copy in copies]))
-            done()
+            if evaluated is not None:
+                judge_rows.append(evaluated.row(system.name, [copy.pcm[system.delay :] for copy in copies]))
+            advance()
     return rows, judge_rows
 
 
@@ -243,8 +243,8 @@ def main(
     Raises:
         UserError: A model, a judge, a voice or the folder cannot be used.
     """
-    console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    systems: list[CodecSystem] = [] if model is None else [_own(model, device)]
+    console, target, panel = Console(), report.make_folder(out), judges.load(asr, threads)
+    systems: list[CodecSystem] = [] if model is None else [_own_codec(model, device)]
     if peers and has_codec2():
         systems += [Codec2(mode) for mode in CODEC2_MODES]
     elif peers:
@@ -258,7 +258,7 @@ def main(
     if target is not None:
         judge = panel.asr.name if panel.asr else None
         report.save_json(target / "codec.json", rows=rows, judge_rows=judge_rows, asr=judge, notes=panel.notes)
-        (target / "codec.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
+        (target / "codec.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
         try:
             for name, content in sets.items():
                 save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, systems)
@@ -267,7 +267,7 @@ def main(
     return rows, judge_rows
 
 
-def _own(model: Any, device: str) -> OwnCodec:
+def _own_codec(model: Any, device: str) -> OwnCodec:
     if isinstance(model, (str, Path)):
         from speechgpt2.codec.model import Codec
 

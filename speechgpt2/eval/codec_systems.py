@@ -1,4 +1,4 @@
-"""Codecs that are evaluated, behind one interface: a name, a bit rate, and the reconstruction of a waveform.
+"""The codecs that are evaluated, behind one interface: name, bit rate, delay, and reconstruction of a waveform.
 
 Codec2 (700C at 700 bit/s, 1300 at 1,300 bit/s) runs through the `c2enc` and `c2dec` programs of the Debian package
 `codec2`; it is a telephone-band (8 kHz) parametric codec, the open one at these rates that needs no weights.
@@ -26,7 +26,7 @@ CODEC2_DELAY = {"700C": 720, "1300": 480}  # mode: samples at 24 kHz (30 and 20 
 
 
 class Reconstruction(NamedTuple):
-    """What a codec gives back: `pcm [N]` at 24 kHz, and the codes `[T, K]` where the codec has codebooks."""
+    """A waveform through a codec: `pcm [N]` at 24 kHz, and the codes `[T, K]` if the codec has codebooks."""
 
     pcm: NDArray[np.float32]
     codes: NDArray[np.int64] | None
@@ -55,7 +55,7 @@ class OwnCodec:
     @torch.inference_mode()
     def reconstruct(self, pcm: NDArray[np.float32]) -> Reconstruction:
         """Encode and decode `pcm` [N]."""
-        # Silence behind the clip, so that a decoder that trails its input has something to trail with.
+        # Silence after the clip, so that the delayed output holds all of the clip.
         padded = np.pad(pcm, (0, self.delay + SAMPLE_RATE // 10)).astype(np.float32)
         codes = self.codec.encode(torch.from_numpy(padded)[None].to(self.device))
         wave = self.codec.decode(codes)[0].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Does the model tell a whole question from one that breaks off? `semantic_vad` relies on it."""
+"""Does the model recognise whether a question is complete or broken off? `semantic_vad` relies on it."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from speechgpt2.tts import voices
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE, UNFINISHED
 
-PAUSE = 0.2  # seconds of silence after which a live session asks
+PAUSE = 0.2  # seconds of silence after which a live session asks the model
 
 
 @dataclass(frozen=True)
 class EndOfTurnRow:
-    """How often questions were taken for whole ones."""
+    """How often the model took questions for complete ones."""
 
     lang: str = column("language")
     question: str = column("question")
     n: int = column("n", "d")
-    whole: float = column("taken for whole", ".2f")
+    complete: float = column("classified as complete", ".2f")
 
 
 def end_of_turn_rows(
-    model: Any, trials: Iterable[HeldOutQuestion], done: Callable[[], Any] = lambda: None
+    model: Any, trials: Iterable[HeldOutQuestion], advance: Callable[[], Any] = lambda: None
 ) -> list[EndOfTurnRow]:
-    """Each question of three words or more, once as it is and once up to one of its words, at random.
+    """Evaluate each question of three words or more twice: complete, and cut before a random word.
 
-    No rows for a model that writes no transcripts.
+    There are no rows for a model that writes no transcripts. `advance` is called after each question.
     """
-    found: dict[tuple[str, str], list[bool]] = {}
+    groups: dict[tuple[str, str], list[bool]] = {}
     rng = random.Random("endings")
     try:
         for trial in trials:
             for kind, pcm in _variants(voices.speak(trial.exchange.question, trial.voice), rng):
-                whole = not model.transcribe(pcm).endswith(UNFINISHED)
-                found.setdefault((trial.exchange.lang, kind), []).append(whole)
-            done()
+                complete = not model.transcribe(pcm).endswith(UNFINISHED)
+                groups.setdefault((trial.exchange.lang, kind), []).append(complete)
+            advance()
     except UserError:
         return []
-    return [EndOfTurnRow(*key, len(group), float(np.mean(group))) for key, group in sorted(found.items(), reverse=True)]
+    return [
+        EndOfTurnRow(*key, len(group), float(np.mean(group))) for key, group in sorted(groups.items(), reverse=True)
+    ]
 
 
 def _variants(question: Utterance, rng: random.Random) -> Iterator[tuple[str, np.ndarray]]:
@@ -54,5 +56,5 @@ def _variants(question: Utterance, rng: random.Random) -> Iterator[tuple[str, np
         return
     pause = np.zeros(int(PAUSE * SAMPLE_RATE), np.float32)
     cut = int(question.words[rng.randint(1, len(question.words) - 1)].start * SAMPLE_RATE)
-    yield "whole", np.concatenate([question.pcm, pause])
+    yield "complete", np.concatenate([question.pcm, pause])
     yield "broken off", np.concatenate([question.pcm[:cut], pause])

@@ -1,7 +1,7 @@
 """The judges of speech: an ASR model, DNSMOS and a speaker encoder, loaded once for all tables of a command.
 
-A judge is independent when it shares no weights with what it judges. An ASR model is named by the user (`--asr`); the
-others are there when the extra `eval` is installed. What is missing is said below the tables.
+A judge is independent if it shares no weights with the model that it evaluates. The user names the ASR model (`--asr`);
+the others come with the extra `eval`. Notes below the tables list the judges that are missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_ASR = "No independent ASR judge: give one by --asr, for example the folder of
 
 @dataclass(frozen=True)
 class Judges:
-    """The judges that are at hand; None for one that is not.
+    """The available judges; None for one that is missing.
 
     Attributes:
         asr: Transcribes speech; its errors are counted against the text.
@@ -39,15 +39,15 @@ class Judges:
     notes: tuple[str, ...] = (NO_ASR,)
 
     def knows(self, language: str) -> bool:
-        """Whether the ASR judge recognises a language; "" is one that it must detect."""
+        """Whether the ASR judge recognises a language; "" means that it detects the language."""
         return self.asr is not None and (not language or language in self.asr.languages)
 
     def transcribe(self, waves: Sequence[Wave], language: str) -> list[str]:
-        """What the ASR judge understands of each wave [N] at 24 kHz."""
+        """The ASR judge's transcript of each wave [N] at 24 kHz; only where `knows` is true."""
         assert self.asr is not None
         return [self.asr.transcribe(wave, language).text for wave in waves]
 
-    def opinion(self, waves: Sequence[Wave]) -> float:
+    def mean_opinion(self, waves: Sequence[Wave]) -> float:
         """The mean overall DNSMOS; nan without the network or without speech."""
         scores = [self.mos.score(wave).overall for wave in waves if len(wave)] if self.mos else []
         return float(np.mean(scores)) if scores else float("nan")
@@ -62,7 +62,7 @@ def load(model: str | Path | None = None, threads: int = 1) -> Judges:
 
     Args:
         model: The ASR judge as `asr.load` takes it; None for no ASR judge.
-        threads: CPU threads of each.
+        threads: CPU threads of each judge.
 
     Raises:
         UserError: The ASR model is missing or not usable, or a model of this project, which is no independent judge.

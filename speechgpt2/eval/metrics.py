@@ -1,10 +1,10 @@
-"""Signals in, numbers out: what a codec did to a waveform.
+"""Measures of a codec's output against the original waveform.
 
 Waveforms are `[N]` float at 24 kHz, pitch tracks `[F]` in Hz with 0 where unvoiced (`eval.boersma_pitch`). A metric
-that cannot be told from what it is given (no speech, no voiced frame) is nan, so that a mean over clips leaves it out.
+that is not defined for its input (no speech, no voiced frame) is nan, and means over clips leave nan out.
 
-STOI and PESQ alone mislead for a codec with a 100 Hz frame grid: they *reward* a buzz at that rate over its cure. The
-pitch measures and `hop_lock` stand beside them for that reason.
+STOI and PESQ alone mislead for a codec with a 100 Hz frame grid: they give a buzz at that rate better scores than clean
+speech. That is why there are the pitch measures and `hop_lock`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOI_FRAMES = 12_288  # samples at 24 kHz (0.5 s): STOI compares segments of 0.3
 
 
 def stoi(reference: Wave, degraded: Wave) -> float:
-    """Short-time objective intelligibility, 0 to 1 (Taal et al. 2011); nan for less than half a second of sound."""
+    """Short-time objective intelligibility, 0 to 1 (Taal et al. 2011); nan for less than half a second of audio."""
     if min(len(reference), len(degraded)) < STOI_FRAMES or not np.any(reference):
         return float("nan")
     reference, degraded = _same_length(reference, degraded)
@@ -50,8 +50,8 @@ def gross_pitch_error(reference: Track, degraded: Track, tolerance: float = 0.2)
     """Share of the frames voiced in both tracks whose pitch is off by more than `tolerance` of the original's."""
     reference, degraded = _same_length(reference, degraded)
     both = (reference > 0) & (degraded > 0)
-    off = np.abs(degraded[both] - reference[both]) > tolerance * reference[both]
-    return _share(off)
+    gross = np.abs(degraded[both] - reference[both]) > tolerance * reference[both]
+    return _share(gross)
 
 
 def voicing_error(reference: Track, degraded: Track) -> float:
@@ -63,8 +63,8 @@ def voicing_error(reference: Track, degraded: Track) -> float:
 def hop_lock(reference: Track, degraded: Track) -> float:
     """How much the voice buzzes at the frame grid: share of frames whose pitch is locked to a multiple of 100 Hz.
 
-    Counted are frames that the original voices at least 5 % away from every multiple of 100 Hz; locked are those that
-    the copy voices within 2 % of one. nan where the original has no such frame.
+    A frame counts if its pitch in the original is at least 5 % away from every multiple of 100 Hz. It is locked if its
+    pitch in the copy is within 2 % of one. nan if the original has no frame that counts.
     """
     reference, degraded = _same_length(reference, degraded)
     counted = (reference > 0) & (_from_grid(reference) > 0.05)
@@ -82,15 +82,15 @@ def mel_cepstral_distortion(reference: Wave, degraded: Wave, ceiling: float = 40
     """Compute the mel-cepstral distortion in dB, without gain.
 
     It compares 24 cosine coefficients of 40 log-mel bands up to `ceiling` Hz, averaged over 25 ms windows within 40 dB
-    of the original's loudest. Telephone-band codecs end at 4 kHz. The numbers compare only with each other: other
-    analyses (mel-generalised cepstra, other bands) give other scales.
+    of the original's loudest. The default ceiling is the band of telephone codecs. Compare these numbers only with each
+    other: other analyses (mel-generalised cepstra, other bands) have other scales.
     """
     reference, degraded = _same_length(reference, degraded)
-    ours, theirs = _log_mel(reference, ceiling), _log_mel(degraded, ceiling)
-    loudness = np.logaddexp.reduce(ours, axis=1)
+    original, copy = _log_mel(reference, ceiling), _log_mel(degraded, ceiling)
+    loudness = np.logaddexp.reduce(original, axis=1)
     loud = loudness > loudness.max() - np.log(10 ** (40 / 10))
     basis = np.cos(np.pi / 40 * np.outer(np.arange(40) + 0.5, np.arange(1, 25))) * 2 / 40
-    difference = (ours[loud] - theirs[loud]) / 2 @ basis  # the halves turn log power into log magnitude
+    difference = (original[loud] - copy[loud]) / 2 @ basis  # the halves turn log power into log magnitude
     return float(np.mean(10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=1))))
 
 
@@ -113,7 +113,7 @@ def _mel_bands(ceiling: float) -> NDArray[np.floating]:
 
 
 def perplexity(codes: NDArray[np.integer]) -> tuple[float, ...]:
-    """How many codes each codebook uses, in effect: exp of the entropy, for `codes [T, K]`; no more than T."""
+    """The effective number of codes that each codebook uses: exp of the entropy of `codes [T, K]`, at most T."""
     result = []
     for column in np.asarray(codes).T:
         counts = np.unique(column, return_counts=True)[1]
@@ -123,10 +123,13 @@ def perplexity(codes: NDArray[np.integer]) -> tuple[float, ...]:
 
 
 def align(reference: Wave, degraded: Wave, delay: int = 0, search: float = 0.005) -> tuple[Wave, Wave]:
-    """Take `delay` samples off the copy, then the shift within ± `search` seconds that fits best; equal lengths out.
+    """Align a copy with its original: remove `delay` samples and the best shift within ± `search` seconds.
 
-    The fit, in steps of 1 ms, is the correlation of the log-mel spectrograms: a parametric codec keeps no phase to
-    correlate. Without the search a codec would be judged by a millisecond that nobody hears.
+    The search goes in steps of 1 ms and maximises the correlation of the log-mel spectrograms, because a parametric
+    codec preserves no phase to correlate. Without it, the measures would punish shifts that nobody can hear.
+
+    Returns:
+        The original and the copy, of equal length.
     """
     step, span = SAMPLE_RATE // 1000, round(search * 1000)
     shifts = [delay + i * step for i in range(-span, span + 1)]
@@ -143,7 +146,7 @@ def _shifted(pcm: Wave, shift: int) -> Wave:
 
 
 def _correlation(a: NDArray, b: NDArray) -> float:
-    """Of two log-mel spectrograms [F, 40], each band around its mean; rounded, so that equal fits are equal."""
+    """Correlation of two log-mel spectrograms [F, 40], each band without its mean; rounded, so that ties are exact."""
     a, b = _same_length(a, b)
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
@@ -151,7 +154,7 @@ def _correlation(a: NDArray, b: NDArray) -> float:
 
 
 def resample(pcm: Wave, rate: int) -> NDArray[np.float32]:
-    """From 24 kHz to `rate`."""
+    """Resample `pcm` [N] from 24 kHz to `rate`."""
     return soxr.resample(np.asarray(pcm, dtype=np.float32), SAMPLE_RATE, rate)
 
 

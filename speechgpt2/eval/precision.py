@@ -1,4 +1,4 @@
-"""What it costs to store a language model's weights in fewer bits: perplexity, logits, and greedy choices.
+"""What quantized weights of a language model cost: perplexity, logits, and greedy choices.
 
     sg2 eval precision qwen2.5-0.5b.gguf --text README.md --text story.txt
     sg2 eval precision mini
@@ -55,7 +55,8 @@ class PrecisionRow:
         change: Perplexity relative to that of `BASE`, less 1.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats a token.
         agreement: Share of positions with the reference's likeliest token.
-        code_divergence: The same for the codes of speech, and so `code_agreement`.
+        code_divergence: Mean divergence for the codes of speech, in nats a code.
+        code_agreement: Share of the codes with the reference's likeliest code.
     """
 
     precision: str = column("weights")
@@ -71,13 +72,13 @@ class PrecisionRow:
 
 
 class ComparedModel(NamedTuple):
-    """A model to compare: what loads it anew in float32, and whether it speaks."""
+    """A model to compare: a function that loads it in float32, and whether it is a model of speech."""
 
     load: Callable[[], SpeechLM]
     speaks: bool
 
 
-class Stored(NamedTuple):
+class ConvertedModel(NamedTuple):
     """A model in one precision, and the bytes of its weights."""
 
     lm: SpeechLM
@@ -124,11 +125,11 @@ def _check_fits(lm: SpeechLM, precision: str) -> None:
     quantization = quantization_of(precision)
     if quantization is not None:
         matrices = (module.unquantized() for _, module in quantizable(lm) if not isinstance(module, Embedding))
-        for weight in (weight for found in matrices for weight in found.values()):
+        for weight in (weight for module in matrices for weight in module.values()):
             quantization.check_divides(weight.shape[1])
 
 
-def in_precision(lm: SpeechLM, precision: str) -> Stored:
+def convert(lm: SpeechLM, precision: str) -> ConvertedModel:
     """Convert a float32 model, and pack it for inference.
 
     Raises:
@@ -143,7 +144,7 @@ def in_precision(lm: SpeechLM, precision: str) -> Stored:
     )
     nbytes = matrices + sum(parameter.nbytes for parameter in lm.parameters())
     pack(lm)
-    return Stored(lm, nbytes)
+    return ConvertedModel(lm, nbytes)
 
 
 @torch.inference_mode()
@@ -159,44 +160,44 @@ def predict(lm: SpeechLM, patches: Patches) -> Prediction:
 
 
 @torch.inference_mode()
-def replies(lm: SpeechLM, questions: Sequence[str] = QUESTIONS) -> dict[str, Patches]:
-    """Return the greedy spoken reply to each question, after its prompt: what other precisions have to predict."""
-    found, prompt = {}, lm.prompt
+def greedy_replies(lm: SpeechLM, questions: Sequence[str] = QUESTIONS) -> dict[str, Patches]:
+    """Return each question with its greedy spoken reply `[1, P]`: sequences that other precisions have to predict."""
+    sequences, prompt = {}, lm.prompt
     for question in questions:
         start = concat(prompt.system_prompt("t2s"), prompt.user_text(question))
         hidden, state = lm.prefill(start, lm.init_state(1, start.text.shape[1] + REPLY_PATCHES + 8))
         steps = generate(lm, hidden, state, SamplingParams.greedy(device=lm.device), REPLY_PATCHES)
-        found[question] = concat(start, *(Patches(*(part.cpu() for part in step.patches)) for step in steps))
-    return found
+        sequences[question] = concat(start, *(Patches(*(part.cpu() for part in step.patches)) for step in steps))
+    return sequences
 
 
 def compare(
-    name: str, sequence: str, stored: Stored, patches: Patches, reference: Prediction, base: float | None
+    name: str, sequence: str, converted: ConvertedModel, patches: Patches, reference: Prediction, base: float | None
 ) -> PrecisionRow:
     """Return the row of one precision on one sequence; `base` is the perplexity of `BASE` there, None for its own."""
-    found = predict(stored.lm, patches)
-    truth = patches.text[0, 1:, None].to(found.text.device)
-    perplexity = math.exp(-float(found.text.gather(1, truth).mean()))
-    code_divergence, code_agreement = distance(reference.codes, found.codes)
+    prediction = predict(converted.lm, patches)
+    targets = patches.text[0, 1:, None].to(prediction.text.device)
+    perplexity = math.exp(-float(prediction.text.gather(1, targets).mean()))
+    code_divergence, code_agreement = distance(reference.codes, prediction.codes)
     return PrecisionRow(
         name,
         sequence,
-        len(truth),
-        stored.nbytes / 1e6,
+        len(targets),
+        converted.nbytes / 1e6,
         perplexity,
         0.0 if base is None else perplexity / base - 1,
-        *distance(reference.text, found.text),
+        *distance(reference.text, prediction.text),
         code_divergence,
         code_agreement,
     )
 
 
-def distance(reference: Tensor, found: Tensor) -> tuple[float, float]:
+def distance(reference: Tensor, other: Tensor) -> tuple[float, float]:
     """Return the mean divergence of log probabilities `[N, V]`, and the share of equal choices; nan without rows."""
     if not len(reference):
         return math.nan, math.nan
-    divergence = sum(float((a.exp() * (a - b)).sum()) for a, b in zip(reference.split(ROWS), found.split(ROWS)))
-    return divergence / len(reference), float((reference.argmax(-1) == found.argmax(-1)).float().mean())
+    divergence = sum(float((a.exp() * (a - b)).sum()) for a, b in zip(reference.split(ROWS), other.split(ROWS)))
+    return divergence / len(reference), float((reference.argmax(-1) == other.argmax(-1)).float().mean())
 
 
 def evaluate(
@@ -216,22 +217,22 @@ def evaluate(
     lm = model.load()
     for precision in precisions:  # before minutes of work
         _check_fits(lm, precision)
-    lm = in_precision(lm, REFERENCE).lm
+    lm = convert(lm, REFERENCE).lm
     sequences = {name: lm.prompt.text_patches(lm.prompt.encode(text)[:tokens]) for name, text in texts.items()}
     if short := next((name for name, patches in sequences.items() if patches.text.shape[1] < 2), None):
         raise UserError(f"{short}: holds no text")
-    sequences |= replies(lm) if model.speaks else {}
+    sequences |= greedy_replies(lm) if model.speaks else {}
     references = {name: predict(lm, patches) for name, patches in sequences.items()}
     del lm
     bases: dict[str, float] = {}
     for precision in (BASE, *(p for p in precisions if p != BASE)):
-        stored = in_precision(model.load(), precision)
+        converted = convert(model.load(), precision)
         for name, patches in sequences.items():
-            row = compare(precision, name, stored, patches, references[name], bases.get(name))
+            row = compare(precision, name, converted, patches, references[name], bases.get(name))
             bases.setdefault(name, row.perplexity)  # the first precision is the base
             if precision in precisions:
                 yield row
-        del stored
+        del converted
 
 
 def main(
@@ -259,11 +260,11 @@ def main(
         quantization_of(precision)  # checks its name
     contents = {path.name: hub.read_text(path) for path in texts}
     torch.set_num_threads(threads)
-    console, found, rows = Console(), find_model(model), []
-    if not contents and not found.speaks:
+    console, compared, rows = Console(), find_model(model), []
+    if not contents and not compared.speaks:
         raise UserError("a text model is compared on texts: give --text FILE")
     with console.status("loading …") as status:
-        for row in evaluate(found, contents, precisions, tokens):
+        for row in evaluate(compared, contents, precisions, tokens):
             rows.append(row)
             status.update(f"{row.precision}: {row.sequence} …")
     rows.sort(key=lambda row: PRECISIONS.index(row.precision))

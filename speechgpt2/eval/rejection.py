@@ -1,6 +1,6 @@
-"""Does the model reject what holds no question? Silence, noise, music and languages that it does not know.
+"""Does the model reject input without a question? Silence, noise, music and languages that it does not know.
 
-It must give no answer, or say that it did not understand.
+A rejection is no answer, or the answer that it did not understand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speechgpt2.types import SAMPLE_RATE, Turn
 REFUSAL = re.compile(
     r"\b(?:did not|didn't|do not|don't|could not|couldn't) (?:understand|catch)|没有?听[懂清]|听不[懂清]"
 )
-FOREIGN = {  # no sentence of the training; two of the languages are not in it either (curriculum/texts/limits.yaml)
+FOREIGN = {  # none is a training sentence, and two of the languages are not trained (curriculum/texts/limits.yaml)
     "cs": ("Dobrý den, kde je nádraží?", "Chtěl bych sklenici vody."),
     "de": ("Guten Tag, wann fährt der nächste Zug?", "Bitte geben Sie mir ein Stück Brot."),
     "es": ("Buenos días, ¿cuándo sale el tren?", "Me gustaría comprar un billete."),
@@ -49,38 +49,44 @@ def is_rejection(text: str) -> bool:
     return not re.search(r"\w", text) or bool(REFUSAL.search(text.lower().replace("’", "'")))
 
 
-def inputs(per_kind: int = PER_KIND, seed: int = 0) -> dict[str, list[Wave]]:
+def draw_inputs(per_kind: int = PER_KIND, seed: int = 0) -> dict[str, list[Wave]]:
     """Draw `per_kind` inputs [N] at 24 kHz of each kind.
 
     Raises:
         UserError: espeak-ng, which speaks the other languages, is not installed.
     """
-    makers: Mapping[str, Callable[[np.random.Generator], Wave]] = {
+    generators: Mapping[str, Callable[[np.random.Generator], Wave]] = {
         "silence": lambda rng: _level(rng.normal(size=_samples(rng)), -75.0),
         "noise": lambda rng: _level(_noise(rng), rng.uniform(QUIETEST, LOUDEST)),
         "music": lambda rng: _level(_music(rng), rng.uniform(QUIETEST, LOUDEST)),
     }
-    made = {
-        kind: [make(np.random.default_rng([seed, number])) for number in range(per_kind)]
-        for kind, make in makers.items()
+    waves = {
+        kind: [generate(np.random.default_rng([seed, number])) for number in range(per_kind)]
+        for kind, generate in generators.items()
     }
     rng = random.Random(f"foreign/{seed}")
     speakers = [voice.name for voice in HELD_OUT_VOICES["zh"]]
     spoken = [(lang, rng.choice(FOREIGN[lang]), rng.choice(speakers)) for lang in _cycle(sorted(FOREIGN), per_kind)]
     foreign = [voices.speak(text, Voice("espeak", name, "en", lang)).pcm for lang, text, name in spoken]
-    return {**made, "another language": foreign}
+    return {**waves, "another language": foreign}
 
 
 def rejection_rows(
-    model: Any, drawn: Mapping[str, Sequence[Wave]], done: Callable[[], Any] = lambda: None
+    model: Any, inputs: Mapping[str, Sequence[Wave]], advance: Callable[[], Any] = lambda: None
 ) -> list[RejectionRow]:
-    """Put every input to `model` as a spoken turn and count the rejections; `done` follows each."""
+    """Send every input to `model` as a spoken turn, and count the rejections.
+
+    Args:
+        model: A `SpeechGPT`.
+        inputs: Waves [N] at 24 kHz by kind.
+        advance: Called after each input.
+    """
     rows = []
-    for kind, waves in drawn.items():
+    for kind, waves in inputs.items():
         rejected = []
         for wave in waves:
             rejected.append(is_rejection(answer_turn(model, Turn.user(speech=wave), "s2t").text))
-            done()
+            advance()
         rows.append(RejectionRow(kind, len(rejected), float(np.mean(rejected))))
     return rows
 

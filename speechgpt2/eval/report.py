@@ -1,4 +1,4 @@
-"""Results as people and programs read them: a list of dataclass rows becomes a table, Markdown, or JSON.
+"""Writes results: a list of dataclass rows becomes a printed table, Markdown, or JSON.
 
 A field made with `column("STOI", ".3f")` is shown under that title in that format; other fields go to the JSON only.
 """
@@ -22,7 +22,7 @@ from speechgpt2.errors import UserError
 
 
 def column(title: str, form: str = "", default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with a title and a format for tables."""
+    """A dataclass field with a title and a format (as of `format`) for tables."""
     return dataclasses.field(default=default, metadata={"title": title, "form": form})
 
 
@@ -59,8 +59,8 @@ def show(title: str, rows: Sequence[Any], console: Console | None = None) -> Non
     console.print(table)
 
 
-def markdown(rows: Sequence[Any]) -> str:
-    """The same table for a README."""
+def markdown_table(rows: Sequence[Any]) -> str:
+    """The table of `show` in Markdown."""
     if not rows:
         return ""
     lines = [_titles(rows[0]), ["---"] + ["---:"] * (len(_titles(rows[0])) - 1), *map(_cells, rows)]
@@ -76,27 +76,27 @@ def publish(tables: Mapping[str, Sequence[Any]], console: Console, out: str | Pa
 
 
 def show_all(tables: Mapping[str, Sequence[Any]], notes: Sequence[str], console: Console) -> None:
-    """Print tables by their titles, and below them what is missing."""
+    """Print tables by their titles, and below them the notes: a line for each missing judge."""
     for title, rows in tables.items():
         show(title, rows, console)
     for note in notes:
         console.print(note, markup=False)
 
 
-def document(tables: Mapping[str, Sequence[Any]], notes: Sequence[str]) -> str:
-    """The same tables and notes as Markdown."""
-    parts = [f"**{title}**\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
+def markdown_report(tables: Mapping[str, Sequence[Any]], notes: Sequence[str]) -> str:
+    """The tables and notes of `show_all` in Markdown."""
+    parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items() if rows]
     return "\n".join([*parts, *(f"{note}\n" for note in notes)])
 
 
 def save_json(path: Path, **content: Any) -> None:
     """Write `{"machine": …, **content}` with dataclasses as objects; what could not be measured is null."""
     content = {"machine": machine(), **content}
-    path.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_json_value(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
-    """What a time depends on: processor, threads, versions."""
+    """The facts that a time depends on: processor, threads, versions."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -105,8 +105,12 @@ def machine() -> dict[str, Any]:
     return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def folder(out: str | Path | None) -> Path | None:
-    """The folder to write to, made if need be. Errors: `UserError` if that is impossible."""
+def make_folder(out: str | Path | None) -> Path | None:
+    """Create the folder `out` if it does not exist; None for none.
+
+    Raises:
+        UserError: It cannot be created.
+    """
     if out is None:
         return None
     try:
@@ -116,11 +120,11 @@ def folder(out: str | Path | None) -> Path | None:
     return Path(out)
 
 
-def _finite(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,6 @@
 """Speaker similarity by Resemblyzer (Wan et al. 2018, arXiv:1710.10467): the cosine between two voices' embeddings.
 
-A similarity means something between two baselines: other recordings of the same speaker, and recordings of others.
+Read a similarity against two baselines: other recordings of the same speaker, and recordings of other speakers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 Embedding = NDArray[np.floating]  # [256], of length 1
 Pair = tuple[Embedding | None, Embedding | None]
-SHORTEST = 0.5  # seconds of speech below which an embedding tells nothing
+SHORTEST = 0.5  # seconds of speech below which an embedding is meaningless
 
 
 class SpeakerEncoder:
@@ -53,7 +53,7 @@ def baselines(embeddings: Sequence[Embedding | None], speakers: Sequence[str]) -
 
     Args:
         embeddings: One for each recording.
-        speakers: Who speaks in each; "" for an unknown speaker, whose recordings are in no pair.
+        speakers: The speaker of each; "" for an unknown speaker, whose recordings are in no pair.
     """
     same: list[Pair] = []
     other: list[Pair] = []

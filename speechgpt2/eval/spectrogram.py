@@ -1,6 +1,6 @@
 """Spectrograms of an original and its reconstructions, one under the other.
 
-A buzz at the frame grid, lost harmonics and smeared onsets show here first, before any number tells them apart.
+A buzz at the frame grid, lost harmonics and smeared onsets are visible here before any measure shows them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def save_spectrograms(path: Path, pcm: NDArray[np.float32], systems: Sequence[Co
 
 
 def _decibels(pcm: NDArray[np.floating]) -> NDArray[np.floating]:
-    """[F, bins] in dB below the loudest, 43 ms windows every 5 ms: long enough to tell 100 Hz from its neighbours."""
+    """Power [F, bins] in dB below the loudest, from 43 ms windows every 5 ms, which resolve harmonics 100 Hz apart."""
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(pcm, 512), 1024)[::120] * np.hanning(1024)
     power = np.abs(np.fft.rfft(frames))[:, : CEILING * 1024 // SAMPLE_RATE] ** 2
     return 10 * np.log10(np.maximum(power / max(power.max(), 1e-12), 1e-9))

@@ -1,12 +1,12 @@
-"""Does the model's speech say what its text says, and how does it sound? With controls on the same texts.
+"""Does the model's speech say what its text says, and how does it sound? Controls speak the same texts.
 
     sg2 eval speech --asr FOLDER --limit 40
 
 Each text is spoken by three voices: the teacher, whose speech the model learnt; the teacher through the codec; the
-model. What the codec loses, the second row shows; what the model adds, the third. *Speech* counts the errors of ASR
+model. The second row shows the loss of the codec, the third adds that of the model. *Speech* counts the errors of ASR
 judges: the independent one (`--asr`); PocketSphinx with a word-pair grammar of the skill's replies, in English; the
-model itself, which is circular (it may understand what nobody else does) and is named so. *Voice* has DNSMOS and the
-similarity to the teacher's voice, between that of the teacher to itself and that of other voices to the teacher.
+model itself, marked as circular, since it may understand its own speech better than anybody else. *Voice* has DNSMOS
+and the similarity to the teacher's voice, with two baselines: the teacher's utterances, and other voices.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from speechgpt2.curriculum import skills
 from speechgpt2.curriculum.numbers import tokens
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges, report
-from speechgpt2.eval.answers import EvaluatedAnswer, ask, load
+from speechgpt2.eval.answers import EvaluatedAnswer, answer_question, load_model
 from speechgpt2.eval.codec_systems import OwnCodec
 from speechgpt2.eval.judges import Judges, Wave
 from speechgpt2.eval.report import column
@@ -39,18 +39,18 @@ from speechgpt2.tts import voices
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
 from speechgpt2.tts.voices import Voice
 
-DOMAIN_DRAWS = 2000  # replies of a skill that its grammar knows, besides those that are judged
-OTHERS = 6  # utterances of other voices, for the lower baseline of similarity
+DOMAIN_DRAWS = 2000  # random replies of a skill that its grammar knows, besides those that are evaluated
+OTHER_UTTERANCES = 6  # utterances of other voices, for the lower baseline of similarity
 TEACHER, MODEL = "teacher", "the model"
 THROUGH = " through the codec"
 
-Done = Callable[[], Any]
+Advance = Callable[[], Any]  # called after each row, for a progress bar
 Speakers = Mapping[str, Mapping[str, Sequence[Voice]]]  # sets of voices by name and language
 
 
 @dataclass(frozen=True)
 class SpeechRow:
-    """ASR errors of one voice against the text, and how many answers are right *as heard*."""
+    """ASR errors of one voice against the text, and the share of transcripts that answer the question."""
 
     lang: str = column("language")
     judge: str = column("judge")
@@ -85,10 +85,16 @@ class SpokenTexts:
 def speak_all(
     model: Any, answers: Iterable[EvaluatedAnswer], teacher: VoiceSet, speakers: Speakers
 ) -> list[SpokenTexts]:
-    """Speak the texts of `answers` by the controls, each with and without the codec, beside the model's own speech.
+    """Let the controls speak the texts of `answers`, each with and without the codec.
 
-    The controls are the teacher's first voice and the voices of `speakers` in turn. Texts that the teacher cannot say
-    are left out.
+    The controls are the teacher's first voice and the voices of `speakers` in turn. Texts that the teacher cannot
+    pronounce are left out.
+
+    Args:
+        model: The `SpeechGPT` that gave the answers.
+        answers: Its spoken answers.
+        teacher: The voices that it learnt to speak with.
+        speakers: Sets of further voices, by name and language.
 
     Raises:
         UserError: The engine of a voice is not installed.
@@ -105,8 +111,8 @@ def speak_all(
             for name, bank in speakers.items()
         }
         waves: dict[str, list[Wave]] = {}
-        for name, said in controls.items():
-            waves |= {name: said, name + THROUGH: [codec.reconstruct(pcm).pcm for pcm in said]}
+        for name, originals in controls.items():
+            waves |= {name: originals, name + THROUGH: [codec.reconstruct(pcm).pcm for pcm in originals]}
         waves[MODEL] = [answer.pcm for answer, _ in pairs]
         result.append(SpokenTexts(lang, [answer for answer, _ in pairs], waves))
     return result
@@ -121,34 +127,35 @@ def _speak(answer: EvaluatedAnswer, voice: Voice) -> Wave | None:
         return None
 
 
-def speech_rows(model: Any, spoken: Sequence[SpokenTexts], panel: Judges, done: Done = lambda: None) -> list[SpeechRow]:
-    """Count the errors of every ASR judge in every voice; the independent judge first. `done` follows each row."""
+def speech_rows(
+    model: Any, spoken: Sequence[SpokenTexts], panel: Judges, advance: Advance = lambda: None
+) -> list[SpeechRow]:
+    """Count the errors of every ASR judge in every voice; the independent judge first."""
     rows: list[SpeechRow] = []
-    itself = OwnModel(model, "the model itself (circular)")
+    own = OwnModel(model, "the model itself (circular)")
     for group in spoken:
         if panel.asr is not None and panel.knows(group.lang):
-            rows += _rows(group, panel.asr.name, _recognise(panel.asr, group.lang), done)
+            rows += _rows(group, panel.asr.name, _transcriber(panel.asr, group.lang), advance)
     for group in spoken:
-        if group.lang == "en" and (listen := _sphinx(group.answers)) is not None:
-            rows += _rows(group, "pocketsphinx", listen, done)
+        if group.lang == "en" and (transcribe := _sphinx(group.answers)) is not None:
+            rows += _rows(group, "pocketsphinx", transcribe, advance)
     for group in spoken:
         try:
-            rows += _rows(group, itself.name, _recognise(itself, group.lang), done)
+            rows += _rows(group, own.name, _transcriber(own, group.lang), advance)
         except UserError:  # a model that writes no transcripts
             break
     return rows
 
 
-Listen = Callable[
-    [EvaluatedAnswer, Wave], str | None
-]  # what is understood; None where the judge does not know the words
+# The transcript of a wave that says an answer; None if the judge does not know the answer's words.
+Transcribe = Callable[[EvaluatedAnswer, Wave], str | None]
 
 
-def _recognise(recogniser: Recogniser, lang: str) -> Listen:
+def _transcriber(recogniser: Recogniser, lang: str) -> Transcribe:
     return lambda answer, pcm: recogniser.transcribe(pcm, lang).text
 
 
-def _sphinx(answers: Sequence[EvaluatedAnswer]) -> Listen | None:
+def _sphinx(answers: Sequence[EvaluatedAnswer]) -> Transcribe | None:
     """PocketSphinx with one grammar for each skill of the English `answers`; None where it is not installed."""
     recognisers: dict[str, PocketSphinx] = {}
     try:
@@ -159,38 +166,38 @@ def _sphinx(answers: Sequence[EvaluatedAnswer]) -> Listen | None:
     except UserError:
         return None
 
-    def listen(answer: EvaluatedAnswer, pcm: Wave) -> str | None:
+    def transcribe(answer: EvaluatedAnswer, pcm: Wave) -> str | None:
         recogniser = recognisers[answer.skill]
         return recogniser.transcribe(pcm, "en").text if recogniser.knows(tokens(answer.text, "en")) else None
 
-    return listen
+    return transcribe
 
 
-def _rows(group: SpokenTexts, judge: str, listen: Listen, done: Done) -> list[SpeechRow]:
-    """One row for each voice, over the texts that the judge knows; nothing is understood in silence."""
+def _rows(group: SpokenTexts, judge: str, transcribe: Transcribe, advance: Advance) -> list[SpeechRow]:
+    """One row for each voice, over the texts that the judge knows; without audio the transcript is empty."""
     rows = []
     for voice, waves in group.waves.items():
-        transcripts = [(a, listen(a, pcm) if len(pcm) else "") for a, pcm in zip(group.answers, waves, strict=True)]
+        transcripts = [(a, transcribe(a, pcm) if len(pcm) else "") for a, pcm in zip(group.answers, waves, strict=True)]
         known = [(answer, text) for answer, text in transcripts if text is not None]
         if known:
             rows.append(_row(judge, voice, known))
-        done()
+        advance()
     return rows
 
 
 def _row(judge: str, voice: str, transcripts: Sequence[tuple[EvaluatedAnswer, str]]) -> SpeechRow:
     lang = transcripts[0][0].lang
-    found = count_errors([answer.text for answer, _ in transcripts], [text for _, text in transcripts], lang)
+    errors = count_errors([answer.text for answer, _ in transcripts], [text for _, text in transcripts], lang)
     joint = "" if lang == "zh" else " "
     right = [skills.is_correct(a.trial.exchange, joint.join(normalise(text, lang))) for a, text in transcripts]
     name = ERROR_NAMES.get(lang, "errors")
-    return SpeechRow(lang, judge, voice, len(transcripts), name, found.rate, found.exact_rate, float(np.mean(right)))
+    return SpeechRow(lang, judge, voice, len(transcripts), name, errors.rate, errors.exact_rate, float(np.mean(right)))
 
 
 def voice_rows(
-    spoken: Sequence[SpokenTexts], panel: Judges, teacher: VoiceSet, done: Done = lambda: None
+    spoken: Sequence[SpokenTexts], panel: Judges, teacher: VoiceSet, advance: Advance = lambda: None
 ) -> list[VoiceRow]:
-    """Opinion scores and similarity of every voice; none without judges. `done` follows each row.
+    """Opinion scores and similarity of every voice; none without judges.
 
     The last row of each language is the lower baseline of similarity: held-out voices of the teacher's kind.
     """
@@ -200,21 +207,24 @@ def voice_rows(
     for group in spoken:
         target = panel.embed(group.waves[TEACHER])
         for voice, waves in group.waves.items():
-            close = _to_teacher(target if voice == TEACHER else panel.embed(waves), target, itself=voice == TEACHER)
-            rows.append(VoiceRow(group.lang, voice, len(waves), panel.opinion(waves), close))
-            done()
-        others = teacher.held_out[group.lang][:OTHERS]
+            embeddings = target if voice == TEACHER else panel.embed(waves)
+            mean = _similarity_to_teacher(embeddings, target, same_clips=voice == TEACHER)
+            rows.append(VoiceRow(group.lang, voice, len(waves), panel.mean_opinion(waves), mean))
+            advance()
+        others = teacher.held_out[group.lang][:OTHER_UTTERANCES]
         if panel.speaker is not None:
             texts = [group.answers[i % len(group.answers)].text for i in range(len(others))]
-            said = [voices.speak(text, voice).pcm for text, voice in zip(texts, others, strict=True)]
-            close = _to_teacher(panel.embed(said), target, itself=False)
-            rows.append(VoiceRow(group.lang, "other voices", len(said), float("nan"), close))
+            waves = [voices.speak(text, voice).pcm for text, voice in zip(texts, others, strict=True)]
+            mean = _similarity_to_teacher(panel.embed(waves), target, same_clips=False)
+            rows.append(VoiceRow(group.lang, "other voices", len(waves), float("nan"), mean))
     return rows
 
 
-def _to_teacher(embeddings: Sequence[Embedding | None], target: Sequence[Embedding | None], itself: bool) -> float:
-    """Mean similarity to the teacher's utterances; of the teacher to its other ones."""
-    pairs = [(a, b) for i, a in enumerate(embeddings) for j, b in enumerate(target) if not (itself and i == j)]
+def _similarity_to_teacher(
+    embeddings: Sequence[Embedding | None], target: Sequence[Embedding | None], same_clips: bool
+) -> float:
+    """Mean similarity to the teacher's utterances; `same_clips` if these are compared with each other."""
+    pairs = [(a, b) for i, a in enumerate(embeddings) for j, b in enumerate(target) if not (same_clips and i == j)]
     return similarity(pairs)
 
 
@@ -236,7 +246,7 @@ def main(
         n: Questions in each language.
         out: A folder for speech.json and speech.md.
         asr: The ASR judge, as `asr.load` takes it.
-        seed: Of the questions.
+        seed: Seed of the questions.
         threads: CPU threads of the judges.
         teacher: The set of voices that the model learnt to speak with; by default the classic one.
         speakers: Sets of held-out voices that say the same texts, as further controls.
@@ -245,11 +255,11 @@ def main(
     Raises:
         UserError: A model, a judge or a voice cannot be used.
     """
-    console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    talker = load(model, device)
+    console, target, panel = Console(), report.make_folder(out), judges.load(asr, threads)
+    talker = load_model(model, device)
     with Progress(console=console, transient=True) as progress:
         trials = progress.track(held_out_questions(2 * n, seed), description="answering")
-        answers = [ask(talker, trial, "t2s") for trial in trials]
+        answers = [answer_question(talker, trial, "t2s") for trial in trials]
         task = progress.add_task("judging", total=None)
         tables = evaluate(talker, answers, panel, teacher, speakers, lambda: progress.advance(task))
     report.show_all(tables, panel.notes, console)
@@ -258,7 +268,7 @@ def main(
         report.save_json(
             target / "speech.json", tables=tables, asr=judge, notes=panel.notes, seed=seed, answers=records
         )
-        (target / "speech.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
+        (target / "speech.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
     return tables
 
 
@@ -268,9 +278,9 @@ def evaluate(
     panel: Judges,
     teacher: VoiceSet | None = None,
     speakers: Speakers | None = None,
-    done: Done = lambda: None,
+    advance: Advance = lambda: None,
 ) -> dict[str, list[Any]]:
     """The tables *Speech* and *Voice* of spoken answers; see `main`. Errors: `UserError`."""
     teacher = teacher or voice_set("classic")
     spoken = speak_all(model, answers, teacher, speakers or {})
-    return {"Speech": speech_rows(model, spoken, panel, done), "Voice": voice_rows(spoken, panel, teacher, done)}
+    return {"Speech": speech_rows(model, spoken, panel, advance), "Voice": voice_rows(spoken, panel, teacher, advance)}

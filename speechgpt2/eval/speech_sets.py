@@ -1,8 +1,8 @@
 """Speech that no model of the project was trained on: synthesised by held-out voices, or recordings of people.
 
-`synthetic` speaks on the fly; `recorded` reads the held-out part of real recordings (the split is that of
-`corpus.real_speech`) and any other folder of audio files. Words and digits are joined to clips of some three seconds
-where phrases are wanted: STOI and PESQ evaluate phrases.
+`synthetic` synthesises sentences; `recorded` reads the held-out part of real recordings (the split is that of
+`corpus.real_speech`) and any other folder of audio files. Recordings of single words and digits are joined to clips of
+three seconds, because STOI and PESQ need phrases.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from speechgpt2.tts import voices
 from speechgpt2.types import SAMPLE_RATE
 
 MAX_SECONDS = 12.0  # longer recordings with a transcript are left out, others are cut
-MOST = int(MAX_SECONDS * SAMPLE_RATE)  # samples
+MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE)
 JOINED_SECONDS = 3.0
 GAP_SECONDS = 0.1  # between joined words, besides the margins that the recordings keep
 NAMES = {"ljspeech": "LJ Speech", "orders": "coffee orders", "fsdd": "English digits", "cmn-words": "Mandarin words"}
 WORDS = ("fsdd", "cmn-words")  # sources of single words
-KNOWN = ("ljspeech", "orders", "fsdd", "cmn")  # folders that `corpus.real_speech` reads
+KNOWN_FOLDERS = ("ljspeech", "orders", "fsdd", "cmn")  # folders that `corpus.real_speech` reads
 LANGUAGES = {"en": "English", "zh": "Mandarin"}
-MANY_SPEAKERS = {"orders"}  # sources that do not tell who speaks
+UNKNOWN_SPEAKERS = {"orders"}  # sources that do not say who speaks
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
@@ -41,9 +41,9 @@ class SpeechClip:
 
     Attributes:
         pcm: Samples [N] at 24 kHz.
-        text: What is said; "" where nobody wrote it down.
-        lang: "en" or "zh"; "" where it is not known.
-        speaker: Who says it; "" where it is not known.
+        text: The transcript; "" if there is none.
+        lang: "en" or "zh"; "" if it is not known.
+        speaker: The speaker's name; "" if it is not known.
     """
 
     pcm: NDArray[np.float32] = field(repr=False)
@@ -53,7 +53,7 @@ class SpeechClip:
 
 
 def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = None, seed: int = 0) -> list[SpeechClip]:
-    """Speak `clips` random sentences of "en" or "zh" with held-out voices, each voice as often as the others."""
+    """Synthesise `clips` random sentences of "en" or "zh" with held-out voices, each voice equally often."""
     speakers = voices.HELD_OUT_VOICES[lang] if speakers is None else speakers
     rng, result = random.Random(f"eval/{lang}/{seed}"), []
     for i in range(clips):
@@ -69,12 +69,12 @@ def recorded(
     """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
 
     Args:
-        folder: A folder with ljspeech/, orders/, fsdd/, cmn/, or with other folders of audio files without
-            transcripts, or with such files.
-        clips: The most of each set.
-        seed: Of the choice.
-        joined: Whether words and digits are joined to phrases.
-        keeps: Tells of a single word whether to keep it; by default all are kept.
+        folder: A folder that holds ljspeech/, orders/, fsdd/ or cmn/, other folders of audio files, or audio files;
+            the last two are read without transcripts.
+        clips: The most clips of each set.
+        seed: Seed of the random choice.
+        joined: Whether single words and digits are joined to phrases.
+        keeps: Whether to keep a recording of a single word, by its text; by default all are kept.
 
     Raises:
         UserError: The folder holds no recordings.
@@ -83,10 +83,10 @@ def recorded(
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder")
     result: dict[str, list[SpeechClip]] = {}
-    if any((root / name).is_dir() for name in KNOWN):
-        found = [r for r in real_speech.find_recordings(root) if r.split == "test" and r.source in NAMES]
-        for source in dict.fromkeys(r.source for r in found):
-            chosen = [r for r in found if r.source == source]
+    if any((root / name).is_dir() for name in KNOWN_FOLDERS):
+        recordings = [r for r in real_speech.find_recordings(root) if r.split == "test" and r.source in NAMES]
+        for source in dict.fromkeys(r.source for r in recordings):
+            chosen = [r for r in recordings if r.source == source]
             if source in WORDS and keeps is not None:
                 chosen = [r for r in chosen if keeps(r.text)]
             random.Random(seed).shuffle(chosen)
@@ -95,26 +95,26 @@ def recorded(
             stream = _joined(phrases) if joined and source in WORDS else phrases
             if first := list(islice(stream, clips)):
                 result[NAMES[source]] = first
-    for place in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN)):
-        if plain := _plain(place, clips, seed):
-            result[place.name] = plain
+    for path in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN_FOLDERS)):
+        if without_text := _without_transcripts(path, clips, seed):
+            result[path.name] = without_text
     if not result:
         raise UserError(f"{folder}: holds none of ljspeech/, orders/, fsdd/, cmn/, and no audio files")
     return result
 
 
-def _plain(folder: Path, clips: int, seed: int) -> list[SpeechClip]:
+def _without_transcripts(folder: Path, clips: int, seed: int) -> list[SpeechClip]:
     """Clips without transcripts, in a random order."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     random.Random(seed).shuffle(paths)
-    return [SpeechClip(_float32(audio.load(path)[:MOST]), "", "", "") for path in paths[:clips]]
+    return [SpeechClip(_float32(audio.load(path)[:MAX_SAMPLES]), "", "", "") for path in paths[:clips]]
 
 
 def _clip(recording: real_speech.Recording) -> SpeechClip | None:
     item = real_speech.load_recording(recording)
-    if item is None or item.pcm is None or len(item.pcm) > MOST:
+    if item is None or item.pcm is None or len(item.pcm) > MAX_SAMPLES:
         return None
-    speaker = "" if recording.source in MANY_SPEAKERS else item.record.speaker
+    speaker = "" if recording.source in UNKNOWN_SPEAKERS else item.record.speaker
     return SpeechClip(_float32(item.pcm), item.record.text, item.record.lang, speaker)
 
 

@@ -1,12 +1,12 @@
-"""Spoken question answering: held-out questions put to a whole model, evaluated on what it produces running free.
+"""Spoken question answering: a model answers held-out questions, and what it generates is evaluated.
 
     sg2 eval mini --limit 200 --asr FOLDER --real-speech FOLDER --out results/
 
-The tables: *Answers* (right or not, by who asks, skill and language; errors of the transcript of the question), *Time*,
-*End of turn* (does it tell a whole question from one that breaks off), *Speech* and *Voice* (`eval.speech`),
-*Rejection* (`eval.rejection`), and with recordings *People* (`eval.transcripts`). Nothing is teacher-forced: with the
-true reply audio as input a model that cannot add gets every sum right. Questions are asked by voices that no training
-material holds.
+The tables: *Answers* (share of correct answers by speakers, skill and language; errors of the transcript of the
+question), *Time*, *End of turn* (does the model recognise whether a question is complete?), *Speech* and *Voice*
+(`eval.speech`), *Rejection* (`eval.rejection`), and with recordings *People* (`eval.transcripts`). Nothing is
+teacher-forced: with the audio of the correct reply as input, a model that cannot add gets every sum right. The voices
+that ask occur in no training data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from speechgpt2.corpus.held_out import HeldOutQuestion, held_out_questions
 from speechgpt2.curriculum.skills import SKILLS
 from speechgpt2.eval import judges, rejection, report, speech_sets
 from speechgpt2.eval import speech as speech_evaluation
-from speechgpt2.eval.answers import MODES, EvaluatedAnswer, ask, load, time_rows
+from speechgpt2.eval.answers import MODES, EvaluatedAnswer, answer_question, load_model, time_rows
 from speechgpt2.eval.end_of_turn import end_of_turn_rows
 from speechgpt2.eval.report import column
 from speechgpt2.eval.transcripts import transcript_rows
@@ -37,12 +37,12 @@ from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice, vary_voice
 from speechgpt2.types import Mode
 
 SPEAKERS = {"classic": HELD_OUT_VOICES}  # sets of voices that ask, by the name that tables give them
-TYPED = "–"  # in the place of the speakers' name
+TYPED = "–"  # replaces the speakers' name in the rows of typed questions
 
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """How often the text of the answer is right, and the transcript's errors per word (character) of the question.
+    """Share of answers with correct text, and the transcript's errors per word (character) of the question.
 
     The error rate is nan where questions are typed, and for a model that writes no transcripts.
     """
@@ -57,7 +57,7 @@ class AnswerRow:
 
 
 def answer_rows(answers: Iterable[tuple[str, EvaluatedAnswer]]) -> list[AnswerRow]:
-    """The rows of answers, each with the name of those who asked: a row for each skill, then one for all."""
+    """Summarise pairs of (name of the speakers, answer) by mode, speakers, language and skill; "all" is every skill."""
     groups: dict[tuple[Mode, str, str, str], list[EvaluatedAnswer]] = {}
     for name, answer in answers:
         for skill in (answer.skill, "all"):
@@ -91,7 +91,7 @@ def transcript_errors(answers: Sequence[EvaluatedAnswer]) -> float:
 def trials_by(
     speakers: Mapping[str, Sequence[Voice]], trials: Sequence[HeldOutQuestion], seed: int
 ) -> list[HeldOutQuestion]:
-    """The same questions, asked by other held-out voices."""
+    """The same questions with the voices of `speakers`, by language."""
     if speakers is HELD_OUT_VOICES:
         return list(trials)
     rng = random.Random(f"speakers/{seed}")
@@ -113,7 +113,7 @@ def main(
     teacher: VoiceSet | None = None,
     device: str = "cpu",
 ) -> dict[str, list[Any]]:
-    """Put `n` held-out questions to a model, print the tables, return their rows by the tables' titles.
+    """Ask a model `n` held-out questions, print the tables, return their rows by the tables' titles.
 
     Args:
         model: A name, a folder, or a `SpeechGPT`.
@@ -121,8 +121,8 @@ def main(
         out: A folder for spoken_qa.json and spoken_qa.md.
         typed: Also type the questions, for spoken and for typed answers.
         speech: Also evaluate the speech of the answers.
-        seed: Of the questions.
-        greedy: Draw the likeliest token instead of the released sampling.
+        seed: Seed of the questions.
+        greedy: Choose the likeliest token instead of sampling as the released model does.
         asr: The ASR judge, as `asr.load` takes it.
         real_speech: A folder of recordings, as `speech_sets.recorded` takes it.
         threads: CPU threads of the judges.
@@ -133,8 +133,8 @@ def main(
     Raises:
         UserError: A model, a judge, a voice or the folder cannot be used.
     """
-    console, target, panel = Console(), report.folder(out), judges.load(asr, threads)
-    talker, trials = load(model, device), held_out_questions(n, seed)
+    console, target, panel = Console(), report.make_folder(out), judges.load(asr, threads)
+    talker, trials = load_model(model, device), held_out_questions(n, seed)
     people = {}
     if real_speech is not None:
         people = speech_sets.recorded(real_speech, n, joined=False, keeps=partial(in_vocabulary, talker.lm.prompt))
@@ -143,7 +143,7 @@ def main(
     with Progress(console=console, transient=True) as progress:
         options = _sampling(greedy, talker)
         steps = progress.track(asking, description="answering")
-        answers = [(name, ask(talker, trial, mode, **options)) for name, mode, trial in steps]  # type: ignore[arg-type]
+        answers = [(name, answer_question(talker, trial, mode, **options)) for name, mode, trial in steps]  # type: ignore[arg-type]
         first = [answer for name, answer in answers if name == next(iter(speakers))]
         tables: dict[str, list[Any]] = {"Answers": answer_rows(answers), "Time": time_rows([a for _, a in answers])}
         task = progress.add_task("end of turn", total=len(first))
@@ -151,10 +151,10 @@ def main(
             tables["End of turn"] = rows
         if speech:
             task = progress.add_task("judging", total=None)
-            tables |= speech_evaluation.evaluate(talker, first, panel, teacher, done=lambda: progress.advance(task))
-        drawn = rejection.inputs(seed=seed)
-        task = progress.add_task("no questions", total=sum(map(len, drawn.values())))
-        tables["Rejection"] = rejection.rejection_rows(talker, drawn, lambda: progress.advance(task))
+            tables |= speech_evaluation.evaluate(talker, first, panel, teacher, advance=lambda: progress.advance(task))
+        without_question = rejection.draw_inputs(seed=seed)
+        task = progress.add_task("no questions", total=sum(map(len, without_question.values())))
+        tables["Rejection"] = rejection.rejection_rows(talker, without_question, lambda: progress.advance(task))
         if people:
             tables["People"] = transcript_rows(talker, people, panel)
     report.show_all(tables, panel.notes, console)
@@ -162,7 +162,7 @@ def main(
         records = [{"asked_by": name, **answer.record()} for name, answer in answers]
         settings = {"seed": seed, "greedy": greedy, "asr": panel.asr.name if panel.asr else None, "notes": panel.notes}
         report.save_json(target / "spoken_qa.json", tables=tables, **settings, answers=records)
-        (target / "spoken_qa.md").write_text(report.document(tables, panel.notes), encoding="utf-8")
+        (target / "spoken_qa.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
     return tables
 
 

@@ -1,6 +1,6 @@
-"""What a model understands of people: its transcripts of held-out recordings, the ASR judge's beside them.
+"""The errors of a model's transcripts of held-out recordings, and those of the ASR judge.
 
-A set without transcripts is compared with what the judge understands; without a judge it has no row.
+For a set without reference transcripts, the judge's transcripts are the reference; without a judge the set has no row.
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ class TranscriptRow:
 
 
 def transcript_rows(
-    model: Any, sets: Mapping[str, Sequence[SpeechClip]], panel: Judges, done: Callable[[], Any] = lambda: None
+    model: Any, sets: Mapping[str, Sequence[SpeechClip]], panel: Judges, advance: Callable[[], Any] = lambda: None
 ) -> list[TranscriptRow]:
-    """The model's row and the judge's row of each set; none for a model that writes no transcripts."""
+    """The model's row and the judge's row of each set; none for a model that writes no transcripts.
+
+    Args:
+        model: A `SpeechGPT`.
+        sets: Clips by the name of their set, in one language each.
+        panel: The judges.
+        advance: Called after each set.
+    """
     rows = []
-    itself = OwnModel(model, "the model")
+    own = OwnModel(model, "the model")
     for name, clips in sets.items():
         lang = clips[0].lang
         asr_texts = panel.transcribe([clip.pcm for clip in clips], lang) if panel.knows(lang) else []
@@ -43,16 +50,16 @@ def transcript_rows(
         if not texts:
             continue
         try:
-            transcripts = [itself.transcribe(clip.pcm, lang).text for clip in clips]
+            transcripts = [own.transcribe(clip.pcm, lang).text for clip in clips]
         except UserError:
             return []
-        rows.append(_row(name, itself.name, texts, transcripts, lang))
+        rows.append(_row(name, own.name, texts, transcripts, lang))
         if asr_texts and texts is not asr_texts:
             rows.append(_row(name, panel.asr.name if panel.asr else "", texts, asr_texts, lang))
-        done()
+        advance()
     return rows
 
 
 def _row(name: str, recogniser: str, texts: Sequence[str], transcripts: Sequence[str], lang: str) -> TranscriptRow:
-    found = count_errors(texts, transcripts, lang or "en")
-    return TranscriptRow(name, recogniser, len(texts), ERROR_NAMES.get(lang, "errors"), found.rate, found.exact_rate)
+    errors = count_errors(texts, transcripts, lang or "en")
+    return TranscriptRow(name, recogniser, len(texts), ERROR_NAMES.get(lang, "errors"), errors.rate, errors.exact_rate)

@@ -51,7 +51,7 @@ def test_report(tmp_path):
     wide = Console(width=200, record=True, file=StringIO(), force_terminal=True)
     report.show("Codec", rows, wide)
     assert "tones" in wide.export_text()
-    header, rule, line = report.markdown(rows).splitlines()
+    header, rule, line = report.markdown_table(rows).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
     assert "| 384,000 |" in line and "| 10 / 10 / 10 |" in line
     report.save_json(tmp_path / "codec.json", rows=rows)
@@ -63,7 +63,7 @@ def test_unmeasured_values_are_null(tmp_path):
     row = evaluation.CodecRow("set", "codec", 1, *[float("nan")] * 7, perplexity=None)
     report.save_json(tmp_path / "x.json", rows=[row])
     assert json.loads((tmp_path / "x.json").read_text())["rows"][0]["stoi"] is None
-    assert report.markdown([row]).splitlines()[2].count("–") == 8
+    assert report.markdown_table([row]).splitlines()[2].count("–") == 8
 
 
 def test_spectrograms(tmp_path):

@@ -38,7 +38,9 @@ def test_without_packages_there_are_notes(monkeypatch):
     assert panel.notes[0] == judges.NO_ASR
     assert any(note.startswith("No DNSMOS: ") for note in panel.notes)
     assert any(note.startswith("No speaker similarity: resemblyzer is not installed") for note in panel.notes)
-    assert not panel.knows("en") and np.isnan(panel.opinion([np.ones(9, np.float32)])) and panel.embed([1]) == [None]
+    assert (
+        not panel.knows("en") and np.isnan(panel.mean_opinion([np.ones(9, np.float32)])) and panel.embed([1]) == [None]
+    )
     dnsmos.packaged.cache_clear()
 
 

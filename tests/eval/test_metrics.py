@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt2.eval import metrics
-from speechgpt2.eval.boersma_pitch import track
+from speechgpt2.eval.boersma_pitch import track_pitch
 from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 
@@ -33,7 +33,7 @@ def noise() -> np.ndarray:
 
 @pytest.mark.parametrize("f0", [75.0, 120.0, 171.0, 240.0, 400.0])
 def test_pitch_of_a_tone(f0):
-    found = track(voice(f0))
+    found = track_pitch(voice(f0))
     assert np.mean(found > 0) > 0.95
     assert np.median(found[found > 0]) == pytest.approx(f0, rel=0.005)
 
@@ -41,21 +41,21 @@ def test_pitch_of_a_tone(f0):
 def test_pitch_needs_no_fundamental():
     spectrum = np.fft.rfft(voice(120.0))
     spectrum[: int(200 * SECONDS)] = 0
-    found = track(np.fft.irfft(spectrum).astype(np.float32))
+    found = track_pitch(np.fft.irfft(spectrum).astype(np.float32))
     assert np.median(found[found > 0]) == pytest.approx(120.0, rel=0.01)
 
 
 def test_noise_and_silence_have_no_pitch():
-    assert np.mean(track(noise()) > 0) < 0.05
-    assert not track(np.zeros(4800, np.float32)).any()
-    assert not track(np.zeros(0, np.float32)).any()
+    assert np.mean(track_pitch(noise()) > 0) < 0.05
+    assert not track_pitch(np.zeros(4800, np.float32)).any()
+    assert not track_pitch(np.zeros(0, np.float32)).any()
 
 
 def test_gross_pitch_error():
-    f0 = track(voice(150.0))
+    f0 = track_pitch(voice(150.0))
     assert metrics.gross_pitch_error(f0, f0) == 0
     assert metrics.gross_pitch_error(f0, 2 * f0) == 1
-    assert metrics.gross_pitch_error(f0, track(voice(300.0))) > 0.99
+    assert metrics.gross_pitch_error(f0, track_pitch(voice(300.0))) > 0.99
     assert metrics.gross_pitch_error(f0, 1.1 * f0) == 0
     assert np.isnan(metrics.gross_pitch_error(f0, 0 * f0))
 
@@ -68,15 +68,15 @@ def test_voicing_error():
 
 
 def test_buzz_is_distinguished_from_pitches_and_noise():
-    original = track(voice(170.0))
-    assert metrics.hop_lock(original, track(pulses(100.0))) > 0.95
+    original = track_pitch(voice(170.0))
+    assert metrics.hop_lock(original, track_pitch(pulses(100.0))) > 0.95
     assert metrics.hop_lock(original, original) < 0.05
-    assert metrics.hop_lock(original, track(pulses(130.0))) < 0.05
-    assert metrics.hop_lock(original, track(noise())) < 0.05
+    assert metrics.hop_lock(original, track_pitch(pulses(130.0))) < 0.05
+    assert metrics.hop_lock(original, track_pitch(noise())) < 0.05
 
 
 def test_speaker_at_the_hop_rate_is_not_a_buzz():
-    at_hop_rate = track(voice(100.0))
+    at_hop_rate = track_pitch(voice(100.0))
     assert np.isnan(metrics.hop_lock(at_hop_rate, at_hop_rate))
 
 

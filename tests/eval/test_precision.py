@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from speechgpt2.cli import app
 from speechgpt2.errors import UserError
 from speechgpt2.eval import precision
-from speechgpt2.eval.precision import ComparedModel, distance, evaluate, in_precision, predict, replies
+from speechgpt2.eval.precision import ComparedModel, convert, distance, evaluate, greedy_replies, predict
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
@@ -74,7 +74,7 @@ def test_perplexity_is_that_of_the_next_token():
 def test_codes_are_predicted_from_the_patch_before():
     lm = tiny()
     patches = random_patches(lm, 1, 12)
-    found = predict(in_precision(lm, "float32").lm, patches)
+    found = predict(convert(lm, "float32").lm, patches)
     plain = tiny()
     with torch.no_grad():
         hidden = plain(patches)[0]
@@ -85,7 +85,7 @@ def test_codes_are_predicted_from_the_patch_before():
 
 
 def test_replies_are_greedy_and_the_same_each_time():
-    first, second = replies(tiny(), ["hello"]), replies(tiny(), ["hello"])
+    first, second = greedy_replies(tiny(), ["hello"]), greedy_replies(tiny(), ["hello"])
     assert all(torch.equal(a, b) for a, b in zip(first["hello"], second["hello"], strict=True))
 
 
@@ -99,7 +99,7 @@ def test_distance():
 
 def test_invalid_requests_are_refused(tmp_path):
     with pytest.raises(UserError, match="precision must be one of"):
-        in_precision(tiny(), "int3")
+        convert(tiny(), "int3")
     with pytest.raises(UserError, match="does not fit a matrix with"):
         list(evaluate(ComparedModel(tiny_lm, speaks=True), TEXTS, ["bfloat16", "int4"]))
     with pytest.raises(UserError, match="short: holds no text"):

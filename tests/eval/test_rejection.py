@@ -32,13 +32,13 @@ def test_every_kind_has_a_row(monkeypatch):
     monkeypatch.setattr(
         rejection.voices, "speak", lambda text, voice: type("Said", (), {"pcm": np.ones(240, np.float32)})
     )
-    drawn = rejection.inputs(per_kind=3)
+    drawn = rejection.draw_inputs(per_kind=3)
     assert set(drawn) == {"silence", "noise", "music", "another language"}
     for kind in ("silence", "noise", "music"):
         levels = [20 * np.log10(np.sqrt(np.mean(wave**2))) for wave in drawn[kind]]
         assert all(wave.dtype == np.float32 and np.abs(wave).max() <= 1 for wave in drawn[kind])
         assert all(-76 < level < -74 if kind == "silence" else -50 < level < -19 for level in levels)
-        again = rejection.inputs(per_kind=3)[kind]
+        again = rejection.draw_inputs(per_kind=3)[kind]
         assert all(np.array_equal(a, b) for a, b in zip(drawn[kind], again))
 
     class Model:

@@ -121,7 +121,7 @@ def panel(monkeypatch):
     """Judges: a listener to the oracle that is put in `panel.oracle`, without the slow ones."""
     listener = Listener(None)
     monkeypatch.setattr(judges, "load", lambda *_: Judges(listener, None, None, ()))
-    monkeypatch.setattr(spoken_qa.rejection, "inputs", lambda seed: {"silence": [np.zeros(2400, np.float32)]})
+    monkeypatch.setattr(spoken_qa.rejection, "draw_inputs", lambda seed: {"silence": [np.zeros(2400, np.float32)]})
     return listener
 
 
@@ -146,8 +146,8 @@ def test_oracle_is_always_right(trials, panel, tmp_path):
     assert speech["en", "listener", "the model"].error_rate == 0
     assert tables["Speech"][0].judge == "listener" and tables["Voice"] == []
 
-    endings = {(row.lang, row.question): row.whole for row in tables["End of turn"]}
-    assert endings["en", "whole"] == endings["zh", "whole"] == 1
+    endings = {(row.lang, row.question): row.complete for row in tables["End of turn"]}
+    assert endings["en", "complete"] == endings["zh", "complete"] == 1
     assert endings["en", "broken off"] == endings["zh", "broken off"] == 0
 
     assert [(row.kind, row.n, row.rejected) for row in tables["Rejection"]] == [("silence", 1, 1.0)]
