@@ -24,7 +24,7 @@ import soundfile
 BLOCK = 1 << 16  # sample frames decoded at a time
 RATES = range(4_000, 384_001)  # Hz; anything else is a damaged header
 MAX_CHANNELS = 16
-WHOLE = 0.98  # least share of the samples in the header, which some formats only estimate
+COMPLETE = 0.98  # least share of the samples that the header states; some formats only estimate them
 QUIETEST = 4 / 32768  # peak below which a file counts as silent
 FFMPEG_RATE = 48_000  # output rate of ffmpeg: the highest one of the formats that need it
 _ENDINGS = {"WAVEX": "wav", "RF64": "wav"}  # libsndfile's name of a format -> ending, where they differ
@@ -49,24 +49,24 @@ class AudioFile:
 
     Attributes:
         rate: Hz.
-        channels: how many.
+        channels: their number.
         format: the container, as libsndfile or ffmpeg names it.
-        ending: of the file name, from the content.
-        promised: sample frames in the header.
-        decoded: its samples, float32 `[N, channels]` at a time.
+        ending: the file name's ending that fits the content.
+        header_samples: sample frames that the header states; 0 if it states none.
+        stream: the samples, float32 `[N, channels]` at a time.
     """
 
     rate: int
     channels: int
     format: str
     ending: str
-    promised: int
-    decoded: Iterator[np.ndarray]
+    header_samples: int
+    stream: Iterator[np.ndarray]
 
     def blocks(self, max_hours: float) -> Iterator[np.ndarray]:
         """Yield float32 `[N, channels]` to the end of the data. Raises `Undecodable` if it is not one recording."""
         samples, peak = 0, 0.0
-        for block in self.decoded:
+        for block in self.stream:
             if not np.isfinite(block).all():
                 raise Undecodable("corrupt", "contains samples that are NaN or infinite")
             samples += len(block)
@@ -74,8 +74,8 @@ class AudioFile:
                 raise Undecodable("endless", f"decodes to more than {max_hours:g} hours")
             peak = max(peak, float(np.abs(block).max(initial=0.0)))
             yield block
-        if samples < WHOLE * self.promised:
-            raise Undecodable("corrupt", f"the header says {self.promised} samples, the file has {samples}")
+        if samples < COMPLETE * self.header_samples:
+            raise Undecodable("corrupt", f"the header says {self.header_samples} samples, the file has {samples}")
         if peak <= QUIETEST:
             raise Undecodable("silent", f"contains {samples / self.rate:.1f} s of silence")
 
@@ -86,8 +86,8 @@ def open_audio(path: Path) -> Iterator[AudioFile]:
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.SoundFileError, OSError):  # libsndfile may not know the container
-        with _through_ffmpeg(path) as media:
-            yield media
+        with _through_ffmpeg(path) as audio:
+            yield audio
         return
     with file:
         if file.samplerate not in RATES or not 1 <= file.channels <= MAX_CHANNELS:
@@ -115,23 +115,23 @@ def _through_ffmpeg(path: Path) -> Iterator[AudioFile]:
         "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-f", demuxer, "-i", str(path.resolve()),
         "-map", "0:a:0", "-vn", "-ac", "1", "-ar", str(FFMPEG_RATE), "-f", "s16le", "pipe:1",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         try:
-            yield AudioFile(FFMPEG_RATE, 1, demuxer.upper(), ending, 0, _piped(process, complaints))
+            yield AudioFile(FFMPEG_RATE, 1, demuxer.upper(), ending, 0, _piped(process, errors))
         finally:
             process.kill()
             process.communicate()
 
 
-def _piped(process: subprocess.Popen[bytes], complaints: IO[bytes]) -> Iterator[np.ndarray]:
+def _piped(process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[np.ndarray]:
     """Yield float32 `[N, 1]` of ffmpeg's 16-bit samples. Its error message takes precedence over follow-up errors."""
     assert process.stdout is not None
     while data := process.stdout.read(2 * BLOCK):
         yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32)[:, None] / 32768
     code = process.wait()
-    complaints.seek(0)
-    message = complaints.read(300).decode("utf-8", "replace").strip().splitlines()
+    errors.seek(0)
+    message = errors.read(300).decode("utf-8", "replace").strip().splitlines()
     if message or code:
         raise Undecodable("corrupt", f"ffmpeg: {message[0]}" if message else f"ffmpeg ended with {code}")
 

@@ -1,4 +1,4 @@
-"""The record of a clip: everything that is known of it, and from where. All data systems read and write it.
+"""The record of a clip: everything that is known of it, with sources. All data tools read and write it.
 
     clip = Clip.from_json(line)
     clip = replace(clip, quality=replace(clip.quality, snr=31.5))
@@ -29,7 +29,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a clip, and its licence; `sha256` is of the file as it was served."""
+    """The source of a clip, and its licence.
+
+    Attributes:
+        url: where it was fetched from.
+        fetched_at: when, as in 2026-01-31T12:00:00Z.
+        etag: the server's version of the file.
+        sha256: of the file as it was served.
+        robots: whether robots.txt allows the URL; None if it was not asked.
+        licence_raw: the text about the licence.
+        spdx: the licence's SPDX identifier if the text is unambiguous.
+    """
 
     url: str = ""
     fetched_at: str | None = None
@@ -46,7 +56,8 @@ class AudioInfo:
 
     Attributes:
         path: the original file, relative to the manifest's folder.
-        pcm_hash: of the decoded samples; of the original file in a crawl, of the standard recording after decoding.
+        pcm_hash: hash of the decoded samples: in a crawl those of the original file, after decoding those of the
+            standard recording.
         gain: dB to apply to the recording.
         fingerprint: (nearly) equal for clips that sound alike, hexadecimal.
     """
@@ -72,11 +83,11 @@ class Language:
 
 @dataclass(frozen=True)
 class ClipText:
-    """The text: as given, normalised, and as recognisers transcribe it.
+    """The text: as the source has it (`raw`), normalised (`norm`), and as recognisers transcribe it (`hypotheses`).
 
     Attributes:
         cer: mean error rate between the texts (0…).
-        lines: subtitle lines of the given text with their times, if there are any.
+        lines: subtitle lines of the source's text with their times, if there are any.
     """
 
     raw: str = ""
@@ -101,11 +112,11 @@ class Prosody:
     """Prosody of a clip.
 
     Attributes:
-        f0_mean: Hz, over voiced frames; likewise `f0_low` and `f0_high`.
-        f0_std: semitones.
-        energy: dBFS.
+        f0_mean: mean pitch of voiced frames, Hz; `f0_low` and `f0_high` are a low and a high percentile.
+        f0_std: its standard deviation, semitones.
+        energy: level, dBFS.
         rate: syllables per second.
-        pauses: seconds.
+        pauses: lengths of the pauses, seconds.
     """
 
     f0_mean: float | None = None
@@ -122,9 +133,9 @@ class Quality:
     """Quality measures.
 
     Attributes:
-        snr: dB.
+        snr: signal-to-noise ratio, dB.
         loudness: LUFS before any gain.
-        bandwidth: Hz.
+        bandwidth: highest frequency of the speech, Hz.
         clipping: share of samples at full scale.
         overlap: share of time with two voices.
         music: 0 (none) … 1.
@@ -196,7 +207,11 @@ class Label:
 class Clip:
     """A span of speech with what is known of it.
 
-    `labels_from` maps fields such as "prosody.f0_mean" to their source.
+    Attributes:
+        id: unique in a data set.
+        parent_id: the recording or clip that it was cut from; "" for none.
+        decisions: those of all stages that kept or rejected it.
+        labels_from: sources of fields such as "prosody.f0_mean".
     """
 
     id: str
@@ -221,7 +236,7 @@ class Clip:
         return all(decision.keep for decision in self.decisions)
 
     @property
-    def refusal(self) -> Decision | None:
+    def rejection(self) -> Decision | None:
         """The decision that rejected the clip; None if it is kept."""
         return next((decision for decision in self.decisions if not decision.keep), None)
 
@@ -262,15 +277,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(part) for key, part in value.items()}
     if not dataclasses.is_dataclass(value):
         return value
-    known = _defaults(type(value))  # type: ignore[arg-type]
-    return {name: _plain(part) for name, part in vars(value).items() if name not in known or part != known[name]}
+    defaults = _defaults(type(value))  # type: ignore[arg-type]
+    fields = vars(value).items()
+    return {name: _plain(part) for name, part in fields if name not in defaults or part != defaults[name]}
 
 
 @functools.cache
 def _defaults(cls: Any) -> dict[str, Any]:
-    made = {f.name: f.default_factory() for f in dataclasses.fields(cls) if callable(f.default_factory)}
-    given = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-    return {**given, **made}
+    """Return the default values of a dataclass's fields, by name."""
+    computed = {f.name: f.default_factory() for f in dataclasses.fields(cls) if callable(f.default_factory)}
+    constant = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    return {**constant, **computed}
 
 
 Reader = Callable[[Any, str], Any]
@@ -278,7 +295,10 @@ Reader = Callable[[Any, str], Any]
 
 @functools.cache
 def _reader(hint: Any) -> Reader:
-    """Return a function (value, where) that checks a plain value and converts it to the type `hint`."""
+    """Return a function (value, where) that checks a plain value and converts it to the type `hint`.
+
+    `where` names the value in error messages, as in "clip.speakers[0].age".
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = _reader(next(arg for arg in args if arg is not type(None)))
@@ -298,7 +318,7 @@ def _reader(hint: Any) -> Reader:
 
 @functools.cache
 def _as_is(hint: Any) -> frozenset[type]:
-    """Return the types of plain values that need no conversion; most values of a record do not."""
+    """Return the types of plain values that `hint` needs no conversion for: most values of a record."""
     if hint in _SCALARS:
         return frozenset({hint})
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -341,7 +361,7 @@ def _reader_of_row(cls: Any) -> Reader:
 def _reader_of_fields(cls: type[R]) -> Reader:
     hints = typing.get_type_hints(cls)
     fields = {f.name: (_reader(hints[f.name]), _as_is(hints[f.name])) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    needed = [
+    required = [
         f.name
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -352,16 +372,16 @@ def _reader_of_fields(cls: type[R]) -> Reader:
             _fail(where, "a mapping", value)
         for key in value:
             if key not in fields:
-                near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
-                raise UserError(f"{where}: unknown key '{key}'; did you mean '{near}'?")
-        for key in needed:
+                similar = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
+                raise UserError(f"{where}: unknown key '{key}'; did you mean '{similar}'?")
+        for key in required:
             if key not in value:
                 raise UserError(f"{where}: missing key '{key}'")
-        known = {}
+        values = {}
         for key, part in value.items():
             read_field, as_is = fields[key]
-            known[key] = part if type(part) in as_is else read_field(part, f"{where}.{key}")
-        return cls(**known)
+            values[key] = part if type(part) in as_is else read_field(part, f"{where}.{key}")
+        return cls(**values)
 
     return read
 

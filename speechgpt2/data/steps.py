@@ -94,8 +94,8 @@ class PipelineConfig:
     def with_labels(self) -> PipelineConfig:
         """Return the same steps, followed by those that label clips: times, prosody, captions."""
         labelling = (AlignConfig(), ProsodyConfig(), CaptionsConfig())
-        known = {step.kind for step in self.steps}
-        return PipelineConfig((*self.steps, *(step for step in labelling if step.kind not in known)))
+        present = {step.kind for step in self.steps}
+        return PipelineConfig((*self.steps, *(step for step in labelling if step.kind not in present)))
 
     def with_thresholds(self, thresholds: dict[str, float]) -> PipelineConfig:
         """Return the same steps with other thresholds.
@@ -106,22 +106,22 @@ class PipelineConfig:
         Raises:
             UserError: no rule has such a reason.
         """
-        known: set[str] = set()
+        reasons: set[str] = set()
         steps: list[Any] = []
         for step in self.steps:
             if isinstance(step, RulesConfig):
-                known |= {rule.reason for rule in step.rules}
+                reasons |= {rule.reason for rule in step.rules}
                 rules = tuple(
                     r.with_threshold(thresholds[r.reason]) if r.reason in thresholds else r for r in step.rules
                 )
                 step = replace(step, rules=rules)
             if isinstance(step, DuplicatesConfig):
-                known.add("duplicate")
+                reasons.add("duplicate")
                 step = replace(step, at_most=thresholds.get("duplicate", step.at_most))
             steps.append(step)
         for reason in thresholds:
-            if reason not in known:
-                raise UserError(f"no rule has the reason '{reason}'; there are {', '.join(sorted(known))}")
+            if reason not in reasons:
+                raise UserError(f"no rule has the reason '{reason}'; there are {', '.join(sorted(reasons))}")
         return PipelineConfig(tuple(steps))
 
 

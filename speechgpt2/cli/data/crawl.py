@@ -87,12 +87,12 @@ def takedown(source: Source, folder: Folder, run: Runs = None) -> None:
 def _forget(run: Path, crawl: Path) -> str:
     """Remove taken-down content from a run; return the reason if that is impossible, else an empty string."""
     from speechgpt2.cli.data import pipeline
-    from speechgpt2.data.crawl.manifest import KEPT
+    from speechgpt2.data.crawl.manifest import KEPT_FILE
 
     if not (run / pipeline.RUN_SETTINGS).is_file():
         return f"{run} does not exist (if it was moved, give its new path with --run)"
     try:
-        pipeline.forget(run, crawl / KEPT)
+        pipeline.forget(run, crawl / KEPT_FILE)
     except UserError as error:
         return str(error)
     return ""

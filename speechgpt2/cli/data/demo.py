@@ -100,7 +100,7 @@ def _site(seeds: Path) -> Iterator[None]:
 
     with spinner("synthesizing the episodes"):
         talks = site.talk_routes(site.speak_talks())
-        routes = {**site.routes_of(site.speak_site(), site.AWAY), **talks}
+        routes = {**site.routes_of(site.speak_site(), site.PRIVATE_URL), **talks}
     port = urlsplit(_config(seeds).seeds[0].url).port or 0 if seeds.is_file() else 0
     server = site.DemoServer(routes, port)
     try:
@@ -122,20 +122,20 @@ def _summary(crawl: Path, run: Path, page: Path) -> str:
     from speechgpt2.data.crawl import manifest
     from speechgpt2.data.pipeline import output, scores
 
-    kept, refused = manifest.kept_urls(crawl), manifest.refused_urls(crawl)
+    kept, refused = manifest.kept_urls(crawl), manifest.rejected_urls(crawl)
     lines = [f"\nFetched {len(kept)} recordings, refused {len(refused)} addresses:"]
     for reason, count in sorted(Counter(refused.values()).items()):
         paths = [urlsplit(url).path for url, why in refused.items() if why == reason]
         lines.append(f"  {reason:16s} {count}   {', '.join(paths)}")
-    rows = list(scores.read(run / output.SCORES))
+    rows = list(scores.read(run / output.SCORES_FILE))
     good = [row for row in rows if row["kept"]]
     lines.append(f"Kept {len(good)} of {len(rows)} clips of speech, {sum(row['seconds'] for row in good) / 3600:.3f} h")
     lost = Counter(row["reason"] for row in rows if not row["kept"])
     lines += [f"  rejected: {count} {reason}" for reason, count in lost.most_common()]
     lines += [
-        f"Shards     {run / output.SHAR}   (lhotse: CutSet.from_shar(in_dir=...))",
-        f"Scores     {run / output.SCORES}",
-        f"Rejected   {crawl / manifest.REJECTED}, {run / output.REJECTED}",
+        f"Shards     {run / output.SHAR_FOLDER}   (lhotse: CutSet.from_shar(in_dir=...))",
+        f"Scores     {run / output.SCORES_FILE}",
+        f"Rejected   {crawl / manifest.REJECTED_FILE}, {run / output.REJECTED_FILE}",
         f"Report     {page}",
     ]
     return "\n".join(lines)

@@ -122,7 +122,7 @@ def _process(
         raise UserError(f"{source}: no such folder or manifest")
     with PipelineRun(source, out, config.build()) as run:
         _save_settings(out, source, config)
-        takedown.note_run(source, out)
+        takedown.record_run(source, out)
         with _progress() as progress:
             fresh = run.process(workers, progress, compute, RayWorkers if ray else LocalWorkers)
         if not fresh:

@@ -35,8 +35,8 @@ class AlignConfig:
 class Align(Stage[AlignConfig]):
     """Aligns clips with a transcript in English or Mandarin.
 
-    The agreement of audio and text, 0…1, becomes the score "quality.extra.alignment". It is 0 for a text that cannot be
-    aligned, which then has no times.
+    Sets the words' times, and the score "quality.extra.alignment": the agreement of audio and text, 0…1. A text that
+    cannot be aligned gets the score 0 and no times.
     """
 
     version = 1
@@ -53,20 +53,20 @@ class Align(Stage[AlignConfig]):
         return self._emission_model.id
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its alignment."""
         text = clip.text.raw or clip.text.norm  # with punctuation, where speakers pause
         if not text or is_ground_truth(clip, "align"):
             return clip
         try:
-            found, agreement = align_emissions(self._emission_model(clip_audio.pcm, text, clip.lang.code))
+            alignment, agreement = align_emissions(self._emission_model(clip_audio.pcm, text, clip.lang.code))
         except Unalignable:
-            found, agreement = Alignment(), 0.0
+            alignment, agreement = Alignment(), 0.0
         agreement = round(agreement, 4)
         quality = replace(clip.quality, extra={**clip.quality.extra, AGREEMENT: agreement})
-        if not found.words:
+        if not alignment.words:
             return replace(clip, quality=quality)
         label = Label(self._emission_model.id, str(self.version), agreement)
-        return replace(clip, align=found, quality=quality, labels_from={**clip.labels_from, "align": label})
+        return replace(clip, align=alignment, quality=quality, labels_from={**clip.labels_from, "align": label})
 
 
 def is_ground_truth(clip: Clip, field: str) -> bool:

@@ -1,9 +1,9 @@
 """Global step: captions of the speaking style in English and Chinese, from measured prosody.
 
 A voice is high or low relative to all clips of its language. It is fast, lively or loud relative to the speaker's
-other clips if there are enough, else relative to the language. Loudness depends on the microphone, so it is mentioned
-for known speakers only. Ordinary values are not mentioned. After DataSpeech (Lyth and King 2024), whose bins are
-those of the whole corpus.
+other clips if there are enough, else relative to the language. Loudness depends on the microphone, so only captions of
+known speakers mention it. Ordinary values are not mentioned. The method is that of DataSpeech (Lyth and King 2024),
+whose bins are those of all clips of a corpus.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from speechgpt2.data.record import Clip, Label
 PITCH, MELODY, RATE, ENERGY = range(4)
 MEASURES = {"pitch": PITCH, "melody": MELODY, "rate": RATE, "energy": ENERGY}  # as captions.yaml names them
 RANGES = ((60.0, 110.0), (0.0, 8.0), (0.0, 12.0), (-80.0, 0.0))  # semitones above 1 Hz, semitones, per second, dBFS
-NOTICED = (1.0, 0.5, 0.35, 2.0)  # smaller differences are inaudible
-CELLS = 250  # of a histogram
+AUDIBLE = (1.0, 0.5, 0.35, 2.0)  # the smallest audible differences
+CELLS = 250  # cells of a histogram
 
 Phrase = Sequence[str]  # in English and in Mandarin
 
@@ -35,7 +35,8 @@ class CaptionsConfig:
     """Options.
 
     Attributes:
-        outer: share of a language's clips that are low, and high; likewise slow and fast, and so on.
+        outer: share of a language's clips that count as low, and share that count as high; likewise for slow and fast,
+            flat and lively, soft and loud.
         deviations: standard deviations from a speaker's mean from which a clip is unusual.
         enough: clips that the bins of a language or a speaker need.
     """
@@ -46,12 +47,12 @@ class CaptionsConfig:
     enough: int = 20
 
 
-ESTIMATED = "speakers.id"  # the label of a speaker that a stage named
+ESTIMATED_SPEAKER = "speakers.id"  # a clip has this label if a stage named its speaker
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Ordinary values: for each measure the bounds `low` and `high` and the mean, from so many clips."""
+    """The bounds `low` and `high` of ordinary values and the mean, for each measure; `clips` were counted."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -66,8 +67,8 @@ class Bins:
 class Captions(GlobalStep[CaptionsConfig]):
     """Sets "style.caption_en" and "style.caption_zh".
 
-    Memory: some kilobytes per language, less for each speaker with enough clips. Speakers that a stage named belong
-    to one recording, whose clips follow one another; they are dropped after it if they have too few clips.
+    It needs some kilobytes of memory per language, and less for each speaker with enough clips. A speaker that a stage
+    named belongs to one recording, whose clips follow one another. With too few clips there, the speaker is dropped.
     """
 
     version = 1
@@ -80,26 +81,25 @@ class Captions(GlobalStep[CaptionsConfig]):
 
     def _fit(self, read: ReadClips) -> tuple[dict[str, Bins], dict[str, Bins]]:
         languages: dict[str, Histogram] = {}
-        everywhere: dict[str, RunningMoments] = {}
-        known: dict[str, Bins] = {}
+        known_speakers: dict[str, RunningMoments] = {}
+        estimated: dict[str, Bins] = {}
         for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
-            here: dict[str, RunningMoments] = {}
+            of_recording: dict[str, RunningMoments] = {}
             for clip in clips:
                 values, speaker = measured(clip), speaker_of(clip)
                 if clip.kept and values is not None:
                     languages.setdefault(clip.lang.code, Histogram()).add(values)
                     if speaker:
-                        (here if ESTIMATED in clip.labels_from else everywhere).setdefault(
-                            speaker, RunningMoments()
-                        ).add(values)
-            known.update(self._bins(here))
-        config = self.config
-        common = {code: seen.bins(config.outer) for code, seen in languages.items() if seen.clips >= config.enough}
-        return common, {**known, **self._bins(everywhere)}
+                        group = of_recording if ESTIMATED_SPEAKER in clip.labels_from else known_speakers
+                        group.setdefault(speaker, RunningMoments()).add(values)
+            estimated.update(self._bins(of_recording))
+        outer, enough = self.config.outer, self.config.enough
+        bins = {code: values.bins(outer) for code, values in languages.items() if values.clips >= enough}
+        return bins, {**estimated, **self._bins(known_speakers)}
 
     def _bins(self, speakers: dict[str, RunningMoments]) -> dict[str, Bins]:
-        config = self.config
-        return {name: seen.bins(config.deviations) for name, seen in speakers.items() if seen.clips >= config.enough}
+        deviations, enough = self.config.deviations, self.config.enough
+        return {name: moments.bins(deviations) for name, moments in speakers.items() if moments.clips >= enough}
 
     def _captioned(self, clip: Clip, language: Bins | None, speaker: Bins | None) -> Clip:
         values = measured(clip)
@@ -121,10 +121,10 @@ def measured(clip: Clip) -> tuple[float, ...] | None:
     """Return the four measures of a clip, NaN where unknown; None if all are."""
     prosody = clip.prosody
     pitch = 12 * math.log2(prosody.f0_mean) if prosody.f0_mean else None
-    known = (pitch, prosody.f0_std, prosody.rate, prosody.energy)
-    if all(value is None for value in known):
+    values = (pitch, prosody.f0_std, prosody.rate, prosody.energy)
+    if all(value is None for value in values):
         return None
-    return tuple(math.nan if value is None else value for value in known)
+    return tuple(math.nan if value is None else value for value in values)
 
 
 class Histogram:
@@ -142,7 +142,7 @@ class Histogram:
                 counts[min(max(int((value - low) / (high - low) * CELLS), 0), CELLS - 1)] += 1
 
     def bins(self, outer: float) -> Bins:
-        """Return bins; all but the share `outer` on either side is ordinary."""
+        """Return bins. Values are ordinary except for the share `outer` of the lowest, and of the highest."""
         low, middle, high = zip(*(self._quantiles(measure, (outer, 0.5, 1 - outer)) for measure in range(len(RANGES))))
         return Bins(low, high, middle, self.clips)
 
@@ -168,14 +168,14 @@ class RunningMoments:
                 sums[:] = sums[0] + 1, sums[1] + value, sums[2] + value * value
 
     def bins(self, deviations: float) -> Bins:
-        """Return bins; values within so many standard deviations from the mean are ordinary."""
+        """Return bins. Values within `deviations` standard deviations of the mean are ordinary."""
         means = [total / count if count else math.nan for count, total, _ in self._sums]
         spreads = [
             math.sqrt(max(0.0, squares / max(count, 1) - mean * mean))
             for (count, _, squares), mean in zip(self._sums, means)
         ]
-        reach = [max(deviations * spread, noticed) for spread, noticed in zip(spreads, NOTICED)]
-        low, high = (tuple(mean + sign * far for mean, far in zip(means, reach)) for sign in (-1, 1))
+        widths = [max(deviations * spread, audible) for spread, audible in zip(spreads, AUDIBLE)]
+        low, high = (tuple(mean + sign * width for mean, width in zip(means, widths)) for sign in (-1, 1))
         return Bins(low, high, tuple(means), self.clips)
 
 

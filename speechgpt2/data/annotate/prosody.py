@@ -1,7 +1,7 @@
 """Stage: F0, energy, speaking rate and pauses, from the audio and the alignment if there is one.
 
-With an alignment, syllables are counted in the text. Without, they are peaks of the energy (after de Jong and Wempe
-2009): right on average over many clips rather than for one, and labelled as less certain.
+With an alignment, syllables are counted in the text. Without one, they are peaks of the energy (de Jong and Wempe
+2009). These are correct on average over many clips rather than for each, so their label is less certain.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from speechgpt2.tts.utterance import Alignment
 from speechgpt2.types import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // FRAMES_PER_SECOND
-FEWEST = 10  # voiced 10 ms steps that a pitch needs
-LEAST = 0.25  # share of voiced speech below which it is a whisper
-STRAY = 9.0  # semitones from the median: beyond, an octave error is more likely than melody
+MIN_VOICED_STEPS = 10  # voiced 10 ms steps that a pitch needs
+MIN_VOICED_SHARE = 0.25  # speech with a smaller voiced share is a whisper
+MAX_INTERVAL = 9.0  # semitones from the median; a greater interval is more likely an octave error than melody
 SYLLABLE_BAND = (300.0, 2500.0)  # Hz: the band of vowels
 DIP = 1.5  # dB between two syllables
-FAINT = 20.0  # dB below the loud syllables, under which none are counted
-QUIETEST = -80.0  # dB, under which there is no speech
-CERTAIN, UNCERTAIN = 0.8, 0.55  # confidence of a rate by text and by peaks: share within 10 % of the truth (data/audit)
+FAINT = 20.0  # dB: a peak that is so much weaker than the loud syllables does not count
+QUIETEST = -80.0  # dB: a weaker peak does not count
+CERTAIN, UNCERTAIN = 0.8, 0.55  # confidence of rates from text and from peaks: share within 10 % of the truth
 
 
 @dataclass(frozen=True)
 class ProsodyConfig:
-    """Options: `shortest_pause` in seconds; shorter ones are closures of consonants."""
+    """Options: `shortest_pause` in seconds; shorter silences are closures of consonants."""
 
     kind: Literal["prosody"] = "prosody"
     shortest_pause: float = 0.15
@@ -49,7 +49,7 @@ class MeasureProsody(Stage[ProsodyConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its prosody."""
         if is_ground_truth(clip, "prosody"):
             return clip
         pcm = clip_audio.pcm
@@ -71,13 +71,18 @@ class MeasureProsody(Stage[ProsodyConfig]):
 
 
 def melody(hertz: np.ndarray, speech: int) -> Prosody:
-    """Return the F0 fields of a track `[T]` (0 where unvoiced) with `speech` steps of speech; empty for a whisper."""
+    """Return the F0 fields of the record; empty for a whisper.
+
+    Args:
+        hertz: a pitch track `[T]` in 10 ms steps, 0 where unvoiced.
+        speech: the number of steps with speech.
+    """
     voiced = hertz[hertz > 0]
-    if len(voiced) < max(FEWEST, LEAST * speech):
+    if len(voiced) < max(MIN_VOICED_STEPS, MIN_VOICED_SHARE * speech):
         return Prosody()
     semitones = 12 * np.log2(voiced)
-    good = np.abs(semitones - np.median(semitones)) <= STRAY
-    voiced, semitones = voiced[good], semitones[good]
+    plausible = np.abs(semitones - np.median(semitones)) <= MAX_INTERVAL
+    voiced, semitones = voiced[plausible], semitones[plausible]
     low, high = np.quantile(voiced, (0.05, 0.95))
     return Prosody(
         f0_mean=round(float(voiced.mean()), 2), f0_std=round(float(semitones.std()), 3),
@@ -118,25 +123,22 @@ _SILENT = re.compile(
     r"(?<=[aeiouy])([^aeiouy]+)(?:(?<![^aeiouy]l)e|(?<![td])ed|(?<![szxgc])(?<![sc]h)(?<![^aeiouy]l)es)$"
 )
 _VOWELS = re.compile(r"(?:[aeiou]|y(?![aeiou]))+")
-_TWO = re.compile(r"(?<![ctsg])(?<!ll)i[ao]")  # two syllables in lion, one in nation and million
+_TWO_SYLLABLES = re.compile(r"(?<![ctsg])(?<!ll)i[ao]")  # two syllables in lion, one in nation and million
 
 
 def syllables(word: str) -> int:
-    """Return the number of syllables, at least 1.
-
-    Of Chinese characters it is their number, of an English word the number of its spelled vowels.
-    """
+    """Return the number of syllables, at least 1: of characters in Chinese, of spelled vowels in English."""
     hanzi = sum("\u4e00" <= char <= "\u9fff" for char in word)
     if hanzi:
         return hanzi
-    said = _SILENT.sub(r"\1", re.sub(r"[^a-z]", "", word.lower()))
-    return max(1, len(_VOWELS.findall(said)) + len(_TWO.findall(said)))
+    pronounced = _SILENT.sub(r"\1", re.sub(r"[^a-z]", "", word.lower()))
+    return max(1, len(_VOWELS.findall(pronounced)) + len(_TWO_SYLLABLES.findall(pronounced)))
 
 
 def nuclei(spectrum: np.ndarray) -> Iterator[int]:
     """Yield the 10 ms steps of syllable peaks, from power `[T, BINS]`: peaks with a dip on both sides."""
-    first, last = (round(hertz / BIN_HERTZ) for hertz in SYLLABLE_BAND)
-    levels = decibels(spectrum[:, first:last].sum(axis=1))
+    first, end = (round(hertz / BIN_HERTZ) for hertz in SYLLABLE_BAND)
+    levels = decibels(spectrum[:, first:end].sum(axis=1))
     window = np.hanning(9) / np.hanning(9).sum()
     levels = np.convolve(np.pad(levels, 4, mode="edge"), window, "valid")
     floor = max(float(np.quantile(levels, 0.97)) - FAINT, QUIETEST)

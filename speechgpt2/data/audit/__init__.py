@@ -1,1 +1,1 @@
-"""Audits: how well filters, labels and styles do on speech whose truth is known."""
+"""Audits: the accuracy of filters, labels and styles, on speech with known faults and labels."""

@@ -15,7 +15,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 
 def level_of(pcm: np.ndarray) -> float:
-    """Return the RMS of the sounding part of `pcm [N]`: of the 10 ms windows within 30 dB of the loudest."""
+    """Return the RMS of the audible part of `pcm [N]`: the 10 ms windows within 30 dB of the loudest."""
     hop = SAMPLE_RATE // 100
     power = np.square(pcm[: len(pcm) // hop * hop].reshape(-1, hop)).mean(axis=1)
     return float(np.sqrt(power[power > power.max() * 1e-3].mean()))
@@ -51,7 +51,7 @@ def narrow(pcm: np.ndarray, hertz: float) -> np.ndarray:
 
 
 def tune(seconds: float, random: np.random.Generator) -> np.ndarray:
-    """Make up music: chords with a melody, of decaying or sustained tones, in a random key and tempo."""
+    """Compose random music: chords with a melody, of decaying or sustained tones, in a random key and tempo."""
     total = int(seconds * SAMPLE_RATE)
     pcm = np.zeros(total + SAMPLE_RATE)
     beat = random.uniform(0.3, 0.7)
@@ -80,7 +80,7 @@ def _play(
 
 def retouched(pcm: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Return the recording as another site might publish it: other gain, slightly cut, through a coarser codec."""
-    first, last = (int(random.uniform(0, 0.05) * SAMPLE_RATE) for _ in range(2))
-    cut = pcm[first : len(pcm) - last]
+    start, end = (int(random.uniform(0, 0.05) * SAMPLE_RATE) for _ in range(2))
+    cut = pcm[start : len(pcm) - end]
     rough = narrow(cut, random.uniform(5000, 11_000))
     return limit_peak((rough + random.standard_normal(len(rough)) * 0.002 * level_of(rough)) * random.uniform(0.4, 1.5))

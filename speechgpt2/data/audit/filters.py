@@ -1,11 +1,11 @@
-"""How many planted faults each filter finds.
+"""How many planted faults does each filter find?
 
-    found = audit(clips=40)                    # synthetic voices, English and Mandarin
-    print(table(found))
+    results = audit(clips=40)                  # synthetic voices, English and Mandarin
+    print(table(results))
 
-Each filter sees as many clips with its fault as without. The faults are as strong as those that the presets should
-reject. A clip is rejected by the rule on the stage's score, as in a run. Recall: share of the faulty clips that are
-rejected; precision: share of the rejected clips that are faulty.
+Each filter gets as many clips with its fault as without. The faults are as strong as those that the presets should
+reject. As in a run, a rule on the stage's score rejects a clip. Recall is the share of the faulty clips that are
+rejected; precision is the share of the rejected clips that are faulty.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """The result of a filter: of `faulty` clips it rejected `hits`, of `clean` ones `misses`."""
+    """The result of a filter: it rejected `hits` of `faulty` clips, and `false_alarms` of `clean` ones."""
 
     filter: str
     fault: str
     faulty: int
     hits: int
     clean: int
-    misses: int
+    false_alarms: int
 
     @property
     def recall(self) -> float:
@@ -66,7 +66,7 @@ class FilterResult:
     @property
     def precision(self) -> float:
         """Share of the rejected clips that are faulty."""
-        return self.hits / max(self.hits + self.misses, 1)
+        return self.hits / max(self.hits + self.false_alarms, 1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class FilterCase:
     rule: Rule
     plant: Callable[[Sample, _FaultSource], Sample]
     needs_text: bool = False
-    needs_voice: bool = False  # whispers have no period, so the filter cannot find them
+    needs_voice: bool = False  # a whisper has no period, so the filter cannot find the fault in it
 
 
 class _FaultSource:
@@ -90,19 +90,19 @@ class _FaultSource:
 
     def other(self, sample: Sample, same_language: bool = False) -> Sample:
         """Draw another sample with another text."""
-        fitting = [s for s in self.samples if s is not sample and (not sample.text or s.text != sample.text)]
+        candidates = [s for s in self.samples if s is not sample and (not sample.text or s.text != sample.text)]
         if same_language:
-            fitting = [s for s in fitting if s.lang == sample.lang and s.text]
-        return fitting[int(self.numbers.integers(len(fitting)))]
+            candidates = [s for s in candidates if s.lang == sample.lang and s.text]
+        return candidates[int(self.numbers.integers(len(candidates)))]
 
-    def alike(self, sample: Sample) -> Sample:
-        """Draw one of the four samples with the most similar length of text, a mistake that is hard to find."""
-        fitting = [s for s in self.samples if s.lang == sample.lang and s.text and s.text != sample.text]
-        fitting.sort(key=lambda s: abs(len(s.text) - len(sample.text)))
-        return fitting[int(self.numbers.integers(min(4, len(fitting))))]
+    def similar_length(self, sample: Sample) -> Sample:
+        """Draw one of the four samples whose texts are closest in length, so that the wrong text is hard to find."""
+        candidates = [s for s in self.samples if s.lang == sample.lang and s.text and s.text != sample.text]
+        candidates.sort(key=lambda s: abs(len(s.text) - len(sample.text)))
+        return candidates[int(self.numbers.integers(min(4, len(candidates))))]
 
 
-def trials() -> list[FilterCase]:
+def filter_cases() -> list[FilterCase]:
     """Return every default filter with its fault; thresholds are those of the preset tts-strict."""
     quality = MeasureQuality(QualityConfig())
     return [
@@ -135,44 +135,44 @@ def trials() -> list[FilterCase]:
     ]  # fmt: skip
 
 
-def _noise(sample: Sample, drawn: _FaultSource) -> Sample:
-    ratio, slope = drawn.numbers.uniform(0, 15), drawn.numbers.uniform(0, 1)
-    return replace(sample, pcm=faults.noisy(sample.pcm, ratio, slope, drawn.numbers))
+def _noise(sample: Sample, source: _FaultSource) -> Sample:
+    ratio, slope = source.numbers.uniform(0, 15), source.numbers.uniform(0, 1)
+    return replace(sample, pcm=faults.noisy(sample.pcm, ratio, slope, source.numbers))
 
 
-def _clip(sample: Sample, drawn: _FaultSource) -> Sample:
-    return replace(sample, pcm=faults.clipped(sample.pcm, drawn.numbers.uniform(0.01, 0.1)))
+def _clip(sample: Sample, source: _FaultSource) -> Sample:
+    return replace(sample, pcm=faults.clipped(sample.pcm, source.numbers.uniform(0.01, 0.1)))
 
 
-def _band(sample: Sample, drawn: _FaultSource) -> Sample:
-    return replace(sample, pcm=faults.narrow(sample.pcm, drawn.numbers.uniform(3400, 4000)))
+def _band(sample: Sample, source: _FaultSource) -> Sample:
+    return replace(sample, pcm=faults.narrow(sample.pcm, source.numbers.uniform(3400, 4000)))
 
 
-def _voice(sample: Sample, drawn: _FaultSource) -> Sample:
-    return replace(sample, pcm=faults.mixed(sample.pcm, drawn.other(sample).pcm, drawn.numbers.uniform(0, 6)))
+def _voice(sample: Sample, source: _FaultSource) -> Sample:
+    return replace(sample, pcm=faults.mixed(sample.pcm, source.other(sample).pcm, source.numbers.uniform(0, 6)))
 
 
-def _music(sample: Sample, drawn: _FaultSource) -> Sample:
-    tune = faults.tune(len(sample.pcm) / SAMPLE_RATE, drawn.numbers)
-    return replace(sample, pcm=faults.mixed(sample.pcm, tune, drawn.numbers.uniform(0, 15)))
+def _music(sample: Sample, source: _FaultSource) -> Sample:
+    tune = faults.tune(len(sample.pcm) / SAMPLE_RATE, source.numbers)
+    return replace(sample, pcm=faults.mixed(sample.pcm, tune, source.numbers.uniform(0, 15)))
 
 
-def _silence(sample: Sample, drawn: _FaultSource) -> Sample:
+def _silence(sample: Sample, source: _FaultSource) -> Sample:
     half = len(sample.pcm) // 2
-    pause = np.zeros(int(len(sample.pcm) * drawn.numbers.uniform(1.5, 3)), np.float32)
+    pause = np.zeros(int(len(sample.pcm) * source.numbers.uniform(1.5, 3)), np.float32)
     return replace(sample, pcm=np.concatenate([sample.pcm[:half], pause, sample.pcm[half:]]))
 
 
-def _language(sample: Sample, drawn: _FaultSource) -> Sample:
+def _language(sample: Sample, source: _FaultSource) -> Sample:
     return replace(sample, lang="en" if sample.lang == "zh" else "zh")
 
 
-def _loop(sample: Sample, drawn: _FaultSource) -> Sample:
-    return replace(sample, text=" ".join([sample.text] * int(drawn.numbers.integers(5, 12))))
+def _loop(sample: Sample, source: _FaultSource) -> Sample:
+    return replace(sample, text=" ".join([sample.text] * int(source.numbers.integers(5, 12))))
 
 
-def _text(sample: Sample, drawn: _FaultSource) -> Sample:
-    return replace(sample, text=drawn.alike(sample).text)
+def _text(sample: Sample, source: _FaultSource) -> Sample:
+    return replace(sample, text=source.similar_length(sample).text)
 
 
 def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[FilterResult]:
@@ -183,8 +183,8 @@ def audit(clips: int, recordings: Path | None = None, seed: int = 0) -> list[Fil
     samples = [*_synthetic(clips, seed), *(_recorded(recordings) if recordings is not None else ())]
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder), Path(folder))
-        found = [_tried(trial, samples, workspace, seed + n) for n, trial in enumerate(trials())]
-        return [*found, _duplicates(samples, workspace, seed)]
+        results = [_test(case, samples, workspace, seed + n) for n, case in enumerate(filter_cases())]
+        return [*results, _duplicates(samples, workspace, seed)]
 
 
 def _synthetic(count: int, seed: int) -> Iterator[Sample]:
@@ -200,55 +200,55 @@ def _recorded(folder: Path) -> Iterator[Sample]:
     """Yield recordings of at least three seconds; their text is in a `.txt` file beside them, or unknown."""
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_ENDINGS):
         pcm = audio.load(path)
-        beside = path.with_suffix(".txt")
-        text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+        text_file = path.with_suffix(".txt")
+        text = text_file.read_text(encoding="utf-8").strip() if text_file.is_file() else ""
         if len(pcm) >= 3 * SAMPLE_RATE:
             longest = len(pcm) if text else int(LONGEST * SAMPLE_RATE)
             yield Sample(pcm[:longest], text, "zh" if any("一" <= c <= "鿿" for c in text) else "en")
 
 
-def _tried(trial: FilterCase, samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
-    used = [s for s in samples if (s.text or not trial.needs_text) and (s.voiced or not trial.needs_voice)]
-    drawn = _FaultSource(used, seed)
-    misses = sum(_rejects(trial, sample, workspace) for sample in used)
-    hits = sum(_rejects(trial, trial.plant(sample, drawn), workspace) for sample in used)
-    return FilterResult(trial.filter, trial.fault, len(used), hits, len(used), misses)
+def _test(case: FilterCase, samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
+    used = [s for s in samples if (s.text or not case.needs_text) and (s.voiced or not case.needs_voice)]
+    source = _FaultSource(used, seed)
+    false_alarms = sum(_rejects(case, sample, workspace) for sample in used)
+    hits = sum(_rejects(case, case.plant(sample, source), workspace) for sample in used)
+    return FilterResult(case.filter, case.fault, len(used), hits, len(used), false_alarms)
 
 
-def _rejects(trial: FilterCase, sample: Sample, workspace: Workspace) -> bool:
+def _rejects(case: FilterCase, sample: Sample, workspace: Workspace) -> bool:
     clip = _clip_of(sample, workspace, "sample")
     try:
-        made = trial.stage(clip, ClipAudio(clip, workspace))
+        output = case.stage(clip, ClipAudio(clip, workspace))
     except Rejected:
         return True
-    made = made if isinstance(made, Clip) else made[0]
-    return not trial.rule.allows(score_of(made, trial.rule.score))
+    measured = output if isinstance(output, Clip) else output[0]
+    return not case.rule.allows(score_of(measured, case.rule.score))
 
 
 def _clip_of(sample: Sample, workspace: Workspace, id: str) -> Clip:
-    name, samples = workspace.add([sample.pcm])
+    name, samples = workspace.add_recording([sample.pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
     return Clip(id, audio=info, text=ClipText(sample.text), lang=Language(sample.lang))
 
 
 def _duplicates(samples: list[Sample], workspace: Workspace, seed: int) -> FilterResult:
     """Test duplicates: every sample once, and half of them again as another site might publish them."""
-    drawn, fingerprint = _FaultSource(samples, seed), Fingerprint(FingerprintConfig())
-    again = [replace(s, pcm=faults.retouched(s.pcm, drawn.numbers)) for s in samples[::2]]
-    clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *again])]
-    marked = [fingerprint(clip, ClipAudio(clip, workspace)) for clip in clips]
-    decided = list(Duplicates(DuplicatesConfig())(lambda: iter(marked)))
-    misses = sum(not clip.kept for clip in decided[: len(samples)])
+    source, fingerprint = _FaultSource(samples, seed), Fingerprint(FingerprintConfig())
+    copies = [replace(s, pcm=faults.retouched(s.pcm, source.numbers)) for s in samples[::2]]
+    clips = [_clip_of(sample, workspace, f"{number:06d}") for number, sample in enumerate([*samples, *copies])]
+    fingerprinted = [fingerprint(clip, ClipAudio(clip, workspace)) for clip in clips]
+    decided = list(Duplicates(DuplicatesConfig())(lambda: iter(fingerprinted)))
+    false_alarms = sum(not clip.kept for clip in decided[: len(samples)])
     hits = sum(not clip.kept for clip in decided[len(samples) :])
-    return FilterResult("duplicates", "cut, recoded, other gain", len(again), hits, len(samples), misses)
+    return FilterResult("duplicates", "cut, recoded, other gain", len(copies), hits, len(samples), false_alarms)
 
 
-def table(found: list[FilterResult]) -> str:
+def table(results: list[FilterResult]) -> str:
     """Format results as a Markdown table."""
     rows = [
-        f"| {line.filter} | {line.fault} | {line.hits} of {line.faulty} | {line.misses} of {line.clean} "
-        f"| {line.precision:.2f} | {line.recall:.2f} |"
-        for line in found
+        f"| {result.filter} | {result.fault} | {result.hits} of {result.faulty} "
+        f"| {result.false_alarms} of {result.clean} | {result.precision:.2f} | {result.recall:.2f} |"
+        for result in results
     ]
     head = "| filter | planted | found | wrongly rejected | precision | recall |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows])

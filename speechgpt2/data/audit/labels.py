@@ -1,4 +1,4 @@
-"""How close labels are to the truth, on speech whose truth is known: the tables in docs/data.md.
+"""The errors of labels, on speech with known labels: the tables in docs/data.md.
 
     python -m speechgpt2.data.audit.labels
 
@@ -36,7 +36,7 @@ from speechgpt2.tts.utterance import Alignment, Utterance, Voice
 from speechgpt2.tts.voices import HELD_OUT_VOICES, speak
 from speechgpt2.types import SAMPLE_RATE
 
-NEAR = 0.05  # seconds: a boundary that is right
+MAX_ERROR = 0.05  # seconds: the largest error of a correct boundary
 VOWELS = frozenset("aeiouyɑɐɒæɔəɚɛɜɝɤɨɪøœɯʊʌɵᵻ")
 FLITE = tuple(Voice("flite", name, "en") for name in ("slt", "rms", "awb"))
 NOISY = ", room and 15 dB SNR"
@@ -81,17 +81,17 @@ def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
         for case in cases(sentences, seed):
             truth, clip_audio = _clip(case.spoken, workspace)
             blank = replace(truth, align=Alignment(), labels_from={})
-            found = clock(Align(AlignConfig()), blank, clip_audio)
-            times[case.heading] += _apart(found, truth)
-            right.append(found.quality.extra[AGREEMENT])
+            aligned = clock(Align(AlignConfig()), blank, clip_audio)
+            times[case.heading] += _boundary_errors(aligned, truth)
+            right.append(aligned.quality.extra[AGREEMENT])
             if before and before != truth.text.raw:
-                other = replace(blank, text=replace(blank.text, raw=_as_long(before, truth.text.raw)))
+                other = replace(blank, text=replace(blank.text, raw=_with_length_of(truth.text.raw, before)))
                 wrong.append(Align(AlignConfig())(other, clip_audio).quality.extra[AGREEMENT])
             before = truth.text.raw
-            known = _rate(truth)
-            for name, clip in (("from text", found), ("from peaks", blank)):
+            true_rate = _rate(truth)
+            for name, clip in (("from text", aligned), ("from peaks", blank)):
                 rate = clock(MeasureProsody(ProsodyConfig()), clip, clip_audio).prosody.rate
-                rates[f"{case.heading.removesuffix(NOISY)} | {name}"].append(abs((rate or 0) / known - 1))
+                rates[f"{case.heading.removesuffix(NOISY)} | {name}"].append(abs((rate or 0) / true_rate - 1))
     yield from _table_of_times(times, right, wrong)
     yield from _table_of_rates(rates)
     yield from _table_of_pitch()
@@ -99,25 +99,25 @@ def audit(sentences: int = 6, seed: int = 0) -> Iterable[str]:
     yield from clock.lines()
 
 
-def _clip(said: Utterance, workspace: Workspace) -> tuple[Clip, ClipAudio]:
-    name, samples = workspace.add([said.pcm])
+def _clip(utterance: Utterance, workspace: Workspace) -> tuple[Clip, ClipAudio]:
+    name, samples = workspace.add_recording([utterance.pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
-    clip = label_synthetic(Clip("audited", audio=info), said)
+    clip = label_synthetic(Clip("audited", audio=info), utterance)
     return clip, ClipAudio(clip, workspace)
 
 
-def _as_long(text: str, other: str) -> str:
-    """Repeat or cut `text` to about the length of `other`: a wrong text whose length does not reveal it."""
+def _with_length_of(other: str, text: str) -> str:
+    """Repeat or cut `text` to about the length of `other`, so that its length does not reveal a wrong text."""
     units = text.split() if " " in other else list(text)
     count = len(other.split()) if " " in other else len(other)
     return (" " if " " in other else "").join((units * (count // max(len(units), 1) + 1))[:count])
 
 
-def _apart(found: Clip, truth: Clip) -> list[float]:
-    """Return the seconds between word boundaries; a missing word counts as one second."""
-    if [word.text for word in found.align.words] != [word.text for word in truth.align.words]:
+def _boundary_errors(aligned: Clip, truth: Clip) -> list[float]:
+    """Return the errors of word boundaries in seconds; 1 for all of them if the words differ."""
+    if [word.text for word in aligned.align.words] != [word.text for word in truth.align.words]:
         return [1.0] * (2 * len(truth.align.words))
-    pairs = zip(found.align.words, truth.align.words)
+    pairs = zip(aligned.align.words, truth.align.words)
     return [abs(gap) for a, b in pairs for gap in (a.start - b.start, a.end - b.end)]
 
 
@@ -132,8 +132,8 @@ def _table_of_times(times: dict[str, list[float]], right: list[float], wrong: li
     yield "| words' boundaries of | median, ms | 90 %, ms | within 50 ms | boundaries |"
     yield "|---|---|---|---|---|"
     for heading, gaps in sorted(times.items()):
-        middle, most = 1000 * np.quantile(gaps, (0.5, 0.9))
-        yield f"| {heading} | {middle:.0f} | {most:.0f} | {np.mean(np.array(gaps) < NEAR):.2f} | {len(gaps)} |"
+        median, high = 1000 * np.quantile(gaps, (0.5, 0.9))
+        yield f"| {heading} | {median:.0f} | {high:.0f} | {np.mean(np.array(gaps) < MAX_ERROR):.2f} | {len(gaps)} |"
     order = np.mean(np.subtract.outer(right, wrong) > 0)
     yield ""
     yield (
@@ -147,15 +147,13 @@ def _table_of_rates(rates: dict[str, list[float]]) -> Iterator[str]:
     yield "| syllables per second of | counted | median error, % | within 10 % | within 20 % | clips |"
     yield "|---|---|---|---|---|---|"
     for heading, errors in sorted(rates.items()):
-        near = [np.mean(np.array(errors) <= share) for share in (0.1, 0.2)]
-        yield f"| {heading} | {100 * np.median(errors):.1f} | {near[0]:.2f} | {near[1]:.2f} | {len(errors)} |"
+        within = [np.mean(np.array(errors) <= share) for share in (0.1, 0.2)]
+        yield f"| {heading} | {100 * np.median(errors):.1f} | {within[0]:.2f} | {within[1]:.2f} | {len(errors)} |"
     yield ""
 
 
 def melody(low: float, high: float, seconds: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a buzz through formants with a known pitch.
-
-    It glides between `low` and `high` Hz.
+    """Return a buzz through formants, whose pitch glides between `low` and `high` Hz.
 
     Returns:
         The audio `pcm [N]`, and its pitch `[N]`, 0 in pauses.
@@ -184,18 +182,18 @@ def _table_of_pitch() -> Iterator[str]:
                 ("autocorrelation", autocorrelation_pitch.track_pitch),
                 ("WORLD", other_pitch.track_pitch),
             ):
-                cells = 100 * np.array(_errors_of_pitch(track_pitch(noisy), hertz))
+                cells = 100 * np.array(_pitch_errors(track_pitch(noisy), hertz))
                 row = " | ".join((f"{low:.0f}…{high:.0f}", f"{snr:.0f}", name, *(f"{cell:.2g}" for cell in cells)))
                 yield f"| {row} |"
     yield ""
 
 
-def _errors_of_pitch(found: np.ndarray, hertz: np.ndarray) -> tuple[float, float, float]:
+def _pitch_errors(track: np.ndarray, hertz: np.ndarray) -> tuple[float, float, float]:
     """Return the median error, the share of errors above 20 %, and the share of wrong voicing."""
-    known = hertz[np.minimum(np.arange(len(found)) * F0_HOP, len(hertz) - 1)]
-    both = (found > 0) & (known > 0)
-    error = np.abs(found[both] / known[both] - 1)
-    return float(np.median(error)), float(np.mean(error > 0.2)), float(np.mean((found > 0) != (known > 0)))
+    truth = hertz[np.minimum(np.arange(len(track)) * F0_HOP, len(hertz) - 1)]
+    both = (track > 0) & (truth > 0)
+    error = np.abs(track[both] / truth[both] - 1)
+    return float(np.median(error)), float(np.mean(error > 0.2)), float(np.mean((track > 0) != (truth > 0)))
 
 
 EXPECTED_PHRASES = {
@@ -205,30 +203,30 @@ EXPECTED_PHRASES = {
 
 
 def _table_of_captions(readings: int, seed: int) -> Iterator[str]:
-    """Of readings in a style beside twenty plain ones by the same speaker: how many captions name the style."""
+    """Yield how many captions name the style of a reading, beside twenty plain readings by the same speaker."""
     plain = max(20, readings)
     voices = [voice for group in _voices().values() for voice in group if voice.engine == "espeak"]
-    rightly: dict[str, list[bool]] = defaultdict(list)
-    wrongly: dict[str, list[bool]] = defaultdict(list)
+    hits: dict[str, list[bool]] = defaultdict(list)
+    false_alarms: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for voice in (voices[0], voices[-1]):
             rng = random.Random(seed)
             styles = [*("plain",) * plain, *(name for name in EXPECTED_PHRASES for _ in range(readings // 4))]
-            clips = [_said_in(style, voice, rng, Workspace(Path(folder), Path(folder))) for style in styles]
+            clips = [_read_in_style(style, voice, rng, Workspace(Path(folder), Path(folder))) for style in styles]
             for style, clip in zip(styles, Captions(CaptionsConfig())(lambda clips=clips: iter(clips))):  # type: ignore[misc]
                 for name, words in EXPECTED_PHRASES.items():
                     if style in (name, "plain"):
-                        (rightly if style == name else wrongly)[name].append(words in clip.style.caption_en)
+                        (hits if style == name else false_alarms)[name].append(words in clip.style.caption_en)
     yield "| style | named by the caption | named for plain readings | readings |"
     yield "|---|---|---|---|"
     for name in EXPECTED_PHRASES:
-        yield f"| {name} | {np.mean(rightly[name]):.2f} | {np.mean(wrongly[name]):.2f} | {len(rightly[name])} |"
+        yield f"| {name} | {np.mean(hits[name]):.2f} | {np.mean(false_alarms[name]):.2f} | {len(hits[name])} |"
     yield ""
 
 
-def _said_in(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
-    said = speak(sentence(rng, voice.lang), apply_style(voice, STYLES.get(style, SpeakingStyle())))
-    clip, clip_audio = _clip(said, workspace)
+def _read_in_style(style: str, voice: Voice, rng: random.Random, workspace: Workspace) -> Clip:
+    utterance = speak(sentence(rng, voice.lang), apply_style(voice, STYLES.get(style, SpeakingStyle())))
+    clip, clip_audio = _clip(utterance, workspace)
     aligned = Align(AlignConfig())(replace(clip, align=Alignment(), labels_from={}), clip_audio)
     measured = MeasureProsody(ProsodyConfig())(aligned, clip_audio)
     return replace(measured, speakers=(Speaker(voice.speaker),))  # the whisper counts as the same speaker
@@ -242,12 +240,12 @@ class _Clock:
 
     def __call__(self, stage: Align | MeasureProsody, clip: Clip, clip_audio: ClipAudio) -> Clip:
         begun = time.process_time()
-        found = stage(clip, clip_audio)
+        output = stage(clip, clip_audio)
         spent = self._spent[stage.name]
         spent[0] += time.process_time() - begun
         spent[1] += clip.audio.duration
-        assert isinstance(found, Clip)
-        return found
+        assert isinstance(output, Clip)
+        return output
 
     def lines(self) -> Iterator[str]:
         for name, (seconds, audio) in sorted(self._spent.items()):

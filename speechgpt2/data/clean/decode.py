@@ -22,7 +22,7 @@ class DecodeConfig:
     """Options of decoding.
 
     Attributes:
-        max_hours: of one file.
+        max_hours: longest file.
         channels: "mix" them, or "split" into a clip for each, such as the two sides of a call.
     """
 
@@ -37,7 +37,7 @@ class Decode(Stage[DecodeConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip | list[Clip]:
-        """Return the clip, or its parts."""
+        """Return the clip, or a clip for each channel."""
         path = clip_audio.workspace.source(clip.audio.path)
         if path is None or not path.is_file():
             raise Rejected("unreadable", f"no file {clip.audio.path!r} in the folder of sources")
@@ -46,14 +46,14 @@ class Decode(Stage[DecodeConfig]):
                 count = file.channels if self.config.channels == "split" else 0
             if count < 2:
                 return self._decoded(clip, clip_audio, path, None)
-            parts = [self._decoded(clip, clip_audio, path, channel) for channel in range(count)]
+            channels = [self._decoded(clip, clip_audio, path, channel) for channel in range(count)]
         except Undecodable as error:
             raise Rejected(error.reason, error.detail) from None
-        return [replace(part, id=f"{clip.id}-c{n}", parent_id=clip.id) for n, part in enumerate(parts)]
+        return [replace(channel, id=f"{clip.id}-c{n}", parent_id=clip.id) for n, channel in enumerate(channels)]
 
     def _decoded(self, clip: Clip, clip_audio: ClipAudio, path: Path, channel: int | None) -> Clip:
         with open_audio(path) as file:
-            pcm_hash, samples = clip_audio.workspace.add(self._blocks(file, channel))
+            pcm_hash, samples = clip_audio.workspace.add_recording(self._blocks(file, channel))
         info = AudioInfo(clip.audio.path, file.rate, file.channels, 0.0, samples / SAMPLE_RATE, file.format, pcm_hash)
         return replace(clip, audio=info)
 

@@ -1,7 +1,7 @@
 """Near-duplicates by fingerprint: the same audio again with another gain, slightly cut, or through another codec.
 
-After Haitsma and Kalker (2002): the signs of energy differences between neighbouring bands and times. Here the sounding
-part of a clip is divided into a fixed number of slots, so that whole clips are compared.
+The fingerprint is that of Haitsma and Kalker (2002): the signs of energy differences between neighbouring bands and
+times. Here the clip, without silence at its ends, is divided into a fixed number of slots, so whole clips are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from speechgpt2.dsp.spectrum import QUIETEST, decibels, mel_bands
 
 SLOTS, BANDS = 24, 17  # 23 differences in time × 16 between bands = 368 bits
 _BITS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)
-PART = 1 << 16  # pairs per comparison
+PAIRS_AT_ONCE = 1 << 16  # pairs of clips that are compared in one array
 NEIGHBOURS = 64  # clips that a clip is compared with, in the order of one slot
 
 
@@ -33,12 +33,12 @@ def fingerprint(spectrum: np.ndarray) -> np.ndarray:
     loud = np.flatnonzero(level > max(level.max() * 10**-3.0, QUIETEST))
     if not len(loud):
         return np.zeros(SLOTS - 1, np.uint16)
-    sounding = np.cumsum(np.pad(bands[loud[0] : loud[-1] + 1], ((1, 0), (0, 0))), axis=0, dtype=np.float64)
-    edges = np.linspace(0, len(sounding) - 1, SLOTS + 1)
-    whole = edges.astype(int)
-    part = (edges - whole)[:, None]
-    following = sounding[np.minimum(whole + 1, len(sounding) - 1)]
-    sums = np.diff(sounding[whole] * (1 - part) + following * part, axis=0)
+    running_sum = np.cumsum(np.pad(bands[loud[0] : loud[-1] + 1], ((1, 0), (0, 0))), axis=0, dtype=np.float64)
+    edges = np.linspace(0, len(running_sum) - 1, SLOTS + 1)
+    index = edges.astype(int)
+    fraction = (edges - index)[:, None]
+    following = running_sum[np.minimum(index + 1, len(running_sum) - 1)]
+    sums = np.diff(running_sum[index] * (1 - fraction) + following * fraction, axis=0)
     bits = np.diff(np.diff(decibels(sums), axis=1), axis=0) > 0
     return np.packbits(bits, axis=1).view(">u2")[:, 0].astype(np.uint16)
 
@@ -61,7 +61,7 @@ class Fingerprint(Stage[FingerprintConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its fingerprint."""
         bits = fingerprint(power_of(clip_audio))
         return replace(clip, audio=replace(clip.audio, fingerprint=bits.astype(">u2").tobytes().hex()))
 
@@ -72,7 +72,7 @@ class DuplicatesConfig:
 
     Attributes:
         at_most: share of equal bits above which two clips are duplicates.
-        stretch: by which their lengths may differ.
+        stretch: share by which their lengths may differ.
     """
 
     kind: Literal["duplicates"] = "duplicates"
@@ -92,11 +92,10 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
             if clip.kept and clip.audio.fingerprint:
                 prints += bytes.fromhex(clip.audio.fingerprint)
                 seconds.append(clip.audio.duration)
-        matrix = np.frombuffer(prints, np.uint16).reshape(
-            -1, SLOTS - 1
-        )  # the byte order does not matter, since bits are counted
-        like = self._like(matrix, np.frombuffer(seconds))
-        ids: dict[int, str] = {first: "" for first, _ in like.values()}
+        # The byte order does not matter, since bits are counted.
+        matrix = np.frombuffer(prints, np.uint16).reshape(-1, SLOTS - 1)
+        originals = self._find_originals(matrix, np.frombuffer(seconds))
+        ids: dict[int, str] = {first: "" for first, _ in originals.values()}
         number = 0
         for clip in read():
             if not clip.kept or not clip.audio.fingerprint:
@@ -104,39 +103,40 @@ class Duplicates(GlobalStep[DuplicatesConfig]):
                 continue
             if number in ids:
                 ids[number] = clip.id
-            yield self._decide(clip, like[number], ids) if number in like else clip
+            yield self._reject(clip, originals[number], ids) if number in originals else clip
             number += 1
 
-    def _decide(self, clip: Clip, like: tuple[int, float], ids: dict[int, str]) -> Clip:
-        first, score = like
+    def _reject(self, clip: Clip, original: tuple[int, float], ids: dict[int, str]) -> Clip:
+        first, score = original
         decision = Decision(
             self.name, self.version, False, reason="duplicate", score=round(score, 4), threshold=self.config.at_most,
             detail=f"like {ids[first]}",
         )  # fmt: skip
         return replace(clip, decisions=(*clip.decisions, decision))
 
-    def _like(self, prints: np.ndarray, seconds: np.ndarray) -> dict[int, tuple[int, float]]:
-        """Return for each duplicate the earliest kept clip that it resembles, and their similarity.
+    def _find_originals(self, prints: np.ndarray, seconds: np.ndarray) -> dict[int, tuple[int, float]]:
+        """Return for the index of each duplicate the earliest kept clip that it resembles, and their similarity.
 
-        Candidates are equal in at least one slot: in the order of that slot they are neighbours.
+        Only clips that are equal in at least one slot are compared: they are neighbours when sorted by that slot.
         """
         pairs: dict[tuple[int, int], float] = {}
         for slot in range(prints.shape[1]):
             order = np.lexsort((seconds, prints[:, slot]))
             for step in range(1, min(NEIGHBOURS, len(order))):
-                one, two = order[:-step], order[step:]
-                near = (prints[one, slot] == prints[two, slot]) & (
-                    seconds[two] - seconds[one] <= self.config.stretch * seconds[two] + 0.05
+                shorter, longer = order[:-step], order[step:]
+                candidates = (prints[shorter, slot] == prints[longer, slot]) & (
+                    seconds[longer] - seconds[shorter] <= self.config.stretch * seconds[longer] + 0.05
                 )
-                if not near.any():
+                if not candidates.any():
                     break
-                for part in np.split(np.flatnonzero(near), range(PART, int(near.sum()), PART)):
-                    scores = similarity(prints[one[part]], prints[two[part]])
+                groups = range(PAIRS_AT_ONCE, int(candidates.sum()), PAIRS_AT_ONCE)
+                for group in np.split(np.flatnonzero(candidates), groups):
+                    scores = similarity(prints[shorter[group]], prints[longer[group]])
                     for i in np.flatnonzero(scores > self.config.at_most):
-                        first, second = int(one[part[i]]), int(two[part[i]])
+                        first, second = int(shorter[group[i]]), int(longer[group[i]])
                         pairs[min(first, second), max(first, second)] = float(scores[i])
-        like: dict[int, tuple[int, float]] = {}
+        originals: dict[int, tuple[int, float]] = {}
         for (first, second), score in sorted(pairs.items(), key=lambda pair: (pair[0][1], pair[0][0])):
-            if second not in like and first not in like:
-                like[int(second)] = int(first), score
-        return like
+            if second not in originals and first not in originals:
+                originals[int(second)] = int(first), score
+        return originals

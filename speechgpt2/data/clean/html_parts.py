@@ -13,9 +13,9 @@ import numpy as np
 from speechgpt2.data.pipeline.shar import flac
 from speechgpt2.dsp.spectrum import decibels, power
 
-BARS = 40  # of a histogram
-WIDTH, HEIGHT = 320, 110  # of a histogram, in pixels
-RANGE = 80.0  # dB that a spectrogram shows
+BARS = 40  # bars of a histogram
+WIDTH, HEIGHT = 320, 110  # size of a histogram, in pixels
+RANGE = 80.0  # range of a spectrogram, in dB
 
 STYLE = """
 :root { color-scheme: light dark; --kept: #1f8a70; --rejected: #d1495b; --line: #8888; }
@@ -41,7 +41,7 @@ svg text { fill: currentColor; font-size: 12px; } svg { max-width: 100%; }
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page."""
+    """Return a complete HTML page; `body` is HTML."""
     name = html.escape(title)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -57,9 +57,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def waterfall(steps: Sequence[tuple[str, float, int]]) -> str:
-    """Return bars of (name, hours, clips).
+    """Return a bar for each (name, hours, clips).
 
-    The first and last start at zero; a negative one starts where the previous one ended.
+    Bars of positive hours start at zero; a bar of negative hours goes back from the end of the previous one.
     """
     total, at, lines = max(steps[0][1], 1e-9), 0.0, []
     for number, (name, hours, clips) in enumerate(steps):
@@ -86,10 +86,11 @@ def histogram(
     top, step = max(int((kept + rejected).max()), 1), WIDTH / BARS
     bars = []
     for bar in range(BARS):
-        good, bad = kept[bar] / top * HEIGHT, rejected[bar] / top * HEIGHT
+        below, above = kept[bar] / top * HEIGHT, rejected[bar] / top * HEIGHT
         box = f"<rect x={bar * step:.1f} width={step - 1:.1f}"
-        bars.append(f"{box} y={HEIGHT - good:.1f} height={good:.1f} fill='var(--kept)'/>" if good else "")
-        bars.append(f"{box} y={HEIGHT - good - bad:.1f} height={bad:.1f} fill='var(--rejected)'/>" if bad else "")
+        bars.append(f"{box} y={HEIGHT - below:.1f} height={below:.1f} fill='var(--kept)'/>" if below else "")
+        y = HEIGHT - below - above
+        bars.append(f"{box} y={y:.1f} height={above:.1f} fill='var(--rejected)'/>" if above else "")
     for threshold in thresholds:
         x = min(max((threshold - low) / (high - low), 0), 1) * WIDTH
         bars.append(
@@ -108,28 +109,27 @@ def spectrogram(pcm: np.ndarray) -> str:
     levels = decibels(power(pcm, 512, max(240, len(pcm) // 600)))
     shade = np.clip((levels - levels.max() + RANGE) / RANGE, 0, 1).T[::-2]
     colours = np.stack([np.clip(shade * 2 - 0.4, 0, 1), np.clip(shade * 1.6 - 0.6, 0, 1), np.clip(shade * 1.4, 0, 0.9)])
-    return f"<img alt=spectrogram src='data:image/png;base64,{_encoded(_png((colours * 255).astype(np.uint8)))}'>"
+    return f"<img alt=spectrogram src='data:image/png;base64,{_base64(_png((colours * 255).astype(np.uint8)))}'>"
 
 
 def player(pcm: np.ndarray) -> str:
     """Return an audio player of `pcm [N]`."""
-    return f"<audio controls preload=none src='data:audio/flac;base64,{_encoded(flac(pcm))}'></audio>"
+    return f"<audio controls preload=none src='data:audio/flac;base64,{_base64(flac(pcm))}'></audio>"
 
 
 def _png(colours: np.ndarray) -> bytes:
     """Encode uint8 `[3, H, W]` as a PNG file."""
     _, height, width = colours.shape
-    lines = np.pad(
-        colours.transpose(1, 2, 0).reshape(height, -1), ((0, 0), (1, 0))
-    )  # each row begins with its filter type, 0
+    # Each row begins with its filter type, 0.
+    rows = np.pad(colours.transpose(1, 2, 0).reshape(height, -1), ((0, 0), (1, 0)))
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(np.ascontiguousarray(lines).tobytes(), 6)
+    body = zlib.compress(np.ascontiguousarray(rows).tobytes(), 6)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def _encoded(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -23,14 +23,14 @@ from speechgpt2.data.pipeline.runner import PipelineRun
 from speechgpt2.data.record import Clip
 from speechgpt2.hub import write_atomically
 
-KEPT = ""  # instead of a reason
+KEPT = ""  # the reason of kept clips
 SHOWN_KEPT, SHOWN_REJECTED = 6, 2  # examples of kept clips, and of each reason
 MEASURABLE = 0.5  # seconds of work from which a speed is shown
 EXAMPLE_SECONDS = 15.0  # seconds of an example
 SCORES: dict[str, tuple[str, float, float]] = {  # path: name, lower end, upper end
     "audio.duration": ("duration, s", 0, 40),
     "quality.snr": ("SNR, dB", -10, 60),
-    "quality.loudness": ("loudness as found, LUFS", -60, 0),
+    "quality.loudness": ("loudness of the source, LUFS", -60, 0),
     "quality.bandwidth": ("bandwidth, Hz", 0, 12_000),
     "quality.clipping": ("samples near the peak, share", 0, 0.02),
     "quality.overlap": ("frames with two voices, share", 0, 0.2),
@@ -45,8 +45,16 @@ SCORES: dict[str, tuple[str, float, float]] = {  # path: name, lower end, upper 
 
 
 @dataclass
-class _Gathered:
-    """Collected in one pass over the clips: counts and seconds by reason, histograms by score, examples by reason."""
+class _ReportData:
+    """What the report shows of the clips, collected in one pass.
+
+    Attributes:
+        counts: clips by the reason of their rejection, `KEPT` for kept ones; likewise `seconds` and `samples`.
+        seconds: length of the audio.
+        kept: histogram `[BARS]` of the kept clips by score; likewise `rejected`.
+        rejected: histogram of the rejected clips.
+        samples: examples, each with the hash that it is chosen by.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -57,21 +65,21 @@ class _Gathered:
 
 def write(run: PipelineRun, path: Path) -> None:
     """Write the page about a finished run."""
-    gathered = _gather(run.clips())
+    data = _collect(run.clips())
     thresholds: dict[str, list[float]] = defaultdict(list)
     for step in run.steps:
         for rule in step.config.rules if isinstance(step, Rules) else ():
             thresholds[rule.score].append(rule.threshold)
     parts = [
-        _summary(run, gathered),
+        _summary(run, data),
         "<h2>Where the hours went</h2>",
-        html_parts.waterfall(_steps(gathered)),
+        html_parts.waterfall(_steps(data)),
         "<h2>Scores</h2>",
-        _histograms(gathered, thresholds),
+        _histograms(data, thresholds),
         "<h2>Kept</h2>",
-        _clips(gathered.samples[KEPT], run),
+        _clips(data.samples[KEPT], run),
         "<h2>Rejected</h2>",
-        *(f"<h3>{html.escape(r)}</h3>" + _clips(gathered.samples[r], run) for r in _by_hours(gathered)),
+        *(f"<h3>{html.escape(r)}</h3>" + _clips(data.samples[r], run) for r in _by_hours(data)),
         "<h2>Speed</h2>",
         _speed(run),
     ]
@@ -79,63 +87,65 @@ def write(run: PipelineRun, path: Path) -> None:
     write_atomically(path, lambda scratch: scratch.write_text(page, encoding="utf-8"))
 
 
-def _gather(clips: Iterable[Clip]) -> _Gathered:
-    found = _Gathered()
+def _collect(clips: Iterable[Clip]) -> _ReportData:
+    data = _ReportData()
     for path in SCORES:
-        found.kept[path], found.rejected[path] = np.zeros(html_parts.BARS, int), np.zeros(html_parts.BARS, int)
+        data.kept[path], data.rejected[path] = np.zeros(html_parts.BARS, int), np.zeros(html_parts.BARS, int)
     for clip in clips:
-        reason = clip.refusal.reason if clip.refusal else KEPT
-        found.counts[reason] += 1
-        found.seconds[reason] += clip.audio.duration
+        reason = clip.rejection.reason if clip.rejection else KEPT
+        data.counts[reason] += 1
+        data.seconds[reason] += clip.audio.duration
         for path, (_, low, high) in SCORES.items():
             score = score_of(clip, path)
             if score is not None and clip.quality.loudness is not None:
                 bar = min(max(int((score - low) / (high - low) * html_parts.BARS), 0), html_parts.BARS - 1)
-                (found.rejected if reason else found.kept)[path][bar] += 1
-        _sample(found.samples[reason], clip, SHOWN_REJECTED if reason else SHOWN_KEPT)
-    return found
+                (data.rejected if reason else data.kept)[path][bar] += 1
+        _sample(data.samples[reason], clip, SHOWN_REJECTED if reason else SHOWN_KEPT)
+    return data
 
 
 def _sample(chosen: list[tuple[str, Clip]], clip: Clip, count: int) -> None:
-    """Keep `count` examples, the same in every report of the run."""
+    """Keep the `count` examples with the smallest hashes: the same in every report of the run."""
     chosen.append((hashlib.sha256(clip.id.encode()).hexdigest(), clip))
     chosen.sort(key=lambda pair: pair[0])
     del chosen[count:]
 
 
-def _by_hours(found: _Gathered) -> list[str]:
-    return sorted((reason for reason in found.counts if reason), key=lambda reason: -found.seconds[reason])
+def _by_hours(data: _ReportData) -> list[str]:
+    return sorted((reason for reason in data.counts if reason), key=lambda reason: -data.seconds[reason])
 
 
-def _steps(found: _Gathered) -> list[tuple[str, float, int]]:
-    """Return (name, hours, clips): all clips, the loss by each reason, the rest."""
-    lost = [(reason, -found.seconds[reason] / 3600, found.counts[reason]) for reason in _by_hours(found)]
-    total = sum(found.seconds.values()) / 3600
+def _steps(data: _ReportData) -> list[tuple[str, float, int]]:
+    """Return (name, hours, clips) for all clips, for each reason (hours are negative), and for the kept clips."""
+    lost = [(reason, -data.seconds[reason] / 3600, data.counts[reason]) for reason in _by_hours(data)]
+    total = sum(data.seconds.values()) / 3600
     return [
-        ("found", total, sum(found.counts.values())), *lost, ("kept", found.seconds[KEPT] / 3600, found.counts[KEPT]),
+        ("found", total, sum(data.counts.values())), *lost, ("kept", data.seconds[KEPT] / 3600, data.counts[KEPT]),
     ]  # fmt: skip
 
 
-def _summary(run: PipelineRun, found: _Gathered) -> str:
-    total, clips = sum(found.seconds.values()), sum(found.counts.values())
-    share = found.seconds[KEPT] / total if total else 0.0
+def _summary(run: PipelineRun, data: _ReportData) -> str:
+    total, clips = sum(data.seconds.values()), sum(data.counts.values())
+    share = data.seconds[KEPT] / total if total else 0.0
     steps = " → ".join(step.name for step in run.steps)
     return (
-        f"<p class=lead>Kept <b>{html_parts.length(found.seconds[KEPT] / 3600)}</b> of "
+        f"<p class=lead>Kept <b>{html_parts.length(data.seconds[KEPT] / 3600)}</b> of "
         f"{html_parts.length(total / 3600)} "
         f"({share:.0%}), "
-        f"{found.counts[KEPT]} of {clips} clips.</p><p class=quiet>{html.escape(steps)}</p>"
+        f"{data.counts[KEPT]} of {clips} clips.</p><p class=quiet>{html.escape(steps)}</p>"
     )
 
 
-def _histograms(found: _Gathered, thresholds: dict[str, list[float]]) -> str:
-    drawn = [
-        html_parts.histogram(name, low, high, found.kept[path], found.rejected[path], thresholds[path])
+def _histograms(data: _ReportData, thresholds: dict[str, list[float]]) -> str:
+    histograms = [
+        html_parts.histogram(name, low, high, data.kept[path], data.rejected[path], thresholds[path])
         for path, (name, low, high) in SCORES.items()
-        if (found.kept[path] + found.rejected[path]).any()
+        if (data.kept[path] + data.rejected[path]).any()
     ]
-    key = "<p class=quiet><span class=kept>■</span> kept <span class=rejected>■</span> rejected; dashed: threshold</p>"
-    return f"{key}<div class=grid>{''.join(drawn)}</div>"
+    legend = (
+        "<p class=quiet><span class=kept>■</span> kept <span class=rejected>■</span> rejected; dashed: threshold</p>"
+    )
+    return f"{legend}<div class=grid>{''.join(histograms)}</div>"
 
 
 def _clips(chosen: list[tuple[str, Clip]], run: PipelineRun) -> str:
@@ -144,13 +154,13 @@ def _clips(chosen: list[tuple[str, Clip]], run: PipelineRun) -> str:
 
 
 def _card(clip: Clip, run: PipelineRun) -> str:
-    refusal = clip.refusal
-    said, about = clip.text.raw[:120], (clip.title, clip.source.url, clip.source.spdx or clip.source.licence_raw)
-    lines = [html.escape(text) for text in (clip.id, " · ".join(filter(None, about))[:300], said)]
+    rejection = clip.rejection
+    source = (clip.title, clip.source.url, clip.source.spdx or clip.source.licence_raw)
+    lines = [html.escape(text) for text in (clip.id, " · ".join(filter(None, source))[:300], clip.text.raw[:120])]
     lines += [html.escape(caption) for caption in (clip.style.caption_en, clip.style.caption_zh)]
-    if refusal is not None:
-        score = "" if refusal.score is None else f" {refusal.score:g} (threshold {refusal.threshold or 0:g})"
-        lines.append(f"<b>{html.escape(refusal.reason)}</b>{score} {html.escape(refusal.detail[:160])}")
+    if rejection is not None:
+        score = "" if rejection.score is None else f" {rejection.score:g} (threshold {rejection.threshold or 0:g})"
+        lines.append(f"<b>{html.escape(rejection.reason)}</b>{score} {html.escape(rejection.detail[:160])}")
     measured = [("SNR", clip.quality.snr), ("overlap", clip.quality.overlap), ("music", clip.quality.music)]
     lines.append(", ".join(f"{name} {value:g}" for name, value in measured if value is not None))
     picture = ""

@@ -15,8 +15,8 @@ from speechgpt2.dsp.spectrum import fft, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BLOCK, STEP = round(0.4 * SAMPLE_RATE), round(0.1 * SAMPLE_RATE)
-AT_ONCE = 64  # blocks per transform
-SILENT, RELATIVE = -70.0, -10.0  # LUFS, LU: gates
+BLOCKS_AT_ONCE = 64  # blocks per transform
+SILENT, RELATIVE_GATE = -70.0, -10.0  # LUFS, LU: the absolute and the relative gate
 # The two filters of the recommendation (the effect of the head, and a high-pass), given for 48 kHz.
 _FILTERS = (
     ((1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)),
@@ -30,8 +30,8 @@ def _weights() -> np.ndarray:
     frequency = np.fft.rfftfreq(BLOCK, 1 / SAMPLE_RATE)
     z = np.exp(-2j * np.pi * frequency / 48_000)
     response = np.ones_like(z)
-    for above, below in _FILTERS:
-        response *= np.polyval(above[::-1], z) / np.polyval(below[::-1], z)
+    for numerator, denominator in _FILTERS:
+        response *= np.polyval(numerator[::-1], z) / np.polyval(denominator[::-1], z)
     weights = 2 * np.square(np.abs(response)) / np.square(BLOCK)
     weights[0] /= 2
     return weights
@@ -42,12 +42,12 @@ def loudness(pcm: np.ndarray) -> float:
     if len(pcm) < BLOCK:
         pcm = np.pad(pcm, (0, BLOCK - len(pcm)))
     blocks = np.lib.stride_tricks.sliding_window_view(pcm, BLOCK)[::STEP]
-    parts = np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE))
-    power = np.concatenate([squared(fft.rfft(part)) @ _weights() for part in parts])
+    groups = np.split(blocks, range(BLOCKS_AT_ONCE, len(blocks), BLOCKS_AT_ONCE))
+    power = np.concatenate([squared(fft.rfft(group)) @ _weights() for group in groups])
     gate = _power_of(SILENT)
     if not (power > gate).any():
         return SILENT
-    gate = max(gate, power[power > gate].mean() * 10 ** (RELATIVE / 10))
+    gate = max(gate, power[power > gate].mean() * 10 ** (RELATIVE_GATE / 10))
     return -0.691 + 10 * float(np.log10(power[power > gate].mean()))
 
 
@@ -70,7 +70,7 @@ class Loudness(Stage[LoudnessConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its loudness and gain."""
         pcm = clip_audio.raw
         peak = float(np.abs(pcm).max(initial=0))
         measured = loudness(pcm)

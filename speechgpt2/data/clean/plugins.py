@@ -1,4 +1,4 @@
-"""Stages by models of others: recognition, opinion scores, source separation, diarisation. No model is included.
+"""Stages by external models: recognition, opinion scores, source separation, diarisation. No model is included.
 
     - {kind: recognise, model: models/whisper-base}             # faster-whisper; after `segment`, before `transcript`
     - {kind: opinion}                                           # DNSMOS, by the weights in the package speechmos
@@ -21,7 +21,7 @@ import numpy as np
 
 from speechgpt2 import asr
 from speechgpt2.audio import resample
-from speechgpt2.data.clean.cut_clip import part
+from speechgpt2.data.clean.cut_clip import cut_clip
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import C, Rejected, Stage
 from speechgpt2.data.record import Clip, Label, Language, Speaker
@@ -33,7 +33,7 @@ MODEL_RATE = 16_000  # Hz: the input of these models
 
 
 class PluginStage(Stage[C]):
-    """A stage by a model of others. `model_name` identifies the model, with `{config.…}` for what the user chooses."""
+    """A stage by an external model. `model_name` identifies the model; `{config.…}` stands for settings in it."""
 
     model_name: ClassVar[str]
 
@@ -43,7 +43,7 @@ class PluginStage(Stage[C]):
         return self.model_name.format(config=self.config)
 
 
-def _needed(module: str, install: str, weights: str) -> Any:
+def _require(module: str, install: str, weights: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -71,7 +71,7 @@ class RecogniseConfig:
 
 
 class Recognise(PluginStage[RecogniseConfig]):
-    """Adds a hypothesis to the clip's text, and the language where none was known."""
+    """Adds a hypothesis to the clip's text, and the language if it is unknown."""
 
     version = 2
     model_name = "{config.engine}:{config.model}"
@@ -84,11 +84,11 @@ class Recognise(PluginStage[RecogniseConfig]):
         """Return the clip with new fields."""
         code = clip.lang.code.split("-")[0]
         # If the model does not know the language, it detects one.
-        found = self._recogniser.transcribe(clip_audio.pcm, code if code in self._recogniser.languages else "")
+        transcript = self._recogniser.transcribe(clip_audio.pcm, code if code in self._recogniser.languages else "")
         labels = {**clip.labels_from, f"text.hypotheses[{len(clip.text.hypotheses)}]": Label(self.model)}
-        words = replace(clip.text, hypotheses=(*clip.text.hypotheses, found.text))
-        lang = clip.lang if clip.lang.code else Language(found.language)
-        return replace(clip, text=words, lang=lang, labels_from=labels)
+        text = replace(clip.text, hypotheses=(*clip.text.hypotheses, transcript.text))
+        lang = clip.lang if clip.lang.code else Language(transcript.language)
+        return replace(clip, text=text, lang=lang, labels_from=labels)
 
 
 Score = Callable[[np.ndarray], dict[str, float]]  # pcm [N] at 24 kHz -> scores by name
@@ -99,16 +99,16 @@ def dnsmos(model: str) -> Score:
     scorer = DnsMos(model)
 
     def score(pcm: np.ndarray) -> dict[str, float]:
-        found = scorer.score(pcm)
-        named = {"dnsmos": found.overall, "dnsmos_sig": found.signal, "dnsmos_bak": found.background}
-        return {name: round(value, 3) for name, value in named.items()}
+        scores = scorer.score(pcm)
+        by_name = {"dnsmos": scores.overall, "dnsmos_sig": scores.signal, "dnsmos_bak": scores.background}
+        return {name: round(value, 3) for name, value in by_name.items()}
 
     return score
 
 
 def utmos(model: str) -> Score:
     """UTMOS22 (Saeki et al. 2022) as torch.hub has it."""
-    torch = _needed("torch", "torch", "UTMOS is fetched by torch.hub from tarepan/SpeechMOS")
+    torch = _require("torch", "torch", "UTMOS is fetched by torch.hub from tarepan/SpeechMOS")
     loaded = torch.hub.load(model or "tarepan/SpeechMOS", "utmos22_strong", trust_repo=True)
 
     def score(pcm: np.ndarray) -> dict[str, float]:
@@ -165,12 +165,12 @@ class Separate(PluginStage[SeparateConfig]):
 
     @cached_property
     def _separator(self) -> Any:
-        module = _needed("demucs.api", "demucs", f"weights of '{self.config.model}' are fetched by demucs itself")
+        module = _require("demucs.api", "demucs", f"weights of '{self.config.model}' are fetched by demucs itself")
         return module.Separator(model=self.config.model)
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
         """Return the clip with new fields."""
-        pcm_hash, samples = clip_audio.workspace.add(self._voices(clip, clip_audio))
+        pcm_hash, samples = clip_audio.workspace.add_recording(self._voices(clip, clip_audio))
         return replace(clip, audio=replace(clip.audio, start=0.0, duration=samples / SAMPLE_RATE, pcm_hash=pcm_hash))
 
     def _voices(self, clip: Clip, clip_audio: ClipAudio) -> Iterator[np.ndarray]:
@@ -179,9 +179,9 @@ class Separate(PluginStage[SeparateConfig]):
         start = 0.0
         while start < clip.audio.duration:
             pcm = clip_audio.span(clip.audio.start + start, min(60.0, clip.audio.duration - start))
-            both = torch.from_numpy(pcm)[None].expand(2, -1)
-            _, parts = self._separator.separate_tensor(both, SAMPLE_RATE)
-            voices = parts["vocals"].mean(0).numpy()
+            stereo = torch.from_numpy(pcm)[None].expand(2, -1)
+            _, sources = self._separator.separate_tensor(stereo, SAMPLE_RATE)
+            voices = sources["vocals"].mean(0).numpy()
             rate = getattr(self._separator, "samplerate", SAMPLE_RATE)
             yield np.resize(resample(voices, rate, SAMPLE_RATE), len(pcm))
             start += 60.0
@@ -196,7 +196,7 @@ class DiariseConfig:
 
 
 class Diarise(PluginStage[DiariseConfig]):
-    """Makes a clip for each turn that pyannote finds, with its speaker."""
+    """Cuts a clip for each turn that pyannote finds, with its speaker."""
 
     version = 2
     model_name = "{config.model}"
@@ -204,14 +204,14 @@ class Diarise(PluginStage[DiariseConfig]):
     @cached_property
     def _pipeline(self) -> Any:
         weights = f"accept the terms of {self.config.model} on Hugging Face and set HF_TOKEN"
-        module = _needed("pyannote.audio", "pyannote.audio", weights)
+        module = _require("pyannote.audio", "pyannote.audio", weights)
         pipeline = module.Pipeline.from_pretrained(self.config.model)
         if pipeline is None:
             raise UserError(f"{self.config.model} cannot be loaded: {weights}")
         return pipeline
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
-        """Return the parts of the clip."""
+        """Return a clip for each turn."""
         import torch
 
         speakers = self._pipeline(
@@ -226,5 +226,5 @@ class Diarise(PluginStage[DiariseConfig]):
         labels = {**clip.labels_from, "speakers.id": Label(self.model)}
         speakers = (Speaker(f"{clip.id}/{name}"),)
         id = f"{clip.id}-{round(start * 1000):08d}-{name}"
-        made = replace(part(clip, start, end), id=id, parent_id=clip.id)
-        return replace(made, speakers=speakers, labels_from=labels)
+        turn = replace(cut_clip(clip, start, end), id=id, parent_id=clip.id)
+        return replace(turn, speakers=speakers, labels_from=labels)

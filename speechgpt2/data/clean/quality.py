@@ -21,11 +21,12 @@ from speechgpt2.dsp.spectrum import BIN_HERTZ, decibels, fft, power, squared
 from speechgpt2.types import SAMPLE_RATE
 
 BEST_SNR, WORST_SNR = 60.0, -10.0  # dB: the range of a 16-bit recording
-PERIODS, WINDOW = 8_000, 560  # Hz, samples (70 ms): frames for overlap
+OVERLAP_RATE, WINDOW = 8_000, 560  # Hz, samples (70 ms): frames for overlap
 SHORT, LONG = 20, 115  # samples: periods of 400 … 70 Hz
-ONE_VOICE, TWO_VOICES = 0.25, 0.3  # residual above which one period does not explain a frame; below which two do
+ONE_VOICE = 0.25  # a greater residual means that one period does not explain a frame
+TWO_VOICES = 0.3  # a smaller ratio to that residual means that two periods explain it
 TONES, TONES_HOP = 2048, 480  # samples: frames that resolve tones
-STANDING = 16  # frames (a third of a second)
+STANDING = 16  # frames (a third of a second) for which a tone must be constant
 
 
 def snr(spectrum: np.ndarray) -> float:
@@ -51,20 +52,20 @@ def _smoothed(spectrum: np.ndarray, frames: int) -> np.ndarray:
 def _quantile(values: np.ndarray, share: float) -> np.ndarray:
     """Return a quantile of each column of `[T, F]`, like `np.quantile`. Sorting float32 is faster than partitioning."""
     ordered = np.sort(values.astype(np.float32, copy=False), axis=0)
-    below, part = divmod(share * (len(ordered) - 1), 1.0)
+    below, fraction = divmod(share * (len(ordered) - 1), 1.0)
     low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
-    return low + np.float32(part) * (high - low)
+    return low + np.float32(fraction) * (high - low)
 
 
 def bandwidth(spectrum: np.ndarray) -> float:
-    """Return the Hz up to which there is audio, from power `[T, BINS]`: above, the loudest moments are 60 dB weaker."""
+    """Return the highest frequency in Hz that comes within 60 dB of the loudest one, from power `[T, BINS]`."""
     loud = decibels(_quantile(spectrum, 0.98))
     audible = np.flatnonzero(loud > max(loud.max() - 60.0, -95.0))
     return float((audible[-1] + 0.5) * BIN_HERTZ) if len(audible) else 0.0
 
 
 def clipping(pcm: np.ndarray) -> float:
-    """Return the share of samples of `pcm [N]` within 5 % of the peak: speech has hardly any, clipped audio many."""
+    """Return the share of samples of `pcm [N]` within 5 % of the peak: hardly any in speech, many in clipped audio."""
     peak = float(np.abs(pcm).max(initial=0))
     return float((np.abs(pcm) > 0.95 * peak).mean()) if peak else 0.0
 
@@ -79,14 +80,15 @@ def overlap(pcm: np.ndarray) -> float:
     correlation = _correlations(pcm)
     if not len(correlation):
         return 0.0
-    one = (1 - correlation[:, SHORT:LONG]).min(axis=1)
-    doubtful = correlation[one > ONE_VOICE]
+    residual = (1 - correlation[:, SHORT:LONG]).min(axis=1)
+    doubtful = correlation[residual > ONE_VOICE]
     first, second = _pairs()
     hits = 0
-    for part in np.array_split(doubtful, len(doubtful) // 64 + 1):
-        crossed = (part[:, first + second] + part[:, second - first]) / 2
-        left = (1 - part[:, first] - part[:, second] + crossed).min(axis=1, initial=1.0)
-        hits += int((left < TWO_VOICES * (1 - part[:, SHORT:LONG]).min(axis=1, initial=1.0)).sum())
+    for frames in np.array_split(doubtful, len(doubtful) // 64 + 1):
+        crossed = (frames[:, first + second] + frames[:, second - first]) / 2
+        of_two = (1 - frames[:, first] - frames[:, second] + crossed).min(axis=1, initial=1.0)
+        of_one = (1 - frames[:, SHORT:LONG]).min(axis=1, initial=1.0)
+        hits += int((of_two < TWO_VOICES * of_one).sum())
     return hits / len(correlation)
 
 
@@ -99,14 +101,14 @@ def _pairs() -> tuple[np.ndarray, np.ndarray]:
 
 def _correlations(pcm: np.ndarray) -> np.ndarray:
     """Normalised autocorrelation `[T, lags]` of the loud frames below 1.5 kHz, where harmonics are exact."""
-    low = resample(pcm, SAMPLE_RATE, PERIODS)
+    low = resample(pcm, SAMPLE_RATE, OVERLAP_RATE)
     if len(low) < WINDOW:
         return np.zeros((0, 2 * LONG))
     size = fft.next_fast_len(len(low), True)
-    frequency = fft.rfftfreq(size, 1 / PERIODS)
+    frequency = fft.rfftfreq(size, 1 / OVERLAP_RATE)
     band = ((frequency > 60) / np.sqrt(1 + (frequency / 1500) ** 8)).astype(np.float32)
     low = fft.irfft(fft.rfft(low, size) * band, size)[: len(low)]
-    frames = np.lib.stride_tricks.sliding_window_view(low, WINDOW)[:: PERIODS // 50]
+    frames = np.lib.stride_tricks.sliding_window_view(low, WINDOW)[:: OVERLAP_RATE // 50]
     level = np.square(frames).mean(axis=1)
     frames = frames[level > level.max() * 10**-2.3]
     window = np.hanning(WINDOW).astype(np.float32)
@@ -126,10 +128,9 @@ def music(pcm: np.ndarray) -> float:
     peak = (levels > around + 7) & (levels > levels.max() - 60)
     peak[:, 1:-1] &= (levels[:, 1:-1] >= levels[:, :-2]) & (levels[:, 1:-1] >= levels[:, 2:])
     runs = np.cumsum(np.pad(peak.astype(np.int16), ((1, 0), (0, 0))), axis=0, dtype=np.int32)
-    tones = (runs[STANDING:] - runs[:-STANDING] == STANDING).sum(
-        axis=1
-    )  # tones that start to be constant at each frame
-    standing = np.convolve(tones >= 2, np.ones(STANDING))  # and stay constant for STANDING frames
+    # At each frame, the number of tones that are constant for the next STANDING frames.
+    tones = (runs[STANDING:] - runs[:-STANDING] == STANDING).sum(axis=1)
+    standing = np.convolve(tones >= 2, np.ones(STANDING))
     return float((standing > 0).mean())
 
 
@@ -146,7 +147,7 @@ class MeasureQuality(Stage[QualityConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its measures."""
         pcm, spectrum = clip_audio.pcm, power_of(clip_audio)
         quality = replace(
             clip.quality,

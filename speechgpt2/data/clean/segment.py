@@ -1,4 +1,4 @@
-"""Cut a recording into clips of speech, at pauses."""
+"""Cuts a recording into clips of speech, at pauses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.cut_clip import part, text_of
+from speechgpt2.data.clean.cut_clip import cut_clip, text_of
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.stage import Rejected, Stage
 from speechgpt2.data.record import Clip, ClipText
@@ -29,15 +29,15 @@ BLOCK = 300.0  # seconds read at a time
 class SegmentConfig:
     """Options, in seconds.
 
-    A recording with a transcript that is not longer than `longest` becomes one clip. Of a longer one, lines with
-    known times go to the clips that contain them.
+    A recording with a transcript becomes one clip if it is not longer than `longest`. In a longer one, the lines of
+    the transcript with known times go to the clips that contain them.
 
     Attributes:
-        detector: of voice activity.
+        detector: the detector of voice activity.
         gap: pauses up to this length stay within a clip.
-        shortest: a shorter span is no speech.
+        shortest: a shorter span does not count as speech.
         longest: a longer span is cut at its longest pauses.
-        margin: kept on both sides.
+        margin: audio that a clip has before and after the detected speech.
     """
 
     kind: Literal["segment"] = "segment"
@@ -49,7 +49,7 @@ class SegmentConfig:
 
 
 class Segment(Stage[SegmentConfig]):
-    """Makes a clip for each span of speech, named by its start in ms. Words with known times are never cut."""
+    """Cuts a clip for each span of speech, named by its start in ms. Words with known times are never cut."""
 
     version = 2
 
@@ -59,37 +59,33 @@ class Segment(Stage[SegmentConfig]):
         return "silero-5" if self.config.detector == "silero" else ""
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
-        """Return the parts of the clip."""
+        """Return a clip for each span of speech."""
         config = self.config
         detect: ActivityDetector = silero_activity if config.detector == "silero" else energy_activity
         activity = detect(_blocks(clip, clip_audio))
         active = active_spans(activity, 0.1, 0.0)
-        found = active_spans(activity, config.gap, config.shortest)
-        if not found:
+        spans = active_spans(activity, config.gap, config.shortest)
+        if not spans:
             raise Rejected("no-speech", "contains no speech", 0.0, config.shortest)
         if clip.text.raw and clip.audio.duration <= config.longest:
-            found = [_widened((found[0][0], found[-1][1]), clip)]
-        pieces = [piece for span in found for piece in _cut(span, active, config.longest - 2 * config.margin)]
-        return [self._clip(clip, span, activity, len(pieces)) for span in pieces]
+            spans = [_widened((spans[0][0], spans[-1][1]), clip)]
+        longest = config.longest - 2 * config.margin
+        short_spans = [short for span in spans for short in _cut(span, active, longest)]
+        return [self._clip(clip, span, activity, len(short_spans)) for span in short_spans]
 
     def _clip(self, clip: Clip, span: tuple[float, float], activity: np.ndarray, count: int) -> Clip:
         start = max(0.0, span[0] - self.config.margin)
         end = min(clip.audio.duration, span[1] + self.config.margin)
-        spoken = (
-            activity[
-                round(start * FRAMES_PER_SECOND) : max(
-                    round(end * FRAMES_PER_SECOND), round(start * FRAMES_PER_SECOND) + 1
-                )
-            ]
-            >= SPEECH_THRESHOLD
-        )
+        first_frame = round(start * FRAMES_PER_SECOND)
+        end_frame = max(round(end * FRAMES_PER_SECOND), first_frame + 1)
+        spoken = activity[first_frame:end_frame] >= SPEECH_THRESHOLD
         quality = replace(clip.quality, silence=round(1 - float(spoken.mean()), 4))
         id = f"{clip.id}-{round(start * 1000):08d}"
-        made = replace(part(clip, start, end), id=id, parent_id=clip.id, quality=quality)
-        return made if count == 1 else _with_its_text(made, text_of(clip, start, end))
+        part = replace(cut_clip(clip, start, end), id=id, parent_id=clip.id, quality=quality)
+        return part if count == 1 else _with_text(part, text_of(clip, start, end))
 
 
-def _with_its_text(clip: Clip, text: ClipText) -> Clip:
+def _with_text(clip: Clip, text: ClipText) -> Clip:
     labels = {field: label for field, label in clip.labels_from.items() if text.raw or field.split(".")[0] != "text"}
     return replace(clip, text=text, labels_from=labels)
 
@@ -109,7 +105,7 @@ def _blocks(clip: Clip, clip_audio: ClipAudio) -> Iterator[np.ndarray]:
 
 
 def _cut(span: tuple[float, float], active: list[tuple[float, float]], longest: float) -> list[tuple[float, float]]:
-    """Cut the span into pieces of at most `longest` seconds, in the middle of the longest pauses."""
+    """Cut the span into spans of at most `longest` seconds, at the longest pauses, which are left out."""
     start, end = span
     if end - start <= longest:
         return [span]

@@ -1,8 +1,8 @@
 """Speaker changes within a clip, speaker embeddings, and the speakers of a recording.
 
-Simple methods without a model: the Bayesian information criterion (Chen and Gopalakrishnan 1998) finds changes; mean
-and spread of the cepstra are the embedding; close clips of a recording have the same speaker. They suffice for
-distinct voices. For better results use plugins.py.
+These are simple methods without a model, which suffice for distinct voices; plugins.py has better ones. The Bayesian
+information criterion (Chen and Gopalakrishnan 1998) finds changes. An embedding is mean and spread of the cepstra.
+Clips of a recording with close embeddings have the same speaker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from speechgpt2.data.clean.cut_clip import part
+from speechgpt2.data.clean.cut_clip import cut_clip
 from speechgpt2.data.pipeline.clip_audio import ClipAudio
 from speechgpt2.data.pipeline.global_steps import GlobalStep, ReadClips
 from speechgpt2.data.pipeline.spectra import power_of
@@ -23,12 +23,12 @@ from speechgpt2.data.record import Clip, Label, Speaker
 from speechgpt2.dsp.spectrum import FRAMES_PER_SECOND, cepstra, decibels
 
 COEFFICIENTS = 12
-SIDE = 150  # frames on each side of a change that are compared
-STRIDE = 10  # frames between two candidates
+SIDE = 150  # frames on each side of a possible change that are compared
+STRIDE = 10  # frames between two possible changes
 TOOL = "cepstra-1"
 
 
-def change(mel: np.ndarray) -> tuple[int, float]:
+def find_change(mel: np.ndarray) -> tuple[int, float]:
     """Find the best speaker change.
 
     Returns:
@@ -36,14 +36,15 @@ def change(mel: np.ndarray) -> tuple[int, float]:
         frame; (0, 0) if there is none.
     """
     size = mel.shape[1]
-    ones = np.concatenate([mel, np.ones((len(mel), 1))], axis=1)
-    moments = np.cumsum(np.pad(ones[:, :, None] * ones[:, None, :], ((1, 0), (0, 0), (0, 0))), axis=0)
+    # Their outer products hold count, sum and squares.
+    extended = np.concatenate([mel, np.ones((len(mel), 1))], axis=1)
+    moments = np.cumsum(np.pad(extended[:, :, None] * extended[:, None, :], ((1, 0), (0, 0), (0, 0))), axis=0)
     frames = np.arange(SIDE, len(mel) - SIDE, STRIDE)
     if not len(frames):
         return 0, 0.0
     left, right = moments[frames] - moments[frames - SIDE], moments[frames + SIDE] - moments[frames]
-    apart = (_log_determinants(left, size) + _log_determinants(right, size)) / 2
-    gains = _log_determinants(left + right, size) - apart
+    of_two = (_log_determinants(left, size) + _log_determinants(right, size)) / 2
+    gains = _log_determinants(left + right, size) - of_two
     best = int(gains.argmax())
     return (int(frames[best]), float(gains[best])) if gains[best] > 0 else (0, 0.0)
 
@@ -58,7 +59,7 @@ def _log_determinants(moments: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpeakerChangesConfig:
-    """Cut where the gain exceeds `gain`; no piece is shorter than 1.5 s."""
+    """Cut where the gain of a change exceeds `gain`, in nats per frame; no clip is shorter than 1.5 s."""
 
     kind: Literal["speaker_changes"] = "speaker_changes"
     gain: float = 4.8
@@ -70,7 +71,7 @@ class SpeakerChanges(Stage[SpeakerChangesConfig]):
     version = 2
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> list[Clip]:
-        """Return the parts of the clip."""
+        """Return a clip for each speaker's span."""
         if clip.text.raw:
             return [clip]
         spectrum = power_of(clip_audio)
@@ -80,16 +81,16 @@ class SpeakerChanges(Stage[SpeakerChangesConfig]):
         if not cuts:
             return [clip]
         edges = [0.0, *(round(cut / FRAMES_PER_SECOND, 3) for cut in cuts), clip.audio.duration]
-        return [self._piece(clip, start, end) for start, end in zip(edges, edges[1:])]
+        return [self._span(clip, start, end) for start, end in zip(edges, edges[1:])]
 
     def _changes(self, mel: np.ndarray, offset: int = 0) -> list[int]:
-        frame, gain = change(mel)
+        frame, gain = find_change(mel)
         if gain <= self.config.gain:
             return []
         return [*self._changes(mel[:frame], offset), offset + frame, *self._changes(mel[frame:], offset + frame)]
 
-    def _piece(self, clip: Clip, start: float, end: float) -> Clip:
-        return replace(part(clip, start, end), id=f"{clip.id}-{round(start * 1000):06d}")
+    def _span(self, clip: Clip, start: float, end: float) -> Clip:
+        return replace(cut_clip(clip, start, end), id=f"{clip.id}-{round(start * 1000):06d}")
 
 
 @dataclass(frozen=True)
@@ -139,20 +140,21 @@ class NameSpeakers(GlobalStep[SpeakersConfig]):
                 count, total, squares = count + 1, total + vector, squares + np.square(vector)
         spread = np.sqrt(np.maximum(squares / max(count, 1) - np.square(total / max(count, 1)), 1e-6))
         for _, clips in groupby(read(), lambda clip: clip.parent_id or clip.id):
-            known: list[tuple[np.ndarray, int]] = []  # speakers of the recording: mean embeddings and counts
+            speakers: list[tuple[np.ndarray, int]] = []  # those of the recording: mean embeddings and counts of clips
             for clip in clips:
-                yield self._named(clip, known, spread) if _is_nameless(clip) else clip
+                yield self._named(clip, speakers, spread) if _is_nameless(clip) else clip
 
-    def _named(self, clip: Clip, known: list[tuple[np.ndarray, int]], spread: np.ndarray) -> Clip:
+    def _named(self, clip: Clip, speakers: list[tuple[np.ndarray, int]], spread: np.ndarray) -> Clip:
+        """Name the nearest speaker of the recording, or a new one, which is added to `speakers`."""
         vector = np.array(clip.speakers[0].embedding) / spread
-        distances = [float(np.sqrt(np.square(vector - mean).mean())) for mean, _ in known]
+        distances = [float(np.sqrt(np.square(vector - mean).mean())) for mean, _ in speakers]
         nearest = int(np.argmin(distances)) if distances else -1
         if nearest < 0 or distances[nearest] > self.config.nearest:
-            nearest = len(known)
-            known.append((vector, 1))
+            nearest = len(speakers)
+            speakers.append((vector, 1))
         else:
-            mean, count = known[nearest]
-            known[nearest] = (mean * count + vector) / (count + 1), count + 1
+            mean, count = speakers[nearest]
+            speakers[nearest] = (mean * count + vector) / (count + 1), count + 1
         speaker = replace(clip.speakers[0], id=f"{clip.parent_id or clip.id}/{nearest + 1}")
         labels = {**clip.labels_from, "speakers.id": Label(TOOL, "1")}
         return replace(clip, speakers=(speaker,), labels_from=labels)

@@ -1,8 +1,8 @@
 """Does the audio contain the text? The text is synthesised, and both are compared. Needs espeak-ng.
 
-Dynamic time warping, as in forced alignment by synthesis (aeneas), on features that distinguish phones
-(phone_features.py). The cost also depends on voices and room. So it is divided by the cost of the same synthetic
-audio in wrong orders: well below 1 for the right text, about 1 for a wrong one.
+The comparison is dynamic time warping, as in forced alignment by synthesis (aeneas), on features that distinguish
+phones (phone_features.py). Its cost also depends on voices and room. So it is divided by the cost of the same synthetic
+audio in wrong orders. The result is well below 1 for the right text, and about 1 for a wrong one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
     n, m = squares.shape
     distance = np.sqrt(np.maximum(squares, 0)).ravel()
     reach = BAND * max(n, m) / 2 + 1
-    before, last = np.full(n + 1, np.inf), np.full(n + 1, np.inf)  # of diagonals; cell i + 1 is row i
+    # Least costs of the last two diagonals; cell i + 1 is row i.
+    before, last = np.full(n + 1, np.inf), np.full(n + 1, np.inf)
     for diagonal in range(n + m - 1):
         centre = diagonal * n / (n + m - 1)
         rows = np.arange(max(0, diagonal - m + 1, int(centre - reach)), min(n, diagonal + 1, int(centre + reach) + 1))
@@ -45,16 +46,16 @@ def warping_cost(a: np.ndarray, b: np.ndarray) -> float:
     return float(last[n]) / (n + m)
 
 
-def mismatch(recording: np.ndarray, said: np.ndarray) -> float:
+def mismatch(recording: np.ndarray, synthetic: np.ndarray) -> float:
     """Return the warping cost of two feature sequences, divided by that of the synthetic one in wrong orders.
 
     Args:
         recording: features of the recording `[N, D]`.
-        said: features of the synthetic speech `[M, D]`.
+        synthetic: features of the synthetic speech `[M, D]`.
     """
-    turns = [np.roll(said, len(said) * part // 6, axis=0) for part in (2, 3, 4)]
-    wrong = [warping_cost(recording, order) for order in (*turns, np.ascontiguousarray(said[::-1]))]
-    return warping_cost(recording, said) / float(np.mean(wrong))
+    rotated = [np.roll(synthetic, len(synthetic) * sixths // 6, axis=0) for sixths in (2, 3, 4)]
+    wrong = [warping_cost(recording, order) for order in (*rotated, np.ascontiguousarray(synthetic[::-1]))]
+    return warping_cost(recording, synthetic) / float(np.mean(wrong))
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,27 @@ class TextMatchConfig:
 
 
 class TextMatch(Stage[TextMatchConfig]):
-    """`quality.extra.text_mismatch`, for English and Mandarin with a transcript, up to 40 seconds.
+    """Sets `quality.extra.text_mismatch`, for English and Mandarin with a transcript, up to 40 seconds.
 
-    Errors: `UserError` if espeak-ng's library or pypinyin is missing.
+    Raises:
+        UserError: espeak-ng's library or pypinyin is missing.
     """
 
     version = 2
     model = "espeak-ng"
 
     def __call__(self, clip: Clip, clip_audio: ClipAudio) -> Clip:
-        """Return the clip with new fields."""
+        """Return the clip with its mismatch."""
         voice = VOICES.get(clip.lang.code.split("-")[0])
         if voice is None or not clip.text.raw or clip.audio.duration > LONGEST:
             return clip
         try:
-            said = speak(clip.text.raw, voice).pcm
-        except ValueError:  # a text without sounds
+            synthetic = speak(clip.text.raw, voice).pcm
+        except ValueError:  # a text that cannot be spoken
             return clip
         recording = features(power_of(clip_audio))
         if len(recording) < SHORTEST:
             return clip
-        score = mismatch(recording, features(power(said)))
+        score = mismatch(recording, features(power(synthetic)))
         extra = {**clip.quality.extra, "text_mismatch": round(score, 4)}
         return replace(clip, quality=replace(clip.quality, extra=extra))

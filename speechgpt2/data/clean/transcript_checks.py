@@ -1,7 +1,7 @@
 """Checks of the transcript: its language, the speaking rate, repeats, the agreement of recognisers.
 
-The script decides the language. So Chinese, Japanese, Korean, Russian … are told from languages in Latin letters, but
-those not from one another: they count as the declared language, or English. More takes a plug-in.
+The script decides the language. This recognises Chinese, Japanese, Korean, Russian and Arabic, but cannot distinguish
+languages in Latin letters: such a text counts as the declared language, or English. A plug-in can do more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.record import Clip, Language
 
 NGRAM = 10  # words, or Chinese characters: the length of a recogniser's loop
-ENOUGH = 8  # clips that quartiles need
+MIN_CLIPS = 8  # clips that quartiles need
 Quartiles = tuple[float, float]  # the first and the third
 SCRIPTS = (
     ("ja", re.compile(r"[぀-ヿ]")),
@@ -40,12 +40,12 @@ NOT_LATIN = {"ja", "ko", "zh", "yue", "ru", "ar"}  # languages that are not writ
 def normalised(text: str) -> str:
     """Lower case, compatible forms, no punctuation, single spaces."""
     plain = unicodedata.normalize("NFKC", text).lower()
-    kept = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in plain)
-    return " ".join("".join(kept).split())
+    characters = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in plain)
+    return " ".join("".join(characters).split())
 
 
 def units(text: str) -> list[str]:
-    """Words; of scripts without spaces, characters."""
+    """The words of a text; in scripts without spaces, its characters."""
     return re.findall(r"[぀-ヿ㐀-鿿가-힣]|[^\s぀-ヿ㐀-鿿가-힣]+", normalised(text))
 
 
@@ -76,7 +76,7 @@ def repeats(text: str, length: int = NGRAM) -> int:
 
 
 def error_rate(text: str, other: str) -> float:
-    """Edit distance in units over the longer one's length, 0…1."""
+    """Edit distance in units, divided by the length of the longer text, 0…1."""
     a, b = units(text), units(other)
     if not a or not b:
         return float(bool(a) != bool(b))
@@ -117,7 +117,7 @@ class CheckTranscript(Stage[TranscriptConfig]):
             "characters_per_second": round(len(norm.replace(" ", "")) / max(clip.audio.duration, 0.01), 3),
             "language_mismatch": float(bool(clip.lang.code) and clip.lang.code != lang.code),
         }
-        cer = disagreement([part for part in (clip.text.raw, *clip.text.hypotheses) if part])
+        cer = disagreement([version for version in (clip.text.raw, *clip.text.hypotheses) if version])
         return replace(
             clip,
             lang=lang if not clip.lang.code else clip.lang,
@@ -147,11 +147,11 @@ class RateOutliers(GlobalStep[RateOutliersConfig]):
         recordings, languages = self._fit(read)
         for clip in read():
             rate = _rate(clip)
-            known = recordings.get(clip.parent_id or clip.id) or languages.get(clip.lang.code)
-            if rate is None or known is None:
+            quartiles = recordings.get(clip.parent_id or clip.id) or languages.get(clip.lang.code)
+            if rate is None or quartiles is None:
                 yield clip
                 continue
-            low, high = known
+            low, high = quartiles
             outside = max(low - rate, rate - high, 0.0) / max(high - low, 0.1)
             extra = {**clip.quality.extra, "rate_outlier": round(outside, 4)}
             yield replace(clip, quality=replace(clip.quality, extra=extra))
@@ -167,9 +167,9 @@ class RateOutliers(GlobalStep[RateOutliersConfig]):
                 if rate is not None:
                     rates.append(rate)
                     languages[clip.lang.code].append(rate)
-            if len(rates) >= ENOUGH:
+            if len(rates) >= MIN_CLIPS:
                 recordings[name] = _quartiles(rates)
-        return recordings, {code: _quartiles(rates) for code, rates in languages.items() if len(rates) >= ENOUGH}
+        return recordings, {code: _quartiles(rates) for code, rates in languages.items() if len(rates) >= MIN_CLIPS}
 
 
 def _rate(clip: Clip) -> float | None:

@@ -7,7 +7,7 @@ llm.py             scripts from a language model with an OpenAI-compatible API
 disfluency.py      fillers, repetitions and self-repairs
 timing.py          gaps, overlaps and reactions, drawn from distributions that can be fitted
 speaking_style.py  engine settings for a style, and the measured style
-checks.py          does a reading match text, voice and style; the best of several readings
+checks.py          whether a reading matches text, voice and style; the best of several readings
 render_script.py   a script -> audio, with exact times of words
 acoustics.py       rooms, noise, telephone
 build.py           a recipe -> a folder of conversations

@@ -14,7 +14,7 @@ from speechgpt2.types import SAMPLE_RATE
 TELEPHONE_RATE = 8000
 TELEPHONE_BAND = (300.0, 3400.0)  # Hz (ITU-T G.712)
 _MU = 255.0  # ITU-T G.711
-_LOUDEST = 0.95
+_MAX_PEAK = 0.95
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,27 @@ class AcousticsConfig:
 
 
 def apply_acoustics(pcm: np.ndarray, config: AcousticsConfig, rng: random.Random) -> tuple[np.ndarray, list[str]]:
-    """Apply drawn acoustics to `pcm [2, N]`; the length stays. Returns the audio and the names of what was applied."""
+    """Apply randomly drawn acoustics to `pcm [2, N]`.
+
+    Returns:
+        The audio `[2, N]`, and the names of the effects that were applied.
+    """
     noise = np.random.default_rng(rng.getrandbits(64))
-    done: list[str] = []
+    applied: list[str] = []
     channels = list(pcm)
     if rng.random() < config.room:
-        channels = [add_reverb(one, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise) for one in channels]
-        done.append("room")
+        channels = [
+            add_reverb(channel, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise) for channel in channels
+        ]
+        applied.append("room")
     if rng.random() < config.noise:
-        channels = [add_noise(one, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise) for one in channels]
-        done.append("noise")
+        channels = [add_noise(channel, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise) for channel in channels]
+        applied.append("noise")
     if rng.random() < config.telephone:
-        channels = [telephone(one) for one in channels]
-        done.append("telephone")
-    placed = np.stack(channels)
-    return (placed * min(1.0, _LOUDEST / max(float(np.abs(placed).max()), 1e-6))).astype(np.float32), done
+        channels = [telephone(channel) for channel in channels]
+        applied.append("telephone")
+    both = np.stack(channels)
+    return (both * min(1.0, _MAX_PEAK / max(float(np.abs(both).max()), 1e-6))).astype(np.float32), applied
 
 
 def telephone(pcm: np.ndarray) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""Build a folder of conversations from a recipe: two-channel FLAC files, and a line of JSON for each.
+"""Builds a folder of conversations from a recipe: two-channel FLAC files, and a line of JSON for each.
 
     conversations.jsonl    lines, speakers and times: see render_script.SpokenConversation
-    rejected.jsonl         conversations that did not pass, and why
+    rejected.jsonl         rejected conversations, with reasons
     audio/000012.flac      channel 1 the first role, channel 2 the second; 24 kHz
     recipe.json            the recipe
     clips.jsonl, turns/, cuts.jsonl.gz     the lines for other data systems: see clips.py
     corpus/                the turns for `sg2 train lm`: see corpus/conversation_turns.py
 
-Every conversation is drawn from a generator seeded by (seed, number). They are made in parts, each in its own process
-and written when complete. So a killed build can be resumed, and the result depends neither on kills nor on workers.
+Every conversation is drawn from a generator seeded by (seed, number). A part is some conversations that a process of
+its own makes; it is written when it is complete. So a killed build can be resumed, and the result depends neither on
+kills nor on workers.
 """
 
 from __future__ import annotations
@@ -46,20 +47,24 @@ from speechgpt2.tts.voice_sets import voice_set
 from speechgpt2.tts.voices import draw_voice, speak, vary_voice
 from speechgpt2.types import SAMPLE_RATE
 
-PART = 20  # conversations that share a process
+PART = 20  # conversations of a part
 LANGUAGES = ("en", "zh")
-MADE, REJECTED, RECIPE = "conversations.jsonl", "rejected.jsonl", "recipe.json"
+CONVERSATIONS_FILE, REJECTED_FILE, RECIPE_FILE = "conversations.jsonl", "rejected.jsonl", "recipe.json"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make.
+    """The number and kind of the conversations.
 
-    scenes     names of scenes, all if none is given; not used where a language model writes
-    voices     whom the speakers are drawn from, two of a language at least; the training voices of espeak if not given
-    voice_set  the set that speakers are drawn from where no voices are given: "classic" or "natural"
-    assistant  who speaks for the assistant, one voice of a language; drawn like the others if not given
-    attempts      readings of a line until it counts as missed, and the conversation as rejected
+    conversations  their number
+    languages      "en" and "zh", in turn
+    scenes         names of scenes, all by default; not used with `llm`
+    seed           seed of all random choices
+    attempts       readings of a line, after which the conversation is rejected
+    voices         voices of the speakers, at least two of a language; by default those of `voice_set`
+    voice_set      "classic" (the training voices of espeak) or "natural"
+    assistant      the assistant's voice, one of a language; by default drawn like the others
+    llm            a language model that writes the scripts instead of the scenes
     """
 
     conversations: int
@@ -99,43 +104,53 @@ class LineRejected(ValueError):
 
 
 def build(
-    recipe: Recipe, out: Path, workers: int = 2, done: Callable[[int], None] = lambda count: None
+    recipe: Recipe, out: Path, workers: int = 2, report: Callable[[int], None] = lambda count: None
 ) -> tuple[int, float]:
-    """Build what is missing. Raises `UserError`.
+    """Build the conversations that are missing in a folder.
 
     Args:
-        recipe: what to make.
+        recipe: the recipe.
         out: the folder.
         workers: processes.
-        done: is called with the number of finished conversations after each part.
+        report: called with the number of finished conversations after each part.
 
     Returns:
         The number of conversations and their hours.
+
+    Raises:
+        UserError: the folder was begun with another recipe, or an engine or model of the recipe cannot be used.
     """
     for folder in (out / "audio", out / clips.TURNS, out / "parts"):
         folder.mkdir(parents=True, exist_ok=True)
     plain = config.to_dict(recipe)
-    if not (out / RECIPE).exists():
-        write_atomically(out / RECIPE, lambda path: path.write_text(json.dumps(plain, indent=1), encoding="utf-8"))
-    elif json.loads((out / RECIPE).read_text(encoding="utf-8")) != json.loads(json.dumps(plain)):
+    if not (out / RECIPE_FILE).exists():
+        write_atomically(out / RECIPE_FILE, lambda path: path.write_text(json.dumps(plain, indent=1), encoding="utf-8"))
+    elif json.loads((out / RECIPE_FILE).read_text(encoding="utf-8")) != json.loads(json.dumps(plain)):
         raise UserError(f"{out} was begun with another recipe; choose another folder, or delete it")
     parts = range(-(-recipe.conversations // PART))
     open_parts = [(recipe, out, part) for part in parts if not _part_file(out, part).exists()]
     finished = len(parts) - len(open_parts)
-    done(finished * PART)
+    report(finished * PART)
     if open_parts:
         # A fresh process for each part: espeak carries state from one utterance to the next.
         with single_threaded(), multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
             for _ in pool.imap_unordered(_make_part, open_parts):
                 finished += 1
-                done(min(finished * PART, recipe.conversations))
+                report(min(finished * PART, recipe.conversations))
     return _join(out, len(parts), plain)
 
 
 def make_conversation(recipe: Recipe, number: int) -> tuple[SpokenConversation, dict[str, Any]]:
-    """SpokenConversation `number` of the recipe, and what else its line holds: voices, place, deviations.
+    """Make the conversation `number` of a recipe.
 
-    Errors: `LineRejected`, `InvalidScript`, `ValueError` if a line cannot be spoken; `UserError`.
+    Returns:
+        The conversation, and further values of its JSON line: voices, acoustics, largest deviation of each check.
+
+    Raises:
+        LineRejected: no reading of a line passes the checks.
+        InvalidScript: the language model wrote no valid script.
+        ValueError: a line cannot be spoken.
+        UserError: an engine or model cannot be used.
     """
     rng = random.Random(f"conversation/{recipe.seed}/{number}")
     lang = recipe.languages[number % len(recipe.languages)]
@@ -148,30 +163,31 @@ def make_conversation(recipe: Recipe, number: int) -> tuple[SpokenConversation, 
     }
     spoken = render_script(script, speakers, recipe.timing, rng)
     pcm, acoustics = apply_acoustics(spoken.pcm, recipe.acoustics, rng)
-    about = {"voices": [asdict(voice) for voice in voices], "acoustics": acoustics, "deviations": worst}
-    return SpokenConversation(spoken.script, pcm, spoken.lines, spoken.events), about
+    metadata = {"voices": [asdict(voice) for voice in voices], "acoustics": acoustics, "deviations": worst}
+    return SpokenConversation(spoken.script, pcm, spoken.lines, spoken.events), metadata
 
 
 def _script(recipe: Recipe, lang: str, rng: random.Random) -> Script:
     if recipe.llm is not None:
         return write_script(recipe.llm, rng.choice(recipe.llm.topics), lang, rng.getrandbits(31))
-    known = scenes(lang)
-    names = [name for name in recipe.scenes if name in known] or sorted(known)
-    return known[rng.choice(names)].draw(rng)
+    available = scenes(lang)
+    names = [name for name in recipe.scenes if name in available] or sorted(available)
+    return available[rng.choice(names)].draw(rng)
 
 
 def _two_voices(recipe: Recipe, script: Script, rng: random.Random) -> tuple[Voice, Voice]:
-    """Choose two different speakers: those of the recipe, else of espeak, whose liveliness can be set."""
-    found: list[Voice] = []
+    """Choose the voices of the two roles, from two different speakers."""
+    voices: list[Voice] = []
     for role in script.roles:
-        known = [v for v in recipe.assistant if v.lang == script.lang] if role in turns.ASSISTANTS else []
-        while not known or known[0].speaker in {voice.speaker for voice in found}:
-            known = [_some_voice(recipe, script.lang, rng)]
-        found.append(vary_voice(known[0], rng) if recipe.voices and ENGINES[known[0].engine].adjustable else known[0])
-    return found[0], found[1]
+        of_assistant = (v for v in recipe.assistant if v.lang == script.lang and role in turns.ASSISTANTS)
+        voice = next(of_assistant, None)
+        while voice is None or voice.speaker in {other.speaker for other in voices}:
+            voice = _draw_voice(recipe, script.lang, rng)
+        voices.append(vary_voice(voice, rng) if recipe.voices and ENGINES[voice.engine].adjustable else voice)
+    return voices[0], voices[1]
 
 
-def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
+def _draw_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
     if recipe.voices:
         return rng.choice([voice for voice in recipe.voices if voice.lang == lang])
     if recipe.voice_set != "classic":
@@ -183,9 +199,9 @@ def _some_voice(recipe: Recipe, lang: str, rng: random.Random) -> Voice:
 
 
 def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, worst: Deviations) -> LineSpeaker:
-    """Speaks lines as `voice`; the largest deviation that each check let pass is noted in `worst`."""
+    """Return a function that speaks lines by `voice`, and records the largest deviation of each check in `worst`."""
 
-    def say(line: Line) -> Utterance:
+    def speak_line(line: Line) -> Utterance:
         neutral = speak(line.text, voice) if line.style else None
 
         def read(number: int) -> Utterance:
@@ -193,24 +209,23 @@ def _speaker(voice: Voice, recipe: Recipe, rng: random.Random, checks: Checks, w
                 return speak(line.text, apply_style(voice, line.speaking_style, rng if number else None))
             return speak(line.text, replace(voice, seed=rng.getrandbits(16)) if number else voice)
 
-        def judge(spoken: Utterance) -> Deviations:
-            style = (
-                {}
-                if neutral is None
-                else {line.style: style_error(line.speaking_style, measure(spoken, neutral), recipe.tolerance)}
-            )
-            return {**style, **(checks(spoken) if recipe.checks.any else {})}
+        def measure_deviations(spoken: Utterance) -> Deviations:
+            deviations = checks(spoken) if recipe.checks.any else {}
+            if neutral is None:
+                return deviations
+            error = style_error(line.speaking_style, measure(spoken, neutral), recipe.tolerance)
+            return {line.style: error, **deviations}
 
-        said, deviations = best_reading(recipe.attempts, read, judge)
+        spoken, deviations = best_reading(recipe.attempts, read, measure_deviations)
         for name, deviation in deviations.items():
             worst[name] = round(max(deviation, worst.get(name, 0.0)), 3)
             if deviation > 1:
                 raise LineRejected(f"{name}: {deviation:.2f} tolerances off after {recipe.attempts} readings")
         if not line.speaking_style.whisper:
-            checks.remember(said)
-        return said
+            checks.remember(spoken)
+        return spoken
 
-    return say
+    return speak_line
 
 
 def _make_part(job: tuple[Recipe, Path, int]) -> None:
@@ -219,13 +234,13 @@ def _make_part(job: tuple[Recipe, Path, int]) -> None:
     for number in range(part * PART, min((part + 1) * PART, recipe.conversations)):
         name = f"{number:06d}"
         try:
-            conversation, about = make_conversation(recipe, number)
+            conversation, metadata = make_conversation(recipe, number)
         except UserError:
             raise
-        except (LineRejected, InvalidScript, ValueError) as reason:
-            rows.append({"id": name, "rejected": type(reason).__name__.lower(), "detail": str(reason)})
+        except (LineRejected, InvalidScript, ValueError) as error:
+            rows.append({"id": name, "rejected": type(error).__name__.lower(), "detail": str(error)})
             continue
-        row = {"id": name, "audio": f"audio/{name}.flac", **about, **conversation.to_dict()}
+        row = {"id": name, "audio": f"audio/{name}.flac", **metadata, **conversation.to_dict()}
         _write_flac(out / row["audio"], conversation.pcm)
         for clip, line in zip(clips.clips(row), row["lines"]):
             _write_flac(out / clip.audio.path, conversation.pcm[line["channel"] :][:1, clips.span(line)])
@@ -235,7 +250,7 @@ def _make_part(job: tuple[Recipe, Path, int]) -> None:
 
 
 def _write_flac(path: Path, pcm: np.ndarray) -> None:
-    """`pcm [C, N]`, float32 at 24 kHz."""
+    """Write `pcm [C, N]`, float32 at 24 kHz."""
     samples = np.frombuffer(to_pcm16(np.ascontiguousarray(pcm.T).reshape(-1)), "<i2").reshape(-1, len(pcm))
     write_atomically(
         path, lambda scratch: soundfile.write(scratch, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
@@ -247,20 +262,23 @@ def _part_file(out: Path, part: int) -> Path:
 
 
 def _join(out: Path, parts: int, recipe: dict[str, Any]) -> tuple[int, float]:
-    """Write the lists from the parts. The parts stay, as marks of what is done."""
+    """Write the lists from the files of the parts, which stay: a later build skips their conversations."""
     count = samples = 0
-    scratch = {name: out / "parts" / name for name in (MADE, REJECTED)}
-    with scratch[MADE].open("w", encoding="utf-8") as made, scratch[REJECTED].open("w", encoding="utf-8") as rejected:
+    scratch = {name: out / "parts" / name for name in (CONVERSATIONS_FILE, REJECTED_FILE)}
+    with (
+        scratch[CONVERSATIONS_FILE].open("w", encoding="utf-8") as accepted,
+        scratch[REJECTED_FILE].open("w", encoding="utf-8") as rejected,
+    ):
         for row, line in _rows(out, parts):
             if "rejected" in row:
                 rejected.write(line)
             else:
-                made.write(line)
+                accepted.write(line)
                 count, samples = count + 1, samples + row["samples"]
     for name, path in scratch.items():
         path.replace(out / name)
-    clips.write(out, _made(out, parts), out / "parts")
-    turns.write_corpus(out, _made(out, parts), recipe)
+    clips.write(out, _accepted(out, parts), out / "parts")
+    turns.write_corpus(out, _accepted(out, parts), recipe)
     return count, samples / SAMPLE_RATE / 3600
 
 
@@ -271,5 +289,5 @@ def _rows(out: Path, parts: int) -> Iterator[tuple[dict[str, Any], str]]:
                 yield json.loads(line), line
 
 
-def _made(out: Path, parts: int) -> Iterator[dict[str, Any]]:
+def _accepted(out: Path, parts: int) -> Iterator[dict[str, Any]]:
     return (row for row, _ in _rows(out, parts) if "rejected" not in row)

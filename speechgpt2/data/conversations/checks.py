@@ -3,9 +3,9 @@
     style       the measured style against the target (speaking_style.py)
     alignment   how well the forced aligner finds the text in the audio, 0…1
     cer         the error rate of a recogniser, against the text
-    voice       distance to the speaker's own voice, divided by the distance to the other speaker's
+    voice       distance to the speaker's first line, divided by the distance to the other speaker's
 
-Every check gives a deviation in tolerances; up to 1 is good. The reading with the smallest maximum is taken.
+Every check returns a deviation in tolerances; up to 1 is good. The reading with the smallest maximum is chosen.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class RecogniserConfig:
 
 @dataclass(frozen=True)
 class ChecksConfig:
-    """What a line must pass beside its style; what is not set is not measured.
+    """The checks of a line besides its style; None for a check that is not made.
 
     alignment  the least agreement
-    cer        the largest error rate of what `recogniser` hears
-    voice      the largest ratio of the distances to the own and to the other speaker's first line (1: as near)
+    cer        the largest error rate of the transcript by `recogniser`
+    voice      the largest ratio of the distances to the speaker's own and to the other speaker's first line
     """
 
     alignment: float | None = None
@@ -56,7 +56,7 @@ class ChecksConfig:
 
     def __post_init__(self) -> None:
         if (self.cer is None) != (self.recogniser is None):
-            raise UserError("the check 'cer' needs a 'recogniser', which is needed for nothing else")
+            raise UserError("the check 'cer' needs a 'recogniser', and only that check uses one")
         for name in ("alignment", "cer", "voice"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -69,19 +69,19 @@ class ChecksConfig:
 
 
 def best_reading(
-    attempts: int, read: Callable[[int], Utterance], judge: Callable[[Utterance], Deviations]
+    attempts: int, read: Callable[[int], Utterance], measure: Callable[[Utterance], Deviations]
 ) -> tuple[Utterance, Deviations]:
     """Return the best of several readings, and its deviations. The first good one ends the search.
 
     Args:
-        attempts: how many at most.
-        read: makes reading number 0, 1 …; one that raises ValueError is skipped.
-        judge: returns the deviations of a reading.
+        attempts: the most readings.
+        read: makes the reading 0, 1 …; one that raises ValueError is skipped.
+        measure: returns the deviations of a reading.
 
     Raises:
         ValueError: all readings failed.
     """
-    found: list[tuple[float, int, Utterance, Deviations]] = []
+    readings: list[tuple[float, int, Utterance, Deviations]] = []
     failure = ValueError("nothing was read")
     for number in range(attempts):
         try:
@@ -91,18 +91,18 @@ def best_reading(
         except ValueError as error:
             failure = error
             continue
-        deviations = judge(spoken)
-        found.append((max(deviations.values(), default=0.0), number, spoken, deviations))
-        if found[-1][0] <= 1:
+        deviations = measure(spoken)
+        readings.append((max(deviations.values(), default=0.0), number, spoken, deviations))
+        if readings[-1][0] <= 1:
             break
-    if not found:
+    if not readings:
         raise failure
-    _, _, spoken, deviations = min(found, key=lambda each: each[:2])
+    _, _, spoken, deviations = min(readings, key=lambda reading: reading[:2])
     return spoken, deviations
 
 
 class Checks:
-    """The checks of one conversation. It remembers the voices of its two speakers."""
+    """The checks of one conversation; they compare a speaker's lines with the speaker's first one."""
 
     def __init__(self, config: ChecksConfig):
         self.config = config
@@ -120,7 +120,7 @@ class Checks:
         return deviations
 
     def remember(self, spoken: Utterance) -> None:
-        """Remember a reading that was taken: later readings are compared with a speaker's first one."""
+        """Store a chosen reading, if it is its speaker's first one: later readings are compared with it."""
         vector = voice_of(spoken.pcm)
         if vector is not None:
             self._voices.setdefault(spoken.voice.speaker, vector)
@@ -128,7 +128,7 @@ class Checks:
     def _drift(self, spoken: Utterance) -> float:
         vector, speaker = voice_of(spoken.pcm), spoken.voice.speaker
         own = self._voices.get(speaker)
-        others = [known for name, known in self._voices.items() if name != speaker]
+        others = [voice for name, voice in self._voices.items() if name != speaker]
         if vector is None or own is None or not others:
             return 0.0
         return _distance(vector, own) / max(min(_distance(vector, other) for other in others), 1e-6)
@@ -143,9 +143,9 @@ def alignment(spoken: Utterance) -> float:
 
 
 def voice_of(pcm: np.ndarray) -> np.ndarray | None:
-    """Return mean and spread of the cepstra of the loud frames, `[24]`, as in data/clean/speakers.py.
+    """Return the voice embedding `[24]` of `pcm [N]`: mean and spread of the cepstra of the loud frames.
 
-    None if too few.
+    None if there are too few. `data/clean/speakers.py` uses the same embedding.
     """
     spectrum = power(pcm)
     level = decibels(spectrum.sum(axis=1))
@@ -157,14 +157,14 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b))
 
 
-def _ratio(least: float, found: float) -> float:
-    return least / max(found, 1e-3)
+def _ratio(least: float, agreement: float) -> float:
+    return least / max(agreement, 1e-3)
 
 
-Listen = Callable[[Utterance], str]
+Transcribe = Callable[[Utterance], str]
 
 
 @cache
-def _recogniser(config: RecogniserConfig) -> Listen:
+def _recogniser(config: RecogniserConfig) -> Transcribe:
     recogniser = asr.load(config.model, config.engine)
     return lambda spoken: recogniser.transcribe(spoken.pcm, spoken.lang).text

@@ -1,4 +1,4 @@
-"""Conversations as other data systems take speech: a record with its audio for each line, and Lhotse cuts.
+"""Conversations in the formats of other data tools: a record with its audio for each line, and Lhotse cuts.
 
     turns/000012-03-c1.flac   the audio of a line, mono: conversation, number of the line, channel
     clips.jsonl               their records (data/record.py): sg2 data clean FOLDER/clips.jsonl -o run
@@ -21,7 +21,7 @@ from speechgpt2.tts.utterance import Alignment, Phone, Voice, Word, tones_of
 from speechgpt2.types import SAMPLE_RATE
 
 CLIPS, CUTS, TURNS = "clips.jsonl", "cuts.jsonl.gz", "turns"
-KNOWN = ("text", "lang", "speakers", "align", "style", "events")  # fields that are known and need no measurement
+TRUE_FIELDS = ("text", "lang", "speakers", "align", "style", "events")  # fields of a record that are ground truth
 _DIGITS = 4  # of a time in seconds: a tenth of a millisecond
 
 Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
@@ -40,8 +40,8 @@ def clips(row: Row) -> Iterator[Clip]:
         path = f"{TURNS}/{id}.flac"
         duration = samples / SAMPLE_RATE
         voice = Voice(**row["voices"][line["channel"]])
-        words = tuple(Word(*_moved(word, line)) for word in line["words"])
-        phones = tuple(Phone(*_moved(phone, line)) for phone in line["phones"])
+        words = tuple(Word(*_relative(word, line)) for word in line["words"])
+        phones = tuple(Phone(*_relative(phone, line)) for phone in line["phones"])
         yield Clip(
             id, row["id"], row["scene"], Source(f"file:{path}"),
             AudioInfo(path, SAMPLE_RATE, 1, 0.0, duration, "FLAC"), Language(row["lang"], 1.0),
@@ -59,29 +59,30 @@ def cut(row: Row) -> Row:
         "id": row["id"], "sources": [{"type": "file", "channels": [0, 1], "source": row["audio"]}],
         "sampling_rate": SAMPLE_RATE, "num_samples": row["samples"], "duration": duration, "channel_ids": [0, 1],
     }  # fmt: skip
-    about = {name: row[name] for name in ("scene", "roles", "acoustics", "events")}
+    metadata = {name: row[name] for name in ("scene", "roles", "acoustics", "events")}
     return {
         "id": row["id"], "start": 0.0, "duration": duration, "channel": [0, 1],
         "supervisions": [_supervision(row, number) for number in range(len(row["lines"]))], "recording": recording,
-        "custom": about, "type": "MultiCut",
+        "custom": metadata, "type": "MultiCut",
     }  # fmt: skip
 
 
 def write(folder: Path, rows: Iterable[Row], scratch: Path) -> None:
-    """Write `clips.jsonl` and `cuts.jsonl.gz` of the conversations into `folder`, by way of the folder `scratch`."""
+    """Write `clips.jsonl` and `cuts.jsonl.gz` of the conversations into `folder`.
+
+    They are written in the folder `scratch` first, which must be on the same disk.
+    """
     records, cuts = scratch / CLIPS, scratch / CUTS
     with (
         records.open("w", encoding="utf-8") as lines,
         cuts.open("wb") as raw,
-        gzip.GzipFile(
-            "", "wb", 6, raw, mtime=0
-        ) as packed,  # without a time stamp: equal conversations give equal bytes
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,  # no time stamp, so that equal input gives equal bytes
     ):
         for row in rows:
             lines.writelines(clip.to_json() + "\n" for clip in clips(row))
             packed.write(json.dumps(cut(row), ensure_ascii=False).encode() + b"\n")
-    for made in (records, cuts):
-        made.replace(folder / made.name)
+    for path in (records, cuts):
+        path.replace(folder / path.name)
 
 
 def _supervision(row: Row, number: int) -> Row:
@@ -102,17 +103,18 @@ def _dialogue_events(row: Row, line: Row) -> Iterator[DialogueEvent]:
         start, end = max(event["start"], line["start"]), min(event["end"], line["end"])
         if start < end:
             by = Voice(**row["voices"][event["by"]]).speaker
-            yield DialogueEvent(event["type"], *_moved(("", start, end), line)[1:], by)
+            yield DialogueEvent(event["type"], *_relative(("", start, end), line)[1:], by)
 
 
 def _labels(voice: Voice) -> dict[str, Label]:
     label = Label(voice.engine, confidence=1.0, kind="truth")
-    known = dict.fromkeys(KNOWN, label)
+    labels = dict.fromkeys(TRUE_FIELDS, label)
     if not ENGINES[voice.engine].exact_times:
-        known["align"] = Label(voice.engine)
-    return known
+        labels["align"] = Label(voice.engine)
+    return labels
 
 
-def _moved(part: Any, line: Row) -> tuple[str, float, float]:
-    label, start, end = part
+def _relative(label_span: Any, line: Row) -> tuple[str, float, float]:
+    """Return (label, start, end) with times relative to the line's start."""
+    label, start, end = label_span
     return label, round(start - line["start"], _DIGITS), round(end - line["start"], _DIGITS)

@@ -1,4 +1,4 @@
-"""Make written lines sound spoken: fillers, repetitions and self-repairs, each marked with the words it covers."""
+"""Adds fillers, repetitions and self-repairs to written lines, and marks their words."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class DisfluencyConfig:
 
 def add_disfluencies(script: Script, config: DisfluencyConfig, rng: random.Random) -> Script:
     """Add disfluencies to a script. Lines with a style and backchannels do not change."""
-    return replace(script, lines=tuple(_loosen(line, script.lang, config, rng) for line in script.lines))
+    return replace(script, lines=tuple(_with_disfluency(line, script.lang, config, rng) for line in script.lines))
 
 
-def _loosen(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random) -> Line:
+def _with_disfluency(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random) -> Line:
     drawn = rng.random()
     long = len(words_of(line.text, lang)) >= config.shortest
     if not long or line.style or line.kind != "turn" or drawn >= config.total:

@@ -1,6 +1,6 @@
-"""Scripts from a language model behind an OpenAI-compatible endpoint, checked as any other script is.
+"""Scripts from a language model with an OpenAI-compatible API, checked like any other script.
 
-The request has a language, a topic and the form of the answer, nothing else.
+The request has only a language, a topic and the form of the answer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from speechgpt2.data.conversations.script import STYLES, Line, Script
 from speechgpt2.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "Mandarin Chinese, written in simplified characters"}
-MOST_LINES = 40
-LARGEST = 1 << 20  # bytes of an answer
+MAX_LINES = 40
+MAX_BYTES = 1 << 20  # of an answer
 
 _INSTRUCTION = """Write a short spoken conversation in {language} about: {topic}.
 Answer with one JSON object and nothing else:
@@ -51,19 +51,19 @@ def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
         UserError: the endpoint cannot be used.
     """
     instruction = _INSTRUCTION.format(language=LANGUAGES[lang], topic=topic, styles=", ".join(STYLES))
-    asked = {
+    body = {
         "model": config.model, "temperature": config.temperature, "seed": seed,
         "messages": [{"role": "user", "content": instruction}],
     }  # fmt: skip
-    answer = _ask(config, asked)
+    answer = _post(config, body)
     try:
         content = answer["choices"][0]["message"]["content"]
-        return _script(json.loads(_inner(content)), f"llm: {topic}", lang)
+        return _script(json.loads(_json_object(content)), f"llm: {topic}", lang)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InvalidScript(f"the model's answer is no script ({type(error).__name__}: {error})") from None
 
 
-def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
+def _post(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(config.key):
         headers["Authorization"] = f"Bearer {key}"
@@ -73,7 +73,7 @@ def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=config.timeout) as response:
-            return json.loads(response.read(LARGEST))
+            return json.loads(response.read(MAX_BYTES))
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server responds with {error.code} {error.reason}") from None
     except OSError as error:
@@ -82,7 +82,7 @@ def _ask(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
         raise InvalidScript("the server's answer is no JSON") from None
 
 
-def _inner(content: str) -> str:
+def _json_object(content: str) -> str:
     """Return the JSON object in the answer; many models wrap it in a code block or other text."""
     return content[content.index("{") : content.rindex("}") + 1] if "{" in content and "}" in content else content
 
@@ -90,7 +90,7 @@ def _inner(content: str) -> str:
 def _script(values: dict[str, Any], name: str, lang: str) -> Script:
     lines = tuple(
         Line(str(line["role"]), str(line["text"]).strip(), line.get("kind") or "turn", str(line.get("style") or ""))
-        for line in values["lines"][:MOST_LINES]
+        for line in values["lines"][:MAX_LINES]
     )
     wrong = [line.kind for line in lines if line.kind not in ("turn", "backchannel", "interruption")]
     if wrong:

@@ -1,4 +1,4 @@
-"""Render a script: two channels of audio, one for each speaker, with the exact times of all words.
+"""Renders a script: two channels of audio, one for each speaker, with the exact times of all words.
 
 Turns follow one another with a drawn gap, which may be an overlap. A backchannel is spoken into the previous turn. An
 interruption begins within the previous turn, which breaks off after a reaction time at the end of a word. Audio and
@@ -19,16 +19,16 @@ from speechgpt2.data.conversations.timing import TimingConfig
 from speechgpt2.tts.utterance import Phone, Utterance, Word
 from speechgpt2.types import SAMPLE_RATE
 
-LineSpeaker = Callable[[Line], Utterance]  # speaks a line of a role; raises ValueError where it cannot
+LineSpeaker = Callable[[Line], Utterance]  # speaks a line of a role; raises ValueError if it cannot
 
 LEAD = 0.3  # seconds of silence at both ends
-BREATH = 0.1  # seconds between two contributions on one channel, at least
+BREATH = 0.1  # least seconds between two lines on one channel
 FADE = 0.02  # seconds in which an interrupted voice falls silent
-MOST_OVERLAP = 0.5  # of a turn, by the gap that follows it
+MAX_OVERLAP = 0.5  # share of a turn that the next one may overlap
 
 
 class ConversationEvent(NamedTuple):
-    """Something that happens between people, in seconds; `by` is a channel."""
+    """An event of a conversation, in seconds; `by` is the channel of its speaker."""
 
     type: str  # backchannel, interruption, overlap, filler, repetition, repair
     start: float
@@ -38,10 +38,10 @@ class ConversationEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class SpokenLine:
-    """A line as it was spoken; times in seconds from the start of the conversation.
+    """A spoken line; times are seconds from the start of the conversation.
 
     Attributes:
-        text: what was spoken; shorter than in the script if it was interrupted.
+        text: the spoken text; shorter than in the script if the line was interrupted.
         cut: whether it was interrupted.
     """
 
@@ -85,96 +85,114 @@ class _ScheduledLine:
 
     line: Line
     channel: int
-    said: Utterance
+    utterance: Utterance
     start: float
     cut: bool = False
 
     @property
     def end(self) -> float:
-        return self.start + self.said.duration
+        return self.start + self.utterance.duration
 
 
 def render_script(
     script: Script, speakers: Mapping[str, LineSpeaker], timing: TimingConfig, rng: random.Random
 ) -> SpokenConversation:
-    """Speak the script. Errors: `ValueError` if a line cannot be spoken."""
-    placed: list[_ScheduledLine] = []
-    turn: _ScheduledLine | None = None  # the last one that is no backchannel
-    free = [LEAD, LEAD]  # when each channel is silent
+    """Speak a script.
+
+    Args:
+        script: the script.
+        speakers: speaks the lines of each role.
+        timing: the distributions of gaps, backchannels and reactions.
+        rng: draws from them.
+
+    Raises:
+        ValueError: a line cannot be spoken.
+    """
+    scheduled: list[_ScheduledLine] = []
+    turn: _ScheduledLine | None = None  # the last line that is no backchannel
+    free = [LEAD, LEAD]  # seconds from which each channel is free
     for line in script.lines:
         channel = script.roles.index(line.role)
-        said = speakers[line.role](line)
+        utterance = speakers[line.role](line)
         if line.kind == "backchannel":
             assert turn is not None
-            start = turn.start + timing.backchannel.draw(rng) * turn.said.duration
+            start = turn.start + timing.backchannel.draw(rng) * turn.utterance.duration
         elif line.kind == "interruption":
             assert turn is not None
             start = _interrupt(turn, timing, rng, earliest=free[channel])
             free[turn.channel] = turn.end + BREATH
         else:
-            start = LEAD if turn is None else turn.end + max(timing.gap.draw(rng), -MOST_OVERLAP * turn.said.duration)
-        spoken = _ScheduledLine(line, channel, said, max(start, free[channel]))
+            start = (
+                LEAD if turn is None else turn.end + max(timing.gap.draw(rng), -MAX_OVERLAP * turn.utterance.duration)
+            )
+        spoken = _ScheduledLine(line, channel, utterance, max(start, free[channel]))
         free[channel] = spoken.end + BREATH
-        placed.append(spoken)
+        scheduled.append(spoken)
         turn = turn if line.kind == "backchannel" else spoken
-    placed.sort(key=lambda p: (p.start, p.channel))
-    lines = tuple(_spoken(p) for p in placed)
-    return SpokenConversation(script, _mix(placed), lines, _events(placed, lines))
+    scheduled.sort(key=lambda line: (line.start, line.channel))
+    lines = tuple(_spoken_line(line) for line in scheduled)
+    return SpokenConversation(script, _mix(scheduled), lines, _events(scheduled, lines))
 
 
 def _interrupt(turn: _ScheduledLine, timing: TimingConfig, rng: random.Random, earliest: float) -> float:
-    """Cut the turn at the end of a word; returns when the interruption begins."""
-    start = max(turn.start + timing.interruption.draw(rng) * turn.said.duration, earliest)
-    silent = start + timing.reaction.draw(rng) - turn.start
-    kept = tuple(word for word in turn.said.words if word.start < silent)
-    if len(kept) == len(turn.said.words) or not kept:  # it ended before the reaction
+    """Cut the turn at the end of a word.
+
+    Returns:
+        The seconds at which the interruption begins, not before `earliest`.
+    """
+    start = max(turn.start + timing.interruption.draw(rng) * turn.utterance.duration, earliest)
+    reaction = start + timing.reaction.draw(rng) - turn.start  # seconds after the turn's start
+    words = tuple(word for word in turn.utterance.words if word.start < reaction)
+    if (
+        len(words) == len(turn.utterance.words) or not words
+    ):  # the turn ends before the reaction, or reacts before a word
         return start
-    samples = min(len(turn.said.pcm), int((kept[-1].end + FADE) * SAMPLE_RATE))
-    pcm = turn.said.pcm[:samples].copy()
+    samples = min(len(turn.utterance.pcm), int((words[-1].end + FADE) * SAMPLE_RATE))
+    pcm = turn.utterance.pcm[:samples].copy()
     fade = int(FADE * SAMPLE_RATE)
     pcm[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    phones = tuple(phone for phone in turn.said.phones if phone.end <= kept[-1].end + 1e-6)
-    text = first_words(turn.said.text, len(kept), turn.said.lang)
-    turn.said = replace(turn.said, pcm=pcm, text=text, words=kept, phones=phones)
+    phones = tuple(phone for phone in turn.utterance.phones if phone.end <= words[-1].end + 1e-6)
+    text = first_words(turn.utterance.text, len(words), turn.utterance.lang)
+    turn.utterance = replace(turn.utterance, pcm=pcm, text=text, words=words, phones=phones)
     turn.cut = True
     return start
 
 
-def _spoken(p: _ScheduledLine) -> SpokenLine:
-    def at(time: float) -> float:
-        return round(time + p.start, 4)
+def _spoken_line(scheduled: _ScheduledLine) -> SpokenLine:
+    """Return the line with times from the start of the conversation."""
+    line, utterance = scheduled.line, scheduled.utterance
 
-    words = tuple(Word(w.text, at(w.start), at(w.end)) for w in p.said.words)
-    phones = tuple(Phone(s.label, at(s.start), at(s.end)) for s in p.said.phones)
+    def at(time: float) -> float:
+        return round(time + scheduled.start, 4)
+
+    words = tuple(Word(word.text, at(word.start), at(word.end)) for word in utterance.words)
+    phones = tuple(Phone(phone.label, at(phone.start), at(phone.end)) for phone in utterance.phones)
     return SpokenLine(
-        p.channel, p.line.role, p.line.kind, p.said.text, at(0.0), at(p.said.duration), words, phones, p.line.style,
-        dict(p.line.tool), p.cut,
+        scheduled.channel, line.role, line.kind, utterance.text, at(0.0), at(utterance.duration), words, phones,
+        line.style, dict(line.tool), scheduled.cut,
     )  # fmt: skip
 
 
-def _mix(placed: list[_ScheduledLine]) -> np.ndarray:
-    """`[2, N]` float32: every line at its place."""
-    pcm = np.zeros((2, int((max(p.end for p in placed) + LEAD) * SAMPLE_RATE)), np.float32)
-    for p in placed:
-        first = round(p.start * SAMPLE_RATE)
-        pcm[p.channel, first : first + len(p.said.pcm)] += p.said.pcm
+def _mix(scheduled: list[_ScheduledLine]) -> np.ndarray:
+    """Return `pcm [2, N]` float32, with every line at its start."""
+    pcm = np.zeros((2, int((max(line.end for line in scheduled) + LEAD) * SAMPLE_RATE)), np.float32)
+    for line in scheduled:
+        first = round(line.start * SAMPLE_RATE)
+        pcm[line.channel, first : first + len(line.utterance.pcm)] += line.utterance.pcm
     return pcm
 
 
-def _events(placed: list[_ScheduledLine], lines: tuple[SpokenLine, ...]) -> tuple[ConversationEvent, ...]:
-    found: list[ConversationEvent] = []
-    for p, line in zip(placed, lines):
+def _events(scheduled: list[_ScheduledLine], lines: tuple[SpokenLine, ...]) -> tuple[ConversationEvent, ...]:
+    events: list[ConversationEvent] = []
+    for source, line in zip(scheduled, lines):
         if line.kind != "turn":
-            found.append(ConversationEvent(line.kind, line.start, line.end, line.channel))
-        for mark in p.line.marks:
+            events.append(ConversationEvent(line.kind, line.start, line.end, line.channel))
+        for mark in source.line.marks:
             if mark.end <= len(line.words):
-                found.append(
-                    ConversationEvent(
-                        mark.kind, line.words[mark.start].start, line.words[mark.end - 1].end, line.channel
-                    )
-                )
+                start, end = line.words[mark.start].start, line.words[mark.end - 1].end
+                events.append(ConversationEvent(mark.kind, start, end, line.channel))
     for number, line in enumerate(lines):
         for other in lines[number + 1 :]:
             if other.channel != line.channel and other.start < line.end:
-                found.append(ConversationEvent("overlap", other.start, min(line.end, other.end), other.channel))
-    return tuple(sorted(found, key=lambda event: (event.start, event.type)))
+                events.append(ConversationEvent("overlap", other.start, min(line.end, other.end), other.channel))
+    return tuple(sorted(events, key=lambda event: (event.start, event.type)))

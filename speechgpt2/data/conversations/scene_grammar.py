@@ -7,10 +7,10 @@ A scene is text, a line for each contribution:
     waiter~ {yes}                                    ~ a backchannel, spoken into the line above
     guest! Sorry, {=dish} without onions.            ! an interruption of the line above
     waiter[slow]: No onions.                         [style], one of script.STYLES; may be a slot, too
-    guest?: Thank you.                               ? left out half of the time, with all such lines beside it
+    guest?: Thank you.                               ? left out half of the time, with the ? lines that follow
     waiter{order dish={=dish}}: One moment.          a tool call of that name with its arguments
 
-A slot that no rule explains is an error, found when the scene is read, not when it happens to be drawn.
+A slot without a rule is an error when the scene is read, not only when it is drawn.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ class Pattern:
 
 
 class Scene:
-    """A scene read from text, with the rules for its slots: symbol -> what it may become, slots included.
+    """A scene read from text.
 
-    Errors: `UserError` for a line that is none, an unknown slot, or rules that go in circles.
+    Args:
+        name: the scene's name.
+        lang: its language, "en" or "zh".
+        text: its lines (see the module).
+        rules: the texts that may replace a slot, by the slot's name; they may have slots, too.
+
+    Raises:
+        UserError: a line has another form, a slot has no rule, or a rule contains itself.
     """
 
     def __init__(self, name: str, lang: str, text: str, rules: Mapping[str, Sequence[str]]):
@@ -59,40 +66,40 @@ class Scene:
         if len(self.roles) != 2:
             raise UserError(f"scene {name}: needs two roles, has {len(self.roles)}")
         for pattern in self.patterns:
-            for part in (pattern.text, pattern.style, *(value for _, value in pattern.arguments)):
-                self._check(part, ())
+            for text in (pattern.text, pattern.style, *(value for _, value in pattern.arguments)):
+                self._check(text, ())
 
     def draw(self, rng: random.Random) -> Script:
         """Draw a script: the same for the same state of `rng`."""
-        known: dict[str, str] = {}
+        fixed: dict[str, str] = {}  # values of {=slots}
         lines: list[Line] = []
-        before: Pattern | None = None
+        previous: Pattern | None = None
         left_out = False
         for pattern in self.patterns:
             if not pattern.maybe:
                 left_out = False
-            elif before is None or not before.maybe:  # optional lines that follow it share its fate
+            elif previous is None or not previous.maybe:  # optional lines that follow it are left out with it
                 left_out = rng.random() < 0.5
             if not left_out:
-                lines.append(self._line(pattern, rng, known))
-            before = pattern
+                lines.append(self._line(pattern, rng, fixed))
+            previous = pattern
         return Script(self.name, self.lang, (self.roles[0], self.roles[1]), tuple(lines))
 
-    def _line(self, pattern: Pattern, rng: random.Random, known: dict[str, str]) -> Line:
-        text = self._expand(pattern.text, rng, known)
+    def _line(self, pattern: Pattern, rng: random.Random, fixed: dict[str, str]) -> Line:
+        text = self._expand(pattern.text, rng, fixed)
         tool = [("name", pattern.tool)] if pattern.tool else []
-        tool += [(key, self._expand(value, rng, known)) for key, value in pattern.arguments]
-        style = self._expand(pattern.style, rng, known)
+        tool += [(key, self._expand(value, rng, fixed)) for key, value in pattern.arguments]
+        style = self._expand(pattern.style, rng, fixed)
         return Line(pattern.role, text[0].upper() + text[1:], pattern.kind, style, (), tuple(tool))
 
-    def _expand(self, text: str, rng: random.Random, known: dict[str, str]) -> str:
+    def _expand(self, text: str, rng: random.Random, fixed: dict[str, str]) -> str:
         def fill(match: re.Match[str]) -> str:
             keep, symbol = match.groups()
-            if keep and symbol in known:
-                return known[symbol]
-            value = self._expand(rng.choice(self._rules[symbol]), rng, known)
+            if keep and symbol in fixed:
+                return fixed[symbol]
+            value = self._expand(rng.choice(self._rules[symbol]), rng, fixed)
             if keep:
-                known[symbol] = value
+                fixed[symbol] = value
             return value
 
         return _SLOT.sub(fill, text)

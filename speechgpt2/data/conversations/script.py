@@ -1,4 +1,4 @@
-"""A script: the lines of a conversation, their speakers and styles, between the writer and the synthesis."""
+"""A script: the lines of a conversation with their speakers and styles. Writers make it, the synthesis reads it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,16 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A contribution of a speaker."""
+    """A contribution of a speaker.
+
+    Attributes:
+        role: the speaker.
+        text: the text to speak.
+        kind: "turn", "backchannel" or "interruption"; the last two belong to the turn before.
+        style: a key of `STYLES`; "" for the normal style.
+        marks: its disfluencies.
+        tool: a tool call of the assistant: its name (key "name") and its arguments.
+    """
 
     role: str
     text: str
@@ -81,7 +90,7 @@ class Script:
     lines: tuple[Line, ...]
 
     def __post_init__(self) -> None:
-        holder = ""  # the role whose turn it is
+        turn_role = ""  # the role whose turn it is
         for number, line in enumerate(self.lines, 1):
             where = f"script {self.scene}, line {number}"
             if line.role not in self.roles:
@@ -90,10 +99,10 @@ class Script:
                 raise UserError(f"{where}: no style {line.style!r}; there are {', '.join(STYLES)}")
             if not words_of(line.text, self.lang) or len(line.text) > LONGEST:
                 raise UserError(f"{where}: must hold something to say, of at most {LONGEST} characters")
-            if line.kind != "turn" and holder in ("", line.role):
+            if line.kind != "turn" and turn_role in ("", line.role):
                 raise UserError(f"{where}: a {line.kind} needs a turn of the other one before it")
-            holder = holder if line.kind == "backchannel" else line.role
-        if len(set(self.roles)) != 2 or not holder:
+            turn_role = turn_role if line.kind == "backchannel" else line.role
+        if len(set(self.roles)) != 2 or not turn_role:
             raise UserError(f"script {self.scene}: needs two roles and at least one turn")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Speaking styles: engine settings for a style, and the measured style.
 
 An engine does not always follow its settings (a rate is limited, a whisper stays voiced). So a line with a style is
-rendered beside a neutral reading of the same words, and the difference is measured.
+spoken a second time in the neutral style, and the difference is measured.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from speechgpt2.tts.utterance import Utterance, Voice
 
 WHISPERER = "whisper"  # espeak's unvoiced variant
 SEMITONES_PER_STEP = 0.16  # of espeak's pitch setting around its middle, measured
-VOICED_SHARE = 0.25  # of the loud 10 ms steps: what is voiced less is whispered
-FAINT_DB = -25.0  # below the loudest step: not counted
+VOICED_SHARE = 0.25  # largest voiced share of the loud 10 ms steps of a whisper
+FAINT_DB = -25.0  # relative to the loudest step: quieter steps do not count
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A style as it came out, against the neutral reading; `voiced` is the share of voiced steps, of its own."""
+class MeasuredStyle:
+    """The style of a reading, relative to the neutral one, in the units of `SpeakingStyle`.
+
+    `voiced` is the share of the reading's own loud 10 ms steps that are voiced.
+    """
 
     rate: float
     pitch: float
@@ -36,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far what is measured may be from what was asked: `rate` and `range` as factors, the others in their units."""
+    """The largest difference of measured and requested style: factors of `rate` and `range`, else in their units."""
 
     rate: float = 1.2
     pitch: float = 2.0
@@ -59,34 +62,34 @@ def apply_style(voice: Voice, style: SpeakingStyle, rng: random.Random | None = 
 
 def style_instruction(style: SpeakingStyle, lang: str) -> str:
     """Return the instruction for a style, for engines that take one; "" for a style without a name."""
-    name = next((name for name, known in STYLES.items() if known == style), "")
+    name = next((name for name, named in STYLES.items() if named == style), "")
     return read("speaking_styles")[lang][name] if name else ""
 
 
-def measure(spoken: Utterance, neutral: Utterance) -> Measured:
+def measure(spoken: Utterance, neutral: Utterance) -> MeasuredStyle:
     """Measure how `spoken` differs from `neutral`, the same words by the same voice. Raises `MissingDependency`."""
-    got, plain = _melody(spoken.pcm), _melody(neutral.pcm)
-    both = len(got.semitones) and len(plain.semitones)
-    return Measured(
+    styled, plain = _melody(spoken.pcm), _melody(neutral.pcm)
+    both = len(styled.semitones) and len(plain.semitones)
+    return MeasuredStyle(
         rate=_length(neutral) / _length(spoken),
-        pitch=float(np.median(got.semitones) - np.median(plain.semitones)) if both else 0.0,
-        range=_spread(got.semitones) / max(_spread(plain.semitones), 0.1) if both else 1.0,
-        loudness=got.level - plain.level,
-        voiced=got.voiced,
+        pitch=float(np.median(styled.semitones) - np.median(plain.semitones)) if both else 0.0,
+        range=_spread(styled.semitones) / max(_spread(plain.semitones), 0.1) if both else 1.0,
+        loudness=styled.level - plain.level,
+        voiced=styled.voiced,
     )
 
 
-def style_error(asked: SpeakingStyle, got: Measured, tolerance: Tolerance) -> float:
-    """Return the distance of the measured style from the target, in tolerances; up to 1 is good."""
-    if asked.whisper:
-        return got.voiced / VOICED_SHARE
+def style_error(target: SpeakingStyle, measured: MeasuredStyle, tolerance: Tolerance) -> float:
+    """Return the largest deviation of the measured style from the target, in tolerances; up to 1 is good."""
+    if target.whisper:
+        return measured.voiced / VOICED_SHARE
     deviations = [
-        abs(np.log(got.rate / asked.rate)) / np.log(tolerance.rate),
-        abs(got.pitch - asked.pitch) / tolerance.pitch,
-        abs(got.loudness - asked.loudness) / tolerance.loudness,
+        abs(np.log(measured.rate / target.rate)) / np.log(tolerance.rate),
+        abs(measured.pitch - target.pitch) / tolerance.pitch,
+        abs(measured.loudness - target.loudness) / tolerance.loudness,
     ]
-    if asked.range != 1.0:
-        deviations.append(abs(np.log(max(got.range, 1e-3) / asked.range)) / np.log(tolerance.range))
+    if target.range != 1.0:
+        deviations.append(abs(np.log(max(measured.range, 1e-3) / target.range)) / np.log(tolerance.range))
     return float(max(deviations))
 
 

@@ -24,7 +24,7 @@ POLL = 0.1  # seconds, while another worker fetches a robots.txt
 
 @dataclass(frozen=True)
 class PoliteConfig:
-    """How hosts are treated.
+    """How fast hosts are requested, and how long their robots.txt is valid.
 
     Attributes:
         robot: the name that robots.txt files may address.
@@ -55,7 +55,7 @@ class AccessPolicy:
 
     async def __call__(self, url: str) -> None:
         """Wait until the URL may be requested."""
-        await self._turn(url, await self.delay(url))
+        await self._wait_for_turn(url, await self.delay(url))
         self._check_tombstone(url)  # a takedown may have come during the wait
 
     async def delay(self, url: str) -> float:
@@ -89,39 +89,39 @@ class AccessPolicy:
             raise ItemRejected("taken-down", f"{url} was taken down")
 
     def _delay(self, rules: Protego) -> float:
-        rate, asked = rules.request_rate(self.config.robot), rules.crawl_delay(self.config.robot) or 0.0
+        rate, requested = rules.request_rate(self.config.robot), rules.crawl_delay(self.config.robot) or 0.0
         if rate is not None and rate.requests:
-            asked = max(asked, rate.seconds / rate.requests)
-        if asked > self.config.longest_delay:
-            raise ItemRejected("robots", f"robots.txt asks for {asked:g} s between requests")
-        return max(self.config.delay, asked)
+            requested = max(requested, rate.seconds / rate.requests)
+        if requested > self.config.longest_delay:
+            raise ItemRejected("robots", f"robots.txt asks for {requested:g} s between requests")
+        return max(self.config.delay, requested)
 
-    async def _turn(self, url: str, delay: float) -> None:
+    async def _wait_for_turn(self, url: str, delay: float) -> None:
         wait = self._hosts.reserve(host_of(url), delay)
         if wait > 0:
             await asyncio.sleep(wait)
 
     async def _fetch_robots(self, origin: str) -> RobotsText:
         """Fetch robots.txt. Without the file everything is allowed; while the server fails nothing is."""
-        keep = self.config.robots_hours * 3600
+        valid_seconds = self.config.robots_hours * 3600
 
-        async def turn(url: str) -> None:
+        async def check_access(url: str) -> None:
             self._check_tombstone(url)
-            await self._turn(url, self.config.delay)
+            await self._wait_for_turn(url, self.config.delay)
 
         try:
             try:
-                document = await self._fetcher.document(f"{origin}/robots.txt", turn)
+                document = await self._fetcher.document(f"{origin}/robots.txt", check_access)
                 body = (document.body or b"")[:MAX_ROBOTS].decode("utf-8", "replace")
                 text = RobotsText(200, body)
-            except ItemRejected as refusal:
-                if not refusal.reason.startswith("http-4"):
+            except ItemRejected as rejection:
+                if not rejection.reason.startswith("http-4"):
                     raise
                 text = RobotsText(404, "")
-            except RetryLater as fault:
-                text, keep = RobotsText(0, fault.detail), self.config.robots_pause
+            except RetryLater as error:
+                text, valid_seconds = RobotsText(0, error.detail), self.config.robots_pause
         except BaseException:
             self._hosts.give_up_robots(origin)
             raise
-        self._hosts.set_robots(origin, text, keep)
+        self._hosts.set_robots(origin, text, valid_seconds)
         return text

@@ -1,4 +1,4 @@
-"""Block connections to private addresses at the place where sockets are made.
+"""Blocks connections to private addresses when a socket is created.
 
 A host name may resolve to any address, differently each time, and a redirect may lead anywhere. So the check uses the
 address at the moment of the connection, and no socket is created for a forbidden one.
@@ -42,10 +42,10 @@ class AddressGuard:
 
     def socket(self, address_info: tuple[Any, ...]) -> socket.socket:
         """Create a socket for `address_info`; aiohttp calls it before it connects. Raises `ForbiddenAddress`."""
-        family, kind, protocol, _, place = address_info
-        if not self.permits(place[0]):
+        family, socket_type, protocol, _, endpoint = address_info
+        if not self.permits(endpoint[0]):
             raise ForbiddenAddress("not a public address")  # always the same text: equal errors are merged by text
-        return socket.socket(family, kind, protocol)
+        return socket.socket(family, socket_type, protocol)
 
 
 def _unwrap(address: Address) -> Address:

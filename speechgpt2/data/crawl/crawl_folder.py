@@ -1,4 +1,4 @@
-"""The files of a crawl. Each file gets to its final place so that a kill neither loses it nor leaves a stray one.
+"""The files of a crawl, moved to their final places so that a kill neither loses one nor leaves a stray one.
 
     frontier.db               states of items
     work/ID/                  downloads in progress: body, fetched.json, warc.gz
@@ -8,7 +8,7 @@
     rejected.jsonl            records of rejected items, with reasons
 
 The frontier changes first, files follow: an item is marked as done, then its files are moved, then that is recorded.
-The next start finishes what a kill left undone (`settle`) and removes what it left over (`sweep`).
+The next start moves the files that a kill left in work/ (`settle`), and removes stray files (`sweep`).
 """
 
 from __future__ import annotations

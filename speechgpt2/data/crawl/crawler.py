@@ -59,10 +59,10 @@ class Crawl:
         self._database.close()
 
     def prepare(self, refresh: bool = False) -> None:
-        """Finish what a killed run left, add the seeds, and apply the licences of the configuration.
+        """Finish the items of a killed run, add the seeds, and apply the licences of the configuration.
 
         Args:
-            refresh: ask again for documents that were read before.
+            refresh: request documents again that were read before.
         """
         self.store.sweep(self.frontier)
         if refresh:
@@ -82,19 +82,19 @@ class Crawl:
                 await self._until_done(handlers)
             finally:
                 renewal.cancel()
-                await tools.decoder.close()
+                await tools.prober.close()
         self.store.sweep(self.frontier)
         manifest.write(self.store, self.frontier)
         return self.frontier.totals()
 
     def stop(self) -> None:
-        """Release all leases and end `run`. The next run continues what was fetched."""
+        """Release all leases and end `run`. The next run resumes partial downloads."""
         self._stopped = True
         for task in self._running:
             task.cancel()
 
     def apply_licences(self) -> bool:
-        """Apply the licences again, by all statements that are known of each recording.
+        """Decide again whether each recording's licence is accepted, by all statements about it.
 
         A recording may be found in several places, in any order; the decision considers all of them.
 
@@ -102,23 +102,23 @@ class Crawl:
             Whether an item may be open again.
         """
         opened = False
-        # The licence of a rejected video is not known here: the site told it during the fetch.
+        # The licence of a rejected video is not stored: the site states it during the fetch.
         decided = "kind IN ('media', 'file', 'video') AND (state = 'done' OR (reason = 'licence' AND kind <> 'video'))"
         for item in self.frontier.items(decided):
             stated = licence.strongest(manifest.statements(self.frontier, item), self.config.licences)
             permitted = licence.permits(stated, self.config.licences)
             if item.state == "done" and not permitted:
-                self.frontier.withdraw(item.id, licence.refusal(stated))
+                self.frontier.withdraw(item.id, licence.rejection(stated))
                 self.store.discard(item, self.frontier)
-                opened = True  # its duplicates may be
+                opened = True  # rejected duplicates of it are open again
             elif item.state == "rejected" and permitted:
                 self.frontier.reconsider(item.id)
                 opened = True
         return opened
 
     async def _until_done(self, handlers: Handlers) -> None:
-        again = True
-        while again and not self._stopped:
+        open_items = True
+        while open_items and not self._stopped:
             self._running = [asyncio.create_task(self._work(handlers)) for _ in range(self.config.workers)]
             try:
                 await asyncio.gather(*self._running)
@@ -129,7 +129,7 @@ class Crawl:
                 for task in self._running:
                     task.cancel()
                 await asyncio.gather(*self._running, return_exceptions=True)
-            again = self.apply_licences()
+            open_items = self.apply_licences()
 
     async def _work(self, handlers: Handlers) -> None:
         while (wait := self.frontier.next_due()) is not None:
@@ -143,30 +143,30 @@ class Crawl:
         try:
             try:
                 await (handlers.document(item) if item.kind in DOCUMENTS else handlers.recording(item))
-            except ItemRejected as refusal:
-                self._reject(item, refusal)
-            except RetryLater as fault:
-                self._postpone(item, fault)
-        except LeaseLost:  # another worker has it now, and its files
+            except ItemRejected as rejection:
+                self._reject(item, rejection)
+            except RetryLater as error:
+                self._postpone(item, error)
+        except LeaseLost:  # another worker now has the item and its files
             return
         except BaseException:
             self.frontier.release(item.id)
             raise
 
-    def _reject(self, item: CrawlItem, refusal: ItemRejected) -> None:
-        self.frontier.reject(item.id, refusal)
+    def _reject(self, item: CrawlItem, rejection: ItemRejected) -> None:
+        self.frontier.reject(item.id, rejection)
         self.store.discard_work(item.id)
 
-    def _postpone(self, item: CrawlItem, fault: RetryLater) -> None:
+    def _postpone(self, item: CrawlItem, error: RetryLater) -> None:
         """Schedule another attempt after a pause that doubles. An attempt that received bytes does not count."""
-        if fault.progress:
+        if error.progress:
             self.frontier.retry(item.id, self.config.backoff, count=False)
         elif item.attempts + 1 >= self.config.attempts:
-            self._reject(item, ItemRejected("gave-up", f"after {self.config.attempts} attempts: {fault.detail}"))
+            self._reject(item, ItemRejected("gave-up", f"after {self.config.attempts} attempts: {error.detail}"))
         else:
-            if fault.after:
-                self._hosts.rest(item.host, fault.after)
-            self.frontier.retry(item.id, max(fault.after or 0.0, self.config.backoff * 2**item.attempts))
+            if error.after:
+                self._hosts.pause(item.host, error.after)
+            self.frontier.retry(item.id, max(error.after or 0.0, self.config.backoff * 2**item.attempts))
 
     async def _keep_leases(self, fetcher: Fetcher) -> None:
         while True:

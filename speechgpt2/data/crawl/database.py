@@ -40,7 +40,11 @@ CREATE TABLE tombstone (kind TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NUL
 
 
 class Database:
-    """An open connection. `clock` returns seconds since the epoch, which all processes share.
+    """An open connection.
+
+    Args:
+        path: the file.
+        clock: returns seconds since the epoch, which all processes share.
 
     Raises:
         UserError: the file has another version, or is no SQLite file.
@@ -53,9 +57,9 @@ class Database:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA secure_delete = ON")  # free pages keep nothing of what was taken down
+            self._db.execute("PRAGMA secure_delete = ON")  # so that free pages hold no data that was taken down
             with self.writing():
-                version = self.one("PRAGMA user_version")[0]
+                version = self.fetch_one("PRAGMA user_version")[0]
                 if version == 0:
                     for statement in _SCHEMA.split(";"):
                         self.run(statement)
@@ -68,14 +72,14 @@ class Database:
             )
 
     def run(self, statement: str, *values: Any, **named: Any) -> int:
-        """Execute a statement and return the number of changed rows."""
+        """Execute a statement and return the number of changed rows; its values are positional or named."""
         return self._db.execute(statement, named or values).rowcount
 
-    def one(self, query: str, *values: Any, **named: Any) -> Any:
+    def fetch_one(self, query: str, *values: Any, **named: Any) -> Any:
         """Return the first row, or None."""
         return self._db.execute(query, named or values).fetchone()
 
-    def all(self, query: str, *values: Any, **named: Any) -> list[Any]:
+    def fetch_all(self, query: str, *values: Any, **named: Any) -> list[Any]:
         """Return all rows."""
         return self._db.execute(query, named or values).fetchall()
 

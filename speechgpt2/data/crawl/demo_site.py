@@ -1,9 +1,9 @@
-"""A small web site with spoken episodes and every trap of the trade, on this machine: the crawler's demonstration.
+"""A small local web site with spoken episodes and the difficult cases of a crawl, to demonstrate the crawler.
 
-    python -m speechgpt2.data.crawl.demo_site FOLDER      serve it, crawl it, compare with what should come out
-    python -m speechgpt2.data.crawl.demo_site --serve     only serve it, for a crawl or a browser of your own
+    python -m speechgpt2.data.crawl.demo_site FOLDER      serve and crawl it, and compare the result with `EXPECTED`
+    python -m speechgpt2.data.crawl.demo_site --serve     only serve it, for your own crawl or a browser
 
-`sg2 data demo` goes on from there, with two feeds of longer talks, to clean and labelled clips. The voices are
+`sg2 data demo` adds two feeds of longer talks, and also cleans and labels the clips. The voices are
 synthetic (``speechgpt2[synthesis]``); nothing leaves the machine.
 """
 
@@ -32,8 +32,8 @@ from speechgpt2.types import SAMPLE_RATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-AWAY = "http://10.0.0.1/inside.mp3"  # a private address that a crawler must not reach
-_BY = "https://creativecommons.org/licenses/by/4.0/"
+PRIVATE_URL = "http://10.0.0.1/inside.mp3"  # which a crawler must not reach
+_CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 _GAP = 0.4  # seconds between the sentences of an episode
 TALKS, _SENTENCES = 10, 20  # talks per language, enough for captions; sentences per talk
 _WOMEN = 47  # index of the first female voice among the training voices
@@ -141,8 +141,8 @@ def text(body: str, content_type: str = "text/html") -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.Response(text=body, content_type=content_type)
         response.etag = tag = f"t{len(body)}"
-        fresh = any(known.value == tag for known in request.if_none_match or ())
-        return web.Response(status=304) if fresh else response
+        unchanged = any(etag.value == tag for etag in request.if_none_match or ())
+        return web.Response(status=304) if unchanged else response
 
     return handler
 
@@ -185,12 +185,12 @@ def replaced(first: bytes, second: bytes) -> Handler:
     The first response breaks off in the middle; then the file is another one, and a Range request gets 206 with bytes
     of the new file, whatever its If-Range says.
     """
-    asked = 0
+    requests = 0
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
+        nonlocal requests
+        requests += 1
+        if requests == 1:
             response = web.StreamResponse(headers={"Content-Length": str(len(first)), "ETag": '"one"'})
             response.content_type = "audio/wav"
             await response.prepare(request)
@@ -200,10 +200,10 @@ def replaced(first: bytes, second: bytes) -> Handler:
             request.transport.abort()
             return response
         start = request.http_range.start or 0
-        place = {"Content-Range": f"bytes {start}-{len(second) - 1}/{len(second)}"} if start else {}
+        content_range = {"Content-Range": f"bytes {start}-{len(second) - 1}/{len(second)}"} if start else {}
         return web.Response(
             body=second[start:], status=206 if start else 200, content_type="audio/wav",
-            headers={"ETag": '"two"', **place},
+            headers={"ETag": '"two"', **content_range},
         )  # fmt: skip
 
     return handler
@@ -269,16 +269,16 @@ def encode(pcm: np.ndarray, format: str) -> bytes:
     return file.getvalue()
 
 
-def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
+def routes_of(pcm: Mapping[str, np.ndarray], private_url: str) -> dict[str, Handler]:
     """Return the routes of the site.
 
     Args:
         pcm: the audio of `_EPISODES`.
-        away: a URL on another address.
+        private_url: where a redirect leads that must not be followed.
     """
     flac = encode(pcm["kitchen"], "FLAC")
-    said = {name: " ".join(sentences) for name, (_, *sentences) in _EPISODES.items()}
-    kitchen = subtitles([Word(said["kitchen"], 0.0, len(pcm["kitchen"]) / SAMPLE_RATE - _GAP)])
+    transcripts = {name: " ".join(sentences) for name, (_, *sentences) in _EPISODES.items()}
+    kitchen = subtitles([Word(transcripts["kitchen"], 0.0, len(pcm["kitchen"]) / SAMPLE_RATE - _GAP)])
     return {
         "/robots.txt": text("User-agent: *\nDisallow: /private/\n", "text/plain"),
         "/feed.xml": text(_FEED, "application/rss+xml"),
@@ -287,7 +287,7 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
         "/library.html": text(_LIBRARY),
         "/market.html": text(_MARKET),
         "/audio/weather.mp3": data(encode(pcm["weather"], "MP3")),
-        "/audio/weather.txt": text(said["weather"], "text/plain"),
+        "/audio/weather.txt": text(transcripts["weather"], "text/plain"),
         "/audio/kitchen.flac": data(flac, "audio/flac"),
         "/audio/kitchen.vtt": text(kitchen, "text/vtt"),
         "/mirror/kitchen.flac": data(flac, "application/octet-stream"),
@@ -307,7 +307,7 @@ def routes_of(pcm: Mapping[str, np.ndarray], away: str) -> dict[str, Handler]:
         "/audio/endless.mp3": endless(),
         "/round/a": redirect("/round/b"),
         "/round/b": redirect("/round/a"),
-        "/audio/inside.mp3": redirect(away),
+        "/audio/inside.mp3": redirect(private_url),
     }
 
 
@@ -325,9 +325,9 @@ def talk_routes(talks: Mapping[str, Sequence[Episode]]) -> dict[str, Handler]:
     return routes
 
 
-def seeds_of(server: DemoServer, *more: str) -> dict[str, Any]:
-    """Return the seeds.yaml of the site; `more` are paths of further feeds."""
-    feeds = [{"kind": "feed", "url": server.url(path)} for path in ("/feed.xml", "/laughs.xml", *more)]
+def seeds_of(server: DemoServer, *feed_paths: str) -> dict[str, Any]:
+    """Return the seeds.yaml of the site; `feed_paths` are paths of further feeds."""
+    feeds = [{"kind": "feed", "url": server.url(path)} for path in ("/feed.xml", "/laughs.xml", *feed_paths)]
     return {
         "contact": "nobody@localhost",
         "seeds": [*feeds, {"kind": "sitemap", "url": server.url("/sitemap.xml"), "licence": "CC0-1.0"}],
@@ -339,11 +339,11 @@ def seeds_of(server: DemoServer, *more: str) -> dict[str, Any]:
 
 def compare(folder: Path, server: DemoServer) -> list[str]:
     """Return a line for every difference between the crawl in `folder` and `EXPECTED`."""
-    found: dict[str, str | None] = dict.fromkeys(manifest.kept_urls(folder))
-    found.update(manifest.refused_urls(folder))
-    wanted = {server.url(path): reason for path, reason in EXPECTED.items()}
-    names = sorted(url for url in {*found, *wanted} if found.get(url, "not seen") != wanted.get(url, "not seen"))
-    return [f"{url}: {found.get(url, 'not seen')}, expected {wanted.get(url, 'not seen')}" for url in names]
+    actual: dict[str, str | None] = dict.fromkeys(manifest.kept_urls(folder))
+    actual.update(manifest.rejected_urls(folder))
+    expected = {server.url(path): reason for path, reason in EXPECTED.items()}
+    pairs = {url: (actual.get(url, "not seen"), expected.get(url, "not seen")) for url in {*actual, *expected}}
+    return [f"{url}: {was}, expected {should}" for url, (was, should) in sorted(pairs.items()) if was != should]
 
 
 async def serve(folder: Path | None, port: int) -> int:
@@ -351,10 +351,10 @@ async def serve(folder: Path | None, port: int) -> int:
     from speechgpt2.data.crawl.crawler import Crawl
     from speechgpt2.data.crawl.seeds import load
 
-    async with DemoServer(routes_of(speak_site(), away=AWAY), port) as server:
+    async with DemoServer(routes_of(speak_site(), private_url=PRIVATE_URL), port) as server:
         plan = yaml.safe_dump(seeds_of(server), sort_keys=False)
         if folder is None:
-            print(f"# the site is up, until Ctrl-C; save this as seeds.yaml and crawl it\n{plan}", flush=True)
+            print(f"# the site runs until Ctrl-C; save this as seeds.yaml and crawl it\n{plan}", flush=True)
             await asyncio.Event().wait()
             return 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +365,7 @@ async def serve(folder: Path | None, port: int) -> int:
         crawl.close()
         differences = compare(folder, server)
         print(f"{folder}: {totals.recordings} recordings, {totals.hours * 3600:.1f} s; rejected {totals.rejected}")
-        print("\n".join(differences) or f"all {len(EXPECTED)} items came out as expected")
+        print("\n".join(differences) or f"all {len(EXPECTED)} items are as expected")
         return 1 if differences else 0
 
 
@@ -375,10 +375,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER")
     parser.add_argument("--serve", action="store_true", help="only serve")
     parser.add_argument("--port", type=int, default=0)
-    asked = parser.parse_args()
-    if asked.serve == (asked.folder is not None):
+    arguments = parser.parse_args()
+    if arguments.serve == (arguments.folder is not None):
         parser.error("give a FOLDER to crawl into, or --serve")
-    sys.exit(asyncio.run(serve(asked.folder, asked.port)))
+    sys.exit(asyncio.run(serve(arguments.folder, arguments.port)))
 
 
 def _episode(path: str, title: str, extra: str = "") -> str:
@@ -393,7 +393,7 @@ _FEED = f"""<?xml version="1.0" encoding="UTF-8"?>
 <rss version="2.0" xmlns:podcast="https://podcastindex.org/namespace/1.0"
      xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
 <channel><title>Small talk</title><language>en</language>
-<copyright>© 2026 nobody</copyright><creativeCommons:license>{_BY}</creativeCommons:license>
+<copyright>© 2026 nobody</copyright><creativeCommons:license>{_CC_BY}</creativeCommons:license>
 {_episode("/audio/weather.mp3", "Weather", _transcript("/audio/weather.txt", "text/plain"))}
 {
     _episode(
@@ -422,7 +422,7 @@ _FEED = f"""<?xml version="1.0" encoding="UTF-8"?>
 _TALKS = f"""<?xml version="1.0" encoding="UTF-8"?>
 <rss version="2.0" xmlns:podcast="https://podcastindex.org/namespace/1.0"
      xmlns:creativeCommons="http://backend.userland.com/creativeCommonsRssModule">
-<channel><title>Talks</title><language>{{}}</language><creativeCommons:license>{_BY}</creativeCommons:license>
+<channel><title>Talks</title><language>{{}}</language><creativeCommons:license>{_CC_BY}</creativeCommons:license>
 {{}}</channel></rss>
 """
 

@@ -34,13 +34,13 @@ _CHARSET = re.compile(rb"(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
 
 @dataclass(frozen=True)
 class DocumentSource:
-    """The document that is read.
+    """The document whose links are read.
 
     Attributes:
         url: its address.
         depth: how many further pages may be followed.
-        stated: what is said of its licence.
-        language: what is said of its language.
+        licence: the statement about its licence, which its links inherit.
+        language: its language, "" if unknown.
     """
 
     url: str
@@ -55,14 +55,14 @@ def links_of(kind: str, body: bytes, content_type: str, source: DocumentSource) 
     Raises `ItemRejected` if the document has another kind or is hostile.
     """
     read = {"feed": read_feed, "sitemap": read_sitemap, "page": read_page}[kind]
-    found: dict[str, Link] = {}
+    links: dict[str, Link] = {}
     for link in read(body, content_type, source):
-        known = found.get(link.url)
-        if known is None or (known.kind == "page" and link.kind != "page"):
-            found[link.url] = link
-        if len(found) > MAX_LINKS:
+        earlier = links.get(link.url)
+        if earlier is None or (earlier.kind == "page" and link.kind != "page"):
+            links[link.url] = link
+        if len(links) > MAX_LINKS:
             raise ItemRejected("too-large", f"more than {MAX_LINKS} links")
-    return list(found.values())
+    return list(links.values())
 
 
 def read_feed(body: bytes, content_type: str, source: DocumentSource) -> Iterator[Link]:
@@ -93,14 +93,16 @@ def read_feed(body: bytes, content_type: str, source: DocumentSource) -> Iterato
 
 def _transcript(entry: Any, source: DocumentSource) -> list[str]:
     """Return URL and type of the best transcript that an episode names, or an empty list."""
-    known = []
+    candidates = []
     for link in entry.get("links", ()):
         declared = link.get("type", "").partition(";")[0].strip().lower()
         if link.get("transcript") and declared in transcript.TYPES:
-            known += [
-                (transcript.TYPES.index(declared), found.url) for found in _link(link.get("href", ""), source, "", {})
-            ]
-    return [min(known)[1], transcript.TYPES[min(known)[0]]] if known else []
+            urls_found = _link(link.get("href", ""), source, "", {})
+            candidates += [(transcript.TYPES.index(declared), found.url) for found in urls_found]
+    if not candidates:
+        return []
+    rank, url = min(candidates)
+    return [url, transcript.TYPES[rank]]
 
 
 def _feed_licence(node: Any, level: int) -> Statement | None:
@@ -111,7 +113,7 @@ def _feed_licence(node: Any, level: int) -> Statement | None:
     words = " | ".join(part.strip() for part in (*tags, notice) if part.strip())
     if any(tag.strip() for tag in tags):
         return Statement(words, level)
-    return Statement(words, level) if licence.states_something(notice) else None
+    return Statement(words, level) if licence.is_statement(notice) else None
 
 
 def read_sitemap(body: bytes, content_type: str, source: DocumentSource) -> Iterator[Link]:
@@ -122,19 +124,21 @@ def read_sitemap(body: bytes, content_type: str, source: DocumentSource) -> Iter
     _refuse_declarations(text)
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
     facts = _facts(source.licence, language=source.language)
-    nested, seen = False, False
+    is_index, has_root = False, False
     try:
         for event, node in ElementTree.iterparse(io.BytesIO(text.encode("utf-8", "replace")), events=("start", "end")):
             name = node.tag.rpartition("}")[2]
             if event == "start":
-                if not seen and name not in ("urlset", "sitemapindex"):
+                if not has_root and name not in ("urlset", "sitemapindex"):
                     raise ItemRejected("not-a-sitemap", f"contains <{name[:40]}>")
-                seen, nested = True, nested or name == "sitemapindex"
+                has_root, is_index = True, is_index or name == "sitemapindex"
                 continue
             if name == "loc" and node.text:
-                kind = "sitemap" if nested else "media" if urls.looks_like_audio(node.text.strip()) else "page"
-                if kind != "sitemap" or source.depth > 0:
-                    yield from _link(node.text, source, kind, facts, source.depth - 1 if kind == "sitemap" else 0)
+                if not is_index:
+                    kind = "media" if urls.looks_like_audio(node.text.strip()) else "page"
+                    yield from _link(node.text, source, kind, facts)
+                elif source.depth > 0:
+                    yield from _link(node.text, source, "sitemap", facts, source.depth - 1)
             elif name in ("url", "sitemap"):
                 node.clear()
     except (ElementTree.ParseError, ValueError) as error:
@@ -153,14 +157,14 @@ def read_page(body: bytes, content_type: str, source: DocumentSource) -> Iterato
     base = source.url
     for link in _link(reader.base, source, "page", {}) if reader.base else ():
         base = link.url
-    here = urls.host_of(source.url)
+    own_host = urls.host_of(source.url)
     for href, kind in reader.links:
         for link in _link(href, source, kind, facts, base=base):
             if link.kind == "page" and urls.looks_like_audio(link.url):
                 yield Link(link.url, "media", 0, facts)
             elif link.kind != "page":
                 yield link
-            elif source.depth > 0 and urls.host_of(link.url) == here:
+            elif source.depth > 0 and urls.host_of(link.url) == own_host:
                 yield Link(link.url, "page", source.depth - 1, _facts(source.licence, language=source.language))
 
 
@@ -213,7 +217,7 @@ def decode(body: bytes, content_type: str) -> str:
             return body.decode(name, "replace")
     declared = _CHARSET.search(content_type.encode("utf-8", "replace")) or _CHARSET.search(body[:1024])
     name = declared[1].decode("ascii", "replace") if declared else "utf-8"
-    if not _ENCODINGS.match(name):  # Python has further ones, some of them slow
+    if not _ENCODINGS.match(name):  # Python has more encodings, some of them slow
         name = "utf-8"
     try:
         return body.decode(name, "replace")

@@ -1,7 +1,7 @@
-"""HTTP as a careful stranger speaks it: guarded addresses, limits on everything, downloads that go on where they broke.
+"""An HTTP client for untrusted servers: guarded addresses, limits on size and time, resumed downloads.
 
-Who may be asked, and when, is decided by the `check_access` that every request waits for, each step of a redirect
-included. What a server says of itself (length, type, encoding) is a claim, never a fact.
+Every request, also each step of a redirect, first waits for `check_access`, which decides whether and when a URL may be
+requested. A server's statements (length, type, encoding) are not trusted.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from speechgpt2.data.crawl import urls
 from speechgpt2.data.crawl.address_guard import AddressGuard, ForbiddenAddress
 from speechgpt2.data.crawl.item_errors import ItemRejected, RetryLater
 
-CheckAccess = Callable[[str], Awaitable[None]]
-Remember = Callable[[dict[str, str]], None]
+CheckAccess = Callable[[str], Awaitable[None]]  # returns when the URL may be requested
+Remember = Callable[[dict[str, str]], None]  # stores a validator: the version of a partial file
 
 REDIRECTS = (301, 302, 303, 307, 308)
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # temporary errors
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # statuses of temporary errors
 MEDIA_TYPES = re.compile(r"audio/|video/|application/(ogg|octet-stream|x-flac|mp4)$|binary/octet-stream$|$")
 CONNECT_SECONDS = 20.0
 LONGEST_PAUSE = 3600.0  # seconds: the longest Retry-After that is obeyed
 CHUNK = 1 << 16
-FAULTS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)  # of the network, not of the local disk
+NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)  # not those of the local disk
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class FetchConfig:
 
     Attributes:
         allow_networks: networks that may be reached besides public addresses.
-        max_document_mb: of a feed, sitemap, page or transcript.
-        max_recording_mb: of a recording.
-        max_redirects: of a request.
-        max_seconds: of a download.
-        idle_seconds: without a byte, after which a download is given up.
+        max_redirects: redirects of a request.
+        max_document_mb: size of a feed, sitemap, page or transcript.
+        max_recording_mb: size of a recording.
+        max_seconds: duration of a download.
+        idle_seconds: time without a byte, after which a download is given up.
     """
 
     allow_networks: tuple[str, ...] = ()
@@ -116,12 +116,12 @@ class Fetcher:
         conditions = {"etag": "If-None-Match", "last_modified": "If-Modified-Since"}
         headers = {conditions[key]: value for key, value in (validator or {}).items() if key in conditions}
         async with self._open(url, headers, check_access) as (response, exchanges):
-            kind = response.headers.get("Content-Type", "")
+            content_type = response.headers.get("Content-Type", "")
             if response.status == 304 and headers:
-                return Document(exchanges[-1].url, None, kind, validator or {}, exchanges)
+                return Document(exchanges[-1].url, None, content_type, validator or {}, exchanges)
             _check_status(response, {200})
             body = await self._body(response, int(self.config.max_document_mb * 1e6))
-            return Document(exchanges[-1].url, body, kind, _validator(response), exchanges)
+            return Document(exchanges[-1].url, body, content_type, _validator(response), exchanges)
 
     async def download(
         self, url: str, to: Path, check_access: CheckAccess, validator: dict[str, str], remember: Remember
@@ -135,8 +135,8 @@ class Fetcher:
             RetryLater: a temporary error.
         """
         offset = to.stat().st_size if to.exists() else 0
-        tag = _strong(validator)
-        resume = {"Range": f"bytes={offset}-", "If-Range": tag} if offset and tag else {}
+        version = _if_range(validator)
+        resume = {"Range": f"bytes={offset}-", "If-Range": version} if offset and version else {}
         async with self._open(url, resume, check_access) as (response, exchanges):
             _check_status(response, {200, 206, 416} if resume else {200})
             if response.status == 206 and _continues(response, offset, validator):
@@ -166,8 +166,8 @@ class Fetcher:
                 yield response, exchanges
             finally:
                 response.close()  # a connection with unread data is not reused
-        except FAULTS as error:
-            raise _translated(error) from error
+        except NETWORK_ERRORS as error:
+            raise _item_error(error) from error
 
     async def _follow(
         self, url: str, headers: dict[str, str], check_access: CheckAccess, exchanges: list[HttpExchange]
@@ -194,7 +194,12 @@ class Fetcher:
         return bytes(body)
 
     async def _receive(self, response: aiohttp.ClientResponse, to: Path, offset: int) -> None:
-        """Write the body after the first `offset` bytes of the file, unless its type or size is not accepted."""
+        """Write the body after the first `offset` bytes of the file.
+
+        Raises:
+            ItemRejected: its type or size is not accepted.
+            RetryLater: the connection broke.
+        """
         limit = int(self.config.max_recording_mb * 1e6)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ItemRejected(
@@ -214,14 +219,14 @@ class Fetcher:
                     if size > limit:
                         raise ItemRejected("too-large", f"no end after {limit} bytes")
                     file.write(chunk)
-        except FAULTS as error:
-            later = _translated(error)
-            if isinstance(later, RetryLater):
-                later.progress = bool(offset) and size > offset
-            raise later from error
-        promised = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
-        if promised and size < int(promised[1]):
-            raise RetryLater(f"{size} of {promised[1]} bytes received", progress=size > offset)
+        except NETWORK_ERRORS as error:
+            item_error = _item_error(error)
+            if isinstance(item_error, RetryLater):
+                item_error.progress = bool(offset) and size > offset
+            raise item_error from error
+        total = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+        if total and size < int(total[1]):
+            raise RetryLater(f"{size} of {total[1]} bytes received", progress=size > offset)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         end = time.monotonic() + self.config.max_seconds
@@ -246,7 +251,7 @@ def _validator(response: aiohttp.ClientResponse) -> dict[str, str]:
     return {key: response.headers[name] for key, name in names.items() if name in response.headers}
 
 
-def _strong(validator: dict[str, str]) -> str | None:
+def _if_range(validator: dict[str, str]) -> str | None:
     """Return the value for If-Range: a strong ETag, or the date if there is no ETag."""
     if "etag" in validator:
         return None if validator["etag"].startswith("W/") else validator["etag"]
@@ -254,24 +259,25 @@ def _strong(validator: dict[str, str]) -> str | None:
 
 
 def _continues(response: aiohttp.ClientResponse, offset: int, validator: dict[str, str]) -> bool:
-    """Whether a 206 goes on with our bytes: the same version, and from the place asked for.
+    """Whether a 206 continues the partial file: the same version, from the requested offset.
 
-    Some servers answer 206 whatever If-Range says, with bytes of the new version: only its own validator tells.
+    Some servers ignore If-Range and answer 206 with bytes of a new version. So the response's own validator decides.
     """
-    given = _validator(response)
-    same = [given[key] == validator[key] for key in ("etag", "last_modified") if key in given and key in validator]
-    return bool(same) and same[0] and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+    current = _validator(response)
+    shared = [key for key in ("etag", "last_modified") if key in current and key in validator]
+    same_version = bool(shared) and current[shared[0]] == validator[shared[0]]
+    return same_version and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
 
 
-def _check_status(response: aiohttp.ClientResponse, wanted: set[int]) -> None:
-    if response.status in wanted:
+def _check_status(response: aiohttp.ClientResponse, expected: set[int]) -> None:
+    if response.status in expected:
         return
-    if response.status in PASSING:
-        raise RetryLater(f"the server responds with {response.status}", after=_pause(response))
+    if response.status in TEMPORARY:
+        raise RetryLater(f"the server responds with {response.status}", after=_retry_after(response))
     raise ItemRejected(f"http-{response.status}", f"the server responds with {response.status} {response.reason}")
 
 
-def _pause(response: aiohttp.ClientResponse) -> float | None:
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     """Return the seconds of the Retry-After header, a number or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -283,24 +289,24 @@ def _pause(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Return a function that decompresses a chunk to at most a given number of bytes."""
+    """Return a function (chunk, limit) that decompresses a chunk to at most `limit` bytes."""
     if encoding in ("", "identity"):
-        return lambda chunk, room: chunk
+        return lambda chunk, limit: chunk
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ItemRejected("type", f"the server compressed it ({encoding}) although identity was requested")
     unzip = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
-    def unpack(chunk: bytes, room: int) -> bytes:
+    def unpack(chunk: bytes, limit: int) -> bytes:
         try:
-            return unzip.decompress(chunk, max(1, room))
+            return unzip.decompress(chunk, max(1, limit))
         except zlib.error as error:
             raise ItemRejected("corrupt", f"its {encoding} data is damaged ({error})") from None
 
     return unpack
 
 
-def _translated(error: Exception) -> ItemRejected | RetryLater:
-    """Translate a network error."""
+def _item_error(error: Exception) -> ItemRejected | RetryLater:
+    """Return the item's error for a network error."""
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ForbiddenAddress):
         return ItemRejected("private-address", f"{error.host}: {error.os_error}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -310,5 +316,5 @@ def _translated(error: Exception) -> ItemRejected | RetryLater:
     ):
         return ItemRejected("bad-http", f"the response is not HTTP ({str(error)[:200] or type(error).__name__})")
     if isinstance(error, asyncio.TimeoutError):
-        return RetryLater("the server fell silent")
+        return RetryLater("the server was silent for too long")
     return RetryLater(str(error)[:200] or type(error).__name__)

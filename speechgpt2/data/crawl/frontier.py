@@ -44,7 +44,7 @@ SELECT item.* FROM item JOIN below ON item.id = below.id
 
 
 class LeaseLost(Exception):
-    """The lease expired, or the item was taken down: what was fetched for it is dropped."""
+    """The lease expired, or the item was taken down. The data that was fetched for it is dropped."""
 
 
 class Frontier(FrontierReader):
@@ -69,7 +69,7 @@ class Frontier(FrontierReader):
         now = self._db.clock()
         for link in links:
             id, host = item_id(link.url), host_of(link.url)
-            new = self._db.run(
+            is_new = self._db.run(
                 "INSERT OR IGNORE INTO item (id, url, kind, host, depth, due) VALUES (?, ?, ?, ?, ?, ?)",
                 id, link.url, link.kind, host, link.depth, now,
             )  # fmt: skip
@@ -77,35 +77,32 @@ class Frontier(FrontierReader):
             facts = json.dumps({} if taken_down else link.facts, ensure_ascii=False, sort_keys=True)
             self._db.run("INSERT OR REPLACE INTO link VALUES (?, ?, ?)", parent, id, facts)
             self._db.run("INSERT OR IGNORE INTO host (name) VALUES (?)", host)
-            if new and taken_down:
-                self._reject(id, ItemRejected("taken-down", "its source was taken down"))
-            elif not new and link.kind == "page":
+            if is_new and taken_down:
+                _reject(self._db, id, ItemRejected("taken-down", "its source was taken down"))
+            elif not is_new and link.kind == "page":
                 self._deepen(id, link.depth)
 
     def _deepen(self, id: str, depth: int) -> None:
+        """Open a page again from which more links may be followed than when it was read."""
         if self._db.run("UPDATE item SET depth = ? WHERE id = ? AND kind = 'page' AND depth < ?", depth, id, depth):
-            self._reopen("id = ? AND state = 'done'", id)
-
-    def _reopen(self, condition: str, *values: Any) -> int:
-        changes = "state = 'open', owner = NULL, attempts = 0, reason = NULL, detail = NULL"
-        return self._db.run(f"UPDATE item SET {changes}, due = ? WHERE {condition}", self._db.clock(), *values)
+            _reopen(self._db, "id = ? AND state = 'done'", id)
 
     def refresh(self) -> None:
         """Open documents again, and items that could not be reached."""
         marks = ", ".join("?" * len(DOCUMENTS))
         with self._db.writing():
-            self._reopen(f"state = 'done' AND kind IN ({marks})", *DOCUMENTS)
-            self._reopen("state = 'rejected' AND reason = 'gave-up'")
+            _reopen(self._db, f"state = 'done' AND kind IN ({marks})", *DOCUMENTS)
+            _reopen(self._db, "state = 'rejected' AND reason = 'gave-up'")
 
     # Leases
 
     def lease_item(self, per_host: int) -> CrawlItem | None:
         """Lease an item that is due, or None."""
         now = self._db.clock()
-        if self._db.one(_NEXT_DUE, now=now, per_host=per_host) is None:  # the common case, without a write lock
+        if self._db.fetch_one(_NEXT_DUE, now=now, per_host=per_host) is None:  # the common case, without a write lock
             return None
         with self._db.writing():
-            row = self._db.one(_NEXT_DUE, now=now, per_host=per_host)
+            row = self._db.fetch_one(_NEXT_DUE, now=now, per_host=per_host)
             if row is None:
                 return None
             self._db.run("UPDATE item SET owner = ?, due = ? WHERE id = ?", self.owner, now + self.lease, row["id"])
@@ -141,13 +138,13 @@ class Frontier(FrontierReader):
             self._check_lease(id)
             self._db.run("UPDATE item SET validator = ? WHERE id = ?", json.dumps(validator), id)
 
-    # Ends
+    # Results
 
-    def reject(self, id: str, refusal: ItemRejected) -> None:
+    def reject(self, id: str, rejection: ItemRejected) -> None:
         """Reject the item. Raises `LeaseLost`."""
         with self._db.writing():
             self._check_lease(id)
-            self._reject(id, refusal)
+            _reject(self._db, id, rejection)
 
     def finish_document(
         self, id: str, links: Sequence[Link], validator: dict[str, str], outcome: dict[str, Any]
@@ -158,9 +155,9 @@ class Frontier(FrontierReader):
             self._check_hops(item, outcome)
             self._add(links, id)
             self._db.run("UPDATE item SET validator = ? WHERE id = ?", json.dumps(validator), id)
-            self._finish(id, outcome)
-            self._reopen(
-                "id = ? AND kind = 'page' AND depth > ?", id, outcome["depth"]
+            _finish(self._db, id, outcome)
+            _reopen(
+                self._db, "id = ? AND kind = 'page' AND depth > ?", id, outcome["depth"]
             )  # a shorter path was found meanwhile
 
     def finish_unchanged(self, id: str) -> None:
@@ -172,10 +169,10 @@ class Frontier(FrontierReader):
     def finish_recording(
         self, id: str, sha256: str, fingerprint: str, size: int, seconds: float, outcome: dict[str, Any]
     ) -> list[CrawlItem]:
-        """Finish a recording. Of equal ones the smallest URL is kept; the others are rejected as duplicates.
+        """Finish a recording. Of equal recordings the one with the smallest URL is kept; the others are duplicates.
 
         Returns:
-            The duplicates.
+            The duplicates, which are rejected.
 
         Raises:
             LeaseLost: another worker has the item.
@@ -190,32 +187,14 @@ class Frontier(FrontierReader):
                 "UPDATE item SET sha256 = ?, fingerprint = ?, bytes = ?, seconds = ? WHERE id = ?",
                 sha256, fingerprint, size, seconds, id,
             )  # fmt: skip
-            self._finish(id, outcome)
-            copies = self._copies(fingerprint)
+            _finish(self._db, id, outcome)
+            copies = _copies(self._db, fingerprint)
             for copy in copies[1:]:
-                self._reject(copy.id, ItemRejected("duplicate", f"the same audio as {copies[0].url}"))
+                _reject(self._db, copy.id, ItemRejected("duplicate", f"the same audio as {copies[0].url}"))
         return copies[1:]
 
-    def _finish(self, id: str, outcome: dict[str, Any]) -> None:
-        text = json.dumps(outcome, ensure_ascii=False)
-        ended = "state = 'done', owner = NULL, attempts = 0, reason = NULL, detail = NULL, settled = 0"
-        self._db.run(f"UPDATE item SET {ended}, outcome = ? WHERE id = ?", text, id)
-        for url in outcome.get("hops", ()):
-            self._db.run("INSERT OR IGNORE INTO hop VALUES (?, ?)", id, url)
-
-    def _copies(self, fingerprint: str) -> list[CrawlItem]:
-        """Return the recordings with equal audio; the one to keep is first."""
-        query = "SELECT * FROM item WHERE fingerprint = ? AND (state = 'done' OR reason = 'duplicate')"
-        return sorted(map(item_of_row, self._db.all(query, fingerprint)), key=lambda item: item.url)
-
-    def _reject(self, id: str, refusal: ItemRejected) -> None:
-        self._db.run(
-            "UPDATE item SET state = 'rejected', owner = NULL, reason = ?, detail = ? WHERE id = ?",
-            refusal.reason, refusal.detail, id,
-        )  # fmt: skip
-
     def _check_lease(self, id: str) -> CrawlItem:
-        row = self._db.one("SELECT * FROM item WHERE id = ? AND state = 'open' AND owner = ?", id, self.owner)
+        row = self._db.fetch_one("SELECT * FROM item WHERE id = ? AND state = 'open' AND owner = ?", id, self.owner)
         if row is None:
             raise LeaseLost(id)
         return item_of_row(row)
@@ -225,33 +204,37 @@ class Frontier(FrontierReader):
         if any(self._tombstones.covers_url(url) for url in (item.url, *outcome.get("hops", ()))):
             raise ItemRejected("taken-down", "its source was taken down")
 
-    # Second thoughts
+    # Later changes
 
-    def withdraw(self, id: str, refusal: ItemRejected) -> None:
-        """Reject what was kept; its duplicates get their chance again."""
+    def withdraw(self, id: str, rejection: ItemRejected) -> None:
+        """Reject an item that was kept, and open its duplicates again."""
         with self._db.writing():
-            self._reopen("reason = 'duplicate' AND fingerprint = (SELECT fingerprint FROM item WHERE id = ?)", id)
-            self._reject(id, refusal)
+            _reopen(self._db, "reason = 'duplicate' AND fingerprint = (SELECT fingerprint FROM item WHERE id = ?)", id)
+            _reject(self._db, id, rejection)
 
     def reconsider(self, id: str) -> None:
-        """Open again what was rejected."""
+        """Open a rejected item again."""
         with self._db.writing():
-            self._reopen("id = ? AND state = 'rejected'", id)
+            _reopen(self._db, "id = ? AND state = 'rejected'", id)
 
     def take_down(self, url: str) -> list[CrawlItem]:
-        """Reject `url` and everything derived from it, and bar their content; returns the items as they were."""
+        """Reject `url` and everything derived from it, and never accept their content again.
+
+        Returns:
+            The items before the change.
+        """
         with self._db.writing():
             self._tombstones.add(URL, url)
-            derived = {row["id"]: item_of_row(row) for row in self._db.all(_DERIVED, url=url)}
+            derived = {row["id"]: item_of_row(row) for row in self._db.fetch_all(_DERIVED, url=url)}
             for item in list(derived.values()):
                 self._tombstones.add(URL, item.url)
                 if item.sha256 and item.fingerprint:
                     self._tombstones.add(CONTENT, item.sha256)
                     self._tombstones.add(AUDIO, item.fingerprint)
-                    copies = self._db.all("SELECT * FROM item WHERE fingerprint = ?", item.fingerprint)
+                    copies = self._db.fetch_all("SELECT * FROM item WHERE fingerprint = ?", item.fingerprint)
                     derived.update((row["id"], item_of_row(row)) for row in copies)
             for id in derived:
-                self._reject(id, ItemRejected("taken-down", f"with {url}"))
+                _reject(self._db, id, ItemRejected("taken-down", f"with {url}"))
                 self._db.run("UPDATE item SET outcome = '{}', validator = '{}', settled = 1 WHERE id = ?", id)
                 self._db.run("UPDATE link SET facts = '{}' WHERE child = ?", id)
         return list(derived.values())
@@ -260,3 +243,30 @@ class Frontier(FrontierReader):
         """Record that the item's files are in their final place."""
         with self._db.writing():
             self._db.run("UPDATE item SET settled = 1 WHERE id = ?", id)
+
+
+# Changes of rows, within a transaction of the caller
+
+
+def _reopen(db: Database, condition: str, *values: Any) -> None:
+    changes = "state = 'open', owner = NULL, attempts = 0, reason = NULL, detail = NULL"
+    db.run(f"UPDATE item SET {changes}, due = ? WHERE {condition}", db.clock(), *values)
+
+
+def _finish(db: Database, id: str, outcome: dict[str, Any]) -> None:
+    text = json.dumps(outcome, ensure_ascii=False)
+    changes = "state = 'done', owner = NULL, attempts = 0, reason = NULL, detail = NULL, settled = 0"
+    db.run(f"UPDATE item SET {changes}, outcome = ? WHERE id = ?", text, id)
+    for url in outcome.get("hops", ()):
+        db.run("INSERT OR IGNORE INTO hop VALUES (?, ?)", id, url)
+
+
+def _reject(db: Database, id: str, rejection: ItemRejected) -> None:
+    changes = "state = 'rejected', owner = NULL, reason = ?, detail = ?"
+    db.run(f"UPDATE item SET {changes} WHERE id = ?", rejection.reason, rejection.detail, id)
+
+
+def _copies(db: Database, fingerprint: str) -> list[CrawlItem]:
+    """Return the recordings with equal audio; the one to keep is first."""
+    query = "SELECT * FROM item WHERE fingerprint = ? AND (state = 'done' OR reason = 'duplicate')"
+    return sorted(map(item_of_row, db.fetch_all(query, fingerprint)), key=lambda item: item.url)

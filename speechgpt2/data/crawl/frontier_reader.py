@@ -1,4 +1,4 @@
-"""The items of a crawl as a reader sees them: what they are, how many, and what is known of each.
+"""Reads the items of a crawl: one, all that meet a condition, and their totals.
 
 `frontier.Frontier` adds the changes.
 """
@@ -18,7 +18,14 @@ DOCUMENTS = ("feed", "sitemap", "page", "folder", "videos")
 
 @dataclass(frozen=True)
 class Link:
-    """A URL to fetch as `kind`, and what its parent says of it; `depth` further links may be followed from it."""
+    """A URL to fetch.
+
+    Attributes:
+        url: the address.
+        kind: one of `RECORDINGS` or `DOCUMENTS`.
+        depth: how many further links may be followed from it, one after another.
+        facts: what its parent states: licence, level of that statement, title, language, transcript.
+    """
 
     url: str
     kind: str
@@ -31,10 +38,10 @@ class CrawlItem:
     """A row of the frontier.
 
     Attributes:
-        depth: how many further links may be followed.
+        depth: how many further links may be followed, one after another.
         state: "open", "done" or "rejected".
         validator: the version of the content that is stored (ETag, date).
-        outcome: what the record of a finished item is made of; `{}` before.
+        outcome: the data for the record of a finished item; `{}` before.
     """
 
     id: str
@@ -78,39 +85,40 @@ class FrontierReader:
 
     def get(self, id: str) -> CrawlItem:
         """The item `id`, which exists."""
-        return item_of_row(self._db.one("SELECT * FROM item WHERE id = ?", id))
+        return item_of_row(self._db.fetch_one("SELECT * FROM item WHERE id = ?", id))
 
     def knows(self, id: str) -> bool:
         """Whether there is such an item, open or done."""
-        return self._db.one("SELECT 1 FROM item WHERE id = ? AND state <> 'rejected'", id) is not None
+        return self._db.fetch_one("SELECT 1 FROM item WHERE id = ? AND state <> 'rejected'", id) is not None
 
     def items(self, condition: str = "1", *values: Any) -> Iterator[CrawlItem]:
-        """Items in the order of their ids, a thousand at a time, so that a frontier of any size can be walked."""
-        last = ""
+        """Items in the order of their ids, read a thousand at a time, so that memory stays small."""
+        last_id = ""
         query = f"SELECT * FROM item WHERE id > ? AND ({condition}) ORDER BY id LIMIT 1000"
-        while rows := self._db.all(query, last, *values):
+        while rows := self._db.fetch_all(query, last_id, *values):
             yield from map(item_of_row, rows)
-            last = rows[-1]["id"]
+            last_id = rows[-1]["id"]
 
     def facts(self, id: str) -> list[dict[str, Any]]:
-        """Return what each parent says of an item, in the order of the parents' ids."""
-        rows = self._db.all("SELECT facts FROM link WHERE child = ? ORDER BY parent", id)
+        """Return the `Link.facts` of each parent of an item, in the order of the parents' ids."""
+        rows = self._db.fetch_all("SELECT facts FROM link WHERE child = ? ORDER BY parent", id)
         return [json.loads(row["facts"]) for row in rows]
 
     def unsettled(self) -> list[CrawlItem]:
         """Return finished items whose files may not be in their final place."""
         return [
-            item_of_row(row) for row in self._db.all("SELECT * FROM item WHERE settled = 0 AND state <> 'rejected'")
+            item_of_row(row)
+            for row in self._db.fetch_all("SELECT * FROM item WHERE settled = 0 AND state <> 'rejected'")
         ]
 
     def keeps(self, sha256: str) -> bool:
         """Whether a kept recording has this content."""
-        return self._db.one("SELECT 1 FROM item WHERE sha256 = ? AND state = 'done'", sha256) is not None
+        return self._db.fetch_one("SELECT 1 FROM item WHERE sha256 = ? AND state = 'done'", sha256) is not None
 
     def next_due(self) -> float | None:
         """Return the seconds until an open item may be due, including leased ones; None if nothing is open."""
         due = "SELECT min(due) FROM item WHERE item.host = host.name AND state = 'open'"
-        row = self._db.one(f"SELECT min(max(next_at, ({due}))) FROM host")
+        row = self._db.fetch_one(f"SELECT min(max(next_at, ({due}))) FROM host")
         return None if row[0] is None else max(0.0, row[0] - self._db.clock())
 
     def totals(self) -> Totals:
@@ -119,7 +127,7 @@ class FrontierReader:
         waiting = documents = recordings = 0
         seconds = size = 0.0
         rejected: dict[str, int] = {}
-        for state, reason, kind, count, duration, length in self._db.all(query):
+        for state, reason, kind, count, duration, length in self._db.fetch_all(query):
             if state == "open":
                 waiting += count
             elif state == "rejected":

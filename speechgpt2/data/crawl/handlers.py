@@ -1,4 +1,4 @@
-"""What is done with an item, by its kind: documents are read for links, recordings are fetched and probed."""
+"""Processes an item by its kind: reads the links of a document, fetches and probes a recording."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from speechgpt2.data.crawl.videos import Extractor, Video, YtDlp
 from speechgpt2.hub import sha256_of, write_atomically
 from speechgpt2.tts.utterance import Word
 
-PLANNED = "planned"  # the reason in a dry run for what would be fetched
+PLANNED = "planned"  # in a dry run, the reason of recordings that would be fetched
 
 
 @dataclass
 class Tools:
-    """What the handlers use; the extractor is created for the first video."""
+    """The parts that handlers use; the extractor is created for the first video."""
 
     config: CrawlConfig
     store: CrawlFolder
     frontier: Frontier
     fetcher: Fetcher
     access: AccessPolicy
-    decoder: ProbeProcess
+    prober: ProbeProcess
     extractor: Extractor | None = None
 
     def videos(self) -> Extractor:
@@ -65,8 +65,8 @@ class Handlers:
             self._finish_document(item, Document(item.url, b"", "", {}, []), links)
         elif item.kind == "videos":
             await self._tools.access(item.url)
-            found = await asyncio.to_thread(self._tools.videos().list, item.url)
-            links = [link for video in found for link in self._video_link(video, item)]
+            videos = await asyncio.to_thread(self._tools.videos().list, item.url)
+            links = [link for video in videos for link in self._video_link(video, item)]
             self._finish_document(item, Document(item.url, b"", "", {}, []), links)
         else:
             document = await self._get(item)
@@ -77,9 +77,9 @@ class Handlers:
                 self._finish_document(item, document, links)
 
     async def _get(self, item: CrawlItem) -> Document:
-        """Return the document: from its archive if only a shorter path to it was found, else from the network."""
-        seen = item.outcome.get("depth")
-        if seen is not None and seen < item.depth:
+        """Return the document: from its archive if it only has to be followed deeper, else from the network."""
+        read_at_depth = item.outcome.get("depth")
+        if read_at_depth is not None and read_at_depth < item.depth:
             archived = provenance.read_body(self._tools.store.warc(item.id))
             if archived is not None:
                 return Document(item.outcome["hops"][-1], *archived, item.validator, [])
@@ -89,20 +89,20 @@ class Handlers:
 
     def _finish_document(self, item: CrawlItem, document: Document, links: list[Link]) -> None:
         work, hops = self._tools.store.work(item), [exchange.url for exchange in document.exchanges]
-        about = self._about(item, hops or [document.url])
+        metadata = self._metadata(item, hops or [document.url])
         if document.exchanges:
             digest = hashlib.sha256(document.body or b"").hexdigest()
-            provenance.write(work / "warc.gz", document.exchanges, document.body, digest, about)
-        self._tools.frontier.finish_document(item.id, links, document.validator, {**about, "depth": item.depth})
+            provenance.write(work / "warc.gz", document.exchanges, document.body, digest, metadata)
+        self._tools.frontier.finish_document(item.id, links, document.validator, {**metadata, "depth": item.depth})
         self._tools.store.settle(item, self._tools.frontier)
 
     def _source(self, item: CrawlItem, url: str) -> DocumentSource:
         return DocumentSource(url, item.depth, self._stated(item), self._facts(item).get("language", ""))
 
     def _facts(self, item: CrawlItem) -> dict[str, Any]:
-        """Return what a document hands down to its members."""
-        known = self._tools.frontier.facts(item.id)
-        return known[0] if known else {}
+        """Return the facts of the item's first parent, which its links inherit."""
+        facts = self._tools.frontier.facts(item.id)
+        return facts[0] if facts else {}
 
     def _video_link(self, video: Video, item: CrawlItem) -> list[Link]:
         try:
@@ -117,7 +117,7 @@ class Handlers:
         """Fetch a recording, decode it completely, and keep it if its licence allows it and it is new audio."""
         stated = self._stated(item)
         if item.kind != "video" and not licence.permits(stated, self._tools.config.licences):
-            raise licence.refusal(stated)
+            raise licence.rejection(stated)
         if self._plan_only:
             if item.kind != "file":
                 await self._tools.access.delay(item.url)
@@ -126,17 +126,19 @@ class Handlers:
         download, video = await self._fetch(item, work)
         body = work / "body"
         sha256 = await asyncio.to_thread(sha256_of, body)
-        probed = await self._tools.decoder.probe(body, self._tools.config.max_hours)
-        said, lines = await self._transcript(item)
+        probed = await self._tools.prober.probe(body, self._tools.config.max_hours)
+        transcript_document, lines = await self._transcript(item)
         hops = [exchange.url for exchange in download.exchanges] or [item.url]
-        about = self._about(item, hops, video.licence if video else "")
+        metadata = self._metadata(item, hops, video.licence if video else "")
         outcome = {
-            **about, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
+            **metadata, "etag": download.validator.get("etag", ""), "content_type": download.content_type,
             "ending": probed.ending, "format": probed.format, "sample_rate": probed.sample_rate,
             "channels": probed.channels, "video": video._asdict() if video else None,
-            "transcript": {"url": said.url, "lines": lines} if said else None,
+            "transcript": {"url": transcript_document.url, "lines": lines} if transcript_document else None,
         }  # fmt: skip
-        provenance.write(work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256}, said)
+        provenance.write(
+            work / "warc.gz", download.exchanges, None, sha256, {**outcome, "sha256": sha256}, transcript_document
+        )
         duplicates = self._tools.frontier.finish_recording(
             item.id, sha256, probed.fingerprint, body.stat().st_size, probed.seconds, outcome
         )
@@ -151,10 +153,10 @@ class Handlers:
         Returns:
             The transcript's document and its lines; (None, ()) without one.
         """
-        named = manifest.transcript_of(self._tools.frontier, item)
-        if not named:
+        address = manifest.transcript_of(self._tools.frontier, item)
+        if not address:
             return None, ()
-        url, type = named
+        url, type = address
         try:
             document = await self._tools.fetcher.document(url, self._tools.access)
             text = discover.decode(document.body or b"", document.content_type)
@@ -170,7 +172,7 @@ class Handlers:
         """Fetch the recording into `work`/body, unless a killed run completed it."""
         body, note = work / "body", work / "fetched.json"
         if note.exists():
-            return _recall(json.loads(note.read_text(encoding="utf-8")))
+            return _fetched_before(json.loads(note.read_text(encoding="utf-8")))
         video = None
         if item.kind == "media":
             remember = lambda validator: self._tools.frontier.remember(item.id, validator)  # noqa: E731
@@ -188,21 +190,21 @@ class Handlers:
         return download, video
 
     def _accept(self, item: CrawlItem) -> Any:
-        """Return a function that says why a video must not be fetched, by its licence, or None."""
+        """Return a function that returns why a video's licence forbids to fetch it, or None."""
         frontier, allowed = self._tools.frontier, self._tools.config.licences
-        known = manifest.statements(frontier, item)  # read in this thread: the extractor runs in another one
+        from_parents = manifest.statements(frontier, item)  # read in this thread: the extractor runs in another one
 
         def decide(video: Video) -> str | None:
             own = [Statement(video.licence, ITEM)] if video.licence else []
-            stated = licence.strongest([*known, *own], allowed)
-            return None if licence.permits(stated, allowed) else licence.refusal(stated).detail
+            stated = licence.strongest([*from_parents, *own], allowed)
+            return None if licence.permits(stated, allowed) else licence.rejection(stated).detail
 
         return decide
 
     def _stated(self, item: CrawlItem, video: str = "") -> Statement:
         return licence.strongest(manifest.statements(self._tools.frontier, item, video), self._tools.config.licences)
 
-    def _about(self, item: CrawlItem, hops: list[str], video: str = "") -> dict[str, Any]:
+    def _metadata(self, item: CrawlItem, hops: list[str], video: str = "") -> dict[str, Any]:
         stated = self._stated(item, video)
         fetched_at = provenance.timestamp(self._tools.frontier.now())
         return {
@@ -223,21 +225,21 @@ def _read(kind: str, document: Document, source: DocumentSource) -> list[Link]:
 
 def _recordings_below(item: CrawlItem, facts: dict[str, Any]) -> list[Link]:
     """Return the audio files in a folder and below, by their endings. Symbolic links are not followed."""
-    found = []
+    links = []
     for folder, folders, names in os.walk(urls.to_file(item.url)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder) / name for name in names if name.lower().endswith(urls.AUDIO_ENDINGS)]
-        found += [Link(urls.of_file(path), "file", 0, facts) for path in paths if not path.is_symlink()]
-    return found
+        links += [Link(urls.of_file(path), "file", 0, facts) for path in paths if not path.is_symlink()]
+    return links
 
 
 def _copy(source: Path, target: Path, limit: float) -> None:
     try:
-        found = source.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ItemRejected("type", "is not a regular file")
-        if found.st_size > limit:
-            raise ItemRejected("too-large", f"{found.st_size} bytes, the limit is {limit:.0f}")
+        if status.st_size > limit:
+            raise ItemRejected("too-large", f"{status.st_size} bytes, the limit is {limit:.0f}")
         reader = source.open("rb")
     except OSError as error:
         raise ItemRejected("unreadable", error.strerror or str(error)) from None
@@ -245,7 +247,7 @@ def _copy(source: Path, target: Path, limit: float) -> None:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def _recall(saved: list[Any]) -> tuple[Download, Video | None]:
+def _fetched_before(saved: list[Any]) -> tuple[Download, Video | None]:
     """Read the note that `_fetch` writes."""
     url, content_type, validator, exchanges = saved[0]
     pairs = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from speechgpt2.data.crawl.item_errors import ItemRejected
 
 # The level of a statement; statements nearer to the recording take precedence.
-ITEM, CHANNEL, SEED, NONE = 3, 2, 1, 0
+ITEM, CHANNEL, SEED, NO_STATEMENT = 3, 2, 1, 0
 
-ANY = "any"  # in an allow-list: every recording, with or without a licence
+ANY_LICENCE = "any"  # in an allow-list: every recording, with or without a licence
 OPEN = (
     "CC0-1.0", "CC-PDM-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-2.0", "CC-BY-SA-2.5",
     "CC-BY-SA-3.0", "CC-BY-SA-4.0",
@@ -38,7 +38,7 @@ class Statement:
     """A statement about a recording's licence: the raw text, and its level."""
 
     raw: str = ""
-    level: int = NONE
+    level: int = NO_STATEMENT
 
     @property
     def spdx(self) -> str | None:
@@ -47,12 +47,12 @@ class Statement:
 
 
 def spdx(raw: str) -> str | None:
-    """The SPDX identifier that `raw` (a URL, an identifier, a sentence) means; None where that is not certain.
+    """The SPDX identifier of `raw` (a URL, an identifier, a sentence); None if it is ambiguous.
 
-    Two different licences in one text are not certain.
+    A text that names two licences is ambiguous.
     """
-    found = {*_creative_commons(raw), *(_OTHER_IDS[name.lower()] for name in _OTHER.findall(raw))}
-    return found.pop() if len(found) == 1 else None
+    names = {*_creative_commons(raw), *(_OTHER_IDS[name.lower()] for name in _OTHER.findall(raw))}
+    return names.pop() if len(names) == 1 else None
 
 
 def _creative_commons(raw: str) -> Iterable[str]:
@@ -79,25 +79,25 @@ def _conditions(name: str) -> str | None:
     return "-".join(part.upper() for part in ("by", "nc", "nd", "sa") if part in parts)
 
 
-def states_something(copyright_notice: str) -> bool:
+def is_statement(copyright_notice: str) -> bool:
     """Whether a copyright notice grants or reserves rights; "© 2024 Someone" alone does neither."""
     return spdx(copyright_notice) is not None or bool(_RESERVED.search(copyright_notice))
 
 
 def strongest(statements: Iterable[Statement], allowed: Sequence[str]) -> Statement:
-    """The statement that counts: the nearest to the recording; among equally near ones, one that forbids.
+    """Return the statement that decides: the nearest to the recording; among equally near ones, one that forbids.
 
-    So the order in which they were found does not matter.
+    The result does not depend on the order of the statements.
     """
     return min(statements, key=lambda s: (-s.level, permits(s, allowed), s.raw), default=Statement())
 
 
 def permits(statement: Statement, allowed: Sequence[str]) -> bool:
     """Whether the allow-list permits the recording."""
-    return ANY in allowed or statement.spdx in allowed
+    return ANY_LICENCE in allowed or statement.spdx in allowed
 
 
-def refusal(statement: Statement) -> ItemRejected:
+def rejection(statement: Statement) -> ItemRejected:
     """Return the rejection of a recording by its licence."""
     if not statement.raw:
         return ItemRejected("licence", "no licence is stated")

@@ -1,7 +1,7 @@
-"""The records of a crawl, written from the frontier: what is kept, and what is not and why.
+"""The records of a crawl, written from the frontier: kept recordings, and rejected items with reasons.
 
-A record is built from everything that all sources say of an item, so the order in which they were found leaves no
-trace in it.
+A record is built from the statements of all sources of an item, so it does not depend on the order in which they were
+found.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from speechgpt2.data.record import AudioInfo, Clip, ClipText, Decision, Label, L
 from speechgpt2.hub import write_atomically
 from speechgpt2.tts.utterance import Word
 
-KEPT, REJECTED = "manifest.jsonl", "rejected.jsonl"
+KEPT_FILE, REJECTED_FILE = "manifest.jsonl", "rejected.jsonl"
 STAGE, STAGE_VERSION = "crawl", 1
-STATED, SAID = Label("crawl"), Label("podcast:transcript")  # the source's statement
+# Labels of values that the source states.
+BY_SOURCE, BY_TRANSCRIPT = Label("crawl"), Label("podcast:transcript")
 
 
 def statements(frontier: Frontier, item: CrawlItem, video: str = "") -> list[Statement]:
-    """Return what each source of an item says of its licence, and what a `video` says itself."""
+    """Return the statements of an item's sources about its licence, and that of the `video` itself."""
     own = video or (item.outcome.get("video") or {}).get("licence", "")
-    found = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
-    return [*found, Statement(own, ITEM)] if own else found
+    from_parents = [Statement(facts.get("licence", ""), facts.get("level", 0)) for facts in frontier.facts(item.id)]
+    return [*from_parents, Statement(own, ITEM)] if own else from_parents
 
 
 def transcript_of(frontier: Frontier, item: CrawlItem) -> list[str]:
@@ -39,18 +40,18 @@ def write(store: CrawlFolder, frontier: Frontier) -> None:
     """Write both manifests into the crawl's folder, in the order of the items' ids."""
     kinds = ", ".join(f"'{kind}'" for kind in RECORDINGS)
     kept = (record_of(item, frontier, store) for item in frontier.items(f"state = 'done' AND kind IN ({kinds})"))
-    refused = (refusal_of(item) for item in frontier.items("state = 'rejected'"))
-    _write_lines(store.folder / KEPT, kept)
-    _write_lines(store.folder / REJECTED, refused)
+    rejected = (rejection_of(item) for item in frontier.items("state = 'rejected'"))
+    _write_lines(store.folder / KEPT_FILE, kept)
+    _write_lines(store.folder / REJECTED_FILE, rejected)
 
 
 def record_of(item: CrawlItem, frontier: Frontier, store: CrawlFolder) -> Clip:
     """Return the record of a kept recording; its path is relative to the crawl's folder."""
-    known, outcome = frontier.facts(item.id), item.outcome
+    facts, outcome = frontier.facts(item.id), item.outcome
     video = outcome.get("video") or {}
     # For kept recordings the allow-list no longer matters.
     stated = strongest(statements(frontier, item), allowed=())
-    language = (video.get("language") or _first(known, "language")).partition("-")[0].lower()
+    language = (video.get("language") or _first(facts, "language")).partition("-")[0].lower()
     source = Source(
         item.url, outcome["fetched_at"], outcome["etag"] or None, item.sha256, None if item.kind == "file" else True,
         stated.raw, stated.spdx,
@@ -59,12 +60,12 @@ def record_of(item: CrawlItem, frontier: Frontier, store: CrawlFolder) -> Clip:
         store.audio(item).relative_to(store.folder).as_posix(), outcome["sample_rate"], outcome["channels"],
         duration=item.seconds or 0.0, format=outcome["format"], pcm_hash=item.fingerprint or "",
     )  # fmt: skip
-    said = outcome.get("transcript")
-    labels = {**({"lang.code": STATED} if language else {}), **({"text": SAID} if said else {})}
+    transcript = outcome.get("transcript")
+    labels = {**({"lang.code": BY_SOURCE} if language else {}), **({"text": BY_TRANSCRIPT} if transcript else {})}
     return Clip(
-        item.id, title=video.get("title") or _first(known, "title"), source=source, audio=audio,
+        item.id, title=video.get("title") or _first(facts, "title"), source=source, audio=audio,
         lang=Language(language),
-        text=_transcript_of(said["lines"]) if said else ClipText(), decisions=(_decision(item),),
+        text=_transcript_of(transcript["lines"]) if transcript else ClipText(), decisions=(_decision(item),),
         labels_from=labels,
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ def _transcript_of(lines: list[list[Any]]) -> ClipText:
     return ClipText(raw=" ".join(word.text for word in words), lines=words if timed else ())
 
 
-def refusal_of(item: CrawlItem) -> Clip:
+def rejection_of(item: CrawlItem) -> Clip:
     """Return the record of a rejected item: its source and the reason.
 
     After a takedown it has the hash by which later stages recognise the content.
@@ -86,12 +87,12 @@ def refusal_of(item: CrawlItem) -> Clip:
 
 def kept_urls(folder: Path) -> list[str]:
     """Return the URLs of the recordings that a crawl kept."""
-    return [clip.source.url for clip in _read_lines(folder / KEPT)]
+    return [clip.source.url for clip in _read_lines(folder / KEPT_FILE)]
 
 
-def refused_urls(folder: Path) -> dict[str, str]:
+def rejected_urls(folder: Path) -> dict[str, str]:
     """Return the reason for every URL that a crawl rejected."""
-    return {clip.source.url: clip.decisions[0].reason for clip in _read_lines(folder / REJECTED)}
+    return {clip.source.url: clip.decisions[0].reason for clip in _read_lines(folder / REJECTED_FILE)}
 
 
 def _decision(item: CrawlItem) -> Decision:
@@ -99,10 +100,10 @@ def _decision(item: CrawlItem) -> Decision:
     return Decision(STAGE, STAGE_VERSION, kept, reason=item.reason or "", detail=item.detail or "")
 
 
-def _first(known: list[dict[str, Any]], key: str) -> Any:
+def _first(parents: list[dict[str, Any]], key: str) -> Any:
     """Return the value of the nearest source; of equally near ones the smallest."""
-    words = [(-facts.get("level", 0), facts[key]) for facts in known if facts.get(key)]
-    return min(words)[1] if words else ""
+    values = [(-facts.get("level", 0), facts[key]) for facts in parents if facts.get(key)]
+    return min(values)[1] if values else ""
 
 
 def _write_lines(path: Path, clips: Iterable[Clip]) -> None:

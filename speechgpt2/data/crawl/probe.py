@@ -1,4 +1,4 @@
-"""Whether a file holds audio, how much, and its fingerprint: it is decoded once, completely."""
+"""Decodes a file once and completely: does it hold audio, how much, and what is its fingerprint?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProbedAudio:
 
     Attributes:
         format: the container, as libsndfile or ffmpeg names it.
-        ending: of the file name, from the content.
+        ending: the file name's ending that fits the content.
         fingerprint: hash of the decoded 16-bit samples, equal for equal audio in any lossless format.
     """
 
@@ -31,7 +31,7 @@ class ProbedAudio:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration of the audio."""
         return self.samples / self.sample_rate
 
 

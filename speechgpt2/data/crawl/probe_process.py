@@ -3,7 +3,7 @@
 The process reads requests from its standard input and ends with it, so a killed crawler leaves none behind.
 
     process = ProbeProcess()
-    found = await process.probe(path, max_hours=12)
+    audio = await process.probe(path, max_hours=12)
     await process.close()
 """
 
@@ -84,8 +84,8 @@ def serve() -> None:
         request = json.loads(line)
         try:
             answer = asdict(probe(Path(request["path"]), request["max_hours"]))
-        except ItemRejected as refusal:
-            answer = {"reason": refusal.reason, "detail": refusal.detail}
+        except ItemRejected as rejection:
+            answer = {"reason": rejection.reason, "detail": rejection.detail}
         print(json.dumps(answer), flush=True)
 
 

@@ -21,31 +21,31 @@ _TRANSPORT = ("content-encoding", "transfer-encoding")
 
 
 def write(
-    path: Path, exchanges: Sequence[HttpExchange], body: bytes | None, sha256: str, about: dict[str, Any],
-    beside: Document | None = None,
+    path: Path, exchanges: Sequence[HttpExchange], body: bytes | None, sha256: str, metadata: dict[str, Any],
+    transcript: Document | None = None,
 ) -> None:  # fmt: skip
     """Write the WARC of one item.
 
     Args:
-        path: of the file.
+        path: the file to write.
         exchanges: requests and response heads.
         body: the content of a document; None if it is stored as a file.
         sha256: hash of the content.
-        about: becomes a metadata record.
-        beside: a transcript that belongs to the item.
+        metadata: content of the metadata record; it has "fetched_at" and "url".
+        transcript: the transcript of a recording.
     """
-    date = about["fetched_at"]
+    date = metadata["fetched_at"]
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=True, warc_version="1.1")
         for number, exchange in enumerate(exchanges, 1):
-            last = number == len(exchanges)
-            _write_exchange(writer, exchange, date, body if last else b"", sha256 if last else None)
-        if beside:
-            for exchange in beside.exchanges:
-                content = beside.body if exchange is beside.exchanges[-1] else None
+            is_last = number == len(exchanges)
+            _write_exchange(writer, exchange, date, body if is_last else b"", sha256 if is_last else None)
+        if transcript:
+            for exchange in transcript.exchanges:
+                content = transcript.body if exchange is transcript.exchanges[-1] else None
                 _write_exchange(writer, exchange, date, content or b"", None)
-        text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode()
-        uri = exchanges[-1].url if exchanges else about["url"]
+        text = json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
+        uri = exchanges[-1].url if exchanges else metadata["url"]
         writer.write_record(
             writer.create_warc_record(
                 uri, "metadata", io.BytesIO(text), warc_content_type="application/json",
@@ -57,23 +57,23 @@ def write(
 def _write_exchange(
     writer: WARCWriter, exchange: HttpExchange, date: str, body: bytes | None, sha256: str | None
 ) -> None:
-    named = {"WARC-Date": date, **({"WARC-Payload-Digest": f"sha256:{sha256}"} if sha256 else {})}
+    warc_headers = {"WARC-Date": date, **({"WARC-Payload-Digest": f"sha256:{sha256}"} if sha256 else {})}
     if body is None:
-        named["WARC-Truncated"] = "unspecified"  # the content is the file with that hash
-    kept = [(f"X-Archive-Orig-{n}" if n.lower() in _TRANSPORT else n, v) for n, v in exchange.response]
-    answer = StatusAndHeaders(f"{exchange.status} {exchange.reason}".strip(), kept, protocol="HTTP/1.1")
+        warc_headers["WARC-Truncated"] = "unspecified"  # the content is the file with that hash
+    headers = [(f"X-Archive-Orig-{n}" if n.lower() in _TRANSPORT else n, v) for n, v in exchange.response]
+    response_head = StatusAndHeaders(f"{exchange.status} {exchange.reason}".strip(), headers, protocol="HTTP/1.1")
     response = writer.create_warc_record(
         exchange.url,
         "response",
         io.BytesIO(body or b""),
         len(body or b""),
-        http_headers=answer,
-        warc_headers_dict=named,
+        http_headers=response_head,
+        warc_headers_dict=warc_headers,
     )
-    question = StatusAndHeaders("GET / HTTP/1.1", list(exchange.request), is_http_request=True)
-    question.statusline = f"GET {_target(exchange.url)} HTTP/1.1"
+    request_head = StatusAndHeaders("GET / HTTP/1.1", list(exchange.request), is_http_request=True)
+    request_head.statusline = f"GET {_target(exchange.url)} HTTP/1.1"
     request = writer.create_warc_record(
-        exchange.url, "request", http_headers=question, warc_headers_dict={"WARC-Date": date}
+        exchange.url, "request", http_headers=request_head, warc_headers_dict={"WARC-Date": date}
     )
     writer.write_request_response_pair(request, response)
 

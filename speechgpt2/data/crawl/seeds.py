@@ -1,4 +1,4 @@
-"""The configuration of a crawl: where to look, which licences to accept, how fast to go."""
+"""The configuration of a crawl: where to start, which licences to accept, and the limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from speechgpt2.errors import UserError
 
 @dataclass(frozen=True)
 class Seed:
-    """Where to look.
+    """A place where the crawl starts.
 
     kind      feed (RSS, Atom), sitemap, page, media (a recording), folder (of this machine), videos (by yt-dlp)
     url       a URL; for a folder its path
-    licence   what you know of the licence; what a feed, episode or page says itself goes before it
-    language  of the speech, where the source does not say
+    licence   the licence as you know it; a statement of a feed, episode or page takes precedence
+    language  the language of the speech, for a source that does not state it
     depth     pages of the same host to follow from a page, or sitemaps from a sitemap, one after another
     """
 
@@ -42,8 +42,8 @@ class Seed:
         else:
             try:
                 url = urls.normalise(self.url)
-            except ItemRejected as refusal:
-                raise UserError(f"seed {self.url}: {refusal.detail}") from None
+            except ItemRejected as rejection:
+                raise UserError(f"seed {self.url}: {rejection.detail}") from None
         facts = {"licence": self.licence, "level": SEED if self.licence else 0, "language": self.language}
         return Link(url, self.kind, self.depth, {key: value for key, value in facts.items() if value})
 
@@ -54,10 +54,10 @@ class CrawlConfig:
 
     contact    a URL or an address to write to, sent with every request
     licences   SPDX identifiers that are accepted; "any" accepts everything, stated or not
-    workers    items in the making at once, of which at most `per_host` of one host
-    attempts   until an item is given up; pauses begin at `backoff` seconds and double
-    lease      seconds after which the items of a worker that died are free again
-    max_hours  of one recording, decoded
+    workers    items that are processed at the same time, at most `per_host` of one host
+    attempts   attempts until an item is given up; pauses begin at `backoff` seconds and double
+    lease      seconds after which other workers may take the items of a worker that died
+    max_hours  longest recording, decoded
     """
 
     contact: str

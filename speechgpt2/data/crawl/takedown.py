@@ -18,10 +18,10 @@ def take_down(source: str, folder: Path) -> list[CrawlItem]:
 
     Args:
         source: a URL, or the path of a crawled folder.
-        folder: of the crawl.
+        folder: the crawl's folder.
 
     Returns:
-        What was derived from the source.
+        The items that were derived from the source.
 
     Raises:
         UserError: the folder has no crawl, or the source is no URL.
@@ -48,5 +48,5 @@ def _url_of(source: str) -> str:
         return source
     try:
         return urls.normalise(source)
-    except ItemRejected as refusal:
-        raise UserError(f"{source}: {refusal.detail}") from None
+    except ItemRejected as rejection:
+        raise UserError(f"{source}: {rejection.detail}") from None

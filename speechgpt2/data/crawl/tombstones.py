@@ -23,13 +23,13 @@ class Tombstones:
         """Whether the URL, or a URL above it, was taken down."""
         names = _and_above(url)
         marks = ", ".join("?" * len(names))
-        found = self._db.one(f"SELECT 1 FROM tombstone WHERE kind = '{URL}' AND value IN ({marks})", *names)
-        return found is not None
+        row = self._db.fetch_one(f"SELECT 1 FROM tombstone WHERE kind = '{URL}' AND value IN ({marks})", *names)
+        return row is not None
 
     def covers_content(self, sha256: str, fingerprint: str) -> bool:
         """Whether this content was taken down, from any source."""
         query = "SELECT 1 FROM tombstone WHERE (kind = ? AND value = ?) OR (kind = ? AND value = ?)"
-        return self._db.one(query, CONTENT, sha256, AUDIO, fingerprint) is not None
+        return self._db.fetch_one(query, CONTENT, sha256, AUDIO, fingerprint) is not None
 
 
 def _and_above(url: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Transcripts that a feed names beside an episode (`podcast:transcript`): WebVTT, SubRip, JSON or plain text -> lines.
 
-They are hostile text like all that is fetched: what cannot be read is no transcript, and the recording comes without.
+They are untrusted text. One that cannot be parsed is ignored, and the recording is kept without a transcript.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ _TAG = re.compile(r"<[^<>]{0,300}>")  # <v Speaker>, <b>, <00:01.000>
 
 
 def lines_of(text: str, type: str) -> tuple[Word, ...]:
-    """The lines with their times in seconds, in order; of plain text a single one that ends when it begins.
+    """Parse a transcript of one of the `TYPES`.
 
-    Errors: `ItemRejected`.
+    Returns:
+        Lines with their times in seconds, in order; plain text becomes one line of duration 0.
+
+    Raises:
+        ItemRejected: it is too long or cannot be parsed.
     """
     if len(text) > MAX_TEXT:
         raise ItemRejected("too-large", f"a transcript of more than {MAX_TEXT} characters")

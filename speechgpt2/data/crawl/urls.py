@@ -17,14 +17,15 @@ AUDIO_ENDINGS = (".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".m4b
 
 
 def normalise(url: str, base: str = "") -> str:
-    """The one spelling of an http(s) URL: host in lower case and ASCII, no fragment, no default port, no dot segments.
+    """Normalise an http(s) URL: host in lower case and ASCII, no fragment, no default port, no dot segments.
 
-    Errors: `ItemRejected` ("bad-url") for other schemes, credentials in the URL, no host, over-long or unreadable ones.
+    Raises:
+        ItemRejected: ("bad-url") another scheme, credentials in the URL, no host, too long, or no URL.
     """
     try:
         absolute = urljoin(base, url.strip())
         parsed = URL(absolute).with_fragment(None)
-        if parsed.raw_path in ("", "/"):  # the one path that may be written in two ways
+        if parsed.raw_path in ("", "/"):  # the only path with two spellings
             parsed = parsed.with_path("/", keep_query=True)
         host, text = parsed.raw_host, str(parsed)
     except ValueError as error:

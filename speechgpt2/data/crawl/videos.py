@@ -15,7 +15,7 @@ _LOG.addHandler(logging.NullHandler())  # yt-dlp would print errors that are rai
 
 
 class Video(NamedTuple):
-    """What a site says of a video; `licence` is "" if it says nothing."""
+    """A video, as its site describes it; `licence` is "" if the site states none."""
 
     url: str
     title: str
@@ -30,7 +30,7 @@ class Extractor(Protocol):
         """List the videos of a channel or playlist; a single video lists itself."""
 
     def download(self, url: str, to: Path, accept: Callable[[Video], str | None]) -> Video:
-        """Fetch the audio of a video into the file `to`, unless `accept` gives a reason against it."""
+        """Fetch the audio of a video into the file `to`, unless `accept` returns a reason against it."""
 
 
 class YtDlp:

@@ -32,20 +32,24 @@ class Workspace:
     def source(self, path: str) -> Path | None:
         """Return the original file of a clip; None if the path is not below the folder of sources."""
         try:
-            found = (self.sources / path).resolve()
-            inside = found.is_relative_to(self.sources.resolve())
+            absolute = (self.sources / path).resolve()
+            is_inside = absolute.is_relative_to(self.sources.resolve())
         except (ValueError, OSError, RuntimeError):  # a zero byte, a name that is too long, a loop of links
             return None
-        return found if inside and path else None
+        return absolute if is_inside and path else None
 
     def recording(self, pcm_hash: str) -> Path:
         """Return the path of a standard recording."""
         return self.folder / "audio" / pcm_hash[:2] / f"{pcm_hash}.flac"
 
-    def add(self, blocks: Iterable[np.ndarray]) -> tuple[str, int]:
-        """Store a standard recording, given as blocks `[N]` float32 at 24 kHz.
+    def add_recording(self, blocks: Iterable[np.ndarray]) -> tuple[str, int]:
+        """Store a standard recording.
 
-        Returns its hash and the number of samples.
+        Args:
+            blocks: its samples, float32 `[N]` at 24 kHz each.
+
+        Returns:
+            Its hash and the number of samples.
         """
         (self.folder / "audio").mkdir(parents=True, exist_ok=True)
         scratch = self.folder / "audio" / f".{secrets.token_hex(8)}"
@@ -55,10 +59,10 @@ class Workspace:
                 scratch, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC", compression_level=0
             ) as file:
                 for block in blocks:
-                    coded = to_int16(block)
-                    digest.update(coded.astype("<i2").tobytes())
-                    file.write(coded)
-                    samples += len(coded)
+                    rounded = to_int16(block)
+                    digest.update(rounded.astype("<i2").tobytes())
+                    file.write(rounded)
+                    samples += len(rounded)
             target = self.recording(digest.hexdigest())
             target.parent.mkdir(exist_ok=True)
             os.replace(scratch, target)
@@ -72,21 +76,21 @@ class ClipAudio:
 
     def __init__(self, clip: Clip, workspace: Workspace):
         self.info, self.workspace = clip.audio, workspace
-        self._known: dict[str, Any] = {}  # without the gain
+        self._features: dict[str, Any] = {}  # by name, without the gain; "pcm" is the audio itself
 
     def for_clip(self, clip: Clip) -> ClipAudio:
-        """Return the audio of a clip that a stage made of this one. If only the gain differs, the cache is shared."""
+        """Return the audio of a clip that a stage made from this one. Clips of the same span share the cache."""
         other = ClipAudio(clip, self.workspace)
         if _span(other.info) == _span(self.info):
-            other._known = self._known
+            other._features = self._features
         return other
 
     @property
     def raw(self) -> np.ndarray:
         """float32 `[N]` at 24 kHz, as recorded."""
-        if "pcm" not in self._known:
-            self._known["pcm"] = self.span(self.info.start, self.info.duration)
-        return self._known["pcm"]
+        if "pcm" not in self._features:
+            self._features["pcm"] = self.span(self.info.start, self.info.duration)
+        return self._features["pcm"]
 
     @cached_property
     def pcm(self) -> np.ndarray:
@@ -124,16 +128,16 @@ class ClipAudio:
             raise UserError(f"{path}: a recording of this run is missing or damaged ({error})") from None
 
     def cached(self, name: str, derive: Callable[[np.ndarray], np.ndarray], degree: int) -> np.ndarray:
-        """Return `derive(pcm)`, computed once for all stages that ask for `name`, for any gain.
+        """Return `derive(pcm)`, computed once for all stages and gains.
 
         Args:
-            name: of the feature.
-            derive: a function of the samples without gain.
-            degree: the feature grows with the gain to this power.
+            name: the name of the feature.
+            derive: computes it from the samples without gain.
+            degree: it is proportional to this power of the gain, so a gain is applied without computing it again.
         """
-        if name not in self._known:
-            self._known[name] = derive(self.raw)
-        return self._known[name] * self._gain**degree
+        if name not in self._features:
+            self._features[name] = derive(self.raw)
+        return self._features[name] * self._gain**degree
 
 
 def _span(info: AudioInfo) -> tuple[str, float, float]:

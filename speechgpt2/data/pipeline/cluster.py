@@ -22,8 +22,8 @@ from speechgpt2.data.pipeline.stage import Stage
 from speechgpt2.data.pipeline.workers import TASK_TIMEOUT, LocalWorkers, Task, TaskResult
 from speechgpt2.errors import UserError
 
-WAVE = 4096  # tasks of a dataset at most; as many may wait for the next one
-BLOCKS = 256  # blocks of a dataset at most; an actor processes a block at a time
+WAVE = 4096  # most tasks of a dataset, and most tasks that wait for the next one
+BLOCKS = 256  # most blocks of a dataset; an actor processes a block at a time
 OBJECTS = 256 << 20  # bytes of the object store: records are small, audio stays in files
 
 
@@ -37,7 +37,7 @@ class RayWorkers:
         count: int | None = None,
         timeout: float = TASK_TIMEOUT,
     ):
-        self._ray, self._started = _connected(count)
+        self._ray, self._started = _connect(count)
         self._count = count or int(self._ray.cluster_resources().get("CPU", 1))
         absolute = Workspace(workspace.sources.resolve(), workspace.folder.resolve())
         self._arguments = (list(stages), absolute, timeout)
@@ -54,7 +54,7 @@ class RayWorkers:
 
     @property
     def idle(self) -> int:
-        """How many tasks can be submitted now."""
+        """Number of tasks that can be submitted now."""
         return WAVE - len(self._queue)
 
     @property
@@ -89,7 +89,7 @@ class RayWorkers:
 
 
 class _Actor:
-    """One worker process on any machine: rows of a pickled task in, of its pickled result out."""
+    """One worker process on any machine. It maps a row with a pickled task to a row with the pickled result."""
 
     def __init__(self, stages: Sequence[Stage[Any]], workspace: Workspace, timeout: float):
         self._workers = LocalWorkers(stages, workspace, 1, timeout)
@@ -103,8 +103,8 @@ class _Actor:
         return {"done": pickle.dumps(answer)}
 
 
-def _connected(count: int | None) -> tuple[Any, bool]:
-    """Return Ray, and whether this process started it."""
+def _connect(count: int | None) -> tuple[Any, bool]:
+    """Connect to Ray. Returns the module `ray`, and whether this process started Ray."""
     on_cluster = bool(os.environ.get("RAY_ADDRESS"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads these when it is loaded
     if not on_cluster:  # Ray has no authentication: with this setting it listens on the loopback interface only

@@ -1,7 +1,7 @@
 """Global steps look at all clips of a run: rules with thresholds, comparisons among clips.
 
-A global step needs the records only, reads them as a stream as often as necessary, and is computed in every run. So a
-threshold can change, or a clip be added, without new work of the stages.
+A global step needs only the records. It reads them as a stream, as often as necessary, and is computed in every run. So
+a threshold can be changed, or a clip be added, and the stages have nothing to compute again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class GlobalStep(Step[C]):
 
     @property
     def identity(self) -> str:
-        """What determines the results besides the clips, as text."""
+        """Everything besides the clips that determines the results, as text."""
         return identity_of(self.name, self.version, self.config)
 
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
@@ -37,7 +37,7 @@ class Rule:
     """Reject clips whose score is outside of one bound, `at_least` or `at_most`.
 
     Attributes:
-        reason: of the rejection.
+        reason: the reason of the rejection, one word.
         score: path of a number in the record, such as "quality.snr" or "quality.mos.dnsmos".
         at_least: lower bound.
         at_most: upper bound.
@@ -113,9 +113,9 @@ class Rules(GlobalStep[RulesConfig]):
     def __call__(self, read: ReadClips) -> Iterator[Clip]:
         """Yield the clips with new fields or decisions."""
         for clip in read():
-            yield self.judge(clip) if clip.kept else clip
+            yield self.decide(clip) if clip.kept else clip
 
-    def judge(self, clip: Clip) -> Clip:
+    def decide(self, clip: Clip) -> Clip:
         """Return the clip with the decision of every rule whose score is known."""
         decisions = []
         for rule in self.config.rules:

@@ -1,7 +1,7 @@
 """Input of a run: the clips of a folder of recordings or of a manifest, one at a time, in a stable order.
 
-No file name and no line of a manifest can end a run: what cannot be used becomes a rejected clip with a reason. Beside
-`talk.mp3` a file `talk.txt` may hold its text.
+No file name and no line of a manifest can end a run: a file or line that cannot be used becomes a rejected clip with a
+reason. A file `talk.txt` beside `talk.mp3` is its transcript.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def read(source: Path, results: Results) -> Iterator[Clip]:
     """Yield the clips of a folder or a manifest (JSON lines). Raises `UserError` if it does not exist."""
     if not source.is_dir() and not source.is_file():
         raise UserError(f"{source}: no such folder or manifest")
-    results.forget_ids()
+    results.clear_ids()
     for clip in _folder(source, results) if source.is_dir() else _manifest(source, results):
         detail = results.takedown_reason(clip)
         if detail is not None:
-            clip = _refused(clip.id, REASON, clip.source.url, detail)
-        if results.new_id(clip.id):
+            clip = _rejected_clip(clip.id, REASON, clip.source.url, detail)
+        if results.add_id(clip.id):
             yield clip
         else:
-            again = replace(clip, id=_short_hash(f"{clip.id} again {clip.to_json()}".encode()))
-            yield _refuse(again, "id-twice", f"another clip is named {clip.id}") if clip.kept else again
-    for id, url, detail in results.takedowns():  # that the manifest no longer lists
-        if results.new_id(id):
-            yield _refused(id, REASON, url, detail)
+            renamed = replace(clip, id=_short_hash(f"{clip.id} again {clip.to_json()}".encode()))
+            yield _reject(renamed, "id-twice", f"another clip is named {clip.id}") if clip.kept else renamed
+    for id, url, detail in results.takedowns():  # those that the manifest no longer lists
+        if results.add_id(id):
+            yield _rejected_clip(id, REASON, url, detail)
 
 
 def root_of(source: Path) -> Path:
@@ -56,11 +56,11 @@ def _folder(root: Path, results: Results) -> Iterator[Clip]:
     for path in _walk(root):
         name = path.relative_to(root)
         try:
-            shown = str(name).encode("utf-8").decode()
+            text = str(name).encode("utf-8").decode()
         except UnicodeEncodeError:
-            yield _refused(_short_hash(os.fsencode(name)), "name", _url(name), "its name is not UTF-8")
+            yield _rejected_clip(_short_hash(os.fsencode(name)), "name", _url(name), "its name is not UTF-8")
             continue
-        clip = Clip(_id_of(shown), audio=AudioInfo(path=shown), source=Source(url=_url(name)))
+        clip = Clip(_id_of(text), audio=AudioInfo(path=text), source=Source(url=_url(name)))
         yield _with_text(_with_hash(clip, path, results), path)
 
 
@@ -70,8 +70,8 @@ def _walk(folder: Path) -> Iterator[Path]:
     Links to folders are not followed.
     """
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-    for entry in found:
+        ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    for entry in ordered:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
@@ -81,21 +81,19 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _with_text(clip: Clip, path: Path) -> Clip:
-    """Add the transcript that lies beside the file."""
-    beside = path.with_suffix(".txt")
-    if not clip.kept or not beside.is_file():
+    """Add the transcript from the file of the same name with the ending .txt."""
+    text_file = path.with_suffix(".txt")
+    if not clip.kept or not text_file.is_file():
         return clip
-    with beside.open("rb") as file:
+    with text_file.open("rb") as file:
         raw = file.read(LONGEST_TEXT + 1)
     try:
         text = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        return _refuse(clip, "text", f"{beside.name} is not UTF-8")
-    return (
-        _refuse(clip, "text", f"{beside.name} is larger than {LONGEST_TEXT} bytes")
-        if len(raw) > LONGEST_TEXT
-        else replace(clip, text=ClipText(raw=text))
-    )
+        return _reject(clip, "text", f"{text_file.name} is not UTF-8")
+    if len(raw) > LONGEST_TEXT:
+        return _reject(clip, "text", f"{text_file.name} is larger than {LONGEST_TEXT} bytes")
+    return replace(clip, text=ClipText(raw=text))
 
 
 def _manifest(manifest: Path, results: Results) -> Iterator[Clip]:
@@ -105,26 +103,26 @@ def _manifest(manifest: Path, results: Results) -> Iterator[Clip]:
         while line := file.readline(LONGEST_LINE):
             number += 1
             if line.strip():
-                yield _of_line(line, number, root, results)
+                yield _clip_of_line(line, number, root, results)
 
 
-def _of_line(line: bytes, number: int, root: Path, results: Results) -> Clip:
+def _clip_of_line(line: bytes, number: int, root: Path, results: Results) -> Clip:
     where = f"line {number}"
     try:
         clip = Clip.from_json(line.decode("utf-8"))
         clip.to_json().encode("utf-8")  # JSON allows lone surrogates and NaN
     except ValueError as error:
-        said = "is not UTF-8" if isinstance(error, UnicodeError) else str(error)
-        return _refused(f"line-{number:09d}", "manifest", "", f"{where}: {said}"[:300])
+        problem = "is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+        return _rejected_clip(f"line-{number:09d}", "manifest", "", f"{where}: {problem}"[:300])
     if SAFE_ID.fullmatch(clip.id) is None:
         clip = replace(clip, id=_short_hash(clip.id.encode()))
     if not clip.kept:
         return clip
     path = Workspace(root, root).source(clip.audio.path)
     if path is None:
-        return _refuse(clip, "path", f"{where}: its path is not below the manifest's folder")
+        return _reject(clip, "path", f"{where}: its path is not below the manifest's folder")
     if not path.is_file():
-        return _refuse(clip, "unreadable", f"{where}: no file {clip.audio.path}")
+        return _reject(clip, "unreadable", f"{where}: no file {clip.audio.path}")
     return clip if clip.source.sha256 else _with_hash(clip, path, results)
 
 
@@ -132,13 +130,13 @@ def _with_hash(clip: Clip, path: Path, results: Results) -> Clip:
     """Add the hash of the file, which is read only if it has changed since the last run."""
     try:
         status = path.stat()
-        known = results.known_file(str(path), status.st_size, status.st_mtime_ns)
-        if known is None:
-            known = sha256_of(path)
-            results.remember_file(str(path), status.st_size, status.st_mtime_ns, known)
+        sha256 = results.file_hash(str(path), status.st_size, status.st_mtime_ns)
+        if sha256 is None:
+            sha256 = sha256_of(path)
+            results.store_file_hash(str(path), status.st_size, status.st_mtime_ns, sha256)
     except (OSError, ValueError) as error:
-        return _refuse(clip, "unreadable", str(getattr(error, "strerror", None) or error))
-    return replace(clip, source=replace(clip.source, sha256=known))
+        return _reject(clip, "unreadable", str(getattr(error, "strerror", None) or error))
+    return replace(clip, source=replace(clip.source, sha256=sha256))
 
 
 def _id_of(name: str) -> str:
@@ -155,10 +153,10 @@ def _url(name: Path) -> str:
     return "file:" + urllib.parse.quote(os.fsencode(name))
 
 
-def _refused(id: str, reason: str, url: str, detail: str) -> Clip:
-    return _refuse(Clip(id, source=Source(url=url)), reason, detail)
+def _rejected_clip(id: str, reason: str, url: str, detail: str) -> Clip:
+    return _reject(Clip(id, source=Source(url=url)), reason, detail)
 
 
-def _refuse(clip: Clip, reason: str, detail: str) -> Clip:
+def _reject(clip: Clip, reason: str, detail: str) -> Clip:
     decision = Decision(STAGE, STAGE_VERSION, False, reason=reason, detail=detail)
     return replace(clip, decisions=(*clip.decisions, decision))

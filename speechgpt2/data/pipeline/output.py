@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from speechgpt2.data.pipeline import scores, shar
-from speechgpt2.data.pipeline.runner import FAULT, PENDING, PipelineRun
+from speechgpt2.data.pipeline.runner import FAILED, PENDING, PipelineRun
 from speechgpt2.data.record import Clip
 
-SHAR, SCORES, REJECTED = "shar", "scores.parquet", "rejected.jsonl"
+SHAR_FOLDER, SCORES_FILE, REJECTED_FILE = "shar", "scores.parquet", "rejected.jsonl"
 
 
 @dataclass
@@ -32,29 +32,31 @@ class Summary:
 
     def add(self, clip: Clip) -> None:
         """Count a clip."""
-        refusal = clip.refusal
-        if refusal is None:
+        rejection = clip.rejection
+        if rejection is None:
             self.kept += 1
             self.seconds += clip.audio.duration
         else:
-            count, seconds = self.reasons.get(refusal.reason, (0, 0.0))
-            self.reasons[refusal.reason] = count + 1, seconds + clip.audio.duration
+            count, seconds = self.reasons.get(rejection.reason, (0, 0.0))
+            self.reasons[rejection.reason] = count + 1, seconds + clip.audio.duration
 
     @property
     def rejected(self) -> int:
-        """How many clips are rejected."""
+        """Number of rejected clips."""
         return sum(count for count, _ in self.reasons.values())
 
     @property
     def unfinished(self) -> int:
-        """Clips that the next run tries again."""
-        return sum(self.reasons.get(reason, (0, 0.0))[0] for reason in (FAULT, PENDING))
+        """Number of clips that the next run tries again."""
+        return sum(self.reasons.get(reason, (0, 0.0))[0] for reason in (FAILED, PENDING))
 
 
 def write(run: PipelineRun, shard: int = shar.SHARD) -> Summary:
     """Write the whole output. Needs the extra `data` (pyarrow)."""
     summary = write_records(run)
-    shar.write((clip for clip in run.clips() if clip.kept), run.workspace, run.out / SHAR, run.work / "shards", shard)
+    shar.write(
+        (clip for clip in run.clips() if clip.kept), run.workspace, run.out / SHAR_FOLDER, run.work / "shards", shard
+    )
     if not summary.unfinished:
         run.mark_done()
     return summary
@@ -64,12 +66,13 @@ def write_records(run: PipelineRun) -> Summary:
     """Write scores and rejected records: the output without audio."""
     summary, part = Summary(), run.work / "rejected.part"
     with part.open("w", encoding="utf-8", newline="\n") as rejected:
-        scores.write(_noted(run.clips(), summary, rejected), run.out / SCORES, run.work)
-    os.replace(part, run.out / REJECTED)
+        scores.write(_counted(run.clips(), summary, rejected), run.out / SCORES_FILE, run.work)
+    os.replace(part, run.out / REJECTED_FILE)
     return summary
 
 
-def _noted(clips: Iterable[Clip], summary: Summary, rejected: TextIO) -> Iterator[Clip]:
+def _counted(clips: Iterable[Clip], summary: Summary, rejected: TextIO) -> Iterator[Clip]:
+    """Pass all clips on; count them, and write the rejected ones."""
     for clip in clips:
         summary.add(clip)
         if not clip.kept:

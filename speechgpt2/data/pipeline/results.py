@@ -1,7 +1,7 @@
 """The results database of a run, one SQLite file: a stage's changes to a clip, by key, and how long they took.
 
-A result is written once and never changes. A killed run loses results of the last moment, but no partial ones. Each
-result knows its source, and is deleted with it after a takedown.
+A result is written once and never changes. A killed run loses its last results, but leaves no partial ones. A result is
+stored with its source, and a takedown of the source deletes it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CREATE INDEX IF NOT EXISTS buried_sha256 ON buried(sha256);
 
 CACHE = 64 << 10  # KiB of cached pages: keys are spread over the whole index
 
-# After a takedown. A result without a known source might come from the removed one.
-_FORGET = """
+# After a takedown (table `buried`). A result without a known source might come from the removed one.
+_DELETE_DERIVED = """
 DELETE FROM sources WHERE url IN (SELECT url FROM buried WHERE url <> '') OR sha256 IN (SELECT sha256 FROM buried);
 DELETE FROM results WHERE source IS NULL OR source NOT IN (SELECT number FROM sources);
 DELETE FROM recordings WHERE source NOT IN (SELECT number FROM sources);
@@ -46,18 +46,18 @@ class Result:
     """The result of a stage for a clip.
 
     Attributes:
-        key: of stage and clip.
-        stage: its name.
-        outputs: clips, as changes of the input clip.
-        refusal: the decision that rejects the clip, instead of outputs.
-        ms: time of the computation.
-        seconds: of audio in the input.
+        key: hash of the stage and the clip.
+        stage: the name of the stage.
+        outputs: the resulting clips, each as changes of the input clip.
+        rejection: the decision that rejects the clip, instead of outputs.
+        ms: duration of the computation.
+        seconds: length of the input's audio.
     """
 
     key: bytes
     stage: str
     outputs: tuple[serialization.Change, ...] = ()
-    refusal: Decision | None = None
+    rejection: Decision | None = None
     ms: float = 0.0
     seconds: float = 0.0
 
@@ -95,26 +95,29 @@ class Results:
         """Add results, each with the source of its clip, in one transaction."""
         self._db.execute("BEGIN")
         for result, source in results:
-            number = self._number(source.url, source.sha256 or "")
-            packed = zlib.compress(serialization.pack(result.outputs, result.refusal), 1)
+            number = self._source_number(source.url, source.sha256 or "")
+            packed = zlib.compress(serialization.pack(result.outputs, result.rejection), 1)
             row = (result.key, result.stage, packed, result.ms, result.seconds, number)
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
             for recording in {change["audio"].pcm_hash for change in result.outputs if "audio" in change}:
                 self._db.execute("INSERT OR IGNORE INTO recordings VALUES (?, ?)", (recording, number))
         self._db.execute("COMMIT")
 
-    def _number(self, url: str, sha256: str) -> int:
-        made = self._db.execute("INSERT OR IGNORE INTO sources(url, sha256) VALUES (?, ?)", (url, sha256))
-        if made.rowcount:
-            return made.lastrowid  # type: ignore[return-value]
+    def _source_number(self, url: str, sha256: str) -> int:
+        inserted = self._db.execute("INSERT OR IGNORE INTO sources(url, sha256) VALUES (?, ?)", (url, sha256))
+        if inserted.rowcount:
+            return inserted.lastrowid  # type: ignore[return-value]
         query = "SELECT number FROM sources WHERE url = ? AND sha256 = ?"
         return self._db.execute(query, (url, sha256)).fetchone()[0]
 
     def take_down(self, clips: Iterable[Clip], recordings: Path) -> None:
-        """Delete everything that was made from the sources of these clips, for ever.
+        """Delete everything that was made from the sources of these clips, and record them as taken down.
 
-        Files in the folder `recordings` are deleted unless another source needs them. Clips that were taken down
-        before are skipped. After a kill it can be repeated.
+        Clips that were taken down before are skipped. After a kill it can be repeated.
+
+        Args:
+            clips: the clips.
+            recordings: the folder of standard recordings. Those that no other source needs are deleted.
         """
         new_clips = [
             clip for clip in clips if not self._db.execute("SELECT 1 FROM buried WHERE id = ?", (clip.id,)).fetchone()
@@ -122,10 +125,10 @@ class Results:
         if new_clips:
             self._db.execute("BEGIN")
             for clip in new_clips:
-                detail = clip.refusal.detail if clip.refusal else ""
+                detail = clip.rejection.detail if clip.rejection else ""
                 values = (clip.id, clip.source.url, clip.source.sha256, detail)
                 self._db.execute("INSERT INTO buried(id, url, sha256, detail) VALUES (?, ?, ?, ?)", values)
-            for statement in _FORGET.split(";"):
+            for statement in _DELETE_DERIVED.split(";"):
                 self._db.execute(statement)
             for path in recordings.glob("*/*"):
                 if not self._db.execute("SELECT 1 FROM recordings WHERE pcm_hash = ?", (path.stem,)).fetchone():
@@ -149,22 +152,28 @@ class Results:
         """Yield id, URL and detail of everything that was taken down."""
         yield from self._db.execute("SELECT id, url, detail FROM buried ORDER BY id")
 
-    def known_file(self, path: str, size: int, changed: int) -> str | None:
-        """Return the SHA-256 of a file that has not changed since it was read."""
+    def file_hash(self, path: str, size: int, changed: int) -> str | None:
+        """Return the stored SHA-256 of a file; None if its size or time has changed.
+
+        Args:
+            path: the file.
+            size: its bytes.
+            changed: its time of modification in nanoseconds.
+        """
         row = self._db.execute("SELECT size, changed, sha256 FROM files WHERE path = ?", (path,)).fetchone()
         return row[2] if row is not None and row[:2] == (size, changed) else None
 
-    def remember_file(self, path: str, size: int, changed: int, sha256: str) -> None:
-        """Store the SHA-256 of a file."""
+    def store_file_hash(self, path: str, size: int, changed: int, sha256: str) -> None:
+        """Store the SHA-256 of a file for `file_hash`."""
         self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path, size, changed, sha256))
 
-    def forget_ids(self) -> None:
-        """Start a new list of ids."""
+    def clear_ids(self) -> None:
+        """Start an empty list of ids."""
         self._db.execute("DROP TABLE IF EXISTS temp.ids")
         self._db.execute("CREATE TEMP TABLE ids(id TEXT PRIMARY KEY) WITHOUT ROWID")
 
-    def new_id(self, id: str) -> bool:
-        """Whether an id is new on the list; adds it."""
+    def add_id(self, id: str) -> bool:
+        """Add an id to the list; returns whether it is new there."""
         return self._db.execute("INSERT OR IGNORE INTO temp.ids VALUES (?)", (id,)).rowcount == 1
 
     def times(self) -> Iterator[tuple[str, int, float, float]]:

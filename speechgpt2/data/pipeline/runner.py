@@ -34,13 +34,13 @@ from speechgpt2.hub import sha256_of
 
 Step = Stage[Any] | GlobalStep[Any]
 MakePool = Callable[[Sequence[Stage[Any]], Workspace, int | None], WorkerPool]
-BATCH, OVERDUE = 256, 1.0  # results that are stored at once, and seconds after which fewer are
-FAULT, PENDING = "failed", "pending"  # temporary reasons: the next run tries again
+BATCH, MAX_DELAY = 256, 1.0  # results are stored when there are so many, or after so many seconds
+FAILED, PENDING = "failed", "pending"  # temporary reasons of rejections: the next run tries again
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress: the running stages, and the clips and seconds of audio that have passed them."""
+    """The running stages, and the clips and seconds of audio that have passed them."""
 
     stages: str
     clips: int
@@ -51,7 +51,17 @@ ReportProgress = Callable[[Progress], None]
 
 
 class PipelineRun:
-    """A source, the steps, and the folder `out` with all files of the run (see the module)."""
+    """A run of `steps` over the clips of `source`, with all of its files in the folder `out`.
+
+    Attributes:
+        work: the folder with the run's internal files.
+        workspace: its audio files.
+        results: the results database.
+        faults: errors of stages in this run, by the key of stage and clip.
+
+    Raises:
+        UserError: the folder cannot be used, or another process uses it.
+    """
 
     def __init__(self, source: Path, out: Path, steps: Sequence[Step]):
         self.source, self.out, self.steps = source, out, list(steps)
@@ -62,7 +72,7 @@ class PipelineRun:
             raise UserError(f"{out}: cannot be used as a folder ({error.strerror})") from None
         self.workspace = Workspace(input_clips.root_of(source), self.work)
         self.faults: dict[str, str] = {}
-        self._done, self._digest = self.work / "done", ""
+        self._done_file, self._digest = self.work / "done", ""
         self._lock = (self.work / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,12 +92,12 @@ class PipelineRun:
 
     @property
     def final(self) -> Path:
-        """The clips after the last step, kept and rejected, one JSON line each."""
+        """The file with the clips after the last step, kept and rejected, one JSON line each."""
         return self.work / "clips.jsonl"
 
     @property
     def identity(self) -> str:
-        """Identifies the steps."""
+        """Hash of the steps, with their versions and settings."""
         return hashlib.sha256("\n".join(step.identity for step in self.steps).encode()).hexdigest()
 
     def process(
@@ -97,25 +107,25 @@ class PipelineRun:
         compute: bool = True,
         pool: MakePool = LocalWorkers,
     ) -> bool:
-        """Take all clips through all steps.
+        """Process all clips by all steps.
 
         Args:
-            workers: how many; one per processor if None.
+            workers: number of workers; one per processor if None.
             report: called with the progress.
             compute: if False, use stored results only; clips without one are rejected as "pending".
-            pool: makes the workers: local processes, or those of a cluster (cluster.py).
+            pool: creates the workers: local processes, or those of a cluster (cluster.py).
 
         Returns:
-            False if the same clips and steps were completed before.
+            False if the same steps have completed for the same clips before.
         """
         self.results.take_down(takedown.taken_down(self.source), self.work / "audio")
         current = self.work / "00.jsonl"
         serialization.write(current, input_clips.read(self.source, self.results))
         self._digest = f"{self.identity} {sha256_of(current)}"
-        if self.final.exists() and self._done.exists() and self._done.read_text() == self._digest:
+        if self.final.exists() and self._done_file.exists() and self._done_file.read_text() == self._digest:
             current.unlink()
             return False
-        self._done.unlink(missing_ok=True)
+        self._done_file.unlink(missing_ok=True)
         for number, group in enumerate(_groups(self.steps), 1):
             following = self.work / f"{number:02d}.jsonl"
             if isinstance(group, GlobalStep):
@@ -131,52 +141,53 @@ class PipelineRun:
 
     def mark_done(self) -> None:
         """Record that everything was written: the next run with the same clips and steps has nothing to do."""
-        scratch = self._done.with_suffix(".part")
+        scratch = self._done_file.with_suffix(".part")
         scratch.write_text(self._digest)
-        os.replace(scratch, self._done)
+        os.replace(scratch, self._done_file)
 
     def clips(self) -> Iterator[Clip]:
         """Yield the clips after the last step."""
         return serialization.read(self.final)
 
     def _compute(
-        self, stages: list[Stage[Any]], source: Path, make: Callable[[], WorkerPool], report: ReportProgress | None
+        self, stages: list[Stage[Any]], source: Path, make_pool: Callable[[], WorkerPool], report: ReportProgress | None
     ) -> None:
         """Store the results of all stages for all clips, in any order."""
         waiting: list[Task] = []
         inputs = (Task(clip, 0) for clip in serialization.read(source) if clip.kept)
         label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
-        fresh: list[tuple[Result, Source]] = []
-        stored = time.monotonic()
-        with _LazyPool(make) as pool:
-            more = True
-            while more or waiting or pool.busy:
-                while (more or waiting) and pool.idle:
+        unsaved: list[tuple[Result, Source]] = []
+        saved_at = time.monotonic()
+        with _LazyPool(make_pool) as pool:
+            more_inputs = True
+            while more_inputs or waiting or pool.busy:
+                while (more_inputs or waiting) and pool.idle:
                     task = waiting.pop() if waiting else next(inputs, None)
                     if task is None:
-                        more = False
+                        more_inputs = False
                         break
-                    task, ended = self._skip_stored(task, stages, waiting)
-                    if ended:
+                    task, finished = self._skip_stored(task, stages, waiting)
+                    if finished:
                         clips, seconds = clips + 1, seconds + task.clip.audio.duration
                     else:
                         pool.submit(task)
-                for done in pool.collect() if pool.busy else ():
-                    fresh += [(result, done.task.clip.source) for result in done.results]
-                    self._enqueue(done, stages, waiting)
+                for result in pool.collect() if pool.busy else ():
+                    unsaved += [(stage_result, result.task.clip.source) for stage_result in result.results]
+                    self._enqueue_outputs(result, stages, waiting)
                     clips += 1
-                    seconds += done.task.clip.audio.duration
-                if len(fresh) >= BATCH or (fresh and time.monotonic() - stored > OVERDUE):
-                    self.results.add(fresh)
-                    fresh, stored = [], time.monotonic()
+                    seconds += result.task.clip.audio.duration
+                if len(unsaved) >= BATCH or (unsaved and time.monotonic() - saved_at > MAX_DELAY):
+                    self.results.add(unsaved)
+                    unsaved, saved_at = [], time.monotonic()
                 if report is not None:
                     report(Progress(label, clips, seconds))
-        self.results.add(fresh)
+        self.results.add(unsaved)
 
     def _skip_stored(self, task: Task, stages: list[Stage[Any]], waiting: list[Task]) -> tuple[Task, bool]:
-        """Skip stages with stored results; if one splits the clip, its parts join `waiting`.
+        """Skip the stages with stored results; if one splits the clip, its parts join `waiting`.
 
-        True if nothing is left to do.
+        Returns:
+            The task for the first stage without a result, and whether the task is finished instead.
         """
         clip = task.clip
         for number in range(task.stage, len(stages)):
@@ -190,13 +201,13 @@ class PipelineRun:
             clip = outputs[0]
         return task, True
 
-    def _enqueue(self, done: TaskResult, stages: list[Stage[Any]], waiting: list[Task]) -> None:
-        """Enqueue what follows from a task."""
-        if done.fault:
-            clip = done.clips[0]
-            self.faults[stages[done.stage].key(clip).hex()] = done.fault
-        elif done.stage < len(stages):
-            waiting += [Task(clip, done.stage) for clip in reversed(done.clips)]
+    def _enqueue_outputs(self, result: TaskResult, stages: list[Stage[Any]], waiting: list[Task]) -> None:
+        """Enqueue the tasks that follow from a result, or record its fault."""
+        if result.fault:
+            clip = result.clips[0]
+            self.faults[stages[result.stage].key(clip).hex()] = result.fault
+        elif result.stage < len(stages):
+            waiting += [Task(clip, result.stage) for clip in reversed(result.clips)]
 
     def _apply_results(self, stages: list[Stage[Any]], clips: Iterable[Clip]) -> Iterator[Clip]:
         """Apply stored results in the order of the clips."""
@@ -216,46 +227,46 @@ class PipelineRun:
             stage = stages[number]
             key = stage.key(clip)
             result = self.results.get(key)
-            if result is None or result.refusal is not None:
-                refusal = self._missing(stage, key) if result is None else result.refusal
-                assert refusal is not None
-                yield replace(clip, decisions=(*clip.decisions, refusal))
+            if result is None or result.rejection is not None:
+                rejection = self._rejection_without_result(stage, key) if result is None else result.rejection
+                assert rejection is not None
+                yield replace(clip, decisions=(*clip.decisions, rejection))
                 continue
-            passed = Decision(stage.name, stage.version, True, stage.config_hash)
-            decisions = (*clip.decisions, passed)
+            keep = Decision(stage.name, stage.version, True, stage.config_hash)
+            decisions = (*clip.decisions, keep)
             pending += [(replace(out, decisions=decisions), number + 1) for out in reversed(result.clips(clip))]
 
-    def _missing(self, stage: Stage[Any], key: bytes) -> Decision:
+    def _rejection_without_result(self, stage: Stage[Any], key: bytes) -> Decision:
         fault = self.faults.get(key.hex())
-        reason = FAULT if fault else PENDING
+        reason = FAILED if fault else PENDING
         return Decision(stage.name, stage.version, False, stage.config_hash, reason, detail=fault or "")
 
 
 class _LazyPool(AbstractContextManager["_LazyPool"]):
-    """Workers that start with the first task: a run without work starts no process."""
+    """Workers that start with the first task: a run that has everything stored starts no process."""
 
-    def __init__(self, make: Callable[[], WorkerPool]):
-        self._make, self._made = make, None  # type: tuple[Callable[[], WorkerPool], WorkerPool | None]
+    def __init__(self, make_pool: Callable[[], WorkerPool]):
+        self._make_pool, self._pool = make_pool, None  # type: tuple[Callable[[], WorkerPool], WorkerPool | None]
 
     @property
     def idle(self) -> int:
-        return 1 if self._made is None else self._made.idle
+        return 1 if self._pool is None else self._pool.idle
 
     @property
     def busy(self) -> bool:
-        return self._made is not None and self._made.busy
+        return self._pool is not None and self._pool.busy
 
     def submit(self, task: Task) -> None:
-        self._made = self._made or self._make()
-        self._made.submit(task)
+        self._pool = self._pool or self._make_pool()
+        self._pool.submit(task)
 
     def collect(self) -> list[TaskResult]:
-        assert self._made is not None
-        return self._made.collect()
+        assert self._pool is not None
+        return self._pool.collect()
 
     def __exit__(self, *error: Any) -> None:
-        if self._made is not None:
-            self._made.__exit__(*error)
+        if self._pool is not None:
+            self._pool.__exit__(*error)
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Stage[Any]] | GlobalStep[Any]]:

@@ -25,14 +25,14 @@ NUMBERS = (
 
 def row_of(clip: Clip) -> dict[str, Any]:
     """Return the plain values of a row."""
-    refusal = clip.refusal
+    rejection = clip.rejection
     return {
         "id": clip.id, "parent_id": clip.parent_id, "url": clip.source.url, "spdx": clip.source.spdx or "",
         "language": clip.lang.code, "text": clip.text.norm or clip.text.raw,
         "speaker": clip.speakers[0].id if clip.speakers else "", "start": clip.audio.start,
-        "seconds": clip.audio.duration, "kept": clip.kept, "stage": refusal.stage if refusal else "",
-        "reason": refusal.reason if refusal else "", "detail": refusal.detail if refusal else "",
-        "score": refusal.score if refusal else None, "threshold": refusal.threshold if refusal else None,
+        "seconds": clip.audio.duration, "kept": clip.kept, "stage": rejection.stage if rejection else "",
+        "reason": rejection.reason if rejection else "", "detail": rejection.detail if rejection else "",
+        "score": rejection.score if rejection else None, "threshold": rejection.threshold if rejection else None,
         **{name: getattr(clip.quality, name, None) for name in NUMBERS[:8]},
         **{name: getattr(clip.prosody, name) for name in NUMBERS[8:]},
         "cer": clip.text.cer, "mos": sorted(clip.quality.mos.items()), "extra": sorted(clip.quality.extra.items()),
@@ -70,11 +70,11 @@ def check() -> None:
 
 def _schema(pyarrow: Any) -> Any:
     text, number = pyarrow.string(), pyarrow.float64()
-    named = pyarrow.map_(text, number)
+    by_name = pyarrow.map_(text, number)
     return pyarrow.schema([
         *((name, text) for name in TEXTS[:7]), ("start", number), ("seconds", number), ("kept", pyarrow.bool_()),
         *((name, text) for name in TEXTS[7:]), ("score", number), ("threshold", number),
-        *((name, number) for name in NUMBERS), ("cer", number), ("mos", named), ("extra", named),
+        *((name, number) for name in NUMBERS), ("cer", number), ("mos", by_name), ("extra", by_name),
     ])  # fmt: skip
 
 

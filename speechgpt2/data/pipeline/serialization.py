@@ -24,7 +24,7 @@ BUFFER = 1 << 20
 
 def read(path: Path) -> Iterator[Clip]:
     """Yield the clips of a file that `write` wrote."""
-    decode = _codec().clip.decode
+    decode = _codec().clip_decoder.decode
     with path.open("rb", BUFFER) as file:
         for line in file:
             yield decode(line)
@@ -51,35 +51,33 @@ def difference(before: Clip, after: Clip) -> Change:
     """
     old = vars(before)
     change = {name: value for name, value in vars(after).items() if value is not old[name] and value != old[name]}
-    [again], _ = unpack(pack([change], None))
-    if again != change:
-        raise ValueError(
-            f"{', '.join(name for name in change if again.get(name) != change[name])}: not a valid value of a record"
-        )
-    return again
+    [decoded], _ = unpack(pack([change], None))
+    if invalid := [name for name in change if decoded.get(name) != change[name]]:
+        raise ValueError(f"{', '.join(invalid)}: not a valid value of a record")
+    return decoded
 
 
-def pack(changes: Iterable[Change], refusal: Decision | None) -> bytes:
+def pack(changes: Iterable[Change], rejection: Decision | None) -> bytes:
     """Encode changes and a rejection as JSON."""
     codec = _codec()
-    return codec.encoder.encode(codec.outcome_type([codec.change_type(**change) for change in changes], refusal))
+    return codec.encoder.encode(codec.outcome_type([codec.change_type(**change) for change in changes], rejection))
 
 
 def unpack(data: bytes) -> tuple[tuple[Change, ...], Decision | None]:
     """Decode the output of `pack`."""
     codec = _codec()
-    outcome = codec.outcome.decode(data)
+    outcome = codec.outcome_decoder.decode(data)
     names = codec.change_type.__struct_fields__
     changes = [{name: getattr(change, name) for name in names} for change in outcome.outputs]
-    known = [{name: value for name, value in change.items() if value is not codec.unset} for change in changes]
-    return tuple(known), outcome.refusal
+    set_fields = [{name: value for name, value in change.items() if value is not codec.unset} for change in changes]
+    return tuple(set_fields), outcome.refusal
 
 
 @dataclass(frozen=True)
 class _Codec:
     encoder: Any
-    clip: Any  # decoders
-    outcome: Any
+    clip_decoder: Any
+    outcome_decoder: Any
     change_type: Any
     outcome_type: Any
     unset: Any
@@ -101,7 +99,7 @@ def _codec() -> _Codec:
 
 
 def _plain_number(value: Any) -> Any:
-    """Of numpy's."""
+    """Convert a NumPy scalar."""
     if hasattr(value, "item"):
         return value.item()
     raise ValueError(f"a record contains a {type(value).__name__}")

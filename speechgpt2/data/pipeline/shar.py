@@ -37,11 +37,11 @@ _DIGITS = 6  # of a time: microseconds survive the conversion to (start, duratio
 def to_cut(clip: Clip, samples: int) -> dict[str, Any]:
     """Convert a clip to a Lhotse `MonoCut` as plain data; its recording has `samples` samples."""
     duration = samples / SAMPLE_RATE
-    rest = replace(clip, align=replace(clip.align, words=()))
+    without_words = replace(clip, align=replace(clip.align, words=()))
     return {
         "id": clip.id, "start": 0.0, "duration": duration, "channel": 0,
         "supervisions": [_supervision(clip, duration)], "recording": _recording(clip, samples),
-        "custom": {"clip": rest.to_dict()}, "type": "MonoCut",
+        "custom": {"clip": without_words.to_dict()}, "type": "MonoCut",
     }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
             digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
             if digests.get(path.name) == digest and path.exists():
                 continue
-            if digests.pop(path.name, None):  # if the run is killed now, the shard counts as neither old nor new
+            if digests.pop(path.name, None):  # so that a kill during the write leaves no digest for the shard
                 _replace_text(digests_file, json.dumps(digests))
             write_part(shard, workspace, scratch / "shard.part")
             os.replace(scratch / "shard.part", path)
@@ -101,8 +101,8 @@ def write(clips: Iterable[Clip], workspace: Workspace, folder: Path, scratch: Pa
             _replace_text(digests_file, json.dumps(digests))
         number += 1
     for path in folder.iterdir():  # from an earlier run with more clips
-        kind, _, rest = path.name.partition(".")
-        if kind in ("cuts", "recording") and rest[:6].isdigit() and int(rest.split(".")[0]) >= number:
+        name, _, ending = path.name.partition(".")
+        if name in ("cuts", "recording") and ending[:6].isdigit() and int(ending.split(".")[0]) >= number:
             path.unlink()
     return number
 

@@ -29,7 +29,7 @@ from speechgpt2.data.record import Clip
 
 
 class StepConfig(Protocol):
-    """What every step's configuration has: the step's name."""
+    """The configuration of any step: it has the step's name."""
 
     @property
     def kind(self) -> str:
@@ -41,7 +41,7 @@ C = TypeVar("C", bound=StepConfig)
 
 
 class Step(Generic[C]):
-    """What stages and global steps have in common: a configuration and a version of the code.
+    """The base of stages and global steps: a configuration and a version of the code.
 
     Increase `version` whenever the code gives other results for the same clips.
     """
@@ -68,7 +68,8 @@ class Rejected(Exception):
 class Stage(Step[C]):
     """A stage (see the module).
 
-    The constructor must be cheap: some instances only give their identity. A model is loaded on first use.
+    The constructor must be cheap, because some instances are used only for their identity. A model is loaded on first
+    use.
     """
 
     @property
@@ -91,12 +92,12 @@ class Stage(Step[C]):
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
     @cached_property
-    def _prefix(self) -> bytes:
+    def _key_prefix(self) -> bytes:
         return f"{self.identity}\n".encode()
 
     def key(self, clip: Clip) -> bytes:
         """Return the key of the result for `clip`."""
-        return hashlib.sha256(self._prefix + content_hash(clip)).digest()[:16]
+        return hashlib.sha256(self._key_prefix + content_hash(clip)).digest()[:16]
 
 
 def identity_of(name: str, version: int, config: Any, model: str = "") -> str:

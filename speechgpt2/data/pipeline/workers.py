@@ -2,7 +2,7 @@
 
     with LocalWorkers(stages, workspace, count=2) as workers:
         workers.submit(Task(clip, stage=0))
-        for done in workers.collect(): ...          # done.results, done.clips
+        for result in workers.collect(): ...        # result.results, result.clips
 
 If a decoder crashes or stalls on a hostile file, its worker ends: the clip is rejected, the worker replaced. With
 `count=0` the calling process does the work, without this protection.
@@ -35,7 +35,7 @@ DETAIL = 300  # characters of an error message that are kept
 
 @dataclass(frozen=True)
 class Task:
-    """Take `clip` through the stages, from number `stage` on."""
+    """Process `clip` by the stages, from the index `stage` on."""
 
     clip: Clip
     stage: int
@@ -43,7 +43,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The result of a task: results to store, and `clips` that wait for the stage number `stage`.
+    """The result of a task: stage results to store, and `clips` that wait for the stage with the index `stage`.
 
     `fault` is set if a stage failed without a decision (a crash, a bug, an unreachable server). Then the clip counts as
     rejected in this run, nothing is stored, and the next run tries again.
@@ -61,7 +61,7 @@ class WorkerPool(Protocol):
 
     @property
     def idle(self) -> int:
-        """How many tasks can be submitted now."""
+        """Number of tasks that can be submitted now."""
         ...
 
     @property
@@ -74,14 +74,14 @@ class WorkerPool(Protocol):
         ...
 
     def collect(self) -> list[TaskResult]:
-        """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
+        """Wait for at least one task, and return those that are done. Raises the `UserError` of a stage."""
         ...
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> TaskResult:
-    """Take a clip through stages until it is rejected, split, or has passed the last one."""
+    """Process a clip by the stages until it is rejected, split, or has passed the last one."""
     clip = task.clip
     results: list[Result] = []
     clip_audio = ClipAudio(clip, workspace)
@@ -91,30 +91,32 @@ def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> TaskR
             clip_audio = clip_audio.for_clip(clip)
         begun = time.perf_counter()
         try:
-            changes, refusal = _changes(clip, stage(clip, clip_audio)), None
+            changes, rejection = _changes(clip, stage(clip, clip_audio)), None
         except Rejected as error:
-            changes, refusal = (), _refusal(stage, error)
+            changes, rejection = (), _rejection(stage, error)
         except UserError:
             raise
         except Exception as error:  # no exception of a decoder or a model may end the run
             fault = f"{stage.name}: {type(error).__name__}: {error}"[:DETAIL]
             return TaskResult(task, tuple(results), (clip,), number, fault)
-        taken = (time.perf_counter() - begun) * 1000
-        following = [replace(clip, **change) for change in changes]
-        seconds = clip.audio.duration or sum(made.audio.duration for made in following)  # of a file, after decoding
-        results.append(Result(stage.key(clip), stage.name, changes, refusal, taken, seconds))
-        if len(following) != 1:
-            return TaskResult(task, tuple(results), tuple(following), number + 1)
-        clip = following[0]
+        ms = (time.perf_counter() - begun) * 1000
+        outputs = [replace(clip, **change) for change in changes]
+        # A file's duration is known only after decoding.
+        seconds = clip.audio.duration or sum(output.audio.duration for output in outputs)
+        results.append(Result(stage.key(clip), stage.name, changes, rejection, ms, seconds))
+        if len(outputs) != 1:
+            return TaskResult(task, tuple(results), tuple(outputs), number + 1)
+        clip = outputs[0]
     return TaskResult(task, tuple(results), (clip,), len(stages))
 
 
-def _changes(clip: Clip, made: Clip | Sequence[Clip]) -> tuple[Change, ...]:
+def _changes(clip: Clip, output: Clip | Sequence[Clip]) -> tuple[Change, ...]:
     """Return the changes that a stage made, exactly as the results database will return them."""
-    return tuple(difference(clip, one) for one in ([made] if isinstance(made, Clip) else made))
+    outputs = [output] if isinstance(output, Clip) else output
+    return tuple(difference(clip, changed) for changed in outputs)
 
 
-def _refusal(stage: Stage[Any], error: Rejected) -> Decision:
+def _rejection(stage: Stage[Any], error: Rejected) -> Decision:
     return Decision(
         stage.name, stage.version, False, stage.config_hash, error.reason, error.score, error.threshold, error.detail
     )
@@ -123,11 +125,11 @@ def _refusal(stage: Stage[Any], error: Rejected) -> Decision:
 class _Worker:
     def __init__(self, stages: Sequence[Stage[Any]], workspace: Workspace):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, stages, workspace), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_pipe, stages, workspace), daemon=True)
         with single_threaded():
             self.process.start()
-        theirs.close()
+        child_pipe.close()
         self.task: Task | None = None
         self.deadline = 0.0
 
@@ -138,7 +140,7 @@ class _Worker:
 
 
 def _serve(pipe: Any, stages: Sequence[Stage[Any]], workspace: Workspace) -> None:
-    """Work until the other end of the pipe is closed, by an orderly end or by the parent's death."""
+    """Work until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     while True:
         try:
@@ -146,11 +148,11 @@ def _serve(pipe: Any, stages: Sequence[Stage[Any]], workspace: Workspace) -> Non
         except (EOFError, OSError):
             return
         try:
-            answer: TaskResult | UserError = run(task, stages, workspace)
+            result: TaskResult | UserError = run(task, stages, workspace)
         except UserError as error:
-            answer = error
+            result = error
         try:
-            pipe.send(answer)
+            pipe.send(result)
         except OSError:
             return
 
@@ -179,7 +181,7 @@ class LocalWorkers:
 
     @property
     def idle(self) -> int:
-        """How many tasks can be submitted now."""
+        """Number of tasks that can be submitted now."""
         if not self._workers:
             return int(not self._inline)
         return sum(worker.task is None for worker in self._workers)
@@ -196,11 +198,11 @@ class LocalWorkers:
             return
         worker = next(worker for worker in self._workers if worker.task is None)
         worker.task, worker.deadline = task, time.monotonic() + self._timeout
-        with suppress(OSError):  # it died before it began; `collect` notices
+        with suppress(OSError):  # the worker has died, which `collect` notices
             worker.pipe.send(task)
 
     def collect(self) -> list[TaskResult]:
-        """Wait for one task at least, and return those that are done. Errors: `UserError` that a stage raised."""
+        """Wait for at least one task, and return those that are done. Raises the `UserError` of a stage."""
         if not self._workers:
             tasks, self._inline = self._inline, []
             return [run(task, self._stages, self._workspace) for task in tasks]
@@ -209,23 +211,23 @@ class LocalWorkers:
             working = {worker.pipe: worker for worker in self._workers if worker.task is not None}
             nearest = min(worker.deadline for worker in working.values())
             ready = multiprocessing.connection.wait(list(working), max(0.0, nearest - time.monotonic()))
-            done += [self._answer(working[pipe]) for pipe in ready]  # type: ignore[index]
+            done += [self._receive(working[pipe]) for pipe in ready]  # type: ignore[index]
             late = [w for w in working.values() if w.task is not None and w.deadline <= time.monotonic()]
-            done += [self._lost(worker, f"not finished within {self._timeout:g} s") for worker in late]
+            done += [self._replace(worker, f"not finished within {self._timeout:g} s") for worker in late]
         return done
 
-    def _answer(self, worker: _Worker) -> TaskResult:
+    def _receive(self, worker: _Worker) -> TaskResult:
         try:
-            answer = worker.pipe.recv()
+            result = worker.pipe.recv()
         except (EOFError, OSError):
-            return self._lost(worker, "the worker process crashed")
+            return self._replace(worker, "the worker process crashed")
         worker.task = None
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+        if isinstance(result, UserError):
+            raise result
+        return result
 
-    def _lost(self, worker: _Worker, fault: str) -> TaskResult:
-        """Replace a worker that died or does not answer."""
+    def _replace(self, worker: _Worker, fault: str) -> TaskResult:
+        """Replace a worker that died or does not answer; returns its task with the fault."""
         assert worker.task is not None
         worker.end()
         self._workers[self._workers.index(worker)] = _Worker(self._stages, self._workspace)

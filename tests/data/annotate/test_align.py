@@ -31,7 +31,7 @@ def ingest(tmp_path):
 
     def add(pcm):
         workspace = Workspace(tmp_path, tmp_path)
-        name, samples = workspace.add([pcm])
+        name, samples = workspace.add_recording([pcm])
         info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
         return info, ClipAudio(Clip("x", audio=info), workspace)
 

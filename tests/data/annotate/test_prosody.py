@@ -32,7 +32,7 @@ def syllable_train(counts, seconds=0.25, pause=0.5, hertz=200.0):
 
 def measured(tmp_path, pcm, gain=0.0, **fields):
     workspace = Workspace(tmp_path, tmp_path)
-    name, samples = workspace.add([pcm])
+    name, samples = workspace.add_recording([pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name, gain)
     clip = Clip("x", audio=info, **fields)
     return MeasureProsody(ProsodyConfig())(clip, ClipAudio(clip, workspace))

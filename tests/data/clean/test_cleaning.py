@@ -50,7 +50,7 @@ def decode(workspace: Workspace, name: str, **settings):
 
 
 def recording(workspace: Workspace, pcm: np.ndarray, text: str = "") -> tuple[Clip, ClipAudio]:
-    name, samples = workspace.add([pcm.astype(np.float32)])
+    name, samples = workspace.add_recording([pcm.astype(np.float32)])
     info = AudioInfo("a.wav", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "WAV", name)
     clip = Clip("a", "whole", audio=info, text=ClipText(text))
     return clip, ClipAudio(clip, workspace)
@@ -78,9 +78,9 @@ def test_formats_that_ffmpeg_reads(workspace, name):
     assert decode(workspace, name).audio.duration == pytest.approx(1.0, abs=0.1)
     whole = (workspace.sources / name).read_bytes()
     (workspace.sources / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(Rejected) as refusal:
+    with pytest.raises(Rejected) as rejection:
         decode(workspace, name)
-    assert refusal.value.reason in ("corrupt", "not-audio")
+    assert rejection.value.reason in ("corrupt", "not-audio")
 
 
 def test_two_sides_of_a_call(workspace):
@@ -117,9 +117,9 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 def test_bad_files_are_rejected_with_a_reason(workspace):
     for name, reason in bad_files(workspace.sources).items():
-        with pytest.raises(Rejected) as refusal:
+        with pytest.raises(Rejected) as rejection:
             decode(workspace, name, max_hours=0.2)
-        assert refusal.value.reason == reason, name
+        assert rejection.value.reason == reason, name
     assert not list(workspace.folder.rglob(".*")), "something half-written is left"
 
 

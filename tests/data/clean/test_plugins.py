@@ -28,7 +28,7 @@ from tests import needs
 @pytest.fixture
 def recording(tmp_path) -> tuple[Clip, ClipAudio]:
     workspace = Workspace(tmp_path, tmp_path)
-    name, samples = workspace.add([np.sin(np.arange(3 * SAMPLE_RATE) * 0.05).astype(np.float32) * 0.3])
+    name, samples = workspace.add_recording([np.sin(np.arange(3 * SAMPLE_RATE) * 0.05).astype(np.float32) * 0.3])
     clip = Clip("a", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
     return clip, ClipAudio(clip, workspace)
 
@@ -72,7 +72,7 @@ def test_sensevoice(recording, monkeypatch):
 def question(tmp_path) -> tuple[Clip, ClipAudio]:
     """A shipped recording: "What is three plus five?"."""
     workspace = Workspace(tmp_path, tmp_path)
-    name, samples = workspace.add([audio.load(Path(__file__).parents[3] / "examples" / "question-1.wav")])
+    name, samples = workspace.add_recording([audio.load(Path(__file__).parents[3] / "examples" / "question-1.wav")])
     clip = Clip("q", audio=AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name))
     return clip, ClipAudio(clip, workspace)
 

@@ -51,7 +51,7 @@ VOICES = {"en": Voice("espeak", "linda", "en", "en"), "zh": Voice("espeak", "lin
 def test_right_and_wrong_texts(lang, right, wrong, tmp_path):
     voice = VOICES[lang]
     workspace = Workspace(tmp_path, tmp_path)
-    name, samples = workspace.add([speak(right, voice).pcm])
+    name, samples = workspace.add_recording([speak(right, voice).pcm])
     audio = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
     scores = []
     for text in (right, wrong):

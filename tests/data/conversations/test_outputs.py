@@ -71,7 +71,9 @@ def folder(tmp_path_factory):
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / building.MADE).read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in (folder / building.CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def peaks(pcm: np.ndarray, words) -> list[int]:

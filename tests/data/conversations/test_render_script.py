@@ -11,9 +11,9 @@ import soundfile
 from speechgpt2.config import from_dict
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations.acoustics import AcousticsConfig, apply_acoustics, telephone
-from speechgpt2.data.conversations.render_script import MOST_OVERLAP, render_script
+from speechgpt2.data.conversations.render_script import MAX_OVERLAP, render_script
 from speechgpt2.data.conversations.script import NEUTRAL_STYLE, STYLES, Line, Mark, Script, words_of
-from speechgpt2.data.conversations.speaking_style import Measured, Tolerance, apply_style, measure, style_error
+from speechgpt2.data.conversations.speaking_style import MeasuredStyle, Tolerance, apply_style, measure, style_error
 from speechgpt2.data.conversations.timing import Distribution, TimingConfig
 from speechgpt2.errors import UserError
 from speechgpt2.tts.utterance import Utterance, Voice, Word
@@ -51,7 +51,7 @@ def test_turns_follow_with_the_gap():
     first, second = act(Line("a", LONG), Line("b", "three"), gap=-0.4).lines
     assert second.start == pytest.approx(first.end - 0.4)
     first, second = act(Line("a", LONG), Line("b", "three"), gap=-9.0).lines
-    assert second.start == pytest.approx(first.end - MOST_OVERLAP * (first.end - first.start))
+    assert second.start == pytest.approx(first.end - MAX_OVERLAP * (first.end - first.start))
     first, second = act(Line("a", "one two"), Line("a", "three"), gap=-0.3).lines
     assert second.start > first.end  # nobody speaks over himself
 
@@ -118,13 +118,13 @@ SPEAKERS = [training_voices(lang)[12] for lang in ("en", "zh")]
 
 
 def test_style_error_is_in_tolerances():
-    assert style_error(NEUTRAL_STYLE, Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
-    assert style_error(STYLES["fast"], Measured(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
-    assert style_error(STYLES["fast"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert style_error(STYLES["low"], Measured(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
-    assert style_error(STYLES["soft"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
-    assert style_error(STYLES["happy"], Measured(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
-    assert style_error(STYLES["whisper"], Measured(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(NEUTRAL_STYLE, MeasuredStyle(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == 0.0
+    assert style_error(STYLES["fast"], MeasuredStyle(1.4 / 1.2, 0.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(1.0)
+    assert style_error(STYLES["fast"], MeasuredStyle(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["low"], MeasuredStyle(1.0, 4.0, 1.0, 0.0, 0.8), TOLERANCE) == pytest.approx(4.0)
+    assert style_error(STYLES["soft"], MeasuredStyle(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["happy"], MeasuredStyle(1.1, 2.0, 0.5, 0.0, 0.8), TOLERANCE) > 1
+    assert style_error(STYLES["whisper"], MeasuredStyle(1.0, 0.0, 1.0, 0.0, 0.8), TOLERANCE) > 1
 
 
 @needs.extra("synthesis", "pyworld")
@@ -157,7 +157,7 @@ def test_build_resumes_to_the_same_bytes(tmp_path, monkeypatch):
         building._make_part((asked, out, part))
     count, hours = building.build(asked, out)
     assert count == 4 and hours > 0
-    rows = [json.loads(line) for line in (out / building.MADE).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (out / building.CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
     for row in rows:
         pcm, rate = soundfile.read(out / row["audio"])
         assert pcm.shape == (row["samples"], 2) and rate == SAMPLE_RATE

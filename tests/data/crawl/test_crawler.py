@@ -68,7 +68,7 @@ def kept(folder: Path) -> list[str]:
 
 
 def refused(folder: Path) -> dict[str, str]:
-    return {url.split("/", 3)[3]: reason for url, reason in manifest.refused_urls(folder).items()}
+    return {url.split("/", 3)[3]: reason for url, reason in manifest.rejected_urls(folder).items()}
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -78,7 +78,7 @@ def files(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name.startswith(("audio/", "warc/", "work/")):
             found[name] = "" if name.startswith("warc") else hashlib.sha256(path.read_bytes()).hexdigest()
-    for name in (manifest.KEPT, manifest.REJECTED):
+    for name in (manifest.KEPT_FILE, manifest.REJECTED_FILE):
         rows = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
         for row in rows:
             row["source"].pop("fetched_at", None)
@@ -93,7 +93,7 @@ def recordings(tone):
 
 
 def test_demo_site_gives_the_expected_result(serve, recordings, tmp_path):
-    site = serve(demo_site.routes_of(recordings, away="http://10.0.0.1/inside.mp3"))
+    site = serve(demo_site.routes_of(recordings, private_url="http://10.0.0.1/inside.mp3"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     folder = tmp_path / "crawl"
     totals = run(load(tmp_path / "seeds.yaml"), folder)
@@ -137,7 +137,7 @@ def test_provenance_is_an_archive(serve, wav, tmp_path):
         }
     )
     run(configure({"kind": "feed", "url": site.url("/feed")}), tmp_path)
-    (record,) = [json.loads(line) for line in (tmp_path / manifest.KEPT).read_text().splitlines()]
+    (record,) = [json.loads(line) for line in (tmp_path / manifest.KEPT_FILE).read_text().splitlines()]
     with next((tmp_path / "warc").rglob(f"{record['id']}.warc.gz")).open("rb") as file:
         rows = [
             (
@@ -484,7 +484,7 @@ def test_folders(wav, tmp_path):
     )
     folder = tmp_path / "crawl"
     run(load(tmp_path / "seeds.yaml"), folder)
-    reasons = {url.rpartition("/")[2]: reason for url, reason in manifest.refused_urls(folder).items()}
+    reasons = {url.rpartition("/")[2]: reason for url, reason in manifest.rejected_urls(folder).items()}
     assert len(manifest.kept_urls(folder)) == 1
     assert reasons == {"copy.WAV": "duplicate", "broken.wav": "not-audio", "pipe.wav": "type"} or reasons == {
         "%E4%B8%80%20.wav": "duplicate", "broken.wav": "not-audio", "pipe.wav": "type",
@@ -525,14 +525,14 @@ def test_videos_by_their_own_licence(serve, wav, tmp_path):
     run(configure({"kind": "videos", "url": site.url("/channel")}), tmp_path, extractor=extractor)
     assert kept(tmp_path) == ["channel/0"] and refused(tmp_path) == {"channel/1": "licence"}
     assert extractor.fetched == [site.url("/channel/0")]
-    (record,) = [json.loads(line) for line in (tmp_path / manifest.KEPT).read_text().splitlines()]
+    (record,) = [json.loads(line) for line in (tmp_path / manifest.KEPT_FILE).read_text().splitlines()]
     assert record["source"]["spdx"] == "CC-BY-3.0"
 
 
 def test_dry_run_keeps_nothing(serve, recordings, tmp_path, capsys):
     from speechgpt2.cli.data.crawl import crawl
 
-    site = serve(demo_site.routes_of(recordings, away="http://10.0.0.1/"))
+    site = serve(demo_site.routes_of(recordings, private_url="http://10.0.0.1/"))
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(demo_site.seeds_of(site.server)))
     crawl(tmp_path / "seeds.yaml", tmp_path / "crawl", dry_run=True)
     said = capsys.readouterr().out

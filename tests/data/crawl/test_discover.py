@@ -84,9 +84,9 @@ BOMB = '<!DOCTYPE rss [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><rss version=
 @pytest.mark.parametrize("kind", ["feed", "sitemap"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_entities_are_refused_in_any_encoding(kind, encoding):
-    with pytest.raises(ItemRejected) as refusal:
+    with pytest.raises(ItemRejected) as rejection:
         links_of(kind, BOMB.encode(encoding), "text/xml", DocumentSource(HERE))
-    assert refusal.value.reason == "entities"
+    assert rejection.value.reason == "entities"
 
 
 def test_text_that_is_not_utf8():
@@ -137,9 +137,9 @@ def test_hostile_sitemaps():
         (b"<urlset><url>", "not-a-sitemap"),
         (urlset(*(f"http://example.org/{i}" for i in range(50_001))), "too-large"),
     ]:
-        with pytest.raises(ItemRejected) as refusal:
+        with pytest.raises(ItemRejected) as rejection:
             links_of("sitemap", body, "", DocumentSource(HERE))
-        assert refusal.value.reason == reason
+        assert rejection.value.reason == reason
 
 
 PAGE = """<!doctype html><html lang=en><base href="/deep/"><title> A

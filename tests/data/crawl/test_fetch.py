@@ -40,9 +40,9 @@ def refused(routes, path="/a", **limits) -> ItemRejected | RetryLater:
     """What comes of downloading `path`."""
 
     async def action(fetcher, server):
-        with pytest.raises((ItemRejected, RetryLater)) as refusal:
+        with pytest.raises((ItemRejected, RetryLater)) as rejection:
             await fetcher.document(server.url(path), permit)
-        return refusal.value
+        return rejection.value
 
     return fetch(routes, action, **limits)
 
@@ -206,9 +206,9 @@ def test_chain_of_redirects_has_an_end():
 
 def test_host_is_checked_by_the_address_it_resolves_to():
     async def action(fetcher, server):
-        with pytest.raises(ItemRejected) as refusal:
+        with pytest.raises(ItemRejected) as rejection:
             await fetcher.document(server.url("/a").replace("127.0.0.1", "localhost"), permit)
-        return refusal.value.reason, server.visits
+        return rejection.value.reason, server.visits
 
     assert fetch({"/a": demo_site.text("secret")}, action, allow_networks=()) == ("private-address", [])
     assert refused({"/a": demo_site.text("secret")}, allow_networks=("10.0.0.0/8",)).reason == "private-address"
@@ -296,9 +296,9 @@ async def compressed_audio(request):
 )
 def test_recordings_have_a_size_a_time_and_a_type(tmp_path, handler, reason):
     async def action(fetcher, server):
-        with pytest.raises(ItemRejected) as refusal:
+        with pytest.raises(ItemRejected) as rejection:
             await fetcher.download(server.url("/a"), tmp_path / "body", permit, {}, lambda validator: None)
-        return refusal.value.reason
+        return rejection.value.reason
 
     assert fetch({"/a": handler}, action, max_recording_mb=2.0, max_seconds=0.5) == reason
     assert not (tmp_path / "body").exists() or (tmp_path / "body").stat().st_size <= 2_000_000

@@ -104,7 +104,7 @@ def test_leases_respect_limits_and_pauses_of_hosts(frontier, database, clock):
     taken = [frontier.lease_item(per_host=2) for _ in range(4)]
     assert sorted(item.host for item in taken if item) == ["example.org", "example.org", "other.example"]
     frontier.release(taken[0].id)
-    hosts.rest(taken[0].host, 5.0)
+    hosts.pause(taken[0].host, 5.0)
     assert frontier.lease_item(per_host=2) is None and frontier.next_due() == pytest.approx(5.0)
     clock.now += 5.1
     assert frontier.lease_item(per_host=2) is not None
@@ -121,7 +121,7 @@ def test_requests_to_a_host_are_spaced_over_all_processes(database, clock):
 def test_one_worker_fetches_a_robots_txt(database, clock):
     hosts = Hosts(database, LEASE)
     assert hosts.claim_robots("o") and not hosts.claim_robots("o") and hosts.robots("o") is None
-    hosts.set_robots("o", RobotsText(200, "body"), keep=60)
+    hosts.set_robots("o", RobotsText(200, "body"), valid_seconds=60)
     assert hosts.robots("o") == (200, "body") and not hosts.claim_robots("o")
     clock.now += 61
     assert hosts.robots("o") is None and hosts.claim_robots("o")

@@ -12,9 +12,9 @@ from speechgpt2.data.crawl.licence import (
     OPEN,
     SEED,
     Statement,
+    is_statement,
     permits,
     spdx,
-    states_something,
     strongest,
 )
 
@@ -53,9 +53,9 @@ def test_licence_text_maps_to_an_identifier_or_none(raw, identifier):
 
 
 def test_copyright_notice_is_no_licence():
-    assert not states_something("© 2024 Someone")
-    assert states_something("© 2024 Someone, all rights reserved")
-    assert states_something("CC BY 4.0")
+    assert not is_statement("© 2024 Someone")
+    assert is_statement("© 2024 Someone, all rights reserved")
+    assert is_statement("CC BY 4.0")
 
 
 def test_nearest_statement_counts_in_any_order():

@@ -88,17 +88,17 @@ def test_broken_files_are_rejected(tmp_path, tone):
         (encode(np.zeros(0, np.float32), "WAV"), "silent"),
     ]
     for number, (body, reason) in enumerate(cases):
-        with pytest.raises(ItemRejected) as refusal:
+        with pytest.raises(ItemRejected) as rejection:
             look(tmp_path, body)
-        assert refusal.value.reason == reason, f"case {number}: {refusal.value}"
+        assert rejection.value.reason == reason, f"case {number}: {rejection.value}"
 
 
 def test_decompression_bomb_is_rejected(tmp_path):
     bomb = encode(np.zeros(24_000 * 300, np.float32), "FLAC")
     assert len(bomb) < 24_000 * 300 / 50
-    with pytest.raises(ItemRejected) as refusal:
+    with pytest.raises(ItemRejected) as rejection:
         look(tmp_path, bomb, max_hours=60 / 3600)
-    assert refusal.value.reason == "endless"
+    assert rejection.value.reason == "endless"
 
 
 def test_crashed_probe_process_is_replaced(tmp_path, wav):

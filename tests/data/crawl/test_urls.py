@@ -41,9 +41,9 @@ def test_spelling(given, spelled):
     ],
 )  # fmt: skip
 def test_forbidden_urls_are_rejected(url):
-    with pytest.raises(ItemRejected) as refusal:
+    with pytest.raises(ItemRejected) as rejection:
         urls.normalise(url)
-    assert refusal.value.reason == "bad-url"
+    assert rejection.value.reason == "bad-url"
 
 
 def test_file_url_round_trip(tmp_path):

@@ -39,7 +39,7 @@ class Take(Stage[TakeConfig]):
             pcm = soundfile.read(path, dtype="float32")[0]
         except soundfile.SoundFileError as error:
             raise Rejected("corrupt", str(error)) from None
-        name, samples = clip_audio.workspace.add([pcm])
+        name, samples = clip_audio.workspace.add_recording([pcm])
         info = AudioInfo(clip.audio.path, SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
         return replace(clip, audio=info)
 

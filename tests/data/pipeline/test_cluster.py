@@ -30,7 +30,7 @@ def test_missing_ray_error_says_what_to_install(recordings, tmp_path, monkeypatc
 def ray():
     """Ray on this machine with two workers, for all tests of this file."""
     found = needs.module("ray", "ray")
-    module, ours = cluster._connected(2)
+    module, ours = cluster._connect(2)
     assert ours
     yield module
     found.shutdown()
@@ -72,7 +72,7 @@ def test_wave_size_does_not_change_results(ray, recordings, tmp_path, monkeypatc
 
 LISTENS = """
 from speechgpt2.data.pipeline import cluster
-ray, _ = cluster._connected(1)
+ray, _ = cluster._connect(1)
 from ray._common.usage import usage_lib
 told = usage_lib.usage_stats_enabled() or bool(ray._private.worker.get_dashboard_url())
 print(told, ray.nodes()[0]["NodeManagerAddress"])

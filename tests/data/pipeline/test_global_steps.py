@@ -25,7 +25,7 @@ def test_bounds(snr, keep):
 def test_first_rule_gives_the_reason_and_all_add_scores():
     clip = Clip("a", quality=Quality(snr=1.0, mos={"x": 2.0}))
     made = checked(clip, Rule("noisy", "quality.snr", at_least=10.0), Rule("bad", "quality.mos.x", at_least=3.0))
-    assert made.refusal.reason == "noisy"
+    assert made.rejection.reason == "noisy"
     assert [(d.reason, d.score, d.threshold, d.keep) for d in made.decisions] == [
         ("noisy", 1.0, 10.0, False), ("bad", 2.0, 3.0, False),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ def results(tmp_path):
 
 
 def refusals(clips: list[Clip]) -> list[str]:
-    return [clip.refusal.reason if clip.refusal else "" for clip in clips]
+    return [clip.rejection.reason if clip.rejection else "" for clip in clips]
 
 
 def test_folder_gives_a_clip_per_file(tmp_path, results):
@@ -40,7 +40,7 @@ def test_file_is_read_again_only_if_it_changed(tmp_path, results, monkeypatch):
     root.mkdir()
     (root / "a.wav").write_bytes(b"1")
     [first] = input_clips.read(root, results)
-    monkeypatch.setattr(Results, "remember_file", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(Results, "store_file_hash", lambda *_: pytest.fail("read again"))
     assert list(input_clips.read(root, results)) == [first]
 
 

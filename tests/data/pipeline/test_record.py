@@ -79,7 +79,7 @@ def test_invalid_record_is_a_user_error(line, complaint):
 def test_one_negative_decision_rejects():
     good = Decision("a", 1, True)
     assert Clip("x", decisions=(good,)).kept and not FULL.kept
-    assert replace(FULL, decisions=(good, *FULL.decisions)).refusal == FULL.decisions[0]
+    assert replace(FULL, decisions=(good, *FULL.decisions)).rejection == FULL.decisions[0]
 
 
 def test_nan_is_not_written():

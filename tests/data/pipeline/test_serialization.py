@@ -30,8 +30,8 @@ def test_changes_come_back():
         serialization.difference(FULL, FULL),
     ]
     assert replace(Clip("a"), **changes[0]) == FULL and replace(FULL, **changes[1]) == Clip("a") and changes[2] == {}
-    refusal = Decision("snr", 1, False, score=0.1 + 0.2)
-    assert serialization.unpack(serialization.pack(changes, refusal)) == (tuple(changes), refusal)
+    rejection = Decision("snr", 1, False, score=0.1 + 0.2)
+    assert serialization.unpack(serialization.pack(changes, rejection)) == (tuple(changes), rejection)
 
 
 def test_integers_and_numpy_numbers_become_plain():

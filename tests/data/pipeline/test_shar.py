@@ -53,7 +53,7 @@ def workspace(tmp_path) -> Workspace:
 @pytest.fixture
 def clips(workspace) -> list[Clip]:
     pcm = (np.random.default_rng(1).standard_normal(3 * SAMPLE_RATE) * 0.1).astype(np.float32)
-    name, _ = workspace.add([pcm])
+    name, _ = workspace.add_recording([pcm])
     made = []
     for number in range(3):
         audio = AudioInfo("a.wav", SAMPLE_RATE, 1, number * 0.5, 1.0, "FLAC", name, -6.0)
