@@ -1,7 +1,7 @@
 """Voice activity: the probability of speech in every 10 ms, by energy or by a network, and the spans of speech.
 
-An `ActivityDetector` takes pcm and returns [T] between 0 (no speech) and 1. The energy detector tells audio from
-silence and hum, but not speech from music. `silero_activity` is a network that knows speech (needs onnxruntime; its
+An `ActivityDetector` takes pcm and returns [T] between 0 (no speech) and 1. The energy detector distinguishes audio
+from silence and hum, but not speech from music. `silero_activity` is a network that does (it needs onnxruntime; its
 weights come with the package).
 """
 
@@ -36,22 +36,23 @@ def energy_activity(blocks: Iterator[np.ndarray]) -> np.ndarray:
     Returns:
         The activity of every 10 ms, `[T]` in 0…1.
     """
-    parts = [_levels(power(block), len(block)) for block in blocks]
-    return _above(np.concatenate(parts)) if parts else np.zeros(0)
+    levels = [_levels(power(block), len(block)) for block in blocks]
+    return _activity_of_levels(np.concatenate(levels)) if levels else np.zeros(0)
 
 
 def energy_activity_of_power(spectrum: np.ndarray, samples: int) -> np.ndarray:
     """Estimate activity as `energy_activity` does, from the power `[T, BINS]` of one block of `samples` samples."""
-    return _above(_levels(spectrum, samples))
+    return _activity_of_levels(_levels(spectrum, samples))
 
 
 def _levels(spectrum: np.ndarray, samples: int) -> np.ndarray:
     """Return the dB in the band of voices for every whole frame of `samples` samples, from their power `[T, BINS]`."""
-    first, last = round(LOW / BIN_HERTZ), round(HIGH / BIN_HERTZ)
-    return decibels(spectrum[: max(1, samples // HOP), first:last].sum(axis=1))
+    first, end = round(LOW / BIN_HERTZ), round(HIGH / BIN_HERTZ)
+    return decibels(spectrum[: max(1, samples // HOP), first:end].sum(axis=1))
 
 
-def _above(levels: np.ndarray) -> np.ndarray:
+def _activity_of_levels(levels: np.ndarray) -> np.ndarray:
+    """Return the activity `[T]` from levels `[T]` in dB."""
     if not len(levels):
         return levels
     floor, loud = np.percentile(levels, 8), np.percentile(levels, 97)
@@ -67,15 +68,16 @@ def silero_activity(blocks: Iterator[np.ndarray]) -> np.ndarray:
     Raises:
         MissingDependency: onnxruntime is not installed.
     """
-    detector, found, samples = vad.SileroVad(), [], 0
+    detector, probabilities, samples = vad.SileroVad(), [], 0
     cutter, resampler = audio.Blocks(vad.VAD_BLOCK), audio.Resampler(SAMPLE_RATE, vad.VAD_SAMPLE_RATE)
     for block in blocks:
         samples += len(block)
-        found += [detector.probability(piece) for piece in cutter.push(resampler.push(block))]
+        probabilities += [detector.probability(vad_block) for vad_block in cutter.push(resampler.push(block))]
     last = np.concatenate([cutter.rest(), resampler.push(np.zeros(0, np.float32), final=True)])
-    found.append(detector.probability(np.pad(last, (0, max(0, vad.VAD_BLOCK - len(last))))[: vad.VAD_BLOCK]))
+    probabilities.append(detector.probability(np.pad(last, (0, max(0, vad.VAD_BLOCK - len(last))))[: vad.VAD_BLOCK]))
     times = (np.arange(samples // HOP) + 0.5) / FRAMES_PER_SECOND  # from blocks of 32 ms to frames of 10 ms
-    return np.array(found)[np.minimum((times * vad.VAD_SAMPLE_RATE / vad.VAD_BLOCK).astype(int), len(found) - 1)]
+    indices = (times * vad.VAD_SAMPLE_RATE / vad.VAD_BLOCK).astype(int)
+    return np.array(probabilities)[np.minimum(indices, len(probabilities) - 1)]
 
 
 def active_spans(activity: np.ndarray, gap: float, shortest: float) -> list[tuple[float, float]]:

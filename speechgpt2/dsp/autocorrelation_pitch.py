@@ -1,8 +1,9 @@
 """Fundamental frequency by autocorrelation, some hundred times faster than real time, for labels of whole corpora.
 
-After Boersma 1993 ("Accurate short-term analysis of the fundamental frequency"): each frame has a few candidate
-periods, and the Viterbi path with the fewest jumps wins. `dsp.world_pitch`, which training uses, follows each period
-more closely. But it is five times slower, needs a compiler to install, and fails in noise (table in docs/data.md).
+The method is that of Boersma 1993 ("Accurate short-term analysis of the fundamental frequency"): each frame has a few
+candidate periods, and the Viterbi path with the fewest jumps is chosen. `dsp.world_pitch`, which training uses, follows
+each period more closely. But it is five times slower, needs a compiler to install, and fails in noise (table in
+docs/data.md).
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def track_pitch(pcm: np.ndarray) -> np.ndarray:
     loudest = max(float(np.abs(signal).max(initial=0.0)), 1e-9)
     unvoiced = VOICED + np.maximum(0.0, 2.0 - np.abs(frames).max(axis=1) / loudest / FAINT)
     hertz, gain = _candidates(strength)
-    chosen = _smoothest(np.log2(hertz), np.concatenate([gain, unvoiced[:, None]], axis=1))
-    rows = np.flatnonzero(chosen < CANDIDATES)
-    found = np.zeros(len(frames))
-    found[rows] = hertz[rows, chosen[rows]]
-    return found
+    states = _smoothest(np.log2(hertz), np.concatenate([gain, unvoiced[:, None]], axis=1))
+    voiced = np.flatnonzero(states < CANDIDATES)
+    track = np.zeros(len(frames))
+    track[voiced] = hertz[voiced, states[voiced]]
+    return track
 
 
 def _periodicity(frames: np.ndarray) -> np.ndarray:
@@ -62,9 +63,8 @@ def _candidates(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     best = np.argpartition(-score, CANDIDATES, axis=1)[:, :CANDIDATES]
     rows = np.arange(len(strength))[:, None]
     bend = left[rows, best] - 2 * middle[rows, best] + right[rows, best]
-    shift = (
-        0.5 * (left[rows, best] - right[rows, best]) / np.where(bend < 0, bend, -1.0)
-    )  # vertex of the parabola through three points
+    # The vertex of the parabola through three points.
+    shift = 0.5 * (left[rows, best] - right[rows, best]) / np.where(bend < 0, bend, -1.0)
     return RATE / (LAGS[1:-1][best] + np.clip(shift, -0.5, 0.5)), score[rows, best]
 
 

@@ -1,4 +1,4 @@
-"""The sounding part of a recording, and its level."""
+"""The audible part of a recording, and its level."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from speechgpt2.types import SAMPLE_RATE
 
-LEVEL_DBFS = -23.0  # RMS of the sounding windows at gain 0
+LEVEL_DBFS = -23.0  # RMS of the audible windows at gain 0
 MARGIN = 0.05  # seconds of silence that are kept on both sides
 HOP = SAMPLE_RATE // 100  # samples of a window: 10 ms
 
 
 def active_span(pcm: np.ndarray, floor_db: float = -45.0) -> tuple[int, int] | None:
-    """Find the sounding part of a recording.
+    """Find the audible part of a recording.
 
     Args:
         pcm: samples `[N]` at 24 kHz.
-        floor_db: a window sounds if its power lies within so many dB of the loudest window's.
+        floor_db: power relative to the loudest window, in dB, above which a window counts as audible.
 
     Returns:
         The first sample and the one after the last, with `MARGIN` on both sides; None for silence.
@@ -30,7 +30,7 @@ def active_span(pcm: np.ndarray, floor_db: float = -45.0) -> tuple[int, int] | N
 
 
 def normalise_level(pcm: np.ndarray, gain: float = 0.0) -> np.ndarray:
-    """Scale `pcm [N]` to `LEVEL_DBFS` + `gain` dB over its sounding windows, with peaks below 0.95."""
+    """Scale `pcm [N]` to `LEVEL_DBFS` + `gain` dB over its audible windows, with peaks below 0.95."""
     power = _window_power(pcm)
     speech = power[power > power.max() * 1e-3].mean()
     scale = 10 ** ((LEVEL_DBFS + gain) / 20) / np.sqrt(speech)

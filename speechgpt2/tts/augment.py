@@ -1,7 +1,7 @@
 """Augmentation of synthetic speech: another speaker's vocal tract and melody, pauses, rooms, equalisation, noise.
 
-Synthetic voices are few and clean; people are many, and their recordings are not clean. Each step is drawn at random.
-The times of words and phones stay exact.
+There are few synthetic voices, and their recordings are clean, while real recordings have many speakers and noise. Each
+step is drawn at random. The times of words and phones stay exact.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ from speechgpt2.dsp.world_pitch import world
 from speechgpt2.tts.utterance import Utterance
 from speechgpt2.types import SAMPLE_RATE
 
-STRETCH = (0.86, 1.16)  # factor of the whole spectrum: pitch, formants and tempo together, as with tape speed
+STRETCH = (0.86, 1.16)  # factor of pitch, formants and tempo together, as with the speed of a tape
 CHANGED_VOICE = {"flite": 0.85, "espeak": 0.15, "kokoro": 0.2}  # probability by engine: flite has few speakers
 FORMANTS = (0.8, 1.28)  # factor: a vocal tract 25 % longer to one a fifth shorter
 MEAN_PITCH = (75.0, 300.0)  # Hz: from a low male voice to a child's
 LIVELINESS = (0.4, 1.6)  # factor of the excursions of pitch
 TEMPO = (0.85, 1.2)  # factor of the duration
 BREATH = (0.0, 0.5)  # share of the voiced part that becomes noise
-PAUSE_SECONDS = 0.6  # at most, before the first word and after the last
-WORLD_MS = 10.0  # between two spectra of WORLD
+PAUSE_SECONDS = 0.6  # longest pause before the first word, and after the last
+WORLD_MS = 10.0  # milliseconds between two spectra of WORLD
 ROOM_SECONDS = (0.08, 0.45)  # reverberation time (RT60)
 NOISE_DB = (12.0, 40.0)  # signal-to-noise ratio
 
 
 def augment_utterance(utterance: Utterance, rng: random.Random, share: float = 0.6) -> Utterance:
-    """Return the utterance as another speaker would have said it in another place. Each step is drawn with `share`."""
+    """Return the utterance by another speaker, in another room.
+
+    Args:
+        utterance: the utterance.
+        rng: draws the steps and their parameters.
+        share: probability of each step, except for a new voice (`CHANGED_VOICE`) and a room (half of it).
+    """
     noise = np.random.default_rng(rng.getrandbits(64))
     if rng.random() < CHANGED_VOICE.get(utterance.voice.engine, 0.0):
         pitch = np.exp(rng.uniform(*np.log(MEAN_PITCH)))
@@ -54,7 +60,7 @@ def augment_utterance(utterance: Utterance, rng: random.Random, share: float = 0
 def augment_microphone(pcm: np.ndarray, random: np.random.Generator, share: float = 0.3) -> np.ndarray:
     """Return `pcm [N]` as a microphone in a room would record it, with the same length.
 
-    Each step is drawn with `share`.
+    Each step has the probability `share`.
     """
     return _through_microphone(pcm, random, random, share, share) if pcm.any() else pcm
 
@@ -71,7 +77,7 @@ def change_voice(
     """Change the speaker, by WORLD's analysis and synthesis (Morise et al. 2016), about 13 times faster than real time.
 
     Args:
-        utterance: what was said.
+        utterance: the utterance.
         formants: factor of the formants' frequencies.
         pitch: mean pitch in Hz.
         liveliness: factor of the excursions of pitch.
@@ -88,9 +94,9 @@ def change_voice(
     envelope = tools.cheaptrick(pcm, f0, times, SAMPLE_RATE)
     noise = tools.d4c(pcm, f0, times, SAMPLE_RATE)
     bins = np.arange(envelope.shape[1])
-    low = np.minimum(bins / formants, bins[-1])
-    below = np.minimum(low.astype(int), bins[-2])
-    share = low - below
+    source = np.minimum(bins / formants, bins[-1])
+    below = np.minimum(source.astype(int), bins[-2])
+    share = source - below
     level = np.log(envelope)
     envelope = np.exp((1 - share) * level[:, below] + share * level[:, below + 1])
     voiced = f0 > 0
@@ -98,8 +104,8 @@ def change_voice(
         height = np.log(f0[voiced])
         f0[voiced] = np.clip(pitch * np.exp(liveliness * (height - height.mean())), 50, 500)
     noise += breath * (1 - noise)
-    made = tools.synthesize(f0, np.ascontiguousarray(envelope), noise, SAMPLE_RATE, WORLD_MS * tempo)
-    return _retime(replace(utterance, pcm=made), tempo, 0.0)
+    changed = tools.synthesize(f0, np.ascontiguousarray(envelope), noise, SAMPLE_RATE, WORLD_MS * tempo)
+    return _retime(replace(utterance, pcm=changed), tempo, 0.0)
 
 
 def pad_silence(utterance: Utterance, before: float, after: float) -> Utterance:
@@ -109,11 +115,11 @@ def pad_silence(utterance: Utterance, before: float, after: float) -> Utterance:
 
 
 def add_reverb(pcm: np.ndarray, seconds: float, wet: float, random: np.random.Generator) -> np.ndarray:
-    """Add reverberation to `pcm [N]`; the length stays.
+    """Add reverberation to `pcm [N]`, without changing its length.
 
     Args:
         pcm: samples at 24 kHz.
-        seconds: in which the reverberation falls by 60 dB.
+        seconds: time in which the reverberation falls by 60 dB.
         wet: level of the reverberation relative to the voice.
         random: draws the impulse response, which is decaying noise.
     """
@@ -143,14 +149,14 @@ def add_noise(pcm: np.ndarray, snr: float, slope: float, random: np.random.Gener
 
 
 def _through_microphone(
-    pcm: np.ndarray, rng: random.Random | np.random.Generator, noise: np.random.Generator, room: float, rest: float
+    pcm: np.ndarray, rng: random.Random | np.random.Generator, noise: np.random.Generator, room: float, others: float
 ) -> np.ndarray:
-    """Add a room with the probability `room`, and equalisation and noise with the probability `rest` each."""
+    """Add a room with the probability `room`, and equalisation and noise with the probability `others` each."""
     if rng.random() < room:
         pcm = add_reverb(pcm, rng.uniform(*ROOM_SECONDS), rng.uniform(0.1, 0.6), noise)
-    if rng.random() < rest:
+    if rng.random() < others:
         pcm = equalise(pcm, rng.uniform(-4, 4), rng.uniform(60, 250), rng.uniform(3500, 11_000))
-    if rng.random() < rest:
+    if rng.random() < others:
         pcm = add_noise(pcm, rng.uniform(*NOISE_DB), rng.uniform(0, 1), noise)
     return pcm
 
@@ -158,10 +164,10 @@ def _through_microphone(
 def _retime(utterance: Utterance, factor: float, offset: float) -> Utterance:
     """Move the times of words and phones to `time · factor + offset`."""
 
-    def moved(part):
-        return part._replace(start=part.start * factor + offset, end=part.end * factor + offset)
+    def retimed(span):
+        return span._replace(start=span.start * factor + offset, end=span.end * factor + offset)
 
-    return replace(utterance, words=tuple(map(moved, utterance.words)), phones=tuple(map(moved, utterance.phones)))
+    return replace(utterance, words=tuple(map(retimed, utterance.words)), phones=tuple(map(retimed, utterance.phones)))
 
 
 def _next_power_of_two(n: int) -> int:

@@ -1,9 +1,9 @@
-"""An engine that asks a server with CosyVoice's HTTP interface (runtime/python/fastapi in its repository).
+"""An engine on a server with CosyVoice's HTTP interface (runtime/python/fastapi in its repository).
 
 The name of the voice is the server's address, such as `http://127.0.0.1:50000`. `accent` is a speaker that the server
 knows, or the path of a clip whose voice it copies, with the clip's text in a file beside it (voice_prompts.py). `style`
 is sent as an instruction. The server answers with raw 16-bit samples, or with an audio file. The sample rate is that of
-the response header, else `?rate=22050` in the address, else 24 kHz. `seed` has no effect. It knows no times.
+the response header, else `?rate=22050` in the address, else 24 kHz. `seed` has no effect. The engine returns no times.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speechgpt2.tts.utterance import Rendering, Voice
 from speechgpt2.types import SAMPLE_RATE
 
 TIMEOUT = 300.0  # seconds
-LARGEST = 64 << 20  # bytes of a response
+MAX_BYTES = 64 << 20  # of a response
 RATE_HEADER = "X-Custom-Header-sampleRate"  # sent by common servers; the original sends no rate
 
 
@@ -66,14 +66,14 @@ def _post(url: str, fields: dict[str, str], files: dict[str, bytes]) -> tuple[by
     request = urllib.request.Request(url, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            data = response.read(LARGEST + 1)
+            data = response.read(MAX_BYTES + 1)
             rate = response.headers.get(RATE_HEADER, "")
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server responds with {error.code} {error.reason}") from None
     except OSError as error:
         raise UserError(f"{url}: cannot be reached ({getattr(error, 'reason', error)})") from None
-    if len(data) > LARGEST:
-        raise ValueError(f"{url}: the response exceeds {LARGEST} bytes")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{url}: the response exceeds {MAX_BYTES} bytes")
     return data, rate
 
 

@@ -7,12 +7,11 @@ An engine is a module with one function ``render(text, voice) -> Rendering``, an
     flite       English
     festival    English, statistical voices; slow
     recordings  a folder of recorded words, joined
-    model       a language model of this project, in its own or a given voice
+    model       a language model of this project, in its own voice or in that of a clip
     server      a server with CosyVoice's HTTP interface
 
 To add one: write the module, raise `MissingDependency` where a library or program is not installed, and add a line
-below. An engine that does not know the times of its words returns none; `voices.speak` then finds them by forced
-alignment.
+below. An engine without times of words returns none; `voices.speak` then finds them by forced alignment.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class SynthesisEngine:
     """A synthesis engine.
 
     Attributes:
-        render: makes audio of a text in a voice.
-        exact_times: whether it knows the times of words, so that they count as the truth.
-        adjustable: whether the rate of a voice has an effect, and mostly its pitch.
+        render: speaks a text by a voice.
+        exact_times: whether it returns exact times of words, which count as ground truth.
+        adjustable: whether the rate of a voice has an effect; for most engines the pitch has one, too.
     """
 
     render: Callable[[str, Voice], Rendering]

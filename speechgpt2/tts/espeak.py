@@ -1,9 +1,9 @@
 """espeak-ng through its library, in process: audio, and the sample at which every word and phone starts.
 
-The library is the one in the `espeakng-loader` wheel, else the system's. It keeps global state, so one process speaks
-one utterance at a time; run more processes to go faster. Because of that state an utterance depends, by a sample or so,
-on the utterances before. A new process always gives the same result (alignment/isolated_espeak.py).
-espeak-ng is GPL-3: it is an optional tool that is loaded at run time, never a part of this package.
+The library is the one in the `espeakng-loader` wheel, else the system's. It keeps global state, so a process speaks one
+utterance at a time; run more processes to go faster. Because of that state an utterance depends, by about a sample, on
+the utterances before. A new process always gives the same result (alignment/isolated_espeak.py). espeak-ng is GPL-3: it
+is an optional tool that is loaded at run time, never a part of this package.
 """
 
 from __future__ import annotations
@@ -103,13 +103,13 @@ class _Library:
         return np.frombuffer(b"".join(self._chunks), np.int16), self._marks
 
     def phonemes(self, text: str, accent: str) -> list[str]:
-        """IPA of the text's words, with stress; parts of one phoneme are tied by ``^``."""
+        """Return the IPA of the text's words, with stress; ``^`` ties the parts of a phoneme."""
         if self._lib.espeak_SetVoiceByName(accent.encode()):
             raise ValueError(f"espeak-ng has no voice {accent}")
         buffer = ctypes.create_string_buffer(text.encode())
-        rest, words = ctypes.c_void_p(ctypes.addressof(buffer)), list[str]()
-        while rest.value:  # one clause a call
-            words += self._to_phonemes(ctypes.byref(rest), _CHARS_UTF8, _IPA_WITH_TIES).decode().split()
+        remaining, words = ctypes.c_void_p(ctypes.addressof(buffer)), list[str]()
+        while remaining.value:  # a call converts one clause
+            words += self._to_phonemes(ctypes.byref(remaining), _CHARS_UTF8, _IPA_WITH_TIES).decode().split()
         return words
 
     def _start(self, data: bytes | None) -> None:
@@ -190,10 +190,13 @@ def render(text: str, voice: Voice) -> Rendering:
 
 
 def transcribe(text: str, accent: str) -> list[tuple[str, list[Phoneme]]]:
-    """The written words of English text, each with its phonemes.
+    """Transcribe English text.
 
-    espeak-ng runs some words together ("of the"); a bar between words prevents that and keeps its reading of a word in
-    context. A number may be spoken as several words: the counts of words spoken alone then tell which belong together.
+    espeak-ng joins some words ("of the"). A bar between words prevents that, and each is still read in its context. A
+    number may be spoken as several words. Then each written word is transcribed alone, to count its spoken words.
+
+    Returns:
+        The written words, each with its phonemes.
     """
     library = _library()
     written = [word for word in text.split() if re.search(r"\w", word)]
@@ -242,18 +245,18 @@ def _words(texts: list[str], phones: list[Phone], owners: list[int]) -> tuple[Wo
     words: list[Word] = []
     index = 0
     while index < len(texts):
-        last = index + 1
-        while last < len(texts) and last not in times:
-            last += 1
+        group_end = index + 1
+        while group_end < len(texts) and group_end not in times:
+            group_end += 1
         start, end = times.get(index, (0.0, 0.0))
-        group = [re.sub(r"^\W+|\W+$", "", t) for t in texts[index:last]]
+        group = [re.sub(r"^\W+|\W+$", "", t) for t in texts[index:group_end]]
         letters = sum(map(len, group)) or 1
         for text in group:
             stop = start + (end - start) * len(text) / letters
             if text:
                 words.append(Word(text, start, stop))
             start, letters = stop, letters - len(text) or 1
-        index = last
+        index = group_end
     return tuple(words)
 
 

@@ -1,7 +1,7 @@
 """Festival 2.5 (English) by its command line: audio at up to 32 kHz, and the ends of words and segments.
 
-The voices are those of the system's festvox packages, such as festvox-us-slt-hts. Every utterance gets a new process,
-since the interpreter keeps earlier settings. The rate has an effect on HTS voices only; pitch and range have none.
+The voices are those of the system's festvox packages, such as festvox-us-slt-hts. Every utterance has a new process,
+since the interpreter keeps earlier settings. The rate affects HTS voices only; pitch and range have no effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from speechgpt2.tts.flite import ipa
 from speechgpt2.tts.utterance import Phone, Rendering, Voice, Word
 
 VOICES = {"slt_hts": "cmu_us_slt_arctic_hts", "kal": "kal_diphone", "ked": "ked_diphone", "rab": "rab_diphone"}
-LONGEST = 60.0  # seconds that the synthesis of one utterance may take
+TIMEOUT = 60.0  # seconds for the synthesis of one utterance
 
 # Words without segments, such as a comma, end at 0.
 _SCRIPT = """
@@ -44,7 +44,7 @@ def render(text: str, voice: Voice) -> Rendering:
 
     Raises:
         MissingDependency: Festival or the voice is not installed.
-        ValueError: Festival has no such voice, or makes no audio of the text.
+        ValueError: Festival has no such voice, or returns no audio for the text.
     """
     if shutil.which("festival") is None:
         raise MissingDependency("festival is missing: install the system package festival")
@@ -56,13 +56,13 @@ def render(text: str, voice: Voice) -> Rendering:
         script = _SCRIPT.format(voice=VOICES[voice.name], rate=voice.rate / 175, text=plain, path=path)
         (Path(folder) / "say.scm").write_text(script)
         command = ["festival", "-b", str(Path(folder) / "say.scm")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
-        if f"voice_{VOICES[voice.name]}" in done.stderr:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        if f"voice_{VOICES[voice.name]}" in finished.stderr:
             raise MissingDependency(f"festival's voice {voice.name} is missing: install its festvox package")
         if not path.is_file():
-            raise ValueError(f"festival returned no audio for {text!r}: {done.stderr.strip()[:200]}")
+            raise ValueError(f"festival returned no audio for {text!r}: {finished.stderr.strip()[:200]}")
         pcm, rate = soundfile.read(path, dtype="float32")
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    rows = [line.split("\t") for line in finished.stdout.splitlines()]
     return Rendering(np.ascontiguousarray(pcm), rate, tuple(_words(rows)), tuple(_phones(rows)))
 
 

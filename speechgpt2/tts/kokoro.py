@@ -53,10 +53,10 @@ VOICES = tuple(
     "zf_xiaoyi zm_yunjian zm_yunxi zm_yunxia zm_yunyang".split()
 )
 NOMINAL_RATE = 175  # `Voice.rate` at the model's own speed
-SPEEDS = (0.5, 2.0)  # what the model can do
+SPEEDS = (0.5, 2.0)  # least and greatest speed of the model
 
 FRAME = 600  # samples: the unit of the model's durations
-LONGEST = 500  # symbols in one call; the model reads 510
+MAX_SYMBOLS = 500  # in one call; the model reads 510
 _HANZI = re.compile(r"[\u4e00-\u9fff]+")
 _MIXTURE = re.compile(r"(\w+)(?::(\d+))?")
 
@@ -71,43 +71,43 @@ def render(text: str, voice: Voice) -> Rendering:
     """
     tokens = _tokens(text, voice)
     if not any(token.units for token in tokens):
-        raise ValueError(f"{voice.speaker} finds nothing to say in {text!r}")
+        raise ValueError(f"{voice.speaker} finds no words in {text!r}")
     engine = _engine()
     style = engine.style(voice.name)
     speed = float(np.clip(voice.rate / NOMINAL_RATE, *SPEEDS))
     pieces, words, phones, offset = [], list[Word](), list[Phone](), 0.0
-    for part in _parts(tokens):
-        pcm, edges = engine.run(_symbols(part), style, speed)
-        spoken, said = _times(part, edges + offset)
+    for group in _split(tokens):
+        pcm, edges = engine.run(_symbols(group), style, speed)
+        group_words, group_phones = _times(group, edges + offset)
         pieces.append(pcm)
-        words += spoken
-        phones += said
+        words += group_words
+        phones += group_phones
         offset += len(pcm) / SAMPLE_RATE
     return Rendering(np.concatenate(pieces), SAMPLE_RATE, tuple(words), tuple(phones))
 
 
 def mixture(weights: dict[str, int]) -> str:
-    """The name of the voice that mixes some of `VOICES` with these weights."""
+    """Return the name of the voice that mixes some of `VOICES` with these weights."""
     return "+".join(f"{name}:{weight}" for name, weight in weights.items())
 
 
-def parse(name: str) -> dict[str, int]:
-    """The voices in a name, with their weights.
+def parse_mixture(name: str) -> dict[str, int]:
+    """Return the voices in a name, with their weights.
 
     Raises:
         UserError: There is no such voice.
     """
-    parts = [_MIXTURE.fullmatch(part) for part in name.split("+")]
-    found = {part[1]: int(part[2] or 1) for part in parts if part}
-    if len(found) < len(parts) or set(found) - set(VOICES) or not sum(found.values()):
+    matches = [_MIXTURE.fullmatch(part) for part in name.split("+")]
+    weights = {match[1]: int(match[2] or 1) for match in matches if match}
+    if len(weights) < len(matches) or set(weights) - set(VOICES) or not sum(weights.values()):
         raise UserError(
             f"kokoro has no voice {name!r}; there are {', '.join(VOICES)}, and mixtures: af_heart:60+am_adam:40"
         )
-    return found
+    return weights
 
 
 def find_files() -> tuple[Path, Path]:
-    """The model and its styles, checked; downloaded if they are in no folder.
+    """Return the files of the model and of its styles, checked; downloaded if necessary.
 
     Raises:
         UserError: A file is missing, damaged or of another version, or cannot be downloaded.
@@ -131,8 +131,8 @@ class KokoroModel:
         """Take a network and load checked styles.
 
         Args:
-            network: A `StyleTTS`, or another function of ids `[N]`, a style `[256]` and a speed that gives samples and
-                frames of each id: tensors.
+            network: A `StyleTTS`, or another function of ids `[N]`, a style `[256]` and a speed. It returns tensors:
+                samples, and the frames of each id.
             styles: The file of the voices' style vectors.
         """
         self._network = network
@@ -140,13 +140,17 @@ class KokoroModel:
 
     @cache  # noqa: B019 (one engine lives as long as the process)
     def style(self, name: str) -> np.ndarray:
-        """Style vectors [510, 256] of a voice or mixture, a row for each number of symbols."""
-        weights = parse(name)
+        """Return the style vectors [510, 256] of a voice or mixture, a row for each number of symbols."""
+        weights = parse_mixture(name)
         mixed = sum(weight * self._styles[voice].astype(np.float64) for voice, weight in weights.items())
         return (mixed / sum(weights.values())).astype(np.float32).reshape(-1, 256)
 
     def run(self, symbols: str, style: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
-        """Samples [N] and the time at which every symbol starts, and the last ends: seconds [len(symbols) + 1]."""
+        """Synthesise some symbols.
+
+        Returns:
+            Samples `[N]`, and the seconds at which each symbol starts and the last one ends, `[len(symbols) + 1]`.
+        """
         import torch
 
         ids = torch.tensor([PAD, *(SYMBOLS[symbol] for symbol in symbols), PAD])
@@ -162,7 +166,7 @@ def _engine() -> KokoroModel:
 
 
 def _load(model: Path) -> Callable[[Any, Any, float], tuple[Any, Any]]:
-    """The network of a checked file, on the best device.
+    """Load the network of a checked file on the best device.
 
     Raises:
         MissingDependency: onnx is not installed.
@@ -177,7 +181,7 @@ def _load(model: Path) -> Callable[[Any, Any, float], tuple[Any, Any]]:
 
 
 def _tokens(text: str, voice: Voice) -> list[Token]:
-    names = parse(voice.name)
+    names = parse_mixture(voice.name)
     if voice.lang == "zh":
         return kokoro_text.mandarin(text)
     if voice.lang != "en":
@@ -188,12 +192,12 @@ def _tokens(text: str, voice: Voice) -> list[Token]:
     return kokoro_text.english(text, british=loudest.startswith("b"))
 
 
-def _parts(tokens: list[Token]) -> Iterator[list[Token]]:
-    """Cut a long text behind punctuation where there is some, so that every part can be read at once."""
-    while len(_symbols(tokens)) > LONGEST:
-        fitting = next(n for n in range(len(tokens), 0, -1) if len(_symbols(tokens[:n])) <= LONGEST or n == 1)
-        if fitting == 1 and len(_symbols(tokens[:1])) > LONGEST:
-            raise ValueError(f"kokoro cannot read a word of more than {LONGEST} phonemes")
+def _split(tokens: list[Token]) -> Iterator[list[Token]]:
+    """Split a long text into groups of at most `MAX_SYMBOLS` symbols, after punctuation if possible."""
+    while len(_symbols(tokens)) > MAX_SYMBOLS:
+        fitting = next(n for n in range(len(tokens), 0, -1) if len(_symbols(tokens[:n])) <= MAX_SYMBOLS or n == 1)
+        if fitting == 1 and len(_symbols(tokens[:1])) > MAX_SYMBOLS:
+            raise ValueError(f"kokoro cannot read a word of more than {MAX_SYMBOLS} phonemes")
         cut = next((n for n in range(fitting, 0, -1) if tokens[n - 1].after.strip()), fitting)
         yield tokens[:cut]
         tokens = tokens[cut:]
@@ -205,7 +209,10 @@ def _symbols(tokens: list[Token]) -> str:
 
 
 def _times(tokens: list[Token], edges: np.ndarray) -> tuple[list[Word], list[Phone]]:
-    """Words and phones from the times of symbols. A space without punctuation is no silence: neighbours share it."""
+    """Return words and phones from the times of symbols.
+
+    A space without punctuation is no silence: the phones before and after it share its time.
+    """
     words, phones, at, shared = list[Word](), list[Phone](), 0, False
     for token in tokens:
         first = len(phones)

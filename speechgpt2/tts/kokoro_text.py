@@ -1,8 +1,8 @@
-"""Text as the symbols that Kokoro-82M reads, with the word and the phone that each of them belongs to.
+"""Converts text to the symbols of Kokoro-82M, with the word and the phone of each.
 
 Kokoro reads IPA with some letters of its own ("I" for the vowel of "my"), stress marks before a vowel, arrows for
-Mandarin tones, and punctuation. English phonemes come from espeak-ng, Mandarin ones from pypinyin and misaki, which is
-what the model was trained with (misaki's EN_PHONES.md lists the letters).
+Mandarin tones, and punctuation. English phonemes come from espeak-ng, Mandarin ones from pypinyin and misaki, with
+which the model was trained (misaki's EN_PHONES.md lists the letters).
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def english(text: str, british: bool) -> list[Token]:
     for word, phonemes in espeak.transcribe(text, _ACCENTS[british]):
         stops = [c for c in word[len(word.rstrip("\"')”’,.;:!?…—-")) :] if c in _PAUSES]
         units = tuple(_english_unit(phoneme, british) for phoneme in phonemes)
-        bare = re.sub(r"^\W+|\W+$", "", word)
-        tokens.append(Token(bare, tuple(unit for unit in units if unit.symbols), "".join(stops[:1]) + " "))
+        plain = re.sub(r"^\W+|\W+$", "", word)
+        tokens.append(Token(plain, tuple(unit for unit in units if unit.symbols), "".join(stops[:1]) + " "))
     return tokens
 
 
@@ -95,7 +95,7 @@ def mandarin(text: str) -> list[Token]:
             for word in words(segment):
                 units = [_mandarin_units(ipa_of(reading)) for reading in readings_of(word)]
                 ends = [""] * (len(word) - 1) + [" "]
-                tokens += [Token(*parts) for parts in zip(word, units, ends, strict=True)]
+                tokens += [Token(*fields) for fields in zip(word, units, ends, strict=True)]
         elif segment in _PAUSES:
             if tokens:
                 tokens[-1] = tokens[-1]._replace(after=_PAUSES[segment] + " ")
@@ -105,7 +105,7 @@ def mandarin(text: str) -> list[Token]:
 
 
 def _mandarin_units(ipa: str) -> tuple[Unit, ...]:
-    """The phones of one syllable; the nucleus carries the tone in its label: ``a3``."""
+    """Return the phones of one syllable; the label of the vowel has the tone: ``a3``."""
     ipa = "".join(c for c in ipa if c in SYMBOLS)
     tone = next((_TONES[c] for c in ipa if c in _TONES), _NEUTRAL)
     units = []
@@ -116,7 +116,7 @@ def _mandarin_units(ipa: str) -> tuple[Unit, ...]:
 
 
 def _readers():
-    """Functions that split hanzi into words, give the pinyin of a word, and the IPA of a pinyin syllable."""
+    """Return functions: hanzi to words, a word to its pinyin syllables, a pinyin syllable to IPA."""
     jieba, pypinyin = require("jieba", "kokoro"), require("pypinyin", "kokoro")
     misaki = require("misaki.zh", "kokoro")
     jieba.setLogLevel("WARNING")

@@ -1,8 +1,8 @@
-"""An engine that lets a language model of this project read aloud, in its own voice or in that of a clip.
+"""An engine by a language model of this project, in its own voice or in that of a clip.
 
 The name of the voice is a model: "mini" or a folder. `accent` is the path of a clip whose voice is copied, with its
-text in a file beside it (voice_prompts.py); the clip becomes the greeting. `seed` seeds the sampling. It knows no
-times.
+text in a file beside it (voice_prompts.py); the clip becomes the greeting. `seed` seeds the sampling. The engine
+returns no times.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from speechgpt2.types import SAMPLE_RATE
 if TYPE_CHECKING:
     from speechgpt2.chat import Reply, SpeechGPT
 
-LONGEST = 250  # patches of an utterance: 30 seconds
+MAX_PATCHES = 250  # of an utterance: 30 seconds
 
 
 def render(text: str, voice: Voice) -> Rendering:
     """Speak the text.
 
     Raises:
-        ValueError: the model did not end the utterance within `LONGEST` patches.
+        ValueError: the model did not end the utterance within `MAX_PATCHES` patches.
         UserError: there is no such model.
     """
     reply = read_aloud(_model(voice.name), text, voice)
     if reply.reason != "stop" or not len(reply.pcm):
-        raise ValueError(f"{voice.speaker} did not end {text!r} within {LONGEST} patches")
+        raise ValueError(f"{voice.speaker} did not end {text!r} within {MAX_PATCHES} patches")
     return Rendering(reply.pcm, SAMPLE_RATE)
 
 
@@ -50,7 +50,7 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     seed = zlib.crc32(f"{voice.seed} {text}".encode())
     sampling = SamplingParams.of_config(model.lm.config.sampling, seed, model.lm.device)
     start = concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), prompt.tts_prefix(text))
-    talk = Conversation(model, start, sampling, LONGEST, speak=True)
+    talk = Conversation(model, start, sampling, MAX_PATCHES, speak=True)
     return talk.collect(talk.reply(user_spoke=False))
 
 

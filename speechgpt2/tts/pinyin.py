@@ -1,7 +1,7 @@
 """Hanzi to toned pinyin, one token per character, as espeak's voice `cmn-latn-pinyin` reads it.
 
-espeak misreads hanzi (polyphones, neutral tones). The phrase dictionary of pypinyin tells the 行 of 银行 from that of
-行走.
+espeak misreads hanzi (polyphones, neutral tones). pypinyin has a dictionary of phrases, and reads 行 correctly in 银行
+and in 行走.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Voice:
         engine: a key of `engines.ENGINES`.
         name: the speaker's name; what it means depends on the engine.
         lang: "en" or "zh".
-        accent: a variety of the language, or what the engine makes of it.
+        accent: a variety of the language; some engines use it for something else.
         rate: words per minute of running English speech, nominally 175.
         pitch: 0…100; 50 is the speaker's own.
         pitch_range: 0…100; 50 is the speaker's own (espeak only).
@@ -92,7 +92,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Audio of an engine: `pcm [N]` float32 at the engine's `sample_rate`, untrimmed, with times if it knows them."""
+    """The output of an engine: `pcm [N]` float32 at `sample_rate`, untrimmed, with times if the engine has them."""
 
     pcm: np.ndarray
     sample_rate: int
@@ -113,5 +113,5 @@ class Utterance:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Length of the audio in seconds."""
         return len(self.pcm) / SAMPLE_RATE

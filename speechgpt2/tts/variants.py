@@ -1,8 +1,8 @@
 """Random speakers for espeak-ng, as many as needed, each given by a number.
 
 espeak-ng combines the voice of a language with a *variant*, a text file of factors for formants, pitch, breath and more
-(docs/voices.md of espeak-ng). A model soon memorises the few dozen that it ships. Random ones within the same ranges
-teach a recogniser what speakers have in common.
+(docs/voices.md of espeak-ng). A model soon memorises the few dozen variants of espeak-ng. Random variants within the
+same ranges teach a recogniser to generalise over speakers.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def variant_name(number: int) -> str:
 
 def variant_number(name: str) -> int | None:
     """Return the number in a name of `variant_name`; None for any other name."""
-    found = _NAME.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def variant_text(number: int) -> str:
     """Return the text of the variant's file. The same number gives the same text."""
     rng = random.Random(f"variant/{number}")
-    size = _near(rng, 1.05, 1.35)  # factor of all formants: a shorter vocal tract has higher ones
-    low = min(215, max(55, 95 * size ** rng.uniform(0, 3) * _near(rng, 1, 1.4)))
+    size = _log_uniform(rng, 1.05, 1.35)  # factor of all formants: a shorter vocal tract has higher ones
+    low = min(215, max(55, 95 * size ** rng.uniform(0, 3) * _log_uniform(rng, 1, 1.4)))
     lines = [
         "language variant",
         f"name {variant_name(number)}",
@@ -57,8 +57,8 @@ def variant_text(number: int) -> str:
         if formant > 5 and rng.random() < 0.2:
             lines.append(f"formant {formant} 10 10 10")
             continue
-        height, width = _near(rng, 95, 1.5), _near(rng, 100, 1.7)  # per cent
-        lines.append(f"formant {formant} {100 * size * _near(rng, 1, 1.2):.0f} {height:.0f} {width:.0f}")
+        height, width = _log_uniform(rng, 95, 1.5), _log_uniform(rng, 100, 1.7)  # per cent
+        lines.append(f"formant {formant} {100 * size * _log_uniform(rng, 1, 1.2):.0f} {height:.0f} {width:.0f}")
     for share, trait in _TRAITS:
         if rng.random() < share:
             lines.append(trait(rng.randint))
@@ -85,6 +85,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy(source, target)
 
 
-def _near(rng: random.Random, middle: float, factor: float) -> float:
+def _log_uniform(rng: random.Random, middle: float, factor: float) -> float:
     """Draw between middle / factor and middle · factor, uniformly in the logarithm."""
     return middle * exp(rng.uniform(-log(factor), log(factor)))

@@ -27,10 +27,10 @@ def read_voice_prompt(path: str) -> VoicePrompt:
     Raises:
         UserError: a file is missing or unreadable.
     """
-    beside = Path(path).with_suffix(".txt")
-    if not beside.is_file():
-        raise UserError(f"{beside}: missing; write the text of {Path(path).name} into it")
-    return VoicePrompt(Path(path), audio.load(path), beside.read_text(encoding="utf-8").strip())
+    text_file = Path(path).with_suffix(".txt")
+    if not text_file.is_file():
+        raise UserError(f"{text_file}: missing; write the text of {Path(path).name} into it")
+    return VoicePrompt(Path(path), audio.load(path), text_file.read_text(encoding="utf-8").strip())
 
 
 def is_audio_path(name: str) -> bool:

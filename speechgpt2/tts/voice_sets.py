@@ -1,8 +1,8 @@
-"""Sets of voices that a corpus is spoken with: who asks, who answers, who is held out.
+"""Sets of voices for a corpus: voices that ask, voices that answer, and held-out voices.
 
-classic   espeak-ng and flite: what the shipped `mini` learnt from
-natural   Kokoro's voices, single and mixed; some espeak-ng and flite speakers ask in English, too
-askers    the speakers of `classic`, who only ask: replies are not spoken
+classic   espeak-ng and flite, with which the shipped `mini` was trained
+natural   Kokoro's voices, single and mixed; some English questions are by espeak-ng and flite
+askers    the voices of `classic` for questions only: replies are not spoken
 """
 
 # ruff: noqa: SIM905 (lists of names read better as text)
@@ -23,7 +23,7 @@ _RATES = (140, 220)  # speeds .8 to 1.25
 _FORMANT_SHARE = {"en": 0.1, "zh": 0.0}  # draws of the natural set that are espeak-ng's or flite's
 _MIXED = 0.4  # natural draws that are mixtures of two or three voices
 _FOREIGN = 0.1  # single natural voices that are those of another language
-_UNCLEAR = ("zf_xiaoni",)  # an independent recogniser misses .46 of its characters, .05 to .12 of the others'
+_UNCLEAR = ("zf_xiaoni",)  # the character error rate of a recogniser is .46, and .05 to .12 for other voices
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class VoiceSet:
     """The voices of a corpus, by language ("en", "zh").
 
     Attributes:
-        assistant: The voices that answer, none or more; the first is the default.
-        held_out: The voices of the test split. `draw` gives none of them, alone or in a mixture.
-        draw: A random training voice under random settings.
+        assistant: The voices that answer; the first is the default. Empty if replies are not spoken.
+        held_out: The voices of the test split. `draw` returns none of them, alone or in a mixture.
+        draw: Draws a training voice with random settings.
     """
 
     assistant: Mapping[str, tuple[Voice, ...]]
@@ -42,10 +42,10 @@ class VoiceSet:
 
 
 def voice_set(name: str) -> VoiceSet:
-    """The set of this name.
+    """Return the set of voices with this name.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such set.
     """
     if name not in VOICE_SETS:
         raise UserError(f"no set of voices {name!r}; there are {', '.join(VOICE_SETS)}")
@@ -53,22 +53,22 @@ def voice_set(name: str) -> VoiceSet:
 
 
 def draw_natural(lang: str, rng: random.Random) -> Voice:
-    """A voice of Kokoro: half of them single native ones, the others mixed or with an accent.
+    """Draw a voice of Kokoro: half of them single and native, the others mixed or with an accent.
 
-    In a Mandarin mixture a native voice has the largest weight, since accents reach the tones.
+    In a mixture a native voice has the largest weight, since an accent changes the Mandarin tones.
     """
     excluded = {*_UNCLEAR, *(name for names in KOKORO_HELD_OUT.values() for name in names)}
-    known = [name for name in kokoro.VOICES if name not in excluded]
-    native = [name for name in known if name[0] in NATIVE[lang]]
+    available = [name for name in kokoro.VOICES if name not in excluded]
+    native = [name for name in available if name[0] in NATIVE[lang]]
     if rng.random() < _MIXED:
-        names = rng.sample(known, rng.choice((1, 1, 2)))
+        names = rng.sample(available, rng.choice((1, 1, 2)))
         if lang == "en" and rng.random() < 0.5:
             names = rng.sample(native, len(names))
         names = [rng.choice([name for name in native if name not in names]), *names]
         weights = sorted((rng.randint(20, 80) for _ in names), reverse=True)
         name = kokoro.mixture(dict(zip(names, weights, strict=True)))
     elif rng.random() < _FOREIGN / (1 - _MIXED):
-        name = rng.choice([name for name in known if name not in native])
+        name = rng.choice([name for name in available if name not in native])
     else:
         name = rng.choice(native)
     return Voice("kokoro", name, lang, rate=rng.randint(*_RATES), gain=round(rng.uniform(-8, 4), 1))

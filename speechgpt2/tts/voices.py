@@ -1,7 +1,7 @@
 """The voices of training, the held-out voices, the voices of the assistant, and `speak`.
 
-A speaker is a voice of an engine; a `Voice` is a speaker with settings. Held-out speakers appear in no training
-material, under any setting or accent.
+A speaker is a voice of an engine; a `Voice` is a speaker with settings. Held-out speakers are in no training data, with
+any setting or accent.
 """
 
 # ruff: noqa: SIM905 (lists of names read better as text)
@@ -44,7 +44,7 @@ _ASSISTANT_ZH = "f2"
 # Names of espeak voices; "en" is British.
 _ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
 _FLITE_TRAINING = ("kal", "kal16")
-_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # the assistant's speaker, too: augmentation makes it another one
+_FLITE_USERS = (*_FLITE_TRAINING, "slt", "slt")  # also the assistant's speaker, which augmentation changes
 _DRAWN = "drawn"  # random variants of espeak (variants.py)
 _GROUPS: dict[str, Sequence[str]] = {
     "male": _MALE, "female": _FEMALE, "odd": _ODD, _DRAWN: (), "flite": _FLITE_USERS,
@@ -101,8 +101,8 @@ def draw_voice(lang: str, rng: random.Random) -> Voice:
 def vary_voice(voice: Voice, rng: random.Random) -> Voice:
     """Return the same speaker with slightly different settings: rate ±12 %, a little pitch, pauses, ±3 dB.
 
-    A synthesiser is deterministic. A model would memorise the one rendering of a sentence instead of listening, so no
-    sentence should be rendered twice in the same way.
+    A synthesiser is deterministic. A model would memorise the only rendering of a sentence, so no sentence should be
+    rendered twice in the same way.
     """
     if voice.engine == "kokoro":  # it has no other settings
         rate, gain = voice.rate * rng.uniform(0.88, 1.12), voice.gain + rng.uniform(-3, 3)
@@ -125,8 +125,8 @@ def speak(text: str, voice: Voice) -> Utterance:
         voice: the speaker and the settings.
 
     Returns:
-        The utterance at 24 kHz, with silence trimmed to 50 ms, at the voice's level. If the engine knows no times, they
-        come from forced alignment.
+        The utterance at 24 kHz, with silence trimmed to 50 ms, at the voice's level. If the engine returns no
+        times, they come from forced alignment.
 
     Raises:
         ValueError: the text gives no audio, or the audio does not contain the text.
@@ -150,18 +150,18 @@ def speak(text: str, voice: Voice) -> Utterance:
 def _aligned(rendering: Rendering, pcm: np.ndarray, text: str, voice: Voice) -> Rendering:
     """Add the times of words and phones by forced alignment with the audio, `pcm [N]` at 24 kHz."""
     try:
-        found, _ = align_speech(pcm.astype(np.float32), text, voice.lang)
+        alignment, _ = align_speech(pcm.astype(np.float32), text, voice.lang)
     except Unalignable as error:
         raise ValueError(f"{voice.speaker}: {text!r} is not in the audio ({error})") from None
-    return replace(rendering, words=found.words, phones=found.phones)
+    return replace(rendering, words=alignment.words, phones=alignment.phones)
 
 
 def _shift(rendering: Rendering, offset: float, duration: float) -> tuple[tuple[Word, ...], tuple[Phone, ...]]:
     """Move times `offset` seconds earlier, and clip them to the trimmed audio."""
 
     def at(time: float) -> float:
-        moved = time - offset
-        return round(0.0 if moved < 0.0 else min(moved, duration), 4)
+        shifted = time - offset
+        return round(0.0 if shifted < 0.0 else min(shifted, duration), 4)
 
     words = tuple([Word(text, at(start), at(end)) for text, start, end in rendering.words])
     phones = [Phone(label, at(start), at(end)) for label, start, end in rendering.phones]

@@ -2,7 +2,8 @@
 
 The name of the voice is a folder. Its files are named by their text: `seven.wav`, `good morning.flac`, `名字.mp3`,
 `seven_2.wav` for a second recording. It may contain a folder for each speaker; `accent` names one. Recordings are
-trimmed and levelled, nothing else, so rate and pitch have no effect. `seed` chooses among the recordings of a word.
+trimmed and set to a common level, but not changed otherwise, so rate and pitch have no effect. `seed` chooses among the
+recordings of a word.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def render(text: str, voice: Voice) -> Rendering:
         if not count:
             raise ValueError(f"{voice.speaker}: no recording of {units[at][0]!r}")
         readings = bank[_key(units[at : at + count])]
-        pcm = _piece(readings[(voice.seed + at) % len(readings)])
+        pcm = _load_recording(readings[(voice.seed + at) % len(readings)])
         words += _words(units[at : at + count], samples, len(pcm))
         following = text[units[at + count - 1].end() : units[at + count].start() if at + count < len(units) else None]
         pause = PAUSE if re.search(r"[,.;:!?，。；：！？、]", following) else JOINT
@@ -64,17 +65,17 @@ def _bank(folder: str) -> dict[str, list[Path]]:
     """Return the recordings of every text, in the order of their names."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of recordings")
-    found: dict[str, list[Path]] = {}
+    recordings: dict[str, list[Path]] = {}
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS):
         text = re.sub(r"_\d+$", "", path.stem).replace("_", " ")
-        found.setdefault(_key(list(_UNIT.finditer(text))), []).append(path)
-    if not found:
+        recordings.setdefault(_key(list(_UNIT.finditer(text))), []).append(path)
+    if not recordings:
         raise UserError(f"{folder}: holds no recordings ({', '.join(sorted(ENDINGS))})")
-    return found
+    return recordings
 
 
 @cache
-def _piece(path: Path) -> np.ndarray:
+def _load_recording(path: Path) -> np.ndarray:
     """Read a recording at 24 kHz, trim the silence around it, and set its level."""
     pcm = audio.load(path)
     span = active_span(pcm, floor_db=-35.0)
@@ -86,11 +87,11 @@ def _piece(path: Path) -> np.ndarray:
 
 
 def _words(units: list[re.Match[str]], first: int, samples: int) -> list[Word]:
-    """Return the words of one recording. They divide its time by their letters: exact for a single word."""
+    """Return the words of one recording; its time is divided in proportion to their letters."""
     letters = sum(len(unit[0]) for unit in units)
-    words, done = [], 0
+    words, letters_before = [], 0
     for unit in units:
-        start = (first + samples * done / letters) / SAMPLE_RATE
-        done += len(unit[0])
-        words.append(Word(unit[0], start, (first + samples * done / letters) / SAMPLE_RATE))
+        start = (first + samples * letters_before / letters) / SAMPLE_RATE
+        letters_before += len(unit[0])
+        words.append(Word(unit[0], start, (first + samples * letters_before / letters) / SAMPLE_RATE))
     return words

@@ -189,7 +189,7 @@ def speaking_model():
 
 def test_voice_prompt_becomes_the_greeting(speaking_model, tmp_path, monkeypatch):
     """The clip's codes and words stand before the reading, and what is read depends on them and on the take."""
-    monkeypatch.setattr(own_model, "LONGEST", 12)
+    monkeypatch.setattr(own_model, "MAX_PATCHES", 12)
     soundfile.write(tmp_path / "anna.wav", tone(220, 0.4, SAMPLE_RATE), SAMPLE_RATE)
     (tmp_path / "anna.txt").write_text("Hello there")
     taken = []
@@ -215,7 +215,7 @@ def test_voice_prompt_becomes_the_greeting(speaking_model, tmp_path, monkeypatch
 
 
 def test_endless_reading_is_an_error(speaking_model, monkeypatch):
-    monkeypatch.setattr(own_model, "LONGEST", 2)
+    monkeypatch.setattr(own_model, "MAX_PATCHES", 2)
     monkeypatch.setattr(own_model, "_model", lambda name: speaking_model)
     with pytest.raises(ValueError, match="did not end"):
         speak("hello", Voice("model", "tiny", "en"))

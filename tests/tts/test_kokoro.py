@@ -160,7 +160,7 @@ def test_held_out_voices_are_never_drawn():
     rng = random.Random(0)
     for lang in ("en", "zh"):
         drawn = [VOICE_SETS["natural"].draw(lang, rng) for _ in range(400)]
-        natural = [kokoro.parse(voice.name) for voice in drawn if voice.engine == "kokoro"]
+        natural = [kokoro.parse_mixture(voice.name) for voice in drawn if voice.engine == "kokoro"]
         assert held_out.isdisjoint(name for names in natural for name in names)
         assert len({frozenset(names) for names in natural}) > 100
         assert any(len(names) == 3 for names in natural) and any(len(names) == 1 for names in natural)

@@ -35,20 +35,17 @@ def align_emissions(emissions: Emissions) -> tuple[Alignment, float]:
     Raises:
         Unalignable: the text does not fit the emissions.
     """
-    within = (
-        [place for word in emissions.words for place in range(word.first + 1, word.last)]
-        if emissions.contiguous
-        else ()
-    )
-    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, within)
+    words_without_blanks = emissions.words if emissions.contiguous else ()
+    inside_words = [index for word in words_without_blanks for index in range(word.first + 1, word.last)]
+    path = best_path(emissions.log_probs, emissions.tokens, emissions.blank, inside_words)
 
-    def span(part: TokenSpan) -> tuple[float, float]:
-        edges = (path[part.first].first, path[part.last - 1].last)
+    def times(tokens: TokenSpan) -> tuple[float, float]:
+        edges = (path[tokens.first].first, path[tokens.last - 1].last)
         start, end = (round(emissions.start + edge * emissions.seconds, 4) for edge in edges)
         return start, end
 
-    words = tuple(Word(part.text, *span(part)) for part in emissions.words)
-    phones = tuple(Phone(part.text, *span(part)) for part in emissions.phones)
+    words = tuple(Word(word.text, *times(word)) for word in emissions.words)
+    phones = tuple(Phone(phone.text, *times(phone)) for phone in emissions.phones)
     return Alignment(words, phones, tones_of(phones)), _agreement(path, emissions)
 
 

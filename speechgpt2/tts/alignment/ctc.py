@@ -36,14 +36,14 @@ class CtcModel:
     """An `EmissionModel` by an exported CTC model.
 
     Attributes:
-        folder: holds the model.
+        folder: the folder of the model.
     """
 
     folder: str
 
     @cached_property
     def id(self) -> str:
-        """Names the model by a hash of its files."""
+        """The name of the model, with a hash of its files."""
         files = [Path(self.folder) / name for name in ("model.onnx", "vocab.json")]
         for path in files:
             if not path.is_file():

@@ -1,7 +1,7 @@
 """The interface of emission models: from audio and text to the probability of every token at every step.
 
-An `EmissionModel` gets the text as well as the audio. Some models have a fixed vocabulary, others make a vocabulary of
-the text (synthesis_aligner.py).
+An `EmissionModel` gets the text besides the audio, because some models derive their vocabulary from the text
+(synthesis_aligner.py); others have a fixed one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Emissions:
 
     Attributes:
         log_probs: `[T, V]`, natural logarithms.
-        seconds: of one step; step t begins at `start` + t · `seconds`.
-        tokens: `[L]` of the text; `words` and `phones` are spans of them.
-        words: spans of tokens.
-        phones: spans of tokens.
+        seconds: duration of a step; step t begins at `start` + t · `seconds`.
+        tokens: the tokens `[L]` of the text.
+        words: the words, as spans of tokens.
+        phones: the phones, as spans of tokens.
         blank: the token that stands for no token.
-        contiguous: whether no blank may stand within a word. CTC models need a blank there, between equal tokens.
-        start: seconds of the first step.
+        contiguous: whether blanks are forbidden within words. A CTC model needs blanks there, between equal tokens.
+        start: seconds at which the first step begins.
     """
 
     log_probs: np.ndarray

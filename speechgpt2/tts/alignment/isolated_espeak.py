@@ -1,7 +1,7 @@
 """espeak with reproducible results: every text is synthesised by a new process.
 
-espeak's library carries state from one utterance to the next, so results depend on what was said before. A helper
-process waits without the library loaded, and forks for every request.
+espeak's library carries state from one utterance to the next, so results depend on earlier utterances. A helper
+process, which never uses the library itself, forks for every request.
 
     python -m speechgpt2.tts.alignment.isolated_espeak      # the helper
 
@@ -35,7 +35,7 @@ def synthesize(text: str, voice: Voice) -> Rendering:
         UserError: espeak cannot read the text in this language.
         MissingDependency: espeak-ng is not installed.
     """
-    if _process().ended:  # it was killed
+    if _process().has_ended:  # it was killed
         _process.cache_clear()
     return _process().ask({"text": text, "voice": asdict(voice)})
 
@@ -51,7 +51,7 @@ class _SynthesisProcess:
         self._lock = threading.Lock()
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self._process.poll() is not None
 
     def ask(self, request: dict[str, Any]) -> Rendering:
@@ -99,11 +99,14 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     from speechgpt2.tts import espeak
 
     try:
-        made = espeak.render(request["text"], Voice(**request["voice"]))
+        rendering = espeak.render(request["text"], Voice(**request["voice"]))
     except ValueError as error:  # a UserError is one
         return {"error": str(error), "missing": isinstance(error, MissingDependency)}, b""
-    head = {"samples": len(made.pcm), "rate": made.sample_rate, "words": made.words, "phones": made.phones}
-    return head, made.pcm.astype(np.float32).tobytes()
+    head = {
+        "samples": len(rendering.pcm), "rate": rendering.sample_rate, "words": rendering.words,
+        "phones": rendering.phones,
+    }  # fmt: skip
+    return head, rendering.pcm.astype(np.float32).tobytes()
 
 
 def _write(descriptor: int, head: dict[str, Any], body: bytes = b"") -> None:

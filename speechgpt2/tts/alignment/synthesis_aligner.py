@@ -1,9 +1,9 @@
 """Emissions without a trained model: the audio is compared with synthetic speech of the same text.
 
 Alignment with synthetic speech was proposed for talking books (Malfrère and Dutoit 1997). Here the synthetic utterance
-is the vocabulary: its phones, cut into pieces of some 20 ms, are the tokens. The probability of a token at a step falls
-with the distance of their cepstra, and with the difference in the share of the speech that is over. A frequency warp
-fits the speaker's vocal tract. The Viterbi search is the same as for a CTC model.
+is the vocabulary: a token is a part of a phone, about 20 ms long. The probability of a token at a step falls with the
+distance of their cepstra, and with the difference of their relative positions in the speech. A frequency warp adapts to
+the speaker's vocal tract. The Viterbi search is the same as for a CTC model.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ REFERENCE_VOICES = {
 BANDS, COEFFICIENTS = 26, 10
 LOW, HIGH = 100.0, 7600.0  # Hz: the bands of the reference
 WARPS = (0.85, 0.93, 1.0, 1.08, 1.17, 1.27)  # factors between the speaker's frequencies and the reference's
-PIECE = 2  # steps of a token, about
-SPREAD = 1.6  # of the features between a speaker and the reference, in standard deviations
-DRIFT = 0.1  # share of the speech by which speaker and reference may differ in time
-FAINT = 0.03  # of the loudest step's power: quieter steps do not count in means
+TOKEN_STEPS = 2  # approximate steps of a token
+SPREAD = 1.6  # typical difference of features between a speaker and the reference, in standard deviations
+DRIFT = 0.1  # typical difference in time, as a share of the speech
+FAINT = 0.03  # share of the loudest step's power: quieter steps do not count in means
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,16 @@ class SynthesisAligner:
 
 
 def emissions(pcm: np.ndarray, reference: Rendering) -> Emissions:
-    """Estimate emissions of the pieces of a reference utterance in `pcm [N]`.
+    """Estimate emissions of the tokens of a reference utterance in `pcm [N]`.
 
     Raises:
         Unalignable: the reference has no phones, or the audio is silent.
     """
     tokens = _Reference(reference)
     speech = _SpeechFeatures(pcm)
-    likelihoods = max(
-        (tokens.log_likelihoods(speech, warp) for warp in WARPS), key=lambda found: speech.sum_over_speech(found)
-    )
+    likelihoods = max((tokens.log_likelihoods(speech, warp) for warp in WARPS), key=speech.sum_over_speech)
     silent = np.log(np.clip(1 - speech.activity, 1e-4, 1.0))
-    blank = likelihoods.max(axis=1) + silent  # in silence as probable as the most probable piece
+    blank = likelihoods.max(axis=1) + silent  # in silence as probable as the most probable token
     logits = np.concatenate([blank[:, None], likelihoods], axis=1)
     log_probs = logits - _log_sum(logits)[:, None]
     return Emissions(
@@ -82,7 +80,7 @@ def emissions(pcm: np.ndarray, reference: Rendering) -> Emissions:
 
 
 class _SpeechFeatures:
-    """Features of speech: its spectrum, and a clock that runs from 0 to 1 while speech lasts."""
+    """Features of speech: its spectrum, and a clock that goes from 0 to 1 and stands still in silence."""
 
     def __init__(self, pcm: np.ndarray):
         self.power = power(pcm)
@@ -92,8 +90,8 @@ class _SpeechFeatures:
             raise Unalignable("the audio is silent")
         activity = energy_activity(iter([pcm]))
         self.activity = np.pad(activity, (0, max(0, len(level) - len(activity))), mode="edge")[: len(level)]
-        spent = np.cumsum(self.activity >= SPEECH_THRESHOLD)
-        self.clock: np.ndarray = spent / max(1, int(spent[-1]))
+        speech_steps = np.cumsum(self.activity >= SPEECH_THRESHOLD)
+        self.clock: np.ndarray = speech_steps / max(1, int(speech_steps[-1]))
 
     def features(self, warp: float) -> np.ndarray:
         """Cepstra and their slopes `[T, 20]`, in standard deviations from their means over the loud steps."""
@@ -110,7 +108,7 @@ class _SpeechFeatures:
 
 
 class _Reference:
-    """The tokens: pieces of the phones of the reference, and their times."""
+    """The tokens: parts of the phones of the reference, with their mean features and times."""
 
     def __init__(self, reference: Rendering):
         if not reference.phones:
@@ -121,8 +119,8 @@ class _Reference:
         means, times, owners = [], [], []
         for number, phone in enumerate(reference.phones):
             first = min(round(phone.start * FRAMES_PER_SECOND), len(features) - 1)
-            last = min(max(round(phone.end * FRAMES_PER_SECOND), first + 1), len(features))
-            for steps in np.array_split(np.arange(first, last), max(1, round((last - first) / PIECE))):
+            end = min(max(round(phone.end * FRAMES_PER_SECOND), first + 1), len(features))
+            for steps in np.array_split(np.arange(first, end), max(1, round((end - first) / TOKEN_STEPS))):
                 means.append(features[steps].mean(axis=0))
                 times.append(speech.clock[steps].mean())
                 owners.append(number)
@@ -130,11 +128,11 @@ class _Reference:
         self._edges = np.searchsorted(owners, np.arange(len(reference.phones) + 1)).tolist()
 
     def log_likelihoods(self, speech: _SpeechFeatures, warp: float) -> np.ndarray:
-        """Log-likelihood of every piece at every step `[T, pieces]`, up to a constant."""
+        """Log-likelihood of every token at every step `[T, tokens]`, up to a constant."""
         features = speech.features(warp)
         squares = np.square(features).sum(axis=1)[:, None] + np.square(self._means).sum(axis=1)
-        apart = (speech.clock[:, None] - self._times) / DRIFT
-        return (features @ self._means.T - squares / 2) / SPREAD**2 - np.square(apart) / 2
+        drift = (speech.clock[:, None] - self._times) / DRIFT
+        return (features @ self._means.T - squares / 2) / SPREAD**2 - np.square(drift) / 2
 
     @property
     def phones(self) -> tuple[TokenSpan, ...]:
@@ -143,7 +141,7 @@ class _Reference:
 
     @property
     def words(self) -> tuple[TokenSpan, ...]:
-        return tuple(part for word in self._reference.words if (part := self._word(word)))
+        return tuple(span for word in self._reference.words if (span := self._word(word)))
 
     @cached_property
     def _middles(self) -> np.ndarray:
@@ -155,7 +153,7 @@ class _Reference:
 
 
 def _log_sum(logits: np.ndarray) -> np.ndarray:
-    """log Σ exp over the last axis."""
+    """Return log Σ exp over the last axis."""
     top = logits.max(axis=-1, keepdims=True)
     return np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
 

@@ -1,7 +1,7 @@
 """The best path of a known text through emissions.
 
-The topology is that of CTC (Graves et al. 2006): every token may last, and a blank may stand before, between and after
-tokens; a blank must stand between two equal tokens. The probabilities may come from any model.
+The topology is that of CTC (Graves et al. 2006): a token may last several steps, and a blank may stand before, between
+and after tokens. Between two equal tokens it must stand. The probabilities may come from any model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LARGEST = 1 << 29  # cells of one search, a byte each: ten minutes of fast speech at 50 steps per second
+MAX_CELLS = 1 << 29  # of one search, a byte each: ten minutes of fast speech at 50 steps per second
 
 
 class Unalignable(ValueError):
@@ -19,7 +19,7 @@ class Unalignable(ValueError):
 
 
 class AlignedToken(NamedTuple):
-    """A token is spoken in steps `first` … `last` − 1; `score` is its mean log-probability there."""
+    """A token is spoken in the steps `first` … `last` − 1; `score` is its mean log-probability there."""
 
     first: int
     last: int
@@ -48,25 +48,25 @@ def best_path(
         raise Unalignable("the text has a token that the emissions lack")
     if not len(tokens):
         return []
-    if steps * (2 * len(tokens) + 1) > LARGEST:
+    if steps * (2 * len(tokens) + 1) > MAX_CELLS:
         raise Unalignable(f"{len(tokens)} tokens and {steps} steps are too many at once; split the recording")
     states = np.full(2 * len(tokens) + 1, blank)
     states[1::2] = tokens
     scores = np.zeros(len(states))
-    scores[[2 * place for place in contiguous]] = -np.inf
+    scores[[2 * index for index in contiguous]] = -np.inf
     path = _search(log_probs, states, scores)
-    own = log_probs[np.arange(steps), states[path]]
+    path_scores = log_probs[np.arange(steps), states[path]]
     token = path // 2
     spoken = np.flatnonzero(path % 2)
     firsts = spoken[np.searchsorted(token[spoken], np.arange(len(tokens)), "left")]
     lasts = spoken[np.searchsorted(token[spoken], np.arange(len(tokens)), "right") - 1] + 1
-    return [AlignedToken(a, b, float(own[a:b].mean())) for a, b in zip(firsts.tolist(), lasts.tolist())]
+    return [AlignedToken(a, b, float(path_scores[a:b].mean())) for a, b in zip(firsts.tolist(), lasts.tolist())]
 
 
 def _search(log_probs: np.ndarray, states: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the state of every step `[T]`. The path starts and ends at the ends of `states [S]`.
+    """Return the state of every step `[T]`, from one of the first two of `states [S]` to one of the last two.
 
-    `scores [S]` is added at every step in a state.
+    `scores [S]` is added for every step in a state.
     """
     steps, count = len(log_probs), len(states)
     skips = np.zeros(count, bool)  # from a token to the next one, without the blank between
@@ -76,10 +76,11 @@ def _search(log_probs: np.ndarray, states: np.ndarray, scores: np.ndarray) -> np
     total[2:4] = log_probs[0, states[:2]] + scores[:2]
     previous = np.zeros((steps, count), np.int8)
     for step in range(1, steps):
-        stay, one, two = total[2:], total[1:-1], np.where(skips, total[:-2], -np.inf)
-        best = np.maximum(stay, one)
-        previous[step] = np.where(two > best, 2, one > stay)
-        total[2:] = np.maximum(best, two) + log_probs[step, states] + scores
+        # The best scores without a move, after a move to the next state, and after a skip of one state.
+        stay, move, skip = total[2:], total[1:-1], np.where(skips, total[:-2], -np.inf)
+        best = np.maximum(stay, move)
+        previous[step] = np.where(skip > best, 2, move > stay)
+        total[2:] = np.maximum(best, skip) + log_probs[step, states] + scores
     path = np.empty(steps, np.intp)
     path[-1] = count - 1 if total[-1] >= total[-2] else count - 2
     if not np.isfinite(total[2 + path[-1]]):
