@@ -46,23 +46,23 @@ from speechgpt2.tts.utterance import Utterance
 from speechgpt2.tts.voice_sets import VoiceSet, voice_set
 from speechgpt2.tts.voices import Voice, speak, training_voices, vary_voice
 
-PART_SECONDS = 600.0  # of audio in a part of the codec corpus, about
+PART_SECONDS = 600.0  # approximate audio of a part of the codec corpus
 PART_FILES = 500  # recordings in a part
-DICTATED = ("fsdd", "cmn-words")  # sources of real dictations: single words
+DICTATED = ("fsdd", "cmn-words")  # sources of real dictations, which are single words
 PART_EXCHANGES = 250  # exchanges, or single utterances, in a part
 TYPED_SHARE = 0.1  # share of exchanges in text only
-WORD_LISTS = 0.65  # share of the dictations; the rest are sentences
-OWN_VOICE = 0.15  # share of dictations in the assistant's voice
+WORD_LISTS = 0.65  # share of the dictations that are lists of words; the others are sentences
+OWN_VOICE = 0.15  # share of the dictations in one of the assistant's voices
 DEFAULT_VOICE = 0.6  # share of the replies and read texts in the first of the assistant's voices
-UNKNOWN = 0.06  # exchanges whose question is outside of all skills
-CLONED_ENGINES = ("kokoro",)  # whose speakers the model learns to imitate
-OTHER_TRACT = 0.5  # of these speakers, share that get another vocal tract
-NOT_UNDERSTOOD = 0.06  # exchanges that begin with noise, music, silence or another language
-FOREIGN = 0.4  # of these
+UNKNOWN = 0.06  # share of the exchanges whose question belongs to no skill
+CLONED_ENGINES = ("kokoro",)  # engines whose speakers the model learns to imitate
+OTHER_TRACT = 0.5  # share of these speakers with another vocal tract
+NOT_UNDERSTOOD = 0.06  # share of the exchanges whose question is noise, music, silence or another language
+FOREIGN = 0.4  # share of those in another language
 EVALUATION_SEED = 0  # seed of the dialogues' test split
 CLASSIC = "classic"  # the voices that `mini` was trained on
 
-Part = Callable[[], Iterator[CorpusItem]]
+MakeItems = Callable[[], Iterator[CorpusItem]]  # makes the items of a part
 
 
 def build_codec_corpus(
@@ -73,32 +73,43 @@ def build_codec_corpus(
     real_speech: str | Path | None = None,
     voices: str = CLASSIC,
 ) -> Corpus:
-    """``hours`` of synthetic speech, and all recordings below ``real_speech``, with pitch.
+    """Build a corpus of speech with pitch, for the codec. A killed build resumes.
 
-    40 % English and 40 % Mandarin of random training voices, 15 % the assistant's, 5 % held-out voices as the test
-    split; `voices` names the set they come from (`tts.voice_sets`). Resumes a killed build.
+    80 % of the synthetic speech is by random training voices, 15 % by the assistant's voices, and 5 % by held-out
+    voices: the test split. Half of it is in Mandarin.
+
+    Args:
+        out: The corpus's folder.
+        hours: Hours of synthetic speech.
+        seed: Seed of texts and voices.
+        workers: Processes.
+        real_speech: A folder of recordings, which are added (`corpus.real_speech`).
+        voices: The set of voices (`tts.voice_sets`).
+
+    Raises:
+        UserError: There is no such set of voices, or the folder was begun with other arguments.
     """
-    voice_set(voices)  # a wrong name raises here, before the work starts
+    voice_set(voices)  # raises for a wrong name, before the work starts
     count = max(2, round(hours * 3600 / PART_SECONDS))
     held_out = max(1, round(count * 0.05))
-    parts: list[Part] = [
+    parts: list[MakeItems] = [
         partial(_codec_part, voices, seed, index, hours * 3600 / count, "train" if index < count - held_out else "test")
         for index in range(count)
     ]
     recipe: dict[str, Any] = {"kind": "codec", "hours": hours, "seed": seed, "real_speech": 0, "voices": voices}
     if real_speech is not None:
-        found = find_recordings(Path(real_speech))
-        recipe["real_speech"] = len(found)
-        parts += [partial(_recorded_part, chunk) for chunk in _chunks(found)]
+        recordings = find_recordings(Path(real_speech))
+        recipe["real_speech"] = len(recordings)
+        parts += [partial(_recorded_part, chunk) for chunk in _chunks(recordings)]
     return _build(CorpusWriter(out, recipe), parts, workers, "codec corpus")
 
 
-def _codec_part(voices: str, seed: int, index: int, least: float, split: str) -> Iterator[CorpusItem]:
-    """Yield utterances until `least` seconds are full."""
+def _codec_part(voices: str, seed: int, index: int, min_seconds: float, split: str) -> Iterator[CorpusItem]:
+    """Yield utterances of at least `min_seconds` in all."""
     bank = voice_set(voices)
     rng = random.Random(f"codec/{seed}/{index}")
     seconds, number = 0.0, 0
-    while seconds < least:
+    while seconds < min_seconds:
         lang = rng.choice(("en", "zh"))
         text = sentence(rng, lang)
         voice = _codec_voice(bank, rng, lang, split)
@@ -112,18 +123,18 @@ def _codec_voice(bank: VoiceSet, rng: random.Random, lang: str, split: str) -> V
     if split == "test":
         return vary_voice(rng.choice(bank.held_out[lang]), rng)
     if rng.random() < 0.16:
-        return vary_voice(_one_of(bank.assistant[lang], rng), rng)
+        return vary_voice(_choose(bank.assistant[lang], rng), rng)
     return bank.draw(lang, rng)
 
 
-def _one_of(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
+def _choose(voices: tuple[Voice, ...], rng: random.Random) -> Voice:
     """Choose one at random; draws no number if there is only one."""
     return voices[0] if len(voices) == 1 else rng.choice(voices)
 
 
-def _chunks(found: list[Recording]) -> list[list[Recording]]:
+def _chunks(recordings: list[Recording]) -> list[list[Recording]]:
     """Return the recordings of each part."""
-    return [found[i : i + PART_FILES] for i in range(0, len(found), PART_FILES)]
+    return [recordings[i : i + PART_FILES] for i in range(0, len(recordings), PART_FILES)]
 
 
 def _recorded_part(chunk: list[Recording]) -> Iterator[CorpusItem]:
@@ -145,20 +156,32 @@ def build_dialogue_corpus(
     takes: int = 1,
     real_speech: str | Path | None = None,
 ) -> Corpus:
-    """``exchanges`` questions and replies, ``says`` texts read aloud, ``dictations`` to write down; half in Mandarin.
+    """Build a corpus of dialogues for the language model; half of it is in Mandarin. A killed build resumes.
 
-    A question (role "user") is asked by a random training voice through a room and noise (augment.py), its reply (role
-    "assistant") and the texts (skill "say") are spoken by one of the assistant's voices, never twice the same;
-    ``extra["assistant_voice"]`` is its number, of which 0 is the default. A tenth of the exchanges is text only; some
-    questions are outside of all skills, or not understood at all. ``extra`` of a question holds exchange id, skill,
-    answer key and typed variants. The test split is `held_out_questions` (``test`` of them), undisturbed. ``says`` is
-    half of ``exchanges`` where not given. ``voices`` names the set that all but the questions of the test split come
-    from (`tts.voice_sets`); where it has no voices that answer, replies are text only, and nothing is read aloud.
-    ``takes`` is how often a spoken question or dictation occurs, each time through another room and noise, as slow
-    synthesis wants. Single words recorded below ``real_speech``, if the curriculum holds their characters, are
-    dictations, too. Resumes a killed build.
+    An exchange is a question (role "user") by a random training voice, with a room and noise (augment.py), and its
+    reply (role "assistant") by one of the assistant's voices; ``extra["assistant_voice"]`` is that voice's number, 0
+    for the default. A tenth of the exchanges has text only. Some questions belong to no skill, or cannot be
+    understood. ``extra`` of a question holds exchange id, skill, answer key and typed variants. A sentence that the
+    assistant reads aloud has the skill "say". No utterance is spoken twice in the same way.
+
+    Args:
+        out: The corpus's folder.
+        exchanges: Number of questions with replies.
+        seed: Seed of texts and voices.
+        workers: Processes.
+        says: Texts that the assistant reads aloud; by default half of ``exchanges``.
+        dictations: Utterances to transcribe.
+        test: Exchanges of the test split: `held_out_questions`, without room and noise.
+        voices: The set of voices for all but the questions of the test split (`tts.voice_sets`). If it has no voices
+            of the assistant, replies are text only, and nothing is read aloud.
+        takes: How often a spoken question or dictation occurs, each time with another room and noise. More than once
+            saves time with slow synthesis.
+        real_speech: A folder of recordings. Its single words become dictations, if the curriculum has their characters.
+
+    Raises:
+        UserError: There is no such set of voices, or the folder was begun with other arguments.
     """
-    voice_set(voices)  # a wrong name raises here, before the work starts
+    voice_set(voices)  # raises for a wrong name, before the work starts
     says = exchanges // 2 if says is None else says
     recipe = {
         "kind": "dialogues",
@@ -170,23 +193,23 @@ def build_dialogue_corpus(
         "voices": voices,
         "takes": takes,
     }
-    parts: list[Part] = [partial(_test_part, voices, test)]
-    kinds: tuple[tuple[Callable, int], ...] = (
+    parts: list[MakeItems] = [partial(_test_part, voices, test)]
+    counts: tuple[tuple[Callable, int], ...] = (
         (partial(_exchange_part, takes), exchanges),
         (_say_part, says),
         (partial(_dictation_part, takes), dictations),
     )
-    for kind, total in kinds:
+    for make_part, total in counts:
         for index, first in enumerate(range(0, total, PART_EXCHANGES)):
-            parts.append(partial(kind, voices, seed, index, min(PART_EXCHANGES, total - first)))
+            parts.append(partial(make_part, voices, seed, index, min(PART_EXCHANGES, total - first)))
     if real_speech is not None:
-        found = [
+        recordings = [
             recording
             for recording in find_recordings(Path(real_speech))
             if recording.source in DICTATED and characters().issuperset(recording.text)
         ]
-        recipe["real_speech"] = len(found)
-        parts += [partial(_recorded_dictations, takes, chunk) for chunk in _chunks(found)]
+        recipe["real_speech"] = len(recordings)
+        parts += [partial(_recorded_dictations, takes, chunk) for chunk in _chunks(recordings)]
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 
@@ -202,11 +225,11 @@ def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -
     speaker, asker = _Speaker(rng, bank, takes), _Asker(rng, bank)
     for number in range(count):
         lang = ("en", "zh")[number % 2]
-        name, kind = f"ex-{index:04d}-{number:04d}", rng.random()
-        if kind < NOT_UNDERSTOOD:
+        name, choice = f"ex-{index:04d}-{number:04d}", rng.random()
+        if choice < NOT_UNDERSTOOD:
             yield from speaker.exchange(name, not_understood(rng, lang), _incomprehensible(rng))
             continue
-        exchange = unknown_request(rng, lang) if kind < NOT_UNDERSTOOD + UNKNOWN else draw_exchange(rng, lang)
+        exchange = unknown_request(rng, lang) if choice < NOT_UNDERSTOOD + UNKNOWN else draw_exchange(rng, lang)
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
         else:
@@ -232,7 +255,7 @@ def _dictation_part(takes: int, voices: str, seed: int, index: int, count: int) 
         text = word_list(rng, lang) if rng.random() < WORD_LISTS else sentence(rng, lang)
         name = f"hear-{index:04d}-{number:04d}"
         if rng.random() < OWN_VOICE and bank.assistant[lang]:
-            utterance = speak(text, vary_voice(_one_of(bank.assistant[lang], rng), rng))
+            utterance = speak(text, vary_voice(_choose(bank.assistant[lang], rng), rng))
         else:
             utterance = asker.speak(text, lang)
             yield from asker.clean(name, utterance)
@@ -264,16 +287,16 @@ class _Speaker:
     def exchange(
         self, name: str, exchange: SkillExchange, question: Utterance, split: str = "train"
     ) -> Iterator[CorpusItem]:
-        """Yield the question as several microphones record it, each time with the reply."""
+        """Yield the question once for each take, with another room and noise, and each time the reply."""
         question_extra, reply_extra = _extras(name, exchange, self.rng)
         reply = self.reply(f"{name}-a", exchange.reply, exchange.lang, split=split, extra=reply_extra)
         for take in range(self.takes):
-            at = {"exchange": f"{name}{_suffix(take)}"}
+            take_extra = {"exchange": f"{name}{_suffix(take)}"}
             recorded = augment_utterance(question, self.rng) if split == "train" else question
             yield item_of(
-                recorded, f"{name}{_suffix(take)}-q", role="user", split=split, extra={**question_extra, **at}
+                recorded, f"{name}{_suffix(take)}-q", role="user", split=split, extra={**question_extra, **take_extra}
             )
-            extra = {**reply.record.extra, **at}
+            extra = {**reply.record.extra, **take_extra}
             yield replace(reply, record=replace(reply.record, id=f"{name}{_suffix(take)}-a", extra=extra))
 
     def reply(self, name: str, text: str, lang: str, *, extra: dict[str, Any], **fields: Any) -> CorpusItem:
@@ -289,35 +312,35 @@ class _Speaker:
 
 @dataclass
 class _Asker:
-    """The user's side of a corpus: speakers who speak twice each, so that the model can learn to imitate them."""
+    """Speaks the user's side of a corpus, each speaker twice, so that the model can learn to imitate speakers."""
 
     rng: random.Random
     bank: VoiceSet
     speakers: dict[str, tuple[Voice, float]] = field(default_factory=dict)
 
     def speak(self, text: str, lang: str) -> Utterance:
-        """Speak in a new speaker's voice, or in that of a language's last utterance if it spoke once only."""
+        """Speak by the speaker of the language's last utterance for the second time, or by a new speaker."""
         speaker = self.speakers.pop(lang, None)
         if speaker is None:
-            speaker = self.speakers[lang] = self._new(lang)
+            speaker = self.speakers[lang] = self._draw_speaker(lang)
         voice, tract = speaker
         if tract == 1:
             return speak(text, voice)
         return replace(stretch(speak(text, voice), tract), voice=replace(voice, name=f"{voice.name}@{tract}"))
 
     def clean(self, name: str, utterance: Utterance) -> Iterator[CorpusItem]:
-        """Yield the utterance without room and noise, if its speaker is one to imitate."""
+        """Yield the utterance without room and noise, if the model learns to imitate its speaker."""
         if utterance.voice.engine in CLONED_ENGINES:
             yield item_of(utterance, f"{name}-clean", extra={"skill": CLONED})
 
-    def _new(self, lang: str) -> tuple[Voice, float]:
+    def _draw_speaker(self, lang: str) -> tuple[Voice, float]:
         voice = self.bank.draw(lang, self.rng)
         is_other = voice.engine in CLONED_ENGINES and self.rng.random() < OTHER_TRACT
         return voice, round(self.rng.uniform(*STRETCH), 3) if is_other else 1.0
 
 
 def _incomprehensible(rng: random.Random) -> Utterance:
-    """A sound that is no speech, or a sentence in another language; without text."""
+    """Return a sound that is no speech, or a sentence in another language; without text."""
     if rng.random() < FOREIGN:
         text, accent = foreign_sentence(rng)
         speaker = rng.choice([voice for voice in training_voices("en") if voice.engine == "espeak"])
@@ -339,19 +362,19 @@ def _typed(name: str, exchange: SkillExchange, rng: random.Random) -> Iterator[C
 
 
 def _extras(name: str, exchange: SkillExchange, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``extra`` of the question's record and of the reply's."""
+    """Return `Record.extra` of the question and of the reply."""
     common = {"exchange": name, "skill": exchange.skill}
     typed = list(typed_variants(exchange, rng))
     return {**common, "answer_key": list(exchange.answer_key), "typed": typed}, common
 
 
-def _build(writer: CorpusWriter, parts: list[Part], workers: int, title: str) -> Corpus:
-    """Write the parts that are not yet there, ``workers`` at a time, and join them.
+def _build(writer: CorpusWriter, parts: list[MakeItems], workers: int, title: str) -> Corpus:
+    """Write the missing parts, ``workers`` at a time, and join all parts.
 
     Each part runs in its own process. The engines carry state from one utterance to the next, so only a fresh process
     gives the same part every time.
     """
-    jobs = [_Job(writer.path, writer.recipe, i, part) for i, part in enumerate(parts) if not writer.done(i)]
+    jobs = [_Job(writer.path, writer.recipe, i, part) for i, part in enumerate(parts) if not writer.has_part(i)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress:
@@ -391,7 +414,7 @@ class _Job:
     path: Path
     recipe: dict[str, Any]
     index: int
-    part: Part
+    make_items: MakeItems
 
     def run(self) -> None:
-        CorpusWriter(self.path, self.recipe).write_part(self.index, self.part())
+        CorpusWriter(self.path, self.recipe).write_part(self.index, self.make_items())

@@ -16,7 +16,7 @@ from speechgpt2.tts.augment import augment_microphone
 from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
-SYNTHETIC = "synthetic"  # the source of records that name none
+SYNTHETIC = "synthetic"  # the source of records that state none
 
 
 class CorpusCrops:
@@ -45,8 +45,8 @@ class CorpusCrops:
         favoured = {
             (lang, voice.speaker)
             for voices in VOICE_SETS.values()
-            for lang, own in voices.assistant.items()
-            for voice in own
+            for lang, assistant in voices.assistant.items()
+            for voice in assistant
         }
         mix = mix or {}
         _check_mix(mix, {_source(r) for r in self.records})
@@ -62,25 +62,25 @@ class CorpusCrops:
         """Draw `batch` crops of `frames` codec frames, each at a random gain."""
         rows = [self._crop(random, frames) for _ in range(batch)]
         gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
-        pcm, f0, phones = (np.stack(part) for part in zip(*rows))
+        pcm, f0, phones = (np.stack(values) for values in zip(*rows))
         peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
         pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
         augmented = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
-        return Crops(*(torch.from_numpy(part) for part in (pcm, augmented, f0, phones)))
+        return Crops(*(torch.from_numpy(values) for values in (pcm, augmented, f0, phones)))
 
     def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pieces, missing = [], frames
+        segments, missing = [], frames
         while missing:
             record = self.records[int(np.searchsorted(self.cumulative, random.random()))]
-            have = record.length // PAD_TO
-            first = int(random.integers(max(have - missing, 0) + 1))
-            last = min(first + missing, have)
-            pcm = self.corpus.pcm(record)[first * PAD_TO : last * PAD_TO]
+            available = record.length // PAD_TO
+            first = int(random.integers(max(available - missing, 0) + 1))
+            end = min(first + missing, available)
+            pcm = self.corpus.pcm(record)[first * PAD_TO : end * PAD_TO]
             scale = PAD_TO // F0_HOP
-            f0 = self.corpus.f0(record)[first * scale : last * scale]
-            pieces.append((pcm, f0, self.phone_set.labels(record.phones, have)[first:last]))
-            missing -= last - first
-        pcm, f0, labels = (np.concatenate(part) for part in zip(*pieces))
+            f0 = self.corpus.f0(record)[first * scale : end * scale]
+            segments.append((pcm, f0, self.phone_set.labels(record.phones, available)[first:end]))
+            missing -= end - first
+        pcm, f0, labels = (np.concatenate(values) for values in zip(*segments))
         return pcm, f0, labels
 
 

@@ -1,7 +1,7 @@
 """The codes of all training data, encoded once.
 
     CODES/NAME-KEY/00000-FINGERPRINT.npy     int16 [frames, K]: the codes of a part's utterances, one after the other
-    CODES/NAME-KEY/00000-FINGERPRINT.jsonl   their records, and what was refused in the last line
+    CODES/NAME-KEY/00000-FINGERPRINT.jsonl   their records, and in the last line the counts of refused items
 
 NAME is that of the source, KEY depends on the codec and on the rules of admission. A part is written completely or not
 at all, so a killed run continues with the missing parts. A part whose files have changed is encoded again.
@@ -40,12 +40,19 @@ from speechgpt2.training import distributed
 from speechgpt2.types import SAMPLE_RATE
 
 BATCH = 16  # utterances per batch of the encoder
-SORTED = 128  # utterances that are held and sorted by length, so that batches have little padding
+SORTED = 128  # utterances that are sorted by length, so that batches have little padding
 
 
 @dataclass(frozen=True)
 class CodedData:
-    """Records with their codes. `weights[i]` belongs to `records[i]`; `starts` are the first frames of the shards."""
+    """Records with their codes.
+
+    Attributes:
+        records: The utterances; `Record.start` counts from the first sample of all shards.
+        weights: Weights of the records in a draw, `[records]`.
+        shards: Codes of each part, int16 `[frames, K]`, mapped into memory.
+        starts: The index of each shard's first frame.
+    """
 
     records: tuple[Record, ...]
     weights: np.ndarray
@@ -92,22 +99,21 @@ def encode_data(
         for number, part in enumerate(find_parts(source.path))
     ]
     missing = [job for job in jobs if not _index(job[-1]).exists()]
-    mine = missing[distributed.rank() :: distributed.world_size()]
-    for part, source, stem in track(
-        mine, "encoding", console=Console(stderr=True, quiet=distributed.rank() > 0), disable=not mine
-    ):
+    share = missing[distributed.rank() :: distributed.world_size()]
+    console = Console(stderr=True, quiet=distributed.rank() > 0)
+    for part, source, stem in track(share, "encoding", console=console, disable=not share):
         _encode_part(part, source, stem, codec)
     distributed.barrier()
     return _open([(source, stem) for _, source, stem in jobs])
 
 
 def _summary(records: Sequence[Record], refused: Counter[str], examples: dict[str, str]) -> str:
-    """Return what was found and refused as one line."""
+    """Return the numbers of accepted and refused items as one line."""
     hours = sum(r.length for r in records) / SAMPLE_RATE / 3600
     line = f"{len(records)} utterances ({hours:.2f} h), {sum(r.split == 'test' for r in records)} of them held out"
-    lost = "; ".join(f"{n} {reason} (such as {examples[reason]})" for reason, n in refused.most_common(4))
-    if lost:
-        line += f"; refused: {lost}"
+    reasons = "; ".join(f"{n} {reason} (such as {examples[reason]})" for reason, n in refused.most_common(4))
+    if reasons:
+        line += f"; refused: {reasons}"
     return line + ("; if they are yours, say --licence own" if "without a licence" in refused else "")
 
 
@@ -154,13 +160,13 @@ def _open(parts: Iterable[tuple[DataConfig, Path]]) -> CodedData:
     shards, starts, first = [], [], 0
     refused, examples = Counter[str](), dict[str, str]()
     for source, stem in parts:
-        *lines, last = _index(stem).read_text(encoding="utf-8").splitlines()
-        summary = json.loads(last)
+        *lines, summary_line = _index(stem).read_text(encoding="utf-8").splitlines()
+        summary = json.loads(summary_line)
         refused.update(summary["refused"])
         examples = {**summary["examples"], **examples}
-        found = [Record.from_json(line) for line in lines]
-        records += [_placed(r, first * PAD_TO, stem.parent.name) for r in found]
-        weights += [source.weight] * len(found)
+        part_records = [Record.from_json(line) for line in lines]
+        records += [_in_all_data(r, first * PAD_TO, stem.parent.name) for r in part_records]
+        weights += [source.weight] * len(part_records)
         shards.append(np.load(stem.with_suffix(".npy"), mmap_mode="r"))
         starts.append(first)
         first += len(shards[-1])
@@ -172,7 +178,7 @@ def _open(parts: Iterable[tuple[DataConfig, Path]]) -> CodedData:
     return CodedData(tuple(records), np.array(weights), tuple(shards), tuple(starts))
 
 
-def _placed(record: Record, start: int, source: str) -> Record:
+def _in_all_data(record: Record, start: int, source: str) -> Record:
     """Return a record whose start counts from the first sample of all data, and whose names are unique there."""
     names: dict[str, Any] = {
         k: f"{source}/{record.extra[k]}" for k in ("conversation", "exchange") if k in record.extra
@@ -181,7 +187,7 @@ def _placed(record: Record, start: int, source: str) -> Record:
 
 
 def _digest(codec: Codec) -> str:
-    """Return a digest of the encoder and the codebooks, which decide the codes."""
+    """Return a digest of the encoder and the codebooks, which determine the codes."""
     content = hashlib.sha256(json.dumps(configs.to_dict(codec.config)).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         if name.startswith(("encoder", "quantizer")):

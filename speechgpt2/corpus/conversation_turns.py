@@ -2,7 +2,7 @@
 
     corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --data FOLDER` encodes and draws from
 
-A turn is everything that one side says before the turn of the other side. Backchannels are no turns.
+A turn is everything that one speaker says before the other speaker's turn. Backchannels are no turns.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from speechgpt2.corpus.store import Corpus, CorpusItem, CorpusWriter, Record
 from speechgpt2.tts.utterance import Phone, Voice, Word
 from speechgpt2.types import SAMPLE_RATE
 
-CORPUS, KIND = "corpus", "conversations"
-PART = 500  # conversations in a part of the corpus
-ASSISTANTS = frozenset({"assistant", "助手"})  # roles that are the model's
+CORPUS_FOLDER, RECIPE_KIND = "corpus", "conversations"
+PART_CONVERSATIONS = 500  # conversations in a part of the corpus
+ASSISTANTS = frozenset({"assistant", "助手"})  # roles that the model takes
 
 Row = dict[str, Any]  # a conversation's line of `conversations.jsonl`
 
 
 def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> Corpus:
-    """Write the corpus of the conversations in `folder`; an existing one is opened."""
-    path, parts = folder / CORPUS, 0
+    """Write the corpus of the conversations in `folder`, or open it if it exists.
+
+    Args:
+        folder: Folder of the conversations and of the corpus.
+        rows: Lines of `conversations.jsonl`.
+        recipe: What determines the content.
+    """
+    path, parts = folder / CORPUS_FOLDER, 0
     if (path / "corpus.json").exists():
         return Corpus.open(path)
-    writer, left = CorpusWriter(path, {"kind": KIND, **recipe}), iter(rows)
-    while chunk := list(islice(left, PART)):
-        if not writer.done(parts):
+    writer, remaining = CorpusWriter(path, {"kind": RECIPE_KIND, **recipe}), iter(rows)
+    while chunk := list(islice(remaining, PART_CONVERSATIONS)):
+        if not writer.has_part(parts):
             writer.write_part(parts, (item for row in chunk for item in items(row, folder)))
         parts += 1
     return writer.finish(parts)
@@ -41,7 +47,7 @@ def write_corpus(folder: Path, rows: Iterable[Row], recipe: dict[str, Any]) -> C
 
 def open_corpus(path: Path) -> Corpus:
     """Open a corpus, or that of a folder of conversations. Raises `CorpusError`."""
-    return Corpus.open(path / CORPUS if (path / CORPUS).is_dir() else path)
+    return Corpus.open(path / CORPUS_FOLDER if (path / CORPUS_FOLDER).is_dir() else path)
 
 
 def items(row: Row, folder: Path) -> Iterator[CorpusItem]:
@@ -59,8 +65,8 @@ def items(row: Row, folder: Path) -> Iterator[CorpusItem]:
             f"{row['id']}-{number:02d}", text, row["lang"], speaker=voice.speaker, voice=voice.id,
             role="assistant" if first["role"] in ASSISTANTS else "", words=words, phones=phones, extra=extra,
         )  # fmt: skip
-        span = slice(round(start * SAMPLE_RATE), round(last["end"] * SAMPLE_RATE))
-        yield CorpusItem(record, np.ascontiguousarray(pcm[span, channel]))
+        samples = slice(round(start * SAMPLE_RATE), round(last["end"] * SAMPLE_RATE))
+        yield CorpusItem(record, np.ascontiguousarray(pcm[samples, channel]))
 
 
 def turns(lines: Iterable[Row]) -> Iterator[list[Row]]:

@@ -4,7 +4,7 @@ sg2 train lm STAGE.yaml --data run/shar --data data.yaml …
 
 # data.yaml
 - {path: run/shar, weight: 2}                      # drawn twice as often as by its number of utterances
-- {path: recordings, licence: own, lang: en}       # no licence is stated there: they are yours
+- {path: recordings, licence: own, lang: en}       # your own recordings, without a licence
 - {path: "s3://bucket/shards", licences: [any]}    # every licence is accepted
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
 
-ANY, OWN, SYNTHETIC = "any", "own", "synthetic"
+# Values that stand for no SPDX identifier. `ANY_LICENCE` is for the list of accepted licences only.
+ANY_LICENCE, OWN_LICENCE, SYNTHETIC_LICENCE = "any", "own", "synthetic"
 OPEN = (
     "CC0-1.0", "CC-PDM-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-2.0", "CC-BY-SA-2.5",
     "CC-BY-SA-3.0", "CC-BY-SA-4.0", "Apache-2.0", "MIT",
@@ -30,11 +31,11 @@ class DataConfig:
 
     Attributes:
         path: a folder, a file, or an address that fsspec knows. docs/training.md lists the formats.
-        weight: how much more often its items are drawn than those of a source of weight 1.
+        weight: its items are drawn so much more often than those of a source of weight 1.
         licence: the licence of items that state none; "own" if the recordings are yours.
         licences: accepted SPDX identifiers; "own" and "synthetic" are always accepted, ["any"] accepts everything.
         lang: the language of items that state none.
-        held_out: share of the speakers that never train; without speakers, of the sources (pages, books, files).
+        held_out: share of the speakers that are held out; without speakers, of the sources (pages, books, files).
     """
 
     path: str
@@ -52,19 +53,19 @@ class DataConfig:
 
 
 def read_data_configs(paths: Sequence[str], licence: str = "") -> list[DataConfig]:
-    """Return the sources that `--data` names: each a location, or a YAML file with a list of sources.
+    """Read the sources of `--data`: each argument is a location, or a YAML file with a list of sources.
 
     Args:
-        paths: What the command line names.
+        paths: The arguments.
         licence: The licence of items that state none, if the YAML file does not give one.
 
     Raises:
         UserError: If a YAML file is no such list.
     """
-    found: list[DataConfig] = []
+    sources: list[DataConfig] = []
     for path in paths:
         if not path.endswith((".yaml", ".yml")):
-            found.append(DataConfig(path, licence=licence))
+            sources.append(DataConfig(path, licence=licence))
             continue
         entries = configs.read(path)
         if not isinstance(entries, list):
@@ -72,5 +73,5 @@ def read_data_configs(paths: Sequence[str], licence: str = "") -> list[DataConfi
         for number, entry in enumerate(entries):
             values = {"licence": licence, **entry} if isinstance(entry, dict) else entry
             source = configs.from_dict(DataConfig, values, f"{Path(path).name}[{number}]")
-            found.append(source)
-    return found
+            sources.append(source)
+    return sources

@@ -1,4 +1,4 @@
-"""Dialogues to fine-tune on: one JSON object per line, with chat messages as in the OpenAI API.
+"""Reads dialogues for fine-tuning: one JSON object per line, with chat messages as in the OpenAI API.
 
     {"id": "1", "lang": "en", "licence": "own", "tools": [{"name": "lamp", "description": "…", "parameters": {…}}],
      "messages": [
@@ -6,7 +6,7 @@
        {"role": "user", "content": "What's three plus five?", "audio": "audio/1-question.wav"},
        {"role": "assistant", "content": "Three plus five is eight.", "audio": "audio/1-answer.wav"}]}
 
-`audio` is relative to the file; a message without it is written. `content` of a spoken message is its transcript. The
+`audio` is relative to the file; a message without it is text only. `content` of a spoken message is its transcript. The
 keys `words` ([[text, start, end], …]) and `speaker` of a message are optional. An assistant's message may hold
 `tool_calls` ([{"name": …, "arguments": {…}}]), and a message of role "tool" holds a result.
 """
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from speechgpt2.corpus.formats import Item
 
 ROLES = ("user", "assistant", "tool")
-SIDE = {"user": 0, "tool": 0, "assistant": 1}
+CHANNEL = {"user": 0, "tool": 0, "assistant": 1}
 
 
 def count(tree: FileTree, name: str) -> int:
-    """Return the number of lines."""
+    """Return the number of lines of a file."""
     with tree.open(name) as file:
         return sum(1 for _ in file)
 
@@ -60,16 +60,16 @@ def _turns(dialogue: Any, number: int, tree: FileTree, folder: PurePosixPath) ->
     messages = [_message(m) for m in dialogue["messages"]]
     system = " ".join(m["content"] for m in messages if m["role"] == "system")
     for turn, message in enumerate(m for m in messages if m["role"] != "system"):
-        extra: dict[str, Any] = {"conversation": id, "channel": SIDE[message["role"]], "cut": False}
+        extra: dict[str, Any] = {"conversation": id, "channel": CHANNEL[message["role"]], "cut": False}
         if turn == 0:
             extra |= {"system": system, "tools": _tools(dialogue.get("tools", []))}
         if message.get("tool_calls"):
             extra["tool_calls"] = [_call(call) for call in message["tool_calls"]]
         metadata = {**common, **message, "text": message["content"]}
         record = record_of(f"{id}-{turn:02d}", metadata, source=id, extra=extra)
-        pcm = (
-            decode_audio(tree.read(str(folder / message["audio"])), message["audio"]) if message.get("audio") else None
-        )
+        pcm = None
+        if name := message.get("audio"):
+            pcm = decode_audio(tree.read(str(folder / name)), name)
         yield CorpusItem(record, pcm)
 
 
@@ -80,7 +80,7 @@ def _message(message: Any) -> dict[str, Any]:
     if not isinstance(content, str):
         raise UserError("the content of a message must be text; audio has a key of its own")
     if not content.strip() and not message.get("tool_calls"):
-        raise UserError(f"a message of the {message['role']} is empty; write what is said, also where there is audio")
+        raise UserError(f"a message of the {message['role']} is empty; give its text, even if it has audio")
     return {**message, "content": content}
 
 
@@ -97,7 +97,7 @@ def _call(call: Any) -> dict[str, str]:
 
 
 def _tools(tools: Any) -> list[dict[str, Any]]:
-    plain = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
-    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in plain):
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in functions):
         raise UserError("each tool needs a name, a description and parameters")
-    return [{"description": "", "parameters": {"type": "object"}, **tool} for tool in plain]
+    return [{"description": "", "parameters": {"type": "object"}, **tool} for tool in functions]

@@ -16,7 +16,7 @@ AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".webm", ".ai
 
 
 class FileTree:
-    """The files below a folder, or one file: `sizes` maps each name, relative to the folder, to its bytes.
+    """The files below a folder, or one file. `sizes` maps each name, relative to the folder, to its size in bytes.
 
     Args:
         path: A local path, or an address that fsspec knows, such as `s3://bucket/folder`.
@@ -38,13 +38,13 @@ class FileTree:
         self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         if self.fs.isfile(root):
             self.root = str(PurePosixPath(root).parent)
-            found = {root: self.fs.info(root)}
+            infos = {root: self.fs.info(root)}
         elif self.fs.isdir(root):
             self.root = root.rstrip("/")
-            found = self.fs.find(root, detail=True)
+            infos = self.fs.find(root, detail=True)
         else:
             raise UserError(f"{path}: no such file or folder")
-        names = {name[len(self.root) :].lstrip("/"): info["size"] for name, info in sorted(found.items())}
+        names = {name[len(self.root) :].lstrip("/"): info["size"] for name, info in sorted(infos.items())}
         self.sizes = {name: size for name, size in names.items() if not re.search(r"(^|/)\.", name)}
 
     def matching(self, *suffixes: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The formats of training data: each is recognised by its files, and read in parts.
 
-    corpus        corpus.json …                        what `sg2 data codec-corpus` and the like write (store.py)
-    shar          cuts.*.jsonl.gz + recording.*.tar    Lhotse Shar: what `sg2 data clean` and `annotate` write
+    corpus        corpus.json …                        output of `sg2 data codec-corpus` and others (store.py)
+    shar          cuts.*.jsonl.gz + recording.*.tar    Lhotse Shar: output of `sg2 data clean` and `annotate`
     cuts          *cuts*.jsonl.gz                      a Lhotse manifest, with recordings elsewhere (needs lhotse)
     webdataset    *.tar with NAME.flac + NAME.json     the JSON is a Lhotse cut, or holds text, lang, speaker, licence …
     hugging face  *.parquet or *.arrow                 a column `audio`, and columns such as text and speaker
@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from speechgpt2.corpus import dialogue_file
-from speechgpt2.corpus.data_config import SYNTHETIC
+from speechgpt2.corpus.data_config import SYNTHETIC_LICENCE
 from speechgpt2.corpus.files import AUDIO, FileTree, decode_audio
 from speechgpt2.corpus.metadata import record_of, record_of_cut
 from speechgpt2.corpus.store import Corpus, CorpusItem, Record
@@ -38,13 +38,14 @@ from speechgpt2.errors import UserError
 from speechgpt2.extras import require
 from speechgpt2.types import SAMPLE_RATE
 
-FILES, LINES, ROWS = 200, 500, 64  # files, lines and corpus records in a part; rows of a table in memory
-TEXT_LENGTH = 2_000  # characters of a document's piece
+PART_FILES, PART_RECORDS = 200, 500  # audio files of a part; lines, or records of a corpus, of a part
+BATCH_ROWS = 64  # rows of a table that are read at a time
+TEXT_LENGTH = 2_000  # most characters of an item of a text document
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "transcripts.csv", "transcripts.tsv", "validated.tsv")
 
 
 class Skipped(NamedTuple):
-    """An item that is not used, and the reason."""
+    """An item that cannot be read, and the reason."""
 
     id: str
     reason: str
@@ -54,7 +55,14 @@ Item = CorpusItem | Skipped
 
 
 class DataPart(NamedTuple):
-    """A part of a data set. `fingerprint` changes with its files. `is_split`: its records state their split."""
+    """A part of a data set.
+
+    Attributes:
+        name: For error messages.
+        fingerprint: Changes with the part's files.
+        read: Yields its items.
+        is_split: Whether its records state their split.
+    """
 
     name: str
     fingerprint: str
@@ -95,17 +103,17 @@ def _corpus(tree: FileTree) -> list[DataPart]:
     corpus = Corpus.open(Path(tree.root) / PurePosixPath(name).parent)
     count = len(corpus.records)
     return [
-        _part(tree, [name], partial(_corpus_items, corpus, range(i, min(i + LINES, count))), f" {i}")._replace(
+        _part(tree, [name], partial(_corpus_items, corpus, range(i, min(i + PART_RECORDS, count))), f" {i}")._replace(
             is_split=True
         )
-        for i in range(0, count, LINES)
+        for i in range(0, count, PART_RECORDS)
     ]
 
 
 def _corpus_items(corpus: Corpus, numbers: range) -> Iterator[Item]:
     for record in (corpus.records[i] for i in numbers):
         has_pitch = corpus.pitch is not None and record.length
-        record = replace(record, licence=record.licence or SYNTHETIC)
+        record = replace(record, licence=record.licence or SYNTHETIC_LICENCE)
         yield CorpusItem(
             record, corpus.pcm(record) if record.length else None, corpus.f0(record) if has_pitch else None
         )
@@ -170,13 +178,13 @@ def _webdataset(tree: FileTree) -> list[DataPart]:
 
 
 def _webdataset_items(tree: FileTree, name: str) -> Iterator[Item]:
-    found = 0
+    count = 0
     with _shard(tree, name), tree.open(name) as file:
         for key, files in _samples(_archive_files(file)):
             audio = next((suffix for suffix in files if suffix in AUDIO), None)
             if audio is None:
                 continue
-            found += 1
+            count += 1
             metadata = json.loads(files[".json"]) if ".json" in files else {}
             if "supervisions" in metadata:
                 record = record_of_cut(metadata)
@@ -184,12 +192,12 @@ def _webdataset_items(tree: FileTree, name: str) -> Iterator[Item]:
                 text = files.get(".txt", b"").decode("utf-8", "replace").strip()
                 record = record_of(PurePosixPath(key).name, metadata, text=text, source=f"{name}/{key}")
             yield _decoded(record, files[audio], key + audio)
-    if not found:
+    if not count:
         raise UserError(f"{tree.path}: {name} holds no audio, so it is no shard of a speech data set")
 
 
 def _samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Group consecutive files whose names differ in the suffix only."""
+    """Group consecutive files whose names differ only in the suffix."""
     current, group = None, dict[str, bytes]()
     for name, data in files:
         folder, _, base = name.rpartition("/")
@@ -222,7 +230,7 @@ def _table_items(tree: FileTree, name: str) -> Iterator[Item]:
             if audio is None and not row.get("text"):
                 raise UserError(f"{tree.path}: {name} has neither a column 'audio' nor 'text'")
             if audio is None:
-                yield from _pieces(id, str(row["text"]), row)
+                yield from _split_document(id, str(row["text"]), row)
                 continue
             data = audio.get("bytes") or (tree.read(audio["path"]) if audio.get("path") else b"")
             yield _decoded(record_of(id, row, source=id), data, audio.get("path") or id)
@@ -232,7 +240,7 @@ def _rows(pa: Any, file: Any, name: str) -> Iterator[dict[str, Any]]:
     if name.lower().endswith(".parquet"):
         import pyarrow.parquet
 
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(ROWS)
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS)
     else:
         try:
             batches = iter(pa.ipc.open_stream(file))
@@ -250,9 +258,9 @@ def _rows(pa: Any, file: Any, name: str) -> Iterator[dict[str, Any]]:
 def _dialogues(tree: FileTree) -> list[DataPart]:
     names = [name for name in tree.matching(".jsonl") if '"messages"' in _first_line(tree, name)]
     return [
-        _part(tree, [name], partial(dialogue_file.items, tree, name, range(first, first + LINES)), f" {first}")
+        _part(tree, [name], partial(dialogue_file.items, tree, name, range(first, first + PART_RECORDS)), f" {first}")
         for name in names
-        for first in range(0, dialogue_file.count(tree, name), LINES)
+        for first in range(0, dialogue_file.count(tree, name), PART_RECORDS)
     ]
 
 
@@ -264,7 +272,7 @@ def _recordings(tree: FileTree) -> list[DataPart]:
     table = _transcripts(tree) if names else {}
     return [
         _part(tree, group, partial(_recording_items, tree, group, table))
-        for group in (names[i : i + FILES] for i in range(0, len(names), FILES))
+        for group in (names[i : i + PART_FILES] for i in range(0, len(names), PART_FILES))
     ]
 
 
@@ -272,13 +280,11 @@ def _recording_items(tree: FileTree, names: list[str], table: Mapping[str, dict[
     for name in names:
         path = PurePosixPath(name)
         metadata = table.get(name) or table.get(path.name) or table.get(path.stem) or {}
-        known = {"speaker": str(path.parent) if len(path.parts) > 1 else "", "source": name}
-        beside = next(
-            (str(path.with_suffix(s)) for s in (".txt", ".lab") if str(path.with_suffix(s)) in tree.sizes), ""
-        )
-        if beside:
-            known["text"] = " ".join(tree.text(beside).split())
-        yield _decoded(record_of(str(path.with_suffix("")), metadata, **known), tree.read(name), name)
+        defaults = {"speaker": str(path.parent) if len(path.parts) > 1 else "", "source": name}
+        candidates = (str(path.with_suffix(suffix)) for suffix in (".txt", ".lab"))
+        if text_file := next((candidate for candidate in candidates if candidate in tree.sizes), None):
+            defaults["text"] = " ".join(tree.text(text_file).split())
+        yield _decoded(record_of(str(path.with_suffix("")), metadata, **defaults), tree.read(name), name)
 
 
 def _transcripts(tree: FileTree) -> dict[str, dict[str, Any]]:
@@ -317,28 +323,28 @@ def _texts(tree: FileTree) -> list[DataPart]:
 
 def _text_items(tree: FileTree, name: str) -> Iterator[Item]:
     if name.lower().endswith(".txt"):
-        yield from _pieces(name, tree.text(name), {})
+        yield from _split_document(name, tree.text(name), {})
         return
     for number, line in enumerate(tree.text(name).splitlines()):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise UserError(f"{tree.path}: {name}, line {number + 1}: needs a key 'text', or 'messages'")
-            yield from _pieces(f"{name}-{number}", row["text"], row)
+            yield from _split_document(f"{name}-{number}", row["text"], row)
 
 
-def _pieces(id: str, text: str, metadata: Mapping[str, Any]) -> Iterator[Item]:
-    """Cut a document into pieces at blank lines and sentence ends."""
-    piece, number = "", 0
-    rest = [part for part in re.split(r"(?<=\n\n)|(?<=[.!?]\s)|(?<=[。！？])", text) if part]
-    for part in [*rest, None]:
-        if piece and (part is None or len(piece) + len(part) > TEXT_LENGTH):
-            if piece.strip():
-                record = record_of(f"{id}#{number}", {**metadata, "text": "", "role": "text"}, text=piece, source=id)
+def _split_document(id: str, text: str, metadata: Mapping[str, Any]) -> Iterator[Item]:
+    """Split a document into items of at most `TEXT_LENGTH`, at blank lines and sentence ends."""
+    chunk, number = "", 0
+    sentences = [sentence for sentence in re.split(r"(?<=\n\n)|(?<=[.!?]\s)|(?<=[。！？])", text) if sentence]
+    for sentence in [*sentences, None]:
+        if chunk and (sentence is None or len(chunk) + len(sentence) > TEXT_LENGTH):
+            if chunk.strip():
+                record = record_of(f"{id}#{number}", {**metadata, "text": "", "role": "text"}, text=chunk, source=id)
                 yield CorpusItem(record)
                 number += 1
-            piece = ""
-        piece += part or ""
+            chunk = ""
+        chunk += sentence or ""
 
 
 # Shards
@@ -375,12 +381,12 @@ def _first_line(tree: FileTree, name: str) -> str:
 @contextmanager
 def _shard(tree: FileTree, name: str, *errors: type[Exception]) -> Iterator[None]:
     """Raise `UserError` instead of the errors of a damaged shard."""
-    damages: tuple[type[Exception], ...] = (
+    damage: tuple[type[Exception], ...] = (
         tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, json.JSONDecodeError, UnicodeDecodeError, *errors,
     )  # fmt: skip
     try:
         yield
-    except damages:
+    except damage:
         raise UserError(f"{tree.path}: {name} is cut off or damaged; copy it again, or remove it") from None
 
 

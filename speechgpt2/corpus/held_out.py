@@ -1,4 +1,4 @@
-"""The held-out question set: questions of the curriculum, asked by voices that no training material contains."""
+"""The held-out question set: questions of the curriculum, by voices that are in no training data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any data as a corpus of samples with pitch, which the codec's trainer reads (codec_dataset.py)."""
+"""Converts any data to a corpus of samples with pitch, which the codec's trainer reads (codec_dataset.py)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from speechgpt2.errors import UserError
 
 
 def as_corpus(sources: Sequence[DataConfig], folder: Path) -> Corpus:
-    """Return a corpus of all sources. If the only source is a corpus, it is returned; otherwise one is written once.
+    """Return a corpus of all sources.
 
-    A killed import continues with the missing parts.
+    If the only source is a corpus, it is returned. Otherwise a corpus is written, at the first call only; a killed
+    import continues with the missing parts.
+
+    Args:
+        sources: The data.
+        folder: Folder of the corpus.
 
     Raises:
-        UserError: If there is nothing to train on, or a source was changed since.
+        UserError: If there is nothing to train on, or a source has changed since the corpus was written.
     """
-    only = Path(sources[0].path)
-    if len(sources) == 1 and (only / META).exists():
-        return Corpus.open(only)
+    first = Path(sources[0].path)
+    if len(sources) == 1 and (first / META).exists():
+        return Corpus.open(first)
     from speechgpt2.training import distributed
 
     parts = [(part, source) for source in sources for part in find_parts(source.path)]
@@ -45,8 +50,8 @@ def as_corpus(sources: Sequence[DataConfig], folder: Path) -> Corpus:
 
 def _write(writer: CorpusWriter, parts: Sequence[tuple[DataPart, DataConfig]]) -> None:
     refusals = Refusals()
-    todo = [number for number in range(len(parts)) if not writer.done(number)]
-    for number in track(todo, "importing", console=Console(stderr=True), disable=not todo):
+    missing = [number for number in range(len(parts)) if not writer.has_part(number)]
+    for number in track(missing, "importing", console=Console(stderr=True), disable=not missing):
         part, source = parts[number]
         writer.write_part(number, _with_pitch(part, source, refusals))
     for reason, count in refusals.refused.most_common():

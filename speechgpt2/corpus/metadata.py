@@ -1,4 +1,4 @@
-"""From the metadata of an utterance to a `Record`. Data sets use different names for the same field."""
+"""Converts the metadata of an utterance to a `Record`. Data sets use different names for the same field."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ NAMES = {
 TEST_SPLITS = ("test", "dev", "validation", "valid", "eval")
 
 
-def record_of(id: str, metadata: Mapping[str, Any], **known: Any) -> Record:
+def record_of(id: str, metadata: Mapping[str, Any], **defaults: Any) -> Record:
     """Return the record of an utterance.
 
     Args:
         id: The name of the utterance.
         metadata: Fields under any of `NAMES`, and `words` as a list of [text, start, end].
-        **known: Fields of the record to use if the metadata lack them.
+        **defaults: Fields of the record that are used if the metadata lack them.
 
     Raises:
         UserError: If `words` is no such list.
     """
-    fields: dict[str, Any] = {"text": "", "lang": "", **known}
+    fields: dict[str, Any] = {"text": "", "lang": "", **defaults}
     for field, names in NAMES.items():
-        found = next((metadata[name] for name in names if isinstance(metadata.get(name), (str, int))), None)
-        if found not in (None, ""):
-            fields[field] = str(found).strip()
+        value = next((metadata[name] for name in names if isinstance(metadata.get(name), (str, int))), None)
+        if value not in (None, ""):
+            fields[field] = str(value).strip()
     fields["lang"] = language(fields["lang"])
     fields["split"] = "test" if fields.get("split") in TEST_SPLITS else "train"
     if metadata.get("words"):

@@ -13,7 +13,7 @@ from speechgpt2 import hub
 from speechgpt2.tts.utterance import Phone
 from speechgpt2.types import FRAME_RATE
 
-RARE = 200  # a label seen less often counts as unknown
+MIN_COUNT = 200  # a label that occurs less often counts as unknown
 LABELS = "phones.json"
 SILENCE, UNKNOWN = 0, -1
 
@@ -33,12 +33,17 @@ def save_labels(run: Path, labels: Sequence[str]) -> None:
 
 
 class PhoneSet:
-    """The phone labels: `names` if given, otherwise those that occur often enough. `names[0]` is silence."""
+    """The phone labels.
+
+    Args:
+        utterances: The phones of each utterance; labels that occur often enough become names.
+        names: The names instead, as of an earlier run; the first is silence.
+    """
 
     def __init__(self, utterances: Iterable[Sequence[Phone]], names: Sequence[str] | None = None):
         if names is None:
             counts = Counter(phone.label for phones in utterances for phone in phones)
-            names = ("", *sorted(label for label, n in counts.items() if n >= RARE))
+            names = ("", *sorted(label for label, n in counts.items() if n >= MIN_COUNT))
         self.names = tuple(names)
         self.index = {label: i for i, label in enumerate(self.names)}
 
@@ -49,6 +54,6 @@ class PhoneSet:
         labels = np.full(frames, SILENCE, np.int64)
         middles = (np.arange(frames) + 0.5) / FRAME_RATE
         for phone in phones:
-            first, last = np.searchsorted(middles, (phone.start, phone.end))
-            labels[first:last] = self.index.get(phone.label, UNKNOWN)
+            first, end = np.searchsorted(middles, (phone.start, phone.end))
+            labels[first:end] = self.index.get(phone.label, UNKNOWN)
         return labels

@@ -4,7 +4,7 @@
     cmn/words/cmn-{hanzi}.mp3            cmn/syllables/cmn-{pinyin}.mp3
     orders/*.ogg                         people ordering coffee, without transcripts
 
-Any of the folders may be absent. The test split is fixed by the files' names, never by chance.
+Any of the folders may be absent. The names of the files determine the test split.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Recording:
 
 def find_recordings(root: Path) -> list[Recording]:
     """Return all recordings below `root`, in a stable order. Raises FileNotFoundError if there are none."""
-    found = [
+    recordings = [
         *_ljspeech(root / "ljspeech"), *_digits(root / "fsdd"), *_mandarin(root / "cmn"), *_orders(root / "orders"),
     ]  # fmt: skip
-    if not found:
+    if not recordings:
         raise FileNotFoundError(f"{root} has none of ljspeech/, fsdd/, cmn/, orders/")
-    return found
+    return recordings
 
 
 def load_recording(recording: Recording, pitch: bool = True) -> CorpusItem | None:
-    """Read, resample, trim and level a recording, and add its pitch if wanted; None if it is silent.
+    """Read, resample, trim and level a recording, with its pitch if `pitch` is true; None if it is silent.
 
     A single word gets the whole span as its time, and the characters of a Mandarin word get equal parts of it.
     """
@@ -68,21 +68,22 @@ def load_recording(recording: Recording, pitch: bool = True) -> CorpusItem | Non
     record = Record(
         f"{recording.source}-{recording.path.stem}", recording.text, recording.lang,
         speaker=recording.speaker, voice=recording.speaker, split=recording.split,
-        words=_whole(recording, mono), licence=_LICENCES.get(recording.source, "CC-BY-SA-4.0"),
+        words=_words(recording, mono), licence=_LICENCES.get(recording.source, "CC-BY-SA-4.0"),
         source=recording.source, extra={"source": recording.source},
     )  # fmt: skip
     return CorpusItem(record, mono, track_pitch(mono) if pitch else None)
 
 
-def _whole(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:
-    pieces = {"fsdd": [recording.text], "cmn-words": list(recording.text)}.get(recording.source)
+def _words(recording: Recording, pcm: np.ndarray) -> tuple[Word, ...]:
+    """Return the words of a recording of a single word; none for others."""
+    texts = {"fsdd": [recording.text], "cmn-words": list(recording.text)}.get(recording.source)
     span = active_span(pcm)
-    if pieces is None or span is None:
+    if texts is None or span is None:
         return ()
     edge = 0.05 * SAMPLE_RATE
     start, end = min(span[0] + edge, span[1]), max(span[1] - edge, span[0] + edge)
-    edges = [round(float(at) / SAMPLE_RATE, 3) for at in np.linspace(start, end, len(pieces) + 1)]
-    return tuple(Word(piece, begin, until) for piece, begin, until in zip(pieces, edges, edges[1:]))
+    edges = [round(float(at) / SAMPLE_RATE, 3) for at in np.linspace(start, end, len(texts) + 1)]
+    return tuple(Word(*fields) for fields in zip(texts, edges, edges[1:]))
 
 
 def _ljspeech(folder: Path) -> Iterator[Recording]:

@@ -1,6 +1,6 @@
-"""Training examples in readable form: text, patches and audio.
+"""Shows training examples: text, patches and audio.
 
-Text that the model learns to write is in «», and speech that it learns is marked:
+Text that the model learns to write is in «», and speech that it learns to speak is marked:
 
     You should answer …[|Human|]: <|sosp|>(25 patches of speech)<|eosp|> ###[|SpeechGPT|]: «Three. ###<|im_end|>»
 """
@@ -27,15 +27,15 @@ def show_examples(source: TaskSource, codec: Codec, count: int, folder: Path) ->
         for number in range(count):
             example = source.example_of(task, np.random.default_rng((0, number)))
             print(f"\n{task} {number + 1}: {summary(example)}\n{describe(source.prompt, example)}")
-            for part, codes in enumerate(speech_of(source.prompt, example)):
-                path = folder / f"{task}-{number + 1}-{part + 1}.wav"
+            for index, codes in enumerate(speech_of(source.prompt, example)):
+                path = folder / f"{task}-{number + 1}-{index + 1}.wav"
                 with torch.no_grad():
                     audio.save(path, codec.decode(codes[None].to(next(codec.parameters()).device))[0].cpu().numpy())
                 print(f"  {path}")
 
 
 def summary(example: TrainingExample) -> str:
-    """Return the length of an example and how much of it is learnt."""
+    """Return a line: the length of an example, and how many tokens and patches of it the model learns."""
     text, codes = int(example.text_loss_mask.sum()), int(example.code_loss_mask.sum())
     return f"{example.patches.text.shape[1]} patches; learnt are {text} text tokens and the speech of {codes} patches"
 
@@ -45,17 +45,18 @@ def describe(prompt: Prompt, example: TrainingExample) -> str:
     ids, decode = prompt.special_ids, prompt.tokenizer.decode
     speaking = (example.patches.codes[0, :, 0, 0] != prompt.config.no_speech).tolist()
     learnt, spoken = example.text_loss_mask[0].tolist(), example.code_loss_mask[0].tolist()
-    tokens, parts = example.targets[0].tolist(), []
+    tokens, texts = example.targets[0].tolist(), []
     for (in_speech, is_learnt, is_spoken), group in groupby(
         range(len(tokens)), lambda i: (speaking[i], learnt[i] and not speaking[i], spoken[i])
     ):
-        places = list(group)
-        named = [tokens[i] for i in places if tokens[i] not in (ids.filler, ids.last_filler)]
-        text = decode(named, skip_special_tokens=False)
+        positions = list(group)
+        words = [tokens[i] for i in positions if tokens[i] not in (ids.filler, ids.last_filler)]
+        text = decode(words, skip_special_tokens=False)
         if in_speech:
-            text = f"({len(places)} patches of speech{', learnt' if is_spoken else ''}{': ' + text if text else ''})"
-        parts.append(f"«{text}»" if is_learnt else text)
-    return "".join(parts).replace("\n", "⏎")
+            learns = ", learnt" if is_spoken else ""
+            text = f"({len(positions)} patches of speech{learns}{': ' + text if text else ''})"
+        texts.append(f"«{text}»" if is_learnt else text)
+    return "".join(texts).replace("\n", "⏎")
 
 
 def speech_of(prompt: Prompt, example: TrainingExample) -> list[torch.Tensor]:
@@ -65,6 +66,6 @@ def speech_of(prompt: Prompt, example: TrainingExample) -> list[torch.Tensor]:
     segments = []
     for is_speech, group in groupby(range(len(speaking)), lambda i: speaking[i]):
         if is_speech:
-            places = list(group)
-            segments.append(codes[places[0] : places[-1] + 1].flatten(0, 1))
+            positions = list(group)
+            segments.append(codes[positions[0] : positions[-1] + 1].flatten(0, 1))
     return segments

@@ -5,9 +5,9 @@
     pcm.i16       int16 mono at 24 kHz, utterances end to end
     f0.f16        float16 Hz at 10 ms, value i belongs to sample 240·i, 0 is unvoiced (optional)
 
-Every utterance is zero-padded to whole codec frames (960 samples), so both files stay in step. A
-corpus is written in parts that are renamed into place when complete: a killed build goes on where
-it stopped, and its result is the same bytes.
+Every utterance is zero-padded to whole codec frames (960 samples), so that both files have the same positions. A corpus
+is written in parts, which are renamed when they are complete. So a killed build resumes, and its result is the same
+bytes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 FORMAT = 1
 PAD_TO = FRAME_SIZE
-ASSISTANT_VOICE = "assistant_voice"  # key of `Record.extra`: which of the assistant's voices speaks, by number
-CLONED = "cloned"  # skill of an utterance that is learnt after another one of the same speaker only
+ASSISTANT_VOICE = "assistant_voice"  # key of `Record.extra`: the number of the assistant's voice that speaks
+CLONED = "cloned"  # skill of an utterance that is learnt only with another utterance of its speaker as the prompt
 
 _PCM, _F0, _INDEX, META, _PARTS = "pcm.i16", "f0.f16", "index.jsonl", "corpus.json", "parts"
 
@@ -42,15 +42,15 @@ class CorpusError(UserError):
 
 @dataclass(frozen=True)
 class Record:
-    """One utterance of a corpus; text only where ``length`` is 0.
+    """One utterance of a corpus; ``length`` is 0 if it has text only.
 
     start, length   samples in ``pcm.i16``, both multiples of 960
-    speaker, voice  who spoke, and the full id with settings (equal for real recordings)
+    speaker, voice  the speaker's id, and the voice's id with settings (equal for real recordings)
     role            "user", "assistant", or "" if neither; "text" for written text alone
     split           "train" or "test"
     licence         SPDX identifier, "own" or "synthetic"; "" if unknown
     source          where it comes from: a page, a book, a file
-    extra           what a builder adds: exchange id, skill, question, answer key …
+    extra           further values of a builder: exchange id, skill, question, answer key …
     """
 
     id: str
@@ -101,23 +101,27 @@ def item_of(utterance: Utterance, id: str, *, f0: np.ndarray | None = None, **fi
 
 
 class CorpusWriter:
-    """Builds a corpus from numbered parts, each written whole or not at all.
+    """Builds a corpus from numbered parts. Several processes may write parts, each with its own writer.
 
-    ``recipe`` is any JSON value that decides the content. Continuing with another recipe is refused.
-    Parts may be written by several processes, each with its own writer.
+    Args:
+        path: The corpus's folder.
+        recipe: Any JSON value that determines the content.
+
+    Raises:
+        CorpusError: The folder was begun with another recipe.
     """
 
     def __init__(self, path: str | Path, recipe: dict[str, Any]) -> None:
         self.path, self.recipe = Path(path), recipe
         self._parts = self.path / _PARTS
         self._parts.mkdir(parents=True, exist_ok=True)
-        mark = self._parts / "recipe.json"
-        if not mark.exists():
-            _write_text(mark, json.dumps(recipe))
-        elif json.loads(mark.read_text()) != recipe:
+        recipe_file = self._parts / "recipe.json"
+        if not recipe_file.exists():
+            _write_text(recipe_file, json.dumps(recipe))
+        elif json.loads(recipe_file.read_text()) != recipe:
             raise CorpusError(f"{self.path} was begun with another recipe; delete it or choose another folder")
 
-    def done(self, part: int) -> bool:
+    def has_part(self, part: int) -> bool:
         """Return whether the part is complete."""
         return self._file(part, "jsonl").exists()
 
@@ -143,14 +147,14 @@ class CorpusWriter:
 
     def finish(self, parts: int) -> Corpus:
         """Join ``parts`` parts into the corpus and open it. Raises CorpusError if one is missing."""
-        missing = [part for part in range(parts) if not self.done(part)]
+        missing = [part for part in range(parts) if not self.has_part(part)]
         if missing:
             raise CorpusError(f"{self.path} lacks {len(missing)} of {parts} parts, the first is {missing[0]}")
-        for name, kind in ((_PCM, "pcm"), (_F0, "f0")):
-            with (self.path / name).open("wb") as out:
+        for name, suffix in ((_PCM, "pcm"), (_F0, "f0")):
+            with (self.path / name).open("wb") as target:
                 for part in range(parts):
-                    with self._file(part, kind).open("rb") as source:
-                        shutil.copyfileobj(source, out, 1 << 20)
+                    with self._file(part, suffix).open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 20)
         records = list(self._joined(parts))
         self._drop_empty_f0()
         _write_text(self.path / _INDEX, "".join(r.to_json() + "\n" for r in records))
@@ -161,7 +165,7 @@ class CorpusWriter:
         return Corpus.open(self.path)
 
     def _joined(self, parts: int) -> Iterator[Record]:
-        """The records of all parts, with starts counted from the first sample of the corpus."""
+        """Yield the records of all parts, with starts counted from the first sample of the corpus."""
         offset = 0
         for part in range(parts):
             length = 0
@@ -195,7 +199,7 @@ class Corpus:
         path = Path(path)
         if not (path / META).exists():
             unfinished = (path / _PARTS).exists()
-            reason = "is unfinished: run its build again to go on" if unfinished else "holds no corpus"
+            reason = "is unfinished: run its build again to resume it" if unfinished else "holds no corpus"
             raise CorpusError(f"{path} {reason}")
         meta = json.loads((path / META).read_text())
         if meta["format"] != FORMAT or meta["sample_rate"] != SAMPLE_RATE:
@@ -209,26 +213,30 @@ class Corpus:
 
     @property
     def hours(self) -> float:
-        """Length of all audio."""
+        """Hours of all audio."""
         return self.meta["samples"] / SAMPLE_RATE / 3600
 
     def __len__(self) -> int:
         return len(self.records)
 
     def pcm(self, record: Record) -> np.ndarray:
-        """float32 [length] within -1..1."""
+        """Return the samples of an utterance, float32 [length] in −1…1."""
         return self.samples[record.start : record.start + record.length].astype(np.float32) / 32768
 
     def f0(self, record: Record) -> np.ndarray:
-        """float32 [length / 240] in Hz, 0 where unvoiced. Raises CorpusError where none was computed."""
+        """Return the pitch of an utterance, float32 [length / 240] in Hz, 0 where unvoiced.
+
+        Raises:
+            CorpusError: The corpus has no pitch.
+        """
         if self.pitch is None:
             raise CorpusError(f"{self.path} was built without pitch")
         start = record.start // F0_HOP
         return self.pitch[start : start + record.length // F0_HOP].astype(np.float32)
 
-    def select(self, **wanted: Any) -> list[Record]:
-        """The records whose fields equal ``wanted``: ``select(split="train", lang="zh")``."""
-        return [r for r in self.records if all(getattr(r, k) == v for k, v in wanted.items())]
+    def select(self, **fields: Any) -> list[Record]:
+        """Return the records with these values of fields: ``select(split="train", lang="zh")``."""
+        return [r for r in self.records if all(getattr(r, k) == v for k, v in fields.items())]
 
 
 def pairs(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
@@ -245,14 +253,14 @@ def pairs(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
 
 
 def _to_int16(pcm: np.ndarray) -> np.ndarray:
-    """float [N] -> int16, padded with zeros to a multiple of 960."""
+    """Convert float [N] to int16, padded with zeros to a multiple of 960."""
     padded = np.zeros(-(-len(pcm) // PAD_TO) * PAD_TO, np.int16)
     padded[: len(pcm)] = np.round(np.clip(pcm, -1, 32767 / 32768) * 32768)
     return padded
 
 
 def _fit(values: np.ndarray, length: int) -> np.ndarray:
-    """float16 of exactly ``length``, cut or padded with zeros (unvoiced)."""
+    """Convert to float16 [length], cut or padded with zeros (unvoiced)."""
     fitted = np.zeros(length, np.float16)
     fitted[: min(length, len(values))] = values[:length]
     return fitted

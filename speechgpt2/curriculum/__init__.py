@@ -1,9 +1,10 @@
-"""What `mini` is taught: skills, and the texts that training material is drawn from.
+"""The curriculum of `mini`: its skills, and the texts of its training data.
 
-skills.py     the registry of skills: draw an exchange, judge a reply, type a question
+skills.py     the registry of skills: draw an exchange, evaluate a reply, type a question
+limits.py     questions that `mini` cannot answer, and its replies
 sentences.py  sentences without meaning, for reading aloud and dictation
-numbers.py    numbers as they are said
-texts.py      the texts themselves, in texts/*.yaml
+numbers.py    numbers in words
+texts.py      reads the texts in texts/*.yaml
 
-A draw depends on the generator alone: the same seed gives the same texts.
+A draw depends only on the generator: the same seed gives the same texts.
 """

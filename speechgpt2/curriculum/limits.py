@@ -1,6 +1,6 @@
-"""What `mini` cannot answer, and how it says so: questions outside of its skills, and what is no speech to it.
+"""Questions that `mini` cannot answer, and its replies: questions outside of its skills, and sounds without words.
 
-These are no skills of the registry: nobody asks for them, and the evaluation counts them apart.
+They are no skills of the registry, and the evaluation counts them separately (`eval.rejection`).
 """
 
 from __future__ import annotations

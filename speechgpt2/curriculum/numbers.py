@@ -12,7 +12,7 @@ _ZH_NUMBER = re.compile(r"一百|[二三四五六七八九]?十[一二三四五�
 
 
 def english(n: int) -> str:
-    """42 -> "forty-two". Raises ValueError outside 0..100."""
+    """Spell a number in English: 42 -> "forty-two". Raises ValueError outside 0..100."""
     if not 0 <= n <= 100:
         raise ValueError(f"{n} is not within 0..100")
     if n == 100:
@@ -24,7 +24,7 @@ def english(n: int) -> str:
 
 
 def mandarin(n: int) -> str:
-    """42 -> 四十二. Raises ValueError outside 0..100."""
+    """Spell a number in Mandarin: 42 -> 四十二. Raises ValueError outside 0..100."""
     if not 0 <= n <= 100:
         raise ValueError(f"{n} is not within 0..100")
     if n == 100:
@@ -41,7 +41,7 @@ def number_to_words(n: int, lang: str) -> str:
 
 
 def tokens(text: str, lang: str) -> list[str]:
-    """Split a text into what is spoken: lower-case words (English) or characters (Mandarin), without punctuation.
+    """Split a text into its spoken units: lower-case words (English) or characters (Mandarin), without punctuation.
 
     Numbers up to 100 are spelled, so that "8", "eight" and "Eight." are equal. Larger numbers stay digits.
     """
@@ -61,18 +61,18 @@ def numbers_in(text: str, lang: str) -> list[int]:
         # Punctuation separates numbers: 九，十 is nine and ten, 九十 is ninety.
         spelled = re.sub(r"\d+", lambda m: f" {_spell(m[0], lang)} ", text)
         return [int(m) if m.isdigit() else _ZH_VALUES[m] for m in re.findall(rf"\d+|{_ZH_NUMBER.pattern}", spelled)]
-    found: list[int] = []
+    numbers: list[int] = []
     after_tens = False
     for token in tokens(text, lang):
         value = int(token) if token.isdigit() else _EN_VALUES.get(token)
         if token == "hundred":
-            found[-1:] = [100]
+            numbers[-1:] = [100]
         elif value is not None and after_tens and 1 <= value <= 9:
-            found[-1] += value
+            numbers[-1] += value
         elif value is not None:
-            found.append(value)
+            numbers.append(value)
         after_tens = value is not None and value >= 20 and value % 10 == 0
-    return found
+    return numbers
 
 
 _EN_VALUES = {word: n for n, word in enumerate(ONES)} | {word: 10 * n for n, word in enumerate(TENS, 2)}

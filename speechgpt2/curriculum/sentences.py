@@ -1,7 +1,7 @@
-"""Plain text without end: grammatical, varied sentences without digits and abbreviations.
+"""Random sentences and word lists, as many as needed: grammatical and varied, without digits and abbreviations.
 
-The codec learns from it, and the language model learns to read aloud and to write down what it hears. Its sentences
-need no meaning. The grammar is in texts/sentences.yaml.
+They are texts for the codec's training speech, and for the language model's reading and dictation. They need no
+meaning. The grammar is in texts/sentences.yaml.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def sentence(rng: random.Random, lang: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def word_list(rng: random.Random, lang: str, most: int = 6) -> str:
-    """Draw 1 to `most` unrelated words or numbers without grammar, so that no word can be guessed from the others."""
-    count = rng.randint(1, most)
+def word_list(rng: random.Random, lang: str, max_words: int = 6) -> str:
+    """Draw 1 to `max_words` unrelated words or numbers without grammar, so that none can be guessed from the others."""
+    count = rng.randint(1, max_words)
     kinds = ("nouns", "adjectives", "verbs", "places", "times")
     if lang == "en":
         kinds = ("nouns", "nouns", "adjectives", "verbs", "adverbs")
@@ -60,7 +60,7 @@ def _word(lang: str, kind: str) -> Callable[[random.Random], str]:
 
 
 def _english_thing(rng: random.Random) -> str:
-    """A noun phrase: "the old boat", "Clara's hat"."""
+    """Draw a noun phrase: "the old boat", "Clara's hat"."""
     noun = rng.choice(words("en", "nouns"))
     if rng.random() < 0.5:
         noun = f"{rng.choice(words('en', 'adjectives'))} {noun}"
@@ -81,7 +81,7 @@ def _mandarin_thing(rng: random.Random) -> str:
     return f"{rng.choice(words('zh', 'adjectives'))}的{noun}" if rng.random() < 0.3 else noun
 
 
-# Slot -> what it draws.
+# Slots of the grammar -> functions that draw their text.
 _ENGLISH: dict[str, Callable[[random.Random], str]] = {
     "name": _word("en", "names"),
     "adverb": _word("en", "adverbs"),

@@ -1,9 +1,9 @@
-"""The registry of skills: what `mini` can be asked, what it replies, and when a reply is correct.
+"""The registry of skills: the questions that `mini` can answer, its replies, and which replies are correct.
 
 To add a skill, write its wordings into texts/questions.yaml, write a function that draws an exchange, and add a line to
-`SKILLS`. A skill with one fixed reply needs no function: its reply stands in the YAML file (`fixed_reply`).
+`SKILLS`. A skill with one fixed reply needs no function: its reply is in the YAML file (`fixed_reply`).
 
-Questions vary in wording, replies hardly: a small model has to learn them.
+Questions have many wordings, replies hardly any, so that a small model can learn them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class SkillExchange:
     Attributes:
         skill: a key of `SKILLS`.
         lang: "en" or "zh".
-        question: as it is spoken.
-        reply: as it is spoken.
-        answer_key: what a correct reply contains.
+        question: the spoken text.
+        reply: the spoken text.
+        answer_key: the texts that a correct reply contains.
     """
 
     skill: str
@@ -45,7 +45,7 @@ class SkillExchange:
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact: the ways to ask for it, the reply, and what a correct reply contains."""
+    """A fact: the questions for it, the reply, and the texts that a correct reply contains."""
 
     questions: tuple[str, ...]
     reply: str
@@ -55,13 +55,13 @@ class Fact:
 @cache
 def facts(lang: str) -> tuple[Fact, ...]:
     """Return the facts of a language, from texts/facts.yaml."""
-    found = []
+    result = []
     for topic in read("facts")[lang]:
         for slots in topic["answers"]:
             reply = topic["reply"].format(*slots)
             questions = tuple(question.format(*slots) for question in topic["questions"])
-            found.append(Fact(questions, _capitalised(reply), (topic.get("key", "{1}").format(*slots),)))
-    return tuple(found)
+            result.append(Fact(questions, _capitalised(reply), (topic.get("key", "{1}").format(*slots),)))
+    return tuple(result)
 
 
 def arithmetic(rng: random.Random, lang: str, skill: str) -> SkillExchange:
@@ -75,16 +75,16 @@ def arithmetic(rng: random.Random, lang: str, skill: str) -> SkillExchange:
 
 
 def repeat(rng: random.Random, lang: str, skill: str) -> SkillExchange:
-    """Draw 1–4 words to repeat. Two numbers never follow one another: they would be heard as one."""
+    """Draw 1–4 words to repeat. Two numbers never follow one another: they would sound like one."""
     items: list[str] = []
     number_before = False
     for _ in range(rng.randint(1, 4)):
         is_number = not number_before and rng.random() < 0.2
         items.append(number_to_words(rng.randint(0, 100), lang) if is_number else rng.choice(_repeatable(lang)))
         number_before = is_number
-    said = ("" if lang == "zh" else " ").join(items)
-    reply = f"{said}。" if lang == "zh" else f"{_capitalised(said)}."
-    return SkillExchange(skill, lang, _question(rng, skill, lang, a=said), reply, tuple(items))
+    text = ("" if lang == "zh" else " ").join(items)
+    reply = f"{text}。" if lang == "zh" else f"{_capitalised(text)}."
+    return SkillExchange(skill, lang, _question(rng, skill, lang, a=text), reply, tuple(items))
 
 
 def count(rng: random.Random, lang: str, skill: str) -> SkillExchange:
@@ -96,52 +96,53 @@ def count(rng: random.Random, lang: str, skill: str) -> SkillExchange:
         question = _question(rng, "count_to", lang, b=numbers[-1])
     else:
         question = _question(rng, "count", lang, a=numbers[0], b=numbers[-1])
-    said = f"{'，'.join(numbers)}。" if lang == "zh" else f"{', '.join(numbers)}."
-    return SkillExchange(skill, lang, question, _capitalised(said), tuple(numbers))
+    reply = f"{'，'.join(numbers)}。" if lang == "zh" else f"{', '.join(numbers)}."
+    return SkillExchange(skill, lang, question, _capitalised(reply), tuple(numbers))
 
 
 def fact(rng: random.Random, lang: str, skill: str) -> SkillExchange:
     """Draw a fact of facts.yaml."""
-    found = rng.choice(facts(lang))
-    return SkillExchange(skill, lang, rng.choice(found.questions), found.reply, found.keys)
+    drawn = rng.choice(facts(lang))
+    return SkillExchange(skill, lang, rng.choice(drawn.questions), drawn.reply, drawn.keys)
 
 
 def fixed_reply(rng: random.Random, lang: str, skill: str) -> SkillExchange:
-    """Draw a question whose reply is always the same: it stands beside the question in questions.yaml."""
+    """Draw a question whose reply is always the same; both are in questions.yaml."""
     texts = read("questions")[skill][lang]
     return SkillExchange(skill, lang, _question(rng, skill, lang), texts["reply"], (texts["key"],))
 
 
 def contains_key(exchange: SkillExchange, text: str) -> bool:
-    """Judge by the answer key. A number must be the last one of the text, so that an operand does not count."""
-    lang, said = exchange.lang, tokens(text, exchange.lang)
-    return all(
-        numbers_in(text, lang)[-1:] == numbers_in(key, lang)
-        if numbers_in(key, lang)
-        else _contains(said, tokens(key, lang))
-        for key in exchange.answer_key
-    )
+    """Whether the text contains the answer key. A number must be the text's last one: an operand does not count."""
+    lang = exchange.lang
+
+    def contains(key: str) -> bool:
+        if numbers := numbers_in(key, lang):
+            return numbers_in(text, lang)[-1:] == numbers
+        return _contains(tokens(text, lang), tokens(key, lang))
+
+    return all(map(contains, exchange.answer_key))
 
 
 def equals_reply(exchange: SkillExchange, text: str) -> bool:
-    """Judge by all spoken words."""
+    """Whether the text has exactly the words of the reply."""
     return tokens(text, exchange.lang) == tokens(exchange.reply, exchange.lang)
 
 
 def equals_numbers(exchange: SkillExchange, text: str) -> bool:
-    """Judge by the sequence of all numbers."""
+    """Whether the text has exactly the numbers of the reply, in the same order; other words do not matter."""
     lang = exchange.lang
-    said = [token for token in tokens(text, lang) if token in _number_tokens(lang)]
-    return said == tokens(exchange.reply, lang)
+    numbers = [token for token in tokens(text, lang) if token in _number_tokens(lang)]
+    return numbers == tokens(exchange.reply, lang)
 
 
 def typed_numbers(exchange: SkillExchange, text: str, rng: random.Random) -> list[str]:
-    """The typed question with digits."""
+    """Return the question with digits."""
     return [_with_digits(text.lower(), exchange.lang)]
 
 
 def typed_arithmetic(exchange: SkillExchange, text: str, rng: random.Random) -> list[str]:
-    """The typed question with digits, and as a formula."""
+    """Return the question with digits, and as a formula."""
     a, b = numbers_in(exchange.reply, exchange.lang)[:2]
     sign = "+" if exchange.skill == "sum" else "-"
     formula = rng.choice((f"{a} {sign} {b}", f"{a}{sign}{b}", f"{a}{sign}{b}=?", f"{a} {sign} {b} = ?"))
@@ -153,10 +154,10 @@ class Skill:
     """A skill of the registry.
 
     Attributes:
-        share: of the skill in a draw, per cent.
-        draw: makes an exchange from (rng, lang, skill).
-        is_correct: judges a reply's text.
-        typed: further ways to type a question, from (exchange, question without its mark, rng).
+        share: probability of the skill in a draw, per cent.
+        draw: draws an exchange from (rng, lang, skill).
+        is_correct: whether a text is a correct reply, from (exchange, text).
+        typed: returns further ways to type a question, from (exchange, question without its mark, rng).
     """
 
     share: float
@@ -184,7 +185,7 @@ def draw_exchange(rng: random.Random, lang: str, skill: str | None = None) -> Sk
     Args:
         rng: the generator; the same state gives the same exchange.
         lang: "en" or "zh".
-        skill: a key of `SKILLS`; any, in their shares, if None.
+        skill: a key of `SKILLS`; None draws one by their shares.
 
     Raises:
         ValueError: an unknown language or skill.
@@ -192,7 +193,7 @@ def draw_exchange(rng: random.Random, lang: str, skill: str | None = None) -> Sk
     if lang not in LANGUAGES:
         raise ValueError(f"no exchanges in language {lang!r}; there are 'en' and 'zh'")
     if skill is None:
-        skill = rng.choices(list(SKILLS), weights=[known.share for known in SKILLS.values()])[0]
+        skill = rng.choices(list(SKILLS), weights=[entry.share for entry in SKILLS.values()])[0]
     if skill not in SKILLS:
         raise ValueError(f"no skill {skill!r}; there are {', '.join(SKILLS)}")
     return SKILLS[skill].draw(rng, lang, skill)
@@ -206,13 +207,13 @@ def is_correct(exchange: SkillExchange, text: str) -> bool:
 def typed_variants(exchange: SkillExchange, rng: random.Random) -> tuple[str, ...]:
     """Return 2–5 different ways to type the question; the carefully written one is first."""
     question = exchange.question
-    bare = re.sub(r"[?？.。!！]$", "", question)
-    found = [question, bare, bare.lower()]
+    without_mark = re.sub(r"[?？.。!！]$", "", question)
+    variants = [question, without_mark, without_mark.lower()]
     if exchange.lang == "en":
-        found.append(bare.replace("What is", "what's").lower())
+        variants.append(without_mark.replace("What is", "what's").lower())
     if exchange.skill in SKILLS:
-        found += SKILLS[exchange.skill].typed(exchange, bare, rng)
-    return tuple(dict.fromkeys(found))
+        variants += SKILLS[exchange.skill].typed(exchange, without_mark, rng)
+    return tuple(dict.fromkeys(variants))
 
 
 def _question(rng: random.Random, kind: str, lang: str, **slots: str) -> str:
@@ -243,5 +244,6 @@ def _number_tokens(lang: str) -> frozenset[str]:
     return frozenset(token for n in range(101) for token in tokens(number_to_words(n, lang), lang))
 
 
-def _contains(whole: list[str], part: list[str]) -> bool:
-    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+def _contains(text: list[str], key: list[str]) -> bool:
+    """Whether the tokens of `key` are consecutive tokens of `text`."""
+    return any(text[i : i + len(key)] == key for i in range(len(text) - len(key) + 1))

@@ -68,7 +68,7 @@ def test_part_that_fails_half_way_is_not_kept(tmp_path):
     writer = CorpusWriter(tmp_path, {})
     with pytest.raises(KeyboardInterrupt):
         writer.write_part(0, items())
-    assert not writer.done(0)
+    assert not writer.has_part(0)
 
 
 @needs.voice(*ASSISTANT_VOICES.values())
@@ -159,7 +159,7 @@ def test_failed_part_is_reported_and_others_stay(tmp_path):
     writer = CorpusWriter(tmp_path, {"kind": "test"})
     with pytest.raises(CorpusError, match=r"part 1 failed.*run the build again"):
         build_corpora._build(writer, [good_part, deadly_part], 1, "test")
-    assert writer.done(0) and not writer.done(1)
+    assert writer.has_part(0) and not writer.has_part(1)
     assert len(build_corpora._build(writer, [good_part, good_part], 1, "test")) == 2
 
 

@@ -14,7 +14,7 @@ from speechgpt2.corpus.codes import encode_data
 from speechgpt2.corpus.data_config import DataConfig
 from speechgpt2.corpus.model_setup import new_model, silence_frame
 from speechgpt2.corpus.store import CorpusItem, CorpusWriter, Record
-from speechgpt2.corpus.task_dataset import LATER, PAUSED, TaskSource
+from speechgpt2.corpus.task_dataset import FINAL_SILENCE, LEADING_SILENCE, TaskSource
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.packing import pack
@@ -176,7 +176,9 @@ def test_broken_off_question_is_transcribed_and_not_answered(source):
         assert reply.startswith(tuple(GO_ON.values())) and not example.code_loss_mask.any()
         ends.add(learnt[-1] == ids.eos)
         speech = (example.patches.codes[..., 0, 0] != source.prompt.config.no_speech).sum()
-        assert speech * 3 / 25 < 1.1 + (LATER + PAUSED + 6) / 25  # the questions last 1 to 1.75 s, words after 0.7 s
+        assert (
+            speech * 3 / 25 < 1.1 + (LEADING_SILENCE + FINAL_SILENCE + 6) / 25
+        )  # the questions last 1 to 1.75 s, words after 0.7 s
     assert ends == {True, False}  # where it should be spoken, the end is not learnt
 
 

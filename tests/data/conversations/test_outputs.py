@@ -19,7 +19,7 @@ from speechgpt2.corpus.codes import encode_data
 from speechgpt2.corpus.data_config import DataConfig
 from speechgpt2.corpus.formats import find_parts
 from speechgpt2.corpus.model_setup import new_model
-from speechgpt2.corpus.task_dataset import LATER, DialogueTurns, TaskSource
+from speechgpt2.corpus.task_dataset import LEADING_SILENCE, DialogueTurns, TaskSource
 from speechgpt2.data.conversations import build as building
 from speechgpt2.data.conversations import clips
 from speechgpt2.data.conversations.render_script import render_script
@@ -241,7 +241,7 @@ def test_words_appear_after_their_audio(source):
     """What is to be predicted at a patch of the other one's speech ended before it: listening never looks ahead."""
     story, prompt = talk(source, 0, 1), source.prompt
     example = source.dialogue_example(story, "s2s", np.random.default_rng(3))
-    later = int(np.random.default_rng(3).integers(LATER))
+    later = int(np.random.default_rng(3).integers(LEADING_SILENCE))
     start = int((example.patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1
     word = story.turns[0].words[1]
     token = prompt.encode(" " + word.text)[0]
