@@ -206,11 +206,11 @@ class Dialogue:
         match event:
             case BargeIn():
                 self._interrupt(None)
-            case TurnStarted(at, prefix):
+            case TurnStarted(at, prefix_padding):
                 self._queue.put(SpeechStarted(at))
                 self._turn.announced = True
                 # The detector lags behind the microphone.
-                self._turn.begin(at, self._turn.position - now + prefix)
+                self._turn.begin(at, self._turn.position - now + prefix_padding)
             case TurnPaused() if settings.create_response:
                 self._turn.speculate()
             case TurnResumed():

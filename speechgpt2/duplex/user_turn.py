@@ -69,10 +69,10 @@ class UserTurn:
         if not self.detects_turns:
             self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNCOMMITTED:]
 
-    def begin(self, start: int, prefix: int) -> None:
-        """Start a turn at sample `start`. Its first `prefix` samples are already in the buffer."""
+    def begin(self, start: int, prefix_padding: int) -> None:
+        """Start a turn at sample `start`. Its first `prefix_padding` samples are already in the buffer."""
         self.number, self.start = self.session.start_turn(), start
-        audio = self._before[len(self._before) - min(prefix, len(self._before)) :]
+        audio = self._before[len(self._before) - min(prefix_padding, len(self._before)) :]
         self._before = NO_AUDIO
         if len(audio):
             self.session.append_audio(audio)

@@ -20,8 +20,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt, concat
 from speechgpt2.types import Patches, Role
 
-RESERVED_PART = 4  # 1/4 of the capacity is kept free for what comes next
-KEPT_PART = 2  # when old turns are dropped, 1/2 of the capacity stays, so that it does not happen often
+RESERVED_PART = 4  # 1/4 of the capacity is kept free for the next turn and reply
+KEPT_PART = 2  # when old turns are dropped, 1/2 of the capacity stays in use, so that this is rare
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Span:
         number: The turn's number in its session.
         separator: Patches at its start that separate it from the turn before.
         user_spoke: Whether the user spoke: the turn is the user's speech, or a reply that begins with its transcript.
-        prefix: Patches between the separator and the user's speech.
+        speech_offset: Patches between the separator and the user's speech.
     """
 
     number: int
@@ -41,11 +41,11 @@ class Span:
     stop: int
     separator: int
     user_spoke: bool
-    prefix: int = 0
+    speech_offset: int = 0
 
     @property
     def body(self) -> int:
-        """Where the turn begins, after its separator."""
+        """The patch where the turn begins, after its separator."""
         return self.start + self.separator
 
 
@@ -73,19 +73,19 @@ class Context:
         self.set_system_prompt(system_prompt)
 
     @property
-    def pending(self) -> int:
+    def pending_patches(self) -> int:
         """Patches that are not prefilled yet."""
         return self.length - self.kv_length
 
     @property
     def room(self) -> int:
-        """How many more patches fit."""
+        """Number of patches that still fit."""
         return self.capacity - self.length
 
     @property
     def next_chunk_length(self) -> int:
         """Patches of the next prefill chunk."""
-        count = min(self.pending, self.prefill_chunk_size)
+        count = min(self.pending_patches, self.prefill_chunk_size)
         marks = np.flatnonzero(self.chunk_starts[self.kv_length + 1 : self.kv_length + count])
         return int(marks[0]) + 1 if len(marks) else count
 
@@ -129,7 +129,7 @@ class Context:
         self.system_length = count
         self._shift(0, change)
 
-    def add(self, number: int, role: Role, patches: Patches, user_spoke: bool = False, prefix: int = 0) -> Span:
+    def add(self, number: int, role: Role, patches: Patches, user_spoke: bool = False, speech_offset: int = 0) -> Span:
         """Add a turn after all others.
 
         Raises:
@@ -138,7 +138,7 @@ class Context:
         self._make_room(patches.text.shape[1])
         separator = self._separator(self.spans[-1].role if self.spans else None, role)
         whole = concat(separator, patches)
-        span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, prefix)
+        span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, speech_offset)
         self.spans.append(span)
         self.extend(whole)
         return span
@@ -193,7 +193,7 @@ class Context:
         last = self.spans[-1]
         too_much = self.length - self.capacity // KEPT_PART
         if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.user_spoke:
-            begin = last.body + last.prefix
+            begin = last.body + last.speech_offset
             change = self._splice(begin, begin + too_much, self.prompt.text_patches([]))
             last.stop += change
 

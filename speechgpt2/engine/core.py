@@ -72,9 +72,11 @@ class EngineCore:
         try:
             match command:
                 case OpenSlot(settings):
-                    slot = Slot(session.number, self._prompt, self.config, settings, self._codec_delay, session.outbox)
+                    slot = Slot(
+                        session.slot_number, self._prompt, self.config, settings, self._codec_delay, session.event_queue
+                    )
                     session.slot = slot
-                    self.sessions[session.number] = session
+                    self.sessions[session.slot_number] = session
                 case CloseSlot():
                     self._close_slot(session)
                 case _ if session.slot is not None:
@@ -140,7 +142,7 @@ class EngineCore:
     def _prefill(self, number: int) -> Patches | None:
         """Prefill a slot's next chunk. A chunk of one patch is returned instead, to be read in the common step."""
         slot = self._slots().get(number)
-        if slot is None or not slot.history.context.pending:
+        if slot is None or not slot.history.context.pending_patches:
             return None
         context = slot.history.context
         chunk = context.next_chunk()
@@ -168,7 +170,7 @@ class EngineCore:
         while self._codec_results and (wait or self._codec_results[0].result.done()):
             pending = self._codec_results.popleft()
             if pending.session.slot is not None:
-                self._guarded(pending.session.number, self._receive, pending, pending.session.slot)
+                self._guarded(pending.session.slot_number, self._receive, pending, pending.session.slot)
 
     def _receive(self, pending: PendingCodecResult, slot: Slot) -> None:
         pending.receive(slot, pending.result.result())
@@ -192,21 +194,21 @@ class EngineCore:
 
     def _close_slot(self, session: Session) -> None:
         session.slot = None
-        if self.sessions.get(session.number) is session:
-            self.runner.wipe(session.number)
-            del self.sessions[session.number]
+        if self.sessions.get(session.slot_number) is session:
+            self.runner.wipe(session.slot_number)
+            del self.sessions[session.slot_number]
 
     def _report(self, session: Session, error: UserError) -> None:
         """Send an error to a session. It ends the reply that the client waits for, unless the slot generates one."""
         ended = session.slot is None or session.slot.generation is None
-        session.outbox.put(session.outbox.reply if ended else None, Error(str(error)))
+        session.event_queue.put(session.event_queue.reply if ended else None, Error(str(error)))
 
     def fail(self, session: Session | None) -> None:
         """End a session after an internal error, which is logged."""
         if session is None:
             return
-        session.outbox.put(session.outbox.reply, Error("the engine has failed and ends this session"))
-        session.outbox.close()
+        session.event_queue.put(session.event_queue.reply, Error("the engine has failed and ends this session"))
+        session.event_queue.close()
         self._close_slot(session)
         self._release(session)
 

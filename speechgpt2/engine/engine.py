@@ -243,8 +243,8 @@ class Engine:
     def _release(self, session: Session) -> None:
         """Free a session's slot."""
         with self._changed:
-            if self._leases.get(session.number) is session:  # another session may have it already
-                del self._leases[session.number]
+            if self._leases.get(session.slot_number) is session:  # another session may have it already
+                del self._leases[session.slot_number]
 
     def _wake(self) -> None:
         with self._changed:

@@ -59,7 +59,7 @@ class History:
     def start_user_speech(self, number: int) -> None:
         """Begin a spoken turn of the user."""
         start = self.prompt.user_speech_start()
-        self.context.add(number, "user", start, user_spoke=True, prefix=start.text.shape[1])
+        self.context.add(number, "user", start, user_spoke=True, speech_offset=start.text.shape[1])
         self.transcript = None
 
     def extend_user_speech(self, codes: Tensor, final: bool) -> int:
@@ -88,8 +88,8 @@ class History:
             patches = self.prompt.reply(turn.text or "", speech, transcript)
             self.context.add(number, "assistant", patches, user_spoke=transcript is not None)
         elif turn.codes is not None:
-            prefix = self.prompt.user_speech_start().text.shape[1]
-            self.context.add(number, "user", self.prompt.user_speech(turn.codes), user_spoke=True, prefix=prefix)
+            offset = self.prompt.user_speech_start().text.shape[1]
+            self.context.add(number, "user", self.prompt.user_speech(turn.codes), user_spoke=True, speech_offset=offset)
             self.transcript = turn.text
         else:
             self.context.add(number, turn.role, self.prompt.user_text(turn.text or ""))
@@ -108,10 +108,10 @@ class History:
 
     # replies
 
-    def start_reply(self, number: int, prefix: Patches, user_spoke: bool) -> None:
-        """Begin a reply with the patches `prefix [1, P]`."""
+    def start_reply(self, number: int, start: Patches, user_spoke: bool) -> None:
+        """Begin a reply with the patches `start [1, P]`."""
         self.context.drop_old_turns()
-        self.context.add(number, "assistant", prefix, user_spoke=user_spoke)
+        self.context.add(number, "assistant", start, user_spoke=user_spoke)
 
     def extend_reply(self, patch: Patches) -> None:
         """Add a generated patch `[1, 1]`, which the model's row has already read."""

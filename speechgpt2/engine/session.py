@@ -34,15 +34,15 @@ class Session:
 
     Args:
         engine: The engine of the session.
-        number: The number of its slot.
-        outbox: The queue of events for the client. Its lock guards the session's own state, too.
+        slot_number: The number of its slot.
+        event_queue: The queue of events for the client. Its lock guards the session's own state, too.
 
     Attributes:
         slot: The session's slot, which only the engine's thread changes.
     """
 
-    def __init__(self, engine: Engine, number: int, outbox: SessionEvents):
-        self._engine, self.number, self.outbox = engine, number, outbox
+    def __init__(self, engine: Engine, slot_number: int, event_queue: SessionEvents):
+        self._engine, self.slot_number, self.event_queue = engine, slot_number, event_queue
         self.slot: Slot | None = None
         self._numbers = 0  # turns and replies so far
         self._queued_samples = 0  # of commands that the engine has not executed yet
@@ -54,7 +54,7 @@ class Session:
     @property
     def replying(self) -> bool:
         """Whether a reply is in progress: the client has not read its end."""
-        return self.outbox.reply is not None
+        return self.event_queue.reply is not None
 
     @property
     def user_speaking(self) -> bool:
@@ -64,12 +64,12 @@ class Session:
     @property
     def backlogged(self) -> bool:
         """Whether many commands wait; never for a closed session."""
-        return self._backlog > MAX_BACKLOG and self.outbox.open
+        return self._backlog > MAX_BACKLOG and self.event_queue.open
 
     # the user's turn
 
     def start_turn(self) -> int:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(not self._user_speaking, "the user's turn has already started")
             self._check(not self.replying, "a reply is in progress; interrupt it first")
             self._user_speaking, self._can_roll_back = True, False
@@ -79,28 +79,28 @@ class Session:
 
     def append_audio(self, pcm: np.ndarray) -> None:
         pcm = check_audio(pcm)
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(self._user_speaking, "no active user turn: start_turn comes before append_audio")
             queued = self._queued_samples + (self.slot.input_backlog if self.slot else 0)
             self._check(queued + len(pcm) <= MAX_QUEUED_SAMPLES, "audio comes in faster than it can be encoded")
             self._send(commands.AppendAudio(pcm, self._engine.clock()))
 
     def end_turn(self) -> None:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking, self._can_roll_back, self._latest_reply = False, True, None
             self._send(commands.EndTurn())
 
     def rollback(self) -> None:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(self._can_roll_back, "no turn can be rolled back")
-            self.outbox.drop_reply()
+            self.event_queue.drop_reply()
             reply, self._latest_reply = self._latest_reply, None
             self._user_speaking, self._can_roll_back = True, False
             self._send(commands.Rollback(reply))
 
     def discard_turn(self) -> None:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(self._user_speaking, "no active user turn")
             self._user_speaking = False
             self._send(commands.DiscardTurn())
@@ -108,33 +108,33 @@ class Session:
     # replies
 
     def respond(self, options: ReplyOptions | None = None) -> int:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(not self.replying, "a reply is already in progress")
             self._check(not self._user_speaking, "the user's turn is still active")
             command = commands.Respond(self._numbers + 1, options or ReplyOptions())
             self._check_length(command)
             number = self._latest_reply = self._next_number()
-            self.outbox.begin_reply(number)
+            self.event_queue.begin_reply(number)
             self._send(command)
             return number
 
     def interrupt(self, played: int) -> None:
-        with self.outbox.lock:
-            number, played = self._latest_reply, max(0, min(played, self.outbox.reply_samples))
+        with self.event_queue.lock:
+            number, played = self._latest_reply, max(0, min(played, self.event_queue.reply_samples))
             if number is None:
                 raise UserError("no reply can be interrupted")
             self._can_roll_back = False
-            unfinished = self.outbox.drop_reply()
-            self.outbox.put(None, Interrupted(played))
+            unfinished = self.event_queue.drop_reply()
+            self.event_queue.put(None, Interrupted(played))
             if unfinished:
-                self.outbox.put(None, ReplyDone("interrupted"))
+                self.event_queue.put(None, ReplyDone("interrupted"))
             self._send(commands.Truncate(number, played))
 
     # history
 
     def add_turn(self, turn: Turn) -> int:
         content = self._engine.history_turn(turn)
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
             command = commands.AddTurn(self._numbers + 1, content)
             self._check_length(command)
@@ -143,42 +143,42 @@ class Session:
             return self._next_number()
 
     def truncate(self, number: int, played: int) -> None:
-        with self.outbox.lock:
-            if self.outbox.reply == number:
+        with self.event_queue.lock:
+            if self.event_queue.reply == number:
                 self.interrupt(played)
             else:
                 self._can_roll_back = False
                 self._send(commands.Truncate(number, played))
 
     def delete_turn(self, number: int) -> None:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._can_roll_back = False
             self._send(commands.DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
         command = commands.Configure(self._engine.prepare_settings(settings))
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._check_length(command)
             self._send(command)
 
     def events(self) -> AsyncIterator[Event]:
-        return self.outbox.read()
+        return self.event_queue.read()
 
     def close(self) -> None:
-        self.outbox.close()
+        self.event_queue.close()
         self._engine.close_session(self)
 
     # for the engine
 
     def executed(self, command: Command) -> None:
         """Note that a command was executed."""
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._account(command, -1)
 
     # internal
 
     def _send(self, command: Command) -> None:
-        with self.outbox.lock:
+        with self.event_queue.lock:
             self._account(command, +1)
         self._engine.send(self, command)
 
@@ -192,7 +192,7 @@ class Session:
         return self._numbers
 
     def _check(self, condition: bool, error: str) -> None:
-        if not self.outbox.open:
+        if not self.event_queue.open:
             raise UserError("this session is closed")
         if not condition:
             raise UserError(error)

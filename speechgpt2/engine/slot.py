@@ -46,7 +46,7 @@ class Slot:
     """One session's side of the engine.
 
     Args:
-        number: The slot's number, which is its row in the batch.
+        slot_number: The slot's number, which is its row in the batch.
         prompt: The model's prompt layout.
         config: The engine's configuration.
         settings: The session's settings.
@@ -56,19 +56,19 @@ class Slot:
 
     def __init__(
         self,
-        number: int,
+        slot_number: int,
         prompt: Prompt,
         config: EngineConfig,
         settings: SessionSettings,
         codec_delay: int,
         events: SessionEvents,
     ):
-        self.number, self.prompt, self.config, self.settings = number, prompt, config, settings
+        self.slot_number, self.prompt, self.config, self.settings = slot_number, prompt, config, settings
         self.codec_delay, self.events = codec_delay, events
         self.history = History(prompt, config.context, config.prefill_chunk_size, settings)
         self.input: InputAudioBuffer | None = None
         self.generation: Generation | None = None
-        self._pending: deque[Command] = deque()
+        self._waiting_commands: deque[Command] = deque()
 
     # commands
 
@@ -76,27 +76,29 @@ class Slot:
         """Execute a command, after those that still wait; `Truncate` overtakes them. `commands` describes each."""
         match command:
             case Truncate(reply, played):
-                self._cancel_pending(reply)
+                self._cancel_waiting(reply)
                 self._truncate(reply, played)
                 return
             case Rollback(reply):
-                self._cancel_pending(reply)
-        self._pending.append(command)
-        self._run_pending()
+                self._cancel_waiting(reply)
+        self._waiting_commands.append(command)
+        self._run_waiting()
 
-    def _run_pending(self) -> None:
-        while self._pending and not (isinstance(self._pending[0], WAITS_UNTIL_IDLE) and self._busy):
-            self._execute(self._pending.popleft())
+    def _run_waiting(self) -> None:
+        while self._waiting_commands and not (isinstance(self._waiting_commands[0], WAITS_UNTIL_IDLE) and self._busy):
+            self._execute(self._waiting_commands.popleft())
 
     @property
     def _busy(self) -> bool:
         encodes_end = self.input is not None and self.input.ended and not self.input.encoded
         return encodes_end or self.generation is not None
 
-    def _cancel_pending(self, number: int | None) -> None:
+    def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""
         if number is not None:
-            self._pending = deque(command for command in self._pending if created_number(command) != number)
+            self._waiting_commands = deque(
+                command for command in self._waiting_commands if created_number(command) != number
+            )
 
     def _execute(self, command: Command) -> None:
         match command:
@@ -159,7 +161,7 @@ class Slot:
         if self.generation is not None and self.generation.number == reply:
             self.generation.truncate(patches)
             self.generation = None
-            self._run_pending()
+            self._run_waiting()
         elif patches < self.history.speech_length(span):
             self.history.truncate_reply(span, patches)
 
@@ -180,10 +182,10 @@ class Slot:
             waited = self.config.batching_delay if self.input.ended else now - self.input.waiting_since
         generation = self.generation
         return SlotStatus(
-            self.number,
+            self.slot_number,
             audio_ready=ready,
             audio_waited=waited,
-            pending_patches=self.history.context.pending,
+            pending_patches=self.history.context.pending_patches,
             generating=generation is not None and generation.stop.reason is None,
             buffered_seconds=self._buffered(now) + (generation.decoding_seconds if generation else 0.0),
             writing=generation is not None and generation.writing,
@@ -215,7 +217,7 @@ class Slot:
     def sample_params(self) -> SampleParams | None:
         """Return how to sample the reply's next patch; None unless all patches before it are prefilled."""
         generation = self.generation
-        if generation is None or generation.stop.reason or self.history.context.pending:
+        if generation is None or generation.stop.reason or self.history.context.pending_patches:
             return None
         settings, default = self.settings, self.prompt.config.sampling
         return SampleParams(
@@ -239,7 +241,7 @@ class Slot:
         added = self.history.extend_user_speech(torch.from_numpy(codes), chunk.final)
         if chunk.final:
             buffer.tail = added
-            self._run_pending()
+            self._run_waiting()
 
     def patches_generated(self, patches: Sequence[GeneratedPatch]) -> None:
         """Add patches that the model has generated and read. Patches after the end of the reply are ignored.
@@ -265,5 +267,5 @@ class Slot:
         """Run pending commands once the reply is complete."""
         if self.generation is not None and self.generation.done:
             self.generation = None
-            self._run_pending()
+            self._run_waiting()
             self.history.context.drop_old_turns()

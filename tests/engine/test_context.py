@@ -38,7 +38,7 @@ class Row:
         self.context, self.cells, self.read = context, {}, 0
 
     def follow(self, most=10_000):
-        while self.context.pending and most:
+        while self.context.pending_patches and most:
             at = self.context.kv_length
             patches = self.context.next_chunk()
             for i in range(patches.text.shape[1]):
@@ -98,10 +98,10 @@ def test_prefill_chunks_do_not_depend_on_timing():
         context, sizes = new(), []
 
         def read():
-            while context.pending:
+            while context.pending_patches:
                 sizes.append(context.next_chunk().text.shape[1])
 
-        context.add(1, "user", PROMPT.user_speech_start(), user_spoke=True, prefix=5)
+        context.add(1, "user", PROMPT.user_speech_start(), user_spoke=True, speech_offset=5)
         for i in range(20):
             context.extend(speech(1, i))
             if eager:
@@ -127,7 +127,7 @@ def test_row_agrees_after_random_edits():
             role = "user" if generator.random() < 0.6 else "assistant"
             context.add(number, role, PROMPT.user_text("weather " * int(generator.integers(1, 9))))
         elif kind == 2:
-            context.extend(speech(1, number), prefilled=not context.pending)
+            context.extend(speech(1, number), prefilled=not context.pending_patches)
             if context.kv_length == context.length:  # as a reply's patches are
                 patch = context.slice(context.length - 1, context.length)
                 row.cells[context.length - 1] = (int(patch.text[0, 0]), patch.codes[0, 0].tolist())
@@ -159,7 +159,7 @@ def test_oldest_exchanges_are_dropped_and_the_system_prompt_stays():
 def test_endless_user_speech_loses_its_beginning():
     context = new()
     head = PROMPT.user_speech_start()
-    context.add(1, "user", head, user_spoke=True, prefix=head.text.shape[1])
+    context.add(1, "user", head, user_spoke=True, speech_offset=head.text.shape[1])
     for i in range(600):
         context.extend(speech(1, i))
         context.drop_old_turns()

@@ -87,7 +87,7 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
         crowd.step()
     again = crowd.open(settings)
     others += [crowd.open(replace(settings, seed=100 + i, speak=i % 2 == 0)) for i in range(9)]
-    assert crowd.stats().used == 16 and again.outbox is not me.outbox
+    assert crowd.stats().used == 16 and again.event_queue is not me.event_queue
     for i, other in enumerate(others[6:]):
         other.add_turn(Turn.user("Hello there " * i))
         other.respond()
@@ -99,8 +99,8 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
     second = answer(crowd, again, noise(0.5, 2), chunk=4000)
     assert np.array_equal(audio_of(first), audio_of(wanted[0])) and len(audio_of(first)) > 10_000
     assert np.array_equal(audio_of(second), audio_of(wanted[1])) and same(me, again)
-    assert again.slot.number != me.slot.number
-    assert torch.equal(alone.core.runner.hidden[me.slot.number], crowd.core.runner.hidden[again.slot.number])
+    assert again.slot.slot_number != me.slot.slot_number
+    assert torch.equal(alone.core.runner.hidden[me.slot.slot_number], crowd.core.runner.hidden[again.slot.slot_number])
 
 
 def test_session_samples_as_the_model_does_by_default():
@@ -365,7 +365,7 @@ def test_failed_step_wipes_after_decoding_ends(monkeypatch):
     session = engine.open(SHORT)
     session.add_turn(Turn.user("Hello"))
     session.respond()
-    run(engine, until=lambda: session.outbox.reply_samples)
+    run(engine, until=lambda: session.event_queue.reply_samples)
     runner, done = engine.core.runner, []
     codec = runner.codec._codec
     decode, wipe = codec.codec.decode, BatchedCodec.wipe
@@ -432,7 +432,7 @@ def test_generation_stops_while_audio_is_unread(paced):
     session.respond()
     for _ in range(300):
         engine.clock.pass_by((engine.step() or 0.0) + 0.01)
-    assert session.outbox.unread_samples <= 0.62 * 24_000 and session.replying
+    assert session.event_queue.unread_samples <= 0.62 * 24_000 and session.replying
     began = engine.clock.now
     if not paced:
         assert len(audio_of(talk(engine, [session])[session])) > 2 * 24_000

@@ -46,7 +46,7 @@ def test_unplayed_words_are_not_remembered(gpt):
     session = engine.open(SessionSettings())
     session.add_turn(Turn.user("Count from one to nine."))
     number = session.respond()
-    run(engine, until=lambda: session.outbox.reply_samples >= 5 * PATCH)
+    run(engine, until=lambda: session.event_queue.reply_samples >= 5 * PATCH)
     written = text(events(session))
     session.interrupt(3 * PATCH)
     assert events(session) == [Interrupted(3 * PATCH), ReplyDone("interrupted")]

@@ -109,7 +109,7 @@ def test_interrupted_reply_calls_no_tools():
     codes = torch.zeros(30, 3, 3, dtype=torch.int64)
     script += [*text(prompt, f"Hello.{WRITTEN}"), (prompt.special_ids.speech_start, None)]
     script += [(prompt.special_ids.filler, code) for code in codes]
-    run(engine, until=lambda: session.outbox.reply_samples >= 2 * PATCH)
+    run(engine, until=lambda: session.event_queue.reply_samples >= 2 * PATCH)
     session.interrupt(0)
     assert events(session) == [Interrupted(0), ReplyDone("interrupted")]
     engine.step()

@@ -30,10 +30,10 @@ from tests.engine.tiny import (
 def agrees(engine, session):
     """The row holds what the context says: a row that reads it anew comes to the same state."""
     run(engine)
-    context, number = session.slot.history.context, session.slot.number
+    context, number = session.slot.history.context, session.slot.slot_number
     runner, lm = engine.core.runner, engine.core.runner.lm
     fresh, state = lm.prefill(context_of(session), lm.init_state(1, context.capacity))
-    assert context.pending == 0
+    assert context.pending_patches == 0
     for ours, theirs in zip(runner.states[number // 4].stack.layers, state.stack.layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.allclose(a[number % 4, :, : context.length], b[0, :, : context.length], atol=1e-4)
@@ -212,7 +212,7 @@ def test_interrupted_reply_keeps_only_what_was_played(chain_of_modality, played)
     session = engine.open(SHORT)
     say(session, noise(0.4))
     session.respond()
-    run(engine, until=lambda: session.outbox.reply_samples >= 5 * PATCH)
+    run(engine, until=lambda: session.event_queue.reply_samples >= 5 * PATCH)
     before = session.slot.history.context.spans[0].stop
     samples = played * PATCH + 700  # within a patch: one that was not played to its end does not count
     session.interrupt(samples)
@@ -240,7 +240,7 @@ def test_unplayed_audio_does_not_affect_later_turns():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         session.respond()
-        run(engine, until=lambda s=session: s.outbox.reply_samples >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.event_queue.reply_samples >= 5 * PATCH)
         session.interrupt(3 * PATCH + 10)
         engine.core.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
         say(session, noise(0.3, 3))
@@ -260,7 +260,7 @@ def test_truncate_corrects_an_earlier_estimate():
         session = engine.open(SHORT)
         say(session, noise(0.4))
         number = session.respond()
-        run(engine, until=lambda s=session: s.outbox.reply_samples >= 5 * PATCH)
+        run(engine, until=lambda s=session: s.event_queue.reply_samples >= 5 * PATCH)
         session.interrupt(guess * PATCH)
         session.start_turn()
         session.append_audio(noise(0.5, 3))

@@ -123,7 +123,7 @@ def run(engine: Engine, until=None, most: int = 5000) -> None:
 def events(session) -> list:
     """All that are there."""
     found = []
-    while (event := session.outbox.get()) is not None:
+    while (event := session.event_queue.get()) is not None:
         found.append(event)
     return found
 
