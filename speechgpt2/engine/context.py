@@ -10,7 +10,7 @@ nothing on the device has to be undone: a row rewinds by its position.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,18 +95,6 @@ class Context:
         self.kv_length += self.next_chunk_length
         return self.slice(begin, self.kv_length)
 
-    def prefix_key(self, stop: int) -> bytes | None:
-        """Return a key of the patches up to `stop`, where a chunk ends.
-
-        Returns:
-            Equal keys for equal patches in equal chunks. None beyond the system prompt, or if an edit has made the
-            chunks irregular.
-        """
-        regular = np.arange(stop) % self.prefill_chunk_size == 0
-        if stop > self.system_length or not np.array_equal(self.chunk_starts[:stop], regular):
-            return None
-        return hashlib.sha256(self.text[:stop].tobytes() + self.codes[:stop].tobytes()).digest()
-
     def slice(self, start: int, stop: int) -> Patches:
         """Return a copy of some patches, `[1, stop − start]`."""
         text, codes = self.text[start:stop].copy(), self.codes[start:stop].copy()
@@ -127,7 +115,7 @@ class Context:
             self._drop_oldest(self.capacity // KEPT_PART - count + self.system_length)
         change = self._splice(0, self.system_length, system_prompt)
         self.system_length = count
-        self._shift(0, change)
+        _shift(self.spans, change)
 
     def add(self, number: int, role: Role, patches: Patches, user_spoke: bool = False, speech_offset: int = 0) -> Span:
         """Add a turn after all others.
@@ -136,7 +124,7 @@ class Context:
             UserError: It is too long for the context.
         """
         self._make_room(patches.text.shape[1])
-        separator = self._separator(self.spans[-1].role if self.spans else None, role)
+        separator = _separator(self.prompt, self.spans[-1].role if self.spans else None, role)
         whole = concat(separator, patches)
         span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, speech_offset)
         self.spans.append(span)
@@ -163,20 +151,20 @@ class Context:
         """Replace a turn by patches that are not longer than it."""
         change = self._splice(span.body, span.stop, patches)
         span.stop += change
-        self._shift(self.spans.index(span) + 1, change)
+        _shift(self.spans[self.spans.index(span) + 1 :], change)
 
     def remove(self, span: Span) -> None:
         """Remove a turn."""
         index = self.spans.index(span)
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
-        new = self.prompt.text_patches([]) if after is None else self._separator(before, after.role)
+        new = self.prompt.text_patches([]) if after is None else _separator(self.prompt, before, after.role)
         change = self._splice(span.start, span.stop if after is None else after.body, new)
         del self.spans[index]
         if after is not None:
             after.separator, after.start = new.text.shape[1], span.start
             after.stop += change
-            self._shift(index + 1, change)
+            _shift(self.spans[index + 1 :], change)
 
     def find(self, number: int) -> Span | None:
         """Return the turn of this number, if it is still in the context."""
@@ -199,7 +187,7 @@ class Context:
 
     def _make_room(self, count: int) -> None:
         self.drop_old_turns()
-        count += self._separator(None, "assistant").text.shape[1]  # the longest separator
+        count += _separator(self.prompt, None, "assistant").text.shape[1]  # the longest separator
         if count > self.capacity - self.system_length:
             raise UserError(f"a turn of {count} patches is too long, a context holds {self.capacity}")
         if count > self.room:
@@ -217,24 +205,12 @@ class Context:
         if not count:
             return
         first = self.spans[count]
-        separator = self._separator(None, first.role)
+        separator = _separator(self.prompt, None, first.role)
         change = self._splice(self.system_length, first.body, separator)
         first.start, first.separator = self.system_length, separator.text.shape[1]
         first.stop += change
         del self.spans[:count]
-        self._shift(1, change)
-
-    def _separator(self, before: Role | None, role: Role) -> Patches:
-        """Return the patches between two turns. A question or tool result without an answer gets an empty answer."""
-        unanswered = before in ("user", "tool")
-        if role == "assistant":
-            return self.prompt.text_patches([]) if unanswered else self.prompt.reply_start()
-        return self.prompt.turn_end(speaking=False) if unanswered else self.prompt.text_patches([])
-
-    def _shift(self, index: int, change: int) -> None:
-        for span in self.spans[index:]:
-            span.start += change
-            span.stop += change
+        _shift(self.spans[1:], change)
 
     def _splice(self, start: int, stop: int, patches: Patches) -> int:
         """Put `patches` in place of `start … stop`. Returns by how many patches the context has grown."""
@@ -260,3 +236,18 @@ class Context:
         self.chunk_starts[begin:end] = (np.arange(end - begin) % self.prefill_chunk_size) == 0
         self.length = end
         return change
+
+
+def _separator(prompt: Prompt, before: Role | None, role: Role) -> Patches:
+    """Return the patches between two turns. A question or tool result without an answer gets an empty answer."""
+    unanswered = before in ("user", "tool")
+    if role == "assistant":
+        return prompt.text_patches([]) if unanswered else prompt.reply_start()
+    return prompt.turn_end(speaking=False) if unanswered else prompt.text_patches([])
+
+
+def _shift(spans: Iterable[Span], change: int) -> None:
+    """Move turns behind a part of the context that has become `change` patches longer."""
+    for span in spans:
+        span.start += change
+        span.stop += change

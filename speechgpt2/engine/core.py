@@ -19,6 +19,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.model_runner import CodecResult, GeneratedPatch, ModelRunner
+from speechgpt2.engine.prefix_cache import prefix_key
 from speechgpt2.engine.scheduler import StepPlan, schedule
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.slot import Slot
@@ -80,7 +81,7 @@ class EngineCore:
                 case CloseSlot():
                     self._close_slot(session)
                 case _ if session.slot is not None:
-                    session.executed(command)
+                    session.backlog.remove(command)
                     session.slot.handle(command)
         except UserError as error:
             self._report(session, error)
@@ -148,7 +149,7 @@ class EngineCore:
         chunk = context.next_chunk()
         if chunk.text.shape[1] == 1:
             return chunk
-        self.runner.prefill(number, chunk, context.prefix_key(context.kv_length))
+        self.runner.prefill(number, chunk, prefix_key(context, context.kv_length))
         self._deliver()
         return None
 
@@ -168,12 +169,12 @@ class EngineCore:
     def _deliver(self, wait: bool = False) -> None:
         """Pass finished results of the codec to their slots. With `wait`, wait for all that were submitted."""
         while self._codec_results and (wait or self._codec_results[0].result.done()):
-            pending = self._codec_results.popleft()
-            if pending.session.slot is not None:
-                self._guarded(pending.session.slot_number, self._receive, pending, pending.session.slot)
+            finished = self._codec_results.popleft()
+            if finished.session.slot is not None:
+                self._guarded(finished.session.slot_number, self._receive, finished, finished.session.slot)
 
-    def _receive(self, pending: PendingCodecResult, slot: Slot) -> None:
-        pending.receive(slot, pending.result.result())
+    def _receive(self, finished: PendingCodecResult, slot: Slot) -> None:
+        finished.receive(slot, finished.result.result())
 
     def _slots(self) -> dict[int, Slot]:
         return {number: session.slot for number, session in self.sessions.items() if session.slot is not None}

@@ -6,11 +6,14 @@ ones copy the keys and values, chunk by chunk, with results that are equal to th
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from speechgpt2.engine.context import Context
 from speechgpt2.lm.state import LMState
 from speechgpt2.streaming import Cache
 
@@ -26,7 +29,7 @@ class PrefixChunk(NamedTuple):
 
 
 class PrefixCache:
-    """Prefill chunks at the beginning of contexts, by a key of all patches up to their end (`Context.prefix_key`)."""
+    """Prefill chunks at the beginning of contexts, by a key of all patches up to their end (`prefix_key`)."""
 
     def __init__(self) -> None:
         self._chunks: OrderedDict[bytes, PrefixChunk] = OrderedDict()
@@ -37,8 +40,8 @@ class PrefixCache:
         if chunk is None:
             return None
         self._chunks.move_to_end(key)
-        for place, known in zip(state.stack.layers, chunk.layers, strict=True):
-            place.keys[:, :, cells], place.values[:, :, cells] = known
+        for layer, cached in zip(state.stack.layers, chunk.layers, strict=True):
+            layer.keys[:, :, cells], layer.values[:, :, cells] = cached
         state.speech_depths[:, _after(cells)] = chunk.depths
         return chunk.hidden
 
@@ -48,6 +51,19 @@ class PrefixCache:
         self._chunks[key] = PrefixChunk(layers, state.speech_depths[:, _after(cells)].clone(), hidden.clone())
         if len(self._chunks) > MAX_CHUNKS:
             self._chunks.popitem(last=False)
+
+
+def prefix_key(context: Context, stop: int) -> bytes | None:
+    """Return a key of the patches of a context up to `stop`, where a chunk ends.
+
+    Returns:
+        Equal keys for equal patches in equal chunks. None beyond the system prompt, or if an edit has made the chunks
+        irregular.
+    """
+    regular = np.arange(stop) % context.prefill_chunk_size == 0
+    if stop > context.system_length or not np.array_equal(context.chunk_starts[:stop], regular):
+        return None
+    return hashlib.sha256(context.text[:stop].tobytes() + context.codes[:stop].tobytes()).digest()
 
 
 def _after(cells: slice) -> slice:

@@ -6,6 +6,7 @@ command, which the engine's thread executes in order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,14 @@ class Session:
 
     Attributes:
         slot: The session's slot, which only the engine's thread changes.
+        backlog: The commands that the engine has not executed yet.
     """
 
     def __init__(self, engine: Engine, slot_number: int, event_queue: SessionEvents):
         self._engine, self.slot_number, self.event_queue = engine, slot_number, event_queue
         self.slot: Slot | None = None
         self._numbers = 0  # turns and replies so far
-        self._queued_samples = 0  # of commands that the engine has not executed yet
-        self._backlog = 0  # commands, weighted
+        self.backlog = CommandBacklog()
         self._user_speaking = False
         self._can_roll_back = False
         self._latest_reply: int | None = None
@@ -64,7 +65,7 @@ class Session:
     @property
     def backlogged(self) -> bool:
         """Whether many commands wait; never for a closed session."""
-        return self._backlog > MAX_BACKLOG and self.event_queue.open
+        return self.backlog.commands > MAX_BACKLOG and self.event_queue.open
 
     # the user's turn
 
@@ -81,7 +82,7 @@ class Session:
         pcm = check_audio(pcm)
         with self.event_queue.lock:
             self._check(self._user_speaking, "no active user turn: start_turn comes before append_audio")
-            queued = self._queued_samples + (self.slot.input_backlog if self.slot else 0)
+            queued = self.backlog.samples + (self.slot.input_backlog if self.slot else 0)
             self._check(queued + len(pcm) <= MAX_QUEUED_SAMPLES, "audio comes in faster than it can be encoded")
             self._send(commands.AppendAudio(pcm, self._engine.clock()))
 
@@ -112,7 +113,7 @@ class Session:
             self._check(not self.replying, "a reply is already in progress")
             self._check(not self._user_speaking, "the user's turn is still active")
             command = commands.Respond(self._numbers + 1, options or ReplyOptions())
-            self._check_length(command)
+            _check_length(command, self._engine.config.context)
             number = self._latest_reply = self._next_number()
             self.event_queue.begin_reply(number)
             self._send(command)
@@ -137,7 +138,7 @@ class Session:
         with self.event_queue.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
             command = commands.AddTurn(self._numbers + 1, content)
-            self._check_length(command)
+            _check_length(command, self._engine.config.context)
             self._can_roll_back = False
             self._send(command)
             return self._next_number()
@@ -158,7 +159,7 @@ class Session:
     def configure(self, settings: SessionSettings) -> None:
         command = commands.Configure(self._engine.prepare_settings(settings))
         with self.event_queue.lock:
-            self._check_length(command)
+            _check_length(command, self._engine.config.context)
             self._send(command)
 
     def events(self) -> AsyncIterator[Event]:
@@ -168,24 +169,11 @@ class Session:
         self.event_queue.close()
         self._engine.close_session(self)
 
-    # for the engine
-
-    def executed(self, command: Command) -> None:
-        """Note that a command was executed."""
-        with self.event_queue.lock:
-            self._account(command, -1)
-
     # internal
 
     def _send(self, command: Command) -> None:
-        with self.event_queue.lock:
-            self._account(command, +1)
+        self.backlog.add(command)
         self._engine.send(self, command)
-
-    def _account(self, command: Command, sign: int) -> None:
-        self._backlog += sign * (1 + text_length(command) // CHARACTERS_PER_COMMAND)
-        if isinstance(command, commands.AppendAudio):
-            self._queued_samples += sign * len(command.pcm)
 
     def _next_number(self) -> int:
         self._numbers += 1
@@ -197,7 +185,36 @@ class Session:
         if not condition:
             raise UserError(error)
 
-    def _check_length(self, command: Command) -> None:
-        length, limit = text_length(command), MAX_CHARACTERS_PER_PATCH * self._engine.config.context
-        if length > limit:
-            raise UserError(f"a text of {length:,} characters is too long; at most {limit:,} can be remembered")
+
+class CommandBacklog:
+    """Counts the commands of a session that the engine has not executed yet. Calls may come from any thread.
+
+    Attributes:
+        commands: Number of commands; a command with a long text counts as several.
+        samples: Samples of their audio.
+    """
+
+    def __init__(self) -> None:
+        self.commands = self.samples = 0
+        self._lock = threading.Lock()
+
+    def add(self, command: Command) -> None:
+        """Count a command that was sent."""
+        self._change(command, +1)
+
+    def remove(self, command: Command) -> None:
+        """Count a command as executed."""
+        self._change(command, -1)
+
+    def _change(self, command: Command, sign: int) -> None:
+        with self._lock:
+            self.commands += sign * (1 + text_length(command) // CHARACTERS_PER_COMMAND)
+            if isinstance(command, commands.AppendAudio):
+                self.samples += sign * len(command.pcm)
+
+
+def _check_length(command: Command, context: int) -> None:
+    """Raise `UserError` if the text of a command cannot fit a context of so many patches."""
+    length, limit = text_length(command), MAX_CHARACTERS_PER_PATCH * context
+    if length > limit:
+        raise UserError(f"a text of {length:,} characters is too long; at most {limit:,} can be remembered")
