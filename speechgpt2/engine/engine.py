@@ -16,26 +16,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
+from speechgpt2.conversation import check_same_codes
 from speechgpt2.duplex.protocol import EngineFull, EngineStats, EngineVoice, SessionSettings
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.core import EngineCore
 from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.input_encoder import InputEncoder
 from speechgpt2.engine.session import Session
-from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.loading import Sources, load, memory_errors
 from speechgpt2.nn.quantized import Kind, Quantization
-from speechgpt2.types import Speech, Turn
 
 log = logging.getLogger("sg2.engine")
 
@@ -51,6 +48,7 @@ class Engine:
 
     Attributes:
         prompt: The model's prompt, with its greetings.
+        inputs: Checks and encodes what clients send.
 
     Raises:
         UserError: The codec and the language model use different codes.
@@ -66,7 +64,8 @@ class Engine:
         check_same_codes(codec, lm)
         self.config, self.clock = config or EngineConfig(), clock
         self.core = EngineCore(codec, lm, self.config, clock, self._release)
-        self._codec, self.prompt = codec, lm.prompt
+        self.prompt = lm.prompt
+        self.inputs = InputEncoder(codec, lm.prompt, self.core.runner.device)
         self._commands: deque[tuple[Session, Command | OpenSlot | CloseSlot]] = deque()
         self._changed = threading.Condition()  # guards what clients and the engine's thread share
         self._leases: dict[int, Session] = {}  # by slot, from `open` to `close`
@@ -122,7 +121,7 @@ class Engine:
         return self.prompt.template.tools
 
     def open(self, settings: SessionSettings) -> Session:
-        settings = self.prepare_settings(settings)
+        settings = self.inputs.prepare_settings(settings)
         with self._changed:
             if self._closing:
                 raise EngineFull("the engine is closing and accepts no sessions")
@@ -134,7 +133,7 @@ class Engine:
         return session
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        return self._encode(check_audio(pcm)).numpy()
+        return self.inputs.encode(pcm).numpy()
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -176,38 +175,6 @@ class Engine:
         with self._changed:
             self._release(session)
             self.send(session, CloseSlot())
-
-    def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
-        """Check the voice, compile grammars, and return the settings with an encoded greeting.
-
-        Raises:
-            UserError: There is no such voice, the greeting cannot be encoded, or the schema cannot be followed.
-        """
-        self.prompt.greetings.resolve(settings.voice)
-        tools = settings.tools if self.prompt.template.tools else ()
-        self.prompt.grammars.constraint(tools, settings.require_tool if tools else False, settings.response_schema)
-        if settings.greeting is None:
-            return settings
-        codes = self._speech_codes(settings.greeting)
-        if settings.greeting.pcm is None:
-            return settings
-        return replace(settings, greeting=replace(settings.greeting, pcm=None, codes=codes.numpy()))
-
-    def history_turn(self, turn: Turn) -> HistoryTurn:
-        """Return a turn with its speech encoded, which the calling thread does.
-
-        Raises:
-            UserError: The turn cannot be part of the history.
-        """
-        return history_turn(turn, self._speech_codes)
-
-    def _speech_codes(self, speech: Speech) -> torch.Tensor:
-        return speech_codes(speech, self._codec.config, self._encode)
-
-    def _encode(self, pcm: np.ndarray) -> torch.Tensor:
-        if not len(pcm):
-            raise UserError("audio must hold at least one sample")
-        return self._codec.encode(torch.from_numpy(pcm)[None].to(self.core.runner.device))[0].cpu()
 
     # on the engine's thread
 

@@ -134,7 +134,7 @@ class Session:
     # history
 
     def add_turn(self, turn: Turn) -> int:
-        content = self._engine.history_turn(turn)
+        content = self._engine.inputs.history_turn(turn)
         with self.event_queue.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
             command = commands.AddTurn(self._numbers + 1, content)
@@ -157,7 +157,7 @@ class Session:
             self._send(commands.DeleteTurn(number))
 
     def configure(self, settings: SessionSettings) -> None:
-        command = commands.Configure(self._engine.prepare_settings(settings))
+        command = commands.Configure(self._engine.inputs.prepare_settings(settings))
         with self.event_queue.lock:
             _check_length(command, self._engine.config.context)
             self._send(command)
