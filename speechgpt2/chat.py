@@ -33,9 +33,9 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
-from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import AlignedSpeech, concat
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.loading import Sources, load

@@ -15,8 +15,8 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import at_position
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm

@@ -13,7 +13,8 @@ from speechgpt2.errors import MissingDependency, UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+    from speechgpt2.lm.prompt import Prompt
+    from speechgpt2.lm.segments import AlignedSpeech
     from speechgpt2.tts.utterance import Word
 
 MAX_SECONDS = 20.0  # of a greeting, which takes part of every session's context

@@ -25,7 +25,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
 from speechgpt2.lm.alignment import restore_spacing
 from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import AlignedSpeech
 from speechgpt2.lm.tasks import LabelledSpeech, TaskMix
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.training import distributed

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import concat
 from speechgpt2.types import Patches, Role
 
 RESERVED_PART = 4  # 1/4 of the capacity is kept free for the next turn and reply

@@ -7,8 +7,9 @@ out again, as if it had ended where it was cut.
 
 from __future__ import annotations
 
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import parse_reply
+from speechgpt2.lm.segments import AlignedSpeech
 from speechgpt2.types import Patches
 
 

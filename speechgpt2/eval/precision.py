@@ -31,8 +31,8 @@ from speechgpt2.lm.checkpoint import open_checkpoint
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import concat
 from speechgpt2.lm.text_model import from_text_model
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Embedding, Quantizable, Quantization, quantizable, quantize_model

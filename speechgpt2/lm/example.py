@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.alignment import TimedWord, align_tokens, restore_spacing
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import AlignedSpeech, concat
 from speechgpt2.types import FRAME_RATE, Mode, Patches, Tool
 
 

@@ -22,7 +22,8 @@ from speechgpt2.greeting_file import DEFAULT, Entry, append_entry, check_name, r
 from speechgpt2.types import Mode, Speech
 
 if TYPE_CHECKING:
-    from speechgpt2.lm.prompt import AlignedSpeech, Prompt
+    from speechgpt2.lm.prompt import Prompt
+    from speechgpt2.lm.segments import AlignedSpeech
 
 FILE = "greetings.jsonl"  # beside a model
 RELEASED = "released_greetings.jsonl"  # those of SpeechGPT 2.0-preview's code repository, as published

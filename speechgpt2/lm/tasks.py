@@ -27,7 +27,8 @@ from torch import Tensor
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, restore_spacing
 from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import AlignedSpeech, concat
 from speechgpt2.types import FRAME_RATE, UNFINISHED, Mode, Patches
 
 # What the system line of the released layout asks for, besides the four modes.

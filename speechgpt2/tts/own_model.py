@@ -37,8 +37,8 @@ def render(text: str, voice: Voice) -> Rendering:
 def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     """Read a text aloud like `SpeechGPT.say`, with a seed, and with a greeting in the voice to copy."""
     from speechgpt2.chat import Conversation
-    from speechgpt2.lm.prompt import concat
     from speechgpt2.lm.sampling import SamplingParams
+    from speechgpt2.lm.segments import concat
     from speechgpt2.types import Speech
 
     prompt = model.lm.prompt

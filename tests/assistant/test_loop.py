@@ -111,7 +111,7 @@ def test_conversation_without_tools_is_refused(toolbox):
 def test_loop_on_a_real_conversation():
     """The model reads the result of its call and answers; its words are scripted, its state is real."""
     from speechgpt2.chat import SpeechGPT
-    from speechgpt2.lm.prompt import concat
+    from speechgpt2.lm.segments import concat
     from tests.lm.tiny import tiny_lm
     from tests.test_chat import CountingCodec, ScriptedLM, same
 

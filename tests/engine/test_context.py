@@ -6,7 +6,8 @@ import torch
 
 from speechgpt2.engine.context import Context
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import concat
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PROMPT = Prompt(tiny_config(), tiny_tokenizer())

@@ -7,7 +7,7 @@ import torch
 
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.errors import UserError
-from speechgpt2.lm.prompt import concat
+from speechgpt2.lm.segments import concat
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.engine.tiny import PATCH, ScriptedLM, context_of, events, noise, run, say, talk, tiny_engine, tiny_lm

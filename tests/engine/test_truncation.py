@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from speechgpt2.engine.truncation import speech_patches, truncated_reply
-from speechgpt2.lm.prompt import AlignedSpeech, Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import AlignedSpeech, concat
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 WORDS = ["Hello", " there", ", what", " is"]

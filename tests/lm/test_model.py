@@ -10,8 +10,8 @@ import torch
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import UNFORCED, SpeechLM
-from speechgpt2.lm.prompt import concat
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import LMState, extend_capacity, rewind
 from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.streaming import overwrite_rows, select_rows

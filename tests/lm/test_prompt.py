@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
 from speechgpt2.lm.example import TurnPair, training_example
-from speechgpt2.lm.prompt import Prompt, concat
+from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.segments import concat
 from speechgpt2.types import MODES, Patches
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 

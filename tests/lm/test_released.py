@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.prompt import AlignedSpeech, concat
 from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import AlignedSpeech, concat
 from speechgpt2.types import MODES, Mode, Patches
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"

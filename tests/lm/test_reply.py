@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechgpt2.lm.prompt import Prompt, concat
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser, parse_reply
+from speechgpt2.lm.segments import concat
 from speechgpt2.types import TextDelta, Transcript
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
