@@ -31,9 +31,9 @@ Yaml = Annotated[
 ]
 
 
-Plan = Annotated[bool, typer.Option("--plan", help="Show what the model takes on a device, and how much fits there.")]
-Slots = Annotated[int, typer.Option(min=1, help="With --plan: sessions at once.")]
-Context = Annotated[int, typer.Option(min=1, help="With --plan: patches (120 ms) that each session remembers.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Show the model's memory on a device, and how many sessions fit.")]
+Slots = Annotated[int, typer.Option(min=1, help="With --plan: number of concurrent sessions.")]
+Context = Annotated[int, typer.Option(min=1, help="With --plan: patches (120 ms) in the context of each session.")]
 
 
 @with_shared_options
@@ -70,22 +70,22 @@ def memory(name: str, loading: LoadOptions, slots: int, context: int) -> dict[st
     from speechgpt2.loading import RUNTIME, plan
 
     with spinner(f"reading {name}"):
-        found = plan(loading.sources(name), torch_device(loading.device))
+        needs = plan(loading.sources(name), torch_device(loading.device))
     rows = {
-        "device": found.device,
-        "free": "not known" if found.free is None else f"{found.free / 1e9:.2f} GB",
-        "language model": f"{found.lm / 1e9:.2f} GB of weights",
-        "codec": f"{found.codec / 1e9:.2f} GB of weights",
+        "device": needs.device,
+        "free": "not known" if needs.free is None else f"{needs.free / 1e9:.2f} GB",
+        "language model": f"{needs.lm / 1e9:.2f} GB of weights",
+        "codec": f"{needs.codec / 1e9:.2f} GB of weights",
         "runtime": f"about {RUNTIME / 1e9:.1f} GB",
-        "session": f"{found.session / 1e6:.1f} MB of codec states + {found.patch / 1e3:.1f} kB a patch of context",
-        f"{slots} sessions": f"{found.total(slots, context) / 1e9:.2f} GB with {context} patches each",
+        "session": f"{needs.session / 1e6:.1f} MB of codec states + {needs.patch / 1e3:.1f} kB a patch of context",
+        f"{slots} sessions": f"{needs.total(slots, context) / 1e9:.2f} GB with {context} patches each",
     }
-    if found.free is not None:
+    if needs.free is not None:
         rows["fits"] = (
-            "yes" if found.fits(slots, context) else "no; try --quantize, fewer --slots or a shorter --context"
+            "yes" if needs.fits(slots, context) else "no; try --quantize, fewer --slots or a shorter --context"
         )
-        rows["sessions"] = f"up to {found.sessions(context)} with {context} patches each"
-        rows["context"] = f"up to {found.context(slots)} patches in each of {slots} sessions"
+        rows["sessions"] = f"up to {needs.sessions(context)} with {context} patches each"
+        rows["context"] = f"up to {needs.context(slots)} patches in each of {slots} sessions"
     return rows
 
 

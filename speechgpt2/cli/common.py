@@ -1,4 +1,4 @@
-"""What the commands share: options, devices, progress display and error output."""
+"""Common parts of the commands: options, devices, progress display and error output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Greetings = Annotated[
 ]
 GreetingIndex = Annotated[
     int | None,
-    typer.Option(min=0, help="Which greeting opens a conversation, counted from 0. [default: as the file says]"),
+    typer.Option(min=0, help="Index of the greeting that opens a conversation, from 0. [default: as the file says]"),
 ]
 VoiceName = Annotated[
     str | None,
@@ -65,19 +65,19 @@ def print_error(message: str) -> None:
 
 
 def print_warning(message: str) -> None:
-    """Print one line on stderr: the result may not be what was asked for."""
+    """Print one line on stderr: the command goes on, but its result may not be the expected one."""
     print("warning:", " ".join(message.split()), file=sys.stderr)
 
 
 def show_file_warnings() -> None:
-    """Have `FileWarning`s printed by `print_warning`, as what the user should know about a file."""
-    usual = warnings.showwarning
+    """Print `FileWarning`s by `print_warning`: they are for users, not for developers."""
+    showwarning = warnings.showwarning
 
-    def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+    def show(message: Any, category: Any, *args: Any, **options: Any) -> None:
         if issubclass(category, FileWarning):
             print_warning(str(message))
         else:
-            usual(message, category, *rest, **more)
+            showwarning(message, category, *args, **options)
 
     warnings.showwarning = show
 
@@ -129,7 +129,7 @@ def pick_device() -> torch.device:
 
 
 def _announce(device: torch.device) -> torch.device:
-    """Tell a person at a terminal which device was picked."""
+    """Print the chosen device if stderr is a terminal; returns the device."""
     import torch
 
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
@@ -154,7 +154,7 @@ def load_codec(name: str, device: str) -> Codec:
 
 
 def announce_greeting(prompt: Prompt, model: str) -> None:
-    """Say what opens conversations with a released model whose files hold no greetings."""
+    """Warn which greeting opens conversations with a released model that has no file of greetings."""
     greetings = prompt.greetings
     if greetings.built_in and greetings.default is not None:
         text = greetings.speech[greetings.default].text
@@ -175,9 +175,9 @@ def check_one_greeting(**options: Any) -> None:
     Raises:
         UserError: two do.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"give one of {' and '.join(given)}")
+    chosen = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"give one of {' and '.join(chosen)}")
 
 
 def engine_config(device: torch.device, **options: Any) -> EngineConfig:
@@ -197,31 +197,31 @@ def engine_config(device: torch.device, **options: Any) -> EngineConfig:
 
 
 @contextmanager
-def spinner(what: str) -> Iterator[Callable[[str], None]]:
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner on stderr while the block runs, if stderr is a terminal. The block may change its text."""
     from rich.console import Console
     from rich.live import Live
     from rich.spinner import Spinner
 
-    console, turning = Console(stderr=True), Spinner("dots", f"{what} …")
+    console, indicator = Console(stderr=True), Spinner("dots", f"{text} …")
     if not console.is_terminal:
         yield lambda text: None
         return
-    with Live(turning, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()):
-        yield lambda text: turning.update(text=f"{text} …")
+    with Live(indicator, console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()):
+        yield lambda text: indicator.update(text=f"{text} …")
 
 
-def with_progress(items: list[Any], what: str) -> Iterator[Any]:
+def with_progress(items: list[Any], description: str) -> Iterator[Any]:
     """Iterate over `items` with a progress bar on stderr, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    # Where stdout is a file, what is printed meanwhile must not end on the terminal, where the bar is.
+    # If stdout is a file, lines that are printed meanwhile must not go to the terminal with the bar.
     redirect, hidden = sys.stdout.isatty(), not console.is_terminal
     columns = Progress.get_default_columns()
     with Progress(*columns, console=console, transient=True, disable=hidden, redirect_stdout=redirect) as progress:
-        yield from progress.track(items, description=what)
+        yield from progress.track(items, description=description)
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:

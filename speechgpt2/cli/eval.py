@@ -26,7 +26,7 @@ AsrModel = Annotated[
 RealSpeech = Annotated[
     Path | None,
     typer.Option(
-        help="People to add: a folder with ljspeech/, orders/, fsdd/, cmn/, or any folders of audio files.",
+        help="Real recordings to add: a folder with ljspeech/, orders/, fsdd/, cmn/, or other folders of audio files.",
         metavar="FOLDER",
     ),
 ]
@@ -103,17 +103,17 @@ def mini(
 ) -> None:
     """Evaluate a model's answers to held-out questions.
 
-    Tables of correct answers by skill and language, of times, of the end of turns, of the audio as `sg2 eval speech`
-    has them, of the rejection of inputs without a question, and with --real-speech of the transcripts of people.
+    It prints tables of correct answers by skill and language, times, detection of the end of a turn, the speech (as
+    `sg2 eval speech`), rejection of inputs without a question, and with --real-speech transcripts of recordings.
     """
     _require_scipy()
     from speechgpt2.eval import spoken_qa
     from speechgpt2.tts.voice_sets import voice_set
 
-    judging: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
-    judging["device"] = str(torch_device(device))
+    options: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
+    options["device"] = str(torch_device(device))
     spoken_qa.main(
-        model, limit, out, typed, speech, seed, **judging, speakers=_held_out(voices), teacher=voice_set(teacher)
+        model, limit, out, typed, speech, seed, **options, speakers=_held_out(voices), teacher=voice_set(teacher)
     )
 
 
@@ -141,7 +141,7 @@ def precision(
 
 
 def _held_out(names: list[str]) -> dict[str, Any]:
-    """The held-out voices of these sets, by name and language. Errors: `UserError`."""
+    """Return the held-out voices of these sets, by name and language. Raises `UserError`."""
     from speechgpt2.tts.voice_sets import voice_set
 
     return {name: voice_set(name).held_out for name in names}

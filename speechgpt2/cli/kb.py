@@ -68,12 +68,12 @@ def search(
     from speechgpt2.assistant.knowledge import KnowledgeBase
 
     with KnowledgeBase(db) as base:
-        found = base.search(query, results)
-    if not found:
+        passages = base.search(query, results)
+    if not passages:
         print("no passage matches", file=sys.stderr)
-    for number, passage in enumerate(found, 1):
-        place = f", {passage.location}" if passage.location else ""
-        print(f"{number}. {passage.source}{place} (score {passage.score:.1f})\n   {' '.join(passage.text.split())}")
+    for number, passage in enumerate(passages, 1):
+        location = f", {passage.location}" if passage.location else ""
+        print(f"{number}. {passage.source}{location} (score {passage.score:.1f})\n   {' '.join(passage.text.split())}")
 
 
 def remove(

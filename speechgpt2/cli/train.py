@@ -70,7 +70,7 @@ def codec(
 
 @dataclass(frozen=True)
 class LMOptions:
-    """What a language model is trained from."""
+    """Options of the data and models that training begins with."""
 
     data: Data
     codec: CodecName
@@ -85,8 +85,8 @@ class LMOptions:
 def lm(config: Config, out: RunFolder, options: LMOptions, resume: Resume = False, processes: Processes = 1) -> None:
     """Train a language model on data encoded by a codec. The result is a model folder in RUN.
 
-    It begins with --init, a speech model; with --text-model, a text model that gets new speech parts; or else anew.
-    Every utterance is encoded once. The codes are kept in --codes, and a stopped run goes on with what is missing.
+    It begins with the speech model --init, or with the text model --text-model and new speech parts, or with random
+    weights. Every utterance is encoded once, into --codes; a stopped run encodes only the missing ones.
     """
     from speechgpt2.training import distributed
 

@@ -66,7 +66,7 @@ def transcribe(
 
 
 def transcribe_file(speechgpt: SpeechGPT, path: Path, format: str, words: bool) -> None:
-    """Transcribe a file and print the transcript in a format; show how far it is, and print warnings."""
+    """Transcribe a file and print the transcript in a format, with progress and warnings on stderr."""
     from speechgpt2 import long_form
     from speechgpt2.audio import AudioReader
     from speechgpt2.word_times import with_word_times
@@ -75,11 +75,11 @@ def transcribe_file(speechgpt: SpeechGPT, path: Path, format: str, words: bool) 
     reader = AudioReader(path, max_seconds=MAX_RECORDING)
     segments: list[TranscriptSegment] = []
     with spinner(f"transcribing {path.name}") as show:
-        blocks, aligner = showing_position(reader, show), with_word_times if words else None
-        found = keep(speechgpt.transcribe_segments(blocks, aligner=aligner), segments)
+        blocks, aligner = with_position(reader, show), with_word_times if words else None
+        transcribed = collected(speechgpt.transcribe_segments(blocks, aligner=aligner), segments)
         to_json = partial(to_json_object, reader=reader)
-        for part in formatters.get(format, to_json)(found):
-            print(part, end="", flush=True)
+        for text in formatters.get(format, to_json)(transcribed):
+            print(text, end="", flush=True)
     if reader.warning:
         print_warning(reader.warning)
     if not segments:
@@ -88,21 +88,21 @@ def transcribe_file(speechgpt: SpeechGPT, path: Path, format: str, words: bool) 
         print_warning(f"{path}: {untimed} of {len(segments)} segments have no word times: their text does not fit")
 
 
-def showing_position(reader: AudioReader, show: Callable[[str], None]) -> Iterator[np.ndarray]:
-    """Read a recording; show the position once per second of audio, also where nobody speaks."""
+def with_position(reader: AudioReader, show: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """Yield the blocks of a recording, and show the position once per second of audio, also in silence."""
     shown = 0.0
     for block in reader:
         if reader.seconds >= shown + 1:
             shown = reader.seconds
-            whole = f" of {reader.promised_seconds:.0f}" if reader.promised_seconds else ""
-            show(f"transcribing {Path(reader.name).name}: {shown:.0f}{whole} s")
+            total = f" of {reader.promised_seconds:.0f}" if reader.promised_seconds else ""
+            show(f"transcribing {Path(reader.name).name}: {shown:.0f}{total} s")
         yield block
 
 
-def keep(items: Iterable[T], kept: list[T]) -> Iterator[T]:
-    """Pass items on and keep them, too."""
+def collected(items: Iterable[T], collection: list[T]) -> Iterator[T]:
+    """Yield items, and append them to a list."""
     for item in items:
-        kept.append(item)
+        collection.append(item)
         yield item
 
 

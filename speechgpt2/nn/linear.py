@@ -25,7 +25,8 @@ from speechgpt2.nn.uninitialized import return_memory
 
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-PROCESSOR = "amx" if AMX else "avx2" if AVX2 else "avx512"
+NO_AMX = "avx2" if AVX2 else "avx512"
+PROCESSOR = "amx" if AMX else NO_AMX
 HALF_IS_SLOW = AVX2  # this processor multiplies no half-precision matrices
 FEW_ROWS = 8  # from here on, converting a matrix to float32 is cheaper than slow half-precision products
 MANY_ROWS = 64  # above it the order does not matter

@@ -9,6 +9,6 @@ def can_sync(x: Tensor) -> bool:
     """Return whether reading a value of `x` on the host is free, which it is on a CPU.
 
     On another device the host would have to wait, and a step that is recorded as a CUDA graph must not synchronise with
-    the host at all (engine/graphs.py).
+    the host at all (engine/recorded_function.py).
     """
     return x.device.type == "cpu"

@@ -111,8 +111,11 @@ class App:
         """Readiness: whether the server admits new sessions."""
         admission = self.gateway.admission
         free = admission.capacity - admission.active
-        state = "draining" if admission.draining else "full" if free <= 0 else "ready"
-        state = state if self.engine.alive else "failed"
+        state = "full" if free <= 0 else "ready"
+        if admission.draining:
+            state = "draining"
+        if not self.engine.alive:
+            state = "failed"
         return JSONResponse({"status": state, "free_slots": max(0, free)}, 200 if state == "ready" else 503)
 
     async def prometheus_metrics(self) -> Response:

@@ -200,7 +200,8 @@ class ChatRequest(ReplyRequest):
         Raises:
             ApiError: The format is not supported.
         """
-        format = self.audio.format if self.audio is not None else "pcm16" if self.stream else "wav"
+        default = "pcm16" if self.stream else "wav"
+        format = default if self.audio is None else self.audio.format
         if self.stream and format not in ("pcm16", "pcm"):
             raise ApiError(400, "audio.format must be 'pcm16' when streaming.", "invalid_value", "audio.format")
         try:

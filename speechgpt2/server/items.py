@@ -142,7 +142,8 @@ class ItemList:
             code = "item_create_invalid_previous_item_id"
             raise ProtocolError(f"There is no item '{previous_id}'.", code, "previous_item_id")
         order = list(self._items)
-        index = len(order) if previous_id is None else 0 if previous_id == ROOT else order.index(previous_id) + 1
+        positions = {None: len(order), ROOT: 0} | {id: position for position, id in enumerate(order, 1)}
+        index = positions[previous_id]
         self._items[item.id] = item
         for later in order[index:]:
             self._items.move_to_end(later)

@@ -7,8 +7,9 @@ node's quantised matrix is (values − zero point) · scale. Biases and norms ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,16 +55,16 @@ def load(path: Path, config: StyleTTSConfig = StyleTTSConfig()) -> StyleTTS:  # 
         UserError: The file is no ONNX file, or the graph of another model.
     """
     model = StyleTTS(config)
-    wanted, found = model.state_dict(), dict(parameters(path))
-    wrong = [name for name, value in wanted.items() if name not in found or found[name].numel() != value.numel()]
+    expected, values = model.state_dict(), dict(parameters(path))
+    wrong = [name for name, value in expected.items() if name not in values or values[name].numel() != value.numel()]
     if wrong:
         raise UserError(f"{path} is not the graph of Kokoro-82M v1.0: it lacks {wrong[0]} in the expected size")
-    model.load_state_dict({name: found[name].reshape(value.shape) for name, value in wanted.items()})
+    model.load_state_dict({name: values[name].reshape(value.shape) for name, value in expected.items()})
     return model
 
 
 def parameters(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names, as in `StyleTTS`, and float32 values; kernels lack the dimension of size one that `StyleTTS` gives them.
+    """Yield names, as in `StyleTTS`, and float32 values. Kernels lack the dimension of size one that `StyleTTS` adds.
 
     Raises:
         MissingDependency: The package onnx is not installed.
@@ -74,42 +75,55 @@ def parameters(path: Path) -> Iterator[tuple[str, Tensor]]:
         graph = onnx.load(str(path)).graph
     except require("google.protobuf.message", "kokoro").DecodeError:
         raise UserError(f"{path} is no ONNX file") from None
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-
-    def value(name: str) -> np.ndarray:
-        return onnx.numpy_helper.to_array(tensors[name]).astype(np.float32)
-
-    def real(name: str, scale: str, zero: str, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
-        return (value(name) - value(zero).reshape(shape)) * value(scale).reshape(shape)
-
-    for name in tensors:
+    weights = _GraphWeights({t.name: t for t in graph.initializer}, onnx.numpy_helper.to_array)
+    for name in weights.tensors:
         if _VECTOR.search(name):
-            yield our_name(name), torch.from_numpy(value(name))
+            yield our_name(name), torch.from_numpy(weights.value(name))
     dequantisers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
         if _REUSED.search(node.name):
             continue
         if node.op_type == "DynamicQuantizeLSTM":
-            _, inputs, recurrent, bias, *_, scale, zero, recurrent_scale, recurrent_zero = node.input
-            per_direction = (2, 1, -1)
-            inputs = real(inputs, scale, zero, per_direction)
-            recurrent = real(recurrent, recurrent_scale, recurrent_zero, per_direction)
-            for name, array in _lstm(inputs, recurrent, value(bias)):
+            for name, array in weights.lstm(node):
                 yield our_name(f"{_path(node.name)}.{name}"), torch.from_numpy(array)
-            continue
+        elif (weight := weights.matrix(node, dequantisers)) is not None:
+            yield our_name(_path(node.name) + ".weight"), torch.from_numpy(weight)
+
+
+class _GraphWeights(NamedTuple):
+    """The initialisers of a graph as float32 arrays."""
+
+    tensors: Mapping[str, Any]
+    to_array: Callable[[Any], np.ndarray]
+
+    def value(self, name: str) -> np.ndarray:
+        return self.to_array(self.tensors[name]).astype(np.float32)
+
+    def dequantised(self, name: str, scale: str, zero: str, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
+        return (self.value(name) - self.value(zero).reshape(shape)) * self.value(scale).reshape(shape)
+
+    def lstm(self, node: Any) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the parameters of a quantised LSTM, by PyTorch's names."""
+        _, inputs, recurrent, bias, *_, scale, zero, recurrent_scale, recurrent_zero = node.input
+        per_direction = (2, 1, -1)
+        inputs = self.dequantised(inputs, scale, zero, per_direction)
+        recurrent = self.dequantised(recurrent, recurrent_scale, recurrent_zero, per_direction)
+        return _lstm(inputs, recurrent, self.value(bias))
+
+    def matrix(self, node: Any, dequantisers: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the matrix or kernel of a node; None for a node without one."""
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             name = node.input[1]
-            weight = real(name, name.removesuffix("_quantized") + "_scale", node.input[3])
+            weight = self.dequantised(name, name.removesuffix("_quantized") + "_scale", node.input[3])
         elif node.op_type == "Gather" and node.output[0] in dequantisers:
             _, scale, zero = dequantisers[node.output[0]].input
-            weight = real(node.input[0], scale, zero)
-        elif node.op_type in ("MatMul", "Conv", "ConvTranspose") and node.input[1] in tensors:
-            weight = value(node.input[1])
+            weight = self.dequantised(node.input[0], scale, zero)
+        elif node.op_type in ("MatMul", "Conv", "ConvTranspose") and node.input[1] in self.tensors:
+            weight = self.value(node.input[1])
         else:
-            continue
-        if node.op_type.startswith("MatMul"):
-            weight = np.ascontiguousarray(weight.T)  # a linear layer's is [outputs, inputs]
-        yield our_name(_path(node.name) + ".weight"), torch.from_numpy(weight)
+            return None
+        # The matrix of a linear layer is [outputs, inputs].
+        return np.ascontiguousarray(weight.T) if node.op_type.startswith("MatMul") else weight
 
 
 def _path(node: str) -> str:
@@ -134,7 +148,7 @@ def _lstm(inputs: np.ndarray, recurrent: np.ndarray, bias: np.ndarray) -> Iterat
         bias: `[2, 8H]`, those of the inputs first.
     """
     for direction, suffix in enumerate(("", "_reverse")):
-        ours = inputs[direction].T, recurrent[direction].T, *np.split(bias[direction], 2)
-        for name, array in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), ours, strict=True):
+        arrays = inputs[direction].T, recurrent[direction].T, *np.split(bias[direction], 2)
+        for name, array in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), arrays, strict=True):
             i, o, f, c = np.split(array, 4)
             yield f"{name}_l0{suffix}", np.concatenate([i, f, c, o])

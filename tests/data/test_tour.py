@@ -50,7 +50,7 @@ def test_demo_command_runs_the_whole_data_system(tmp_path):
     assert begun.returncode == 130 and "to resume" in said
 
     said = sg2("demo", "-o", out, "--workers", "1")
-    assert "Fetched 27 recordings, refused 12 addresses" in said and "private-address  1" in said
+    assert "Fetched 27 recordings, rejected 12 addresses" in said and "private-address  1" in said
     kept = list(shar.read(out / "run" / "shar"))
     assert len(kept) > 30 and all(clip.source.spdx and clip.prosody.rate for clip, _ in kept)
     assert {clip.lang.code for clip, _ in kept if clip.style.caption_en} == {"en", "zh"}

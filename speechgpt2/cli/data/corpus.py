@@ -27,7 +27,7 @@ Says = Annotated[
     int | None, typer.Option(min=0, help="Number of texts to speak (text to speech). [default: half of the exchanges]")
 ]
 Takes = Annotated[
-    int, typer.Option(min=1, help="How often a question or dictation occurs, each time through another room and noise.")
+    int, typer.Option(min=1, help="How often a question or dictation occurs, each time with another room and noise.")
 ]
 HeldOut = Annotated[int, typer.Option(min=1, help="Number of held-out questions, the test split.")]
 Dictations = Annotated[int, typer.Option(min=0, help="Number of utterances to transcribe (speech to text).")]

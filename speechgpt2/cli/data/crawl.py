@@ -1,4 +1,4 @@
-"""`sg2 data crawl` and `sg2 data takedown`: collect recordings from the web and from folders, and remove them."""
+"""`sg2 data crawl` and `sg2 data takedown`: collects recordings from the web and from folders, and removes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Source = Annotated[
 Folder = Annotated[Path, typer.Argument(help="Folder of the crawl.", metavar="FOLDER")]
 Runs = Annotated[
     list[Path] | None,
-    typer.Option(help="A run made from this crawl that was moved since (repeatable).", metavar="RUN"),
+    typer.Option(help="A run of this crawl at a new path, if it was moved (repeatable).", metavar="RUN"),
 ]
 
 
@@ -78,10 +78,10 @@ def takedown(source: Source, folder: Folder, run: Runs = None) -> None:
     kept = [item for item in removed if item.state == "done" and item.sha256]
     hours = sum(item.seconds or 0.0 for item in kept) / 3600
     print(f"{source}: removed {len(kept)} recordings ({hours:.2f} h); it will not be fetched again")
-    named = [path.resolve() for path in run or ()]
-    missed = [reason for path in dict.fromkeys([*runs_of(folder), *named]) if (reason := _forget(path, folder))]
-    if missed:
-        raise UserError(f"not removed everywhere: {'; '.join(missed)}; fix this and run the same command again")
+    runs = dict.fromkeys([*runs_of(folder), *(path.resolve() for path in run or ())])
+    problems = [problem for path in runs if (problem := _forget(path, folder))]
+    if problems:
+        raise UserError(f"not removed everywhere: {'; '.join(problems)}; fix this and run the same command again")
 
 
 def _forget(run: Path, crawl: Path) -> str:
@@ -163,10 +163,10 @@ async def _show(crawl: Crawl) -> None:
 
 
 def _summary(totals: Totals) -> str:
-    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     return (
         f"{totals.recordings} recordings, {totals.hours:.2f} h, {totals.bytes / 1e6:.1f} MB; "
-        f"{totals.documents} documents read, {totals.open} waiting, rejected: {refused or 'none'}"
+        f"{totals.documents} documents read, {totals.open} waiting, rejected: {rejected or 'none'}"
     )
 
 
@@ -180,9 +180,9 @@ def _plan(config: CrawlConfig, out: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         if (out / FRONTIER).is_file():
-            known = Database(out / FRONTIER)
-            known.copy_to(Path(scratch) / FRONTIER)
-            known.close()
+            database = Database(out / FRONTIER)
+            database.copy_to(Path(scratch) / FRONTIER)
+            database.close()
         with open_crawl(config, Path(scratch), plan_only=True) as crawl:
             crawl.prepare()
             totals, _ = asyncio.run(_run(crawl))
@@ -191,5 +191,5 @@ def _plan(config: CrawlConfig, out: Path) -> None:
         print(f"{item.url}  ({item.detail})")
     if len(planned) > SHOWN:
         print(f"… and {len(planned) - SHOWN} more")
-    refused = {reason: count for reason, count in totals.rejected.items() if reason != PLANNED}
-    print(f"would fetch {len(planned)} recordings; rejected before fetching: {refused or 'none'}; nothing was stored")
+    rejected = {reason: count for reason, count in totals.rejected.items() if reason != PLANNED}
+    print(f"would fetch {len(planned)} recordings; rejected before fetching: {rejected or 'none'}; nothing was stored")

@@ -42,7 +42,7 @@ def demo(out: Out = Path("runs/demo-data"), workers: Count = None) -> None:
                 print(f"(the site stops with this command; to resume: sg2 data demo -o {out})")
                 raise
     manifest = crawl / "manifest.jsonl"
-    if not pipeline.is_annotated(run):  # else labelling begins with what cleaning does
+    if not pipeline.is_annotated(run):  # the steps of `annotate` include those of `clean`
         _print_command("clean", manifest, "-o", run)
         pipeline.clean(manifest, run, workers=workers)
     _print_command("annotate", run)
@@ -55,7 +55,7 @@ def demo(out: Out = Path("runs/demo-data"), workers: Count = None) -> None:
 
 
 def _print_command(*words: str | Path) -> None:
-    """Print the command that the next step stands for."""
+    """Print the equivalent command of the next step."""
     print("\n$ sg2 data", *words, flush=True)
 
 
@@ -77,8 +77,8 @@ def _check_tools() -> None:
 def _is_crawled(seeds: Path, crawl: Path) -> bool:
     if not (seeds.is_file() and (crawl / "manifest.jsonl").is_file()):
         return False
-    with crawling.open_crawl(_config(seeds), crawl) as known:
-        return known.frontier.totals().open == 0
+    with crawling.open_crawl(_config(seeds), crawl) as opened:
+        return opened.frontier.totals().open == 0
 
 
 def _config(seeds: Path) -> CrawlConfig:
@@ -122,16 +122,16 @@ def _summary(crawl: Path, run: Path, page: Path) -> str:
     from speechgpt2.data.crawl import manifest
     from speechgpt2.data.pipeline import output, scores
 
-    kept, refused = manifest.kept_urls(crawl), manifest.rejected_urls(crawl)
-    lines = [f"\nFetched {len(kept)} recordings, refused {len(refused)} addresses:"]
-    for reason, count in sorted(Counter(refused.values()).items()):
-        paths = [urlsplit(url).path for url, why in refused.items() if why == reason]
+    fetched, rejected = manifest.kept_urls(crawl), manifest.rejected_urls(crawl)
+    lines = [f"\nFetched {len(fetched)} recordings, rejected {len(rejected)} addresses:"]
+    for reason, count in sorted(Counter(rejected.values()).items()):
+        paths = [urlsplit(url).path for url, url_reason in rejected.items() if url_reason == reason]
         lines.append(f"  {reason:16s} {count}   {', '.join(paths)}")
     rows = list(scores.read(run / output.SCORES_FILE))
-    good = [row for row in rows if row["kept"]]
-    lines.append(f"Kept {len(good)} of {len(rows)} clips of speech, {sum(row['seconds'] for row in good) / 3600:.3f} h")
-    lost = Counter(row["reason"] for row in rows if not row["kept"])
-    lines += [f"  rejected: {count} {reason}" for reason, count in lost.most_common()]
+    kept = [row for row in rows if row["kept"]]
+    lines.append(f"Kept {len(kept)} of {len(rows)} clips of speech, {sum(row['seconds'] for row in kept) / 3600:.3f} h")
+    reasons = Counter(row["reason"] for row in rows if not row["kept"])
+    lines += [f"  rejected: {count} {reason}" for reason, count in reasons.most_common()]
     lines += [
         f"Shards     {run / output.SHAR_FOLDER}   (lhotse: CutSet.from_shar(in_dir=...))",
         f"Scores     {run / output.SCORES_FILE}",

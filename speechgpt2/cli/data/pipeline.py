@@ -1,4 +1,4 @@
-"""`sg2 data clean`, `annotate`, `rethreshold`, `report` and `audit`: from recordings to clean, labelled clips."""
+"""`sg2 data clean`, `annotate`, `rethreshold`, `report` and `audit`: recordings become clean, labelled clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speechgpt2.data.pipeline.runner import ReportProgress
     from speechgpt2.data.steps import PipelineConfig
 
-PAGE, RUN_SETTINGS = "report.html", Path("work", "run.yaml")
+REPORT_FILE, RUN_SETTINGS = "report.html", Path("work", "run.yaml")
 
 Source = Annotated[Path, typer.Argument(help="A folder of recordings, or a manifest of records.", metavar="SOURCE")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a stopped run resumes.", metavar="FOLDER")]
@@ -33,9 +33,7 @@ Thresholds = Annotated[
         "--set", help="A rejection reason and its new threshold, e.g. noisy=12 (repeatable).", metavar="REASON=NUMBER"
     ),
 ]
-Page = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The HTML file. [default: html_report.html in the folder]")
-]
+Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file. [default: report.html in the folder]")]
 Voices = Annotated[Path | None, typer.Option(help="Also plant faults into these recordings.", metavar="FOLDER")]
 Clips = Annotated[int, typer.Option(help="Synthetic clips per fault.", min=8)]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -72,13 +70,13 @@ def rethreshold(folder: RunFolder, changes: Thresholds) -> None:
 def report(folder: RunFolder, out: Page = None) -> None:
     """Write an HTML report: kept and rejected clips with reasons, audio and spectrograms.
 
-    From then on the other commands keep html_report.html in the folder up to date.
+    From then on the other commands keep report.html in the folder up to date.
     """
     from speechgpt2.data.clean.html_report import write
     from speechgpt2.data.pipeline.runner import PipelineRun
 
     source, config = _load_settings(folder)
-    target = out or folder / PAGE
+    target = out or folder / REPORT_FILE
     with spinner("drawing"), PipelineRun(source, folder, config.build()) as run:
         write(run, target)
     print(f"{target}: written")
@@ -89,8 +87,8 @@ def audit(clips: Clips = 40, recordings: Voices = None, seed: Seed = 0) -> None:
     from speechgpt2.data.audit import filters as auditing
 
     with spinner("planting faults and measuring"):
-        found = auditing.audit(clips, recordings, seed)
-    print(auditing.table(found))
+        results = auditing.audit(clips, recordings, seed)
+    print(auditing.table(results))
 
 
 def is_annotated(folder: Path) -> bool:
@@ -124,13 +122,13 @@ def _process(
         _save_settings(out, source, config)
         takedown.record_run(source, out)
         with _progress() as progress:
-            fresh = run.process(workers, progress, compute, RayWorkers if ray else LocalWorkers)
-        if not fresh:
+            has_changed = run.process(workers, progress, compute, RayWorkers if ray else LocalWorkers)
+        if not has_changed:
             print(f"{out}: nothing to do")
             return output.summarise(run)
         with spinner("writing"):
-            if (out / PAGE).is_file():
-                page.write(run, out / PAGE)
+            if (out / REPORT_FILE).is_file():
+                page.write(run, out / REPORT_FILE)
             summary = output.write(run)
     print(f"{out}: kept {summary.kept} clips, {summary.seconds / 3600:.3f} h; rejected {summary.rejected}")
     for reason, (count, seconds) in sorted(summary.reasons.items(), key=lambda item: -item[1][1]):
@@ -151,23 +149,22 @@ def _progress() -> Iterator[ReportProgress | None]:
         return
     with console.status("reading …") as status:
 
-        def show(at: Any) -> None:
-            speed = at.seconds / max(time.monotonic() - started, 1e-3)
-            status.update(f"{at.stages}: {at.clips} clips, {at.seconds / 3600:.2f} h, {speed:.0f} hours per hour")
+        def show(progress: Any) -> None:
+            hours, speed = progress.seconds / 3600, progress.seconds / max(time.monotonic() - started, 1e-3)
+            status.update(f"{progress.stages}: {progress.clips} clips, {hours:.2f} h, {speed:.0f} hours per hour")
 
         yield show
 
 
 def _check_separate_folders(source: Path, out: Path) -> None:
-    inside = out.resolve().is_relative_to(source.resolve()) if source.is_dir() else False
-    if inside:
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"{out} is inside {source}: its clips would become recordings of the next run; choose another folder"
         )
 
 
 def _save_settings(out: Path, source: Path, config: PipelineConfig) -> None:
-    """CrawlFolder the source and the steps, for later commands on this run."""
+    """Store the source and the steps for later commands on this run."""
     import yaml
 
     from speechgpt2 import config as configs

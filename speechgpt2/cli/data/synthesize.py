@@ -30,5 +30,5 @@ def synthesize(recipe: RecipeFile, out: Out, workers: LocalWorkers = 2) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("conversations", total=settings.conversations)
-        count, hours = build(settings, out, workers, lambda done: progress.update(task, completed=done))
+        count, hours = build(settings, out, workers, lambda count: progress.update(task, completed=count))
     print(f"{out}: {count} conversations, {hours:.2f} hours; {settings.conversations - count} rejected")

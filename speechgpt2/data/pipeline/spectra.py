@@ -15,5 +15,5 @@ def power_of(clip_audio: ClipAudio) -> np.ndarray:
 
 
 def activity_of(clip_audio: ClipAudio) -> np.ndarray:
-    """Return how likely speech is in every 10 ms of the clip, `[T]` in 0…1 (`dsp.activity.energy`)."""
+    """Return how likely speech is in every 10 ms of the clip, `[T]` in 0…1 (`dsp.activity.energy_activity`)."""
     return energy_activity_of_power(power_of(clip_audio), len(clip_audio.raw))
