@@ -67,12 +67,12 @@ def _english(text: str) -> list[str]:
     text = re.sub(r"(\d+):(\d\d)\b", lambda m: m[1] if m[2] == "00" else f"{m[1]} {m[2]}", text)
     text = re.sub(r"(\d+)(?:st|nd|rd|th)\b", lambda m: f" {number(int(m[1]), to='ordinal')} ", text)
     text = re.sub(r"\d+\.\d+|\d+", lambda m: f" {_read_english(m[0], number)} ", text)
-    found = [_SPELLINGS.get(word, word) for word in _EN_WORD.findall(text)]
+    tokens = [_SPELLINGS.get(word, word) for word in _EN_WORD.findall(text)]
     # "one hundred and one" and "one hundred one" are the same number.
     return [
         word
-        for i, word in enumerate(found)
-        if not (word == "and" and i and found[i - 1] in ("hundred", "thousand", "million"))
+        for i, word in enumerate(tokens)
+        if not (word == "and" and i and tokens[i - 1] in ("hundred", "thousand", "million"))
     ]
 
 

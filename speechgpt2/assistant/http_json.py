@@ -14,24 +14,24 @@ from speechgpt2.errors import UserError
 MAX_BYTES = 1_000_000  # of a reply
 
 
-def check_address(url: str, what: str) -> str:
+def check_address(url: str, server: str) -> str:
     """Return `url` if it is an http or https address.
 
     Raises:
-        UserError: It is not. The message names `what` the address belongs to.
+        UserError: It is not. The message has the `server` of the address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{url!r}: the address of {what} must begin with http:// or https://")
+        raise UserError(f"{url!r}: the address of {server} must begin with http:// or https://")
     return url
 
 
-def exchange(url: str, what: str, timeout: float, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+def exchange(url: str, server: str, timeout: float, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
     """Send a request and return the JSON of the reply.
 
     Args:
         url: The address.
-        what: The server's name in messages, such as "the expert".
+        server: The server's name in messages, such as "the expert".
         timeout: Seconds to wait for each part of the reply.
         body: Sent as JSON by POST; None sends a GET request.
         headers: Added to the request.
@@ -46,17 +46,17 @@ def exchange(url: str, what: str, timeout: float, body: Any = None, headers: Map
             received = response.read(MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
         with error:
-            raise RuntimeError(f"{what} answered with HTTP status {error.code}") from None
+            raise RuntimeError(f"{server} answered with HTTP status {error.code}") from None
     except TimeoutError:
-        raise RuntimeError(f"{what} gave no answer within {timeout:g} seconds") from None
+        raise RuntimeError(f"{server} gave no answer within {timeout:g} seconds") from None
     except OSError as error:
-        raise RuntimeError(f"{what} cannot be reached ({error})") from None
+        raise RuntimeError(f"{server} cannot be reached ({error})") from None
     if len(received) > MAX_BYTES:
-        raise RuntimeError(f"the reply of {what} is too long")
+        raise RuntimeError(f"the reply of {server} is too long")
     try:
         return json.loads(received)
     except (ValueError, RecursionError):
-        raise RuntimeError(f"{what} did not reply with JSON") from None
+        raise RuntimeError(f"{server} did not reply with JSON") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

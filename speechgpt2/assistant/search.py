@@ -43,13 +43,13 @@ def open_engine(name: str) -> Engine:
         UserError: There is no such engine, or its address or file is invalid.
         MissingDependency: The package that it needs is not installed.
     """
-    kind, _, place = name.partition("@")
-    if kind == "searxng":
-        return _searxng(check_address(place, "SearXNG"))
-    if kind == "ddgs" and not place:
+    engine, _, address = name.partition("@")
+    if engine == "searxng":
+        return _searxng(check_address(address, "SearXNG"))
+    if engine == "ddgs" and not address:
         return _ddgs(require("ddgs", "search"))
-    if kind == "kb" and place:
-        return _knowledge(KnowledgeBase(place))
+    if engine == "kb" and address:
+        return _knowledge(KnowledgeBase(address))
     raise UserError(f"no search engine {name!r}; there are searxng@URL, ddgs, and kb@FILE")
 
 

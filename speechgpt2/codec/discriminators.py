@@ -55,10 +55,11 @@ class Discriminators(nn.Module):
         self.requires_grad_(False)
         adversarial, features = [], []
         with torch.no_grad():
-            wanted = self(real)
-        for ours, theirs in zip(self(fake), wanted):
-            adversarial.append((1 - ours[-1]).square().mean())
-            features += [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-4) for a, b in zip(ours[:-1], theirs[:-1])]
+            real_outputs = self(real)
+        for fake_layers, real_layers in zip(self(fake), real_outputs):
+            adversarial.append((1 - fake_layers[-1]).square().mean())
+            pairs = zip(fake_layers[:-1], real_layers[:-1])
+            features += [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-4) for a, b in pairs]
         self.requires_grad_(True)
         return {"adversarial": torch.stack(adversarial).mean(), "features": torch.stack(features).mean()}
 

@@ -29,7 +29,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 START_LEVEL = -5.0  # log gain of both filters before training
 SILENT, LOUDEST = -16.0, 12.0  # bounds of a log gain
-NEAR = {torch.float64: 1e-9, torch.float32: 1e-6}  # angles of a pulse's kernel below which its limit is used
+SMALL_ANGLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # angles of a pulse's kernel below which its limit is used
 NOISE_TABLE = 1 << 16  # samples before the noise repeats: 2.7 s
 
 
@@ -139,9 +139,9 @@ class HarmonicHead(nn.Module):
             log_gain: T + 1 filters, `[B, T + 1, fft / 2 + 1]`. Block t fades from filter t to filter t + 1.
         """
         response = minimum_phase(log_gain)
-        new = torch.fft.rfft(excitation * self.rising.float(), self.config.fft)
-        whole = torch.fft.rfft(excitation, self.config.fft)
-        return new * response[:, 1:] + (whole - new) * response[:, :-1]
+        rising = torch.fft.rfft(excitation * self.rising.float(), self.config.fft)
+        spectrum = torch.fft.rfft(excitation, self.config.fft)
+        return rising * response[:, 1:] + (spectrum - rising) * response[:, :-1]
 
     def _noise(self, position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         index = position[:, None] + torch.arange(steps * self.hop, device=position.device)
@@ -152,8 +152,8 @@ class HarmonicHead(nn.Module):
 def mel_interpolation(bands: int, fft: int) -> Tensor:
     """Return the matrix `[bands, fft / 2 + 1]` that interpolates linearly between points evenly spaced in mel."""
     frequency = np.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1)
-    place = hz_to_mel(frequency) / hz_to_mel(SAMPLE_RATE / 2) * (bands - 1)
-    hats = 1 - np.abs(place[None] - np.arange(bands)[:, None])
+    position = hz_to_mel(frequency) / hz_to_mel(SAMPLE_RATE / 2) * (bands - 1)
+    hats = 1 - np.abs(position[None] - np.arange(bands)[:, None])
     return torch.from_numpy(np.maximum(hats, 0).astype(np.float32))
 
 
@@ -199,9 +199,9 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
     cycles = offset[..., None] + (start[..., None] * n + gain[..., None] * n * n / 2) / SAMPLE_RATE
     harmonics = torch.floor(SAMPLE_RATE / 2 / torch.maximum(start, f0).clamp(min=1.0))[..., None]
     half = (torch.remainder(cycles + 0.5, 1.0) - 0.5) * torch.pi  # near 0 at a pulse, where precision matters
-    near = half.abs() < NEAR[wide]
+    is_small = half.abs() < SMALL_ANGLE[wide]
     odd = 2 * harmonics + 1
-    kernel = torch.where(near, odd, (odd * half).sin() / torch.where(near, 1.0, half.sin()))
+    kernel = torch.where(is_small, odd, (odd * half).sin() / torch.where(is_small, 1.0, half.sin()))
     pulses = (kernel - 1) / 2 * (2 / harmonics).sqrt()
     pulses = torch.where((f0 > 0)[..., None], pulses, 0.0)
     return pulses.float(), torch.remainder(offset[:, -1] + total[:, -1], 1.0)
@@ -210,8 +210,8 @@ def pulse_train(f0: Tensor, before: Tensor, phase: Tensor, hop: int) -> tuple[Te
 def _latest(values: Tensor, marks: Tensor) -> Tensor:
     """Return, for every step, the value of `values [B, T]` at the latest marked step up to it, 0 before the first."""
     steps = torch.arange(1, values.shape[1] + 1, device=values.device)
-    last = torch.where(marks, steps, 0).cummax(dim=1).values
-    return F.pad(values, (1, 0)).gather(1, last)
+    latest = torch.where(marks, steps, 0).cummax(dim=1).values
+    return F.pad(values, (1, 0)).gather(1, latest)
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:

@@ -48,18 +48,18 @@ class Listener(nn.Module):
             x = x + activation
         return self.tell(x), activations
 
-    def distance(self, ours: Tensor, reference: tuple[Tensor, list[Tensor]]) -> Tensor:
+    def distance(self, pcm: Tensor, reference: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Return the divergence of the outputs plus the mean relative distance of the activations.
 
         Args:
-            ours: Audio `[B, N]`, which alone gets a gradient.
-            reference: What `forward` returned for the original.
+            pcm: Audio `[B, N]`; only it gets a gradient.
+            reference: The output of `forward` for the original.
         """
-        wanted, theirs = reference[0].detach(), [activation.detach() for activation in reference[1]]
+        targets, target_activations = reference[0].detach(), [activation.detach() for activation in reference[1]]
         fixed = {name: value.detach() for name, value in (*self.named_parameters(), *self.named_buffers())}
-        logits, activations = functional_call(self, fixed, (ours,))
-        divergence = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True)
-        distances = [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in zip(activations, theirs)]
+        logits, activations = functional_call(self, fixed, (pcm,))
+        divergence = F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="none", log_target=True)
+        distances = [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in zip(activations, target_activations)]
         return divergence.sum(-1).mean() + torch.stack(distances).mean()
 
     def _spectrum(self, pcm: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ class MultiScaleMel(nn.Module):
             self.register_buffer(f"filters_{window}", torch.from_numpy(slaney_filters(window, n, SAMPLE_RATE)))
             self.register_buffer(f"window_{window}", torch.hann_window(window))
 
-    def forward(self, ours: Tensor, target: Tensor) -> Tensor:
-        """Return the distance of `ours` from `target`, which gets no gradient."""
+    def forward(self, pcm: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of `pcm [B, N]` from `target [B, N]`, which gets no gradient."""
         losses = []
         for window in self.windows:
             with torch.no_grad():
-                wanted = self._log_mel(target, window)
-            losses.append(F.l1_loss(self._log_mel(ours, window), wanted))
+                target_mel = self._log_mel(target, window)
+            losses.append(F.l1_loss(self._log_mel(pcm, window), target_mel))
         return torch.stack(losses).mean()
 
     def _log_mel(self, pcm: Tensor, window: int) -> Tensor:

@@ -74,7 +74,7 @@ class BatchRows:
     def overwrite(self, state: S, rows: Tensor, source: S) -> None:
         """Replace the rows of a batch, in place."""
         if self.static_shapes:
-            tree_map(lambda leaf, new: leaf.copy_(new), state, source)
+            tree_map(lambda target, values: target.copy_(values), state, source)
         else:
             overwrite_rows(state, rows, source)
 

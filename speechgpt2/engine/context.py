@@ -126,10 +126,10 @@ class Context:
         """
         self._make_room(patches.text.shape[1])
         separator = _separator(self.prompt, self.spans[-1].role if self.spans else None, role)
-        whole = concat(separator, patches)
+        turn = concat(separator, patches)
         span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, speech_offset)
         self.spans.append(span)
-        self.extend(whole)
+        self.extend(turn)
         return span
 
     def extend(self, patches: Patches, prefilled: bool = False) -> None:
@@ -180,10 +180,10 @@ class Context:
             return
         self._drop_oldest(self.capacity // KEPT_PART)
         last = self.spans[-1]
-        too_much = self.length - self.capacity // KEPT_PART
+        excess = self.length - self.capacity // KEPT_PART
         if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.user_spoke:
             begin = last.body + last.speech_offset
-            change = self._splice(begin, begin + too_much, self.prompt.text_patches([]))
+            change = self._splice(begin, begin + excess, self.prompt.text_patches([]))
             last.stop += change
 
     def _make_room(self, count: int) -> None:
@@ -199,10 +199,10 @@ class Context:
 
     def _drop_oldest(self, length: int) -> None:
         """Drop exchanges, oldest first, until `length` patches or one exchange are left."""
-        count, gone = 0, 0
+        count, dropped = 0, 0  # turns and patches
         for index, span in enumerate(self.spans[1:], 1):
-            if span.role == "user" and self.length - gone > length:
-                count, gone = index, span.start - self.system_length
+            if span.role == "user" and self.length - dropped > length:
+                count, dropped = index, span.start - self.system_length
         if not count:
             return
         first = self.spans[count]

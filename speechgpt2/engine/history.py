@@ -127,11 +127,11 @@ class History:
 
     def truncate_reply(self, span: Span, played_patches: int) -> None:
         """Keep only the first `played_patches` of a reply's speech: barge-in cuts memory here."""
-        kept = truncated_reply(self.prompt, self._body(span), span.user_spoke, played_patches)
-        if kept is None:
+        truncated = truncated_reply(self.prompt, self._body(span), span.user_spoke, played_patches)
+        if truncated is None:
             self.context.remove(span)
         else:
-            self.context.replace(span, kept)
+            self.context.replace(span, truncated)
 
     def speech_length(self, span: Span) -> int:
         """Patches of speech in a reply."""

@@ -109,15 +109,15 @@ class ModelRunner:
         Args:
             slot: The slot.
             patches: The chunk.
-            prefix_key: Identifies all patches up to the end of the chunk, if other sessions may begin with the same.
+            prefix_key: The key of all patches up to the end of the chunk, if they may be cached (`prefix_cache`).
         """
         row, begin = slice(slot, slot + 1), int(self.positions[slot])
         state = self._state(row, self.rows.to_device(self.positions[row]))
         cells = slice(begin, begin + patches.text.shape[1])
         self.positions[slot] = cells.stop
-        known = None if prefix_key is None else self.prefixes.copy_to(state, cells, prefix_key)
-        if known is not None:
-            self.hidden[row] = known
+        cached = None if prefix_key is None else self.prefixes.copy_to(state, cells, prefix_key)
+        if cached is not None:
+            self.hidden[row] = cached
             return
         self.hidden[row], _ = self.lm.prefill(patches, state, kv_length=cells.stop)
         if prefix_key is not None:
@@ -127,7 +127,7 @@ class ModelRunner:
     def step(
         self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]
     ) -> Iterator[dict[int, list[GeneratedPatch]]]:
-        """Make a step of one patch in each slot; where a draft head writes text, of several.
+        """Make a step of one patch in each slot, or of several patches in a slot whose text a draft head writes.
 
         Args:
             prefill: Patches `[1, 1]` to read, by slot.
@@ -139,9 +139,9 @@ class ModelRunner:
         self.new_replies.update(n for n in sample if sample[n].first)
         drafts = self.lm.draft_head is not None
         writing = {n: params for n, params in sample.items() if params.writing and drafts and params.allowed is None}
-        others = {n: params for n, params in sample.items() if n not in writing}
-        if prefill or others:
-            yield self._step_one(prefill, others)
+        single = {n: params for n, params in sample.items() if n not in writing}
+        if prefill or single:
+            yield self._step_one(prefill, single)
         groups = [{n: params} for n, params in writing.items()]
         if self.rows.static_shapes and writing:
             groups = [writing]
@@ -227,11 +227,11 @@ class ModelRunner:
                 bits[slot] = params.allowed
         return self.rows.to_device(bits)
 
-    def _kv_length(self, slots: slice, more: int) -> int:
-        """Return how many cells of the slots' caches attention reads, with up to `more` patches in each row."""
+    def _kv_length(self, slots: slice, new_patches: int) -> int:
+        """Return how many cells of the slots' caches attention reads, with up to `new_patches` more in each row."""
         if self.rows.static_shapes:
             return self.capacity + 1
-        needed = int(self.positions[slots].max()) + more
+        needed = int(self.positions[slots].max()) + new_patches
         return min(-(-needed // CELL_BLOCK) * CELL_BLOCK, self.capacity + 1)
 
     # recorded on CUDA: functions of a table's rows

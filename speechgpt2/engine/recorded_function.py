@@ -59,11 +59,11 @@ class RecordedFunction:
         Raises:
             ValueError: An argument that is no tensor differs from the recorded one.
         """
-        for recorded, given in zip(self.arguments, arguments, strict=True):
+        for recorded, argument in zip(self.arguments, arguments, strict=True):
             if isinstance(recorded, Tensor):
-                recorded.copy_(given, non_blocking=True)
-            elif recorded != given:
-                raise ValueError(f"recorded with {recorded}, called with {given}")
+                recorded.copy_(argument, non_blocking=True)
+            elif recorded != argument:
+                raise ValueError(f"recorded with {recorded}, called with {argument}")
         with torch.cuda.device(self.device):
             self.graph.replay()
         return None if self.result is None else tree_map(torch.clone, self.result)

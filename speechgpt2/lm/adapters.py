@@ -72,8 +72,8 @@ class ExtendedEmbedding(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         """Map tokens `[...]` to `[..., D]`."""
         slots = self.slots[text]  # type: ignore[index]
-        old, new = self.embedding(text), F.embedding(slots.clamp(min=0), self.rows)
-        return torch.where(slots[..., None] >= 0, new.to(old.dtype), old)
+        frozen, trained = self.embedding(text), F.embedding(slots.clamp(min=0), self.rows)
+        return torch.where(slots[..., None] >= 0, trained.to(frozen.dtype), frozen)
 
     def extend(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Replace the logits of the new tokens, `[N, vocab]`, by those of their rows, for `hidden [N, D]`."""

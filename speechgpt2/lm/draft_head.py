@@ -36,5 +36,5 @@ def advance(x: Tensor, embedding: Tensor, state: Linear, token: Linear, out: Lin
 
     The chained heads of the patch decoder use it as well.
     """
-    seen = F.rms_norm(embedding, embedding.shape[-1:]).to(x.dtype)
-    return x + out(F.silu(state(x) + token(seen)))
+    normed = F.rms_norm(embedding, embedding.shape[-1:]).to(x.dtype)
+    return x + out(F.silu(state(x) + token(normed)))

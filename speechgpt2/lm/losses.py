@@ -71,12 +71,12 @@ class LMLosses(nn.Module):
         hidden = hidden[:, :-1]
         draft, drafts_right = self._drafts(hidden, batch, draft_totals)
         text, words_right = self._text(hidden, batch)
-        each = self._codes(hidden, batch) / code_total  # [K]
+        code_terms = self._codes(hidden, batch) / code_total  # [K]
         codebook_weight: Tensor = self.codebook_weight  # type: ignore[assignment]
-        codes = (each * codebook_weight).sum()
+        codes = (code_terms * codebook_weight).sum()
         terms = {"text": text / text_total, "codes": codes, "phones": phones / phone_total, **draft}
         loss = w.text * terms["text"] + w.codes * codes + w.phones * terms["phones"] + w.draft * draft.get("draft", 0.0)
-        for k, value in enumerate(each):
+        for k, value in enumerate(code_terms):
             terms[f"code_{k}"] = value
         terms = {name: term.detach() for name, term in terms.items()}
         return loss, terms, {"words_right": words_right, "phones_right": phones_right, **drafts_right}
@@ -92,29 +92,31 @@ class LMLosses(nn.Module):
         mask = batch.text_loss_mask[:, 1:]
         logits, targets = text_logits(self.model, hidden[mask]).float(), batch.targets[:, 1:][mask]
         weight: Tensor = self.token_weight  # type: ignore[assignment]
-        right = (logits.argmax(-1) == targets)[weight[targets] == 1].float().mean()
-        return F.cross_entropy(logits, targets, weight=weight, reduction="sum"), right
+        accuracy = (logits.argmax(-1) == targets)[weight[targets] == 1].float().mean()
+        return F.cross_entropy(logits, targets, weight=weight, reduction="sum"), accuracy
 
     def _codes(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Return the summed cross-entropy of the codes of each codebook, `[K]`."""
         mask = batch.code_loss_mask[:, 1:]
-        wanted = batch.patches.codes[:, 1:][mask]  # [N, G, K]
-        logits = self.model.code_logits(hidden[mask], wanted).float()
-        each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none")
-        return each.view(-1, wanted.shape[-1]).sum(0)
+        targets = batch.patches.codes[:, 1:][mask]  # [N, G, K]
+        logits = self.model.code_logits(hidden[mask], targets).float()
+        errors = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
+        return errors.view(-1, targets.shape[-1]).sum(0)
 
     def _phones(self, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy and the accuracy of phones, both 0 if no phone is known.
+        """Return the summed cross-entropy and the accuracy of phones, both 0 if no phone is labelled.
 
         They are predicted one patch later, because the audio after a phone helps to recognise it.
         """
-        wanted = phones[:, :-1]  # [B, P − 1, G]
-        known = (wanted != UNKNOWN).any(-1)
-        wanted = wanted[known]
-        logits = self.phone_head(hidden[:, 1:][known]).float().unflatten(-1, (phones.shape[-1], -1))  # [N, G, labels]
-        right = (logits.argmax(-1) == wanted).sum() / (wanted != UNKNOWN).sum().clamp(min=1)
-        error = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=UNKNOWN, reduction="sum")
-        return error, right
+        targets = phones[:, :-1]  # [B, P − 1, G]
+        labelled = (targets != UNKNOWN).any(-1)
+        targets = targets[labelled]
+        logits = (
+            self.phone_head(hidden[:, 1:][labelled]).float().unflatten(-1, (phones.shape[-1], -1))
+        )  # [N, G, labels]
+        accuracy = (logits.argmax(-1) == targets).sum() / (targets != UNKNOWN).sum().clamp(min=1)
+        error = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNKNOWN, reduction="sum")
+        return error, accuracy
 
     def _drafted(self, batch: Batch) -> list[Tensor]:
         """Return for each draft token the mask of the positions whose hidden state it follows from."""
@@ -122,10 +124,10 @@ class LMLosses(nn.Module):
             return []
         written = batch.patches.codes[:, 1:, 0, 0] == self.model.config.no_speech
         writes = batch.text_loss_mask[:, 1:] & written
-        same = batch.segments[:, 2:] == batch.segments[:, 1:-1]
+        same_segment = batch.segments[:, 2:] == batch.segments[:, 1:-1]
         masks, follows = [], writes
         for i in range(self.model.config.draft_tokens):
-            follows = follows[:, :-1] & writes[:, i + 1 :] & same[:, i:]
+            follows = follows[:, :-1] & writes[:, i + 1 :] & same_segment[:, i:]
             masks.append(follows)
         return masks
 

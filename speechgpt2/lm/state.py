@@ -54,6 +54,6 @@ def rewind(state: LMState, row: int, position: int) -> LMState:
 
 def extend_capacity(state: LMState, capacity: int) -> LMState:
     """Return a copy with room for `capacity` patches, at least as many as the rows hold."""
-    more = capacity - state.stack.capacity
-    layers = tuple(Cache(*(F.pad(cells, (0, 0, 0, more)) for cells in cache)) for cache in state.stack.layers)
-    return LMState(StackState(state.position, layers), F.pad(state.speech_depths, (0, more)))
+    added = capacity - state.stack.capacity
+    layers = tuple(Cache(*(F.pad(cells, (0, 0, 0, added)) for cells in cache)) for cache in state.stack.layers)
+    return LMState(StackState(state.position, layers), F.pad(state.speech_depths, (0, added)))

@@ -128,10 +128,10 @@ class WindowAttention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), self._tail(k, v)
 
     def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
-        more = k.shape[2] - self.past
-        if 0 <= more <= self.past:  # the usual case of a stream; a copy would save little memory
-            return KeyValueTail(k[:, :, more:], v[:, :, more:])
-        start, missing = max(more, 0), max(-more, 0)  # before the window is full; masks exclude the padding
+        excess = k.shape[2] - self.past
+        if 0 <= excess <= self.past:  # the usual case of a stream; a copy would save little memory
+            return KeyValueTail(k[:, :, excess:], v[:, :, excess:])
+        start, missing = max(excess, 0), max(-excess, 0)  # before the window is full; masks exclude the padding
         pad = (0, 0, missing, 0)
         return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
 
@@ -149,12 +149,12 @@ def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list
     blocks = []
     for start in range(0, steps, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, steps)
-        first, last = max(start + past - context + 1, 0), stop + past
+        first, end = max(start + past - context + 1, 0), stop + past
         q = torch.arange(start, stop, device=position.device)[:, None] + past
-        k = torch.arange(first, last, device=position.device)
+        k = torch.arange(first, end, device=position.device)
         visible = (k <= q) & (k > q - context)
         exists = k >= past - position[:, None]  # [B, keys]: not before the row's first step
-        blocks.append(WindowBlock(slice(start, stop), slice(first, last), (visible & exists[:, None])[:, None]))
+        blocks.append(WindowBlock(slice(start, stop), slice(first, end), (visible & exists[:, None])[:, None]))
     return blocks
 
 
