@@ -295,7 +295,7 @@ class Conversation:
         tools: tuple[Tool, ...] = (),
     ):
         self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
-        self.sampling = sampling or SamplingParams.of_config(model.lm.config.sampling, device=model.lm.device)
+        self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
         self.state = model.lm.init_state(1, GROWTH)
         self._pending = [prompt]  # patches to prefill
         self._codes: list[Tensor] = []  # of the latest reply, [G, K] each

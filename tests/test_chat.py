@@ -312,7 +312,7 @@ def test_released_models_refuse_say_and_transcribe(released):
 def test_draft_text_is_greedy(drafting):
     model = SpeechGPT(CountingCodec(), drafting)
     texts = {
-        model.chat([Turn.user("what is it")], sampling=SamplingParams.of(1, seed=s), max_patches=9).text
+        model.chat([Turn.user("what is it")], sampling=SamplingParams.for_batch(1, seed=s), max_patches=9).text
         for s in range(4)
     }
     assert len(texts) == 1
@@ -321,7 +321,7 @@ def test_draft_text_is_greedy(drafting):
 def test_mini_answers_reproducibly(released):
     model = SpeechGPT(CountingCodec(), released)
     turns = [Turn.user("what is it")]
-    runs = [model.chat(turns, sampling=SamplingParams.of(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
+    runs = [model.chat(turns, sampling=SamplingParams.for_batch(1, seed=seed), max_patches=30) for seed in (1, 1, 2)]
     assert runs[0].text == runs[1].text and np.array_equal(runs[0].codes, runs[1].codes)
     assert runs[0].text != runs[2].text
 

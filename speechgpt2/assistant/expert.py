@@ -59,7 +59,7 @@ class Expert:
             """
             return self.ask(question)
 
-        return PythonTool.of(ask_expert)
+        return PythonTool.from_function(ask_expert)
 
     def ask(self, question: str) -> str:
         """Return the answer as plain sentences.

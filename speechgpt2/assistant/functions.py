@@ -4,7 +4,7 @@
 def weather(city: str, unit: Literal["C", "F"] = "C") -> str:
     "Look up the weather in a city."
 
-PythonTool.of(weather).tool                      # types.Tool, as a conversation takes it
+PythonTool.from_function(weather).tool             # types.Tool, as a conversation takes it
 load_functions("tools.py")                         # the functions of a file
 """
 
@@ -69,7 +69,7 @@ class PythonTool:
     on_interrupt: OnInterrupt = "cancel"
 
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> PythonTool:
+    def from_function(cls, function: Callable[..., Any]) -> PythonTool:
         """Describe a function.
 
         Raises:

@@ -66,7 +66,7 @@ def web_search(engine: Engine) -> PythonTool:
         found = [_bounded(result)._asdict() for result in engine(query)[:RESULTS]]
         return found or [{"title": "nothing was found", "excerpt": "", "url": ""}]
 
-    return PythonTool.of(web_search)
+    return PythonTool.from_function(web_search)
 
 
 def _bounded(result: SearchResult) -> SearchResult:

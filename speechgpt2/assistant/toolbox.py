@@ -119,7 +119,7 @@ class Toolbox:
         Raises:
             UserError: It cannot be described, its schema is not a JSON schema, or its name is taken.
         """
-        described = function if isinstance(function, PythonTool) else PythonTool.of(function)
+        described = function if isinstance(function, PythonTool) else PythonTool.from_function(function)
         name, schema = described.tool.name, described.tool.parameters
         if name in self._functions:
             raise UserError(f"{name}: two tools have this name; use @tool(name=…)")

@@ -94,7 +94,7 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
     from speechgpt2.lm.sampling import SamplingParams
 
     device = str(lm.device)
-    warmup, sampling, force = 3, SamplingParams.of(1, device=lm.device), torch.tensor([token], device=lm.device)
+    warmup, sampling, force = 3, SamplingParams.for_batch(1, device=lm.device), torch.tensor([token], device=lm.device)
     state = lm.init_state(1, len(history) + warmup + steps)
     hidden, state = lm.prefill(lm.prompt.text_patches(history), state)
     memory, seconds, bandwidths = Memory(device=device), [], []

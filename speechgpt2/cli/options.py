@@ -120,4 +120,4 @@ class SamplingOptions:
 
         given: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         config = replace(lm.config.sampling, **{name: value for name, value in given.items() if value is not None})
-        return SamplingParams.of_config(config, self.seed, lm.device)
+        return SamplingParams.from_config(config, self.seed, lm.device)

@@ -4,7 +4,7 @@
     state = lm.init_state(batch=1, capacity=1024)
     hidden, state = lm.prefill(lm.prompt.system_prompt("t2t"), state)
     hidden, state = lm.prefill(lm.prompt.user_text("Hello"), state)
-    for step in generate(lm, hidden, state, SamplingParams.of(1)): ...  # lm.generation
+    for step in generate(lm, hidden, state, SamplingParams.for_batch(1)): ...  # lm.generation
 
 The input of a position is its text embedding plus its projected code embeddings. The hidden state after it predicts
 the next position's text token and, through the patch decoder, its codes.
@@ -256,7 +256,7 @@ class SpeechLM(nn.Module):
     def arrange(self) -> None:
         """See `nn.quantized.Quantizable`."""
         if self.tied_head is not None:
-            self.packed = QuantizedKernel.of(self.tied_head)
+            self.packed = QuantizedKernel.from_matrix(self.tied_head)
             self.tied_head = self.packed.matrix
 
     @classmethod

@@ -46,7 +46,7 @@ class CodeEmbedding(nn.Module):
     def arrange(self) -> None:
         """See `nn.quantized.Quantizable`."""
         if self.heads:
-            self.packed = [QuantizedKernel.of(self.heads[f"heads.{k}"]) for k in range(len(self.table))]
+            self.packed = [QuantizedKernel.from_matrix(self.heads[f"heads.{k}"]) for k in range(len(self.table))]
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the tables as heads (`nn.linear.pack`)."""

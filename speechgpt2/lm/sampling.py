@@ -34,7 +34,7 @@ class SamplingParams(NamedTuple):
     seed: Tensor
 
     @classmethod
-    def of(
+    def for_batch(
         cls,
         batch: int = 1,
         temperature: float = 0.8,
@@ -52,14 +52,14 @@ class SamplingParams(NamedTuple):
         )
 
     @classmethod
-    def of_config(cls, config: SamplingConfig, seed: int = 0, device: str | torch.device = "cpu") -> SamplingParams:
+    def from_config(cls, config: SamplingConfig, seed: int = 0, device: str | torch.device = "cpu") -> SamplingParams:
         """Return the parameters of one row that a model is sampled with by default."""
-        return cls.of(1, config.temperature, config.top_k, config.top_p, seed, device)
+        return cls.for_batch(1, config.temperature, config.top_k, config.top_p, seed, device)
 
     @classmethod
     def greedy(cls, batch: int = 1, device: str | torch.device = "cpu") -> SamplingParams:
         """Return parameters that choose the likeliest token."""
-        return cls.of(batch, temperature=0.0, device=device)
+        return cls.for_batch(batch, temperature=0.0, device=device)
 
 
 class Sampler:

@@ -57,7 +57,7 @@ class BlockedConv(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, conv: nn.Conv1d) -> BlockedConv | None:
+    def from_conv(cls, conv: nn.Conv1d) -> BlockedConv | None:
         """Pack `conv`; return None if torch's own kernel is faster."""
         weight = conv.weight.detach()
         if not HAS_BLOCKED or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
@@ -93,7 +93,7 @@ class CausalConv1d(nn.Conv1d):
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
-        self.packed = self.packed or BlockedConv.of(self)
+        self.packed = self.packed or BlockedConv.from_conv(self)
 
     def init_state(self, batch: int) -> Tensor:
         """Return the state of `batch` rows before any input."""
@@ -124,7 +124,7 @@ class Downsample(nn.Module):
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
-        self.packed = self.packed or BlockedConv.of(self.conv)
+        self.packed = self.packed or BlockedConv.from_conv(self.conv)
 
     def init_state(self, batch: int) -> EdgeTail:
         """Return the state of `batch` rows before any input."""

@@ -92,7 +92,7 @@ class Linear(QuantizableWeight, nn.Linear):
     def arrange(self) -> None:
         """Bring a quantized weight into the layout of its device's kernel."""
         if self.matrix is not None:
-            self.packed = QuantizedKernel.of(self.matrix, self.bias)
+            self.packed = QuantizedKernel.from_matrix(self.matrix, self.bias)
             self.matrix = self.packed.matrix
 
     def pack(self, rows: int, half: bool) -> None:

@@ -177,7 +177,7 @@ class QuantizedKernel(NamedTuple):
     arranged: bool
 
     @classmethod
-    def of(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
+    def from_matrix(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
         """Bring the matrix into the layout of its device's kernel."""
         values = _arrange(matrix)
         arranged = values is not matrix.values

@@ -48,7 +48,7 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
         clip = voice_prompts.read_voice_prompt(voice.accent)
         greeting = prompt.align_speech(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
     seed = zlib.crc32(f"{voice.seed} {text}".encode())
-    sampling = SamplingParams.of_config(model.lm.config.sampling, seed, model.lm.device)
+    sampling = SamplingParams.from_config(model.lm.config.sampling, seed, model.lm.device)
     start = concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), prompt.tts_prefix(text))
     talk = Conversation(model, start, sampling, MAX_PATCHES, speak=True)
     return talk.collect(talk.reply(user_spoke=False))

@@ -52,7 +52,7 @@ def weather(city: str, unit: Unit = Unit.CELSIUS, days: Optional[int] = None) ->
 
 
 def test_function_becomes_a_tool():
-    described = PythonTool.of(weather).tool
+    described = PythonTool.from_function(weather).tool
     assert described.name == "weather"
     assert described.description == "Look up the weather in a city.\nIt knows the next week."
     assert described.parameters == {
@@ -161,7 +161,7 @@ def with_unknown_type(city: "Town"):  # noqa: F821
 )
 def test_functions_that_are_no_tools(function, message):
     with pytest.raises(UserError, match=message) as error:
-        PythonTool.of(function)
+        PythonTool.from_function(function)
     assert "\n" not in str(error.value)
 
 
@@ -171,7 +171,7 @@ def test_decorator_sets_name_and_timeout():
         """Look up a word."""
         return word
 
-    described = PythonTool.of(private)
+    described = PythonTool.from_function(private)
     assert (described.tool.name, described.timeout, private("x")) == ("look_up", 2, "x")
 
 

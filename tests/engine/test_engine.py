@@ -50,7 +50,7 @@ def test_one_turn_equals_chat(seconds):
     engine, pcm = tiny_engine(), noise(1.2)[: int(seconds * 24_000)] if seconds < 1.2 else noise(seconds)
     session = engine.open(SHORT)
     ours = answer(engine, session, pcm)
-    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.for_batch(1, seed=5), max_patches=25)
     if not len(pcm):  # a dialogue knows no empty recording
         assert audio_of(ours).any()
         return
@@ -64,7 +64,7 @@ def test_many_turns_equal_chat():
     codec, lm = models()
     engine = tiny_engine()
     session = engine.open(SHORT)
-    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
+    alone = SpeechGPT(codec, lm).conversation("s2s", sampling=SamplingParams.for_batch(1, seed=5), max_patches=25)
     for turn in range(3):
         theirs = alone.ask(Turn.user(speech=noise(0.7, turn)))
         assert np.allclose(audio_of(answer(engine, session, noise(0.7, turn))), theirs.pcm, atol=1e-6)
@@ -219,7 +219,7 @@ def test_added_history_equals_chat():
         session.add_turn(turn)
     session.respond()
     ours = talk(engine, [session])[session]
-    theirs = talked.chat(turns, mode="t2s", sampling=SamplingParams.of(1, seed=5), max_patches=25)
+    theirs = talked.chat(turns, mode="t2s", sampling=SamplingParams.for_batch(1, seed=5), max_patches=25)
     assert np.allclose(audio_of(ours), theirs.pcm, atol=1e-6) and reason(ours) == theirs.reason
     with pytest.raises(UserError):
         session.add_turn(Turn("system", Turn.user("x").segments))

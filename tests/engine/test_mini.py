@@ -34,7 +34,7 @@ def test_two_sessions_are_answered_as_if_alone(gpt):
         session.respond()
     found = talk(engine, sessions)
     for session, path in zip(sessions, paths, strict=True):
-        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=SamplingParams.of(1))
+        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=SamplingParams.for_batch(1))
         transcript = next(event.text for event in found[session] if isinstance(event, Transcript))
         assert (transcript, text(found[session])) == (alone.transcript, alone.text)
         assert len(audio_of(found[session])) == len(alone.pcm) > PATCH

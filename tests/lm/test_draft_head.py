@@ -48,7 +48,7 @@ def without(lm: SpeechLM) -> SpeechLM:
 def generated(lm: SpeechLM, batch: int, most: int = 40) -> list[list]:
     """The tokens and codes of each row, with position and speech depth after each."""
     rows: list[list] = [[] for _ in range(batch)]
-    for step in generate(lm, *begun(lm, batch), SamplingParams.of(batch), most):
+    for step in generate(lm, *begun(lm, batch), SamplingParams.for_batch(batch), most):
         for row in step.active.nonzero()[:, 0].tolist():
             now = int(step.state.position[row]), int(step.state.speech_depth[row])
             rows[row].append((int(step.patches.text[row]), step.patches.codes[row].tolist(), *now))
@@ -124,9 +124,9 @@ def test_inactive_rows_are_unchanged(lm):
 
 def test_max_tokens_limits_the_draft(lm):
     assert lm.draft_and_verify(*begun(lm), torch.ones(3, dtype=torch.bool), max_tokens=2).patches.text.shape == (3, 2)
-    assert len(list(generate(lm, *begun(lm, 1), SamplingParams.of(1), 5))) == 5
+    assert len(list(generate(lm, *begun(lm, 1), SamplingParams.for_batch(1), 5))) == 5
     full = begun(lm, 1, capacity=8)
-    assert len(list(generate(lm, *full, SamplingParams.of(1), 3))) == 3  # there is room for no more
+    assert len(list(generate(lm, *full, SamplingParams.for_batch(1), 3))) == 3  # there is room for no more
 
 
 def test_saved_draft_head_loads_equal(lm, tmp_path):

@@ -33,7 +33,7 @@ def write(lm, constraint, seed=0, most=1500):
     """The text of a reply of random weights, and whether it has ended."""
     state = lm.init_state(1, most + 64)
     hidden, state = lm.prefill(lm.prompt.user_text("weather?"), state)
-    sampling = SamplingParams.of(1, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+    sampling = SamplingParams.for_batch(1, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
     tokens = [int(step.patches.text) for step in generate(lm, hidden, state, sampling, most, constraint)]
     ended = tokens[-1] == lm.prompt.special_ids.eos
     return lm.prompt.tokenizer.decode(tokens[: len(tokens) - ended]), ended
@@ -44,7 +44,7 @@ def write_batch(lm, constraints, most=1500):
     rows, eos = len(constraints), lm.prompt.special_ids.eos
     state, question = lm.init_state(rows, most + 64), lm.prompt.user_text("weather?")
     hidden, state = lm.prefill(Patches(*(part.expand(rows, *part.shape[1:]) for part in question)), state)
-    sampling, tokens = SamplingParams.of(rows, temperature=1.0, top_k=0, top_p=1.0), [[] for _ in range(rows)]
+    sampling, tokens = SamplingParams.for_batch(rows, temperature=1.0, top_k=0, top_p=1.0), [[] for _ in range(rows)]
     active = torch.ones(rows, dtype=torch.bool)
     while active.any() and len(tokens[int(active.nonzero()[0])]) < most:
         bits = torch.full((rows, -(-lm.config.backbone.vocab // 32)), -1, dtype=torch.int32)

@@ -61,7 +61,7 @@ def test_prefill_in_chunks_equals_the_whole(lm):
 @pytest.mark.parametrize("options", [{"chained": True, "tied_embeddings": True}, {}], ids=str)
 def test_packing_does_not_change_the_output(options):
     lm = tiny_lm(**options).half().float()
-    patches, sampling = random_patches(lm, 2, 20), SamplingParams.of(2)
+    patches, sampling = random_patches(lm, 2, 20), SamplingParams.for_batch(2)
     hidden, state = lm.prefill(patches, lm.init_state(2, 40))
     wanted, logits = continuation(lm, hidden, state, sampling), lm.text_logits(hidden)
     pack(lm)
@@ -77,7 +77,7 @@ def test_packing_does_not_change_the_output(options):
 @needs.condition("fbgemm" in torch.backends.quantized.supported_engines, "the processor has no FBGEMM kernels")
 def test_packed_bfloat16_model_computes_in_float32():
     exact = tiny_lm(chained=True, tied_embeddings=True).bfloat16().float()
-    patches, sampling = random_patches(exact, 1, 20), SamplingParams.of(1)
+    patches, sampling = random_patches(exact, 1, 20), SamplingParams.for_batch(1)
     hidden, state = exact.prefill(patches, exact.init_state(1, 40))
     wanted = continuation(exact, hidden, state, sampling)
     lm = tiny_lm(chained=True, tied_embeddings=True).bfloat16()
@@ -92,7 +92,7 @@ def test_packed_bfloat16_model_computes_in_float32():
 def test_row_in_a_batch_samples_as_alone(lm):
     patches, lengths = random_patches(lm, 3, 9), torch.tensor([9, 4, 0])
     patches.text[0, 2] = patches.text[1, 3] = lm.prompt.special_ids.speech_start
-    sampling = SamplingParams.of(3, temperature=1.0, seed=5)
+    sampling = SamplingParams.for_batch(3, temperature=1.0, seed=5)
     hidden, state = lm.prefill(patches, lm.init_state(3, 40), lengths)
     late = random_patches(lm, 3, 2, seed=9)
     hidden, state = lm.prefill(late, state)
@@ -130,18 +130,18 @@ def test_rewinding_forgets_later_patches(lm):
     assert back.position.tolist() == [14, 8] and back.speech_depth.tolist() == [0, 1]
     after, back = lm.prefill(cut(patches, slice(None), slice(8, 9)), back, torch.tensor([0, 1]))
     torch.testing.assert_close(after[1], hidden[1], atol=1e-5, rtol=1e-4)
-    again, never = (continuation(lm, hidden, s, SamplingParams.of(2, seed=2)) for s in (back, state))
+    again, never = (continuation(lm, hidden, s, SamplingParams.for_batch(2, seed=2)) for s in (back, state))
     assert_equal(cut(again, slice(1, 2)), cut(never, slice(1, 2)))
     assert rewind(state, 0, 99).position.tolist() == [9, 9]
 
 
 def test_rows_can_be_forked_and_reset(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 40))
-    wanted = continuation(lm, hidden, select_rows(state, torch.tensor([0])), SamplingParams.of(1, seed=3))
+    wanted = continuation(lm, hidden, select_rows(state, torch.tensor([0])), SamplingParams.for_batch(1, seed=3))
     fork = select_rows(state, torch.tensor([0, 0, 0]))
-    drawn = continuation(lm, hidden.expand(3, -1), fork, SamplingParams.of(3, temperature=1.0, seed=3))
+    drawn = continuation(lm, hidden.expand(3, -1), fork, SamplingParams.for_batch(3, temperature=1.0, seed=3))
     assert len({tuple(row) for row in drawn.text.tolist()}) == 3, "each fork has its own seed"
-    assert_equal(continuation(lm, hidden, state, SamplingParams.of(1, seed=3)), wanted)
+    assert_equal(continuation(lm, hidden, state, SamplingParams.for_batch(1, seed=3)), wanted)
     overwrite_rows(fork, torch.tensor([1]), lm.init_state(1, 40))
     assert fork.position.tolist() == [9, 0, 9] and fork.speech_depth[1] == 0
 
@@ -203,7 +203,7 @@ def test_generate_stops_each_row_at_eos(lm):
 def test_generation_is_reproducible(lm):
     hidden, state = lm.prefill(random_patches(lm, 1, 9), lm.init_state(1, 60))
     runs = [
-        [int(step.patches.text) for step in generate(lm, hidden, state, SamplingParams.of(1, seed=seed), 20)]
+        [int(step.patches.text) for step in generate(lm, hidden, state, SamplingParams.for_batch(1, seed=seed), 20)]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -254,7 +254,7 @@ def test_half_precision_model_generates(tmp_path):
     lm = tiny_lm().bfloat16()
     hidden, state = lm.prefill(concat(random_patches(lm, 1, 9), lm.prompt.text_patches([2])), lm.init_state(1, 40))
     assert hidden.dtype == torch.bfloat16
-    assert len(list(generate(lm, hidden, state, SamplingParams.of(1), 5))) > 0
+    assert len(list(generate(lm, hidden, state, SamplingParams.for_batch(1), 5))) > 0
 
 
 def test_tokenizer_with_more_tokens_is_refused():

@@ -27,7 +27,7 @@ def test_greedy_codes_maximise_teacher_forced_logits(chained):
 def test_row_in_a_batch_samples_as_alone():
     decoder = tiny_lm(chained=True).patch_decoder
     hidden, position = torch.randn(4, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([7, 0, 3, 99])
-    sampling = SamplingParams.of(4, temperature=1.0)
+    sampling = SamplingParams.for_batch(4, temperature=1.0)
     together = decoder.sample(hidden, sampling, position)
     for row in range(4):
         alone = SamplingParams(*(leaf[row : row + 1] for leaf in sampling))

@@ -50,7 +50,7 @@ def test_folder_gives_the_same_model(tmp_path, quantization, tied):
     sizes = [(tmp_path / name / "lm.safetensors").stat().st_size for name in ("plain", "small")]
     assert sizes[1] < sizes[0] / 1.9  # with a tied embedding the head is stored besides
     hidden, state = again.prefill(again.prompt.user_text("Hello"), again.init_state(1, 60))
-    steps = list(generate(again, hidden, state, SamplingParams.of(1), 8))
+    steps = list(generate(again, hidden, state, SamplingParams.for_batch(1), 8))
     assert steps and all(step.hidden.isfinite().all() for step in steps)
 
 

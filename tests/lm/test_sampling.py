@@ -11,7 +11,7 @@ PROBABILITIES = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.05])
 
 def frequencies(draws: int = 4000, **settings) -> torch.Tensor:
     """One row per draw, all with one seed, each at its own position."""
-    sampling = SamplingParams.of(1, seed=7, **settings)
+    sampling = SamplingParams.for_batch(1, seed=7, **settings)
     sampling = SamplingParams(*(leaf.expand(draws) for leaf in sampling))
     logits = PROBABILITIES.log().expand(draws, 1, -1)
     drawn = Sampler(sampling, torch.arange(draws)).sample(logits, 0)[:, 0]
@@ -54,7 +54,9 @@ def test_temperature_zero_is_greedy():
 def test_minus_infinity_is_never_sampled():
     logits = torch.full((200, 1, 30), -torch.inf)
     logits[..., [4, 9]] = 0.0
-    drawn = Sampler(SamplingParams.of(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64)).sample(logits, 0)
+    drawn = Sampler(SamplingParams.for_batch(200, top_k=0, top_p=1.0), torch.zeros(200, dtype=torch.int64)).sample(
+        logits, 0
+    )
     assert set(drawn.flatten().tolist()) == {4, 9}
 
 
@@ -90,14 +92,18 @@ def test_noise_depends_on_seed_position_and_draw():
 
 def test_top_k_limits_the_candidates():
     position = torch.zeros(2, dtype=torch.int64)
-    assert Sampler(SamplingParams.of(2, top_k=50), position).candidates == 50
+    assert Sampler(SamplingParams.for_batch(2, top_k=50), position).candidates == 50
     assert Sampler(SamplingParams.greedy(2), position).candidates == 1
-    assert Sampler(SamplingParams.of(2, top_k=0), position).candidates == 1024
-    assert Sampler(SamplingParams.of(2, top_k=50), position).sample(torch.zeros(2, 1, 20), 0).max() < 20
+    assert Sampler(SamplingParams.for_batch(2, top_k=0), position).candidates == 1024
+    assert Sampler(SamplingParams.for_batch(2, top_k=50), position).sample(torch.zeros(2, 1, 20), 0).max() < 20
 
 
 def test_planned_noise_equals_noise_on_demand():
-    logits, position, sampling = torch.randn(3, 4, 70), torch.tensor([5, 0, 31]), SamplingParams.of(3, temperature=1.5)
+    logits, position, sampling = (
+        torch.randn(3, 4, 70),
+        torch.tensor([5, 0, 31]),
+        SamplingParams.for_batch(3, temperature=1.5),
+    )
     ahead = Sampler(sampling, position, planned=range(1, 5), tokens=70)
     assert ahead.noise is not None and ahead.noise.shape == (3, 4, 70)
     assert torch.equal(ahead.sample(logits, 1), Sampler(sampling, position).sample(logits, 1))
@@ -108,7 +114,7 @@ def test_ties_break_the_same_way_in_any_batch():
     """In bfloat16 many logits are equal; the choice among them must not depend on the top-k of other rows."""
     logits = torch.randint(0, 3, (2, 1, 400)).float()
     cold = SamplingParams.greedy(1)
-    warm = SamplingParams.of(1, top_k=40)
+    warm = SamplingParams.for_batch(1, top_k=40)
     both = SamplingParams(*(torch.cat(leaves) for leaves in zip(cold, warm)))
     alone = Sampler(cold, torch.zeros(1, dtype=torch.int64)).sample(logits[:1], 0)
     assert torch.equal(Sampler(both, torch.zeros(2, dtype=torch.int64)).sample(logits, 0)[:1], alone)

@@ -87,7 +87,7 @@ def test_language_model_forms_no_float64(no_float64):
     with NoFloat64():
         state = lm.init_state(1, 64)
         hidden, state = lm.prefill(lm.prompt.system_prompt("s2s"), state)
-        steps = list(generate(lm, hidden, state, SamplingParams.of(1), 8))
+        steps = list(generate(lm, hidden, state, SamplingParams.for_batch(1), 8))
     assert steps
 
 

@@ -88,7 +88,7 @@ def test_product_without_blocks_of_64(monkeypatch, blocks):
     """The kernel is given the layout that it converts to itself, which here is the same."""
     monkeypatch.setattr("speechgpt2.nn.quantized.HAS_BLOCKS_OF_64", blocks)
     stored = quantize(matrix(128), Quantization("int4"))
-    kernel, x = QuantizedKernel.of(stored), torch.randn(2, 256).bfloat16()
+    kernel, x = QuantizedKernel.from_matrix(stored), torch.randn(2, 256).bfloat16()
     assert kernel.arranged is not blocks
     torch.testing.assert_close(kernel(x), F.linear(x, stored.dequantize()), atol=0.02, rtol=0.02)
 
