@@ -60,13 +60,13 @@ class MemoryPlan:
 
     def sessions(self, context: int) -> int:
         """Return how many sessions of `context` patches fit."""
-        return self._left(0) // (self.session + context * self.patch)
+        return self._free_bytes(0) // (self.session + context * self.patch)
 
     def context(self, slots: int) -> int:
         """Return the longest context of `slots` sessions that fits, in patches."""
-        return self._left(slots) // (slots * self.patch)
+        return self._free_bytes(slots) // (slots * self.patch)
 
-    def _left(self, slots: int) -> int:
+    def _free_bytes(self, slots: int) -> int:
         return max(0, (self.free or 0) - self.total(slots, 0))
 
 

@@ -59,8 +59,8 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str], language:
     """
     errors = length = exact = 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        wanted, recognised = normalise(reference, language), normalise(hypothesis, language)
-        errors += edit_distance(wanted, recognised)
-        length += len(wanted)
-        exact += wanted == recognised
+        spoken, recognised = normalise(reference, language), normalise(hypothesis, language)
+        errors += edit_distance(spoken, recognised)
+        length += len(spoken)
+        exact += spoken == recognised
     return ErrorCount(errors, length, exact, len(references))

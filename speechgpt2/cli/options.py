@@ -115,9 +115,9 @@ class SamplingOptions:
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
 
     def params(self, lm: SpeechLM) -> SamplingParams:
-        """Return the parameters of one row, and the model's own where the user gave none."""
+        """Return the parameters of one row: the options, and the model's defaults for those that are absent."""
         from speechgpt2.lm.sampling import SamplingParams
 
-        given: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        config = replace(lm.config.sampling, **{name: value for name, value in given.items() if value is not None})
+        options: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        config = replace(lm.config.sampling, **{name: value for name, value in options.items() if value is not None})
         return SamplingParams.from_config(config, self.seed, lm.device)

@@ -71,8 +71,8 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 
 
-def find(name: str | Path, ours: str) -> Path:
-    """Return the file that identifies the codec `name`: `ours` in a folder of this project, or a released file.
+def find(name: str | Path, file_name: str) -> Path:
+    """Return the file that identifies the codec `name`: `file_name` in a folder of this project, or a released file.
 
     Raises:
         UserError: If there is none.
@@ -81,7 +81,7 @@ def find(name: str | Path, ours: str) -> Path:
     if path.suffix in SUFFIXES:
         return path
     try:
-        return hub.resolve(name, ours, CHECKPOINT, "*.pkl")
+        return hub.resolve(name, file_name, CHECKPOINT, "*.pkl")
     except UserError as error:
         if (path / "config.json").is_file():
             raise UserError(f"{name}: a language model without a codec; name the codec too: --codec {HUB_ID}") from None
@@ -104,15 +104,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def rename(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn released names and weight norm into our names and plain weights.
+def rename(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn released names and weight norm into this package's names and plain weights.
 
     Args:
         state: The released state dict.
-        ours: The state dict of a codec of the same configuration, for its shapes.
+        reference: The state dict of a codec of the same configuration, for its shapes.
 
     Returns:
-        Tensors under our names. Whether they fit is for the caller to check.
+        Tensors by this package's names. Whether they fit is for the caller to check.
 
     Raises:
         UserError: If one half of a weight-norm pair is missing.
@@ -130,8 +130,8 @@ def rename(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str,
             tensor = tensor.clone()  # so that nothing keeps the file mapped
         for pattern, new in RENAMES:
             name = re.sub(pattern, new, name)
-        wanted = ours.get(name)
-        if wanted is not None and tensor.dim() == 3 and wanted.dim() == 2 and tensor.shape[2] == 1:
+        expected = reference.get(name)
+        if expected is not None and tensor.dim() == 3 and expected.dim() == 2 and tensor.shape[2] == 1:
             tensor = tensor[..., 0]  # a 1×1 convolution is a matrix
         renamed[name] = tensor
     return renamed

@@ -155,7 +155,7 @@ class CorpusWriter:
                 for part in range(parts):
                     with self._file(part, suffix).open("rb") as source:
                         shutil.copyfileobj(source, target, 1 << 20)
-        records = list(self._joined(parts))
+        records = list(self._all_records(parts))
         self._drop_empty_f0()
         _write_text(self.path / _INDEX, "".join(r.to_json() + "\n" for r in records))
         samples = sum(r.length for r in records)
@@ -164,7 +164,7 @@ class CorpusWriter:
         shutil.rmtree(self._parts)
         return Corpus.open(self.path)
 
-    def _joined(self, parts: int) -> Iterator[Record]:
+    def _all_records(self, parts: int) -> Iterator[Record]:
         """Yield the records of all parts, with starts counted from the first sample of the corpus."""
         offset = 0
         for part in range(parts):

@@ -102,8 +102,8 @@ def count(rng: random.Random, lang: str, skill: str) -> SkillExchange:
 
 def fact(rng: random.Random, lang: str, skill: str) -> SkillExchange:
     """Draw a fact of facts.yaml."""
-    drawn = rng.choice(facts(lang))
-    return SkillExchange(skill, lang, rng.choice(drawn.questions), drawn.reply, drawn.keys)
+    chosen = rng.choice(facts(lang))
+    return SkillExchange(skill, lang, rng.choice(chosen.questions), chosen.reply, chosen.keys)
 
 
 def fixed_reply(rng: random.Random, lang: str, skill: str) -> SkillExchange:

@@ -14,28 +14,28 @@ def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None
     Raises:
         UserError: A value is out of range.
     """
-    wanted = settings.turn_detection
-    if wanted is None:
+    detection = settings.turn_detection
+    if detection is None:
         return None
-    if isinstance(wanted, ServerVad):
-        speculate = settings.speculate_ms if wanted.create_response else 0
+    if isinstance(detection, ServerVad):
+        speculate = settings.speculate_ms if detection.create_response else 0
         return EndpointerSettings(
-            threshold=wanted.threshold,
-            prefix_ms=wanted.prefix_ms,
-            silence_ms=wanted.silence_ms,
-            speculate_ms=min(speculate or wanted.silence_ms, wanted.silence_ms),
+            threshold=detection.threshold,
+            prefix_ms=detection.prefix_ms,
+            silence_ms=detection.silence_ms,
+            speculate_ms=min(speculate or detection.silence_ms, detection.silence_ms),
             interrupt_ms=settings.interrupt_ms,
-            create_response=wanted.create_response,
-            interrupt_response=wanted.interrupt_response,
-            idle_ms=wanted.idle_timeout_ms,
+            create_response=detection.create_response,
+            interrupt_response=detection.interrupt_response,
+            idle_ms=detection.idle_timeout_ms,
         )
     # Only a speculative reply shows whether the turn is complete. Without one, silence alone ends the turn.
-    speculates = wanted.create_response and settings.speculate_ms > 0
+    speculates = detection.create_response and settings.speculate_ms > 0
     return EndpointerSettings(
         ending="semantic",
-        max_silence_ms=MAX_SILENCE_MS[wanted.eagerness],
+        max_silence_ms=MAX_SILENCE_MS[detection.eagerness],
         speculate_ms=settings.speculate_ms if speculates else EndpointerSettings.silence_ms,
         interrupt_ms=settings.interrupt_ms,
-        create_response=wanted.create_response,
-        interrupt_response=wanted.interrupt_response,
+        create_response=detection.create_response,
+        interrupt_response=detection.interrupt_response,
     )

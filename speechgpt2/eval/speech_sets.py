@@ -64,7 +64,7 @@ def synthetic(lang: str, clips: int, speakers: Sequence[voices.Voice] | None = N
 
 
 def recorded(
-    folder: str | Path, clips: int, seed: int = 0, joined: bool = True, keeps: Callable[[str], bool] | None = None
+    folder: str | Path, clips: int, seed: int = 0, join_words: bool = True, keeps: Callable[[str], bool] | None = None
 ) -> dict[str, list[SpeechClip]]:
     """Read up to `clips` clips of each set of recordings below `folder`, by the name of the set.
 
@@ -73,7 +73,7 @@ def recorded(
             the last two are read without transcripts.
         clips: The most clips of each set.
         seed: Seed of the random choice.
-        joined: Whether single words and digits are joined to phrases.
+        join_words: Whether single words and digits are joined to phrases.
         keeps: Whether to keep a recording of a single word, by its text; by default all are kept.
 
     Raises:
@@ -92,7 +92,7 @@ def recorded(
             random.Random(seed).shuffle(chosen)
             singles = (_clip(r) for r in chosen)
             phrases = (clip for clip in singles if clip is not None)
-            stream = _joined(phrases) if joined and source in WORDS else phrases
+            stream = _join_words(phrases) if join_words and source in WORDS else phrases
             if first := list(islice(stream, clips)):
                 result[NAMES[source]] = first
     for path in (root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name not in KNOWN_FOLDERS)):
@@ -118,7 +118,7 @@ def _clip(recording: real_speech.Recording) -> SpeechClip | None:
     return SpeechClip(_float32(item.pcm), item.record.text, item.record.lang, speaker)
 
 
-def _joined(clips: Iterator[SpeechClip]) -> Iterator[SpeechClip]:
+def _join_words(clips: Iterator[SpeechClip]) -> Iterator[SpeechClip]:
     """Phrases of `JOINED_SECONDS` from single words."""
     gap = np.zeros(int(GAP_SECONDS * SAMPLE_RATE), np.float32)
     words: list[SpeechClip] = []

@@ -137,7 +137,7 @@ def main(
     talker, trials = load_model(model, device), held_out_questions(n, seed)
     people = {}
     if real_speech is not None:
-        people = speech_sets.recorded(real_speech, n, joined=False, keeps=partial(in_vocabulary, talker.lm.prompt))
+        people = speech_sets.recorded(real_speech, n, join_words=False, keeps=partial(in_vocabulary, talker.lm.prompt))
     asking = [(name, "s2s", trial) for name in speakers for trial in trials_by(speakers[name], trials, seed)]
     asking += [(TYPED, mode, trial) for mode in ("t2s", "t2t") for trial in trials if typed]
     with Progress(console=console, transient=True) as progress:

@@ -54,11 +54,11 @@ def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list
     Without `text`, or if it does not contain the words (a number is written in digits), a blank separates two words
     that are not Chinese.
     """
-    found = _locate([word for word, *_ in words], text) if text else None
-    if found is None or text is None:
+    spans = _locate([word for word, *_ in words], text) if text else None
+    if spans is None or text is None:
         return [_blank(words[i - 1][0] if i else "", word) + word for i, (word, *_) in enumerate(words)]
     cuts = [0]
-    for (_, end), (begin, _) in pairwise(found):
+    for (_, end), (begin, _) in pairwise(spans):
         gap = text[end:begin]  # up to its first blank it belongs to the word before
         cuts.append(end + len(gap) - len(re.sub(r"^\S*", "", gap)))
     cuts.append(len(text.rstrip()))
@@ -67,14 +67,14 @@ def restore_spacing(words: Sequence[TimedWord], text: str | None = None) -> list
 
 def _locate(words: list[str], text: str) -> list[tuple[int, int]] | None:
     """Return the place of each word in the text; None if a word is missing or the text has further words."""
-    found, cursor, lower = [], 0, text.lower()
+    spans, cursor, lower = [], 0, text.lower()
     for word in words:
         begin = lower.find(word.strip().lower(), cursor)
         if begin < 0 or re.search(r"\w", text[cursor:begin]):
             return None
         cursor = begin + len(word.strip())
-        found.append((begin, cursor))
-    return None if re.search(r"\w", text[cursor:]) else found
+        spans.append((begin, cursor))
+    return None if re.search(r"\w", text[cursor:]) else spans
 
 
 def _blank(before: str, word: str) -> str:

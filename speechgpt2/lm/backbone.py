@@ -202,9 +202,9 @@ def attend_by_row(q: Tensor, k: Tensor, v: Tensor, cache: Cache, rows: list[tupl
     """Attend one step `[B, H, 1, d]`: each of `rows` (number, position) writes its cell and reads up to it."""
     y = [q.new_zeros(1, *q.shape[1:])] * len(q)
     for row, position in rows:
-        one, seen = slice(row, row + 1), slice(position + 1)
-        cache.keys[one, :, position], cache.values[one, :, position] = k[one, :, 0], v[one, :, 0]
-        y[row] = attend(q[one], cache.keys[one, :, seen], cache.values[one, :, seen], None)
+        this_row, past = slice(row, row + 1), slice(position + 1)
+        cache.keys[this_row, :, position], cache.values[this_row, :, position] = k[this_row, :, 0], v[this_row, :, 0]
+        y[row] = attend(q[this_row], cache.keys[this_row, :, past], cache.values[this_row, :, past], None)
     return torch.cat(y)
 
 

@@ -102,21 +102,21 @@ def stack_places(prefix: str, stack: DecoderStack) -> dict[str, Tensor]:
     parts = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     places: dict[str, Tensor] = {f"{prefix}.norm.weight": stack.norm.weight}
     for i, layer in enumerate(stack.layers):
-        at, ours = f"{prefix}.layers.{i}", dict(layer.named_parameters())
+        at, parameters = f"{prefix}.layers.{i}", dict(layer.named_parameters())
         for kind in ("weight", "bias") if c.attention_bias else ("weight",):
-            for name, part in zip("qkv", ours[f"attention.qkv.{kind}"].split(parts), strict=True):
+            for name, part in zip("qkv", parameters[f"attention.qkv.{kind}"].split(parts), strict=True):
                 places[f"{at}.self_attn.{name}_proj.{kind}"] = part
         if c.qk_norm:
-            places[f"{at}.self_attn.q_norm.weight"] = ours["attention.q_norm.weight"]
-            places[f"{at}.self_attn.k_norm.weight"] = ours["attention.k_norm.weight"]
-        gate, up = ours["ffn.gate_up.weight"].chunk(2)
+            places[f"{at}.self_attn.q_norm.weight"] = parameters["attention.q_norm.weight"]
+            places[f"{at}.self_attn.k_norm.weight"] = parameters["attention.k_norm.weight"]
+        gate, up = parameters["ffn.gate_up.weight"].chunk(2)
         places |= {
-            f"{at}.self_attn.o_proj.weight": ours["attention.out.weight"],
+            f"{at}.self_attn.o_proj.weight": parameters["attention.out.weight"],
             f"{at}.mlp.gate_proj.weight": gate,
             f"{at}.mlp.up_proj.weight": up,
-            f"{at}.mlp.down_proj.weight": ours["ffn.down.weight"],
-            f"{at}.input_layernorm.weight": ours["attention_norm.weight"],
-            f"{at}.post_attention_layernorm.weight": ours["ffn_norm.weight"],
+            f"{at}.mlp.down_proj.weight": parameters["ffn.down.weight"],
+            f"{at}.input_layernorm.weight": parameters["attention_norm.weight"],
+            f"{at}.post_attention_layernorm.weight": parameters["ffn_norm.weight"],
         }
     return places
 

@@ -110,8 +110,8 @@ def transcription(prompt: Prompt, speech: LabelledSpeech, text: str) -> Training
         return training_example(prompt, "s2t", [TurnPair(speech.codes, text)], system=TRANSCRIBE)
     turn = TurnPair(speech.codes, "", None, text, speech.words, speech.phones)
     example = training_example(prompt, "s2t", [turn])
-    ended = (example.patches.text == prompt.special_ids.transcript_end).cumsum(1)
-    return example._replace(text_loss_mask=example.text_loss_mask & (ended.cumsum(1) <= 1))
+    is_after = (example.patches.text == prompt.special_ids.transcript_end).cumsum(1)
+    return example._replace(text_loss_mask=example.text_loss_mask & (is_after.cumsum(1) <= 1))
 
 
 def synthesis(prompt: Prompt, text: str, speech: AlignedSpeech, voice: AlignedSpeech | None = None) -> TrainingExample:
@@ -120,17 +120,17 @@ def synthesis(prompt: Prompt, text: str, speech: AlignedSpeech, voice: AlignedSp
         return training_example(prompt, "t2s", [TurnPair(text, text, speech)], voice, READ_ALOUD)
     example = training_example(prompt, "t2s", [TurnPair(None, text, speech)], voice)
     starts = (example.patches.text == prompt.special_ids.speech_start).cumsum(1)
-    begun = starts > (voice is not None)  # the text is given, only its speech is learnt
-    first = begun & (example.patches.text == prompt.special_ids.speech_start)
-    return example._replace(text_loss_mask=example.text_loss_mask & begun & ~first)
+    is_speech = starts > (voice is not None)  # the text is given, only its speech is learnt
+    first = is_speech & (example.patches.text == prompt.special_ids.speech_start)
+    return example._replace(text_loss_mask=example.text_loss_mask & is_speech & ~first)
 
 
-def continuation(prompt: Prompt, speech: AlignedSpeech, given: int, is_transcribed: bool) -> TrainingExample:
-    """Build an example of a recording whose first `given` patches are given. Without a transcript, only codes count."""
+def continuation(prompt: Prompt, speech: AlignedSpeech, prompt_patches: int, is_transcribed: bool) -> TrainingExample:
+    """Build an example that continues a recording after `prompt_patches`. Without a transcript, only codes count."""
     patches = concat(
         prompt.system_prompt("t2s", system=CONTINUE), prompt.reply_start(), prompt.reply("", speech)
     )  # fmt: skip
-    begin = int((patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1 + given
+    begin = int((patches.text[0] == prompt.special_ids.speech_start).nonzero()[0]) + 1 + prompt_patches
     learnt = torch.arange(patches.text.shape[1])[None] >= begin
     speaking = patches.codes[:, :, 0, 0] != prompt.config.no_speech
     return _example(patches, learnt & (~speaking | is_transcribed), learnt & speaking)

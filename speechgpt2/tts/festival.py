@@ -73,11 +73,11 @@ def _words(rows: list[list[str]]) -> list[Word]:
     for kind, *values in rows:
         if kind == "token":
             name = re.sub(r"^\W+|\W+$", "", values[0])
-            begun = False
+            has_begun = False
         elif kind == "word" and name and float(values[1]) > 0:
-            start = words.pop().start if begun else float(values[0])
+            start = words.pop().start if has_begun else float(values[0])
             words.append(Word(name, start, float(values[1])))
-            begun = True
+            has_begun = True
     return words
 
 

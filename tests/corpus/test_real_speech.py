@@ -69,5 +69,5 @@ def test_evaluation_keeps_single_words_by_their_text(folder):
     for order in (folder / "orders").iterdir():
         order.unlink()
     with pytest.raises(UserError):
-        recorded(folder, 100, joined=False, keeps=lambda word: word == "four")
-    assert len(recorded(folder, 100, joined=False, keeps=lambda word: word == "three")["English digits"]) == 3
+        recorded(folder, 100, join_words=False, keeps=lambda word: word == "four")
+    assert len(recorded(folder, 100, join_words=False, keeps=lambda word: word == "three")["English digits"]) == 3

@@ -32,14 +32,14 @@ def add_disfluencies(script: Script, config: DisfluencyConfig, rng: random.Rando
 
 
 def _with_disfluency(line: Line, lang: str, config: DisfluencyConfig, rng: random.Random) -> Line:
-    drawn = rng.random()
+    share = rng.random()
     long = len(words_of(line.text, lang)) >= config.shortest
-    if not long or line.style or line.kind != "turn" or drawn >= config.total:
+    if not long or line.style or line.kind != "turn" or share >= config.total:
         return line
     texts, nouns = read("disfluencies")[lang], _nouns(line.text, lang)
-    if drawn < config.filler:
+    if share < config.filler:
         return _insert(line, lang, "filler", rng.choice(_phrases(line.text)), rng.choice(texts["fillers"]))
-    if drawn < config.filler + config.repair and nouns:
+    if share < config.filler + config.repair and nouns:
         wrong, at = rng.choice(lexicon_words(lang, "nouns")), rng.choice(nouns)
         return _insert(line, lang, "repair", at, f"{wrong}{texts['comma']}{rng.choice(texts['repairs'])}")
     return _insert(line, lang, "repetition", 0, words_of(line.text, lang)[0])
