@@ -264,7 +264,7 @@ def test_held_out_is_never_drawn(source):
 
 
 def test_crops_carry_pitch_and_phones(corpus, monkeypatch):
-    monkeypatch.setattr("speechgpt2.corpus.phones.RARE", 1)
+    monkeypatch.setattr("speechgpt2.corpus.phones.MIN_COUNT", 1)
     crops = CorpusCrops(corpus)
     batch = crops.crops(np.random.default_rng(0), 6, 32)
     assert batch.pcm.shape == (6, 32 * 960) and batch.f0.shape == (6, 128) and batch.phones.shape == (6, 32)

@@ -174,7 +174,8 @@ def source(data, codec):
 
 def talk(source, number, own) -> DialogueTurns:
     """A conversation, from the side of the speaker on channel `own`."""
-    found = {d.turns[0].extra["conversation"]: d for pool in source.pools.values() for d in pool.items if d.own == own}
+    dialogues = [d for pool in source.pools.values() for d in pool.items if d.model_channel == own]
+    found = {d.turns[0].extra["conversation"]: d for d in dialogues}
     return next(d for name, d in found.items() if name.endswith(f"/{number:06d}"))
 
 
@@ -201,8 +202,8 @@ def written(source, example, mask) -> str:
 
 
 def test_only_the_assistant_channel_is_trained(source):
-    stories = {d.own for d in source.pools["s2s"].items if d.turns[0].extra["conversation"].endswith("000000")}
-    assert stories == {1}
+    dialogues = source.pools["s2s"].items
+    assert {d.model_channel for d in dialogues if d.turns[0].extra["conversation"].endswith("000000")} == {1}
     example = source.dialogue_example(talk(source, 0, 1), "s2s", np.random.default_rng(0))
     learnt = written(source, example, example.text_loss_mask)
     assert "of course" in learnt and "seven eight" in learnt
