@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,13 +160,17 @@ def _codec(
     from speechgpt2.corpus.data_config import read_data_configs
     from speechgpt2.corpus.import_corpus import as_corpus
     from speechgpt2.corpus.phones import save_labels, saved_labels
+    from speechgpt2.eval.validation import codec_judge
 
     settings = configs.load(CodecTrainConfig, config)
     settings = replace(settings, init=init or settings.init)
     corpus = as_corpus(read_data_configs(data, licence), out / "corpus")
     source = CorpusCrops(corpus, favour, saved_labels(out), settings.mix)
     save_labels(out, source.phones)
-    train(settings, source, str(out), resume, str(torch_device(device)))
+    held_out = source.held_out(settings.validation.examples) if settings.validation.every else []
+    _say_if_unvalidated(settings.validation, held_out)
+    judge = codec_judge(settings.validation.asr) if held_out else None
+    train(settings, source, str(out), resume, str(torch_device(device)), held_out, judge)
 
 
 def _lm(config: Path, out: Path, options: LMOptions, resume: bool) -> None:
@@ -174,7 +179,16 @@ def _lm(config: Path, out: Path, options: LMOptions, resume: bool) -> None:
 
     settings, model, source, _ = _prepare(config, out, options, saved_labels(out))
     save_labels(out, source.phones)
-    train(settings, model, source, str(out), resume, str(torch_device(options.device)))
+    held_out = source.held_out(settings.validation.examples) if settings.validation.every else []
+    _say_if_unvalidated(settings.validation, held_out)
+    train(settings, model, source, str(out), resume, str(torch_device(options.device)), held_out)
+
+
+def _say_if_unvalidated(validation: Any, held_out: Sequence[Any]) -> None:
+    from speechgpt2.training import distributed
+
+    if validation.every and not held_out and distributed.rank() == 0:
+        print("no data are held out, so the run is not validated (docs/training.md, Data)", file=sys.stderr)
 
 
 def _prepare(

@@ -12,7 +12,10 @@ causal), which ties codes to content; and of the listener's response to the copy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,11 +31,13 @@ from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.listener import Listener
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
+from speechgpt2.codec.validation import HeldOutSpeech, Judge, held_out_values
 from speechgpt2.errors import UserError
 from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
 from speechgpt2.training.run import RunFolder, WeightAverage, generators, learning_rate
+from speechgpt2.training.validation import ValidationConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # batches for the k-means that initialises the codebooks
@@ -105,6 +110,7 @@ class CodecTrainConfig:
     seed: int = 0
     report_every: int = 50
     save_every: int = 500
+    validation: ValidationConfig = field(default_factory=partial(ValidationConfig, examples=16))
     weights: LossWeights = field(default_factory=LossWeights)
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
@@ -134,10 +140,16 @@ def preset(name: str) -> CodecConfig:
 
 
 def train(
-    config: CodecTrainConfig, source: CropSource, folder: str, resume: bool = False, device: str = "cpu"
+    config: CodecTrainConfig,
+    source: CropSource,
+    folder: str,
+    resume: bool = False,
+    device: str = "cpu",
+    held_out: Sequence[HeldOutSpeech] = (),
+    judge: Judge | None = None,
 ) -> Codec:
     """Train to `config.steps`, with checkpoints in `folder`, where the averaged codec is saved as well."""
-    trainer = CodecTrainer(config, source, torch.device(device))
+    trainer = CodecTrainer(config, source, torch.device(device), held_out, judge)
     run.train(trainer, config, folder, resume, "codec")
     return trainer.codec
 
@@ -145,9 +157,18 @@ def train(
 class CodecTrainer:
     """Codec, phone head, listener, discriminators and their optimizers."""
 
-    def __init__(self, config: CodecTrainConfig, source: CropSource, device: torch.device):
+    def __init__(
+        self,
+        config: CodecTrainConfig,
+        source: CropSource,
+        device: torch.device,
+        held_out: Sequence[HeldOutSpeech] = (),
+        judge: Judge | None = None,
+    ):
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
+        self.held_out, self.judge = held_out, judge
+        self.is_quantized = config.init is not None  # whether codes mean anything yet
         codec = config.new_codec()
         if config.delay is not None:
             codec.config = replace(codec.config, delay=config.delay)
@@ -176,6 +197,7 @@ class CodecTrainer:
         crops = self.source.crops(random, config.batch, config.frames)
         crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.augmented, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
+        self.is_quantized = config.init is not None or step >= config.quantize_from
         if config.init is None and step == config.quantize_from:
             self._start_codebooks(random, generator)
         rate = learning_rate(step, config.steps, config.peak_lr, config.warmup)
@@ -220,7 +242,7 @@ class CodecTrainer:
         config = self.config
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
-        if config.init is None and step < config.quantize_from:
+        if not self.is_quantized:
             return latent, self._phone_loss(latent, crops), {}
         residual, total, first = latent.detach(), torch.zeros_like(latent), None
         for k, book in enumerate(self.codec.quantizer.codebooks):
@@ -318,16 +340,33 @@ class CodecTrainer:
             self.optimizer_d.load_state_dict(content["optimizer_d"])
         return content["step"]
 
-    def export(self, run: RunFolder, step: int) -> None:
-        """Write the averaged codec to the run's folder and log one decoded sample."""
-        codec = Codec(self.codec.config).to(self.device).eval()
-        codec.load_state_dict(self.codec.state_dict())
-        self.average.copy_to(codec)
-        codec.save_pretrained(run.folder)
+    def validate(self) -> dict[str, float]:
+        """Return the values of the averaged codec on held-out speech; nothing before the codec is quantized."""
+        if not self.held_out or not self.is_quantized:
+            return {}
+        self.codec.eval()  # training drops layers at random
+        with self.average.in_place_of(self.codec):
+            values = held_out_values(self.codec, self.held_out, self.mel, self.judge)
+        self.codec.train()
+        return values
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged codec."""
+        self._averaged().save_pretrained(folder)
+
+    def log_samples(self, run: RunFolder, step: int) -> None:
+        """Log one decoded sample."""
+        codec = self._averaged()
         random, _ = generators(self.config.seed, -step % (1 << 31))
         pcm = self.source.crops(random, 1, 75).pcm.to(self.device)
         run.sample(step, "original", pcm[0].cpu(), SAMPLE_RATE)
         run.sample(step, "decoded", codec.decode(codec.encode(pcm))[0].cpu(), SAMPLE_RATE)
+
+    def _averaged(self) -> Codec:
+        codec = Codec(self.codec.config).to(self.device).eval()
+        codec.load_state_dict(self.codec.state_dict())
+        self.average.copy_to(codec)
+        return codec
 
 
 def _perplexity(usage: Tensor) -> Tensor:

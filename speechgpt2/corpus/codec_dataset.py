@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from speechgpt2.codec.train import Crops
+from speechgpt2.codec.validation import HeldOutSpeech
 from speechgpt2.corpus.phones import PhoneSet
 from speechgpt2.corpus.store import PAD_TO, Corpus, Record
 from speechgpt2.dsp.world_pitch import F0_HOP
@@ -17,6 +18,7 @@ from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
 SYNTHETIC = "synthetic"  # the source of records that state none
+SHORTEST, LONGEST = 20 * PAD_TO, 150 * PAD_TO  # samples of held-out speech: STOI needs 0.5 s, 6 s bound the time
 
 
 class CorpusCrops:
@@ -67,6 +69,16 @@ class CorpusCrops:
         pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
         augmented = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
         return Crops(*(torch.from_numpy(values) for values in (pcm, augmented, f0, phones)))
+
+    def held_out(self, count: int) -> list[HeldOutSpeech]:
+        """Return the beginnings of `count` utterances that are not trained on, spread evenly over the corpus."""
+        records = [r for r in self.corpus.records if r.split == "test" and r.length >= SHORTEST]
+        count = min(count, len(records))
+        return [self._beginning(records[len(records) * i // count]) for i in range(count)]
+
+    def _beginning(self, record: Record) -> HeldOutSpeech:
+        pcm = torch.from_numpy(self.corpus.pcm(record)[:LONGEST].copy())
+        return HeldOutSpeech(pcm, record.text if record.length <= LONGEST else "", record.lang)
 
     def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         segments, missing = [], frames

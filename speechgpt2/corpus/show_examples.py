@@ -10,7 +10,6 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from speechgpt2 import audio
@@ -24,8 +23,7 @@ def show_examples(source: TaskSource, codec: Codec, count: int, folder: Path) ->
     """Print `count` examples of each task of the mix, and write their speech to `folder` as WAV files."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in source.tasks:
-        for number in range(count):
-            example = source.example_of(task, np.random.default_rng((0, number)))
+        for number, example in enumerate(source.first_examples(task, count)):
             print(f"\n{task} {number + 1}: {summary(example)}\n{describe(source.prompt, example)}")
             for index, codes in enumerate(speech_of(source.prompt, example)):
                 path = folder / f"{task}-{number + 1}-{index + 1}.wav"

@@ -29,6 +29,7 @@ from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.segments import AlignedSpeech
 from speechgpt2.lm.tasks import LabelledSpeech, TaskMix
 from speechgpt2.lm.tools import render_tool_turn
+from speechgpt2.lm.validation import HeldOutTask
 from speechgpt2.training import distributed
 from speechgpt2.types import FRAME_RATE, MODES, SAMPLE_RATE, Mode, Segment, Text, Tool, ToolCall, Turn
 
@@ -105,7 +106,8 @@ class TaskSource:
         if not weights:
             raise UserError(f"the data has nothing for the tasks of the mix ({', '.join(absent)})")
         if absent and distributed.rank() == 0:
-            print(f"no data for {', '.join(absent)}: the other tasks share their part", file=sys.stderr)
+            what, then = ("data", "share their part") if split == "train" else ("held-out data", "alone are validated")
+            print(f"no {what} for {', '.join(absent)}: the other tasks {then}", file=sys.stderr)
         self.tasks = list(weights)
         self.shares = np.array(list(weights.values())) / sum(weights.values())
 
@@ -119,6 +121,21 @@ class TaskSource:
         if task in MODES:
             return self._exchanges(item, task, random)  # type: ignore[arg-type]
         return getattr(self, f"_{task}")(item, random)
+
+    def held_out(self, count: int) -> list[HeldOutTask]:
+        """Draw some `count` examples that are not trained on, at least two of each task, always the same."""
+        try:
+            source = TaskSource(self.data, self.prompt, self.mix, "test", self.phones)
+        except UserError:
+            return []
+        return [
+            HeldOutTask(task, float(share), source.first_examples(task, max(2, round(count * share))))
+            for task, share in zip(source.tasks, source.shares)
+        ]
+
+    def first_examples(self, task: str, count: int) -> list[TrainingExample]:
+        """Draw examples of a task, the same ones at each call."""
+        return [self.example_of(task, np.random.default_rng((0, number))) for number in range(count)]
 
     def held_out_texts(self) -> list[str]:
         """Return plain texts that are not trained on."""

@@ -87,6 +87,17 @@ class LMLosses(nn.Module):
         logits = text_logits(self.model, hidden[0, :-1]).float()
         return F.cross_entropy(logits, patches.text[0, 1:], reduction="sum")
 
+    def errors(self, batch: Batch) -> Tensor:
+        """Return the sums that held-out losses are made of, `[3 + K]`.
+
+        They are the error of text and the weight of its tokens, the number of codes of each codebook, and the error of
+        each codebook.
+        """
+        hidden, _ = self.model.backbone(self.model.embed(batch.inputs).float(), segments=batch.segments)
+        hidden = hidden[:, :-1]
+        text, codes = self._text(hidden, batch)[0], self._codes(hidden, batch)
+        return torch.cat([text[None], self.totals(batch)[:2], codes]).float()
+
     def _text(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of text, and the accuracy of words."""
         mask = batch.text_loss_mask[:, 1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -70,25 +70,43 @@ def pack(
         corrupted_given: Share of the other frames of speech, such as the user's, that are replaced in the input.
         no_speech: The code of positions without speech, of which nothing is replaced.
     """
-    packed = [_row(source, random, patches) for random in randoms]
-    text = torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in packed])
-    codes = torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in packed])
-    code_loss_mask = torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in packed])
+    batch = batch_of([_row(source, random, patches) for random in randoms], patches, filler)
     replaced = [
         corrupt(corrupt(c, own, corrupted, random), ~own & (c[:, 0, 0] != no_speech), corrupted_given, random)
-        for c, own, random in zip(codes, code_loss_mask, randoms)
+        for c, own, random in zip(batch.patches.codes, batch.code_loss_mask, randoms)
     ]
+    return batch._replace(inputs=Patches(batch.patches.text, torch.stack(replaced)))
+
+
+def batch_of(rows: Sequence[Sequence[TrainingExample]], patches: int, filler: int) -> Batch:
+    """Return the examples of each row as a batch of rows with `patches` positions; padding has the token `filler`."""
+    text = torch.stack([_padded([e.patches.text for e in row], patches, filler) for row in rows])
+    codes = torch.stack([_padded([e.patches.codes for e in row], patches, 0) for row in rows])
     return Batch(
         Patches(text, codes),
-        Patches(text, torch.stack(replaced)),
+        Patches(text, codes),
         torch.stack(
-            [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in packed]
+            [_padded([torch.full_like(e.patches.text, i) for i, e in enumerate(row)], patches, -1) for row in rows]
         ),
-        torch.stack([_padded([e.targets for e in row], patches, filler) for row in packed]),
-        torch.stack([_padded([_targets(e.text_loss_mask) for e in row], patches, False) for row in packed]),
-        code_loss_mask,
-        torch.stack([_padded([e.phones for e in row], patches, -1) for row in packed]),
+        torch.stack([_padded([e.targets for e in row], patches, filler) for row in rows]),
+        torch.stack([_padded([_targets(e.text_loss_mask) for e in row], patches, False) for row in rows]),
+        torch.stack([_padded([_targets(e.code_loss_mask) for e in row], patches, False) for row in rows]),
+        torch.stack([_padded([e.phones for e in row], patches, -1) for row in rows]),
     )
+
+
+def fill_rows(examples: Iterable[TrainingExample], patches: int) -> list[list[TrainingExample]]:
+    """Divide examples, in their order, into rows of at most `patches` positions. A longer example has its own row."""
+    rows: list[list[TrainingExample]] = []
+    filled = 0
+    for example in examples:
+        length = example.patches.text.shape[1]
+        if not rows or filled + length > patches:
+            rows.append([])
+            filled = 0
+        rows[-1].append(example)
+        filled += length
+    return rows
 
 
 def corrupt(codes: Tensor, where: Tensor, share: float, random: np.random.Generator) -> Tensor:

@@ -12,9 +12,12 @@ A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +35,11 @@ from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.model import CONFIG_FILE, SpeechLM
 from speechgpt2.lm.packing import Batch, ExampleSource, pack
 from speechgpt2.lm.tasks import TaskMix
+from speechgpt2.lm.validation import HeldOutLosses, HeldOutTask
 from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.run import RunFolder, WeightAverage, learning_rate, seed_step
+from speechgpt2.training.validation import ValidationConfig
 
 GATE_TEXTS = 32  # held-out texts whose perplexity is measured
 
@@ -91,6 +96,7 @@ class LMTrainConfig:
     seed: int = 0
     report_every: int = 50
     save_every: int = 250
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     # Memory
     checkpoint_activations: bool = False  # compute the backbone's activations again in the backward pass
     compile: bool = False
@@ -118,16 +124,24 @@ def train(
     folder: str,
     resume: bool = False,
     device: str = "cpu",
+    held_out: Sequence[HeldOutTask] = (),
 ) -> SpeechLM:
     """Train `model` to `config.steps`, with checkpoints in `folder`, where the averaged model is saved as well."""
-    run.train(LMTrainer(config, model, source, torch.device(device)), config, folder, resume, "lm")
+    run.train(LMTrainer(config, model, source, torch.device(device), held_out), config, folder, resume, "lm")
     return model
 
 
 class LMTrainer:
     """Model, phone head, optimizer and weight average. Frozen weights are kept in bfloat16 where that is fast."""
 
-    def __init__(self, config: LMTrainConfig, model: SpeechLM, source: ExampleSource, device: torch.device):
+    def __init__(
+        self,
+        config: LMTrainConfig,
+        model: SpeechLM,
+        source: ExampleSource,
+        device: torch.device,
+        held_out: Sequence[HeldOutTask] = (),
+    ):
         self.config, self.source, self.device = config, source, device
         if len(config.code_weights) != model.config.codebooks:
             raise UserError(f"code_weights needs {model.config.codebooks} values, one for each codebook")
@@ -145,7 +159,7 @@ class LMTrainer:
         layers = [*model.backbone.layers, *model.patch_decoder.stack.layers]
         prepare_layers(model, config)
         if self.is_sharded:
-            distributed.shard(self.losses, layers, ("text_error",))
+            distributed.shard(self.losses, layers, ("text_error", "errors"))
         self.trained = {name: p for name, p in self.losses.named_parameters() if p.requires_grad}
         self.average = WeightAverage(self.trained, config.average) if config.average else None
         groups = parameter_groups(self.trained, config)
@@ -153,6 +167,8 @@ class LMTrainer:
         self.optimizer = torch.optim.AdamW(groups, **adam)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self.perplexity_before: float | None = None
+        eos = model.prompt.special_ids.eos
+        self.held_out = HeldOutLosses(held_out, config.rows, config.row_patches, eos) if held_out else None
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Take one optimizer step and return losses and accuracies.
@@ -234,6 +250,22 @@ class LMTrainer:
             )
         return now
 
+    def validate(self) -> dict[str, float]:
+        """Return the losses of the averaged model on held-out examples (lm/validation.py), or nothing without them."""
+        if self.held_out is None:
+            return {}
+        self._forget_gathered()
+        with self.average.in_place_of(self.trained) if self.average else nullcontext():
+            with self.autocast:
+                values = self.held_out.evaluate(self.losses, self.device)
+            self._forget_gathered()
+        return values
+
+    def _forget_gathered(self) -> None:
+        """Drop gathered weights of a sharded model, which do not follow changes of the shards."""
+        if self.is_sharded:
+            self.losses.reshard()  # type: ignore[operator]
+
     def content(self, step: int) -> dict[str, Any]:
         """Return everything that the next step depends on. Frozen weights are those that the run began with."""
         return {
@@ -270,17 +302,20 @@ class LMTrainer:
         self.perplexity_before = content["perplexity_before"]
         return content["step"]
 
-    def export(self, run: RunFolder, step: int) -> None:
-        """Write the averaged model to the run's folder, with adapters merged, in the precision that it began with."""
+    def export(self, folder: Path) -> None:
+        """Write the averaged model, with adapters merged, in the precision that it began with."""
         averages = self.average.values if self.average is not None else {}
         tensors = merged_state(
             self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor)).to(self.dtype)
         )
-        if run.leads:
+        if distributed.rank() == 0:
             sampling = self.config.sampling or self.model.config.sampling
-            configs.dump(replace(self.model.config, sampling=sampling), run.folder / CONFIG_FILE)
-            self.model.prompt.tokenizer.save(str(run.folder / "tokenizer.json"))
-            hub.save_tensors(run.folder / WEIGHTS_FILE, tensors)
+            configs.dump(replace(self.model.config, sampling=sampling), folder / CONFIG_FILE)
+            self.model.prompt.tokenizer.save(str(folder / "tokenizer.json"))
+            hub.save_tensors(folder / WEIGHTS_FILE, tensors)
+
+    def log_samples(self, run: RunFolder, step: int) -> None:
+        """Log nothing: `sg2 eval` shows what the model says."""
 
 
 def freeze(model: SpeechLM, patterns: tuple[str, ...]) -> None:

@@ -116,6 +116,24 @@ def barrier() -> None:
         dist.barrier()
 
 
+def from_leader(value: float) -> float:
+    """Return the first process's value, so that all take the same decision."""
+    if world_size() == 1:
+        return value
+    sent = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(sent, src=0)
+    return float(sent)
+
+
+def gather_objects(values: list[Any]) -> list[Any]:
+    """Concatenate lists of small picklable objects of all processes."""
+    if world_size() == 1:
+        return values
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
 def broadcast_weights(module: nn.Module) -> None:
     """Give all processes the weights and buffers of the first one."""
     if world_size() > 1:

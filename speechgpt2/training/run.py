@@ -3,6 +3,7 @@
     RUN/config.yaml        the configuration
     RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
     RUN/checkpoint-old.pt  the one before, in case that a file is damaged
+    RUN/best/              the model with the best held-out value (training/validation.py)
     RUN/lock               locked while a process trains in the folder
     RUN/events.*           TensorBoard scalars and audio, if tensorboard is installed
     RUN/log.jsonl          the same scalars, one line per report
@@ -32,6 +33,7 @@ from torch.nn.utils import get_total_norm
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
 from speechgpt2.training import distributed
+from speechgpt2.training.validation import Validation, ValidationConfig, takes_part
 
 
 class Schedule(Protocol):
@@ -52,6 +54,11 @@ class Schedule(Protocol):
         """Steps between two checkpoints."""
         ...
 
+    @property
+    def validation(self) -> ValidationConfig:
+        """When held-out data are evaluated."""
+        ...
+
 
 class Trainer(Protocol):
     """The interface of a trainer."""
@@ -68,8 +75,16 @@ class Trainer(Protocol):
         """Restore a checkpoint and return the step to continue from."""
         ...
 
-    def export(self, run: RunFolder, step: int) -> None:
-        """Write the present model to the run's folder."""
+    def validate(self) -> dict[str, float]:
+        """Return the values of held-out data, or nothing if there are none. All processes call it."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the present model. All processes of a sharded run call it, otherwise the first alone."""
+        ...
+
+    def log_samples(self, run: RunFolder, step: int) -> None:
+        """Log what the model makes, such as audio."""
         ...
 
 
@@ -88,23 +103,43 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
             are damaged or do not fit the configuration, or if a gradient is not finite.
     """
     run = RunFolder(folder, resume)
+    validation = Validation(config.validation, trainer, run, what)
     with run.locked():
-        first, meter = _restored(trainer, run), Meter()
+        first, meter = _restored(trainer, run, validation), Meter()
         run.begin(config, first)
         guard = GradientGuard(trainer, run)
+        if not first and config.validation.every:
+            validation.evaluate(0)
+        if validation.has_ended:
+            validation.say_end(first)
+            return
         for step in _steps(first, config, meter, run, what):
             guard.step = step
             meter.add(trainer.step(step))
-            is_due = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-            if is_due and (run.leads or getattr(trainer, "is_sharded", False)):  # shards are gathered by all
-                content = trainer.content(step + 1)
-                if run.leads:
-                    run.save(**content)
-                trainer.export(run, step + 1)
+            if validation.is_due(step + 1, config.steps):
+                validation.evaluate(step + 1)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or validation.has_ended:
+                _save(trainer, run, step + 1, validation)
+            if validation.has_ended:
+                validation.say_end(step + 1)
+                break
 
 
-def _restored(trainer: Trainer, run: RunFolder) -> int:
+def _save(trainer: Trainer, run: RunFolder, step: int, validation: Validation) -> None:
+    if not takes_part(trainer):
+        return
+    content = trainer.content(step)
+    if run.leads:
+        run.save(**content, validation=validation.content())
+    trainer.export(run.folder)
+    if run.leads:
+        trainer.log_samples(run, step)
+
+
+def _restored(trainer: Trainer, run: RunFolder, validation: Validation) -> int:
     content = run.load()
+    if content is not None:
+        validation.restore(content.get("validation"))
     try:
         return trainer.restore(content)
     except (RuntimeError, KeyError, ValueError) as error:
@@ -310,6 +345,22 @@ class WeightAverage:
         decay = min(self.decay, (step + 1) / (step + 10))
         mine = list(self.values.values())
         torch._foreach_lerp_(mine, [p.detach() for p in _named(trained).values()], 1 - decay)
+
+    @contextmanager
+    def in_place_of(self, trained: Mapping[str, Tensor] | torch.nn.Module) -> Iterator[None]:
+        """Put the average in place of the parameters. Afterwards both are bit for bit what they were."""
+        self._swap(trained)
+        try:
+            yield
+        finally:
+            self._swap(trained)
+
+    @torch.no_grad()
+    def _swap(self, trained: Mapping[str, Tensor] | torch.nn.Module) -> None:
+        for name, parameter in _named(trained).items():  # one by one, so that no second model is in memory
+            before = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(before)
 
     @torch.no_grad()
     def copy_to(self, module: torch.nn.Module) -> None:

@@ -112,6 +112,24 @@ def source(data, codec):
     return TaskSource(data, new_model(config, data, codec).prompt, TaskMix())
 
 
+def test_held_out_examples_are_those_of_the_test_split(data, source):
+    assert source.held_out(8) == []  # a question without a reply is no example of any task
+    records = tuple(replace(r, split="test" if r.id.endswith(("s1", "h1", "h3")) else "train") for r in data.records)
+    training = TaskSource(replace(data, records=records), source.prompt, TaskMix(), phones=source.phones)
+    first, again = training.held_out(8), training.held_out(8)
+    assert {task.name: len(task.examples) for task in first} == {"synthesis": 2, "transcription": 6}
+    assert sum(task.share for task in first) == pytest.approx(1)
+    for one, other in zip(first, again, strict=True):
+        assert all(torch.equal(a.targets, b.targets) for a, b in zip(one.examples, other.examples, strict=True))
+    texts = source.prompt.tokenizer.decode([t for task in first for e in task.examples for t in e.targets[0].tolist()])
+    assert "say 1" in texts and "say 0" not in texts
+
+
+def test_held_out_speech_of_the_codec(corpus):
+    speech = CorpusCrops(corpus).held_out(5)
+    assert [(clip.text, clip.lang, len(clip.pcm)) for clip in speech] == [("held out", "en", 24_000)]
+
+
 def test_batch_encoding_equals_single_encoding(data, corpus, codec):
     for coded, record in zip(data.records, corpus.records, strict=True):
         if record.length:
