@@ -220,15 +220,30 @@ def _dtypes() -> dict[str, torch.dtype]:
     return floats | integers
 
 
-def save_aligned(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def aligned_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of tensors in the order in which `save_aligned` writes them."""
+    return sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, -tensors[name].itemsize))
+
+
+def save_aligned(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], make: Callable[[str], torch.Tensor] | None = None
+) -> None:
     """Write named tensors as safetensors whose data begin at multiples of `ALIGNMENT`, as kernels need mapped ones.
 
     Tensors whose size is no such multiple come last, and those after them may begin anywhere.
+
+    Args:
+        path: The file.
+        tensors: The tensors; with `make`, any of the same shapes and types.
+        make: Returns a tensor by its name, when it is written, so that only one is in memory.
+
+    Raises:
+        UserError: If the file cannot be written.
     """
     import torch
 
     codes = {dtype: code for code, dtype in _dtypes().items()}
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, -tensors[name].itemsize))
+    order, make = aligned_order(tensors), make or tensors.__getitem__
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
@@ -242,7 +257,7 @@ def save_aligned(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
         with scratch.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                file.write(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                file.write(make(name).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     write_atomically(path, write)
 

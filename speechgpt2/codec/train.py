@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,7 +109,7 @@ class CodecTrainConfig:
     seed: int = 0
     report_every: int = 50
     save_every: int = 500
-    validation: ValidationConfig = field(default_factory=partial(ValidationConfig, examples=16))
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 

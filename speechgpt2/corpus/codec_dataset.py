@@ -18,6 +18,7 @@ from speechgpt2.tts.voice_sets import VOICE_SETS
 
 GAIN_DB = (-10.0, 4.0)
 SYNTHETIC = "synthetic"  # the source of records that state none
+HELD_OUT = 16  # utterances of a validation
 SHORTEST, LONGEST = 20 * PAD_TO, 150 * PAD_TO  # samples of held-out speech: STOI needs 0.5 s, 6 s bound the time
 
 
@@ -70,10 +71,10 @@ class CorpusCrops:
         augmented = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
         return Crops(*(torch.from_numpy(values) for values in (pcm, augmented, f0, phones)))
 
-    def held_out(self, count: int) -> list[HeldOutSpeech]:
-        """Return the beginnings of `count` utterances that are not trained on, spread evenly over the corpus."""
+    def held_out(self, count: int = 0) -> list[HeldOutSpeech]:
+        """Return the beginnings of `count` utterances (0: 16) that are not trained on, spread over the corpus."""
         records = [r for r in self.corpus.records if r.split == "test" and r.length >= SHORTEST]
-        count = min(count, len(records))
+        count = min(count or HELD_OUT, len(records))
         return [self._beginning(records[len(records) * i // count]) for i in range(count)]
 
     def _beginning(self, record: Record) -> HeldOutSpeech:

@@ -39,6 +39,7 @@ FINAL_SILENCE = 13  # less frames of silence than this are after an incomplete q
 SPAN_WORDS = (2, 7)  # words of an interleaved span: at least 2, fewer than 7
 SHORTEST_CONTINUED = 1.5  # seconds of a recording that is continued
 LONGEST_GREETING = 2.5  # seconds of a text that serves as a greeting
+HELD_OUT = 64  # examples of a validation
 GREETING_SHARE = 0.3  # share of the dialogues in the default voice that begin with a greeting
 
 
@@ -122,8 +123,9 @@ class TaskSource:
             return self._exchanges(item, task, random)  # type: ignore[arg-type]
         return getattr(self, f"_{task}")(item, random)
 
-    def held_out(self, count: int) -> list[HeldOutTask]:
-        """Draw some `count` examples that are not trained on, at least two of each task, always the same."""
+    def held_out(self, count: int = 0) -> list[HeldOutTask]:
+        """Draw some `count` examples (0: 64) that are not trained on, at least two of each task, always the same."""
+        count = count or HELD_OUT
         try:
             source = TaskSource(self.data, self.prompt, self.mix, "test", self.phones)
         except UserError:

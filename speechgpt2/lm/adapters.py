@@ -1,7 +1,7 @@
 """Small trained parts beside frozen weights: low-rank updates, and rows for new tokens.
 
-LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_state` merges both into plain weights, so that the
-saved model is like any other.
+LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_tensors` merges all into plain weights, one by one, so
+that the saved model is like any other, and is not in memory twice.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -130,27 +132,54 @@ def text_logits(model: SpeechLM, hidden: Tensor) -> Tensor:
     return embedding.extend(logits, hidden) if is_tied and isinstance(embedding, ExtendedEmbedding) else logits
 
 
-@torch.no_grad()
-def merged_state(
-    model: SpeechLM, value: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
-) -> dict[str, Tensor]:
-    """Return the weights of a plain model. Only merged tensors are new, so the model is not in memory twice.
+Value = Callable[[str, Tensor], Tensor]
+
+
+class MergedTensor(NamedTuple):
+    """A tensor of a plain model: its shape, and what makes it."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+def merged_tensors(model: SpeechLM, value: Value) -> dict[str, MergedTensor]:
+    """Return the weights of a plain model, each of which is made when it is needed.
 
     Args:
         model: A model, with adapters or without.
         value: Maps the name and the tensor of a parameter to what is saved, such as its average.
     """
-    state = {name: value(name, tensor) for name, tensor in model.state_dict().items()}
+    found = {
+        name: MergedTensor(tuple(tensor.shape), partial(value, name, tensor))
+        for name, tensor in model.state_dict().items()
+    }
     for name, module in model.named_modules():
         at = f"{name}."
         if isinstance(module, LoraLinear):
-            up, down, base = (state.pop(at + part) for part in ("up", "down", "base.weight"))
-            state[f"{at}weight"] = (base.float() + module.scale * (up.float() @ down.float())).to(base.dtype)
-            if f"{at}base.bias" in state:
-                state[f"{at}bias"] = state.pop(f"{at}base.bias")
+            up, down, base = (found.pop(at + part) for part in ("up", "down", "base.weight"))
+            found[f"{at}weight"] = MergedTensor(base.shape, partial(_updated, module.scale, up, down, base))
+            if f"{at}base.bias" in found:
+                found[f"{at}bias"] = found.pop(f"{at}base.bias")
         elif isinstance(module, (ExtendedEmbedding, ExtendedHead)):
             frozen = "embedding" if isinstance(module, ExtendedEmbedding) else "head"
-            rows, weight = state.pop(f"{at}rows"), state.pop(f"{at}{frozen}.weight").clone()
-            weight[module.tokens] = rows.to(weight.dtype)  # type: ignore[index]
-            state[f"{at}weight"] = weight
-    return state
+            rows, weight = found.pop(f"{at}rows"), found.pop(f"{at}{frozen}.weight")
+            found[f"{at}weight"] = MergedTensor(weight.shape, partial(_with_rows, module, rows, weight))
+    return found
+
+
+def merged_state(model: SpeechLM, value: Value = lambda _, tensor: tensor) -> dict[str, Tensor]:
+    """Return the weights of a plain model, all of them. The arguments are those of `merged_tensors`."""
+    return {name: tensor.make() for name, tensor in merged_tensors(model, value).items()}
+
+
+@torch.no_grad()
+def _updated(scale: float, up: MergedTensor, down: MergedTensor, base: MergedTensor) -> Tensor:
+    weight = base.make()
+    return (weight.float() + scale * (up.make().float() @ down.make().float())).to(weight.dtype)
+
+
+@torch.no_grad()
+def _with_rows(module: ExtendedEmbedding | ExtendedHead, rows: MergedTensor, table: MergedTensor) -> Tensor:
+    weight = table.make().clone()
+    weight[module.tokens.to(weight.device)] = rows.make().to(weight.dtype)  # type: ignore[index, operator]
+    return weight

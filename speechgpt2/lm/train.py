@@ -12,6 +12,7 @@ A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from speechgpt2 import config as configs
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
-from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_state
+from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_tensors
 from speechgpt2.lm.checkpoint import WEIGHTS_FILE
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig, SamplingConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
@@ -177,9 +178,7 @@ class LMTrainer:
             UserError: If the perplexity of held-out text has risen above the limit. It is checked before each saving.
         """
         config = self.config
-        limited = config.max_perplexity_ratio is not None
-        if limited and self.perplexity_before is None:
-            self.perplexity_before = self.text_perplexity()
+        limited = self._is_perplexity_limited()
         seed_step(config.seed, step)
         batches = self.batches(step)
         totals = distributed.add_up(torch.stack([self.losses.totals(batch) for batch in batches]).sum(0))
@@ -200,7 +199,7 @@ class LMTrainer:
         if self.average is not None:
             self.average.update(self.trained, step)
         if limited and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            values["text_perplexity"] = torch.tensor(self._checked_perplexity(step))
+            values["text_perplexity"] = torch.tensor(self._checked_perplexity(f"step {step + 1}"))
         joined = distributed.add_up(torch.stack(list(sums.values())))
         return {**dict(zip(sums, joined)), **values}
 
@@ -240,24 +239,38 @@ class LMTrainer:
             count += patches.text.shape[1] - 1
         return math.exp(error / count)
 
-    def _checked_perplexity(self, step: int) -> float:
+    def _is_perplexity_limited(self) -> bool:
+        """Return whether there is a limit, which is relative to the perplexity at the first call."""
+        limited = self.config.max_perplexity_ratio is not None
+        if limited and self.perplexity_before is None:
+            self.perplexity_before = self.text_perplexity()
+        return limited
+
+    def _checked_perplexity(self, when: str) -> float:
         now, before, limit = self.text_perplexity(), self.perplexity_before, self.config.max_perplexity_ratio
         assert before is not None and limit is not None
         if now > before * limit:
             raise UserError(
-                f"step {step + 1}: the perplexity of held-out text rose from {before:.3f} to {now:.3f}, the limit is "
+                f"{when}: the perplexity of held-out text rose from {before:.3f} to {now:.3f}, the limit is "
                 f"{limit} times; this state is not saved. Lower peak_lr, freeze more, or give `text` more of the mix"
             )
         return now
 
     def validate(self) -> dict[str, float]:
-        """Return the losses of the averaged model on held-out examples (lm/validation.py), or nothing without them."""
+        """Return the losses of the averaged model on held-out examples (lm/validation.py), or nothing without them.
+
+        Raises:
+            UserError: If the perplexity of held-out text has risen above the limit.
+        """
         if self.held_out is None:
             return {}
+        limited = self._is_perplexity_limited()
         self._forget_gathered()
         with self.average.in_place_of(self.trained) if self.average else nullcontext():
             with self.autocast:
                 values = self.held_out.evaluate(self.losses, self.device)
+            if limited:
+                values["text_perplexity"] = self._checked_perplexity("validation")
             self._forget_gathered()
         return values
 
@@ -269,12 +282,36 @@ class LMTrainer:
     def content(self, step: int) -> dict[str, Any]:
         """Return everything that the next step depends on. Frozen weights are those that the run began with."""
         return {
+            **self.progress(step),
+            "trained": {name: p.detach() for name, p in self.trained.items()},
+            "average": self.average.values if self.average is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Return what the next step depends on besides tensors: the position in the data is the step."""
+        return {
             "step": step,
-            "trained": distributed.whole({name: p.detach() for name, p in self.trained.items()}),
-            "average": distributed.whole(self.average.values) if self.average is not None else {},
-            "optimizer": distributed.whole(self.optimizer.state_dict()),
+            "rows_per_step": self.config.rows * self.config.accumulate * distributed.world_size(),
             "perplexity_before": self.perplexity_before,
         }
+
+    def shards(self) -> dict[str, Tensor]:
+        """Return all tensors of a checkpoint, by name; those of a sharded run are the shards of this process."""
+        found = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
+        if self.average is not None:
+            found |= {f"average.{name}": value for name, value in self.average.values.items()}
+        for name, parameter in self.trained.items():
+            found |= {f"{key}.{name}": value for key, value in self._optimizer_state(parameter).items()}
+        return found
+
+    def _optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the optimizer's state of a parameter, which before the first step is that of a new optimizer."""
+        state = self.optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device if self.optimizer.defaults["fused"] else None)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
 
     @torch.no_grad()
     def restore(self, content: dict[str, Any] | None) -> int:
@@ -285,6 +322,10 @@ class LMTrainer:
         """
         if content is None:
             return 0
+        self.perplexity_before = content["perplexity_before"]
+        self._say_rows(content)
+        if "trained" not in content:  # shards, which are read already
+            return content["step"]
         if {n: t.shape for n, t in content["trained"].items()} != {n: p.shape for n, p in self.trained.items()}:
             raise ValueError("it trains other parameters, or other sizes")
         for name, value in content["trained"].items():
@@ -299,20 +340,33 @@ class LMTrainer:
             for key, value in state.items():
                 state[key] = distributed.sharded_like(value, parameters[number])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.perplexity_before = content["perplexity_before"]
         return content["step"]
+
+    def _say_rows(self, content: dict[str, Any]) -> None:
+        now = self.progress(0)["rows_per_step"]
+        before = content.get("rows_per_step", now)
+        if now != before and distributed.rank() == 0:
+            print(f"from step {content['step']} on, a step has {now} rows (it had {before})", file=sys.stderr)
 
     def export(self, folder: Path) -> None:
         """Write the averaged model, with adapters merged, in the precision that it began with."""
         averages = self.average.values if self.average is not None else {}
-        tensors = merged_state(
-            self.model, lambda name, tensor: distributed.whole(averages.get(f"model.{name}", tensor)).to(self.dtype)
-        )
-        if distributed.rank() == 0:
-            sampling = self.config.sampling or self.model.config.sampling
-            configs.dump(replace(self.model.config, sampling=sampling), folder / CONFIG_FILE)
-            self.model.prompt.tokenizer.save(str(folder / "tokenizer.json"))
-            hub.save_tensors(folder / WEIGHTS_FILE, tensors)
+        tensors = merged_tensors(self.model, lambda name, tensor: self._saved(averages.get(f"model.{name}", tensor)))
+        shapes = {name: torch.empty((), dtype=self.dtype).expand(tensor.shape) for name, tensor in tensors.items()}
+        if distributed.rank() > 0:  # helps to gather shards
+            for name in hub.aligned_order(shapes):
+                tensors[name].make()
+            return
+        sampling = self.config.sampling or self.model.config.sampling
+        configs.dump(replace(self.model.config, sampling=sampling), folder / CONFIG_FILE)
+        self.model.prompt.tokenizer.save(str(folder / "tokenizer.json"))
+        hub.save_aligned(folder / WEIGHTS_FILE, shapes, lambda name: tensors[name].make())
+
+    def _saved(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the precision of the model's files. That of a sharded run is whole in one process only."""
+        if not self.is_sharded:
+            return tensor.to(self.dtype)
+        return distributed.whole(tensor).to(self.dtype).to("cpu" if distributed.rank() == 0 else "meta")
 
     def log_samples(self, run: RunFolder, step: int) -> None:
         """Log nothing: `sg2 eval` shows what the model says."""

@@ -1,8 +1,7 @@
 """A training run: its loop, and its folder with exact checkpoints, scalars and samples.
 
     RUN/config.yaml        the configuration
-    RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on; replaced atomically
-    RUN/checkpoint-old.pt  the one before, in case that a file is damaged
+    RUN/checkpoint.pt      weights, optimizer, step: everything the next step depends on (training/checkpoints.py)
     RUN/best/              the model with the best held-out value (training/validation.py)
     RUN/lock               locked while a process trains in the folder
     RUN/events.*           TensorBoard scalars and audio, if tensorboard is installed
@@ -16,8 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +30,7 @@ from torch.nn.utils import get_total_norm
 from speechgpt2 import config as configs
 from speechgpt2.errors import UserError
 from speechgpt2.training import distributed
+from speechgpt2.training.checkpoints import Checkpoints, Sharded
 from speechgpt2.training.validation import Validation, ValidationConfig, takes_part
 
 
@@ -105,7 +103,7 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
     run = RunFolder(folder, resume)
     validation = Validation(config.validation, trainer, run, what)
     with run.locked():
-        first, meter = _restored(trainer, run, validation), Meter()
+        first = _restored(trainer, run, validation)
         run.begin(config, first)
         guard = GradientGuard(trainer, run)
         if not first and config.validation.every:
@@ -113,39 +111,44 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
         if validation.has_ended:
             validation.say_end(first)
             return
-        for step in _steps(first, config, meter, run, what):
-            guard.step = step
-            meter.add(trainer.step(step))
-            if validation.is_due(step + 1, config.steps):
-                validation.evaluate(step + 1)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or validation.has_ended:
-                _save(trainer, run, step + 1, validation)
-            if validation.has_ended:
-                validation.say_end(step + 1)
-                break
+        with Reporter(config, run, what, first) as reporter:
+            for step in range(first, config.steps):
+                guard.step = step
+                reporter.add(step, trainer.step(step))  # before the step is saved, so that a killed run lacks no report
+                if validation.is_due(step + 1, config.steps):
+                    validation.evaluate(step + 1)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or validation.has_ended:
+                    _save(trainer, run, step + 1, validation)
+                if validation.has_ended:
+                    validation.say_end(step + 1)
+                    break
 
 
 def _save(trainer: Trainer, run: RunFolder, step: int, validation: Validation) -> None:
     if not takes_part(trainer):
         return
-    content = trainer.content(step)
-    if run.leads:
-        run.save(**content, validation=validation.content())
+    state = {"validation": validation.content()}
+    if isinstance(trainer, Sharded) and getattr(trainer, "is_sharded", False):
+        run.checkpoints.save_shards(trainer.shards(), trainer.progress(step) | state)
+    else:
+        run.checkpoints.save(trainer.content(step) | state)
     trainer.export(run.folder)
     if run.leads:
         trainer.log_samples(run, step)
 
 
 def _restored(trainer: Trainer, run: RunFolder, validation: Validation) -> int:
-    content = run.load()
-    if content is not None:
-        validation.restore(content.get("validation"))
     try:
+        content = run.checkpoints.load(trainer)
+        validation.restore((content or {}).get("validation"))
         return trainer.restore(content)
+    except UserError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{run.checkpoint} does not fit this configuration ({reason}); choose another --out, or the run's own sizes"
+            f"{run.checkpoints.found[0]} does not fit this configuration ({reason}); choose another --out, or the "
+            "run's own sizes"
         ) from None
 
 
@@ -162,7 +165,8 @@ class GradientGuard:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not bool(distributed.whole(get_total_norm(gradients)).isfinite()):
             raise UserError(
-                f"step {self.step + 1}: the gradient is not finite, so the step is not taken; {self.run.last_good()}. "
+                f"step {self.step + 1}: the gradient is not finite, so the step is not taken; "
+                f"{self.run.checkpoints.last_good()}. "
                 "Lower peak_lr or look for damaged data, and go on with --resume"
             )
 
@@ -173,8 +177,8 @@ class RunFolder:
     def __init__(self, folder: str | Path, resume: bool):
         """Raise `UserError` if the folder holds a run and `resume` is False."""
         self.folder = Path(folder)
-        self.checkpoint, self.older = self.folder / "checkpoint.pt", self.folder / "checkpoint-old.pt"
-        if (self.checkpoint.exists() or self.older.exists()) and not resume:
+        self.checkpoints = Checkpoints(self.folder)
+        if self.checkpoints.found and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume or choose another --out")
         self.leads, self.writer = distributed.rank() == 0, None
 
@@ -214,40 +218,6 @@ class RunFolder:
         configs.dump(config, path)
         self.writer = _summary_writer(self.folder)
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the last checkpoint that is whole, or None in a new run. Raises `UserError` if all are damaged."""
-        found = [path for path in (self.checkpoint, self.older) if path.exists()]
-        for path in found:
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
-                if self.leads:
-                    print(f"{path} is damaged", file=sys.stderr)
-        if found:
-            raise UserError(f"{self.folder}: no checkpoint can be read; choose another --out to begin anew")
-        return None
-
-    def save(self, **content: Any) -> None:
-        """Replace the checkpoint atomically, and keep the one before. Raises `UserError` if it cannot be written."""
-        scratch = self.checkpoint.with_suffix(".tmp")
-        try:
-            with scratch.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if self.checkpoint.exists():
-                os.replace(self.checkpoint, self.older)
-            os.replace(scratch, self.checkpoint)
-        except (OSError, RuntimeError) as error:
-            scratch.unlink(missing_ok=True)
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot write {self.checkpoint} ({reason}); {self.last_good()}") from None
-
-    def last_good(self) -> str:
-        """Say which checkpoint a run can go on from."""
-        saved = next((path for path in (self.checkpoint, self.older) if path.exists()), None)
-        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-
     def report(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of one step."""
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -282,29 +252,50 @@ class Meter:
         return means
 
 
-def _steps(first: int, config: Schedule, meter: Meter, run: RunFolder, what: str) -> Iterator[int]:
-    """Yield the steps from `first` on with a progress bar, and report the meter's means regularly."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class Reporter:
+    """Shows the progress of a run, and reports the means of its scalars regularly.
 
-    last, every = config.steps, config.report_every
-    console = Console(stderr=True, quiet=not run.leads)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[line]}"), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=last, completed=first, line="")
-        since = time.perf_counter()
-        for step in range(first, last):
-            yield step
-            bar.advance(task)
-            if run.leads and ((step + 1) % every == 0 or step + 1 == last):
-                values = meter.take()
-                now = time.perf_counter()
-                values["steps_per_second"], since = every / (now - since), now
-                run.report(step + 1, values)
-                line = " ".join(f"{name} {value:.3f}" for name, value in values.items())
-                bar.update(task, line=line)
-                if not console.is_terminal:
-                    print(f"{what} {step + 1}/{last} {line}", file=sys.stderr, flush=True)
+    Args:
+        config: The schedule.
+        run: Where scalars are logged.
+        what: Name of the run.
+        first: Its first step.
+    """
+
+    def __init__(self, config: Schedule, run: RunFolder, what: str, first: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.config, self.run, self.what, self.meter = config, run, what, Meter()
+        self.console = Console(stderr=True, quiet=not run.leads)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        line = TextColumn("{task.fields[line]}")
+        self.bar = Progress(*columns, line, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(what, total=config.steps, completed=first, line="")
+
+    def __enter__(self) -> Reporter:
+        self.bar.__enter__()
+        self.since = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """Add the scalars of a step."""
+        self.meter.add(values)
+        self.bar.advance(self.task)
+        if self.run.leads and ((step + 1) % self.config.report_every == 0 or step + 1 == self.config.steps):
+            self._report(step + 1)
+
+    def _report(self, step: int) -> None:
+        values, now = self.meter.take(), time.perf_counter()
+        values["steps_per_second"], self.since = self.config.report_every / (now - self.since), now
+        self.run.report(step, values)
+        line = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self.bar.update(self.task, line=line)
+        if not self.console.is_terminal:
+            print(f"{self.what} {step}/{self.config.steps} {line}", file=sys.stderr, flush=True)
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:

@@ -28,15 +28,15 @@ class ValidationConfig:
     """When held-out data are evaluated, and what follows."""
 
     every: int = 250  # steps; 0: never
-    examples: int = 64  # held-out examples (of a codec: utterances)
+    examples: int = 0  # held-out examples, of a codec utterances; 0: 64 examples, or 16 utterances
     by: str = LOSS  # the value that decides what is best: the lowest loss, or another value by its name
     keep_best: bool = True  # RUN/best holds the best model
     patience: int = 0  # the run ends after so many validations without a better value; 0: never
     asr: str = ""  # of a codec: a recogniser that transcribes the decoded speech, as in `sg2 eval codec --asr`
 
     def __post_init__(self) -> None:
-        if min(self.every, self.patience) < 0 or self.examples < 1:
-            raise UserError("every and patience must be at least 0, examples at least 1")
+        if min(self.every, self.patience, self.examples) < 0:
+            raise UserError("every, examples and patience must be at least 0")
 
 
 class Validated(Protocol):

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_one_line_and_the_one_before_is_used(tmp_path, c
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     for damaged in (b"", whole[:100], b"no checkpoint"):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
-        assert RunFolder(tmp_path, True).load()["step"] == 4
+        assert RunFolder(tmp_path, True).checkpoints.load()["step"] == 4
         assert "checkpoint.pt is damaged" in capsys.readouterr().err
     (tmp_path / "checkpoint-old.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint can be read"):

@@ -105,8 +105,8 @@ def test_another_value_may_decide(tmp_path):
     config = Config(ValidationConfig(every=2, keep_best=False))
     run.train(Curve(values), config, tmp_path / "c", False, "curve")
     assert not (tmp_path / "c" / "best").exists()
-    with pytest.raises(UserError, match="at least 1"):
-        ValidationConfig(examples=0)
+    with pytest.raises(UserError, match="at least 0"):
+        ValidationConfig(examples=-1)
 
 
 def held_out(prompt):
@@ -143,6 +143,17 @@ def test_training_is_the_same_with_and_without_validation(tmp_path):
     kept = SpeechLM.from_pretrained(tmp_path / "validated" / "best").state_dict()
     assert json.loads((tmp_path / "validated" / "best" / "validation.json").read_text())["step"] == best["step"]
     assert best["step"] < 4 or all(torch.equal(kept[name], validated[name]) for name in kept)
+
+
+def test_a_rise_of_text_perplexity_stops_before_a_model_is_kept(tmp_path):
+    lm = test_stages.model()
+    config = replace(
+        STAGE, peak_lr=0.5, steps=8, save_every=8, max_perplexity_ratio=1.01, average=0.0,
+        validation=ValidationConfig(every=4),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="validation: the perplexity of held-out text rose"):
+        train(config, lm, Numbers(lm.prompt), str(tmp_path), held_out=held_out(lm.prompt))
+    assert not (tmp_path / "best").exists()
 
 
 def test_validation_measures_the_averaged_model_as_saved(tmp_path):
