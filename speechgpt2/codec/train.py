@@ -35,7 +35,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
-from speechgpt2.training.run import RunFolder, WeightAverage, generators, learning_rate
+from speechgpt2.training.prefetch import StepLoader
+from speechgpt2.training.run import RunFolder, WeightAverage, generators, learning_rate, step_random
 from speechgpt2.training.validation import ValidationConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
@@ -65,6 +66,22 @@ class Crops:
     augmented: Tensor
     f0: Tensor
     phones: Tensor
+
+
+@dataclass(frozen=True)
+class StepCrops:
+    """Makes the crops of a step, and returns the generator that further random choices of the step come from."""
+
+    source: CropSource
+    seed: int
+    batch: int
+    frames: int
+    rank: int
+
+    def __call__(self, step: int) -> tuple[Crops, np.random.Generator]:
+        """Return the crops of a step."""
+        random = step_random(self.seed, step, self.rank)
+        return self.source.crops(random, self.batch, self.frames), random
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,7 @@ class CodecTrainConfig:
     phone_delay: int = 3
     mix: dict[str, float] = field(default_factory=dict)  # by source: how often it is drawn, against its length
     seed: int = 0
+    workers: int = 0  # processes, besides the one that trains, that prepare crops ahead
     report_every: int = 50
     save_every: int = 500
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -167,6 +185,8 @@ class CodecTrainer:
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
         self.held_out, self.judge = held_out, judge
+        crops = StepCrops(source, config.seed, config.batch, config.frames, distributed.rank())
+        self.loader = StepLoader(crops, config.steps, config.workers)
         self.is_quantized = config.init is not None  # whether codes mean anything yet
         codec = config.new_codec()
         if config.delay is not None:
@@ -192,8 +212,8 @@ class CodecTrainer:
     def step(self, step: int) -> dict[str, Tensor]:
         """Take one optimizer step and return the terms of the loss."""
         config = self.config
-        random, generator = generators(config.seed, step)
-        crops = self.source.crops(random, config.batch, config.frames)
+        _, generator = generators(config.seed, step)
+        crops, random = self.loader.take(step)
         crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.augmented, crops.f0, crops.phones)))
         frozen = config.freeze_from is not None and step >= config.freeze_from
         self.is_quantized = config.init is not None or step >= config.quantize_from

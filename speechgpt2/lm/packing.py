@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,6 +47,48 @@ class Batch(NamedTuple):
         """Return the batch on a device."""
         moved = [Patches(*(t.to(device) for t in p)) for p in (self.patches, self.inputs)]
         return Batch(*moved, *(t.to(device) for t in self[2:]))  # type: ignore[arg-type, union-attr]
+
+
+@dataclass(frozen=True)
+class RowBatches:
+    """Makes the batches of a step. A row depends on its number among all rows of the step only.
+
+    Attributes:
+        source: Where examples come from.
+        seed: Seed of the run.
+        first: The number of this process's first row.
+        rows: Rows of a batch.
+        count: Batches of a step.
+        patches: Positions of a row.
+        filler: As for `pack`, and so on.
+    """
+
+    source: ExampleSource
+    seed: int
+    first: int
+    rows: int
+    count: int
+    patches: int
+    filler: int
+    corrupted: float
+    corrupted_given: float
+    no_speech: int
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Return the batches of a step."""
+        randoms = [np.random.default_rng((self.seed, step, self.first + i)) for i in range(self.count * self.rows)]
+        return [
+            pack(
+                self.source,
+                randoms[i : i + self.rows],
+                self.patches,
+                self.filler,
+                self.corrupted,
+                self.corrupted_given,
+                self.no_speech,
+            )
+            for i in range(0, len(randoms), self.rows)
+        ]
 
 
 def pack(

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +33,12 @@ from speechgpt2.lm.checkpoint import WEIGHTS_FILE
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig, SamplingConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.model import CONFIG_FILE, SpeechLM
-from speechgpt2.lm.packing import Batch, ExampleSource, pack
+from speechgpt2.lm.packing import Batch, ExampleSource, RowBatches
 from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.lm.validation import HeldOutLosses, HeldOutTask
 from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
+from speechgpt2.training.prefetch import StepLoader
 from speechgpt2.training.run import RunFolder, WeightAverage, learning_rate, seed_step
 from speechgpt2.training.validation import ValidationConfig
 
@@ -98,6 +98,7 @@ class LMTrainConfig:
     report_every: int = 50
     save_every: int = 250
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    workers: int = 0  # processes, besides the one that trains, that prepare batches ahead
     # Memory
     checkpoint_activations: bool = False  # compute the backbone's activations again in the backward pass
     compile: bool = False
@@ -169,6 +170,7 @@ class LMTrainer:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self.perplexity_before: float | None = None
         eos = model.prompt.special_ids.eos
+        self.loader = StepLoader(row_batches(config, model, source), config.steps, config.workers)
         self.held_out = HeldOutLosses(held_out, config.rows, config.row_patches, eos) if held_out else None
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -204,25 +206,8 @@ class LMTrainer:
         return {**dict(zip(sums, joined)), **values}
 
     def batches(self, step: int) -> list[Batch]:
-        """Return this process's batches of a step. A row depends on its number among all rows of the step only."""
-        config = self.config
-        first = distributed.rank() * config.accumulate * config.rows
-        randoms = [
-            np.random.default_rng((config.seed, step, first + i)) for i in range(config.accumulate * config.rows)
-        ]
-        eos = self.model.prompt.special_ids.eos
-        return [
-            pack(
-                self.source,
-                randoms[i : i + config.rows],
-                config.row_patches,
-                eos,
-                config.corrupt,
-                config.corrupt_given,
-                self.model.config.no_speech,
-            ).to(self.device)
-            for i in range(0, len(randoms), config.rows)
-        ]
+        """Return this process's batches of a step, on its device."""
+        return [batch.to(self.device) for batch in self.loader.take(step)]
 
     @torch.no_grad()
     def text_perplexity(self) -> float:
@@ -370,6 +355,22 @@ class LMTrainer:
 
     def log_samples(self, run: RunFolder, step: int) -> None:
         """Log nothing: `sg2 eval` shows what the model says."""
+
+
+def row_batches(config: LMTrainConfig, model: SpeechLM, source: ExampleSource) -> RowBatches:
+    """Return what makes the batches of this process."""
+    return RowBatches(
+        source,
+        config.seed,
+        distributed.rank() * config.accumulate * config.rows,
+        config.rows,
+        config.accumulate,
+        config.row_patches,
+        model.prompt.special_ids.eos,
+        config.corrupt,
+        config.corrupt_given,
+        model.config.no_speech,
+    )
 
 
 def freeze(model: SpeechLM, patterns: tuple[str, ...]) -> None:

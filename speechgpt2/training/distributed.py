@@ -50,7 +50,7 @@ def launch(processes: int, work: Callable[[], None]) -> None:
     threads, spawn = torch.get_num_threads(), torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         given = (processes, f"file://{folder}/meet", work)
-        others = [spawn.Process(target=_follow, args=(rank, *given), daemon=True) for rank in range(1, processes)]
+        others = [spawn.Process(target=_follow, args=(rank, *given)) for rank in range(1, processes)]
         for other in others:
             other.start()
         try:

@@ -313,9 +313,17 @@ def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generat
         A generator that differs between the processes of a run, which draw different data, and one that is the same in
         all of them.
     """
-    random, shared = np.random.default_rng((seed, step, distributed.rank())), np.random.default_rng((seed, step))
-    torch.manual_seed(int(random.integers(1 << 62)))
+    seed_step(seed, step)
+    shared = np.random.default_rng((seed, step))
+    random = step_random(seed, step, distributed.rank())
     return random, torch.Generator().manual_seed(int(shared.integers(1 << 62)))
+
+
+def step_random(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Return the generator from which a process draws the data of a step."""
+    random = np.random.default_rng((seed, step, rank))
+    random.integers(1 << 62)  # the number that `seed_step` takes
+    return random
 
 
 def seed_step(seed: int, step: int) -> None:
