@@ -1,4 +1,4 @@
-"""Small trained parts beside frozen weights: low-rank updates, and rows for new tokens.
+"""Small trained parts beside frozen weights: low-rank updates, and rows for new tokens. The frozen may be quantized.
 
 LoRA: Hu et al., 2021 (https://arxiv.org/abs/2106.09685). `merged_tensors` merges all into plain weights, one by one, so
 that the saved model is like any other, and is not in memory twice.
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.quantized import FrozenLinear, Quantization, quantize
+from speechgpt2.nn.uninitialized import return_memory
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,29 @@ def add_adapters(model: SpeechLM, lora: LoraConfig | None, new_tokens: bool) -> 
         setattr(owner, child, LoraLinear(getattr(owner, child), lora))
 
 
+def quantize_frozen(model: SpeechLM, quantization: Quantization) -> None:
+    """Quantize the frozen matrices of the layers, one after the other. Embedding and text head stay as they are.
+
+    Raises:
+        UserError: If there is no frozen matrix, or one does not divide into groups.
+    """
+    names = [
+        name
+        for stack in ("backbone", "patch_decoder")
+        for name, module in model.get_submodule(stack).named_modules(prefix=stack)
+        if isinstance(module, Linear) and not module.weight.requires_grad
+    ]
+    if not names:
+        raise UserError("quantize: no matrix is frozen; freeze some, such as backbone.*, and add lora")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        layer = getattr(owner, child)
+        setattr(owner, child, FrozenLinear(quantize(layer.weight, quantization), layer.bias))
+        layer.weight = None  # its memory is returned before the next one is quantized
+        return_memory()
+
+
 def text_logits(model: SpeechLM, hidden: Tensor) -> Tensor:
     """Map `hidden [N, D]` to text logits `[N, vocab]`, with the rows of new tokens."""
     logits = model.text_logits(hidden)
@@ -146,14 +172,19 @@ def merged_tensors(model: SpeechLM, value: Value) -> dict[str, MergedTensor]:
     """Return the weights of a plain model, each of which is made when it is needed.
 
     Args:
-        model: A model, with adapters or without.
+        model: A model, with adapters or without, quantized in part or not.
         value: Maps the name and the tensor of a parameter to what is saved, such as its average.
     """
     found = {
         name: MergedTensor(tuple(tensor.shape), partial(value, name, tensor))
         for name, tensor in model.state_dict().items()
     }
-    for name, module in model.named_modules():
+    modules = list(model.named_modules())
+    for name, module in modules:
+        if isinstance(module, FrozenLinear):
+            shape = (module.out_features, module.in_features)
+            found[f"{name}.weight"] = MergedTensor(shape, partial(_dequantized, f"{name}.weight", module, value))
+    for name, module in modules:
         at = f"{name}."
         if isinstance(module, LoraLinear):
             up, down, base = (found.pop(at + part) for part in ("up", "down", "base.weight"))
@@ -170,6 +201,11 @@ def merged_tensors(model: SpeechLM, value: Value) -> dict[str, MergedTensor]:
 def merged_state(model: SpeechLM, value: Value = lambda _, tensor: tensor) -> dict[str, Tensor]:
     """Return the weights of a plain model, all of them. The arguments are those of `merged_tensors`."""
     return {name: tensor.make() for name, tensor in merged_tensors(model, value).items()}
+
+
+@torch.no_grad()
+def _dequantized(name: str, layer: FrozenLinear, value: Value) -> Tensor:
+    return value(name, layer.matrix.dequantize().float())
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from speechgpt2 import config as configs
 from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
-from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_tensors
+from speechgpt2.lm.adapters import LoraConfig, add_adapters, merged_tensors, quantize_frozen
 from speechgpt2.lm.checkpoint import WEIGHTS_FILE
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig, SamplingConfig
 from speechgpt2.lm.losses import LMLosses, TermWeights
@@ -37,6 +37,7 @@ from speechgpt2.lm.packing import Batch, ExampleSource, RowBatches
 from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.lm.validation import HeldOutLosses, HeldOutTask
 from speechgpt2.nn.precision import has_fast_bf16
+from speechgpt2.nn.quantized import Quantization
 from speechgpt2.training import distributed, run
 from speechgpt2.training.prefetch import StepLoader
 from speechgpt2.training.run import RunFolder, WeightAverage, learning_rate, seed_step
@@ -70,6 +71,7 @@ class LMTrainConfig:
     freeze: tuple[str, ...] = ()
     new_tokens: bool = False  # train the rows of the special tokens, although the text embedding is frozen
     lora: LoraConfig | None = None
+    quantize: Quantization | None = None  # the frozen matrices of the layers, such as {kind: int4}: QLoRA
     text_weight: float = 1.0
     codes_weight: float = 0.5  # all codes, relative to text
     code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)  # each codebook
@@ -151,6 +153,8 @@ class LMTrainer:
         freeze(model, config.freeze)
         torch.manual_seed(config.seed)
         add_adapters(model, config.lora, config.new_tokens)
+        if config.quantize is not None:
+            quantize_frozen(model, config.quantize)
         self.losses = LMLosses(model, len(source.phones), config.weights).to(device).train()
         half = has_fast_bf16(device)
         for parameter in model.parameters():

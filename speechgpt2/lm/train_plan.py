@@ -15,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechgpt2.lm.adapters import add_adapters, text_logits
+from speechgpt2.lm.adapters import add_adapters, quantize_frozen, text_logits
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.tokenizer import special_tokens, train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, freeze, prepare_layers
+from speechgpt2.nn.quantized import DEQUANTIZED_AT_ONCE, FrozenLinear
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 HALF, SINGLE = 2, 4  # bytes
 GIB = float(1 << 30)
+WORKSPACE = 8  # bytes that each weight takes while it is dequantized
 MARGIN = 1.1  # for what the allocator and the libraries take
 RELEASED = LMConfig(  # the sizes of SpeechGPT-2.0-preview-7B
     BackboneConfig(vocab=152_064, width=3584, layers=28, heads=28, kv_heads=4, ffn=18_944),
@@ -39,8 +41,10 @@ class StepCost(NamedTuple):
         trained: parameters that are trained.
         frozen: parameters that are not.
         weights: bytes of all weights.
+        quantized: bytes of those that are quantized, which are whole on every device.
         largest: bytes of the largest part whose weights are whole at once in a sharded run.
         kept: bytes that a step keeps for its backward pass, with the gradient of the logits.
+        workspace: bytes that it takes to dequantize a matrix.
         positions: of a step.
         recomputed: whether the backward pass computes the layers again.
     """
@@ -48,8 +52,10 @@ class StepCost(NamedTuple):
     trained: int
     frozen: int
     weights: int
+    quantized: int
     largest: int
     kept: int
+    workspace: int
     positions: int
     recomputed: bool
 
@@ -78,7 +84,8 @@ def plan(config: LMTrainConfig, cost: StepCost, devices: int, flops: float) -> P
     # Two operations a weight forward, two for the gradient of the input, two for that of a trained weight.
     work = 4 * everything + 2 * cost.trained + (2 * everything if cost.recomputed else 0)
     seconds = work * cost.positions / flops
-    return Plan(devices, cost.weights / share + gathered, states / share, cost.kept, seconds)
+    weights = (cost.weights - cost.quantized) / share + cost.quantized + gathered
+    return Plan(devices, weights, states / share, cost.kept + cost.workspace, seconds)
 
 
 def step_cost(
@@ -105,10 +112,14 @@ def step_cost(
         model = SpeechLM(shape, tokenizer)
         freeze(model, config.freeze)
         add_adapters(model, config.lora, config.new_tokens)
+        if config.quantize is not None:
+            quantize_frozen(model, config.quantize)
+        matrices = [module.matrix for module in model.modules() if isinstance(module, FrozenLinear)]
+        quantized = sum(matrix.nbytes for matrix in matrices)
         prepare_layers(model, config)
         parameters = dict(model.named_parameters())
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
-        frozen = sum(p.numel() for p in parameters.values()) - trained
+        frozen = sum(p.numel() for p in parameters.values()) - trained + sum(m.rows * m.columns for m in matrices)
 
         def size(p: Tensor) -> int:
             is_half = half and not p.requires_grad and p.dim() > 1
@@ -123,7 +134,12 @@ def step_cost(
             kept += _kept_by_layer(*plain, shape, half, fused)
     largest = weights - sum(of_layers) + 2 * max(of_layers)  # outside the layers, and the next layer on its way
     positions = config.rows * config.row_patches * config.accumulate
-    return StepCost(trained, frozen, weights, largest, kept, positions, config.checkpoint_activations)
+    weights += quantized
+    at_once = max((min(m.rows * m.columns, DEQUANTIZED_AT_ONCE) for m in matrices), default=0)
+    return StepCost(
+        trained, frozen, weights, quantized, largest, kept, WORKSPACE * at_once, positions,
+        config.checkpoint_activations,
+    )  # fmt: skip
 
 
 def _kept(model: SpeechLM, config: LMTrainConfig, half: bool, fused: bool, shares: tuple[float, float]) -> int:

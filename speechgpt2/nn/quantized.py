@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,12 @@ class QuantizedMatrix(NamedTuple):
         scale, offset = self.scales[:, start:padded].permute(2, 1, 0).unsqueeze(-1)  # [R, C / group, 1]
         grouped = integers.view(len(integers), -1, self.group)
         return torch.addcmul(offset, grouped, scale).flatten(1)[: stop - start]
+
+    def parts(self) -> Iterator[tuple[int, Tensor]]:
+        """Dequantize some rows after the others, each part with the number of its first row."""
+        step = max(1, DEQUANTIZED_AT_ONCE // self.columns // BLOCK) * BLOCK
+        for start in range(0, self.rows, step):
+            yield start, self.dequantize(start, start + step)
 
 
 def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
@@ -202,9 +208,7 @@ class QuantizedKernel(NamedTuple):
         return multiply(x, values, self.matrix.group, scales)[:, :rows]
 
     def _many(self, x: Tensor) -> Tensor:
-        step = max(1, DEQUANTIZED_AT_ONCE // x.shape[1] // BLOCK) * BLOCK
-        starts = range(0, self.matrix.rows, step)
-        return torch.cat([F.linear(x, self.matrix.dequantize(start, start + step)) for start in starts], dim=1)
+        return torch.cat([F.linear(x, part) for _, part in self.matrix.parts()], dim=1)
 
 
 def _has_kernel(device: torch.device) -> bool:
@@ -287,6 +291,52 @@ class Embedding(QuantizableWeight, nn.Embedding):
             return super().forward(ids)
         rows = F.embedding(ids, self.matrix.values).to(self.matrix.scales.dtype)
         return rows * self.matrix.scales[ids][..., None]
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer with a frozen quantized matrix, through which gradients pass to its input: `[..., C] -> [..., D]`.
+
+    It is for training of other parts (QLoRA: Dettmers et al., 2023, https://arxiv.org/abs/2305.14314). The matrix is
+    dequantized in parts, again in the backward pass, and is never kept.
+    """
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: QuantizedMatrix, bias: nn.Parameter | None = None):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = matrix.columns, matrix.rows, bias
+        self.register_buffer("values", matrix.values, persistent=False)  # a checkpoint holds what is trained
+        self.register_buffer("scales", matrix.scales, persistent=False)
+
+    @property
+    def matrix(self) -> QuantizedMatrix:
+        """The matrix, in the layout of files."""
+        return QuantizedMatrix(self.values, self.scales, self.out_features, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., C]` to `[..., D]`."""
+        y: Tensor = _FrozenProduct.apply(x, self.matrix)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x ↦ x Wᵀ with a quantized W, which gets no gradient. Under autocast products are in its precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: QuantizedMatrix) -> Tensor:
+        ctx.matrix, ctx.dtype, device = matrix, x.dtype, x.device.type
+        x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+        return torch.cat([F.linear(x, part.to(x.dtype)) for _, part in matrix.parts()], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = None
+        for start, part in ctx.matrix.parts():
+            product = gradient[..., start : start + len(part)] @ part.to(gradient.dtype)
+            total = product.float() if total is None else total.add_(product)
+        assert total is not None
+        return total.to(ctx.dtype), None
 
 
 def quantize_model(model: nn.Module, quantization: Quantization) -> None:

@@ -10,6 +10,7 @@ from speechgpt2.nn.quantized import (
     GROUPS,
     MANY_ROWS,
     Embedding,
+    FrozenLinear,
     Quantization,
     QuantizedKernel,
     from_blocks,
@@ -71,6 +72,27 @@ def test_product_equals_that_with_the_dequantized_matrix(quantization, rows):
     y = layer(x)
     assert y.shape == (rows, 200) and not layer.weight.numel()
     torch.testing.assert_close(y, F.linear(x, weight, layer.bias), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kind", ("int8", "int4"))
+def test_gradients_pass_through_a_frozen_matrix(kind, dtype, monkeypatch):
+    monkeypatch.setattr("speechgpt2.nn.quantized.DEQUANTIZED_AT_ONCE", 64 * 64)  # in three parts
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(64, 150)
+    matrix = quantize(layer.weight, Quantization(kind))
+    frozen, plain = FrozenLinear(matrix, layer.bias), matrix.dequantize().float()
+    x = torch.randn(2, 5, 64, generator=generator, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = frozen(x)
+    assert y.dtype == dtype and len(list(matrix.parts())) == 3
+    wanted = F.linear(x, plain, layer.bias)
+    upstream = torch.randn(2, 5, 150, generator=generator)
+    ours, theirs = (torch.autograd.grad(out, x, upstream.to(out.dtype))[0] for out in (y, wanted))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(y.float(), wanted, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    assert ours.dtype == torch.float32 and not frozen.state_dict().keys() - {"bias"}
 
 
 def test_layout_is_that_of_the_kernel():

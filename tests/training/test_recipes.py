@@ -14,10 +14,15 @@ from tests.lm.tiny import tiny_config, tiny_tokenizer
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 STAGES = sorted((RECIPES / "small").glob("*.yaml"))
 OF_MINI = [RECIPES / "finetune-mini.yaml", RECIPES / "demo-train.yaml", *sorted((RECIPES / "mini").glob("lm*.yaml"))]
-OF_CODEC = [p for p in [*RECIPES.glob("*.yaml"), *sorted((RECIPES / "mini").glob("*.yaml"))] if p not in OF_MINI]
+OF_RELEASED = [*STAGES, RECIPES / "finetune-qlora.yaml"]
+OF_CODEC = [
+    p
+    for p in [*sorted(RECIPES.glob("*.yaml")), *sorted((RECIPES / "mini").glob("*.yaml"))]
+    if p not in [*OF_MINI, *OF_RELEASED]
+]
 
 
-@pytest.mark.parametrize("path", [*STAGES, *OF_MINI], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*OF_RELEASED, *OF_MINI], ids=lambda path: path.stem)
 def test_recipes_of_the_language_model(path):
     chain = path in OF_MINI
     prompt = Prompt(tiny_config(chain_of_modality=chain, tools=not chain), tiny_tokenizer())

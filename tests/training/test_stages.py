@@ -15,6 +15,7 @@ from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.example import TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.train import LMTrainConfig, LMTrainer, RateScale, train
+from speechgpt2.nn.quantized import FrozenLinear, Quantization
 from speechgpt2.training import distributed
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
@@ -222,6 +223,73 @@ def test_planned_memory_is_what_a_run_takes(width, layers):
     assert planned.memory == pytest.approx(measured, rel=0.15)
     fewer = train_plan.step_cost(replace(config, checkpoint_activations=True), shape, False, False, tuple(learnt))
     assert fewer.kept < cost.kept
+
+
+QLORA = replace(
+    STAGE, freeze=("backbone.*", "text_embedding.*", "patch_decoder.*"), lora=LoraConfig(rank=2),
+    quantize=Quantization("int4"), peak_lr=0.01, average=0.0, max_perplexity_ratio=9.0,
+)  # fmt: skip
+
+
+def divisible(width=32, layers=2):
+    """A model whose widths divide into groups of 32, stored in bfloat16."""
+    torch.manual_seed(0)
+    shape = tiny_config(width=width, layers=layers, ffn=2 * width, tied_embeddings=True)
+    shape = replace(shape, patch_decoder=replace(shape.patch_decoder, width=32))
+    return SpeechLM(shape, tiny_tokenizer()).bfloat16()
+
+
+def test_qlora_trains_adapters_on_a_quantized_base_and_resumes_exactly(tmp_path):
+    lm = divisible()
+    killed = trainer_of(QLORA, divisible())
+    base = [m.matrix.values.clone() for m in killed.model.modules() if isinstance(m, FrozenLinear)]
+    killed.step(0), killed.step(1)
+    after = [m.matrix.values for m in killed.model.modules() if isinstance(m, FrozenLinear)]
+    assert base and all(torch.equal(a, b) for a, b in zip(base, after, strict=True))
+    assert all(".up" in name or ".down" in name for name in killed.trained if ".layers." in name)
+    (tmp_path / "part").mkdir()
+    torch.save(killed.content(2), tmp_path / "part" / "checkpoint.pt")
+    train(QLORA, lm, Numbers(lm.prompt), str(tmp_path / "whole"))
+    again = divisible()
+    train(QLORA, again, Numbers(again.prompt), str(tmp_path / "part"), resume=True)
+    whole, part = SpeechLM.from_pretrained(tmp_path / "whole"), SpeechLM.from_pretrained(tmp_path / "part")
+    assert whole.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), part.state_dict().values()))
+
+
+@pytest.mark.parametrize("width, layers", ((64, 2), (128, 3), (192, 4)))
+def test_planned_memory_of_qlora(width, layers):
+    config = replace(QLORA, row_patches=256, max_perplexity_ratio=None)
+    trainer = trainer_of(config, divisible(width, layers))
+    batch = trainer.batches(0)[0]
+    learnt = [float(mask[:, 1:].sum()) / mask.numel() for mask in (batch.text_loss_mask, batch.code_loss_mask)]
+    cost = train_plan.step_cost(config, trainer.model.config, half=False, fused=False, shares=tuple(learnt))
+    with train_plan.SavedBytes(trainer.losses.parameters()) as saved:
+        outputs = trainer.losses(batch, trainer.losses.totals(batch))
+    assert outputs[0].isfinite()
+    trainer.step(0)
+    tensors = {
+        t.untyped_storage().data_ptr(): t.nbytes for t in (*trainer.model.parameters(), *trainer.model.buffers())
+    }
+    states = sum(t.numel() * 4 for s in trainer.optimizer.state.values() for t in s.values() if t.dim())
+    gradients = sum(p.grad.numel() * 4 for p in trainer.trained.values() if p.grad is not None)
+    logits = int(batch.text_loss_mask[:, 1:].sum()) * trainer.model.config.backbone.vocab * 4
+    measured = sum(tensors.values()) + states + gradients + saved.bytes + 2 * logits
+    planned = train_plan.plan(config, cost, 1, 1e12).memory - cost.workspace  # which test_qlora_memory.py measures
+    assert planned == pytest.approx(measured, rel=0.15)
+    plain = train_plan.step_cost(replace(config, quantize=None), trainer.model.config, False, False, tuple(learnt))
+    assert cost.quantized and cost.weights < plain.weights and cost.frozen == plain.frozen
+
+
+def test_plan_of_qlora_for_the_released_model():
+    config = replace(
+        QLORA, lora=LoraConfig(rank=32), rows=1, row_patches=1024, checkpoint_activations=True,
+        freeze=("backbone.*", "text_embedding.*", "text_head.*"),
+    )  # fmt: skip
+    cost = train_plan.step_cost(config, train_plan.RELEASED)
+    plans = [train_plan.plan(replace(config, sharded=True), cost, n, 4e14) for n in (1, 8)]
+    assert plans[0].memory / train_plan.GIB < 14 and 3.5 < cost.quantized / train_plan.GIB < 4.5
+    assert plans[1].weights > cost.quantized
 
 
 def test_plan_of_the_released_model():
