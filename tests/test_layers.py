@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "nn": BASE | {"streaming"},
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
     "training": BASE | {"hub"},
-    "codec": FOUNDATION | {"training"},
+    "codec": FOUNDATION | {"training", "extras"},
     "lm": FOUNDATION | {"training", "extras", "greeting_file"},
     "loading": FOUNDATION | {"codec", "lm"},
     "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share

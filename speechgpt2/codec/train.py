@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig
+from speechgpt2.codec.crops import Crops, CropSource
 from speechgpt2.codec.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt2.codec.growth import grow
 from speechgpt2.codec.harmonic import HarmonicHead
 from speechgpt2.codec.listener import Listener
 from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
 from speechgpt2.codec.model import Codec
+from speechgpt2.codec.teachers import TeacherConfig, Teachers
 from speechgpt2.codec.validation import HeldOutSpeech, Judge, held_out_values
 from speechgpt2.errors import UserError
 from speechgpt2.nn.precision import has_fast_bf16
@@ -42,30 +44,6 @@ from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # batches for the k-means that initialises the codebooks
 STEP = FRAME_SIZE // 4  # samples
-
-
-class CropSource(Protocol):
-    """Source of crops, see `speechgpt2.corpus.codec_dataset`. `phones` are the names of the phone labels."""
-
-    phones: tuple[str, ...]
-
-    def crops(self, random: np.random.Generator, batch: int, frames: int) -> Crops:
-        """Return `batch` crops of `frames` frames."""
-        ...
-
-
-@dataclass(frozen=True)
-class Crops:
-    """A batch of crops.
-
-    `pcm [B, 960·T]` (float32) is clean, `augmented` is the same with room acoustics and noise. `f0 [B, 4·T]` is in Hz,
-    0 where unvoiced. `phones [B, T]` are labels, −1 where unknown.
-    """
-
-    pcm: Tensor
-    augmented: Tensor
-    f0: Tensor
-    phones: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,6 +100,7 @@ class CodecTrainConfig:
     codebook_decay: float = 0.98
     revive_below: float = 0.1
     phone_delay: int = 3
+    teachers: tuple[TeacherConfig, ...] = ()  # of content, besides the phones (codec/teachers.py)
     mix: dict[str, float] = field(default_factory=dict)  # by source: how often it is drawn, against its length
     seed: int = 0
     workers: int = 0  # processes, besides the one that trains, that prepare crops ahead
@@ -197,6 +176,9 @@ class CodecTrainer:
         self.phone_head = nn.Conv1d(self.codec.config.latent, len(source.phones), config.phone_delay + 1).to(device)
         self.listener = Listener(len(source.phones)).to(device)
         self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head, "listener": self.listener})
+        self.teachers = Teachers(config.teachers, self.codec.config.latent, device).to(device)
+        if config.teachers:
+            self.modules["teachers"] = self.teachers
         distributed.broadcast_weights(self.modules)
         self.average = WeightAverage(self.codec, config.average)
         self.mel = MultiScaleMel().to(device)
@@ -214,7 +196,7 @@ class CodecTrainer:
         config = self.config
         _, generator = generators(config.seed, step)
         crops, random = self.loader.take(step)
-        crops = Crops(*(t.to(self.device) for t in (crops.pcm, crops.augmented, crops.f0, crops.phones)))
+        crops = crops.to(self.device)
         frozen = config.freeze_from is not None and step >= config.freeze_from
         self.is_quantized = config.init is not None or step >= config.quantize_from
         if config.init is None and step == config.quantize_from:
@@ -223,7 +205,8 @@ class CodecTrainer:
         for optimizer in filter(None, (self.optimizer, self.optimizer_d)):
             optimizer.param_groups[0]["lr"] = rate
         terms, values = self._losses(crops, step, frozen, generator)
-        total = torch.stack([getattr(config.weights, name) * term for name, term in terms.items()]).sum()
+        weights = vars(config.weights) | self.teachers.weights
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         distributed.average_gradients(self.modules.parameters())
@@ -262,7 +245,7 @@ class CodecTrainer:
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         if not self.is_quantized:
-            return latent, self._phone_loss(latent, crops), {}
+            return latent, self._semantic_terms(latent, crops), {}
         residual, total, first = latent.detach(), torch.zeros_like(latent), None
         for k, book in enumerate(self.codec.quantizer.codebooks):
             flat = residual.reshape(-1, residual.shape[-1])
@@ -275,7 +258,7 @@ class CodecTrainer:
             first = vectors if first is None else first
         assert first is not None
         terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
-        terms |= self._phone_loss(latent + (first - latent).detach(), crops)
+        terms |= self._semantic_terms(latent + (first - latent).detach(), crops)
         return latent + (total - latent).detach(), terms, values
 
     @torch.no_grad()
@@ -288,10 +271,11 @@ class CodecTrainer:
             book.kmeans_init(residual, generator)  # type: ignore[operator]
             residual = residual - book.lookup(book.fast_nearest(residual))  # type: ignore[operator]
 
-    def _phone_loss(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
+    def _semantic_terms(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
         logits = self.phone_head(x.transpose(1, 2)).transpose(1, 2)
         labels = crops.phones[:, : logits.shape[1]]
-        return {"phone": cross_entropy(logits, labels)}  # 0 if all are recordings without phone labels
+        phones = cross_entropy(logits, labels)  # 0 if all are recordings without phone labels
+        return {"phone": phones, **self.teachers(x, crops)}
 
     def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `pcm [B, N]` and, if the head has a pitch, its terms. In training the true pitch drives the pulses."""

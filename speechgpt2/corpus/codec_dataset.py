@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from speechgpt2.codec.train import Crops
+from speechgpt2.codec.crops import Crops
 from speechgpt2.codec.validation import HeldOutSpeech
 from speechgpt2.corpus.phones import PhoneSet
 from speechgpt2.corpus.store import PAD_TO, Corpus, Record
@@ -15,11 +16,19 @@ from speechgpt2.dsp.world_pitch import F0_HOP
 from speechgpt2.errors import UserError
 from speechgpt2.tts.augment import augment_microphone
 from speechgpt2.tts.voice_sets import VOICE_SETS
+from speechgpt2.types import FRAME_RATE
 
 GAIN_DB = (-10.0, 4.0)
 SYNTHETIC = "synthetic"  # the source of records that state none
 HELD_OUT = 16  # utterances of a validation
 SHORTEST, LONGEST = 20 * PAD_TO, 150 * PAD_TO  # samples of held-out speech: STOI needs 0.5 s, 6 s bound the time
+
+
+class _Crop(NamedTuple):
+    pcm: np.ndarray
+    f0: np.ndarray
+    phones: np.ndarray
+    text: str | None
 
 
 class CorpusCrops:
@@ -65,11 +74,12 @@ class CorpusCrops:
         """Draw `batch` crops of `frames` codec frames, each at a random gain."""
         rows = [self._crop(random, frames) for _ in range(batch)]
         gains = 10 ** (random.uniform(*GAIN_DB, size=(batch, 1)) / 20)
-        pcm, f0, phones = (np.stack(values) for values in zip(*rows))
+        pcm, f0, phones = (np.stack(values) for values in zip(*((row.pcm, row.f0, row.phones) for row in rows)))
         peak = np.abs(pcm).max(axis=1, keepdims=True).clip(min=1e-3)
         pcm = (pcm * np.minimum(gains, 0.99 / peak)).astype(np.float32)
         augmented = np.stack([augment_microphone(row, random) for row in pcm]).astype(np.float32)
-        return Crops(*(torch.from_numpy(values) for values in (pcm, augmented, f0, phones)))
+        tensors = [torch.from_numpy(values) for values in (pcm, augmented, f0, phones)]
+        return Crops(tensors[0], tensors[1], tensors[2], tensors[3], tuple(row.text for row in rows))
 
     def held_out(self, count: int = 0) -> list[HeldOutSpeech]:
         """Return the beginnings of `count` utterances (0: 16) that are not trained on, spread over the corpus."""
@@ -81,8 +91,8 @@ class CorpusCrops:
         pcm = torch.from_numpy(self.corpus.pcm(record)[:LONGEST].copy())
         return HeldOutSpeech(pcm, record.text if record.length <= LONGEST else "", record.lang)
 
-    def _crop(self, random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        segments, missing = [], frames
+    def _crop(self, random: np.random.Generator, frames: int) -> _Crop:
+        segments, texts, missing = [], [], frames
         while missing:
             record = self.records[int(np.searchsorted(self.cumulative, random.random()))]
             available = record.length // PAD_TO
@@ -92,9 +102,18 @@ class CorpusCrops:
             scale = PAD_TO // F0_HOP
             f0 = self.corpus.f0(record)[first * scale : end * scale]
             segments.append((pcm, f0, self.phone_set.labels(record.phones, available)[first:end]))
+            texts.append(_text_between(record, first / FRAME_RATE, end / FRAME_RATE))
             missing -= end - first
         pcm, f0, labels = (np.concatenate(values) for values in zip(*segments))
-        return pcm, f0, labels
+        return _Crop(pcm, f0, labels, None if None in texts else " ".join(filter(None, texts)))
+
+
+def _text_between(record: Record, start: float, end: float) -> str | None:
+    """Return the words whose middle lies in a part of a record; None if the times of its words are unknown."""
+    if not record.words:
+        return None
+    words = [word.text for word in record.words if start <= (word.start + word.end) / 2 < end]
+    return ("" if record.lang == "zh" else " ").join(words)
 
 
 def _source(record: Record) -> str:

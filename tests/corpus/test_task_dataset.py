@@ -125,6 +125,16 @@ def test_held_out_examples_are_those_of_the_test_split(data, source):
     assert "say 1" in texts and "say 0" not in texts
 
 
+def test_crops_know_what_is_said_in_them(corpus):
+    source = CorpusCrops(corpus)
+    source.records = [r for r in source.records if r.id in ("e0-q", "e1-q")]
+    source.cumulative = np.array([0.5, 1.0])
+    texts = {text for seed in range(8) for text in source.crops(np.random.default_rng(seed), 2, 20).texts}
+    assert "so question 0" in texts and "再问1" in texts
+    source.records = [replace(source.records[0], words=()), source.records[1]]
+    assert None in source.crops(np.random.default_rng(0), 8, 20).texts
+
+
 def test_held_out_speech_of_the_codec(corpus):
     speech = CorpusCrops(corpus).held_out(5)
     assert [(clip.text, clip.lang, len(clip.pcm)) for clip in speech] == [("held out", "en", 24_000)]
