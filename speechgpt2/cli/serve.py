@@ -60,6 +60,14 @@ def serve(
     greeting_index: common.GreetingIndex = None,
     voice: common.VoiceName = None,
     persona: PersonaName = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            help="Send traces of requests and turns to this OpenTelemetry collector, such as http://localhost:4318. "
+            "[default: OTEL_EXPORTER_OTLP_ENDPOINT, if it is set]",
+            metavar="URL",
+        ),
+    ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
     tools: ToolFile = None,
@@ -100,7 +108,7 @@ def serve(
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
     flags |= {"greetings": greetings and str(greetings), "greeting_index": greeting_index, "voice": voice}
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
-    flags |= {"log_json": log_json, "log_transcripts": log_transcripts}
+    flags |= {"otlp": otlp, "log_json": log_json, "log_transcripts": log_transcripts}
     scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
     hosted = {
         "functions": tools,
@@ -168,10 +176,12 @@ def load_app(settings: ServerConfig) -> App:
     from speechgpt2.engine.engine import Engine
     from speechgpt2.loading import Sources
     from speechgpt2.nn.quantized import Quantization
+    from speechgpt2.server import tracing
     from speechgpt2.server.app import App
     from speechgpt2.server.hosted_tools import HostedTools
     from speechgpt2.vad import network
 
+    spans = tracing.start(settings.otlp, os.environ, settings.model)
     network()
     tools = HostedTools(settings)
     place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
@@ -190,4 +200,4 @@ def load_app(settings: ServerConfig) -> App:
     if tools.functions and not engine.calls_tools:
         print_warning(f"{settings.model} was not trained to call tools and answers without them; use a model that was")
     engine.start()
-    return App(settings, engine, Dialogue, tools)
+    return App(settings, engine, Dialogue, tools, spans)

@@ -15,33 +15,36 @@ class PlaybackClock:
 
     Args:
         clock: Returns the time in seconds.
+
+    Attributes:
+        ends: When all audio of the reply will have been played, by the clock.
     """
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
         self._received = 0  # samples of the reply
-        self._ends = 0.0  # when all of them will have been played
+        self.ends = 0.0
 
     def start_reply(self) -> None:
         """Start another reply."""
-        self._received, self._ends = 0, self._clock()
+        self._received, self.ends = 0, self._clock()
 
     def add(self, samples: int) -> None:
         """Add more audio of the reply. If all earlier audio has been played, playback has paused until now."""
-        self._ends = max(self._ends, self._clock()) + samples / SAMPLE_RATE
+        self.ends = max(self.ends, self._clock()) + samples / SAMPLE_RATE
         self._received += samples
 
     def stop(self) -> None:
         """Drop audio that has not been played."""
-        self._received, self._ends = self.played, self._clock()
+        self._received, self.ends = self.played, self._clock()
 
     @property
     def playing(self) -> bool:
         """Whether audio is left to play."""
-        return self._ends > self._clock()
+        return self.ends > self._clock()
 
     @property
     def played(self) -> int:
         """Samples of the reply played by now."""
-        left = max(0.0, self._ends - self._clock())
+        left = max(0.0, self.ends - self._clock())
         return max(0, self._received - round(left * SAMPLE_RATE))

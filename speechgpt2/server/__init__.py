@@ -16,5 +16,7 @@ OpenAI Realtime, by WebSocket and WebRTC:
     realtime_websocket.py, messages.py, session_config.py, items.py, response.py, settings.py
     webrtc_calls.py, webrtc_session.py, webrtc_peer.py, playout.py
 
-REST: rest.py, chat_completions.py. The process: launch.py, config.py, metrics.py, logs.py.
+REST: rest.py, chat_completions.py.
+
+The process: launch.py, config.py, metrics.py, logs.py; tracing.py, open_telemetry.py and turn_spans.py for traces.
 """

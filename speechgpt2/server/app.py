@@ -31,6 +31,7 @@ from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.metrics import CONTENT_TYPE
 from speechgpt2.server.openapi import describe, to_html
 from speechgpt2.server.protocols import PROTOCOLS
+from speechgpt2.server.tracing import Tracing
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {
@@ -57,13 +58,19 @@ class App:
         engine: A started engine.
         make_dialogue: Makes the dialogue of a session.
         tools: The tools that the server runs; None: those of `config`.
+        tracing: Traces requests and turns, and is closed at shutdown; None: nothing does.
     """
 
     def __init__(
-        self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory, tools: HostedTools | None = None
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        make_dialogue: DialogueFactory,
+        tools: HostedTools | None = None,
+        tracing: Tracing | None = None,
     ):
         self.config, self.engine = config, engine
-        self.gateway = Gateway(config, engine, make_dialogue, tools or HostedTools(config))
+        self.gateway = Gateway(config, engine, make_dialogue, tools or HostedTools(config), tracing)
         self.protocols = [protocol(self.gateway) for protocol in PROTOCOLS]
         self.asgi = FastAPI(
             title="speechgpt2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan
@@ -76,6 +83,7 @@ class App:
         for protocol in self.protocols:
             await protocol.close()
         await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.gateway.tracing.close)
 
     def _add_routes(self) -> None:
         for protocol in self.protocols:
@@ -91,7 +99,7 @@ class App:
         self.asgi.add_exception_handler(ApiError, handle_api_error)  # type: ignore[arg-type]
         self.asgi.add_exception_handler(HTTPException, handle_http_error)  # type: ignore[arg-type]
         self.asgi.add_exception_handler(Exception, handle_failure)
-        self.asgi.add_middleware(AccessLog)
+        self.asgi.add_middleware(AccessLog, tracing=self.gateway.tracing)
         if self.config.allowed_origins:  # browsers ask before a page sends a request to another origin
             self.asgi.add_middleware(
                 CORSMiddleware,

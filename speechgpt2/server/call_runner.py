@@ -20,6 +20,7 @@ from speechgpt2.server.mcp_config import McpTool
 from speechgpt2.server.messages import McpApprovalResponseItem
 from speechgpt2.server.outbound import SlowConsumerError
 from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.tracing import tool_finished
 from speechgpt2.types import ToolCall
 
 CANCELLED = "Cancelled, because the user went on."
@@ -178,6 +179,7 @@ class CallRunner:
                 result = ToolResult(call.call, DENIED, False, 0.0)
         finally:  # also when it is cancelled
             self._running.remove(call)
+            tool_finished(call.call)
             self.report(call, result)
             self._finished(call)
 

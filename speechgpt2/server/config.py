@@ -149,6 +149,7 @@ class ServerConfig:
         ssl_certfile: A certificate with its chain (PEM): the server speaks HTTPS and WSS.
         ssl_keyfile: The certificate's private key (PEM), if it is not in the same file.
         ice_servers: STUN servers ("stun:host:port"), which tell a server behind NAT its address, for WebRTC.
+        otlp: Address of an OpenTelemetry collector (OTLP over HTTP), which gets the traces of turns.
         log_json: Whether the log is JSON lines.
         log_transcripts: Whether the log contains what is said; it never contains audio.
     """
@@ -173,6 +174,7 @@ class ServerConfig:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ice_servers: tuple[str, ...] = ()
+    otlp: str | None = None
     log_json: bool = False
     log_transcripts: bool = False
     limits: LimitsConfig = field(default_factory=LimitsConfig)

@@ -25,6 +25,7 @@ from speechgpt2.server.personas import Personas
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
 from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
+from speechgpt2.server.tracing import Tracing, name_session
 from speechgpt2.server.voices import Voices
 
 log = logging.getLogger("sg2.server")
@@ -47,10 +48,19 @@ class Gateway:
         engine: A started engine.
         make_dialogue: Makes the dialogue of a session.
         tools: The tools that the server runs.
+        tracing: Traces turns; None: nothing does.
     """
 
-    def __init__(self, config: ServerConfig, engine: Engine, make_dialogue: DialogueFactory, tools: HostedTools):
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        make_dialogue: DialogueFactory,
+        tools: HostedTools,
+        tracing: Tracing | None = None,
+    ):
         self.config, self.engine, self.make_dialogue, self.tools = config, engine, make_dialogue, tools
+        self.tracing = tracing or Tracing()
         self.voices = Voices(engine.voices)
         self.personas = Personas(config.persona)
         chosen = self.personas.expand({"persona": config.persona}, "session")
@@ -139,7 +149,7 @@ class Gateway:
             AdmissionError: The engine has no free slot.
         """
         session = self.open_engine_session(session_settings(config))
-        dialogue = self.make_dialogue(session, dialogue_settings(config))
+        dialogue = self.tracing.dialogue(self.make_dialogue(session, dialogue_settings(config)))
         try:
             yield dialogue
         finally:
@@ -149,6 +159,7 @@ class Gateway:
     def register(self, session: WireSession[Any]) -> Iterator[None]:
         """Keep `session` among the open sessions while the block runs."""
         self.sessions.add(session)
+        name_session(session.id)
         try:
             yield
         finally:
@@ -179,6 +190,7 @@ class Gateway:
             code, reason = 1011, "the server failed"
         self.metrics.sessions_closed.labels(str(code)).inc()
         fields = {"client": principal.key_id, "code": code, "reason": reason, **session.summary()}
+        fields |= self.tracing.log_fields()
         log.info("session ended", extra={"fields": fields})
         return code, reason
 

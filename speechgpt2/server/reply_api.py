@@ -122,7 +122,7 @@ class ReplyApi(WireProtocol):
         try:
             hosted = () if read_aloud is not None else self.gateway.tools.tools
             settings = replace(session_settings(config, paced=False, hosted=hosted), response_schema=schema)
-            session = self.gateway.open_engine_session(settings)
+            session = self.gateway.tracing.session(self.gateway.open_engine_session(settings))
             try:
                 for turn in turns:
                     await asyncio.to_thread(session.add_turn, turn)  # encodes speech

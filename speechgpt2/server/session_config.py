@@ -141,7 +141,7 @@ class SessionConfig(WireModel):
     top_p: TopP | None = None
     seed: Seed | None = None
     include: Annotated[list[str] | None, NoEffect("there are no log probabilities")] = None
-    tracing: Annotated[str | dict[str, Any] | None, NoEffect("nothing is traced")] = None
+    tracing: Annotated[str | dict[str, Any] | None, NoEffect("the settings of the server decide what is traced")] = None
     truncation: Annotated[str | dict[str, Any], NoEffect("the oldest turns are forgotten first")] = "auto"
     prompt: Annotated[dict[str, Any] | None, NoEffect("this server stores no prompts")] = None
 

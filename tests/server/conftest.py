@@ -33,7 +33,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(engine=None, dialogue=None, **settings):
+def serving(engine=None, dialogue=None, tracing=None, **settings):
     """`with serving(slots=2) as served: …`"""
     from speechgpt2.server.app import App
     from speechgpt2.server.config import ServerConfig
@@ -41,7 +41,7 @@ def serving(engine=None, dialogue=None, **settings):
     from tests.server.fake import FakeDialogue, FakeEngine
 
     config = ServerConfig(port=0, **{"slots": 4, **settings})
-    app = App(config, engine or FakeEngine(config.slots), dialogue or FakeDialogue)
+    app = App(config, engine or FakeEngine(config.slots), dialogue or FakeDialogue, tracing=tracing)
     server = DrainingServer(uvicorn_config(app, config), app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
