@@ -60,6 +60,10 @@ def serve(
     greeting_index: common.GreetingIndex = None,
     voice: common.VoiceName = None,
     persona: PersonaName = None,
+    audiosocket: Annotated[
+        str | None,
+        typer.Option(help="Accept calls from Asterisk (AudioSocket) on this address.", metavar="HOST:PORT"),
+    ] = None,
     otlp: Annotated[
         str | None,
         typer.Option(
@@ -108,7 +112,12 @@ def serve(
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
     flags |= {"greetings": greetings and str(greetings), "greeting_index": greeting_index, "voice": voice}
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
-    flags |= {"otlp": otlp, "log_json": log_json, "log_transcripts": log_transcripts}
+    flags |= {
+        "audiosocket": audiosocket,
+        "otlp": otlp,
+        "log_json": log_json,
+        "log_transcripts": log_transcripts,
+    }
     scale = {"replicas": replicas, "max_replicas": max_replicas, "cluster": cluster}
     hosted = {
         "functions": tools,

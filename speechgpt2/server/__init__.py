@@ -14,9 +14,9 @@ OpenAI Realtime, by WebSocket and WebRTC:
     user_turns.py     its input audio buffer and the user's spoken turns
     responses.py      its responses, one after the other
     realtime_websocket.py, messages.py, session_config.py, items.py, response.py, settings.py
-    webrtc_calls.py, webrtc_session.py, webrtc_peer.py, playout.py
+    webrtc_calls.py, call_session.py, webrtc_peer.py, playout.py
 
-REST: rest.py, chat_completions.py.
+REST: rest.py, chat_completions.py. Telephones: phone_session.py, twilio.py, audiosocket.py with tcp.py.
 
 The process: launch.py, config.py, metrics.py, logs.py; tracing.py, open_telemetry.py and turn_spans.py for traces.
 """

@@ -79,6 +79,8 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        for protocol in self.protocols:
+            await protocol.open()
         yield
         for protocol in self.protocols:
             await protocol.close()

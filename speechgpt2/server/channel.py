@@ -95,6 +95,7 @@ class WireSession(ABC, Generic[M]):
 
         Raises:
             ProtocolError, UserError: The client made a mistake.
+            ClientDisconnected: The message says that the client leaves.
         """
 
     @abstractmethod
@@ -235,7 +236,7 @@ class Channel(Generic[M]):
             session.handle_error(error, message)
         except UserError as error:
             session.handle_error(ProtocolError(str(error)), message)
-        except SlowConsumerError:
+        except (SlowConsumerError, ClientDisconnected):  # in some protocols a message says that the client leaves
             raise
         except Exception:  # a bug in the server must not cost the client its session
             log.exception("a message failed", extra={"fields": {"session": session.id}})

@@ -20,6 +20,7 @@ from speechgpt2.errors import UserError
 
 PREFIX = "SG2_"
 MEBIBYTE = 2**20
+TCP_PROTOCOLS = ("audiosocket",)  # settings that hold addresses of protocols without keys
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class ServerConfig:
             localhost; "*" for all.
         ssl_certfile: A certificate with its chain (PEM): the server speaks HTTPS and WSS.
         ssl_keyfile: The certificate's private key (PEM), if it is not in the same file.
+        audiosocket: Address on which to accept calls from Asterisk (AudioSocket): HOST:PORT.
         ice_servers: STUN servers ("stun:host:port"), which tell a server behind NAT its address, for WebRTC.
         otlp: Address of an OpenTelemetry collector (OTLP over HTTP), which gets the traces of turns.
         log_json: Whether the log is JSON lines.
@@ -173,6 +175,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = ()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    audiosocket: str | None = None
     ice_servers: tuple[str, ...] = ()
     otlp: str | None = None
     log_json: bool = False
@@ -203,6 +206,32 @@ class ServerConfig:
                 f"serving on {self.host} without API keys lets anyone connect: "
                 "give --api-key, or --allow-unauthenticated if this is intended"
             )
+        for name in TCP_PROTOCOLS:
+            if (address := getattr(self, name)) is not None:
+                self._check_address(name, address)
+
+    def _check_address(self, name: str, address: str) -> None:
+        """Check the address of a protocol that knows no keys."""
+        host, _ = split_address(address)
+        if self.scale.replicas:
+            raise UserError(f"{name} needs one engine: leave replicas out")
+        if not (self.allow_unauthenticated or is_loopback(host)):
+            raise UserError(
+                f"{name} has no API keys, so {address} lets anyone connect: "
+                "name an address of this machine only, or give --allow-unauthenticated if this is intended"
+            )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT.
+
+    Raises:
+        UserError: It has another form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise UserError(f"expected HOST:PORT, such as 127.0.0.1:9092, not {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -80,6 +80,15 @@ class Gateway:
         Raises:
             ApiError: The API key is wrong or missing (401), or the page's origin or the host name is not allowed (403).
         """
+        self.check_address(request)
+        return self.authenticate_key(request.headers.get("authorization"), request.scope.get("subprotocols", []))
+
+    def check_address(self, request: Request | WebSocket) -> None:
+        """Check the names by which a client, and a page in it, address the server.
+
+        Raises:
+            ApiError: One of them is not allowed (403).
+        """
         headers = request.headers
         if not self.authenticator.allows_host(headers.get("host")):
             self.metrics.rejections.labels("invalid_host").inc()
@@ -88,8 +97,14 @@ class Gateway:
         if not self.authenticator.allows_origin(headers.get("origin"), headers.get("host")):
             self.metrics.rejections.labels("invalid_origin").inc()
             raise ApiError(403, "Pages from this origin may not connect.", "invalid_origin")
-        subprotocols = request.scope.get("subprotocols", [])
-        principal = self.authenticator.authenticate(headers.get("authorization"), subprotocols)
+
+    def authenticate_key(self, authorization: str | None, subprotocols: Sequence[str] = ()) -> Principal:
+        """Identify a client by its Authorization header or WebSocket subprotocols.
+
+        Raises:
+            ApiError: The API key is wrong or missing (401).
+        """
+        principal = self.authenticator.authenticate(authorization, subprotocols)
         if principal is None:
             self.metrics.rejections.labels("invalid_key").inc()
             raise ApiError(401, "Incorrect or missing API key.", "invalid_api_key")
@@ -216,6 +231,9 @@ class WireProtocol:
 
     def __init__(self, gateway: Gateway):
         self.gateway, self.router = gateway, APIRouter()
+
+    async def open(self) -> None:
+        """Start what the protocol needs besides its routes."""
 
     async def close(self) -> None:
         """End the sessions that do not end with the server's sockets."""

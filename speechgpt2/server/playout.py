@@ -12,11 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from speechgpt2.server import audio_formats
-from speechgpt2.server.audio_formats import RationalResampler
 from speechgpt2.server.response import RealtimeResponse
-from speechgpt2.types import SAMPLE_RATE
 
-PLAYOUT_RATE = 2 * SAMPLE_RATE  # Opus' own sample rate
 FRAME = audio_formats.to_samples(20)
 JITTER_FRAMES = 2  # frames of silence before audio that comes into an empty buffer, in case the next is a little late
 
@@ -55,7 +52,7 @@ class PlayoutBuffer:
     def __init__(self, listener: PlayoutListener):
         self._listener = listener
         self._entries: deque[PlayoutEntry] = deque()
-        self._upsampler, self._pause = RationalResampler(PLAYOUT_RATE // SAMPLE_RATE, 1), 0
+        self._pause = 0
 
     @property
     def busy(self) -> bool:
@@ -83,7 +80,7 @@ class PlayoutBuffer:
         return dropped
 
     def next_frame(self) -> np.ndarray:
-        """Return the next 20 ms, `[960]` float32 at 48 kHz; silence if nothing is pending."""
+        """Return the next 20 ms, `[480]` float32 at 24 kHz; silence if nothing is pending."""
         frame, entry = np.zeros(FRAME, np.float32), self._current()
         if entry is not None and self._pause:
             self._pause -= 1
@@ -93,7 +90,7 @@ class PlayoutBuffer:
             pcm, entry.pending = entry.pending[:FRAME], entry.pending[FRAME:]
             frame[: len(pcm)] = pcm
             entry.sent += len(pcm)
-        return self._upsampler.push(frame)
+        return frame
 
     def _current(self) -> PlayoutEntry | None:
         """Return the response that plays; remove those that have left completely."""

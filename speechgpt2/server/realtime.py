@@ -34,12 +34,12 @@ from speechgpt2.duplex.protocol import (
 from speechgpt2.errors import UserError
 from speechgpt2.server import messages, settings
 from speechgpt2.server.audio_formats import WireFormat
-from speechgpt2.server.channel import SLOW_CLIENT, Channel, WireSession
+from speechgpt2.server.channel import SLOW_CLIENT, Channel, Serializer, WireSession
 from speechgpt2.server.context import SessionContext
 from speechgpt2.server.events import EventSender
 from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.items import ConversationItem, item_from_client, turn_from_item
-from speechgpt2.server.messages import ClientMessage, RealtimeSerializer, ResponseConfig
+from speechgpt2.server.messages import ClientMessage, ResponseConfig
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.personas import Personas
 from speechgpt2.server.responses import Responses
@@ -318,7 +318,7 @@ class RealtimeSession(WireSession[ClientMessage]):
 
 
 def make_session(
-    kind: type[S], gateway: Gateway, serializer: RealtimeSerializer, dialogue: Dialogue, config: SessionConfig
+    kind: type[S], gateway: Gateway, serializer: Serializer[ClientMessage], dialogue: Dialogue, config: SessionConfig
 ) -> S:
     """Make a Realtime session with a channel of its own.
 

@@ -21,12 +21,12 @@ from starlette.datastructures import UploadFile
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_body, warning_headers
 from speechgpt2.server.auth import Principal
+from speechgpt2.server.call_session import CallSerializer, CallSession
 from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.items import new_id
 from speechgpt2.server.realtime import make_session
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
-from speechgpt2.server.webrtc_session import CallSerializer, CallSession
 
 if TYPE_CHECKING:
     from speechgpt2.server.webrtc_peer import PeerConnection

@@ -31,13 +31,15 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler
 
 from speechgpt2 import audio
+from speechgpt2.server.audio_formats import RationalResampler
+from speechgpt2.server.call_session import CallSession
 from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected
-from speechgpt2.server.playout import FRAME, PLAYOUT_RATE, PlayoutBuffer
+from speechgpt2.server.playout import FRAME, PlayoutBuffer
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.server.webrtc_session import CallSession
 from speechgpt2.types import SAMPLE_RATE
 
 log = logging.getLogger("sg2.realtime")
+OPUS_RATE = 2 * SAMPLE_RATE  # Opus' own sample rate
 CONNECT_TIMEOUT = 15.0  # seconds within which the data channel must open
 FRAME_SECONDS = FRAME / SAMPLE_RATE
 MAX_LATENESS = 0.1  # seconds; frames later than this are not caught up
@@ -62,6 +64,7 @@ class PlayoutTrack(MediaStreamTrack):
     def __init__(self, playout: PlayoutBuffer):
         super().__init__()
         self._playout, self._samples_sent, self._due = playout, 0, 0.0
+        self._upsampler = RationalResampler(OPUS_RATE // SAMPLE_RATE, 1)
 
     async def recv(self) -> AudioFrame:
         """Wait until the next frame is due and return it.
@@ -75,10 +78,10 @@ class PlayoutTrack(MediaStreamTrack):
         self._due = self._due if self._due > now - MAX_LATENESS else now
         await asyncio.sleep(max(0.0, self._due - now))
         self._due += FRAME_SECONDS
-        pcm = self._playout.next_frame()
+        pcm = self._upsampler.push(self._playout.next_frame())
         frame = AudioFrame(format="s16", layout="mono", samples=len(pcm))
         frame.planes[0].update(audio.to_pcm16(pcm))
-        frame.sample_rate, frame.time_base = PLAYOUT_RATE, Fraction(1, PLAYOUT_RATE)
+        frame.sample_rate, frame.time_base = OPUS_RATE, Fraction(1, OPUS_RATE)
         frame.pts, self._samples_sent = self._samples_sent, self._samples_sent + len(pcm)
         return frame
 

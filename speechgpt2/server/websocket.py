@@ -76,9 +76,9 @@ class WebSocketProtocol(WireProtocol, ABC):
             with self.gateway.admission.admit(principal.key_id):
                 await self._run(socket, principal, config, warning_headers(warnings))
         except ApiError as error:
-            await _reject(socket, error)
+            await reject(socket, error)
         except AdmissionError as error:
-            await _reject(socket, self.gateway.rejection(error))
+            await reject(socket, self.gateway.rejection(error))
 
     async def _run(
         self, socket: WebSocket, principal: Principal, config: SessionConfig, headers: dict[str, str]
@@ -89,7 +89,7 @@ class WebSocketProtocol(WireProtocol, ABC):
                 running = self._accept_and_run(socket, session, headers)
                 code, reason = await self.gateway.run_session(session, principal, running)
         if reason != CLIENT_DISCONNECTED:
-            await _close(socket, code, reason)
+            await close_socket(socket, code, reason)
 
     async def _accept_and_run(self, socket: WebSocket, session: WireSession[Any], headers: dict[str, str]) -> None:
         offered = self.subprotocol in socket.scope["subprotocols"]
@@ -98,7 +98,7 @@ class WebSocketProtocol(WireProtocol, ABC):
         await session.channel.run(session, WebSocketTransport(socket))
 
 
-async def _reject(socket: WebSocket, error: ApiError) -> None:
+async def reject(socket: WebSocket, error: ApiError) -> None:
     """Answer with an HTTP error before the upgrade; behind a proxy that cannot, close right after the upgrade."""
     client = socket.client.host if socket.client else "unknown"
     log.warning("a session was refused", extra={"fields": {"client": client, "reason": str(error)}})
@@ -106,10 +106,10 @@ async def _reject(socket: WebSocket, error: ApiError) -> None:
         await socket.send_denial_response(error_response(error))
         return
     await socket.accept()
-    await _close(socket, 1013 if error.status in (429, 503) else 1008, str(error))
+    await close_socket(socket, 1013 if error.status in (429, 503) else 1008, str(error))
 
 
-async def _close(socket: WebSocket, code: int, reason: str) -> None:
+async def close_socket(socket: WebSocket, code: int, reason: str) -> None:
     """Send a close frame, if the client still reads."""
     try:
         await asyncio.wait_for(socket.close(code, reason[:100]), CLOSE_TIMEOUT)

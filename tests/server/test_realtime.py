@@ -8,6 +8,7 @@ import time
 import pytest
 
 from speechgpt2.errors import UserError
+from speechgpt2.server.call_session import CallSerializer, CallSession
 from speechgpt2.server.channel import Channel
 from speechgpt2.server.config import LimitsConfig, ServerConfig
 from speechgpt2.server.hosted_tools import HostedTools
@@ -18,7 +19,6 @@ from speechgpt2.server.realtime import RealtimeSession
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig
 from speechgpt2.server.settings import dialogue_settings, session_settings
-from speechgpt2.server.webrtc_session import CallSerializer, CallSession
 from tests.server.conftest import open_client, silence, voice
 from tests.server.fake import FakeDialogue, FakeEngine, FakeSession
 from tests.server.test_response import CALLED, SPOKEN

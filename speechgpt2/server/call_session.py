@@ -1,4 +1,4 @@
-"""A Realtime session over WebRTC: audio goes by RTP in real time, events by the data channel.
+"""A Realtime session of a call, by WebRTC or telephone: audio is apart from events, and goes in real time.
 
 The server holds the audio that it has not sent yet. An interruption drops it at once, and the server knows to the frame
 how much of a response was sent.
