@@ -64,6 +64,12 @@ def serve(
         str | None,
         typer.Option(help="Accept calls from Asterisk (AudioSocket) on this address.", metavar="HOST:PORT"),
     ] = None,
+    wyoming: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve Home Assistant (Wyoming) on this address, such as 0.0.0.0:10300.", metavar="HOST:PORT"
+        ),
+    ] = None,
     otlp: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +120,7 @@ def serve(
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     flags |= {
         "audiosocket": audiosocket,
+        "wyoming": wyoming,
         "otlp": otlp,
         "log_json": log_json,
         "log_transcripts": log_transcripts,
@@ -188,8 +195,11 @@ def load_app(settings: ServerConfig) -> App:
     from speechgpt2.server import tracing
     from speechgpt2.server.app import App
     from speechgpt2.server.hosted_tools import HostedTools
+    from speechgpt2.server.wyoming import require_library
     from speechgpt2.vad import network
 
+    if settings.wyoming is not None:
+        require_library()
     spans = tracing.start(settings.otlp, os.environ, settings.model)
     network()
     tools = HostedTools(settings)

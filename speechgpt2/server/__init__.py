@@ -17,6 +17,7 @@ OpenAI Realtime, by WebSocket and WebRTC:
     webrtc_calls.py, call_session.py, webrtc_peer.py, playout.py
 
 REST: rest.py, chat_completions.py. Telephones: phone_session.py, twilio.py, audiosocket.py with tcp.py.
+Home Assistant: wyoming.py, wyoming_connection.py.
 
 The process: launch.py, config.py, metrics.py, logs.py; tracing.py, open_telemetry.py and turn_spans.py for traces.
 """

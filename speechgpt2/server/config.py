@@ -20,7 +20,7 @@ from speechgpt2.errors import UserError
 
 PREFIX = "SG2_"
 MEBIBYTE = 2**20
-TCP_PROTOCOLS = ("audiosocket",)  # settings that hold addresses of protocols without keys
+TCP_PROTOCOLS = ("audiosocket", "wyoming")  # settings that hold addresses of protocols without keys
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ class ServerConfig:
         ssl_certfile: A certificate with its chain (PEM): the server speaks HTTPS and WSS.
         ssl_keyfile: The certificate's private key (PEM), if it is not in the same file.
         audiosocket: Address on which to accept calls from Asterisk (AudioSocket): HOST:PORT.
+        wyoming: Address on which to serve Home Assistant (Wyoming): HOST:PORT.
         ice_servers: STUN servers ("stun:host:port"), which tell a server behind NAT its address, for WebRTC.
         otlp: Address of an OpenTelemetry collector (OTLP over HTTP), which gets the traces of turns.
         log_json: Whether the log is JSON lines.
@@ -176,6 +177,7 @@ class ServerConfig:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     audiosocket: str | None = None
+    wyoming: str | None = None
     ice_servers: tuple[str, ...] = ()
     otlp: str | None = None
     log_json: bool = False

@@ -11,6 +11,7 @@ from speechgpt2.server.speech_api import SpeechApi
 from speechgpt2.server.transcription_api import TranscriptionApi
 from speechgpt2.server.twilio import TwilioMediaStreams
 from speechgpt2.server.webrtc_calls import RealtimeCalls
+from speechgpt2.server.wyoming import Wyoming
 
 PROTOCOLS: tuple[type[WireProtocol], ...] = (
     RealtimeWebSocket,
@@ -21,4 +22,5 @@ PROTOCOLS: tuple[type[WireProtocol], ...] = (
     ResponsesApi,
     TwilioMediaStreams,
     AudioSocket,
+    Wyoming,
 )

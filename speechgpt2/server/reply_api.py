@@ -14,6 +14,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -27,10 +28,11 @@ from speechgpt2.server.hosted_tools import CallLimit, refused
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
-from speechgpt2.types import Error, Event, ReplyDone, ToolCall, Turn
+from speechgpt2.types import Error, Event, ReplyDone, ToolCall, Transcript, Turn
 
 T = TypeVar("T")
 M = TypeVar("M", bound=WireModel)
+MAX_TRANSCRIPT_TOKENS = 256  # of one window of a recording
 
 
 class ReplyApi(WireProtocol):
@@ -138,6 +140,37 @@ class ReplyApi(WireProtocol):
             raise self.gateway.rejection(error) from None
         except UserError as error:
             raise ApiError(400, str(error), "invalid_value") from None
+
+    async def transcript(self, pcm: np.ndarray, temperature: float = 0.0) -> str:
+        """Return the model's transcript of `pcm [N]`, without waiting for its reply. The request must be `admitted`.
+
+        Raises:
+            ApiError: The model writes no transcripts.
+        """
+        changes = {
+            "output_modalities": ["text"],
+            "max_output_tokens": MAX_TRANSCRIPT_TOKENS,
+            "temperature": temperature,
+        }
+        config = self.gateway.default_session.model_copy(update=changes)
+        async with aclosing(self.reply(config, [Turn.user(speech=pcm)])) as events:
+            async for event in events:
+                if isinstance(event, Transcript):
+                    return event.text.strip()
+                if isinstance(event, ReplyDone) and event.reason == "length":
+                    return ""
+        raise ApiError(400, "This model does not write transcripts.", "unsupported_value", "model")
+
+    async def read_aloud(self, config: SessionConfig, sentences: Sequence[str]) -> AsyncGenerator[Event, None]:
+        """Yield the events of reading sentences aloud, one after the other. The request must be `admitted`.
+
+        Raises:
+            ApiError: The request is rejected or fails.
+        """
+        for sentence in sentences:
+            async with aclosing(self.reply(config, (), sentence)) as events:
+                async for event in events:
+                    yield event
 
     async def _answers(self, session: Session, config: SessionConfig) -> AsyncGenerator[Event, None]:
         """Yield the events of a reply, and of those that follow from the results of the server's tools."""

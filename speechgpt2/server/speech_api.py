@@ -79,10 +79,9 @@ class SpeechApi(ReplyApi):
         if not sentences:
             raise ApiError(400, "input holds no letters or digits, so nothing can be said.", "invalid_value", "input")
         with self.admitted(principal):
-            for sentence in sentences:
-                async with aclosing(self.reply(config, (), sentence)) as events:
-                    async for event in events:
-                        yield event
+            async with aclosing(self.read_aloud(config, sentences)) as events:
+                async for event in events:
+                    yield event
 
 
 async def _speech_file(events: Started[Event], format: str, media_type: str, headers: dict[str, str]) -> Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,10 +30,8 @@ from speechgpt2.server.reply_api import ReplyApi, Started, sse_response, unless_
 from speechgpt2.server.schema import NoEffect, WireModel, ineffective
 from speechgpt2.server.session_config import Temperature, other_model
 from speechgpt2.server.transcript_formats import FORMATS, stream_events
-from speechgpt2.types import ReplyDone, Transcript, Turn
 
 T = TypeVar("T")
-MAX_TRANSCRIPT_TOKENS = 256  # of one window
 CLI_HINT = "; `sg2 transcribe` takes recordings of any size up to 24 h"
 
 
@@ -169,31 +166,11 @@ class TranscriptionApi(ReplyApi):
 
     async def _segment(self, window: SpeechWindow, options: TranscriptionRequest) -> TranscriptSegment:
         """Transcribe a window."""
-        text = await self._transcript(window.pcm, options.temperature)
+        text = await self.transcript(window.pcm, options.temperature)
         segment = TranscriptSegment(window.start, window.end, text)
         if not options.times_words or not text:
             return segment
         return await asyncio.to_thread(word_times.with_word_times, segment, window.pcm)
-
-    async def _transcript(self, pcm: np.ndarray, temperature: float) -> str:
-        """Return the model's transcript of `pcm [N]`, without waiting for its reply.
-
-        Raises:
-            ApiError: The model writes no transcripts.
-        """
-        changes = {
-            "output_modalities": ["text"],
-            "max_output_tokens": MAX_TRANSCRIPT_TOKENS,
-            "temperature": temperature,
-        }
-        config = self.gateway.default_session.model_copy(update=changes)
-        async with aclosing(self.reply(config, [Turn.user(speech=pcm)])) as events:
-            async for event in events:
-                if isinstance(event, Transcript):
-                    return event.text.strip()
-                if isinstance(event, ReplyDone) and event.reason == "length":
-                    return ""
-        raise ApiError(400, "This model does not write transcripts.", "unsupported_value", "model")
 
 
 class Windows:

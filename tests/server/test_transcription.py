@@ -36,12 +36,12 @@ def client(served):
 def long_recording(monkeypatch):
     """A recording of two segments, each of which takes three heartbeats to transcribe."""
 
-    async def transcript(self, pcm, temperature):
+    async def transcript(self, pcm, temperature=0.0):
         await asyncio.sleep(0.35)
         return f"{len(pcm) / 24_000:.1f} s"
 
     monkeypatch.setattr(long_response, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(TranscriptionApi, "_transcript", transcript)
+    monkeypatch.setattr(TranscriptionApi, "transcript", transcript)
     monkeypatch.setattr(long_form.SileroVad, "probability", lambda self, block: float(np.abs(block).max() > 0.05))
     return ("long.flac", encoded(talk(8, 2, 6, 1, 2), "FLAC"))
 
@@ -87,7 +87,7 @@ def test_late_failure_leaves_the_response_incomplete(served, long_recording, mon
         await asyncio.sleep(0.3)
         raise ApiError(500, "the model failed", "server_error")
 
-    monkeypatch.setattr(TranscriptionApi, "_transcript", fail)
+    monkeypatch.setattr(TranscriptionApi, "transcript", fail)
     response = post(served, long_recording[1]).getresponse()
     with pytest.raises(http.client.IncompleteRead) as error:
         response.read()
@@ -149,10 +149,10 @@ def bomb(hours):
 
 @needs.extra("synthesis", "espeakng_loader", "pypinyin")
 def test_times_of_words(client, monkeypatch):
-    async def transcript(self, pcm, temperature):
+    async def transcript(self, pcm, temperature=0.0):
         return "What's three plus five?"
 
-    monkeypatch.setattr(TranscriptionApi, "_transcript", transcript)
+    monkeypatch.setattr(TranscriptionApi, "transcript", transcript)
     options = {"model": "mini", "file": QUESTION, "response_format": "verbose_json"}
     answer = client.audio.transcriptions.create(timestamp_granularities=["word"], **options)
     assert [word.word for word in answer.words] == ["What's", "three", "plus", "five"] and answer.segments is None
@@ -166,10 +166,10 @@ def test_times_of_words(client, monkeypatch):
 
 @needs.extra("synthesis", "espeakng_loader", "pypinyin")
 def test_wrong_transcript_has_no_word_times(client, monkeypatch):
-    async def transcript(self, pcm, temperature):
+    async def transcript(self, pcm, temperature=0.0):
         return "The colour of the sky is blue, as everyone knows who looks up."
 
-    monkeypatch.setattr(TranscriptionApi, "_transcript", transcript)
+    monkeypatch.setattr(TranscriptionApi, "transcript", transcript)
     answer = client.audio.transcriptions.with_raw_response.create(
         model="mini", file=QUESTION, response_format="verbose_json", timestamp_granularities=["word"]
     )
