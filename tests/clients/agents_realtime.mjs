@@ -1,10 +1,14 @@
-// @openai/agents-realtime, unmodified: a text turn, a voice turn, an interruption with truncation.
+// @openai/agents-realtime, unmodified: a text turn, a voice turn, an interruption with truncation, a tool.
 //
-//     npm install @openai/agents-realtime && node agents_realtime.mjs ws://127.0.0.1:8000/v1/realtime question.wav [key]
+//     npm install @openai/agents-realtime zod
+//     node agents_realtime.mjs ws://127.0.0.1:8000/v1/realtime question.wav [key]
+//
+// Only a server of tests.clients.fake_server is sure to call the tool: `mini` was not trained to.
 //
 // question.wav: 24 kHz, 16 bit, mono.
 import { readFileSync } from "node:fs";
-import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession } from "@openai/agents-realtime";
+import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession, tool } from "@openai/agents-realtime";
+import { z } from "zod";
 
 const [url, recording, apiKey = "none"] = process.argv.slice(2);
 const speech = readFileSync(recording).subarray(44);
@@ -13,7 +17,15 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const seen = [];
 const transport = new OpenAIRealtimeWebSocket({ url });
-const session = new RealtimeSession(new RealtimeAgent({ name: "Host", instructions: "Be kind." }), { transport, model: "mini" });
+const cities = [];
+const weather = tool({
+  name: "weather",
+  description: "Look up the weather in a city.",
+  parameters: z.object({ city: z.string() }),
+  execute: async ({ city }) => { cities.push(city); return "sunny"; },
+});
+const agent = new RealtimeAgent({ name: "Host", instructions: "Be kind.", tools: [weather] });
+const session = new RealtimeSession(agent, { transport, model: "mini" });
 let wake = () => {};
 session.on("transport_event", (event) => { seen.push(event); wake(); });
 session.on("audio_interrupted", () => { seen.push({ type: "audio_interrupted" }); wake(); });
@@ -62,5 +74,16 @@ await say(speech);
 await until("audio_interrupted", mark);
 const cut = await until("conversation.item.truncated", mark);
 console.log(`interruption: truncated at ${cut.audio_end_ms} ms`);
+
+await until("response.done", mark);
+mark = seen.length;
+session.sendMessage('call weather{"city": "Paris"}');
+const called = await until("response.done", mark);
+if (called.response.output.some((item) => item.type === "function_call")) {
+  await until("response.output_audio.delta", mark);
+  console.log(`tool: called for ${cities[0]}, result answered`);
+} else {
+  console.log("tool: not called");
+}
 session.close();
 process.exit(0);

@@ -1,7 +1,9 @@
-"""livekit-agents' realtime plugin, unmodified: a text turn, a voice turn, an interruption with truncation.
+"""livekit-agents' realtime plugin, unmodified: a text turn, a voice turn, an interruption with truncation, a tool.
 
 pip install livekit-agents livekit-plugins-openai
 python livekit_client.py http://127.0.0.1:8000/v1 question.wav [key]
+
+Only a server of tests.clients.fake_server is sure to call the tool: `mini` was not trained to.
 """
 
 import asyncio
@@ -9,6 +11,7 @@ import sys
 import wave
 
 from livekit import rtc
+from livekit.agents import function_tool, llm
 from livekit.plugins.openai import realtime
 
 RATE, BLOCK = 24_000, 480
@@ -32,6 +35,29 @@ async def first_audio(generation):
         async for _ in message.audio_stream:
             return message.message_id
     raise AssertionError("no sound")
+
+
+@function_tool
+async def weather(city: str) -> str:
+    """Look up the weather in a city."""
+    return "sunny"
+
+
+async def call_tool(session):
+    """Have the model call a tool, and answer with its result."""
+    await session.update_tools([weather])
+    context = session.chat_ctx.copy()
+    context.add_message(role="user", content='call weather{"city": "Paris"}')
+    await session.update_chat_ctx(context)
+    generation = await asyncio.wait_for(session.generate_reply(), 60)
+    calls = [call async for call in generation.function_stream]
+    if not calls:
+        return "not called"
+    context = session.chat_ctx.copy()
+    context.insert(llm.FunctionCallOutput(call_id=calls[0].call_id, name="weather", output="sunny", is_error=False))
+    await session.update_chat_ctx(context)
+    await first_audio(await asyncio.wait_for(session.generate_reply(), 60))
+    return f"called with {calls[0].arguments}, result answered"
 
 
 async def main(url, path, key):
@@ -66,6 +92,10 @@ async def main(url, path, key):
         await asyncio.sleep(1)
         assert not errors, errors
         print("interruption: truncated")
+
+        await asyncio.sleep(4)
+        print("tool:", await call_tool(session))
+        assert not errors, errors
     finally:
         await session.aclose()
 

@@ -1,13 +1,18 @@
-"""pipecat's realtime service, unmodified: a text turn, a voice turn, an interruption with truncation.
+"""pipecat's realtime service, unmodified: a text turn, a voice turn, an interruption with truncation, a tool.
 
 pip install pipecat-ai openai websockets
 python pipecat_client.py ws://127.0.0.1:8000/v1/realtime question.wav [key]
+
+Only a server of tests.clients.fake_server is sure to call the tool: `mini` was not trained to.
 """
 
 import asyncio
 import sys
 import wave
+from functools import partial
 
+from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
+from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.frames.frames import (
     ErrorFrame,
     InputAudioRawFrame,
@@ -18,6 +23,7 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
 from pipecat.workers.runner import WorkerRunner
@@ -56,7 +62,7 @@ async def until(ready, seconds=60):
     raise AssertionError("waited in vain")
 
 
-async def talk(task, listener, service, speech):
+async def talk(speech, context, task, listener, service):
     truncated = []
     send = service.send_client_event
 
@@ -65,7 +71,7 @@ async def talk(task, listener, service, speech):
         await send(event)
 
     service.send_client_event = watched
-    await task.queue_frame(LLMContextFrame(LLMContext([{"role": "user", "content": "Hello"}])))
+    await task.queue_frame(LLMContextFrame(context))
     await until(lambda: listener.answers == 1 and listener.audio_frames)
     print("text turn: answered")
 
@@ -82,24 +88,52 @@ async def talk(task, listener, service, speech):
     await say(task, speech)
     await until(lambda: truncated and listener.answers > answers)
     await asyncio.sleep(0.5)
-    assert not listener.errors, listener.errors
     print(f"interruption: truncated at {truncated[-1].audio_end_ms} ms")
 
 
-async def main(url, path, key):
-    with wave.open(path) as file:
-        speech = file.readframes(file.getnframes())
+CITY = {"city": {"type": "string"}}
+TOOLS = ToolsSchema([FunctionSchema("weather", "Look up the weather in a city.", CITY, ["city"])])
+
+
+async def call_tool(context, task, listener, service):
+    """Have the model call a tool, and answer with its result."""
+    cities = []
+
+    async def weather(call):
+        cities.append(call.arguments["city"])
+        await call.result_callback("sunny")
+
+    service.register_function("weather", weather)
+    await task.queue_frame(LLMContextFrame(context))
+    await until(lambda: listener.answers)
+    if cities:
+        await until(lambda: listener.audio_frames)
+    print(f"tool: called for {cities[0]}, result answered" if cities else "tool: not called")
+
+
+async def run(url, key, context, steps):
+    """Run a pipeline around the service while `steps` lasts. It sends the messages of its first context only."""
     service, listener = OpenAIRealtimeLLMService(api_key=key, base_url=url), Listener()
-    task = PipelineWorker(Pipeline([service, listener]))
+    pair = LLMContextAggregatorPair(context)
+    task = PipelineWorker(Pipeline([pair.user(), service, listener, pair.assistant()]))
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(task)
     running = asyncio.create_task(runner.run())
     await asyncio.sleep(1)
     try:
-        await talk(task, listener, service, speech)
+        await steps(context, task, listener, service)
+        assert not listener.errors, listener.errors
     finally:
         await task.cancel()
         await running
+
+
+async def main(url, path, key):
+    with wave.open(path) as file:
+        speech = file.readframes(file.getnframes())
+    await run(url, key, LLMContext([{"role": "user", "content": "Hello"}]), partial(talk, speech))
+    asked = [{"role": "user", "content": 'call weather{"city": "Paris"}'}]
+    await run(url, key, LLMContext(asked, TOOLS), call_tool)
 
 
 if __name__ == "__main__":
