@@ -215,3 +215,34 @@ def test_settings_are_remembered_without_the_key(tmp_path, served):
         assert "a-good-key" not in page.evaluate("JSON.stringify(localStorage)")
         page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         screenshot(page, "start-dark")
+
+
+LAYOUTS = {"phone": (390, 844), "desktop": (1280, 800)}
+OUTSIDE = """[...document.querySelectorAll('#settings label, #settings button, header *')].filter((element) => {
+    const box = element.getBoundingClientRect();
+    return box.width && (box.left < 0 || box.right > innerWidth || element.scrollWidth > element.clientWidth + 1);
+}).map((element) => element.textContent.trim().slice(0, 30))"""
+
+
+def test_open_settings_fit_on_phone_and_desktop(tmp_path):
+    voices = (
+        EngineVoice("anna with a long name of forty letters …", "Hello!"),
+        EngineVoice("ben", "Good day!", default=True),
+    )
+    with serving(FakeEngine(4, voices), api_keys=("a-long-secret",)) as served, Browser(tmp_path) as page:
+        for scheme in ("light", "dark"):
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            for name, (width, height) in LAYOUTS.items():
+                page.open(served.http, width, height, phone=name == "phone")
+                page.until("document.title.includes('mini')")
+                page.evaluate("document.getElementById('settings-button').click()")
+                screenshot(page, f"settings-{name}-{scheme}")
+                assert page.evaluate(OUTSIDE) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.evaluate("document.getElementById('greeting').clientWidth") >= 290  # shows the file's name
+                assert page.evaluate("document.getElementById('hint').offsetParent === null")
+                assert page.evaluate("document.querySelector('footer').getBoundingClientRect().bottom <= innerHeight")
+                key = page.evaluate("document.getElementById('key').getBoundingClientRect().bottom")
+                assert key < 200  # what the server wants first is not below the fold
+        assert page.evaluate("document.getElementById('persona').options[0].textContent") == "none"
+        page.evaluate("document.getElementById('settings-button').click()")
+        assert page.evaluate("document.getElementById('examples').offsetParent !== null")

@@ -622,7 +622,7 @@ function showLatency() {
 }
 
 function fill(id, names) {
-  $(id).replaceChildren(...names.map((name) => new Option(name)));
+  $(id).replaceChildren(...names.map((name) => new Option(name || "none", name)));
   document.querySelector(`[data-choice=${id}]`).hidden = names.length < 2;
 }
 
