@@ -13,7 +13,7 @@ RUN python -m venv /opt/speechgpt2
 ENV PATH=/opt/speechgpt2/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY speechgpt2 speechgpt2
-RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/${TORCH} '.[server,webrtc,media]'
+RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/${TORCH} '.[server,webrtc,wyoming,telemetry,media]'
 
 FROM python:3.12-slim
 RUN useradd --create-home speechgpt2
