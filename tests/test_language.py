@@ -78,6 +78,7 @@ NAMES = (
 RECURRING: dict[str, str] = {
     "Engine": "the interface in duplex/protocol.py, and its implementation",
     "Session": "the interface in duplex/protocol.py, and its implementation",
+    "Style": "how the assistant speaks (style.py), and how a recorded speaker does (data/record.py)",
 }
 
 

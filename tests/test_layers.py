@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "media": {"errors", "extras"},
     "audio": {"errors", "types", "hub", "media"},
     "persona": BASE,
+    "style": BASE,
+    "style_requests": BASE | {"style"},
     "greeting_file": {"errors", "hub"},
     "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "word_times": {"errors", "extras", "long_form"},  # words of a transcript in its audio
@@ -43,18 +45,21 @@ MAY_IMPORT = {
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training", "extras"},
-    "lm": FOUNDATION | {"training", "extras", "greeting_file"},
+    "lm": FOUNDATION | {"training", "extras", "greeting_file", "style", "style_requests"},
     "loading": FOUNDATION | {"codec", "lm"},
-    "conversation": FOUNDATION | {"codec", "lm"},  # what chat and engine share
-    "chat": FOUNDATION | {"codec", "lm", "loading", "conversation", "long_form"},
+    "conversation": FOUNDATION | {"codec", "lm", "dsp", "style", "style_requests"},  # what chat and engine share
+    "chat": FOUNDATION | {"codec", "lm", "loading", "conversation", "long_form", "style"},
     "engine": FOUNDATION
-    | {"notifier", "codec", "lm", "loading", "conversation", "duplex"},  # of duplex only the protocol
-    "duplex": BASE | {"audio", "notifier", "vad"},
-    "server": BASE | {"audio", "hub", "engine", "duplex", "extras", "long_form", "word_times", "assistant", "persona"},
+    | {"notifier", "codec", "lm", "loading", "conversation", "dsp", "style", "style_requests"}
+    | {"duplex"},  # only the protocol
+    "duplex": BASE | {"audio", "notifier", "vad", "style"},
+    "server": BASE
+    | {"audio", "hub", "engine", "duplex", "extras", "long_form", "word_times", "assistant", "persona"}
+    | {"style", "style_requests"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
     "demo": BASE | {"audio", "client"},
-    "dsp": BASE | {"audio", "extras", "vad"},  # arrays in, arrays out
+    "dsp": BASE | {"audio", "extras", "vad", "style"},  # arrays in, arrays out
     "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only
     "corpus": FOUNDATION | {"extras", "codec", "lm", "training", "processes", "dsp", "tts", "curriculum"},
@@ -62,7 +67,7 @@ MAY_IMPORT = {
     "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FOUNDATION
     | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"}
-    | {"assistant"},
+    | {"assistant", "asr", "dsp", "style"},
     "__main__": {"cli"},
     "cli": None,  # all of them; the tests below keep it lazy, and unknown to the others
 }
