@@ -18,7 +18,7 @@ One conversation at a time, on the calling thread. `engine` serves many at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,7 +28,16 @@ from torch import Tensor
 
 from speechgpt2 import long_form
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, check_same_codes, history_turn, speech_codes
+from speechgpt2.conversation import (
+    ConversationStyle,
+    HistoryTurn,
+    Reply,
+    check_same_codes,
+    history_turn,
+    mode_of,
+    speech_codes,
+    text_of,
+)
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.grammar import TextConstraint
@@ -41,6 +50,7 @@ from speechgpt2.lm.stop import StopRule
 from speechgpt2.loading import Sources, load
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Kind, Quantization
+from speechgpt2.style import NORMAL, Style
 from speechgpt2.types import (
     AudioDelta,
     Event,
@@ -48,7 +58,6 @@ from speechgpt2.types import (
     Patches,
     ReplyDone,
     Speech,
-    Text,
     TextDelta,
     Tool,
     ToolCall,
@@ -58,27 +67,6 @@ from speechgpt2.types import (
 
 GROWTH = 512  # patches that a conversation's state grows by at least
 MAX_TURN = 4096  # patches of one turn: 8 minutes of speech, or as many text tokens
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply.
-
-    Attributes:
-        text: The text of the reply.
-        pcm: The speech, `[N]` float32 at 24 kHz; empty for a written reply.
-        codes: The codes of the speech, `[T, K]`.
-        transcript: The model's transcript of the user's speech; None for a model that writes none.
-        reason: Why the reply ended.
-        calls: Tools that the model calls.
-    """
-
-    text: str
-    pcm: np.ndarray
-    codes: np.ndarray
-    transcript: str | None
-    reason: Literal["stop", "length", "interrupted"]
-    calls: tuple[ToolCall, ...] = ()
 
 
 class SpeechGPT:
@@ -145,6 +133,8 @@ class SpeechGPT:
         max_patches: int = MAX_PATCHES,
         tools: Sequence[Tool] = (),
         voice: str | None = None,
+        style: Style = NORMAL,
+        speed: float = 1.0,
     ) -> Conversation:
         """Begin a conversation.
 
@@ -156,6 +146,8 @@ class SpeechGPT:
             max_patches: Limit of one reply.
             tools: Tools that the system prompt lists, if the model was trained to call tools.
             voice: One of `voices`, whose greeting opens the conversation; None means the model's default.
+            style: How replies are spoken, until the user asks for another style (`style.parse_style`).
+            speed: How many times as fast as the style they are spoken.
 
         Raises:
             UserError: There is no such voice.
@@ -163,8 +155,9 @@ class SpeechGPT:
         if isinstance(greeting, Speech):
             greeting = self.lm.prompt.greeting(replace(greeting, codes=self.codes(greeting).cpu().numpy()))
         greeting = greeting or self.lm.prompt.opening(voice, mode)
+        system = self.lm.prompt.styled(system, mode, style)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
-        return Conversation(self, prompt, sampling, max_patches, speak=mode[2] == "s", tools=tuple(tools))
+        return Conversation(self, prompt, sampling, max_patches, mode[2] == "s", tuple(tools), style, speed)
 
     @overload
     def chat(
@@ -189,10 +182,10 @@ class SpeechGPT:
         """
         turns = list(turns)
         if turns and turns[0].role == "system":
-            options["system"] = _text_of(turns.pop(0))
+            options["system"] = text_of(turns.pop(0))
         if not turns or turns[-1].role not in ("user", "tool"):
             raise UserError("there is nothing to answer: the last turn must be the user's")
-        conversation = self.conversation(mode or _mode_of(turns[-1]), **options)
+        conversation = self.conversation(mode or mode_of(turns[-1]), **options)
         for turn in turns[:-1]:
             conversation.add(turn)
         return conversation.ask(turns[-1], stream=stream)
@@ -203,6 +196,8 @@ class SpeechGPT:
         sampling: SamplingParams | None = None,
         max_patches: int = MAX_PATCHES,
         voice: str | None = None,
+        style: Style = NORMAL,
+        speed: float = 1.0,
     ) -> Reply:
         """Read a `text` of any length aloud. `reason` is "length" if the speech of a sentence was cut off.
 
@@ -210,7 +205,7 @@ class SpeechGPT:
             UserError: The text holds no letters or digits, the model was not trained to read aloud, or there is no such
                 voice.
         """
-        replies = list(self.read_aloud(text, sampling, max_patches, voice))
+        replies = list(self.read_aloud(text, sampling, max_patches, voice, style, speed))
         pcm, codes = np.concatenate([r.pcm for r in replies]), np.concatenate([r.codes for r in replies])
         cut = any(reply.reason == "length" for reply in replies)
         return Reply(text, pcm, codes, None, "length" if cut else "stop")
@@ -221,6 +216,8 @@ class SpeechGPT:
         sampling: SamplingParams | None = None,
         max_patches: int = MAX_PATCHES,
         voice: str | None = None,
+        style: Style = NORMAL,
+        speed: float = 1.0,
     ) -> Iterator[Reply]:
         """Read `text` aloud, one reply for each of its sentences. Arguments and errors are those of `say`."""
         parts = long_form.sentences(text)
@@ -229,7 +226,7 @@ class SpeechGPT:
         greeting = self.lm.prompt.opening(voice, "t2s")
         for part in parts:
             prompt = self.lm.prompt.tts_prompt(part, greeting)
-            conversation = Conversation(self, prompt, sampling, max_patches, speak=True)
+            conversation = Conversation(self, prompt, sampling, max_patches, True, (), style, speed)
             yield replace(conversation.collect(conversation.reply(user_spoke=False)), text=part)
 
     def transcribe(self, pcm: np.ndarray, max_patches: int = MAX_PATCHES) -> str:
@@ -283,6 +280,8 @@ class Conversation:
         max_patches: Limit of one reply.
         speak: Whether replies have speech.
         tools: The tools that the system prompt lists.
+        style: How replies are spoken, until the user asks for another style.
+        speed: How many times as fast as the style they are spoken.
     """
 
     def __init__(
@@ -293,7 +292,10 @@ class Conversation:
         max_patches: int,
         speak: bool,
         tools: tuple[Tool, ...] = (),
+        style: Style = NORMAL,
+        speed: float = 1.0,
     ):
+        self.style = ConversationStyle(model.lm.prompt, style, speed)
         self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
         self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
         self.state = model.lm.init_state(1, GROWTH)
@@ -315,14 +317,14 @@ class Conversation:
             if not self._unanswered:
                 self._pending.append(prompt.reply_start())
             self._pending.append(self._as_reply(content))
+            self.style.last_answer = content.text or ""
         else:
             if self._unanswered:
                 self._pending.append(prompt.turn_end(speaking=False))
             spoken = content.codes is not None
             self._transcript = content.text if spoken else None
-            self._pending.append(
-                prompt.user_text(content.text or "") if content.codes is None else prompt.user_speech(content.codes)
-            )
+            text = self.style.read_turn(content) if self.speak else content.text or ""
+            self._pending.append(prompt.user_text(text) if content.codes is None else prompt.user_speech(content.codes))
         self._unanswered = content.role != "assistant"
 
     @overload
@@ -353,19 +355,25 @@ class Conversation:
         parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
         decoder_state = codec.init_decoder_state(1)
         self._unanswered, self._codes = False, []
+        transcript, given = self.style.begin_reply(parser, self.speak)
+        self._pending += given
         try:
             hidden = self._prefill()
-            stop = StopRule(parser, self.max_patches, self.speak, in_speech=bool(self.state.speech_depth[0]))
+            in_speech = bool(self.state.speech_depth[0])
+            stop = StopRule(parser, self.max_patches, self.speak, in_speech, transcript)
             for token, codes, speaking in self._generate(hidden, stop, self._constraint(user_spoke)):
                 yield from parser.read(token, speaking)
                 if speaking and not parser.muted:
                     self._codes.append(codes[0].cpu())
                     pcm, decoder_state = codec.decode(codes, decoder_state)
-                    yield AudioDelta(pcm[0].cpu().numpy())
+                    yield AudioDelta(self.style.delivery.push(pcm[0].cpu().numpy()))
+            if self._codes and len(rest := self.style.delivery.finish()):
+                yield AudioDelta(rest)
             yield from parser.finish()
             assert stop.reason is not None
             yield ReplyDone(stop.reason)
         finally:
+            self.style.last_answer = parser.text.strip() or self.style.last_answer
             if not parser.ended:
                 self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
 
@@ -440,11 +448,3 @@ class Conversation:
             return prompt.reply(content.text or "", transcript=transcript)
         speech = prompt.align_speech(content.codes, text=content.text)
         return prompt.reply(content.text or "", speech, transcript)
-
-
-def _mode_of(turn: Turn) -> Mode:
-    return "s2s" if any(isinstance(segment, Speech) for segment in turn.segments) else "t2t"
-
-
-def _text_of(turn: Turn) -> str:
-    return "\n".join(segment.text for segment in turn.segments if isinstance(segment, Text))

@@ -12,12 +12,15 @@ import torch
 
 from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.codec.model import Codec
+from speechgpt2.dsp.delivery import deliver
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import at_position
+from speechgpt2.lm.style_request import CONSENT
+from speechgpt2.style import named_style
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm
 
@@ -384,3 +387,67 @@ def test_released_layouts_together():
     assert len(reply.codes) >= 3 and len(reply.pcm) == len(reply.codes) * FRAME
     whole = codec.decode(torch.from_numpy(reply.codes)[None])[0].numpy()
     np.testing.assert_allclose(reply.pcm, whole, atol=1e-5)
+
+
+# styles
+
+
+def transcript_of(prompt, text):
+    """The patches of a transcript, with which a reply begins."""
+    return prompt.text_patches([*prompt.encode(text), prompt.special_ids.transcript_end])
+
+
+def after_text(prompt, text, said, transcript=None):
+    """The patches of a reply after its written part and the start of its speech."""
+    whole, prefix = prompt.reply(text, said, transcript), prompt.tts_prefix(text, transcript)
+    return Patches(*(part[:, prefix.text.shape[1] :] for part in whole))
+
+
+SLOWER = named_style("slower")
+
+
+def test_conversation_speaks_in_a_style_at_a_speed(drafting):
+    prompt = drafting.prompt
+    reply = prompt.reply("Hello", spoken(prompt, "Hello"), transcript="what")
+    codec, lm = CountingCodec(), ScriptedLM(drafting, reply, reply)
+    usual = SpeechGPT(codec, lm).chat([Turn.user(speech=speech(5))]).pcm
+    answer = SpeechGPT(codec, lm).chat([Turn.user(speech=speech(5))], style=SLOWER, speed=2.0)
+    np.testing.assert_array_equal(answer.pcm, deliver(usual, SLOWER.faster(2.0)))
+
+
+def test_spoken_request_has_the_last_answer_said_again(drafting):
+    prompt = drafting.prompt
+    said = spoken(prompt, "Hello there")
+    first = prompt.reply("Hello there", said, transcript="what is it")
+    again = after_text(prompt, "Hello there", said, "say it slower")
+    third = prompt.reply("Hello there", said, transcript="what is it")
+    lm = ScriptedLM(drafting, first, transcript_of(prompt, "say it slower"), again, third)
+    talk = SpeechGPT(CountingCodec(), lm).conversation("s2s")
+    usual = talk.ask(Turn.user(speech=speech(5)))
+    answer = talk.ask(Turn.user(speech=speech(5)))
+    assert (answer.text, answer.transcript, answer.reason) == ("Hello there", "say it slower", "stop")
+    np.testing.assert_array_equal(answer.pcm, deliver(usual.pcm, SLOWER))
+    np.testing.assert_array_equal(talk.ask(Turn.user(speech=speech(5))).pcm, usual.pcm)
+
+
+def test_typed_request_that_lasts(drafting):
+    prompt = drafting.prompt
+    said = spoken(prompt, "Hello there")
+    answers = [after_text(prompt, CONSENT["en"], said), prompt.reply("Hello there", said)]
+    lm = ScriptedLM(drafting, *answers)
+    talk = SpeechGPT(CountingCodec(), lm).conversation("t2s")
+    assert talk.ask(Turn.user("Please speak slower.")).text == CONSENT["en"]
+    answer = talk.ask(Turn.user("Whisper: what is it?"))
+    assert answer.text == "Hello there" and "Whisper" not in prompt.tokenizer.decode(lm.read.text[0].tolist())
+    assert talk.style.style == SLOWER and talk.style.delivery.rate == 1.0
+
+
+def test_model_that_follows_instructions_gets_the_users_words():
+    lm = tiny_lm(follows_instructions=True)
+    prompt = lm.prompt
+    script = ScriptedLM(lm, prompt.reply("", spoken(prompt, "Hello there")))
+    talk = SpeechGPT(CountingCodec(), script).conversation("t2s", style=named_style("whisper"), speed=0.5)
+    answer = talk.ask(Turn.user("Say it slower."))
+    read = prompt.tokenizer.decode(script.read.text[0].tolist())
+    assert "in speech. Whisper.\n\n\n" in read and "Say it slower." in read
+    assert len(answer.pcm) == 2 * len(answer.codes) * FRAME

@@ -33,6 +33,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from speechgpt2.style import NORMAL, Style
 from speechgpt2.types import Event, Speech, Tool, Turn
 
 
@@ -54,6 +55,8 @@ class SessionSettings:
         paced: Whether speech is generated only `buffer_seconds` ahead of its playback; otherwise as fast as it is read.
         tools: Tools that the model may call, if it was trained to.
         require_tool: Whether every reply begins with a tool call; a name requires that tool.
+        style: How replies are spoken, unless the user asks for another style.
+        speed: How many times as fast as the style they are spoken.
         response_schema: A JSON schema that the text of written replies follows, unless they call a tool.
     """
 
@@ -70,6 +73,8 @@ class SessionSettings:
     tools: tuple[Tool, ...] = ()
     require_tool: bool | str = False
     response_schema: dict[str, Any] | None = None
+    style: Style = NORMAL
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class ReplyOptions:
     text: str | None = None
     tools: tuple[Tool, ...] | None = None
     require_tool: bool | str | None = None
+    style: Style | None = None
+    speed: float | None = None
 
 
 @dataclass(frozen=True)

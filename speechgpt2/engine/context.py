@@ -34,6 +34,8 @@ class Span:
         separator: Patches at its start that separate it from the turn before.
         user_spoke: Whether the user spoke: the turn is the user's speech, or a reply that begins with its transcript.
         speech_offset: Patches between the separator and the user's speech.
+        rate: Of a reply: seconds of its speech in a second of playback.
+        answer: Of a reply: its whole text, also of what was not played.
     """
 
     number: int
@@ -43,6 +45,8 @@ class Span:
     separator: int
     user_spoke: bool
     speech_offset: int = 0
+    rate: float = 1.0
+    answer: str = ""
 
     @property
     def body(self) -> int:

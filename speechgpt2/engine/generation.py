@@ -7,15 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from speechgpt2.dsp.delivery import Delivery
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.engine.history import History
 from speechgpt2.engine.model_runner import GeneratedPatch
+from speechgpt2.engine.reply_styles import ReplyStyles, delivery_of
 from speechgpt2.lm import tools
 from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.reply import ReplyEvent, ReplyParser
 from speechgpt2.lm.stop import StopRule
-from speechgpt2.types import AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
+from speechgpt2.lm.style_request import TranscriptReader, answer_to
+from speechgpt2.style import NORMAL, Style
+from speechgpt2.style_requests import StyleRequest
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
 
 
 class Generation:
@@ -31,6 +36,7 @@ class Generation:
     Attributes:
         decoding: Patches of speech that the codec has not decoded yet.
         done: Whether the reply is complete and all of its events are sent.
+        given: Its text, if the model only speaks it.
     """
 
     def __init__(
@@ -42,12 +48,23 @@ class Generation:
         constraint: TextConstraint | None = None,
     ):
         self.number, self.stop, self._constraint = number, stop, constraint
-        self.decoding, self.done = 0, False
+        self.decoding, self.done, self.given = 0, False, ""
         self._history, self._events = history, events
         self._patch_seconds = history.prompt.config.patch_seconds
         self._audible = self._decoded = 0  # patches of speech to decode, and of these the decoded ones
         self._calls: list[ToolCall] = []  # sent at the end, because an interrupted reply calls no tools
         self._playback_ends: float | None = None  # when all decoded audio will have been played
+        self.set_style(NORMAL)
+
+    def set_style(self, style: Style) -> None:
+        """Speak in another style, from the start of the reply's audio."""
+        span = self._history.last
+        assert span is not None
+        self._delivery, span.rate = Delivery(style), style.rate
+
+    @property
+    def _answer(self) -> str:
+        return self.given or self.stop.parser.text.strip()
 
     @property
     def writing(self) -> bool:
@@ -62,7 +79,7 @@ class Generation:
     @property
     def decoding_seconds(self) -> float:
         """Seconds of audio that the codec has not decoded yet."""
-        return self.decoding * self._patch_seconds
+        return self.decoding * self._patch_seconds / self._delivery.rate
 
     def playback_left(self, now: float) -> float:
         """Seconds of decoded audio that are not played yet, if the client plays audio as soon as it arrives."""
@@ -76,19 +93,16 @@ class Generation:
         """Add a patch that the model has generated and read, and send its events.
 
         Returns:
-            Whether it fits the reply's constraint; otherwise nothing has changed.
+            Whether the patches that were drafted after it still count. They do not if it breaks the reply's constraint
+            and is dropped, or if the reply begins again.
         """
         if self._constraint is not None and not self._constraint.accept(patch.token):
             return False
-        self._take(patch)
-        return True
-
-    def _take(self, patch: GeneratedPatch) -> None:
         speaks = patch.audio is not None
         replacement = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
         if replacement is not None:
             self._history.restart_reply(replacement)
-            return
+            return False
         codes = torch.from_numpy(patch.codes)[None, None]
         self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
         self._emit(self.stop.parser.read(patch.token, speaks))
@@ -96,6 +110,7 @@ class Generation:
         self.decoding += audible
         self._audible += audible
         self._complete_if_stopped()
+        return True
 
     def audio_decoded(self, pcm: np.ndarray, buffered: float, now: float) -> None:
         """Send the audio of a patch.
@@ -112,14 +127,19 @@ class Generation:
         # Playback is assumed to begin with the first audio, and to pause while there is none.
         if self._playback_ends is None or buffered <= 0:
             self._playback_ends = now
-        self._playback_ends += self._patch_seconds
-        self._events.put(self.number, AudioDelta(pcm))
+        self._send_audio(self._delivery.push(pcm))
         self._complete_if_stopped()
+
+    def _send_audio(self, pcm: np.ndarray) -> None:
+        if self._playback_ends is not None and len(pcm):
+            self._playback_ends += len(pcm) / SAMPLE_RATE
+            self._events.put(self.number, AudioDelta(pcm))
 
     def truncate(self, played_patches: int) -> None:
         """End an interrupted reply. Of its speech, `played_patches` stay in memory; a written reply stays as it is."""
         span = self._history.last
         assert span is not None
+        span.answer = self._answer
         if self.stop.speak:
             self._history.truncate_reply(span, played_patches)
         else:
@@ -132,6 +152,9 @@ class Generation:
         if not self.stop.parser.ended:
             self._emit(self.stop.parser.finish())
             self._history.end_reply(speaking=not self.writing)
+        self._send_audio(self._delivery.finish())
+        assert self._history.last is not None
+        self._history.last.answer = self._answer
         for call in self._calls:
             self._events.put(self.number, call)
         self._events.put(self.number, ReplyDone(self.stop.reason))
@@ -148,7 +171,12 @@ class Generation:
 
 
 def start_generation(
-    number: int, options: ReplyOptions, settings: SessionSettings, history: History, events: SessionEvents
+    number: int,
+    options: ReplyOptions,
+    settings: SessionSettings,
+    history: History,
+    events: SessionEvents,
+    styles: ReplyStyles,
 ) -> Generation:
     """Begin a reply: its system prompt and its prefix enter the history.
 
@@ -158,11 +186,13 @@ def start_generation(
         settings: The session's settings, for what the options leave open.
         history: The session's memory.
         events: The session's event queue.
+        styles: The styles that the user has asked for.
 
     Raises:
         UserError: The model cannot read aloud, or the context is too small.
     """
-    prompt, text = history.prompt, options.text
+    prompt, text, last_answer = history.prompt, options.text, history.last_answer
+    answers_tool = history.last is not None and history.last.role == "tool"
     read_aloud = text is not None
     speak = read_aloud or (settings.speak if options.speak is None else options.speak)
     user_spoke = history.ends_with_user_speech() and not read_aloud
@@ -170,14 +200,29 @@ def start_generation(
         prompt.require_chain_of_modality("read a given text aloud")
     history.update_system_prompt(settings, speak, read_aloud, options)
     call = "" if read_aloud else _call_prefix(history, options, settings, user_spoke)
+    request = history.request if speak and not read_aloud else None
+    if request is not None and prompt.template.chain_of_modality and not call:
+        text = answer_to(request, history.typed, last_answer)
     prefix = prompt.text_patches(prompt.encode(call)) if text is None else prompt.tts_prefix(text)
     history.start_reply(number, prefix, user_spoke)
     parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
-    stop = StopRule(parser, limit, speak, in_speech=read_aloud)
+
+    def follow(asked: StyleRequest) -> None:
+        style = styles.follow(asked, number, settings, options)
+        generation.set_style(delivery_of(style, prompt, settings, options))
+
+    free = speak and not _required(options, settings)
+    transcript = TranscriptReader(parser, last_answer, follow) if free else None
+    stop = StopRule(parser, limit, speak, in_speech=text is not None, transcript=transcript)
     constraint = None if read_aloud else _constraint(history, options, settings, user_spoke, call)
     generation = Generation(number, stop, history, events, constraint)
+    style = styles.begin(settings, options, continues=answers_tool)
+    generation.set_style(delivery_of(style, prompt, settings, options))
+    if request is not None:
+        follow(request)
     if text is not None:
+        generation.given = text
         events.put(number, TextDelta(text))
     return generation
 

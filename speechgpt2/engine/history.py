@@ -11,6 +11,8 @@ from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.truncation import speech_patches, truncated_reply
 from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.style_request import request_in
+from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import Mode, Patches, Speech, Tool
 
 SESSION_DEFAULTS = ReplyOptions()  # everything as the session's settings say
@@ -36,13 +38,17 @@ class History:
 
     Attributes:
         transcript: The transcript of the user's last speech, where it is known.
+        typed: The last turn that was typed.
     """
 
     def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, settings: SessionSettings):
         self.prompt = prompt
         self.transcript: str | None = None
+        self.typed = ""
+        self._request: StyleRequest | None = None  # in the last turn that was typed
         mode: Mode = "s2s" if settings.speak else "s2t"
-        self.system = SystemPrompt(mode, settings.instructions, settings.tools, self._greeting(settings, mode))
+        instructions = prompt.styled(settings.instructions, mode, settings.style)
+        self.system = SystemPrompt(mode, instructions, settings.tools, self._greeting(settings, mode))
         self.context = Context(prompt, capacity, prefill_chunk_size, self._render(self.system))
 
     @property
@@ -60,7 +66,7 @@ class History:
         """Begin a spoken turn of the user."""
         start = self.prompt.user_speech_start()
         self.context.add(number, "user", start, user_spoke=True, speech_offset=start.text.shape[1])
-        self.transcript = None
+        self.transcript = self._request = None
 
     def extend_user_speech(self, codes: Tensor, final: bool) -> int:
         """Add `codes [T, K]` to the user's spoken turn. The `final` ones end it.
@@ -86,16 +92,34 @@ class History:
             transcript = self.transcript if self.ends_with_user_speech() else None
             speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", speech, transcript)
-            self.context.add(number, "assistant", patches, user_spoke=transcript is not None)
+            span = self.context.add(number, "assistant", patches, user_spoke=transcript is not None)
+            span.answer = turn.text or ""
         elif turn.codes is not None:
             offset = self.prompt.user_speech_start().text.shape[1]
             self.context.add(number, "user", self.prompt.user_speech(turn.codes), user_spoke=True, speech_offset=offset)
-            self.transcript = turn.text
+            self.transcript, self._request = turn.text, None
         else:
-            self.context.add(number, turn.role, self.prompt.user_text(turn.text or ""))
+            self.context.add(number, turn.role, self.prompt.user_text(self._read_request(turn, settings)))
         self.context.drop_old_turns()
         if turn.role == "user":
             self.update_system_prompt(settings)
+
+    def _read_request(self, turn: HistoryTurn, settings: SessionSettings) -> str:
+        """Look for a request for a style; returns the turn's text without it."""
+        self.typed = turn.text or ""
+        asked = turn.role == "user" and settings.speak
+        self._request = request_in(self.prompt, self.typed) if asked else None
+        return self._request.rest if self._request is not None and self._request.rest else self.typed
+
+    @property
+    def request(self) -> StyleRequest | None:
+        """The style that the last turn asks for, if it is a typed one of the user."""
+        return self._request if self.last is not None and self.last.role == "user" else None
+
+    @property
+    def last_answer(self) -> str:
+        """The text of the last reply that had words."""
+        return next((span.answer for span in reversed(self.context.spans) if span.answer), "")
 
     def delete(self, number: int) -> None:
         """Remove a turn, if it is still remembered."""
@@ -159,6 +183,7 @@ class History:
         speak = settings.speak if speak is None else speak
         mode: Mode = f"{'s' if user_spoke else 't'}2{'s' if speak else 't'}"  # type: ignore[assignment]
         instructions = settings.instructions if options.instructions is None else options.instructions
+        instructions = self.prompt.styled(instructions, mode, options.style or settings.style)
         tools = settings.tools if options.tools is None else options.tools
         system = SystemPrompt(mode, instructions, tools, self._greeting(settings, mode))
         # Greetings hold arrays, which `==` compares element by element: compare identities instead.

@@ -13,6 +13,7 @@ from speechgpt2.conversation import HistoryTurn, history_turn, speech_codes
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt
+from speechgpt2.style import delivered
 from speechgpt2.types import Speech, Turn
 
 
@@ -45,12 +46,13 @@ class InputEncoder:
         return self._codec.encode(torch.from_numpy(pcm)[None].to(self._device))[0].cpu()
 
     def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
-        """Check the voice, compile grammars, and return the settings with an encoded greeting.
+        """Check voice and speed, compile grammars, and return the settings with an encoded greeting.
 
         Raises:
-            UserError: There is no such voice, the greeting cannot be encoded, or the schema cannot be followed.
+            UserError: Voice or speed is not possible, the greeting cannot be encoded, or the schema cannot be followed.
         """
         self._prompt.greetings.resolve(settings.voice)
+        delivered(settings.style, settings.speed, self._prompt.template.follows_instructions)
         tools = settings.tools if self._prompt.template.tools else ()
         self._prompt.grammars.constraint(tools, settings.require_tool if tools else False, settings.response_schema)
         if settings.greeting is None:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from speechgpt2.duplex.protocol import SessionSettings
+from speechgpt2.dsp.delivery import source_samples
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.codec_worker import AudioChunk
 from speechgpt2.engine.commands import (
     WAITS_UNTIL_IDLE,
@@ -36,6 +37,7 @@ from speechgpt2.engine.generation import Generation, start_generation
 from speechgpt2.engine.history import History
 from speechgpt2.engine.input_audio import InputAudioBuffer
 from speechgpt2.engine.model_runner import GeneratedPatch
+from speechgpt2.engine.reply_styles import ReplyStyles
 from speechgpt2.engine.scheduler import SlotStatus
 from speechgpt2.engine.step_inputs import SampleParams
 from speechgpt2.lm.prompt import Prompt
@@ -69,6 +71,7 @@ class Slot:
         self.input: InputAudioBuffer | None = None
         self.generation: Generation | None = None
         self._waiting_commands: deque[Command] = deque()
+        self._styles = ReplyStyles()
 
     # commands
 
@@ -117,12 +120,19 @@ class Slot:
                 self.history.delete_last()
             case AddTurn(turn, content):
                 self.input = None
+                request = self.history.request
                 self.history.add_turn(turn, content, self.settings)
+                if content.role == "assistant" and request is not None:  # history that the client brings along
+                    self._styles.follow(request, turn, self.settings, ReplyOptions())
             case Respond(reply, options):
-                self.generation = start_generation(reply, options, self.settings, self.history, self.events)
+                self.generation = start_generation(
+                    reply, options, self.settings, self.history, self.events, self._styles
+                )
             case DeleteTurn(turn):
                 self._delete(turn)
             case Configure(settings):
+                if settings.style != self.settings.style:
+                    self._styles.clear()
                 self.settings = settings
                 self.history.update_system_prompt(settings)
 
@@ -138,6 +148,7 @@ class Slot:
         self.generation = None
         if reply is not None:
             self.history.delete(reply)
+        self._styles.roll_back(reply)
         self.history.reopen_user_speech(buffer.tail)
         buffer.reopen()
 
@@ -155,9 +166,10 @@ class Slot:
     def _truncate(self, reply: int, played: int) -> None:
         """Interrupt the reply in progress, or shorten a complete one: barge-in cuts memory here."""
         span = self.history.context.find(reply)
-        patches = max(0, played - self.codec_delay) // self.prompt.config.patch_samples
         if span is None or span.role != "assistant":
             return
+        generated = source_samples(played, span.rate)
+        patches = max(0, generated - self.codec_delay) // self.prompt.config.patch_samples
         if self.generation is not None and self.generation.number == reply:
             self.generation.truncate(patches)
             self.generation = None

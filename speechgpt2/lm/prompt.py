@@ -26,6 +26,7 @@ from speechgpt2.lm.grammar import Grammars
 from speechgpt2.lm.greetings import Greetings
 from speechgpt2.lm.segments import AlignedSpeech, SegmentBuilder, concat
 from speechgpt2.lm.tools import tools_system_prompt
+from speechgpt2.style import Style
 from speechgpt2.types import MODES, Mode, Patches, Speech, Tool
 
 
@@ -86,16 +87,25 @@ class Prompt(SegmentBuilder):
         """
         if mode not in MODES:
             raise UserError(f"unknown mode '{mode}'; one of {', '.join(MODES)}")
-        modality = {"s": "speech", "t": "text"}
-        text = system
-        if text is None:
-            text = self.template.system.format(input=modality[mode[0]], output=modality[mode[2]])
+        text = self._system_text(mode) if system is None else system
         if tools and self.template.tools:
             text = f"{text.rstrip()}\n\n{tools_system_prompt(tools)}\n\n\n"
         parts = [self.text_patches(self.encode(text))]
         if greeting is not None:
             parts += [self.reply_start(), self.speech_segment(greeting), self.turn_end(speaking=False)]
         return concat(*parts)
+
+    def styled(self, system: str | None, mode: Mode, style: Style) -> str | None:
+        """Return the system text with what a style asks for, if the model follows instructions; None as it is."""
+        if not self.template.follows_instructions or not any(style.instruction):
+            return system
+        text = self._system_text(mode) if system is None else system
+        body = text.rstrip()
+        return f"{body} {style.instruction_for(body)}{text[len(body) :]}"
+
+    def _system_text(self, mode: Mode) -> str:
+        modality = {"s": "speech", "t": "text"}
+        return self.template.system.format(input=modality[mode[0]], output=modality[mode[2]])
 
     def user_text(self, text: str) -> Patches:
         """Return a typed turn, up to the start of the reply."""
@@ -156,6 +166,10 @@ class Prompt(SegmentBuilder):
         """
         self.require_chain_of_modality("read a given text aloud")
         return concat(self.system_prompt("t2s", greeting), self.reply_start(), self.tts_prefix(text))
+
+    def transcript(self, text: str) -> Patches:
+        """Return a transcript of the user's speech, with which a reply with chain of modality begins."""
+        return self.text_patches(self._written_part("", text))
 
     def require_chain_of_modality(self, purpose: str) -> None:
         """Raise `UserError` if the model has no chain of modality. `purpose` is what needs it."""

@@ -57,7 +57,8 @@ def read_config(folder: Path, tensors: Tensors, patch_heads: int | None) -> LMCo
     return LMConfig(
         backbone,
         decoder,
-        PromptConfig(tools=True, eos=read_eos(folder)),  # the text model was trained to call tools
+        # The text model was trained to call tools and to follow instructions.
+        PromptConfig(tools=True, follows_instructions=True, eos=read_eos(folder)),
         patch_frames=content.get("group_size", 3),
         codebooks=content.get("n_vq", 3),
         codebook_size=content.get("speech_vocab_size", 1025) - 1,

@@ -49,6 +49,7 @@ class ReplyParser:
         self.transcribing = prompt.template.chain_of_modality and user_spoke
         self.text, self.ended = "", False
         self.transcript: str | None = None
+        self._due: list[ReplyEvent] = []  # events that the next patch brings along
         self._called = bool(prefix)  # whether a call has begun
         self._tokens: list[int] = []  # tokens that form no whole character yet
         self._held = prefix  # text that may be the start of the turn's end, or of a tool call
@@ -71,6 +72,19 @@ class ReplyParser:
             token: The patch's text token.
             speaking: Whether the patch holds speech.
         """
+        due, self._due = self._due, []
+        return due + self._read(token, speaking)
+
+    def end_transcript(self) -> str:
+        """End the transcript of the user's speech before its last token is read, and return it."""
+        self._due += self._end_transcript(self._take_held())
+        return self.transcript or ""
+
+    def write(self, text: str) -> None:
+        """Add text that the model has not written itself."""
+        self._due += self._delta(text)
+
+    def _read(self, token: int, speaking: bool) -> list[ReplyEvent]:
         if self.prompt.special_ids.ends_reply(token):
             self.ended = True
             return self.finish()

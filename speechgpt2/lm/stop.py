@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from speechgpt2.lm.reply import ReplyParser
+from speechgpt2.lm.style_request import TranscriptReader
 from speechgpt2.types import Patches
 
 CLOSING_ROOM = 16  # patches of a context that are reserved for the end of a reply
@@ -25,6 +26,7 @@ class StopRule:
         max_patches: Limit of the reply.
         speak: Whether the reply is spoken.
         in_speech: Whether the reply begins within speech, as a text that is read aloud does.
+        transcript: Reads the transcript that the reply begins with.
 
     Attributes:
         reason: Why the reply has ended; None before its end.
@@ -32,9 +34,17 @@ class StopRule:
         speech_depth: Started speech segments minus ended ones.
     """
 
-    def __init__(self, parser: ReplyParser, max_patches: int, speak: bool, in_speech: bool = False):
+    def __init__(
+        self,
+        parser: ReplyParser,
+        max_patches: int,
+        speak: bool,
+        in_speech: bool = False,
+        transcript: TranscriptReader | None = None,
+    ):
         self.parser, self.max_patches, self.speak = parser, max_patches, speak
         self.patches, self.speech_depth = 0, int(in_speech)
+        self._transcript = transcript
         self.reason: StopReason | None = None if max_patches > 0 else "length"
         self._has_speech = False
 
@@ -47,11 +57,15 @@ class StopRule:
             room: Patches that fit into the context after this one; None if the context grows.
 
         Returns:
-            None; or, if a spoken reply would end here without speech, patches `[1, P]` that replace the whole reply and
-            end at the start of its speech. This patch is then dropped.
+            None; or patches `[1, P]` that replace the whole reply, if a spoken one would end here without speech (they
+            end at the start of its speech), or if the user asked for a style. This patch is then dropped.
         """
         ids = self.parser.prompt.special_ids
         self.patches += 1
+        ends_transcript = token == ids.transcript_end and self.parser.transcribing
+        if ends_transcript and self._transcript is not None and (prefix := self._transcript.finish()) is not None:
+            self.speech_depth = int(prefix.text[0, -1] == ids.speech_start)
+            return prefix
         full, ends = self.patches >= self.max_patches, ids.ends_reply(token)
         if ends and self.speak and not self._has_speech and not full:
             continuation = self.parser.speech_continuation_prompt()

@@ -3,8 +3,10 @@
 import asyncio
 
 import numpy as np
+import pytest
 import torch
 
+from speechgpt2.dsp.delivery import source_samples
 from speechgpt2.duplex.dialogue import Dialogue
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyStarted, ServerVad, SessionSettings
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, SpeechStarted
@@ -18,9 +20,9 @@ SETTINGS = DialogueSettings(ServerVad(silence_ms=512, prefix_ms=320), speculate_
 class Talk:
     """A microphone, a dialogue and an engine that makes steps while the microphone runs."""
 
-    def __init__(self, steps=4):
+    def __init__(self, steps=4, speed=1.0):
         self.engine, self.events, self.steps = tiny_engine(), [], steps
-        self.session = self.engine.open(SessionSettings(seed=3, max_patches=20))
+        self.session = self.engine.open(SessionSettings(seed=3, max_patches=20, speed=speed))
         self.dialogue = Dialogue(self.session, SETTINGS, LevelVad, self.engine.clock)
         self.reader = asyncio.create_task(self.read())
 
@@ -102,9 +104,10 @@ def test_rolled_back_reply_leaves_no_trace():
     asyncio.run(run())
 
 
-def test_barge_in_keeps_only_what_was_played():
+@pytest.mark.parametrize("speed", [1.0, 0.6, 1.5])
+def test_barge_in_keeps_only_what_was_played(speed):
     async def run():
-        talk = Talk()
+        talk = Talk(speed=speed)
         await talk.play(np.concatenate([voice(20), silence(16)]))
         while not any(isinstance(event, AudioDelta) for event in talk.events):
             await talk.play(silence(1))
@@ -117,7 +120,7 @@ def test_barge_in_keeps_only_what_was_played():
         assert isinstance(talk.events[place + 2], SpeechStarted)
         assert not any(isinstance(event, AudioDelta) for event in talk.events[place:])
         made = sum(len(event.pcm) for event in talk.events if isinstance(event, AudioDelta))
-        assert PATCH <= interrupted.played < made
+        assert PATCH / speed <= interrupted.played < made
 
         after, lm = context_of(talk.session), models()[1]
         speech = [(p.codes[0, :, 0, 0] != lm.config.no_speech) for p in (before, after)]
@@ -126,7 +129,8 @@ def test_barge_in_keeps_only_what_was_played():
         while bool(speech[1][reply + 1 + kept]):
             assert torch.equal(after.codes[0, reply + 1 + kept], before.codes[0, reply + 1 + kept])
             kept += 1
-        assert 0 < kept <= interrupted.played // PATCH
+        generated = source_samples(interrupted.played, speed) - models()[0].config.delay
+        assert kept == generated // PATCH > 0
         assert ReplyStarted in map(type, talk.events)
         await talk.close()
 

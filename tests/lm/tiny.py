@@ -30,13 +30,18 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_config(
-    chain_of_modality: bool = False, chained: bool = False, draft_tokens: int = 0, tools: bool = False, **backbone
+    chain_of_modality: bool = False,
+    chained: bool = False,
+    draft_tokens: int = 0,
+    tools: bool = False,
+    follows_instructions: bool = False,
+    **backbone,
 ) -> LMConfig:
     sizes = {"vocab": tiny_tokenizer().get_vocab_size(), "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
     return LMConfig(
         BackboneConfig(**{**sizes, **backbone}),
         PatchDecoderConfig(width=16, layers=2, heads=2, ffn=32, chained=chained),
-        PromptConfig(chain_of_modality=chain_of_modality, tools=tools),
+        PromptConfig(chain_of_modality=chain_of_modality, tools=tools, follows_instructions=follows_instructions),
         draft_tokens=draft_tokens,
     )
 
