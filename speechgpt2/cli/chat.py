@@ -24,7 +24,7 @@ from speechgpt2.cli.common import (
     spinner,
 )
 from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
-from speechgpt2.cli.persona_options import PersonaName, greet, read_persona, with_tools
+from speechgpt2.cli.persona_options import PersonaName, Speed, StyleNames, greet, read_persona, read_style, with_tools
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def chat(
     expert: ExpertName = None,
     search: SearchName = None,
     persona: PersonaName = None,
+    speed: Speed = 1.0,
+    style: StyleNames = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -137,6 +139,7 @@ def chat(
     from speechgpt2.assistant.sources import ToolSources
 
     who = read_persona(persona)
+    manner = read_style(style, who)
     toolbox = with_tools(ToolSources(tools, kb, tuple(mcp or ()), expert, search), who).open()
     if who is not None and voice is None and opening is None and greeting_index is None:
         voice = who.voice
@@ -147,7 +150,9 @@ def chat(
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     params, declared = sampling.params(speechgpt.lm), toolbox.tools if toolbox else ()
     system = None if who is None else who.prompt
-    conversation = speechgpt.conversation(mode, opening, params, system, max_patches, declared)
+    conversation = speechgpt.conversation(
+        mode, opening, params, system, max_patches, declared, style=manner, speed=speed
+    )
     spoken = greet(speechgpt, conversation, who if opening is None else None, play)
     answers = [pcm for pcm in chain(spoken, answer_all(conversation, questions, mic, play, toolbox)) if len(pcm)]
     if out is not None:
@@ -166,11 +171,15 @@ def say(
     greetings: Greetings = None,
     voice: VoiceName = None,
     play: Play = False,
+    speed: Speed = 1.0,
+    style: StyleNames = None,
 ) -> None:
     """Speak a text (text to speech), sentence by sentence."""
     from speechgpt2 import long_form
+    from speechgpt2.types import FRAME_SIZE
 
     check_output(out, "t2s", play)
+    manner = read_style(style)
     if play:
         sounddevice()
     speechgpt = loading.load(model, greetings=greetings, voice=voice)
@@ -180,9 +189,9 @@ def say(
         player = stack.enter_context(BlockingPlayer()) if play else None
         count = len(long_form.sentences(text))
         show = stack.enter_context(spinner(f"speaking 1/{count}"))
-        for reply in speechgpt.read_aloud(text, params, max_patches):
+        for reply in speechgpt.read_aloud(text, params, max_patches, style=manner, speed=speed):
             spoken.append(reply.pcm)
-            if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.pcm)):
+            if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.codes) * FRAME_SIZE):
                 short.append(reply.text)
             if player is not None:
                 player.play(reply.pcm)

@@ -1,4 +1,4 @@
-"""What a persona means for commands: its option, its tools, its greeting."""
+"""What a persona means for commands: its option, its tools, its greeting, its style."""
 
 from __future__ import annotations
 
@@ -13,11 +13,43 @@ if TYPE_CHECKING:
 
     from speechgpt2.assistant.sources import ToolSources
     from speechgpt2.persona import Persona
+    from speechgpt2.style import Style
 
 PersonaName = Annotated[
     str | None,
     typer.Option("--persona", help="Who the assistant is: a name (sg2 persona list) or a .yaml file.", metavar="NAME"),
 ]
+StyleNames = Annotated[
+    str | None,
+    typer.Option(
+        "--style",
+        help="How the assistant speaks: faster, slower, louder, softer, higher, lower, whisper, happy, sad, angry or "
+        "calm; several with commas between them.",
+        metavar="STYLE",
+    ),
+]
+Speed = Annotated[
+    float, typer.Option(min=0.25, max=4.0, help="How many times as fast as usual the assistant speaks, at its pitch.")
+]
+SessionSpeed = Annotated[
+    float | None,
+    typer.Option(
+        min=0.25, max=1.5, help="How many times as fast as usual the assistant speaks, at its pitch.", metavar="FLOAT"
+    ),
+]
+
+
+def read_style(names: str | None, persona: Persona | None = None) -> Style:
+    """Return the style that a command names, or else that of its persona.
+
+    Raises:
+        UserError: There is no such style.
+    """
+    from speechgpt2.style import NORMAL, parse_style
+    from speechgpt2.style_requests import styles_in
+
+    described = "" if persona is None else ", ".join(styles_in(persona.style or ""))
+    return parse_style(names or described or NORMAL.name)
 
 
 def read_persona(name: str | None) -> Persona | None:
@@ -64,7 +96,8 @@ def greet(speechgpt: Any, conversation: Any, persona: Persona | None, play: bool
     if not conversation.speak or not speechgpt.lm.prompt.template.chain_of_modality:
         conversation.add(Turn.assistant(persona.greeting))
         return []
-    reply = speechgpt.say(persona.greeting, voice=persona.voice)
+    manner = conversation.style
+    reply = speechgpt.say(persona.greeting, voice=persona.voice, style=manner.style, speed=manner.speed)
     conversation.add(Turn("assistant", (Speech(codes=reply.codes, text=persona.greeting),)))
     if play:
         with BlockingPlayer() as player:

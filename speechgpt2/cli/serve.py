@@ -11,7 +11,7 @@ import typer
 from speechgpt2.cli import common
 from speechgpt2.cli.chat import ExpertName, KnowledgeFile, McpServers, SearchName, ToolFile
 from speechgpt2.cli.common import DType, Quantize, print_warning, spinner
-from speechgpt2.cli.persona_options import PersonaName
+from speechgpt2.cli.persona_options import PersonaName, SessionSpeed, StyleNames
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    speed: SessionSpeed = None,
+    style: StyleNames = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
     tools: ToolFile = None,
@@ -134,7 +136,7 @@ def serve(
         "search": search,
         "mcp_hosts": mcp_host,
     }
-    flags["persona"] = persona
+    flags |= {"persona": persona, "speed": speed, "style": style}
     flags["tools"] = {key: str(v) if isinstance(v, Path) else v for key, v in hosted.items() if v}
     flags["scale"] = {key: value for key, value in scale.items() if value is not None}
     if self_signed:

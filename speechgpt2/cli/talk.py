@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speechgpt2.cli.audio_devices import QueuePlayer, open_stream, sounddevice
+from speechgpt2.cli.persona_options import SessionSpeed, StyleNames
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def talk(
     url: Annotated[str, typer.Option(help="URL of the server.", metavar="URL")] = "ws://127.0.0.1:8000",
     key: Annotated[str | None, typer.Option(help="API key of the server.", envvar="SG2_API_KEY", metavar="KEY")] = None,
     voice: Annotated[str | None, typer.Option(help="One of the server's voices.", metavar="VOICE")] = None,
+    speed: SessionSpeed = None,
+    style: StyleNames = None,
     instructions: Annotated[str | None, typer.Option(help="Instructions for the assistant.", metavar="TEXT")] = None,
     interrupt: Annotated[
         float | None,
@@ -55,9 +58,9 @@ def talk(
     if mic or play:
         sounddevice()
     turns: list[Any] = [audio.load(path) for path in audio_files or []] + list(texts or [])
-    session: dict[str, Any] = {}
-    if voice:
-        session["audio"] = {"output": {"voice": voice}}
+    output = {"voice": voice, "speed": speed, "style": style}
+    chosen = {key: value for key, value in output.items() if value is not None}
+    session: dict[str, Any] = {"audio": {"output": chosen}} if chosen else {}
     if instructions:
         session["instructions"] = instructions
     with ExitStack() as stack:

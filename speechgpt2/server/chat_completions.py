@@ -21,9 +21,11 @@ from speechgpt2.server.response import InputUsage, Usage
 from speechgpt2.server.schema import NoEffect, WireModel
 from speechgpt2.server.session_config import (
     DEFAULT_VOICE,
+    AnySpeed,
     FunctionTool,
     MaxTokens,
     SessionConfig,
+    StyleNames,
     ToolChoice,
     VoiceName,
 )
@@ -143,10 +145,12 @@ class ChatMessage(WireModel):
 
 
 class ChatAudio(WireModel):
-    """The audio settings of the reply."""
+    """The audio settings of the reply; `speed` and `style` are extensions."""
 
     voice: VoiceName = DEFAULT_VOICE
     format: str = "wav"
+    speed: AnySpeed | None = None
+    style: StyleNames | None = None
 
 
 class StreamOptions(WireModel):
@@ -224,6 +228,8 @@ class ChatRequest(ReplyRequest):
             FunctionTool(type="function", name=f.name, description=f.description or "", parameters=f.parameters or {})
             for f in functions
         ]
+        if self.audio is not None:
+            default = default.with_delivery(self.audio.speed, self.audio.style)
         return default.model_copy(
             update={
                 "instructions": "\n".join(system) or default.instructions,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from speechgpt2 import config
 from speechgpt2.errors import UserError
+from speechgpt2.style import SLOWEST, parse_style
 
 PREFIX = "SG2_"
 MEBIBYTE = 2**20
@@ -138,6 +139,8 @@ class ServerConfig:
         greeting_index: Which greeting opens a session, counted from 0, in place of the default.
         voice: The same by name.
         persona: Who the assistant is where a client does not say: a name of the gallery, or a YAML file.
+        speed: How many times as fast as usual the assistant speaks where a client does not say, 0.25 to 1.5.
+        style: Names of the style in which it speaks where a client does not say; None: that of the persona.
         slots: Sessions at the same time.
         context: Patches of history per session; a fourth of them for instructions, tools and greeting.
         host: Address to listen on.
@@ -166,6 +169,8 @@ class ServerConfig:
     greeting_index: int | None = None
     voice: str | None = None
     persona: str | None = None
+    speed: float = 1.0
+    style: str | None = None
     slots: int = 8
     context: int = 1024
     host: str = "127.0.0.1"
@@ -191,6 +196,10 @@ class ServerConfig:
             raise UserError("voice and greeting_index exclude each other")
         if self.greeting_index is not None and self.greeting_index < 0:
             raise UserError(f"greeting_index must be at least 0, not {self.greeting_index}")
+        if not SLOWEST <= self.speed <= 1.5:
+            raise UserError(f"speed must be {SLOWEST:g} to 1.5, not {self.speed:g}")
+        if self.style is not None:
+            parse_style(self.style)
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise UserError("ssl_keyfile needs ssl_certfile")
         if self.slots < 1:

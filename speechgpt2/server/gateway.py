@@ -63,7 +63,8 @@ class Gateway:
         self.tracing = tracing or Tracing()
         self.voices = Voices(engine.voices)
         self.personas = Personas(config.persona)
-        chosen = self.personas.expand({"persona": config.persona}, "session")
+        output = {"speed": config.speed, "style": config.style}
+        chosen = self.personas.expand({"persona": config.persona, "audio": {"output": output}}, "session")
         self.default_session = self.voices.resolve(SessionConfig(model=config.model).updated(chosen), "session")
         self.authenticator = Authenticator(
             config.api_keys, config.allowed_origins, hosts=(config.host, *config.allowed_hosts)

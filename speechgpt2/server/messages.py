@@ -16,6 +16,8 @@ from speechgpt2.server.session_config import (
     FunctionTool,
     MaxTokens,
     Modalities,
+    Speed,
+    StyleNames,
     ToolChoice,
     VoiceName,
     refuse_beta_fields,
@@ -146,10 +148,12 @@ class ItemRetrieve(ClientMessage):
 
 
 class ResponseAudioOutput(WireModel):
-    """The audio settings of one response that differ from the session's."""
+    """The audio settings of one response that differ from the session's; `speed` and `style` are extensions."""
 
     format: AudioFormatConfig | None = None
     voice: VoiceName | None = None
+    speed: Speed | None = None
+    style: StyleNames | None = None
 
 
 class ResponseAudio(WireModel):

@@ -1,6 +1,6 @@
 """Personas in a session's settings: a client names one, and the server fills in what it says.
 
-    changes = personas.expand({"persona": "pirate"}, "session")       # with its instructions and voice
+    changes = personas.expand({"persona": "pirate"}, "session")       # with its instructions, voice and style
 
 A persona's instructions come before those that the client sends along. Its greeting is the first response.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from speechgpt2.persona import Persona, gallery, load_persona
 from speechgpt2.server.schema import ProtocolError, shorten
+from speechgpt2.style_requests import styles_in
 
 
 class Personas:
@@ -53,7 +54,8 @@ class Personas:
             raise ProtocolError(text, "invalid_value", f"{path}.persona")
         own = changes.get("instructions")
         instructions = "\n".join([persona.prompt, *([own] if isinstance(own, str) and own else [])])
-        return {**_with_voice(changes, persona.voice), "instructions": instructions}
+        style = ", ".join(styles_in(persona.style or "")) or None
+        return {**_with_output(changes, voice=persona.voice, style=style), "instructions": instructions}
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Format the personas for the wire."""
@@ -73,10 +75,11 @@ class Personas:
         ]
 
 
-def _with_voice(changes: dict[str, Any], voice: str | None) -> dict[str, Any]:
-    """Add a voice, unless the client has named one."""
+def _with_output(changes: dict[str, Any], **values: str | None) -> dict[str, Any]:
+    """Add settings of the model's audio, unless the client has named them."""
     audio = changes.get("audio") or {}
-    output = audio.get("output") if isinstance(audio, dict) else None
-    if voice is None or not isinstance(audio, dict) or (isinstance(output, dict) and output.get("voice") is not None):
-        return changes
-    return {**changes, "audio": {**audio, "output": {**(output or {}), "voice": voice}}}
+    output = (audio.get("output") or {}) if isinstance(audio, dict) else None
+    if not isinstance(output, dict):
+        return changes  # they are refused later
+    added = {key: value for key, value in values.items() if value is not None and output.get(key) is None}
+    return {**changes, "audio": {**audio, "output": {**output, **added}}} if added else changes

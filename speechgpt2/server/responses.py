@@ -59,7 +59,9 @@ class Responses:
             )
         self.context.events.warn(self.context.voices.warnings_for(changes, "response"))
         try:
-            options = settings.reply_options(config, request.instructions, self.context.hosted_tools)
+            output = request.audio.output if request.audio is not None else None
+            style = output.style if output is not None else None
+            options = settings.reply_options(config, request.instructions, self.context.hosted_tools, style)
             number = self.context.dialogue.respond(self._greeting(config, options))
         except UserError as error:
             raise ProtocolError(f"{message} ({error}).", ACTIVE) from None

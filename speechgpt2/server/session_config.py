@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from speechgpt2.errors import UserError
 from speechgpt2.server.audio_formats import WireFormat
 from speechgpt2.server.mcp_config import McpTool
 from speechgpt2.server.schema import NoEffect, ProtocolError, WireModel, ineffective, shorten, validate
+from speechgpt2.style import FASTEST, SLOWEST, parse_style
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -78,12 +80,26 @@ DEFAULT_VOICE = "default"  # the voice of a model that offers none to choose fro
 VoiceName = Annotated[str, BeforeValidator(_voice_name), Field(min_length=1)]
 
 
+def _style_names(names: str) -> str:
+    try:
+        parse_style(names)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return names
+
+
+StyleNames = Annotated[str, AfterValidator(_style_names)]
+AnySpeed = Annotated[float, Field(ge=SLOWEST, le=FASTEST)]  # the limits are OpenAI's
+Speed = Annotated[float, Field(ge=SLOWEST, le=1.5)]  # of a session
+
+
 class AudioOutputConfig(WireModel):
-    """Settings of the model's audio."""
+    """Settings of the model's audio. `style` is an extension: named styles, with commas between them."""
 
     format: AudioFormatConfig = AudioFormatConfig()
     voice: VoiceName = DEFAULT_VOICE
-    speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=1.5)
+    speed: Speed = 1.0
+    style: StyleNames | None = None
 
 
 class AudioConfig(WireModel):
@@ -156,7 +172,15 @@ class SessionConfig(WireModel):
 
     def with_voice(self, voice: str) -> SessionConfig:
         """Return a copy with another voice."""
-        output = self.audio.output.model_copy(update={"voice": voice})
+        return self._with_output(voice=voice)
+
+    def with_delivery(self, speed: float | None, style: str | None) -> SessionConfig:
+        """Return a copy with another speed and style; None leaves them as they are."""
+        changes = {"speed": speed, "style": style}
+        return self._with_output(**{key: value for key, value in changes.items() if value is not None})
+
+    def _with_output(self, **changes: Any) -> SessionConfig:
+        output = self.audio.output.model_copy(update=changes)
         return self.model_copy(update={"audio": self.audio.model_copy(update={"output": output})})
 
     @field_validator("tool_choice")

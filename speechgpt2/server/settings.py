@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from speechgpt2.duplex import protocol
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyOptions, SessionSettings
 from speechgpt2.server.session_config import SemanticVadConfig, SessionConfig
+from speechgpt2.style import NORMAL, parse_style
 from speechgpt2.types import Speech, Tool
 
 MAX_SEED = 2**31  # of a session that names none
@@ -44,6 +45,8 @@ def session_settings(
         paced=paced,
         tools=_tools(config, hosted),
         require_tool=config.require_tool,
+        style=parse_style(config.audio.output.style or NORMAL.name),
+        speed=config.audio.output.speed,
     )
 
 
@@ -67,10 +70,26 @@ def dialogue_settings(config: SessionConfig) -> DialogueSettings:
     return DialogueSettings(turn_detection=turns)
 
 
-def reply_options(config: SessionConfig, instructions: str | None = None, hosted: Sequence[Tool] = ()) -> ReplyOptions:
-    """Return the options of one reply, with instructions of its own; `hosted`: tools that the server runs."""
-    max_patches, tools = _max_patches(config.max_output_tokens), _tools(config, hosted)
-    return ReplyOptions(instructions, config.speaks, max_patches, tools=tools, require_tool=config.require_tool)
+def reply_options(
+    config: SessionConfig, instructions: str | None = None, hosted: Sequence[Tool] = (), style: str | None = None
+) -> ReplyOptions:
+    """Return the options of one reply.
+
+    Args:
+        config: The reply's settings on the wire.
+        instructions: Instructions of its own.
+        hosted: Tools that the server runs.
+        style: Names of a style of its own.
+    """
+    return ReplyOptions(
+        instructions,
+        config.speaks,
+        _max_patches(config.max_output_tokens),
+        tools=_tools(config, hosted),
+        require_tool=config.require_tool,
+        style=None if style is None else parse_style(style),
+        speed=config.audio.output.speed,
+    )
 
 
 def _tools(config: SessionConfig, hosted: Sequence[Tool]) -> tuple[Tool, ...]:

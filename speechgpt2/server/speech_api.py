@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from fastapi import Request, Response
@@ -26,22 +26,37 @@ from speechgpt2.server.reply_api import (
     sse_response,
     unless_disconnected,
 )
-from speechgpt2.server.schema import NoEffect, WireModel
-from speechgpt2.server.session_config import DEFAULT_VOICE, Seed, SessionConfig, VoiceName
+from speechgpt2.server.schema import WireModel
+from speechgpt2.server.session_config import DEFAULT_VOICE, AnySpeed, Seed, SessionConfig, StyleNames, VoiceName
+from speechgpt2.style import table
+from speechgpt2.style_requests import styles_in
 from speechgpt2.types import PATCH_SAMPLES, AudioDelta, Event
 
 
 class SpeechRequest(WireModel):
-    """A request for speech synthesis. `seed` is an extension."""
+    """A request for speech synthesis. `seed` and `style` are extensions; `instructions` may name styles."""
 
     model: str
     input: str = Field(min_length=1, max_length=4096)
     voice: VoiceName = DEFAULT_VOICE
-    instructions: Annotated[str, NoEffect("the model reads in one way")] = ""
+    instructions: str = ""
     response_format: str = "mp3"
-    speed: Annotated[float, NoEffect("speech has its own speed")] = Field(default=1.0, ge=0.25, le=4.0)
+    speed: AnySpeed | None = None
+    style: StyleNames | None = None
     stream_format: Literal["audio", "sse"] = "audio"
     seed: Seed | None = None
+
+    @property
+    def styles(self) -> str | None:
+        """The styles that `style` names, or else `instructions`."""
+        return self.style or ", ".join(styles_in(self.instructions)) or None
+
+    def warnings(self) -> list[str]:
+        """Return a warning about instructions that have no effect."""
+        if not self.instructions.strip() or (self.style is None and self.styles):
+            return []
+        why = "style has named a style" if self.style else f"they name none of the styles {', '.join(table())}"
+        return [f"instructions has no effect: {why}"]
 
 
 class SpeechApi(ReplyApi):
@@ -54,9 +69,11 @@ class SpeechApi(ReplyApi):
     async def create_speech(self, request: Request) -> Response:
         """`POST /v1/audio/speech`: read a text aloud."""
         principal, speech, warnings = await self.read_json(request, SpeechRequest)
-        headers = warning_headers([*self.gateway.voices.warnings(speech.voice, "voice"), *warnings])
+        warnings = [*self.gateway.voices.warnings(speech.voice, "voice"), *warnings, *speech.warnings()]
+        headers = warning_headers(warnings)
         config = self.with_voice(self.gateway.default_session, speech.voice, "voice")
         config = config.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
+        config = config.with_delivery(speech.speed, speech.styles)
         try:
             media_type = audio_files.media_type(speech.response_format)
         except UserError as error:

@@ -78,6 +78,7 @@ class FakeSession:
         self.settings = settings
         self.memory = {}  # number -> text; of a reply the words that were played
         self.closed = self.backlogged = False
+        self.options = None  # of the latest reply
         self.started = lambda number: None  # called with the number of a reply that starts
         self._numbers, self._queue = itertools.count(1), asyncio.Queue()
         self._reply, self._number = None, 0
@@ -111,7 +112,7 @@ class FakeSession:
     def respond(self, options=None):
         if self._reply is not None:
             raise UserError("a reply is under way")
-        self._number = next(self._numbers)
+        self._number, self.options = next(self._numbers), options
         self._reply = asyncio.ensure_future(self._answer(self._number, options or ReplyOptions()))
         return self._number
 
