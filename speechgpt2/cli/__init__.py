@@ -79,6 +79,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "voices": bench.voices,
             "kb": bench.kb,
             "grammar": bench.grammar,
+            "styles": bench.styles,
         },
     ),
     "eval": (

@@ -162,3 +162,22 @@ def grammar(
     check_report_file(out)
     with spinner("timing grammars"):
         grammar.main(model, schemas, seed, out)
+
+
+def styles(
+    voices: Annotated[
+        str, typer.Option(help="Set of voices: classic (espeak-ng, flite) or natural (Kokoro).")
+    ] = "natural",
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences of each language.")] = 4,
+    asr: Annotated[
+        str | None,
+        typer.Option(help="A recogniser that checks the words, as in sg2 eval --asr. [default: none]", metavar="NAME"),
+    ] = None,
+    out: ReportFile = None,
+) -> None:
+    """Measure styles: rate, pitch, level, voicing, cost, and with --asr the words that are lost."""
+    from speechgpt2.bench import styles
+
+    check_report_file(out)
+    with spinner("measuring styles"):
+        styles.main(voices, sentences, asr, out)
