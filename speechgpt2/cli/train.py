@@ -169,7 +169,7 @@ def _codec(
     save_labels(out, source.phones)
     held_out = source.held_out(settings.validation.examples) if settings.validation.every else []
     _say_if_unvalidated(settings.validation, held_out)
-    judge = codec_judge(settings.validation.asr) if held_out else None
+    judge = codec_judge(settings.validation.asr, settings.validation.by) if held_out else None
     train(settings, source, str(out), resume, str(torch_device(device)), held_out, judge)
 
 

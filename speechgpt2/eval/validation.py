@@ -15,9 +15,10 @@ from speechgpt2.eval import metrics
 from speechgpt2.extras import require
 
 Wave = NDArray[np.float32]
+MEASURES = ("stoi", "pesq")
 
 
-def codec_judge(recogniser: str = "") -> Judge | None:
+def codec_judge(recogniser: str = "", by: str = "") -> Judge | None:
     """Return a judge of decoded speech, or None if there is nothing to judge with.
 
     Its values are `stoi` and `pesq` (wide band), where the extra `eval` is installed, and `asr_errors`, the word or
@@ -25,12 +26,13 @@ def codec_judge(recogniser: str = "") -> Judge | None:
 
     Args:
         recogniser: A recogniser as `asr.load` takes it; "" for none.
+        by: The value that decides which codec is best.
 
     Raises:
-        UserError: The recogniser cannot be loaded.
+        UserError: The recogniser cannot be loaded, or what measures `by` is not installed.
     """
     listener = asr.load(recogniser) if recogniser else None
-    has_measures = _has_measures()
+    has_measures = _has_measures(is_needed=by in MEASURES)
     if listener is None and not has_measures:
         return None
 
@@ -45,10 +47,12 @@ def codec_judge(recogniser: str = "") -> Judge | None:
     return judge
 
 
-def _has_measures() -> bool:
+def _has_measures(is_needed: bool) -> bool:
     try:
         require("pystoi", "eval"), require("pesq", "eval")
     except MissingDependency as missing:
+        if is_needed:
+            raise
         print(f"validation without STOI and PESQ: {missing}", file=sys.stderr)
         return False
     return True

@@ -1,6 +1,7 @@
 """Judges of decoded speech during training."""
 
 import numpy as np
+import pytest
 import torch
 
 from speechgpt2.asr.recogniser import Transcription
@@ -32,7 +33,7 @@ def test_measures_of_equal_audio_are_high():
 @needs.extra("asr", "num2words")
 def test_a_recogniser_counts_errors(monkeypatch):
     monkeypatch.setattr(validation.asr, "load", lambda name: Parrot())
-    monkeypatch.setattr(validation, "_has_measures", lambda: False)
+    monkeypatch.setattr(validation, "_has_measures", lambda is_needed: False)
     judge, pcm = validation.codec_judge("parrot"), np.zeros(100, np.float32)
     assert judge(pcm, pcm, CLIP) == {"asr_errors": 0.5}
     assert np.isnan(judge(pcm, pcm, CLIP._replace(lang="zh"))["asr_errors"])
@@ -46,3 +47,5 @@ def test_without_measures_and_recogniser_there_is_no_judge(monkeypatch, capsys):
     monkeypatch.setattr(validation, "require", missing)
     assert validation.codec_judge() is None
     assert "validation without STOI and PESQ: pystoi is not installed" in capsys.readouterr().err
+    with pytest.raises(MissingDependency, match="pystoi is not installed"):
+        validation.codec_judge(by="stoi")
