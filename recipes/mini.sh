@@ -78,11 +78,13 @@ sg2 train codec recipes/mini/codec-natural.yaml --data "$out/natural-speech" --i
 sg2 convert "$out/codec-natural" "$out/codec-natural-half" --dtype float16
 
 stage "11. Language model on natural voices"
-# Natural voices ask, two of them answer in each language. Many other speakers and real single words are transcribed.
-sg2 data dialogue-corpus "$out/natural" --exchanges 1250 --says 650 --dictations 1000 --takes 3 --voices natural --seed 11
+# Natural voices ask and chat, two of them answer in each language. Many other speakers and real single words are transcribed.
+sg2 data dialogue-corpus "$out/natural" --exchanges 900 --says 1750 --dictations 600 --takes 3 --voices natural --seed 21
+sg2 data dialogue-corpus "$out/chat" --exchanges 500 --says 0 --takes 2 --skill chat --voices natural --test 10 --seed 23
 sg2 data dialogue-corpus "$out/askers" --exchanges 2500 --says 0 --dictations 4000 --voices askers --seed 13
+sg2 data dialogue-corpus "$out/chatters" --exchanges 1000 --says 0 --skill chat --voices askers --test 10 --seed 24
 sources="$out/sources.yaml"
-printf -- '- {path: "%s/natural"}\n- {path: "%s/askers", weight: 0.4}\n' "$out" "$out" >"$sources"
+printf -- '- {path: "%s/%s", weight: %s}\n' "$out" natural 1 "$out" chat 1 "$out" askers 0.4 "$out" chatters 0.4 >"$sources"
 if [ -n "$real" ]; then
     sg2 data dialogue-corpus "$out/people" --exchanges 1 --says 0 --dictations 0 --takes 2 --voices askers --seed 14 \
         --real-speech "$real"

@@ -92,6 +92,10 @@ def mini(
     limit: Annotated[int, typer.Option(min=1, help="Number of questions, every second in Mandarin.")] = 200,
     asr: AsrModel = None,
     voices: Voices = ["classic"],  # noqa: B006 (typer reads it only)
+    skill: Annotated[
+        list[str],
+        typer.Option("--skill", help="Ask for this skill only (repeatable). [default: all but chat]"),
+    ] = [],  # noqa: B006
     teacher: Teacher = "classic",
     real_speech: RealSpeech = None,
     typed: Annotated[bool, typer.Option(help="Also ask the questions as text.")] = True,
@@ -111,7 +115,7 @@ def mini(
     from speechgpt2.tts.voice_sets import voice_set
 
     options: dict[str, Any] = {"asr": asr, "real_speech": real_speech, "threads": threads}
-    options["device"] = str(torch_device(device))
+    options |= {"device": str(torch_device(device)), "skills": skill}
     spoken_qa.main(
         model, limit, out, typed, speech, seed, **options, speakers=_held_out(voices), teacher=voice_set(teacher)
     )

@@ -13,7 +13,7 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from speechgpt2.corpus.store import (
 )
 from speechgpt2.curriculum.limits import foreign_sentence, not_understood, unknown_request
 from speechgpt2.curriculum.sentences import sentence, word_list
-from speechgpt2.curriculum.skills import SkillExchange, draw_exchange, typed_variants
+from speechgpt2.curriculum.skills import SkillExchange, check_skills, draw_exchange, typed_variants
 from speechgpt2.curriculum.texts import characters
 from speechgpt2.dsp.other_sounds import draw_sound
 from speechgpt2.dsp.world_pitch import track_pitch
@@ -155,6 +155,7 @@ def build_dialogue_corpus(
     voices: str = CLASSIC,
     takes: int = 1,
     real_speech: str | Path | None = None,
+    skills: Sequence[str] = (),
 ) -> Corpus:
     """Build a corpus of dialogues for the language model; half of it is in Mandarin. A killed build resumes.
 
@@ -177,13 +178,15 @@ def build_dialogue_corpus(
         takes: How often a spoken question or dictation occurs, each time with another room and noise. More than once
             saves time with slow synthesis.
         real_speech: A folder of recordings. Its single words become dictations, if the curriculum has their characters.
+        skills: What is asked; by default all skills in their shares.
 
     Raises:
-        UserError: There is no such set of voices, or the folder was begun with other arguments.
+        UserError: There is no such set of voices or skill, or the folder was begun with other arguments.
     """
     voice_set(voices)  # raises for a wrong name, before the work starts
+    check_skills(skills)
     says = exchanges // 2 if says is None else says
-    recipe = {
+    recipe: dict[str, Any] = {
         "kind": "dialogues",
         "exchanges": exchanges,
         "says": says,
@@ -193,9 +196,11 @@ def build_dialogue_corpus(
         "voices": voices,
         "takes": takes,
     }
-    parts: list[MakeItems] = [partial(_test_part, voices, test)]
+    if skills:
+        recipe["skills"] = list(skills)
+    parts: list[MakeItems] = [partial(_test_part, voices, test, skills)]
     counts: tuple[tuple[Callable, int], ...] = (
-        (partial(_exchange_part, takes), exchanges),
+        (partial(_exchange_part, takes, skills), exchanges),
         (_say_part, says),
         (partial(_dictation_part, takes), dictations),
     )
@@ -213,14 +218,16 @@ def build_dialogue_corpus(
     return _build(CorpusWriter(out, recipe), parts, workers, "dialogue corpus")
 
 
-def _test_part(voices: str, count: int) -> Iterator[CorpusItem]:
+def _test_part(voices: str, count: int, skills: Sequence[str]) -> Iterator[CorpusItem]:
     speaker = _Speaker(random.Random("replies of the test split"), voice_set(voices), 1)
-    for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED)):
+    for number, trial in enumerate(held_out_questions(count, EVALUATION_SEED, skills)):
         question = speak(trial.exchange.question, trial.voice)
         yield from speaker.exchange(f"test-{number:04d}", trial.exchange, question, "test")
 
 
-def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -> Iterator[CorpusItem]:
+def _exchange_part(
+    takes: int, skills: Sequence[str], voices: str, seed: int, index: int, count: int
+) -> Iterator[CorpusItem]:
     rng, bank = random.Random(f"exchanges/{seed}/{index}"), voice_set(voices)
     speaker, asker = _Speaker(rng, bank, takes), _Asker(rng, bank)
     for number in range(count):
@@ -229,7 +236,10 @@ def _exchange_part(takes: int, voices: str, seed: int, index: int, count: int) -
         if choice < NOT_UNDERSTOOD:
             yield from speaker.exchange(name, not_understood(rng, lang), _incomprehensible(rng))
             continue
-        exchange = unknown_request(rng, lang) if choice < NOT_UNDERSTOOD + UNKNOWN else draw_exchange(rng, lang)
+        if choice < NOT_UNDERSTOOD + UNKNOWN:
+            exchange = unknown_request(rng, lang)
+        else:
+            exchange = draw_exchange(rng, lang, rng.choice(skills) if skills else None)
         if rng.random() < TYPED_SHARE:
             yield from _typed(name, exchange, rng)
         else:

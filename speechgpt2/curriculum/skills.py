@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
 from speechgpt2.curriculum.numbers import number_to_words, numbers_in, tokens
 from speechgpt2.curriculum.texts import LANGUAGES, read, words
+from speechgpt2.errors import UserError
 
 ASSISTANT_NAMES = {"en": "Mini", "zh": "小迷"}
 
@@ -106,6 +107,12 @@ def fact(rng: random.Random, lang: str, skill: str) -> SkillExchange:
     return SkillExchange(skill, lang, rng.choice(chosen.questions), chosen.reply, chosen.keys)
 
 
+def chat(rng: random.Random, lang: str, skill: str) -> SkillExchange:
+    """Draw a piece of everyday talk from chat.yaml."""
+    topic = read("chat")[rng.choice(list(read("chat")))][lang]
+    return SkillExchange(skill, lang, rng.choice(topic["questions"]), topic["reply"], (topic["key"],))
+
+
 def fixed_reply(rng: random.Random, lang: str, skill: str) -> SkillExchange:
     """Draw a question whose reply is always the same; both are in questions.yaml."""
     texts = read("questions")[skill][lang]
@@ -154,7 +161,7 @@ class Skill:
     """A skill of the registry.
 
     Attributes:
-        share: probability of the skill in a draw, per cent.
+        share: probability of the skill in a draw, per cent; 0 if it is drawn by name only.
         draw: draws an exchange from (rng, lang, skill).
         is_correct: whether a text is a correct reply, from (exchange, text).
         typed: returns further ways to type a question, from (exchange, question without its mark, rng).
@@ -176,7 +183,15 @@ SKILLS: dict[str, Skill] = {
     "name": Skill(4, fixed_reply),
     "thanks": Skill(4, fixed_reply),
     "goodbye": Skill(4, fixed_reply),
+    "chat": Skill(0, chat),
 }
+
+
+def check_skills(names: Iterable[str]) -> None:
+    """Raise `UserError` if a name is no skill."""
+    for name in names:
+        if name not in SKILLS:
+            raise UserError(f"no skill {name!r}; there are {', '.join(SKILLS)}")
 
 
 def draw_exchange(rng: random.Random, lang: str, skill: str | None = None) -> SkillExchange:

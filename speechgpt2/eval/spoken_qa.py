@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from speechgpt2.asr import count_errors
 from speechgpt2.corpus.held_out import HeldOutQuestion, held_out_questions
-from speechgpt2.curriculum.skills import SKILLS
+from speechgpt2.curriculum.skills import SKILLS, check_skills
 from speechgpt2.eval import judges, rejection, report, speech_sets
 from speechgpt2.eval import speech as speech_evaluation
 from speechgpt2.eval.answers import MODES, EvaluatedAnswer, answer_question, load_model, time_rows
@@ -112,6 +112,7 @@ def main(
     speakers: Mapping[str, Mapping[str, Sequence[Voice]]] = SPEAKERS,
     teacher: VoiceSet | None = None,
     device: str = "cpu",
+    skills: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
     """Ask a model `n` held-out questions, print the tables, return their rows by the tables' titles.
 
@@ -129,12 +130,14 @@ def main(
         speakers: Sets of held-out voices that ask, by name and language.
         teacher: The set of voices that the model learnt to speak with; by default the classic one.
         device: Where the model computes.
+        skills: Skills to ask for; by default those of `held_out_questions`.
 
     Raises:
-        UserError: A model, a judge, a voice or the folder cannot be used.
+        UserError: A model, a judge, a skill, a voice or the folder cannot be used.
     """
     console, target, panel = Console(), report.make_folder(out), judges.load(asr, threads)
-    talker, trials = load_model(model, device), held_out_questions(n, seed)
+    check_skills(skills)
+    talker, trials = load_model(model, device), held_out_questions(n, seed, skills)
     people = {}
     if real_speech is not None:
         people = speech_sets.recorded(real_speech, n, join_words=False, keeps=partial(in_vocabulary, talker.lm.prompt))

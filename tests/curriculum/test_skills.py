@@ -8,7 +8,17 @@ import pytest
 
 from speechgpt2.corpus.held_out import held_out_questions
 from speechgpt2.curriculum.numbers import number_to_words, numbers_in
-from speechgpt2.curriculum.skills import SKILLS, SkillExchange, draw_exchange, facts, is_correct, typed_variants
+from speechgpt2.curriculum.skills import (
+    SKILLS,
+    SkillExchange,
+    check_skills,
+    draw_exchange,
+    facts,
+    is_correct,
+    typed_variants,
+)
+from speechgpt2.curriculum.texts import LANGUAGES, read
+from speechgpt2.errors import UserError
 from speechgpt2.tts.voices import HELD_OUT_VOICES
 
 SUM = SkillExchange("sum", "en", "What is eight plus three?", "Eight plus three is eleven.", ("eleven",))
@@ -85,8 +95,11 @@ def test_held_out_questions_are_fixed_balanced_and_held_out():
     assert questions == held_out_questions(36, seed=1) != held_out_questions(36, seed=2)
     held_out = {v.speaker for voices in HELD_OUT_VOICES.values() for v in voices}
     assert {t.voice.speaker for t in questions} <= held_out
-    for skill in SKILLS:
+    for skill in set(SKILLS) - {"chat"}:
         assert [t.exchange.lang for t in questions if t.exchange.skill == skill] == ["en", "zh"] * 2
+    assert {t.exchange.skill for t in held_out_questions(12, skills=["chat", "sum"])} == {"chat", "sum"}
+    with pytest.raises(UserError, match="juggle"):
+        check_skills(["chat", "juggle"])
 
 
 def test_error_names_unknown_skill_or_language():
@@ -94,3 +107,14 @@ def test_error_names_unknown_skill_or_language():
         draw_exchange(random.Random(0), "en", "juggle")
     with pytest.raises(ValueError, match="'fr'"):
         draw_exchange(random.Random(0), "fr")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_everyday_talk_has_wordings_of_its_own(lang):
+    topics = [topic[lang] for topic in read("chat").values()]
+    wordings = [question for topic in topics for question in topic["questions"]]
+    assert len(topics) >= 45 and len(wordings) == len(set(wordings)) >= 3 * len(topics)
+    replies = [topic["reply"] for topic in topics]
+    for topic in topics:
+        asked = SkillExchange("chat", lang, topic["questions"][0], topic["reply"], (topic["key"],))
+        assert [reply for reply in replies if is_correct(asked, reply)] == [topic["reply"]]

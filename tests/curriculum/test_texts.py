@@ -20,7 +20,7 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def exchange_lines(lang: str, rng: random.Random) -> Iterable[str]:
-    for skill in (None, *SKILLS):
+    for skill in (None, *(name for name in SKILLS if SKILLS[name].share)):
         for _ in range(100):
             exchange = draw_exchange(rng, lang, skill)
             yield "|".join((exchange.skill, exchange.question, exchange.reply, *exchange.answer_key))

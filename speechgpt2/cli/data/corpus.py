@@ -29,6 +29,10 @@ Says = Annotated[
 Takes = Annotated[
     int, typer.Option(min=1, help="How often a question or dictation occurs, each time with another room and noise.")
 ]
+Skills = Annotated[
+    list[str],
+    typer.Option("--skill", help="Ask for this skill only (repeatable). [default: all in their shares, without chat]"),
+]
 HeldOut = Annotated[int, typer.Option(min=1, help="Number of held-out questions, the test split.")]
 Dictations = Annotated[int, typer.Option(min=0, help="Number of utterances to transcribe (speech to text).")]
 
@@ -56,13 +60,15 @@ def dialogue_corpus(
     test: HeldOut = 400,
     real_speech: RealSpeech = None,
     voices: Voices = "classic",
+    skill: Skills = [],  # noqa: B006 (typer reads it only)
     seed: Seed = 0,
     workers: LocalWorkers = 2,
 ) -> None:
     """Synthesize spoken questions and replies, to train a language model."""
     from speechgpt2.corpus.build_corpora import build_dialogue_corpus
 
-    _report(build_dialogue_corpus(out, exchanges, seed, workers, says, dictations, test, voices, takes, real_speech))
+    amounts = (says, dictations, test)
+    _report(build_dialogue_corpus(out, exchanges, seed, workers, *amounts, voices, takes, real_speech, skill))
 
 
 def _report(corpus: Any) -> None:
