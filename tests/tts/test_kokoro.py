@@ -109,7 +109,7 @@ def test_long_text_is_read_in_parts(folder):
         (replace(HEART, name="af_heart+"), "hello", UserError, "no voice"),
         (replace(HEART, lang="fr"), "salut", UserError, r"English \(en\) and Mandarin \(zh\), not 'fr'"),
         (HEART, "hello 你好", ValueError, "cannot read '你好'"),
-        (HEART, "...", ValueError, "nothing to say"),
+        (HEART, "...", ValueError, "finds no words"),
         (HEART, "-".join(["banana"] * 150), ValueError, "a word of more than 500"),
     ],
 )

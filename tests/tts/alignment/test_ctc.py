@@ -46,7 +46,7 @@ def tune(*notes):
 def test_ctc_word_times_match_the_audio(folder, tmp_path):
     pcm = tune((None, 0.4), (2, 0.3), (3, 0.3), (1, 0.2), (4, 0.4), (None, 0.3))
     workspace = Workspace(tmp_path, tmp_path)
-    name, samples = workspace.add([pcm])
+    name, samples = workspace.add_recording([pcm])
     info = AudioInfo("", SAMPLE_RATE, 1, 0.0, samples / SAMPLE_RATE, "FLAC", name)
     clip = Clip("x", audio=info, text=ClipText(raw="Ab, c."), lang=Language("en"))
     stage = pickle.loads(pickle.dumps(Align(AlignConfig(model=str(folder)))))  # as a worker gets it
