@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -27,46 +28,30 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import long_form
+from speechgpt2.chat_conversation import Conversation as Conversation
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import (
-    ConversationStyle,
-    HistoryTurn,
-    Reply,
+    Fingerprints,
     check_same_codes,
-    history_turn,
+    check_same_model,
+    fingerprints,
     mode_of,
     speech_codes,
     text_of,
 )
+from speechgpt2.conversation import Reply as Reply
 from speechgpt2.errors import UserError
-from speechgpt2.lm.generation import generate
-from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
-from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
-from speechgpt2.lm.segments import AlignedSpeech, concat
-from speechgpt2.lm.state import extend_capacity, rewind
-from speechgpt2.lm.stop import StopRule
+from speechgpt2.lm.segments import AlignedSpeech
 from speechgpt2.loading import Sources, load
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Kind, Quantization
+from speechgpt2.saved_chat import ChatSettings
+from speechgpt2.sessions.entries import SavedSession
+from speechgpt2.sessions.session_file import read_session
 from speechgpt2.style import NORMAL, Style
-from speechgpt2.types import (
-    AudioDelta,
-    Event,
-    Mode,
-    Patches,
-    ReplyDone,
-    Speech,
-    TextDelta,
-    Tool,
-    ToolCall,
-    Transcript,
-    Turn,
-)
-
-GROWTH = 512  # patches that a conversation's state grows by at least
-MAX_TURN = 4096  # patches of one turn: 8 minutes of speech, or as many text tokens
+from speechgpt2.types import Event, Mode, Speech, Tool, Transcript, Turn
 
 
 class SpeechGPT:
@@ -158,6 +143,34 @@ class SpeechGPT:
         system = self.lm.prompt.styled(system, mode, style)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
         return Conversation(self, prompt, sampling, max_patches, mode[2] == "s", tuple(tools), style, speed)
+
+    def load_conversation(
+        self, saved: str | Path | SavedSession, sampling: SamplingParams | None = None
+    ) -> Conversation:
+        """Go on with a conversation that `Conversation.save` or `sg2 chat --sessions` wrote.
+
+        Args:
+            saved: Its file, or what the file says.
+            sampling: Sampling parameters of the replies; None: as before.
+
+        Raises:
+            UserError: The file is damaged, or another model or program made it.
+        """
+        session = saved if isinstance(saved, SavedSession) else read_session(Path(saved))
+        check_same_model(session.header, "chat", self.fingerprints)
+        settings = ChatSettings.from_saved(session)
+        sampling = sampling or settings.sampling(self.lm.device)
+        nothing = self.lm.prompt.text_patches([])
+        manner = settings.style, settings.speed
+        limits = settings.max_patches, settings.speak
+        conversation = Conversation(self, nothing, sampling, *limits, settings.tools, *manner)
+        conversation.restore(session)
+        return conversation
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """What identifies the models in saved conversations."""
+        return fingerprints(self.codec, self.lm)
 
     @overload
     def chat(
@@ -268,183 +281,3 @@ class SpeechGPT:
 
     def _encode(self, pcm: np.ndarray) -> Tensor:
         return self.codec.encode(torch.from_numpy(pcm).to(self.lm.device)[None])[0]
-
-
-class Conversation:
-    """A conversation with one user. Its state holds all turns, so that only new ones are computed.
-
-    Args:
-        model: The models.
-        prompt: The system prompt, `[1, P]`.
-        sampling: Sampling parameters of the replies.
-        max_patches: Limit of one reply.
-        speak: Whether replies have speech.
-        tools: The tools that the system prompt lists.
-        style: How replies are spoken, until the user asks for another style.
-        speed: How many times as fast as the style they are spoken.
-    """
-
-    def __init__(
-        self,
-        model: SpeechGPT,
-        prompt: Patches,
-        sampling: SamplingParams | None,
-        max_patches: int,
-        speak: bool,
-        tools: tuple[Tool, ...] = (),
-        style: Style = NORMAL,
-        speed: float = 1.0,
-    ):
-        self.style = ConversationStyle(model.lm.prompt, style, speed)
-        self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
-        self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
-        self.state = model.lm.init_state(1, GROWTH)
-        self._pending = [prompt]  # patches to prefill
-        self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
-        self._transcript: str | None = None  # of the user's last speech, where it is known
-        self._unanswered = False
-
-    def add(self, turn: Turn) -> None:
-        """Add a turn without answering it.
-
-        Raises:
-            UserError: It is a system turn, does not hold one segment, or is longer than `MAX_TURN`.
-        """
-        prompt = self.model.lm.prompt
-        content = history_turn(turn, self.model.codes)
-        self._check_length(content)
-        if content.role == "assistant":
-            if not self._unanswered:
-                self._pending.append(prompt.reply_start())
-            self._pending.append(self._as_reply(content))
-            self.style.last_answer = content.text or ""
-        else:
-            if self._unanswered:
-                self._pending.append(prompt.turn_end(speaking=False))
-            spoken = content.codes is not None
-            self._transcript = content.text if spoken else None
-            text = self.style.read_turn(content) if self.speak else content.text or ""
-            self._pending.append(prompt.user_text(text) if content.codes is None else prompt.user_speech(content.codes))
-        self._unanswered = content.role != "assistant"
-
-    @overload
-    def ask(self, turn: Turn, stream: Literal[True]) -> Iterator[Event]: ...
-    @overload
-    def ask(self, turn: Turn, stream: Literal[False] = ...) -> Reply: ...
-    @overload
-    def ask(self, turn: Turn, stream: bool) -> Reply | Iterator[Event]: ...
-
-    def ask(self, turn: Turn, stream: bool = False) -> Reply | Iterator[Event]:
-        """Add a turn and answer it.
-
-        Args:
-            turn: A turn of the user, or tool results.
-            stream: Whether to return events as they happen. If the consumer stops early, the reply ends there, and the
-                conversation can continue.
-
-        Raises:
-            UserError: The turn is invalid.
-        """
-        self.add(turn)
-        events = self.reply(user_spoke=isinstance(turn.segments[0], Speech))
-        return events if stream else self.collect(events)
-
-    def reply(self, user_spoke: bool) -> Iterator[Event]:
-        """Generate a reply to the turns that were added. `user_spoke`: the last turn is speech."""
-        lm, codec = self.model.lm, self.model.codec
-        parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
-        decoder_state = codec.init_decoder_state(1)
-        self._unanswered, self._codes = False, []
-        transcript, given = self.style.begin_reply(parser, self.speak)
-        self._pending += given
-        try:
-            hidden = self._prefill()
-            in_speech = bool(self.state.speech_depth[0])
-            stop = StopRule(parser, self.max_patches, self.speak, in_speech, transcript)
-            for token, codes, speaking in self._generate(hidden, stop, self._constraint(user_spoke)):
-                yield from parser.read(token, speaking)
-                if speaking and not parser.muted:
-                    self._codes.append(codes[0].cpu())
-                    pcm, decoder_state = codec.decode(codes, decoder_state)
-                    yield AudioDelta(self.style.delivery.push(pcm[0].cpu().numpy()))
-            if self._codes and len(rest := self.style.delivery.finish()):
-                yield AudioDelta(rest)
-            yield from parser.finish()
-            assert stop.reason is not None
-            yield ReplyDone(stop.reason)
-        finally:
-            self.style.last_answer = parser.text.strip() or self.style.last_answer
-            if not parser.ended:
-                self._pending.append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
-
-    def _constraint(self, user_spoke: bool) -> TextConstraint | None:
-        """Every tool call is valid JSON that fits the tool's schema, if llguidance is installed."""
-        prompt = self.model.lm.prompt
-        tools = self.tools if prompt.template.tools else ()
-        return prompt.grammars.constraint(tools, after_transcript=user_spoke and prompt.template.chain_of_modality)
-
-    def _generate(
-        self, hidden: Tensor, stop: StopRule, constraint: TextConstraint | None
-    ) -> Iterator[tuple[int, Tensor, bool]]:
-        """Yield each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
-        lm, begin = self.model.lm, int(self.state.position[0])
-        while stop.reason is None:
-            left = self.max_patches - stop.patches
-            for step in generate(lm, hidden, self.state, self.sampling, left, constraint):
-                self.state = step.state
-                token, codes = int(step.patches.text), step.patches.codes[:, 0]
-                speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
-                if (continuation := stop.advance(token, speaking)) is not None:
-                    hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
-                    break
-                yield token, codes, speaking
-                if stop.reason is not None:
-                    break
-
-    def collect(self, events: Iterable[Event]) -> Reply:
-        """Combine the events of a reply."""
-        pcm, text, transcript = [np.zeros(0, np.float32)], "", None
-        reason: Literal["stop", "length", "interrupted"] = "interrupted"
-        calls: list[ToolCall] = []
-        for event in events:
-            match event:
-                case AudioDelta(samples):
-                    pcm.append(samples)
-                case TextDelta(more):
-                    text += more
-                case Transcript():
-                    transcript = event.text
-                case ToolCall():
-                    calls.append(event)
-                case ReplyDone():
-                    reason = event.reason
-        codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
-        return Reply(text.strip(), np.concatenate(pcm), codes.numpy(), transcript, reason, tuple(calls))
-
-    def _check_length(self, content: HistoryTurn) -> None:
-        config = self.model.lm.config
-        spoken = 0 if content.codes is None else len(content.codes) // config.patch_frames
-        patches = max(spoken, len(self.model.lm.prompt.encode(content.text or "")))
-        if patches > MAX_TURN:
-            raise UserError(
-                f"a turn of {patches:,} patches is too long: the limit is {MAX_TURN:,}, which are 8 minutes of speech "
-                "or as many text tokens"
-            )
-
-    def _prefill(self) -> Tensor:
-        """Prefill what is pending. Returns the hidden state after it, `[1, D]`."""
-        pending = concat(*self._pending)
-        needed = int(self.state.position[0]) + pending.text.shape[1] + self.max_patches
-        if needed > self.state.stack.capacity:
-            self.state = extend_capacity(self.state, needed + GROWTH)
-        hidden, self.state = self.model.lm.prefill(pending, self.state)
-        self._pending = []
-        return hidden
-
-    def _as_reply(self, content: HistoryTurn) -> Patches:
-        prompt = self.model.lm.prompt
-        transcript = self._transcript if self._unanswered else None
-        if content.codes is None:
-            return prompt.reply(content.text or "", transcript=transcript)
-        speech = prompt.align_speech(content.codes, text=content.text)
-        return prompt.reply(content.text or "", speech, transcript)

@@ -84,7 +84,11 @@ class RealtimeConnection:
 
 @asynccontextmanager
 async def connect(
-    url: str, key: str | None = None, model: str = "", session: dict[str, Any] | None = None
+    url: str,
+    key: str | None = None,
+    model: str = "",
+    session: dict[str, Any] | None = None,
+    session_id: str | None = None,
 ) -> AsyncIterator[RealtimeConnection]:
     """Open a session.
 
@@ -93,6 +97,7 @@ async def connect(
         key: An API key.
         model: The model's name.
         session: Settings of the session, as in `session.update`.
+        session_id: A session that an `sg2 serve` has saved, and that goes on.
 
     Raises:
         UserError: There is no server, it rejects the session, or it rejects the settings.
@@ -105,6 +110,8 @@ async def connect(
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     address = realtime_url(url, model)
+    if session_id is not None:
+        address += f"{'&' if urlsplit(address).query else '?'}session_id={quote(session_id)}"
     try:
         async with open_socket(address, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, proxy=None) as socket:
             connection = RealtimeConnection(socket)

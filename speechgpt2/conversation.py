@@ -2,19 +2,24 @@
 
 `ConversationStyle` is how `chat` speaks; the engine's counterpart, which can roll back, is `engine.reply_styles`.
 
-They also share the rules of a reply: `lm.reply` (patches to events) and `lm.stop` (the stop rule).
+They also share the rules of a reply: `lm.reply` (patches to events) and `lm.stop` (the stop rule); and whose a saved
+session is: `session_header`, `check_same_model`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from speechgpt2 import config
 from speechgpt2.audio import check_audio
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec, check_codes
@@ -23,32 +28,25 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm import tools
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.reply import ReplyParser
+from speechgpt2.lm.reply import ReplyParser, parse_reply
 from speechgpt2.lm.style_request import TranscriptReader, answer_to, request_in
+from speechgpt2.sessions.entries import Header, MadeBy
 from speechgpt2.style import NORMAL, Style, delivered
 from speechgpt2.style_requests import StyleRequest
-from speechgpt2.types import Mode, Patches, Role, Speech, Text, ToolCall, Turn
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply.
-
-    Attributes:
-        text: The text of the reply.
-        pcm: The speech, `[N]` float32 at 24 kHz; empty for a written reply.
-        codes: The codes of the speech, `[T, K]`.
-        transcript: The model's transcript of the user's speech; None for a model that writes none.
-        reason: Why the reply ended.
-        calls: Tools that the model calls.
-    """
-
-    text: str
-    pcm: np.ndarray
-    codes: np.ndarray
-    transcript: str | None
-    reason: Literal["stop", "length", "interrupted"]
-    calls: tuple[ToolCall, ...] = ()
+from speechgpt2.types import (
+    AudioDelta,
+    Event,
+    Mode,
+    Patches,
+    ReplyDone,
+    Role,
+    Speech,
+    Text,
+    TextDelta,
+    ToolCall,
+    Transcript,
+    Turn,
+)
 
 
 class HistoryTurn(NamedTuple):
@@ -176,3 +174,122 @@ class ConversationStyle:
 
     def _delivery_in(self, style: Style) -> Delivery:
         return Delivery(delivered(style, self.speed, self._prompt.template.follows_instructions))
+
+
+# replies
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply.
+
+    Attributes:
+        text: The text of the reply.
+        pcm: The speech, `[N]` float32 at 24 kHz; empty for a written reply.
+        codes: The codes of the speech, `[T, K]`.
+        transcript: The model's transcript of the user's speech; None for a model that writes none.
+        reason: Why the reply ended.
+        calls: Tools that the model calls.
+    """
+
+    text: str
+    pcm: np.ndarray
+    codes: np.ndarray
+    transcript: str | None
+    reason: Literal["stop", "length", "interrupted"]
+    calls: tuple[ToolCall, ...] = ()
+
+
+def collect_reply(events: Iterable[Event]) -> Reply:
+    """Combine the events of a reply; its codes are no events and stay empty."""
+    pcm, text, transcript = [np.zeros(0, np.float32)], "", None
+    reason: Literal["stop", "length", "interrupted"] = "interrupted"
+    calls: list[ToolCall] = []
+    for event in events:
+        match event:
+            case AudioDelta(samples):
+                pcm.append(samples)
+            case TextDelta(more):
+                text += more
+            case Transcript():
+                transcript = event.text
+            case ToolCall():
+                calls.append(event)
+            case ReplyDone():
+                reason = event.reason
+    return Reply(text.strip(), np.concatenate(pcm), np.zeros((0, 0), np.int64), transcript, reason, tuple(calls))
+
+
+class ReplyContent(NamedTuple):
+    """What a reply says: its text without tool calls, its transcript of the user's speech, and its tool calls."""
+
+    text: str
+    transcript: str | None
+    calls: tuple[ToolCall, ...]
+
+
+def reply_content(prompt: Prompt, patches: Patches, user_spoke: bool) -> ReplyContent:
+    """Read the patches `[1, P]` of a reply."""
+    parsed = parse_reply(prompt, patches, user_spoke)
+    parts = list(tools.parse_tool_calls(parsed.text)) if prompt.template.tools else [parsed.text]
+    text = "".join(part for part in parts if isinstance(part, str)).strip()
+    return ReplyContent(text, parsed.transcript, tuple(part for part in parts if isinstance(part, ToolCall)))
+
+
+# saved sessions
+
+
+class Fingerprints(NamedTuple):
+    """Hashes of what gives a saved session its meaning: weights and prompt of the language model, and the codes."""
+
+    lm: str
+    codec: str
+
+
+def fingerprints(codec: Codec, lm: SpeechLM) -> Fingerprints:
+    """Return the fingerprints of two models.
+
+    That of a language model is of its configuration, vocabulary and vectors (norms, biases), which are the same in
+    every precision. That of a codec is of its configuration and codebooks.
+    """
+    prompt = [config.to_dict(lm.config), lm.prompt.tokenizer.get_vocab()]
+    hashed = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode())
+    for name, parameter in lm.named_parameters():
+        if parameter.ndim == 1:
+            hashed.update(name.encode() + _rounded(parameter).numpy().tobytes())
+    return Fingerprints(hashed.hexdigest()[:16], codec_fingerprint(codec))
+
+
+def codec_fingerprint(codec: Codec) -> str:
+    """Return the fingerprint of a codec."""
+    hashed = hashlib.sha256(json.dumps(config.to_dict(codec.config), sort_keys=True).encode())
+    for book in codec.quantizer.codebooks:
+        hashed.update(_rounded(book.embed).numpy().tobytes())  # type: ignore[arg-type]
+    return hashed.hexdigest()[:16]
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+
+
+def session_header(
+    id: str, made_by: MadeBy, model: str, owner: str, ours: Fingerprints, lm: SpeechLM, **setup: Any
+) -> Header:
+    """Return the first line of a session. For the arguments see `Header`; `setup` is what `lm` does not say."""
+    sizes = {"frames": lm.config.patch_frames, "codebooks": lm.config.codebooks, "no_speech": lm.config.no_speech}
+    setup = {"device": lm.device.type, "dtype": str(lm.dtype).removeprefix("torch."), **setup}
+    return Header(id, made_by, model, ours.lm, ours.codec, owner, round(time.time(), 3), **sizes, setup=setup)
+
+
+def check_same_model(header: Header, made_by: MadeBy, ours: Fingerprints) -> None:
+    """Check that these models can go on with a saved session.
+
+    Raises:
+        UserError: Others made it.
+    """
+    if header.made_by != made_by:
+        maker = "sg2 serve" if header.made_by == "engine" else "sg2 chat"
+        raise UserError(f"session {header.id} was made by {maker}, which has to go on with it")
+    if (header.model_fingerprint, header.codec_fingerprint) != ours:
+        part = "language model" if header.model_fingerprint != ours.lm else "codec"
+        raise UserError(f"session {header.id} was made with another {part} ('{header.model}') than this one")

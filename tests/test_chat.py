@@ -366,7 +366,7 @@ def test_mismatched_codes_are_refused(released):
 
 
 def test_conversation_grows_its_cache(released, monkeypatch):
-    monkeypatch.setattr("speechgpt2.chat.GROWTH", 16)
+    monkeypatch.setattr("speechgpt2.chat_conversation.GROWTH", 16)
     lm = ScriptedLM(released, *[released.prompt.reply("Hello there") for _ in range(3)])
     talk: Conversation = SpeechGPT(CountingCodec(), lm).conversation("t2t", max_patches=20)
     for _ in range(3):

@@ -48,14 +48,18 @@ MAY_IMPORT = {
     "lm": FOUNDATION | {"training", "extras", "greeting_file", "style", "style_requests"},
     "loading": FOUNDATION | {"codec", "lm"},
     "sessions": BASE | {"audio", "hub"},  # arrays in, files out
-    "conversation": FOUNDATION | {"codec", "lm", "dsp", "style", "style_requests"},  # what chat and engine share
-    "chat": FOUNDATION | {"codec", "lm", "loading", "conversation", "long_form", "style"},
+    "conversation": FOUNDATION
+    | {"codec", "lm", "dsp", "sessions", "style", "style_requests"},  # chat and engine share it
+    "saved_chat": BASE | {"lm", "conversation", "sessions", "style"},
+    "chat_conversation": FOUNDATION | {"lm", "conversation", "sessions", "saved_chat", "style"},
+    "chat": FOUNDATION
+    | {"codec", "lm", "loading", "conversation", "long_form", "sessions", "saved_chat", "chat_conversation", "style"},
     "engine": FOUNDATION
-    | {"notifier", "codec", "lm", "loading", "conversation", "dsp", "style", "style_requests"}
+    | {"notifier", "codec", "lm", "loading", "conversation", "dsp", "sessions", "style", "style_requests"}
     | {"duplex"},  # only the protocol
-    "duplex": BASE | {"audio", "notifier", "vad", "style"},
+    "duplex": BASE | {"audio", "notifier", "vad", "sessions", "style"},
     "server": BASE
-    | {"audio", "hub", "engine", "duplex", "extras", "long_form", "word_times", "assistant", "persona"}
+    | {"audio", "hub", "engine", "duplex", "extras", "long_form", "word_times", "assistant", "persona", "sessions"}
     | {"style", "style_requests"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server

@@ -14,7 +14,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechgpt2.cli import bench, chat, checkpoint, codec, demo, greeting, kb, persona, serve, talk, train, transcribe
+from speechgpt2.cli import (
+    bench,
+    chat,
+    checkpoint,
+    codec,
+    demo,
+    greeting,
+    kb,
+    persona,
+    serve,
+    sessions,
+    talk,
+    train,
+    transcribe,
+)
 from speechgpt2.cli import eval as evaluation
 from speechgpt2.cli.common import print_error, show_file_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
@@ -93,6 +107,16 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "greeting": ("Make greetings, which are a model's voices.", {"make": greeting.make}),
     "persona": ("Who the assistant is.", {"list": persona.show_list, "new": persona.new, "try": persona.try_out}),
+    "sessions": (
+        "Saved sessions of `sg2 chat --sessions` and `sg2 serve --sessions`.",
+        {
+            "list": sessions.show_list,
+            "show": sessions.show,
+            "export": sessions.export,
+            "delete": sessions.delete,
+            "replay": sessions.replay,
+        },
+    ),
     "kb": (
         "Keep a knowledge base of documents that the assistant can search.",
         {"add": kb.add, "list": kb.show_list, "search": kb.search, "remove": kb.remove, "info": kb.info},

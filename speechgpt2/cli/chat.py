@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
     from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.chat import Conversation, SpeechGPT
-    from speechgpt2.types import Event, Mode, Speech, Turn
+    from speechgpt2.sessions.entries import SavedSession
+    from speechgpt2.sessions.session_file import SessionFile
+    from speechgpt2.types import Event, Mode, Speech, Tool, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
 MAX_QUESTION = 480.0  # seconds of a spoken question, which is as much as a conversation takes in at once
@@ -94,6 +97,20 @@ SearchName = Annotated[
 ]
 
 
+Sessions = Annotated[
+    Path | None,
+    typer.Option(
+        "--sessions",
+        help="Save the conversation in this folder (sg2 sessions), which then holds what is said.",
+        metavar="FOLDER",
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(help="Go on with this conversation of the folder --sessions, in its mode and voice.", metavar="ID"),
+]
+
+
 @with_shared_options
 def chat(
     audio_files: AudioFiles = None,
@@ -120,6 +137,8 @@ def chat(
     persona: PersonaName = None,
     speed: Speed = 1.0,
     style: StyleNames = None,
+    sessions: Sessions = None,
+    resume: Resume = None,
 ) -> None:
     """Answer spoken or typed questions in speech and text.
 
@@ -129,7 +148,13 @@ def chat(
     questions = read_questions(audio_files or [], texts or [])
     if not questions and not mic:
         raise UserError("no question: give an audio file, --text or --mic")
+    own: dict[str, object] = {"mode": mode, "greeting": greeting, "greeting-text": greeting_text}
+    own |= {"greetings": greetings, "greeting-index": greeting_index, "voice": voice, "persona": persona}
+    own |= {"style": style, "speed": None if speed == 1.0 else speed}
+    file, saved = resume_session(sessions, resume, own)
     mode = mode or default_mode(spoken=bool(audio_files) or mic, audible=play or out is not None)
+    if saved is not None:
+        mode = "s2s" if saved.settings.get("speak") else "s2t"
     check_output(out, mode, play)
     if play or mic:
         sounddevice()
@@ -145,16 +170,23 @@ def chat(
         voice = who.voice
     chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
     speechgpt = loading.load(model, **chosen)
-    if opening is None:
+    if opening is None and saved is None:
         announce_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
     params, declared = sampling.params(speechgpt.lm), toolbox.tools if toolbox else ()
     system = None if who is None else who.prompt
-    conversation = speechgpt.conversation(
-        mode, opening, params, system, max_patches, declared, style=manner, speed=speed
-    )
+    if saved is not None:
+        conversation = speechgpt.load_conversation(saved, params)
+        check_same_tools(conversation.tools, declared)
+    else:
+        conversation = speechgpt.conversation(
+            mode, opening, params, system, max_patches, declared, style=manner, speed=speed
+        )
+    if sessions is not None:
+        file = file or new_session(sessions, conversation, model)
     spoken = greet(speechgpt, conversation, who if opening is None else None, play)
-    answers = [pcm for pcm in chain(spoken, answer_all(conversation, questions, mic, play, toolbox)) if len(pcm)]
+    answered = saving(answer_all(conversation, questions, mic, play, toolbox), conversation, file)
+    answers = [pcm for pcm in chain(spoken, answered) if len(pcm)]
     if out is not None:
         save(out, answers)
 
@@ -199,6 +231,63 @@ def say(
     if short:
         print_warning(f"the model left words out in {len(short)} of {count} sentences, first in: {short[0]}")
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
+
+
+def resume_session(
+    folder: Path | None, id: str | None, own: dict[str, object]
+) -> tuple[SessionFile | None, SavedSession | None]:
+    """Open the conversation that goes on, if there is one.
+
+    Args:
+        folder: The folder of saved conversations.
+        id: The conversation's id.
+        own: Options that it has settled already, by their names.
+
+    Raises:
+        UserError: There is no such conversation, it is damaged, or one of `own` is given.
+    """
+    if id is None:
+        return None, None
+    if folder is None:
+        raise UserError("--resume needs --sessions, the folder of the conversation")
+    if given := [name for name, value in own.items() if value is not None]:
+        raise UserError(f"--resume goes on as the conversation began: leave out --{given[0]}")
+    from speechgpt2.sessions.entries import Resumed
+    from speechgpt2.sessions.store import SessionFolder
+
+    file, saved = SessionFolder(folder).resume(id)
+    file.write(Resumed(round(time.time(), 3)))
+    return file, saved
+
+
+def new_session(folder: Path, conversation: Conversation, model: str) -> SessionFile:
+    """Begin to save a conversation; print its id on stderr."""
+    from speechgpt2.sessions.store import SessionFolder, new_session_id
+
+    id = new_session_id()
+    file = SessionFolder(folder).create(conversation.header(id, model))
+    print(f"session: {id}", file=sys.stderr, flush=True)
+    return file
+
+
+def check_same_tools(before: Sequence[Tool], now: Sequence[Tool]) -> None:
+    """Check that a conversation goes on with the tools that its system prompt lists. Raises `UserError` if not."""
+    if tuple(before) != tuple(now):
+        names = ", ".join(tool.name for tool in before) or "none"
+        raise UserError(f"the conversation began with other tools ({names}): give the same --tools and --kb")
+
+
+def saving(answers: Iterator[np.ndarray], conversation: Conversation, file: SessionFile | None) -> Iterator[np.ndarray]:
+    """Yield the answers; save each turn as soon as it is answered."""
+    try:
+        for answer in answers:
+            if file is not None:
+                conversation.save_new(file)
+            yield answer
+    finally:
+        if file is not None:
+            conversation.save_new(file)
+            file.close()
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,20 @@ def serve(
     style: StyleNames = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log as JSON lines.")] = None,
     log_transcripts: Annotated[bool | None, typer.Option("--log-transcripts", help="Also log transcripts.")] = None,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Save sessions in this folder, so that clients can go on after a lost connection or a restart. It "
+            "holds what people say: tell them. [default: nothing is saved]",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            help="Delete saved sessions so many days after their last turn; 0 keeps them. [default: 0]", metavar="DAYS"
+        ),
+    ] = None,
     tools: ToolFile = None,
     kb: KnowledgeFile = None,
     mcp: McpServers = None,
@@ -139,6 +153,8 @@ def serve(
     flags |= {"persona": persona, "speed": speed, "style": style}
     flags["tools"] = {key: str(v) if isinstance(v, Path) else v for key, v in hosted.items() if v}
     flags["scale"] = {key: value for key, value in scale.items() if value is not None}
+    saving = {"folder": sessions and str(sessions), "keep_days": keep_days}
+    flags["sessions"] = {key: value for key, value in saving.items() if value is not None}
     if self_signed:
         flags |= self_signed_files(ssl_certfile, host)
     settings = read_config(config, os.environ, flags)

@@ -40,6 +40,9 @@ def talk(
     speed: SessionSpeed = None,
     style: StyleNames = None,
     instructions: Annotated[str | None, typer.Option(help="Instructions for the assistant.", metavar="TEXT")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this session, which the server has saved.", metavar="ID")
+    ] = None,
     interrupt: Annotated[
         float | None,
         typer.Option(min=0.1, help="Interrupt each answer with the next AUDIO after this time.", metavar="SECONDS"),
@@ -65,7 +68,7 @@ def talk(
         session["instructions"] = instructions
     with ExitStack() as stack:
         view = SessionView(stack.enter_context(QueuePlayer()) if play else None)
-        asyncio.run(_run_session(url, key, session, turns, interrupt, mic, view))
+        asyncio.run(_run_session(url, key, session, turns, interrupt, mic, view, resume))
     if out is not None:
         save(out, view.answers)
 
@@ -177,11 +180,12 @@ async def _run_session(
     interrupt: float | None,
     mic: bool,
     view: SessionView,
+    resume: str | None = None,
 ) -> None:
     from speechgpt2.client import connect
 
     settings.setdefault("audio", {}).setdefault("input", {})["transcription"] = {"model": "own"}
-    async with connect(url, key, session=settings) as session:
+    async with connect(url, key, session=settings, session_id=resume) as session:
         output = asyncio.create_task(view.follow(session))
         source = _send_microphone(session) if mic else _send_turns(session, turns, interrupt, view)
         tasks = {output, asyncio.create_task(source)}

@@ -125,7 +125,9 @@ class Dialogue:
     def add_turn(self, turn: Turn) -> int:
         with self._lock:
             self._conclude_turn()
-            return self.session.add_turn(turn)
+            number = self.session.add_turn(turn)
+            self._save()
+            return number
 
     def respond(self, options: ReplyOptions | None = None) -> int:
         with self._lock:
@@ -143,10 +145,13 @@ class Dialogue:
                 return
             with self._turn.respeculate():
                 self.session.truncate(number, played)
+            self._save()
 
     def delete_turn(self, number: int) -> None:
-        with self._lock, self._turn.respeculate():
-            self.session.delete_turn(number)
+        with self._lock:
+            with self._turn.respeculate():
+                self.session.delete_turn(number)
+            self._save()
 
     def configure(self, settings: DialogueSettings | None = None, session: SessionSettings | None = None) -> None:
         with self._lock:
@@ -154,6 +159,7 @@ class Dialogue:
             if session is not None:
                 with self._turn.respeculate():
                     self.session.configure(session)
+                self._save()
             if settings is not None and settings != self.settings:
                 self._set_turn_detection(detection)
                 self.settings = settings
@@ -235,6 +241,12 @@ class Dialogue:
             self._start_reply(number)
             for event in events:
                 self._deliver(event)
+        self._save()
+
+    def _save(self) -> None:
+        """Write what is new to the saved session. While a reply is speculative, that waits for the turn's end."""
+        if not self._turn.speculating:
+            self.session.save()
 
     def _conclude_turn(self) -> None:
         """Make room for another turn: a detected turn ends now; one that the client has to commit is postponed."""
@@ -270,6 +282,7 @@ class Dialogue:
         self._queue.put(Interrupted(played))
         if unfinished or any(isinstance(event, ReplyDone) for event in unread):
             self._queue.put(ReplyDone("interrupted"))
+        self._save()
 
     def _deliver(self, event: Event) -> None:
         """Queue an event of the session, or hold it back."""
@@ -278,6 +291,8 @@ class Dialogue:
                 return  # `_interrupt` has queued them already
             if self._turn.held_events is None:
                 self._queue.put(event)
+                if isinstance(event, ReplyDone):
+                    self._save()
                 return
             self._turn.held_events.append(event)
             if isinstance(event, Transcript) and self._endpointer is not None:

@@ -33,6 +33,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from speechgpt2.sessions.entries import EntryWriter, Header, SavedSession
 from speechgpt2.style import NORMAL, Style
 from speechgpt2.types import Event, Speech, Tool, Turn
 
@@ -211,6 +212,10 @@ class Session(Protocol):
         """
         ...
 
+    def save(self) -> None:
+        """Write what is new to the saved session, if there is one. The turns so far will not be rolled back."""
+        ...
+
     def events(self) -> AsyncIterator[Event]:
         """Yield the session's events, until it is closed. For one reader at a time."""
         ...
@@ -238,13 +243,24 @@ class Engine(Protocol):
         """Whether the model can read a given text (`ReplyOptions.text`)."""
         ...
 
-    def open(self, settings: SessionSettings) -> Session:
+    def open(
+        self, settings: SessionSettings, saved: SavedSession | None = None, writer: EntryWriter | None = None
+    ) -> Session:
         """Open a session.
+
+        Args:
+            settings: Its settings.
+            saved: A saved session that goes on.
+            writer: Where the session is saved. It is closed after the session's last entry.
 
         Raises:
             EngineFull: No slot is free.
-            UserError: The settings are invalid.
+            UserError: The settings are invalid, or the saved session is that of another model.
         """
+        ...
+
+    def session_header(self, id: str, model: str, owner: str) -> Header:
+        """Return the first line of a session that is going to be saved. For the arguments see `Header`."""
         ...
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:

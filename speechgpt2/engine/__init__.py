@@ -13,5 +13,7 @@ slot.py               a session inside the engine: executes commands, offers wor
 history.py            the turns that a session's model remembers; context.py: their patches in one buffer
 generation.py         the reply in progress, and how far it is ahead of its playback
 input_audio.py        the user's speech before the codec encodes it
+recording.py          what is new in a session's memory, to be saved; replay.py: its replies, generated again
+session_identity.py   which saved sessions an engine can go on with
 truncation.py         the part of an interrupted reply that stays in memory
 """

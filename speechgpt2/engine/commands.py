@@ -11,6 +11,7 @@ import numpy as np
 
 from speechgpt2.conversation import HistoryTurn
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
+from speechgpt2.sessions.entries import EntryWriter, SavedSession
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,17 @@ class Configure:
 
 
 @dataclass(frozen=True)
+class Save:
+    """Nothing before this can be rolled back any more: write it, if the session is saved."""
+
+
+@dataclass(frozen=True)
 class OpenSlot:
-    """The session begins. Executed by the engine itself."""
+    """The session begins, perhaps where a saved one ended. Executed by the engine itself."""
 
     settings: SessionSettings
+    saved: SavedSession | None = None
+    writer: EntryWriter | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,17 @@ class CloseSlot:
 
 
 Command = (
-    StartTurn | AppendAudio | EndTurn | Rollback | DiscardTurn | AddTurn | Respond | Truncate | DeleteTurn | Configure
+    StartTurn
+    | AppendAudio
+    | EndTurn
+    | Rollback
+    | DiscardTurn
+    | AddTurn
+    | Respond
+    | Truncate
+    | DeleteTurn
+    | Configure
+    | Save
 )
 
 # These wait until the reply in progress has ended and the user's finished turn is encoded completely.
@@ -109,6 +127,11 @@ def created_number(command: Command) -> int | None:
         case StartTurn(number) | AddTurn(number, _) | Respond(number, _):
             return number
     return None
+
+
+def makes_final(command: Command, after_reply: bool) -> bool:
+    """Whether nothing before a command can be rolled back any more; `after_reply`: the last turn is a reply."""
+    return isinstance(command, (StartTurn, AddTurn, Save)) or (isinstance(command, Respond) and after_reply)
 
 
 def text_length(command: Command) -> int:

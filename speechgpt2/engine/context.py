@@ -10,7 +10,7 @@ nothing on the device has to be undone: a row rewinds by its position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.segments import concat
+from speechgpt2.sessions.entries import PatchBlock
 from speechgpt2.types import Patches, Role
 
 RESERVED_PART = 4  # 1/4 of the capacity is kept free for the next turn and reply
@@ -36,6 +37,7 @@ class Span:
         speech_offset: Patches between the separator and the user's speech.
         rate: Of a reply: seconds of its speech in a second of playback.
         answer: Of a reply: its whole text, also of what was not played.
+        text: What was written, or the transcript that came with speech.
     """
 
     number: int
@@ -47,6 +49,7 @@ class Span:
     speech_offset: int = 0
     rate: float = 1.0
     answer: str = ""
+    text: str | None = None
 
     @property
     def body(self) -> int:
@@ -65,6 +68,9 @@ class Context:
         capacity: Most patches.
         prefill_chunk_size: Most patches of one prefill chunk.
         system_prompt: The system line and a greeting, `[1, P]`. It is never dropped.
+
+    Attributes:
+        forgotten: Numbers of the turns that were dropped because there was little room.
     """
 
     def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, system_prompt: Patches):
@@ -75,6 +81,7 @@ class Context:
         self.chunk_starts = np.zeros(capacity, bool)
         self.length = self.kv_length = self.system_length = 0
         self.spans: list[Span] = []
+        self.forgotten: list[int] = []
         self.set_system_prompt(system_prompt)
 
     @property
@@ -122,7 +129,36 @@ class Context:
         self.system_length = count
         _shift(self.spans, change)
 
-    def add(self, number: int, role: Role, patches: Patches, user_spoke: bool = False, speech_offset: int = 0) -> Span:
+    def block(self, start: int, stop: int) -> PatchBlock:
+        """Return a copy of some patches, with the chunks in which they are read."""
+        parts = self.text[start:stop], self.codes[start:stop], self.chunk_starts[start:stop]
+        return PatchBlock(*(part.copy() for part in parts))
+
+    def restore(self, block: PatchBlock, system_length: int, spans: Sequence[Span]) -> None:
+        """Replace everything by saved patches. Those that the row holds already are not read again.
+
+        Raises:
+            UserError: They do not fit.
+        """
+        count = len(block.text)
+        if count > self.capacity:
+            raise UserError(f"the session's context has {count} patches, and this engine holds {self.capacity}")
+        agreed = self.block(0, self.length).common(block)
+        self.text[:count], self.codes[:count], self.chunk_starts[:count] = block
+        self.length, self.system_length, self.spans = count, system_length, [*spans]
+        if agreed < self.kv_length:
+            # The next patch is sampled from the hidden state after the last one, so that is read again, in its chunk.
+            self.kv_length = int(np.flatnonzero(self.chunk_starts[: max(1, agreed)])[-1])
+
+    def add(
+        self,
+        number: int,
+        role: Role,
+        patches: Patches,
+        user_spoke: bool = False,
+        speech_offset: int = 0,
+        text: str | None = None,
+    ) -> Span:
         """Add a turn after all others.
 
         Raises:
@@ -131,7 +167,9 @@ class Context:
         self._make_room(patches.text.shape[1])
         separator = _separator(self.prompt, self.spans[-1].role if self.spans else None, role)
         turn = concat(separator, patches)
-        span = Span(number, role, self.length, self.length, separator.text.shape[1], user_spoke, speech_offset)
+        span = Span(
+            number, role, self.length, self.length, separator.text.shape[1], user_spoke, speech_offset, text=text
+        )
         self.spans.append(span)
         self.extend(turn)
         return span
@@ -199,6 +237,7 @@ class Context:
             self._drop_oldest(self.capacity - count)
         if count > self.room:  # the last exchange does not fit beside the new turn
             self._splice(self.system_length, self.length, self.prompt.text_patches([]))
+            self.forgotten += [span.number for span in self.spans]
             self.spans.clear()
 
     def _drop_oldest(self, length: int) -> None:
@@ -214,6 +253,7 @@ class Context:
         change = self._splice(self.system_length, first.body, separator)
         first.start, first.separator = self.system_length, separator.text.shape[1]
         first.stop += change
+        self.forgotten += [span.number for span in self.spans[:count]]
         del self.spans[:count]
         _shift(self.spans[1:], change)
 

@@ -72,11 +72,9 @@ class EngineCore:
         """Execute a session's command. Errors are reported to the session."""
         try:
             match command:
-                case OpenSlot(settings):
-                    slot = Slot(
-                        session.slot_number, self._prompt, self.config, settings, self._codec_delay, session.event_queue
-                    )
-                    session.slot = slot
+                case OpenSlot(settings, saved, writer):
+                    shared = self._prompt, self.config, settings, self._codec_delay, session.event_queue
+                    session.slot = Slot(session.slot_number, *shared, saved, writer)
                     self.sessions[session.slot_number] = session
                 case CloseSlot():
                     self._close_slot(session)
@@ -194,6 +192,8 @@ class EngineCore:
         return None
 
     def _close_slot(self, session: Session) -> None:
+        if session.writer is not None:
+            session.writer.close()
         session.slot = None
         if self.sessions.get(session.slot_number) is session:
             self.runner.wipe(session.slot_number)

@@ -30,9 +30,11 @@ from speechgpt2.engine.core import EngineCore
 from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.engine.input_encoder import InputEncoder
 from speechgpt2.engine.session import Session
+from speechgpt2.engine.session_identity import SessionIdentity
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.loading import Sources, load, memory_errors
 from speechgpt2.nn.quantized import Kind, Quantization
+from speechgpt2.sessions.entries import EntryWriter, Header, SavedSession
 
 log = logging.getLogger("sg2.engine")
 
@@ -49,6 +51,7 @@ class Engine:
     Attributes:
         prompt: The model's prompt, with its greetings.
         inputs: Checks and encodes what clients send.
+        identity: Says which saved sessions can go on here.
 
     Raises:
         UserError: The codec and the language model use different codes.
@@ -66,6 +69,7 @@ class Engine:
         self.core = EngineCore(codec, lm, self.config, clock, self._release)
         self.prompt = lm.prompt
         self.inputs = InputEncoder(codec, lm.prompt, self.core.runner.device)
+        self.identity = SessionIdentity(codec, lm, self.config)
         self._commands: deque[tuple[Session, Command | OpenSlot | CloseSlot]] = deque()
         self._changed = threading.Condition()  # guards what clients and the engine's thread share
         self._leases: dict[int, Session] = {}  # by slot, from `open` to `close`
@@ -120,17 +124,26 @@ class Engine:
         """Whether the model was trained to call tools."""
         return self.prompt.template.tools
 
-    def open(self, settings: SessionSettings) -> Session:
+    def open(
+        self, settings: SessionSettings, saved: SavedSession | None = None, writer: EntryWriter | None = None
+    ) -> Session:
         settings = self.inputs.prepare_settings(settings)
+        if saved is not None:
+            self.identity.check(saved)
         with self._changed:
             if self._closing:
                 raise EngineFull("the engine is closing and accepts no sessions")
             number = next((n for n in range(self.config.slots) if n not in self._leases), None)
             if number is None:
                 raise EngineFull(f"all {self.config.slots} slots are in use; try again later")
-            session = self._leases[number] = Session(self, number, SessionEvents(self._wake))
-            self.send(session, OpenSlot(settings))
+            turns = 0 if saved is None else saved.last_number
+            session = Session(self, number, SessionEvents(self._wake), turns, writer)
+            self._leases[number] = session
+            self.send(session, OpenSlot(settings, saved, writer))
         return session
+
+    def session_header(self, id: str, model: str, owner: str) -> Header:
+        return self.identity.header(id, model, owner)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         return self.inputs.encode(pcm).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from speechgpt2.conversation import HistoryTurn
@@ -12,9 +13,11 @@ from speechgpt2.engine.context import Context, Span
 from speechgpt2.engine.truncation import speech_patches, truncated_reply
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.style_request import request_in
+from speechgpt2.sessions.entries import SavedSession, TurnBlock
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import Mode, Patches, Speech, Tool
 
+OTHER = "\0"  # instructions of a system prompt that the settings do not explain
 SESSION_DEFAULTS = ReplyOptions()  # everything as the session's settings say
 
 
@@ -92,14 +95,16 @@ class History:
             transcript = self.transcript if self.ends_with_user_speech() else None
             speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", speech, transcript)
-            span = self.context.add(number, "assistant", patches, user_spoke=transcript is not None)
+            spoken = transcript is not None
+            span = self.context.add(number, "assistant", patches, user_spoke=spoken, text=turn.text)
             span.answer = turn.text or ""
         elif turn.codes is not None:
-            offset = self.prompt.user_speech_start().text.shape[1]
-            self.context.add(number, "user", self.prompt.user_speech(turn.codes), user_spoke=True, speech_offset=offset)
+            offset, speech_patches = self.prompt.user_speech_start().text.shape[1], self.prompt.user_speech(turn.codes)
+            self.context.add(number, "user", speech_patches, user_spoke=True, speech_offset=offset, text=turn.text)
             self.transcript, self._request = turn.text, None
         else:
-            self.context.add(number, turn.role, self.prompt.user_text(self._read_request(turn, settings)))
+            patches = self.prompt.user_text(self._read_request(turn, settings))
+            self.context.add(number, turn.role, patches, text=turn.text)
         self.context.drop_old_turns()
         if turn.role == "user":
             self.update_system_prompt(settings)
@@ -161,6 +166,45 @@ class History:
         """Patches of speech in a reply."""
         return speech_patches(self.prompt, self._body(span))
 
+    # saved sessions
+
+    def restore(self, saved: SavedSession, settings: SessionSettings) -> None:
+        """Replace everything by what a saved session remembers, patch for patch.
+
+        Args:
+            saved: The saved session.
+            settings: The session's settings.
+
+        Raises:
+            UserError: It does not fit into the context, or has no system prompt.
+        """
+        spans, place = [], 0 if saved.system is None else len(saved.system.patches.text)
+        system_length = place
+        for turn in saved.remembered:
+            start, place = place, place + len(turn.patches.text)
+            text = turn.text if turn.reply is None else None
+            layout = turn.separator, turn.user_spoke, turn.speech_offset
+            rate = 1.0 if turn.reply is None else turn.reply.rate
+            spans.append(Span(turn.number, turn.role, start, place, *layout, rate, _answer_of(turn), text))
+        self.context.restore(saved.context, system_length, spans)
+        self.transcript = next(
+            (turn.transcript or turn.text for turn in saved.remembered[-1:] if turn.user_spoke), None
+        )
+        self._restore_request(saved, settings)
+        assert saved.system is not None  # or there would be no context
+        system = self.system._replace(mode=saved.system.mode)  # type: ignore[arg-type]
+        rendered, patches = self._render(system), saved.system.patches
+        same = np.array_equal(rendered.text[0], patches.text) and np.array_equal(rendered.codes[0], patches.codes)
+        # Another prompt, such as that of one reply's own instructions, is replaced at the next turn.
+        self.system = system if same else system._replace(instructions=OTHER)
+
+    def _restore_request(self, saved: SavedSession, settings: SessionSettings) -> None:
+        """Look again for a request in a typed turn that is not answered yet."""
+        self._request = None
+        for turn in saved.remembered[-1:]:
+            if turn.role != "assistant" and not turn.user_spoke:
+                self._read_request(HistoryTurn(turn.role, turn.text, None), settings)
+
     # the system prompt
 
     def update_system_prompt(
@@ -201,3 +245,10 @@ class History:
 
     def _body(self, span: Span) -> Patches:
         return self.context.slice(span.body, span.stop)
+
+
+def _answer_of(turn: TurnBlock) -> str:
+    if turn.role != "assistant":
+        return ""
+    whole = None if turn.reply is None else turn.reply.answer
+    return (turn.text if whole is None else whole) or ""

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.style import Style, delivered
 from speechgpt2.style_requests import StyleRequest
+
+
+class StyleState(NamedTuple):
+    """What has to be known of the styles when a session goes on.
+
+    `lasting`: the last style that the user asked for from then on. `latest`: the last reply's, if it was another one.
+    """
+
+    lasting: Style | None = None
+    latest: Style | None = None
 
 
 class ReplyStyles:
@@ -40,6 +52,16 @@ class ReplyStyles:
         """Forget what was asked for in the turn before a speculative reply."""
         if reply is not None:
             self._lasting.pop(reply, None)
+
+    def state(self, settings: SessionSettings) -> StyleState:
+        """Return what has to be saved; `settings`: the session's."""
+        lasting = next(reversed(self._lasting.values()), None)
+        return StyleState(lasting, None if self._latest == (lasting or settings.style) else self._latest)
+
+    def restore(self, state: StyleState) -> None:
+        """Go on from a state that was saved."""
+        self._lasting = {} if state.lasting is None else {0: state.lasting}  # 0 is the number of no reply
+        self._latest = state.latest
 
     def clear(self) -> None:
         """Return to the style of the settings."""

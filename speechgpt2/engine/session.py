@@ -18,6 +18,7 @@ from speechgpt2.engine import commands
 from speechgpt2.engine.commands import Command, text_length
 from speechgpt2.engine.event_queue import SessionEvents
 from speechgpt2.errors import UserError
+from speechgpt2.sessions.entries import EntryWriter
 from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, ReplyDone, Turn
 
 if TYPE_CHECKING:
@@ -37,16 +38,25 @@ class Session:
         engine: The engine of the session.
         slot_number: The number of its slot.
         event_queue: The queue of events for the client. Its lock guards the session's own state, too.
+        turns: Turns and replies of the saved session that goes on.
+        writer: Where the session is saved.
 
     Attributes:
         slot: The session's slot, which only the engine's thread changes.
         backlog: The commands that the engine has not executed yet.
     """
 
-    def __init__(self, engine: Engine, slot_number: int, event_queue: SessionEvents):
-        self._engine, self.slot_number, self.event_queue = engine, slot_number, event_queue
+    def __init__(
+        self,
+        engine: Engine,
+        slot_number: int,
+        event_queue: SessionEvents,
+        turns: int = 0,
+        writer: EntryWriter | None = None,
+    ):
+        self._engine, self.slot_number, self.event_queue, self.writer = engine, slot_number, event_queue, writer
         self.slot: Slot | None = None
-        self._numbers = 0  # turns and replies so far
+        self._numbers = turns  # turns and replies so far
         self.backlog = CommandBacklog()
         self._user_speaking = False
         self._can_roll_back = False
@@ -161,6 +171,10 @@ class Session:
         with self.event_queue.lock:
             _check_length(command, self._engine.config.context)
             self._send(command)
+
+    def save(self) -> None:
+        if self.writer is not None:
+            self._send(commands.Save())
 
     def events(self) -> AsyncIterator[Event]:
         return self.event_queue.read()

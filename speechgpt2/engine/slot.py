@@ -27,9 +27,11 @@ from speechgpt2.engine.commands import (
     EndTurn,
     Respond,
     Rollback,
+    Save,
     StartTurn,
     Truncate,
     created_number,
+    makes_final,
 )
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.event_queue import SessionEvents
@@ -37,10 +39,12 @@ from speechgpt2.engine.generation import Generation, start_generation
 from speechgpt2.engine.history import History
 from speechgpt2.engine.input_audio import InputAudioBuffer
 from speechgpt2.engine.model_runner import GeneratedPatch
+from speechgpt2.engine.recording import SessionRecorder, restore_session
 from speechgpt2.engine.reply_styles import ReplyStyles
 from speechgpt2.engine.scheduler import SlotStatus
 from speechgpt2.engine.step_inputs import SampleParams
 from speechgpt2.lm.prompt import Prompt
+from speechgpt2.sessions.entries import EntryWriter, SavedSession
 from speechgpt2.types import SAMPLE_RATE
 
 
@@ -54,6 +58,8 @@ class Slot:
         settings: The session's settings.
         codec_delay: Samples by which decoded audio is later than its codes.
         events: The session's event queue.
+        saved: The saved session that goes on here.
+        writer: Where the session is saved.
     """
 
     def __init__(
@@ -64,14 +70,19 @@ class Slot:
         settings: SessionSettings,
         codec_delay: int,
         events: SessionEvents,
+        saved: SavedSession | None = None,
+        writer: EntryWriter | None = None,
     ):
         self.slot_number, self.prompt, self.config, self.settings = slot_number, prompt, config, settings
         self.codec_delay, self.events = codec_delay, events
         self.history = History(prompt, config.context, config.prefill_chunk_size, settings)
+        self.styles = ReplyStyles()
+        if saved is not None:
+            restore_session(saved, settings, self.history, self.styles)
+        self.recorder = SessionRecorder(self.history, self.styles, writer, saved)
         self.input: InputAudioBuffer | None = None
         self.generation: Generation | None = None
         self._waiting_commands: deque[Command] = deque()
-        self._styles = ReplyStyles()
 
     # commands
 
@@ -88,13 +99,13 @@ class Slot:
         self._run_waiting()
 
     def _run_waiting(self) -> None:
-        while self._waiting_commands and not (isinstance(self._waiting_commands[0], WAITS_UNTIL_IDLE) and self._busy):
+        while self._waiting_commands and not self._must_wait(self._waiting_commands[0]):
             self._execute(self._waiting_commands.popleft())
 
-    @property
-    def _busy(self) -> bool:
+    def _must_wait(self, command: Command) -> bool:
         encodes_end = self.input is not None and self.input.ended and not self.input.encoded
-        return encodes_end or self.generation is not None
+        generates = self.generation is not None and not isinstance(command, Save)
+        return isinstance(command, (Save, *WAITS_UNTIL_IDLE)) and (encodes_end or generates)
 
     def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""
@@ -104,6 +115,8 @@ class Slot:
             )
 
     def _execute(self, command: Command) -> None:
+        if makes_final(command, after_reply=self.history.last is not None and self.history.last.role == "assistant"):
+            self.recorder.save(self.settings, _unfinished(self.generation, self.input, self.history))
         match command:
             case StartTurn(turn):
                 self.history.start_user_speech(turn)
@@ -123,16 +136,18 @@ class Slot:
                 request = self.history.request
                 self.history.add_turn(turn, content, self.settings)
                 if content.role == "assistant" and request is not None:  # history that the client brings along
-                    self._styles.follow(request, turn, self.settings, ReplyOptions())
+                    self.styles.follow(request, turn, self.settings, ReplyOptions())
             case Respond(reply, options):
+                before = self.styles.state(self.settings)
                 self.generation = start_generation(
-                    reply, options, self.settings, self.history, self.events, self._styles
+                    reply, options, self.settings, self.history, self.events, self.styles
                 )
+                self.recorder.reply_started(reply, options, self.settings, before)
             case DeleteTurn(turn):
                 self._delete(turn)
             case Configure(settings):
                 if settings.style != self.settings.style:
-                    self._styles.clear()
+                    self.styles.clear()
                 self.settings = settings
                 self.history.update_system_prompt(settings)
 
@@ -146,9 +161,10 @@ class Slot:
         """Reopen the user's turn, and remove the speculative `reply` to it."""
         buffer = self._open_input
         self.generation = None
+        self.recorder.rolled_back()
         if reply is not None:
             self.history.delete(reply)
-        self._styles.roll_back(reply)
+        self.styles.roll_back(reply)
         self.history.reopen_user_speech(buffer.tail)
         buffer.reopen()
 
@@ -162,6 +178,7 @@ class Slot:
                 return
             self.input = None
         self.history.delete(turn)
+        self.recorder.deleted(turn)
 
     def _truncate(self, reply: int, played: int) -> None:
         """Interrupt the reply in progress, or shorten a complete one: barge-in cuts memory here."""
@@ -170,11 +187,15 @@ class Slot:
             return
         generated = source_samples(played, span.rate)
         patches = max(0, generated - self.codec_delay) // self.prompt.config.patch_samples
-        if self.generation is not None and self.generation.number == reply:
+        in_progress = self.generation is not None and self.generation.number == reply
+        if not in_progress and patches >= self.history.speech_length(span):
+            return
+        self.recorder.reply_cut(span)
+        if self.generation is not None and in_progress:
             self.generation.truncate(patches)
             self.generation = None
             self._run_waiting()
-        elif patches < self.history.speech_length(span):
+        else:
             self.history.truncate_reply(span, patches)
 
     # work for the next step
@@ -278,6 +299,15 @@ class Slot:
     def _finish_if_done(self) -> None:
         """Run pending commands once the reply is complete."""
         if self.generation is not None and self.generation.done:
+            self.recorder.reply_ended(self.generation.number, self.generation.stop.reason or "stop")
             self.generation = None
             self._run_waiting()
             self.history.context.drop_old_turns()
+
+
+def _unfinished(generation: Generation | None, buffer: InputAudioBuffer | None, history: History) -> int | None:
+    """Return the number of the reply or turn in progress."""
+    if generation is not None:
+        return generation.number
+    speaking = buffer is not None and not buffer.encoded
+    return history.last.number if speaking and history.last is not None else None

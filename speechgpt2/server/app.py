@@ -8,6 +8,7 @@ POST /v1/chat/completions, GET /v1/models, GET /v1/voices /v1/personas        re
 POST /v1/audio/speech      speech_api.py
 POST /v1/audio/transcriptions                                    transcription_api.py
 POST /v1/responses         responses_api.py
+GET  /v1/sessions, GET and DELETE /v1/sessions/{id}              sessions_api.py
 """
 
 from __future__ import annotations
@@ -81,10 +82,13 @@ class App:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         for protocol in self.protocols:
             await protocol.open()
+        pruning = asyncio.create_task(self.gateway.saved.prune())
         yield
+        pruning.cancel()
         for protocol in self.protocols:
             await protocol.close()
         await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.gateway.saved.close)
         await asyncio.to_thread(self.gateway.tracing.close)
 
     def _add_routes(self) -> None:

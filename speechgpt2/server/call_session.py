@@ -135,7 +135,8 @@ class CallSession(RealtimeSession):
     def _truncate_message(self, response: RealtimeResponse, played: int) -> None:
         """Cut a response's message to `played` samples."""
         item = response.message
-        if item is None or not item.parts[0].is_audio or item not in self.items:
+        if item is None or not item.parts[0].is_audio or item.id not in self.items:
             return
         milliseconds = self.items.truncate(item, audio_formats.to_milliseconds(played))
         self.events.send("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=milliseconds)
+        self.events.save_item(item, self.items.previous_id(item.id))

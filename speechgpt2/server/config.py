@@ -126,6 +126,25 @@ class ToolsConfig:
 
 
 @dataclass(frozen=True)
+class SessionsConfig:
+    """Saved sessions, which go on after a lost connection or a restart. As they hold voices, the default is none.
+
+    Attributes:
+        folder: Where they are saved; None: nowhere.
+        keep_days: Days after its last turn when a session is deleted; 0: never.
+    """
+
+    folder: str | None = None
+    keep_days: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_days < 100_000:
+            raise UserError(f"keep_days must be at least 0, not {self.keep_days}")
+        if self.keep_days and self.folder is None:
+            raise UserError("keep_days needs a folder of saved sessions")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """All settings of a server.
 
@@ -190,6 +209,7 @@ class ServerConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
 
     def __post_init__(self) -> None:
         if self.voice is not None and self.greeting_index is not None:

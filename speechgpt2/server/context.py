@@ -64,6 +64,7 @@ class SessionContext:
         personas: The personas that the session may choose.
         reads_aloud: Whether the model can read a given text.
         hosted_tools: The tools that the server runs for this session.
+        id: The session's id.
     """
 
     config: SessionConfig

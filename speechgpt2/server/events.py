@@ -10,15 +10,19 @@ from speechgpt2.server.channel import Channel
 from speechgpt2.server.items import ConversationItem, new_id
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.session_config import SessionConfig
+from speechgpt2.sessions.entries import EntryWriter, WireItem, WireItemRemoved, WireSettings
 
+SECRETS = {"tools": {"__all__": {"authorization", "headers"}}}  # settings that are not saved
 log = logging.getLogger("sg2.realtime")
 
 
 class EventSender:
-    """Gives every event its id and puts it into the channel."""
+    """Gives every event its id and puts it into the channel. What has to outlive the connection is saved."""
 
     def __init__(self, channel: Channel[Any], metrics: Metrics):
         self._channel, self._metrics = channel, metrics
+        self.record: EntryWriter | None = None  # where settings and items are saved
         self._warnings: list[str] = []  # that are not sent yet
 
     def warn(self, warnings: Sequence[str]) -> None:
@@ -49,6 +53,22 @@ class EventSender:
     def send_item_done(self, item: ConversationItem, previous_id: str | None) -> None:
         """Send that an item is complete."""
         self.send("conversation.item.done", previous_item_id=previous_id, item=item.to_dict())
+        self.save_item(item, previous_id)
+
+    def save_settings(self, config: SessionConfig) -> None:
+        """Save the session's settings, without secrets."""
+        if self.record is not None:
+            self.record.write(WireSettings(config.model_dump(mode="json", exclude=SECRETS)))
+
+    def save_deletion(self, id: str) -> None:
+        """Save that an item was deleted."""
+        if self.record is not None:
+            self.record.write(WireItemRemoved(id))
+
+    def save_item(self, item: ConversationItem, previous_id: str | None) -> None:
+        """Save an item that is new or has changed, if the session is saved."""
+        if self.record is not None:
+            self.record.write(WireItem(item.to_dict(), previous_id, item.turn))
 
     def send_error(self, error: ProtocolError, event_id: str | None = None) -> None:
         """Send an error event; `event_id` names the client's message that caused it."""

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from speechgpt2.duplex.protocol import Dialogue, DialogueSettings, Engine, EngineFull, Session, SessionSettings
+from speechgpt2.errors import UserError
 from speechgpt2.server.admission import Admission, AdmissionError
 from speechgpt2.server.api_errors import ApiError
 from speechgpt2.server.auth import Authenticator, Principal
@@ -22,13 +23,17 @@ from speechgpt2.server.config import ServerConfig
 from speechgpt2.server.hosted_tools import HostedTools
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.personas import Personas
-from speechgpt2.server.schema import ProtocolError
+from speechgpt2.server.saved_sessions import SavedSessions, SessionRecord
+from speechgpt2.server.schema import ProtocolError, validate
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
 from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
 from speechgpt2.server.tracing import Tracing, name_session
 from speechgpt2.server.voices import Voices
+from speechgpt2.sessions.entries import SavedSession
 
 log = logging.getLogger("sg2.server")
+KEEPS_SETTINGS = "the settings of the client secret have no effect: the session goes on with its own"
+RESUMED_ELSEWHERE = "the session goes on in another connection"
 DRAIN_POLL_INTERVAL = 0.05  # seconds
 
 
@@ -73,6 +78,7 @@ class Gateway:
         self.metrics = Metrics(config.slots)
         self.metrics.slots_in_use.set_function(lambda: self.admission.active)
         self.sessions: set[WireSession[Any]] = set()
+        self.saved = SavedSessions(config, engine)
         engine.add_step_observer(self.metrics.step_duration.observe)
 
     def authenticate(self, request: Request | WebSocket) -> Principal:
@@ -119,12 +125,21 @@ class Gateway:
             return ApiError(429, str(error), "rate_limit_exceeded", headers=retry)
         return ApiError(503, str(error), "server_overloaded", kind="server_error", headers=retry)
 
-    def session_config(self, principal: Principal, transcribes: bool = False) -> SessionConfig:
-        """Return the settings with which a client's session starts; `transcribes`: it only transcribes.
+    def session_config(
+        self, principal: Principal, transcribes: bool = False, record: SessionRecord | None = None
+    ) -> SessionConfig:
+        """Return the settings with which a client's session starts.
+
+        Args:
+            principal: The client.
+            transcribes: Whether the session only transcribes.
+            record: The saved session that goes on, with its own settings.
 
         Raises:
-            ApiError: The client secret holds invalid settings.
+            ApiError: The client secret or the saved session holds invalid settings.
         """
+        if record is not None and record.saved is not None:
+            return saved_config(record.saved, self.config.model)
         try:
             config = self.voices.resolve(self.updated(self.default_session, dict(principal.session)), "session")
         except ProtocolError as error:
@@ -141,30 +156,58 @@ class Gateway:
         """
         return config.updated(self.personas.expand(changes, "session"))
 
-    def warnings_of(self, principal: Principal, config: SessionConfig, model: str | None) -> list[str]:
-        """List the settings of a new connection that have no effect."""
+    def warnings_of(
+        self, principal: Principal, config: SessionConfig, model: str | None, resumed: bool = False
+    ) -> list[str]:
+        """List the settings of a new connection that have no effect; `resumed`: all of its own, as it goes on."""
+        if resumed:
+            return [*([KEEPS_SETTINGS] if principal.session else []), *other_model(config.model, model)]
         voice = self.voices.warnings_for(principal.session, "session")
         return voice + ineffective_settings(config, principal.session) + other_model(config.model, model)
 
-    def open_engine_session(self, settings: SessionSettings) -> Session:
-        """Lease a slot.
+    def open_engine_session(self, settings: SessionSettings, record: SessionRecord | None = None) -> Session:
+        """Lease a slot, for a session that may be saved.
 
         Raises:
             AdmissionError: The engine has no free slot.
+            ApiError: The saved session cannot go on with this model.
         """
         try:
-            return self.engine.open(settings)
+            if record is None:
+                return self.engine.open(settings)
+            session = self.engine.open(settings, record.saved, record)
         except EngineFull:
             raise AdmissionError("full") from None
+        except UserError as error:
+            if record is None or record.saved is None:
+                raise
+            raise ApiError(400, f"The session cannot go on: {error}.", "session_unusable", "session_id") from None
+        record.leased = True
+        return session
+
+    async def resume(self, principal: Principal, id: str) -> SessionRecord:
+        """Open a saved session of the client. A connection that still holds it is closed: it may be dead.
+
+        Raises:
+            ApiError: There is no such session, or it cannot go on.
+        """
+        if (record := self.saved.find_open(id, principal.key_id)) is not None:
+            for session in self.sessions:
+                if session.id == id:
+                    session.channel.close(1008, RESUMED_ELSEWHERE)
+            if not await asyncio.to_thread(record.wait_closed):
+                raise ApiError(409, f"The session '{id}' is still in use.", "session_in_use", "session_id")
+        return await asyncio.to_thread(self.saved.resume, id, principal.key_id)
 
     @contextmanager
-    def open_dialogue(self, config: SessionConfig) -> Iterator[Dialogue]:
+    def open_dialogue(self, config: SessionConfig, record: SessionRecord | None = None) -> Iterator[Dialogue]:
         """Hold a slot with a dialogue on it while the block runs.
 
         Raises:
             AdmissionError: The engine has no free slot.
+            ApiError: The saved session cannot go on with this model.
         """
-        session = self.open_engine_session(session_settings(config))
+        session = self.open_engine_session(session_settings(config), record)
         dialogue = self.tracing.dialogue(self.make_dialogue(session, dialogue_settings(config)))
         try:
             yield dialogue
@@ -218,6 +261,19 @@ class Gateway:
         end = time.monotonic() + self.config.limits.drain_seconds
         while self.admission.active and time.monotonic() < end:
             await asyncio.sleep(DRAIN_POLL_INTERVAL)
+
+
+def saved_config(saved: SavedSession, model: str) -> SessionConfig:
+    """Return the settings that a saved session had on the wire.
+
+    Raises:
+        ApiError: They are not valid, as those of another release may be.
+    """
+    try:
+        return validate(SessionConfig, {**(saved.wire_settings or {}), "model": model})
+    except ProtocolError as error:
+        text = f"The session cannot go on: its settings are not valid ({error})."
+        raise ApiError(400, text, "session_unusable", "session_id") from None
 
 
 class WireProtocol:

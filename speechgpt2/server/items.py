@@ -117,6 +117,9 @@ class ItemList:
     def __iter__(self) -> Iterator[ConversationItem]:
         return iter(self._items.values())
 
+    def __contains__(self, id: object) -> bool:
+        return id in self._items
+
     def __len__(self) -> int:
         return len(self._items)
 
@@ -207,6 +210,26 @@ class ItemList:
         del part.audio[size:]
         part.text, part.audio_bytes = None, size
         return milliseconds
+
+
+def item_from_saved(values: dict[str, Any], turn: int | None) -> ConversationItem:
+    """Convert an item of a saved session, as `ConversationItem.to_dict` returned it. Its audio is not kept."""
+    parts = [ContentPart(part["type"], part.get("text", part.get("transcript"))) for part in values.get("content", ())]
+    assistant = values["type"] not in ("message", "function_call_output")
+    item = ConversationItem(
+        values["id"],
+        values["type"],
+        values.get("role", "assistant" if assistant else "user"),
+        values["status"],
+        parts,
+        turn=turn,
+    )
+    if item.type.startswith("mcp_"):
+        item.fields = {key: value for key, value in values.items() if key not in {"id", "object", "type", "status"}}
+        return item
+    item.call_id, item.name = values.get("call_id", ""), values.get("name", "")
+    item.arguments, item.output = values.get("arguments", ""), values.get("output", "")
+    return item
 
 
 def item_from_client(

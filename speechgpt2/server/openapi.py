@@ -52,6 +52,8 @@ RESPONSES: dict[str, tuple[int, dict[str, str]]] = {
     "/v1/models/{name}": (200, {JSON: "id object created owned_by"}),
     "/v1/voices": (200, {JSON: "object data"}),
     "/v1/personas": (200, {JSON: "object data"}),
+    "/v1/sessions": (200, {JSON: "object data"}),
+    "/v1/sessions/{id}": (200, {JSON: "id object"}),
     "/health": (200, {JSON: "status"}),
     "/ready": (200, {JSON: "status free_slots"}),
     "/metrics": (200, {TEXT: ""}),

@@ -7,6 +7,7 @@ from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.realtime_websocket import RealtimeWebSocket
 from speechgpt2.server.responses_api import ResponsesApi
 from speechgpt2.server.rest import RestApi
+from speechgpt2.server.sessions_api import SessionsApi
 from speechgpt2.server.speech_api import SpeechApi
 from speechgpt2.server.transcription_api import TranscriptionApi
 from speechgpt2.server.twilio import TwilioMediaStreams
@@ -23,4 +24,5 @@ PROTOCOLS: tuple[type[WireProtocol], ...] = (
     TwilioMediaStreams,
     AudioSocket,
     Wyoming,
+    SessionsApi,
 )

@@ -43,6 +43,7 @@ from speechgpt2.server.messages import ClientMessage, ResponseConfig
 from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.personas import Personas
 from speechgpt2.server.responses import Responses
+from speechgpt2.server.saved_sessions import SessionRecord, restore_items
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.tool_calls import ToolCalls
@@ -81,6 +82,7 @@ class RealtimeSession(WireSession[ClientMessage]):
         hosted: The tools that the server runs.
         personas: The personas that the session may choose.
         log_transcripts: Whether the log contains what is said.
+        record: Where the session is saved. If it was saved before, it goes on.
     """
 
     def __init__(
@@ -93,12 +95,15 @@ class RealtimeSession(WireSession[ClientMessage]):
         hosted: HostedTools,
         personas: Personas,
         log_transcripts: bool = False,
+        record: SessionRecord | None = None,
     ):
         self.dialogue, self.engine, self.channel = dialogue, engine, channel
         self.events = EventSender(channel, metrics)
         self.context = SessionContext(
             config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts, personas, engine.reads_aloud
         )
+        if record is not None:
+            self.context.id = record.id
         self.id, self.items = self.context.id, self.context.items
         self.user_turns = UserTurns(self.context, self.input_format(config))
         self.responses = Responses(self.context)
@@ -107,9 +112,16 @@ class RealtimeSession(WireSession[ClientMessage]):
         self.draining = False
         disconnect = partial(channel.close, 1008, SLOW_CLIENT)
         self.tool_calls = ToolCalls(self.context, self.responses, hosted, self._configure, disconnect)
-        if self.context.hosted_tools:
+        saved = None if record is None else record.saved
+        if saved is not None:
+            self.system_messages, self.greeting = restore_items(self.items, saved)
+        if self.context.hosted_tools or saved is not None:
             self._configure()
         self.events.send("session.created", session=self.to_dict())
+        for item in self.items:
+            self.events.send_item(item, self.items.previous_id(item.id))
+        self.events.record = record
+        self.events.save_settings(config)
 
     def input_format(self, config: SessionConfig) -> WireFormat:
         """Return the format of the user's audio."""
@@ -251,6 +263,7 @@ class RealtimeSession(WireSession[ClientMessage]):
         )
         self.dialogue.configure(settings.dialogue_settings(config), self._session_settings(config))
         self.context.config = config
+        self.events.save_settings(config)
         self.user_turns.set_format(self.input_format(config))
         self.events.send("session.updated", session=self.to_dict())
         self.tool_calls.update()
@@ -312,13 +325,19 @@ class RealtimeSession(WireSession[ClientMessage]):
 
     def _delete_item(self, id: str) -> None:
         item = self.items.delete(id)
+        self.events.save_deletion(id)
         if item.turn is not None:
             self.dialogue.delete_turn(item.turn)
         self.events.send("conversation.item.deleted", item_id=item.id)
 
 
 def make_session(
-    kind: type[S], gateway: Gateway, serializer: Serializer[ClientMessage], dialogue: Dialogue, config: SessionConfig
+    kind: type[S],
+    gateway: Gateway,
+    serializer: Serializer[ClientMessage],
+    dialogue: Dialogue,
+    config: SessionConfig,
+    record: SessionRecord | None = None,
 ) -> S:
     """Make a Realtime session with a channel of its own.
 
@@ -328,7 +347,8 @@ def make_session(
         serializer: Formats the events for the transport.
         dialogue: The dialogue with the model.
         config: The session's initial settings.
+        record: Where the session is saved.
     """
     channel: Channel[ClientMessage] = Channel(serializer, gateway.config.limits)
     shared = gateway.metrics, gateway.tools, gateway.personas, gateway.config.log_transcripts
-    return kind(dialogue, gateway.engine, config, channel, *shared)
+    return kind(dialogue, gateway.engine, config, channel, *shared, record)

@@ -1,6 +1,6 @@
 """OpenAI Realtime over WebSocket, and client secrets for browsers.
 
-WS   /v1/realtime?model=…
+WS   /v1/realtime?model=…&session_id=…      the latter goes on with a saved session
 POST /v1/realtime/client_secrets
 """
 
@@ -18,6 +18,7 @@ from speechgpt2.server.auth import DEFAULT_TTL, SUBPROTOCOL, TTL_RANGE, Principa
 from speechgpt2.server.gateway import Gateway
 from speechgpt2.server.messages import RealtimeSerializer
 from speechgpt2.server.realtime import RealtimeSession, make_session
+from speechgpt2.server.saved_sessions import SessionRecord
 from speechgpt2.server.schema import WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 from speechgpt2.server.websocket import WebSocketProtocol
@@ -44,14 +45,17 @@ class RealtimeWebSocket(WebSocketProtocol):
 
     path = "/v1/realtime"
     subprotocol = SUBPROTOCOL
+    saves_sessions = True
 
     def __init__(self, gateway: Gateway):
         super().__init__(gateway)
         self.router.add_api_route("/v1/realtime/client_secrets", self.create_client_secret, methods=["POST"])
 
-    def make_session(self, dialogue: Dialogue, config: SessionConfig) -> RealtimeSession:
+    def make_session(
+        self, dialogue: Dialogue, config: SessionConfig, record: SessionRecord | None = None
+    ) -> RealtimeSession:
         """Make a Realtime session. See `WebSocketProtocol`."""
-        return make_session(RealtimeSession, self.gateway, RealtimeSerializer(), dialogue, config)
+        return make_session(RealtimeSession, self.gateway, RealtimeSerializer(), dialogue, config, record)
 
     async def create_client_secret(self, request: Request) -> Response:
         """Create a short-lived secret that a browser may use instead of an API key."""

@@ -102,6 +102,7 @@ class Responses:
             self.context.dialogue.truncate(item.turn, played)
         location = {"item_id": item.id, "content_index": message.content_index}
         self.context.events.send("conversation.item.truncated", **location, audio_end_ms=milliseconds)
+        self.context.events.save_item(item, self.context.items.previous_id(item.id))
 
     # dialogue events
 

@@ -122,6 +122,8 @@ class UserTurns:
         part.text = text
         self._untranscribed = None
         context.log_transcript("user turn", transcript=text)
+        if item.id in context.items:
+            context.events.save_item(item, context.items.previous_id(item.id))
         if context.config.audio.input.transcription is not None or context.config.only_transcribes:
             kind, location = "conversation.item.input_audio_transcription", {"item_id": item.id, "content_index": 0}
             context.events.send(f"{kind}.delta", **location, delta=text)

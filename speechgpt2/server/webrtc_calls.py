@@ -25,6 +25,7 @@ from speechgpt2.server.call_session import CallSerializer, CallSession
 from speechgpt2.server.gateway import Gateway, WireProtocol
 from speechgpt2.server.items import new_id
 from speechgpt2.server.realtime import make_session
+from speechgpt2.server.saved_sessions import SessionRecord
 from speechgpt2.server.schema import ProtocolError
 from speechgpt2.server.session_config import SessionConfig, ineffective_settings
 
@@ -61,16 +62,13 @@ class RealtimeCalls(WireProtocol):
         principal = self.gateway.authenticate(request)
         webrtc = import_webrtc()
         offer, changes = await read_offer(request)
-        try:
-            config = self.gateway.updated(self.gateway.session_config(principal), changes)
-            warnings = self.gateway.warnings_of(principal, config, request.query_params.get("model"))
-            headers = warning_headers([*warnings, *ineffective_settings(config, changes)])
-        except ProtocolError as error:
-            raise ApiError(400, str(error), error.code, error.param) from None
         with ExitStack() as stack:
+            record = await self._resume(stack, principal, request.query_params.get("session_id"))
+            config, headers = self._settings(principal, record, changes, request.query_params.get("model"))
             try:
                 stack.enter_context(self.gateway.admission.admit(principal.key_id))
-                session = self._open_session(stack, config)
+                record = record or await self._new_record(stack, principal, config)
+                session = self._open_session(stack, config, record)
             except AdmissionError as error:
                 raise self.gateway.rejection(error) from None
             peer = webrtc.PeerConnection(session, self.gateway.config.ice_servers)
@@ -87,10 +85,36 @@ class RealtimeCalls(WireProtocol):
         self.active[id] = ActiveCall(principal, peer, task)
         return Response(answer, 201, {"Location": f"{PATH}/{id}", **headers}, SDP)
 
-    def _open_session(self, stack: ExitStack, config: SessionConfig) -> CallSession:
+    def _settings(
+        self, principal: Principal, record: SessionRecord | None, changes: dict[str, Any], model: str | None
+    ) -> tuple[SessionConfig, dict[str, str]]:
+        """Return the settings of a call, and the headers about those that have no effect."""
+        try:
+            config = self.gateway.updated(self.gateway.session_config(principal, record=record), changes)
+            warnings = self.gateway.warnings_of(principal, config, model, resumed=record is not None)
+            return config, warning_headers([*warnings, *ineffective_settings(config, changes)])
+        except ProtocolError as error:
+            raise ApiError(400, str(error), error.code, error.param) from None
+
+    async def _resume(self, stack: ExitStack, principal: Principal, id: str | None) -> SessionRecord | None:
+        if id is None:
+            return None
+        record = await self.gateway.resume(principal, id)
+        stack.callback(record.release)
+        return record
+
+    async def _new_record(self, stack: ExitStack, principal: Principal, config: SessionConfig) -> SessionRecord | None:
+        if config.only_transcribes:
+            return None
+        record = await asyncio.to_thread(self.gateway.saved.create, principal.key_id)
+        if record is not None:
+            stack.callback(record.release)
+        return record
+
+    def _open_session(self, stack: ExitStack, config: SessionConfig, record: SessionRecord | None) -> CallSession:
         """Open a session that closes with `stack`."""
-        dialogue = stack.enter_context(self.gateway.open_dialogue(config))
-        session = make_session(CallSession, self.gateway, CallSerializer(), dialogue, config)
+        dialogue = stack.enter_context(self.gateway.open_dialogue(config, record))
+        session = make_session(CallSession, self.gateway, CallSerializer(), dialogue, config, record)
         stack.enter_context(self.gateway.register(session))
         return session
 

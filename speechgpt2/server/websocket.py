@@ -16,6 +16,7 @@ from speechgpt2.server.api_errors import ApiError, error_response, warning_heade
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.channel import CLIENT_DISCONNECTED, ClientDisconnected, WireSession
 from speechgpt2.server.gateway import Gateway, WireProtocol
+from speechgpt2.server.saved_sessions import SessionRecord
 from speechgpt2.server.session_config import SessionConfig
 
 log = logging.getLogger("sg2.server")
@@ -54,37 +55,55 @@ class WebSocketProtocol(WireProtocol, ABC):
     Attributes:
         path: The route.
         subprotocol: The WebSocket subprotocol, echoed to clients that offer it.
+        saves_sessions: Whether sessions can be saved, and go on with `?session_id=`.
     """
 
     path: str
     subprotocol: str | None = None
+    saves_sessions = False
 
     def __init__(self, gateway: Gateway):
         super().__init__(gateway)
         self.router.add_api_websocket_route(self.path, self.connect)
 
     @abstractmethod
-    def make_session(self, dialogue: Dialogue, config: SessionConfig) -> WireSession[Any]:
-        """Make the session of a client, with a channel of its own."""
+    def make_session(
+        self, dialogue: Dialogue, config: SessionConfig, record: SessionRecord | None = None
+    ) -> WireSession[Any]:
+        """Make the session of a client, with a channel of its own. `record`: where it is saved (`saves_sessions`)."""
 
     async def connect(self, socket: WebSocket) -> None:
         """Run a session, or reject it before the upgrade."""
+        query, record = socket.query_params, None
         try:
             principal = self.gateway.authenticate(socket)
-            config = self.gateway.session_config(principal, socket.query_params.get("intent") == "transcription")
-            warnings = self.gateway.warnings_of(principal, config, socket.query_params.get("model"))
+            if self.saves_sessions and "session_id" in query:
+                record = await self.gateway.resume(principal, query["session_id"])
+            config = self.gateway.session_config(principal, query.get("intent") == "transcription", record)
+            warnings = self.gateway.warnings_of(principal, config, query.get("model"), resumed=record is not None)
             with self.gateway.admission.admit(principal.key_id):
-                await self._run(socket, principal, config, warning_headers(warnings))
+                if record is None and self.saves_sessions and not config.only_transcribes:
+                    record = await asyncio.to_thread(self.gateway.saved.create, principal.key_id)
+                await self._run(socket, principal, config, record, warning_headers(warnings))
         except ApiError as error:
             await reject(socket, error)
         except AdmissionError as error:
             await reject(socket, self.gateway.rejection(error))
+        finally:
+            if record is not None:
+                record.release()
 
     async def _run(
-        self, socket: WebSocket, principal: Principal, config: SessionConfig, headers: dict[str, str]
+        self,
+        socket: WebSocket,
+        principal: Principal,
+        config: SessionConfig,
+        record: SessionRecord | None,
+        headers: dict[str, str],
     ) -> None:
-        with self.gateway.open_dialogue(config) as dialogue:
-            session = self.make_session(dialogue, config)
+        with self.gateway.open_dialogue(config, record) as dialogue:
+            # Protocols whose sessions are not saved need not know of records.
+            session = self.make_session(dialogue, config, *([] if record is None else [record]))
             with self.gateway.register(session):
                 running = self._accept_and_run(socket, session, headers)
                 code, reason = await self.gateway.run_session(session, principal, running)

@@ -10,7 +10,7 @@ from speechgpt2.types import AudioDelta, Interrupted, ReplyDone
 
 
 class Session:
-    backlogged = False
+    backlogged = saves = False
 
     def __init__(self):
         self.calls, self.audio, self.turn = [], {}, 0
@@ -90,6 +90,9 @@ class Session:
 
     def configure(self, settings):
         self.calls.append(("configure", settings))
+
+    def save(self):
+        self.calls.append("save") if self.saves else None
 
     async def events(self):
         while (event := await self.queue.get()) is not None:

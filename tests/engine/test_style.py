@@ -156,11 +156,14 @@ def ask(engine, session, text=None):
     number = session.respond()
     found = talk(engine, [session])[session]
     transcript = next((event.text for event in found if isinstance(event, Transcript)), None)
-    answer = "".join(event.text for event in found if isinstance(event, TextDelta))
     span = session.slot.history.context.find(number)
     assert len(audio_of(found)) == round(8 * PATCH / span.rate)
     assert agrees(engine, session)
-    return transcript, answer.strip(), span.rate
+    return transcript, text_of(found), span.rate
+
+
+def text_of(found):
+    return "".join(event.text for event in found if isinstance(event, TextDelta)).strip()
 
 
 LONG = replace(SHORT, max_patches=90)

@@ -43,7 +43,7 @@ class FakeEngine:
     def open_sessions(self):
         return [session for session in self.sessions if not session.closed]
 
-    def open(self, settings):
+    def open(self, settings, saved=None, writer=None):
         check_voice(settings, self.voices)
         if len(self.open_sessions) >= self.slots:
             raise EngineFull

@@ -1,0 +1,284 @@
+"""One conversation of `chat`: its state holds all turns, so that only new ones are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+from speechgpt2.conversation import ConversationStyle, HistoryTurn, Reply, collect_reply, history_turn, session_header
+from speechgpt2.errors import UserError
+from speechgpt2.lm.generation import generate
+from speechgpt2.lm.grammar import TextConstraint
+from speechgpt2.lm.reply import ReplyParser
+from speechgpt2.lm.sampling import SamplingParams
+from speechgpt2.lm.segments import concat
+from speechgpt2.lm.state import extend_capacity, rewind
+from speechgpt2.lm.stop import StopRule
+from speechgpt2.saved_chat import ChatSettings, ConversationLog, LoggedTurn, read_chunks, to_patches
+from speechgpt2.sessions.entries import LOCAL_OWNER, Entry, EntryWriter, Header, SavedSession, Settings, TurnBlock
+from speechgpt2.sessions.session_file import write_session
+from speechgpt2.style import NORMAL, Style
+from speechgpt2.types import AudioDelta, Event, Patches, ReplyDone, Speech, Tool, Turn
+
+if TYPE_CHECKING:
+    from speechgpt2.chat import SpeechGPT
+
+GROWTH = 512  # patches that a conversation's state grows by at least
+MAX_TURN = 4096  # patches of one turn: 8 minutes of speech, or as many text tokens
+
+
+class Conversation:
+    """A conversation with one user. Its state holds all turns, so that only new ones are computed.
+
+    Args:
+        model: The models.
+        prompt: The system prompt, `[1, P]`.
+        sampling: Sampling parameters of the replies.
+        max_patches: Limit of one reply.
+        speak: Whether replies have speech.
+        tools: The tools that the system prompt lists.
+        style: How replies are spoken, until the user asks for another style.
+        speed: How many times as fast as the style they are spoken.
+    """
+
+    def __init__(
+        self,
+        model: SpeechGPT,
+        prompt: Patches,
+        sampling: SamplingParams | None,
+        max_patches: int,
+        speak: bool,
+        tools: tuple[Tool, ...] = (),
+        style: Style = NORMAL,
+        speed: float = 1.0,
+    ):
+        self.style = ConversationStyle(model.lm.prompt, style, speed)
+        self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
+        self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
+        self.state = model.lm.init_state(1, GROWTH)
+        self.log = ConversationLog(model.lm.prompt, prompt)
+        self._saved_turns = 0  # turns of the log that were written
+        self._saved_settings: Entry | None = None
+        self._pending = [prompt]  # patches to prefill
+        self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
+        self._transcript: str | None = None  # of the user's last speech, where it is known
+        self._unanswered = False
+
+    def add(self, turn: Turn) -> None:
+        """Add a turn without answering it.
+
+        Raises:
+            UserError: It is a system turn, does not hold one segment, or is longer than `MAX_TURN`.
+        """
+        prompt = self.model.lm.prompt
+        content = history_turn(turn, self.model.codes)
+        self._check_length(content)
+        spoken, replies = content.codes is not None, content.role == "assistant"
+        transcript = self._transcript if self._unanswered and replies else None
+        separator = prompt.text_patches([])
+        if replies != self._unanswered:
+            separator = prompt.reply_start() if replies else prompt.turn_end(speaking=False)
+        if replies:
+            patches = self._as_reply(content, transcript)
+            self.style.last_answer = content.text or ""
+        else:
+            self._transcript = content.text if spoken else None
+            text = self.style.read_turn(content) if self.speak else content.text or ""
+            patches = prompt.user_text(text) if content.codes is None else prompt.user_speech(content.codes)
+        offset = prompt.user_speech_start().text.shape[1] if spoken and not replies else 0
+        user_spoke = transcript is not None if replies else spoken
+        self.log.start_turn(LoggedTurn(content.role, content.text, user_spoke, separator.text.shape[1], offset))
+        self._append(separator, patches)
+        self.log.end_turn(int(self.state.position[0]))
+        self._unanswered = not replies
+
+    @overload
+    def ask(self, turn: Turn, stream: Literal[True]) -> Iterator[Event]: ...
+    @overload
+    def ask(self, turn: Turn, stream: Literal[False] = ...) -> Reply: ...
+    @overload
+    def ask(self, turn: Turn, stream: bool) -> Reply | Iterator[Event]: ...
+
+    def ask(self, turn: Turn, stream: bool = False) -> Reply | Iterator[Event]:
+        """Add a turn and answer it.
+
+        Args:
+            turn: A turn of the user, or tool results.
+            stream: Whether to return events as they happen. If the consumer stops early, the reply ends there, and the
+                conversation can continue.
+
+        Raises:
+            UserError: The turn is invalid.
+        """
+        self.add(turn)
+        events = self.reply(user_spoke=isinstance(turn.segments[0], Speech))
+        return events if stream else self.collect(events)
+
+    def reply(self, user_spoke: bool) -> Iterator[Event]:
+        """Generate a reply to the turns that were added. `user_spoke`: the last turn is speech."""
+        lm, codec = self.model.lm, self.model.codec
+        parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
+        decoder_state = codec.init_decoder_state(1)
+        self._unanswered, self._codes, reason = False, [], "interrupted"
+        self.log.start_turn(LoggedTurn("assistant", user_spoke=user_spoke))
+        transcript, given = self.style.begin_reply(parser, self.speak)
+        self._append(*given)
+        try:
+            hidden = self._prefill()
+            in_speech = bool(self.state.speech_depth[0])
+            stop = StopRule(parser, self.max_patches, self.speak, in_speech, transcript)
+            for token, codes, speaking in self._generate(hidden, stop, self._constraint(user_spoke)):
+                yield from parser.read(token, speaking)
+                if speaking and not parser.muted:
+                    self._codes.append(codes[0].cpu())
+                    pcm, decoder_state = codec.decode(codes, decoder_state)
+                    yield AudioDelta(self.style.delivery.push(pcm[0].cpu().numpy()))
+            if self._codes and len(rest := self.style.delivery.finish()):
+                yield AudioDelta(rest)
+            yield from parser.finish()
+            assert stop.reason is not None
+            reason = stop.reason
+            yield ReplyDone(stop.reason)
+        finally:
+            self.style.last_answer = parser.text.strip() or self.style.last_answer
+            if not parser.ended:
+                self._append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
+            self.log.end_turn(int(self.state.position[0]), reason)
+
+    def _constraint(self, user_spoke: bool) -> TextConstraint | None:
+        """Every tool call is valid JSON that fits the tool's schema, if llguidance is installed."""
+        prompt = self.model.lm.prompt
+        tools = self.tools if prompt.template.tools else ()
+        return prompt.grammars.constraint(tools, after_transcript=user_spoke and prompt.template.chain_of_modality)
+
+    def _generate(
+        self, hidden: Tensor, stop: StopRule, constraint: TextConstraint | None
+    ) -> Iterator[tuple[int, Tensor, bool]]:
+        """Yield each patch of the reply: its text token, its codes `[1, G, K]`, and whether it holds speech."""
+        lm, begin = self.model.lm, int(self.state.position[0])
+        while stop.reason is None:
+            left = self.max_patches - stop.patches
+            for step in generate(lm, hidden, self.state, self.sampling, left, constraint):
+                self.state = step.state
+                token, codes = int(step.patches.text), step.patches.codes[:, 0]
+                self.log.read(self.log.length)
+                self.log.append(step.patches)
+                speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
+                if (continuation := stop.advance(token, speaking)) is not None:
+                    self.log.restart_reply(begin, continuation)
+                    hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
+                    break
+                yield token, codes, speaking
+                if stop.reason is not None:
+                    break
+
+    def collect(self, events: Iterable[Event]) -> Reply:
+        """Combine the events of a reply."""
+        reply = collect_reply(events)
+        codes = torch.cat([torch.zeros(0, self.model.lm.config.codebooks, dtype=torch.int64), *self._codes])
+        return replace(reply, codes=codes.numpy())
+
+    def save(self, path: str | Path, model: str = "") -> None:
+        """Write the whole conversation to a file, from which `SpeechGPT.load_conversation` goes on.
+
+        Args:
+            path: The file.
+            model: The model's name, for people.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        header = self.header(Path(path).stem, model)
+        write_session(Path(path), [header, *self._settings_entries(), *self.log.turn_blocks()])
+
+    def header(self, id: str, model: str = "") -> Header:
+        """Return the first line of the conversation's file."""
+        return session_header(id, "chat", model, LOCAL_OWNER, self.model.fingerprints, self.model.lm)
+
+    def save_new(self, writer: EntryWriter) -> None:
+        """Write the complete turns since the last call, and the settings if they have changed."""
+        settings = self._settings_entries()
+        if settings[0] != self._saved_settings:
+            for entry in settings:
+                writer.write(entry)
+            self._saved_settings = settings[0]
+        for turn in self.log.turn_blocks(self._saved_turns + 1):
+            writer.write(turn)
+            self._saved_turns = turn.number
+
+    def _settings_entries(self) -> list[Entry]:
+        manner = self.style.style, self.style.speed
+        settings = ChatSettings.from_sampling(self.speak, self.max_patches, self.tools, self.sampling, *manner)
+        return [settings.entry(), self.log.system_block()]
+
+    def restore(self, saved: SavedSession) -> None:
+        """Read a saved conversation, in the chunks in which it was read before."""
+        self.log = ConversationLog.from_saved(self.model.lm.prompt, saved)
+        chunks, rest = read_chunks(saved)
+        self._reserve(self.log.length + self.max_patches)
+        for chunk in chunks:
+            _, self.state = self.model.lm.prefill(chunk, self.state)
+        self._pending = [] if rest is None else [rest]
+        for turn in saved.remembered:
+            self._take_in(turn)
+        self._saved_settings = Settings(saved.settings)
+        self._saved_turns = len(self.log.turns) - 1
+
+    def append_saved(self, turn: TurnBlock) -> None:
+        """Add a turn of a saved conversation, patch for patch, without answering it."""
+        layout = turn.user_spoke, turn.separator, turn.speech_offset
+        self.log.start_turn(LoggedTurn(turn.role, turn.text, *layout))
+        self._append(to_patches(turn.patches))
+        self.log.end_turn(int(self.state.position[0]))
+        self._take_in(turn)
+
+    def _take_in(self, turn: TurnBlock) -> None:
+        """Note what the next reply depends on besides the patches."""
+        if turn.role == "assistant":
+            self._unanswered, self._transcript = False, None
+            self.style.last_answer = turn.text or self.style.last_answer
+            self.style.read_turn(HistoryTurn(turn.role, None, None))
+        else:
+            codes = torch.zeros(0) if turn.user_spoke else None
+            self._unanswered, self._transcript = True, turn.text if turn.user_spoke else None
+            self.style.read_turn(HistoryTurn(turn.role, turn.text, codes))
+
+    def _check_length(self, content: HistoryTurn) -> None:
+        config = self.model.lm.config
+        spoken = 0 if content.codes is None else len(content.codes) // config.patch_frames
+        patches = max(spoken, len(self.model.lm.prompt.encode(content.text or "")))
+        if patches > MAX_TURN:
+            raise UserError(
+                f"a turn of {patches:,} patches is too long: the limit is {MAX_TURN:,}, which are 8 minutes of speech "
+                "or as many text tokens"
+            )
+
+    def _prefill(self) -> Tensor:
+        """Prefill what is pending. Returns the hidden state after it, `[1, D]`."""
+        pending, begin = concat(*self._pending), int(self.state.position[0])
+        self._reserve(begin + pending.text.shape[1] + self.max_patches)
+        self.log.read(begin)
+        hidden, self.state = self.model.lm.prefill(pending, self.state)
+        self._pending = []
+        return hidden
+
+    def _reserve(self, needed: int) -> None:
+        if needed > self.state.stack.capacity:
+            self.state = extend_capacity(self.state, needed + GROWTH)
+
+    def _append(self, *parts: Patches) -> None:
+        for patches in parts:
+            self._pending.append(patches)
+            self.log.append(patches)
+
+    def _as_reply(self, content: HistoryTurn, transcript: str | None) -> Patches:
+        prompt = self.model.lm.prompt
+        if content.codes is None:
+            return prompt.reply(content.text or "", transcript=transcript)
+        speech = prompt.align_speech(content.codes, text=content.text)
+        return prompt.reply(content.text or "", speech, transcript)
