@@ -130,8 +130,7 @@ class Conversation:
         self._append(*given)
         try:
             hidden = self._prefill()
-            in_speech = bool(self.state.speech_depth[0])
-            stop = StopRule(parser, self.max_patches, self.speak, in_speech, transcript)
+            stop = StopRule(parser, self.max_patches, self.speak, bool(self.state.speech_depth[0]), transcript)
             for token, codes, speaking in self._generate(hidden, stop, self._constraint(user_spoke)):
                 yield from parser.read(token, speaking)
                 if speaking and not parser.muted:

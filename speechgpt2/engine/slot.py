@@ -252,16 +252,8 @@ class Slot:
         generation = self.generation
         if generation is None or generation.stop.reason or self.history.context.pending_patches:
             return None
-        settings, default = self.settings, self.prompt.config.sampling
-        return SampleParams(
-            default.temperature if settings.temperature is None else settings.temperature,
-            default.top_k if settings.top_k is None else settings.top_k,
-            default.top_p if settings.top_p is None else settings.top_p,
-            settings.seed,
-            generation.stop.patches == 0,
-            generation.writing,
-            generation.allowed(),
-        )
+        default, first = self.prompt.config.sampling, generation.stop.patches == 0
+        return SampleParams.from_settings(self.settings, default, first, generation.writing, generation.allowed())
 
     # results
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.lm.config import LMConfig
+from speechgpt2.duplex.protocol import SessionSettings
+from speechgpt2.lm.config import LMConfig, SamplingConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Patches
 
@@ -34,6 +35,21 @@ class SampleParams(NamedTuple):
     first: bool
     writing: bool
     allowed: np.ndarray | None = None
+
+    @classmethod
+    def from_settings(
+        cls, settings: SessionSettings, default: SamplingConfig, first: bool, writing: bool, allowed: np.ndarray | None
+    ) -> SampleParams:
+        """Sample as a session's settings say, and as the model does by default where they say nothing."""
+        return cls(
+            default.temperature if settings.temperature is None else settings.temperature,
+            default.top_k if settings.top_k is None else settings.top_k,
+            default.top_p if settings.top_p is None else settings.top_p,
+            settings.seed,
+            first,
+            writing,
+            allowed,
+        )
 
 
 class StepInputs(NamedTuple):

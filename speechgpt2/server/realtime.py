@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from speechgpt2.server.gateway import Gateway
 
 S = TypeVar("S", bound="RealtimeSession")
+NO_OUTPUT_BUFFER = "A WebSocket session has no output audio buffer: truncate the item instead."
 
 
 class RealtimeSession(WireSession[ClientMessage]):
@@ -102,17 +103,17 @@ class RealtimeSession(WireSession[ClientMessage]):
         self.context = SessionContext(
             config, dialogue, self.events, metrics, Voices(engine.voices), log_transcripts, personas, engine.reads_aloud
         )
+        saved = None
         if record is not None:
-            self.context.id = record.id
+            self.context.id, saved = record.id, record.saved
         self.id, self.items = self.context.id, self.context.items
         self.user_turns = UserTurns(self.context, self.input_format(config))
         self.responses = Responses(self.context)
         self.system_messages: tuple[str, ...] = ()
         self.greeting: Speech | None = None
         self.draining = False
-        disconnect = partial(channel.close, 1008, SLOW_CLIENT)
-        self.tool_calls = ToolCalls(self.context, self.responses, hosted, self._configure, disconnect)
-        saved = None if record is None else record.saved
+        close = partial(channel.close, 1008, SLOW_CLIENT)
+        self.tool_calls = ToolCalls(self.context, self.responses, hosted, self._configure, close)
         if saved is not None:
             self.system_messages, self.greeting = restore_items(self.items, saved)
         if self.context.hosted_tools or saved is not None:
@@ -184,9 +185,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             case messages.ItemTruncate():
                 self.responses.truncate_item(message)
             case messages.OutputAudioClear():
-                raise ProtocolError(
-                    "A WebSocket session has no output audio buffer: truncate the item instead.", param="type"
-                )
+                raise ProtocolError(NO_OUTPUT_BUFFER, param="type")
             case _:
                 raise TypeError(f"unhandled message {type(message).__name__}")
 
@@ -243,12 +242,12 @@ class RealtimeSession(WireSession[ClientMessage]):
 
     def _fail(self, message: str) -> None:
         """The current response has failed, or the session without a response."""
-        if (response := self.responses.current) is not None:
-            self.responses.failed(message)
-            self.tool_calls.response_ended(response, completed=False)
-            self.close_if_drained()
-        else:
+        if (response := self.responses.current) is None:
             self.events.send_error(ProtocolError(message, "server_error", kind="server_error"))
+            return
+        self.responses.failed(message)
+        self.tool_calls.response_ended(response, completed=False)
+        self.close_if_drained()
 
     def _update(self, changes: dict[str, Any]) -> None:
         """Change the session's settings."""
@@ -258,9 +257,8 @@ class RealtimeSession(WireSession[ClientMessage]):
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
         self.tool_calls.check(config)
-        self.events.warn(
-            [*self.context.voices.warnings_for(changes, "session"), *ineffective_settings(config, changes)]
-        )
+        warnings = self.context.voices.warnings_for(changes, "session")
+        self.events.warn([*warnings, *ineffective_settings(config, changes)])
         self.dialogue.configure(settings.dialogue_settings(config), self._session_settings(config))
         self.context.config = config
         self.events.save_settings(config)
@@ -283,10 +281,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             self.tool_calls.runner.approve(message.item)
             return
         item = item_from_client(message.item, self.context.config.audio.input.format.wire)
-        turn = turn_from_item(item)
-        if turn is not None and isinstance(speech := turn.segments[0], Speech) and speech.pcm is not None:
-            codes = await asyncio.to_thread(self.engine.encode, speech.pcm)
-            turn = replace(turn, segments=(replace(speech, codes=codes),))
+        turn = await _with_codes(turn_from_item(item), self.engine)
         previous_id = self.items.add(item, message.previous_item_id)
         try:
             self._add_to_history(item, turn)
@@ -296,12 +291,9 @@ class RealtimeSession(WireSession[ClientMessage]):
         self.events.send_item(item, previous_id)
 
     def _add_to_history(self, item: ConversationItem, turn: Turn | None) -> None:
-        """Add a client's item to the model's history.
+        """Add a client's item to the model's history. Raises `UserError` if the model does not accept it.
 
         A system message extends the instructions; the assistant's speech as the first item is the greeting.
-
-        Raises:
-            UserError: The model does not accept it.
         """
         system_messages, greeting = self.system_messages, self.greeting
         segment = None if turn is None else turn.segments[0]
@@ -312,10 +304,9 @@ class RealtimeSession(WireSession[ClientMessage]):
         elif turn is not None:
             item.turn = self.dialogue.add_turn(turn)
         if (system_messages, greeting) != (self.system_messages, self.greeting):
-            hosted = self.context.hosted_tools
-            self.dialogue.configure(
-                None, settings.session_settings(self.context.config, system_messages, greeting, hosted=hosted)
-            )
+            hosted, config = self.context.hosted_tools, self.context.config
+            new = settings.session_settings(config, system_messages, greeting, hosted=hosted)
+            self.dialogue.configure(None, new)
             self.system_messages, self.greeting = system_messages, greeting
         if item.type == "message" and item.role == "user":
             self.tool_calls.turn_added()
@@ -329,6 +320,14 @@ class RealtimeSession(WireSession[ClientMessage]):
         if item.turn is not None:
             self.dialogue.delete_turn(item.turn)
         self.events.send("conversation.item.deleted", item_id=item.id)
+
+
+async def _with_codes(turn: Turn | None, engine: Engine) -> Turn | None:
+    """Encode the audio of a turn, if it has any, on a thread."""
+    if turn is None or not isinstance(speech := turn.segments[0], Speech) or speech.pcm is None:
+        return turn
+    codes = await asyncio.to_thread(engine.encode, speech.pcm)
+    return replace(turn, segments=(replace(speech, codes=codes),))
 
 
 def make_session(
