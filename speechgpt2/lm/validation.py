@@ -16,6 +16,7 @@ from torch import Tensor
 from speechgpt2.lm.example import TrainingExample
 from speechgpt2.lm.losses import LMLosses, TermWeights
 from speechgpt2.lm.packing import Batch, batch_of, fill_rows
+from speechgpt2.nn.precision import widest_float
 from speechgpt2.training import distributed
 
 
@@ -61,17 +62,18 @@ class HeldOutLosses:
         return {"loss": loss, **values, **by_task}
 
     def _errors(self, losses: LMLosses, device: torch.device) -> Tensor:
-        """Return the sums of `LMLosses.errors` by task, `[tasks, 3 + K]` (float64)."""
+        """Return the sums of `LMLosses.errors` by task, `[tasks, 3 + K]`, in the widest type of the device."""
         world, rank = distributed.world_size(), distributed.rank()
-        sums = torch.zeros(len(self.tasks), 3 + len(losses.weights.codebooks), dtype=torch.float64)
+        wide = widest_float(device)
+        sums = torch.zeros(len(self.tasks), 3 + len(losses.weights.codebooks), dtype=wide, device=device)
         # All processes compute the same number of batches, since those of a sharded model compute together.
         for start in range(0, len(self.batches), world):
             is_real = start + rank < len(self.batches)
             number, batch = self.batches[start + rank if is_real else start]
-            found = losses.errors(batch.to(device)).double().cpu()
+            found = losses.errors(batch.to(device)).to(wide)
             if is_real:
                 sums[number] += found
-        return distributed.add_up(sums)
+        return distributed.add_up(sums).cpu()
 
 
 def _means(sums: Tensor, weights: TermWeights, by_codebook: bool = False) -> dict[str, float]:
