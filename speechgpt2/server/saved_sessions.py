@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from speechgpt2.duplex.protocol import Engine
@@ -145,12 +146,8 @@ class SavedSessions:
             ApiError: There is none of this client's (404), or it is damaged (400).
         """
         store = self._require_store()
-        try:
+        with _read_errors(id):
             saved = store.load(id)
-        except SessionNotFound:
-            raise _not_found(id) from None
-        except UserError as error:
-            raise ApiError(400, f"The session cannot be read: {error}.", "session_unusable", "session_id") from None
         if saved.header.owner != owner:
             raise _not_found(id)
         return saved
@@ -192,12 +189,8 @@ class SavedSessions:
 
     def _check_owner(self, id: str, owner: str) -> SessionFolder:
         store = self._require_store()
-        try:
+        with _read_errors(id):
             found = store.owner(id)
-        except SessionNotFound:
-            raise _not_found(id) from None
-        except UserError as error:
-            raise ApiError(400, f"The session cannot be read: {error}.", "session_unusable", "session_id") from None
         if found != owner:
             raise _not_found(id)
         return store
@@ -218,6 +211,17 @@ class SavedSessions:
             record.perform(entry)
             if entry is None and self._open.get(record.id) is record:
                 del self._open[record.id]
+
+
+@contextmanager
+def _read_errors(id: str) -> Iterator[None]:
+    """Raise `ApiError` for a session that is not there (404) or cannot be read (400)."""
+    try:
+        yield
+    except SessionNotFound:
+        raise _not_found(id) from None
+    except UserError as error:
+        raise ApiError(400, f"The session cannot be read: {error}.", "session_unusable", "session_id") from None
 
 
 def restore_items(items: ItemList, saved: SavedSession) -> tuple[tuple[str, ...], Speech | None]:
