@@ -31,7 +31,8 @@ from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE, AudioDelta, ReplyDone, TextDelta, Transcript
-from tests import needs
+from tests import command_line, needs
+from tests.command_line import sg2
 from tests.lm.tiny import tiny_lm
 
 ROOT = Path(__file__).parent.parent
@@ -72,20 +73,12 @@ def workdir(tiny, tmp_path, monkeypatch):
     return tmp_path
 
 
-def sg2(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
 def fails(*arguments):
     """Run a command that must exit with 2, one line of error and no new file; return the line."""
     before = set(Path().rglob("*"))
-    result = sg2(*arguments, code=2)
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    line = command_line.fails(*arguments)
     assert set(Path().rglob("*")) == before
-    return lines[0]
+    return line
 
 
 # successful commands

@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
-from typer.testing import CliRunner
 
-from speechgpt2.cli import app, chat
+from speechgpt2.cli import chat
 from speechgpt2.types import ReplyDone, TextDelta, ToolCall, Turn
 from tests import needs
+from tests.command_line import fails, sg2
 
 needs.module("jsonschema", "assistant")
 needs.module("jieba", "assistant")
@@ -21,19 +21,6 @@ def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "tea.md").write_text("# Tea\nGreen tea wants water of eighty degrees.")
-
-
-def sg2(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def fails(*arguments):
-    """The one line of error of a command that exits with 2."""
-    [line] = sg2(*arguments, code=2).stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_knowledge_base_commands():

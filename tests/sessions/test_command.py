@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from speechgpt2 import audio
-from speechgpt2.cli import app
+from tests.command_line import fails, sg2
 from tests.engine.tiny import noise, tiny_codec, tiny_lm
 
 MODEL = ["--model", "tiny", "--device", "cpu", "--max-patches", "12"]
@@ -28,19 +27,6 @@ def workdir(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").symlink_to(tiny)
     audio.save("in.wav", noise(0.5))
-
-
-def sg2(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def fails(*arguments):
-    """The one line of error of a command that exits with 2."""
-    [line] = sg2(*arguments, code=2).stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_conversation_is_saved_resumed_exported_replayed_and_deleted():
