@@ -209,8 +209,7 @@ def draw_exchange(rng: random.Random, lang: str, skill: str | None = None) -> Sk
         raise ValueError(f"no exchanges in language {lang!r}; there are 'en' and 'zh'")
     if skill is None:
         skill = rng.choices(list(SKILLS), weights=[entry.share for entry in SKILLS.values()])[0]
-    if skill not in SKILLS:
-        raise ValueError(f"no skill {skill!r}; there are {', '.join(SKILLS)}")
+    check_skills([skill])
     return SKILLS[skill].draw(rng, lang, skill)
 
 
