@@ -289,7 +289,7 @@ def test_tool_call_and_result():
 def test_reading_aloud(drafting):
     prompt = drafting.prompt
     said = spoken(prompt, "Hello there")
-    speech_only = concat(prompt.speech_patches(*said), prompt.turn_end(speaking=True))
+    speech_only = concat(prompt.speech_patches(said.codes, said.tokens), prompt.turn_end(speaking=True))
     lm = ScriptedLM(drafting, speech_only)
     reply = SpeechGPT(CountingCodec(), lm).say("Hello there")
     assert reply.text == "Hello there" and reply.codes.tolist() == said.codes.tolist()

@@ -55,7 +55,6 @@ WORD_LISTS = 0.65  # share of the dictations that are lists of words; the others
 OWN_VOICE = 0.15  # share of the dictations in one of the assistant's voices
 DEFAULT_VOICE = 0.6  # share of the replies and read texts in the first of the assistant's voices
 UNKNOWN = 0.06  # share of the exchanges whose question belongs to no skill
-CLONED_ENGINES = ("kokoro",)  # engines whose speakers the model learns to imitate
 OTHER_TRACT = 0.5  # share of these speakers with another vocal tract
 NOT_UNDERSTOOD = 0.06  # share of the exchanges whose question is noise, music, silence or another language
 FOREIGN = 0.4  # share of those in another language
@@ -340,12 +339,12 @@ class _Asker:
 
     def clean(self, name: str, utterance: Utterance) -> Iterator[CorpusItem]:
         """Yield the utterance without room and noise, if the model learns to imitate its speaker."""
-        if utterance.voice.engine in CLONED_ENGINES:
+        if utterance.voice.engine in self.bank.imitated:
             yield item_of(utterance, f"{name}-clean", extra={"skill": CLONED})
 
     def _draw_speaker(self, lang: str) -> tuple[Voice, float]:
         voice = self.bank.draw(lang, self.rng)
-        is_other = voice.engine in CLONED_ENGINES and self.rng.random() < OTHER_TRACT
+        is_other = voice.engine in self.bank.imitated and self.rng.random() < OTHER_TRACT
         return voice, round(self.rng.uniform(*STRETCH), 3) if is_other else 1.0
 
 

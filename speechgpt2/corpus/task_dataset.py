@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from speechgpt2.corpus.codes import CodedData
-from speechgpt2.corpus.phones import SILENCE, PhoneSet
+from speechgpt2.corpus.phones import SILENCE, UNKNOWN, PhoneSet
 from speechgpt2.corpus.store import ASSISTANT_VOICE, CLONED, Record
 from speechgpt2.errors import UserError
 from speechgpt2.lm import tasks
@@ -292,7 +292,9 @@ class TaskSource:
 
     def _spoken(self, record: Record) -> AlignedSpeech:
         words = [(w.text, w.start, w.end) for w in record.words]
-        return self.prompt.align_speech(self.data.codes(record), words, record.text)
+        codes = self.data.codes(record)
+        phones = torch.from_numpy(self.phone_set.labels(record.phones, len(codes)))
+        return self.prompt.align_speech(codes, words, record.text, phones)
 
 
 def belongs_to_dialogue(record: Record) -> bool:
@@ -342,16 +344,18 @@ def _mask_cut_replies(prompt: Prompt, example: TrainingExample, cut: Sequence[bo
     speaking = example.patches.codes[0, :, 0, 0] != prompt.config.no_speech
     ends = (text == ids.eos).nonzero()[-len(cut) :, 0].tolist()
     text_loss_mask, code_loss_mask = example.text_loss_mask.clone(), example.code_loss_mask.clone()
+    phones = example.phones.clone()
     for end in (end for end, was_cut in zip(ends, cut) if was_cut):
         masked_from = end - len(prompt.encode(prompt.template.turn_end))
         starts = [at for at in range(masked_from) if text[at] == ids.speech_start and example.text_loss_mask[0, at]]
         spoken = [at for at in range(starts[-1] + 1, masked_from) if speaking[at]] if starts else []
         if spoken:
             text_loss_mask[0, starts[-1]] = code_loss_mask[0, spoken[-1]] = False
+            phones[0, spoken[-1]] = UNKNOWN
             words = [at for at in spoken if text[at] not in (ids.filler, ids.last_filler)]
             masked_from = max(words, default=starts[-1]) + 1
         text_loss_mask[0, masked_from : end + 1] = False
-    return example._replace(text_loss_mask=text_loss_mask, code_loss_mask=code_loss_mask)
+    return example._replace(text_loss_mask=text_loss_mask, code_loss_mask=code_loss_mask, phones=phones)
 
 
 def _pool(items: list, weight: dict[str, float]) -> Pool:

@@ -38,7 +38,7 @@ class TrainingExample(NamedTuple):
     `patches` are `[1, P]`. `targets [1, P]` is the text to predict: that of the patches, except that in the user's
     speech it names the words instead of filler. The loss masks (bool, `[1, P]`) mark the positions whose text token
     and whose codes count; position p is predicted from the hidden state at p − 1. `phones [1, P, G]` are the phones of
-    the user's frames, −1 where they are unknown and everywhere else.
+    the frames of the user and of spoken replies, −1 where they are unknown and everywhere else.
     """
 
     patches: Patches
@@ -81,7 +81,8 @@ def training_example(
         targets += [words, reply.text]
         text_masks += [words_mask, torch.ones_like(reply.text)]
         reply_masks += [torch.zeros_like(turn.text), torch.ones_like(reply.text)]
-        phones += [_phone_labels(prompt, turn, pair.user_phones), _phone_labels(prompt, reply, None)]
+        own_phones = speech.phones if speech else None
+        phones += [_phone_labels(prompt, turn, pair.user_phones), _phone_labels(prompt, reply, own_phones)]
     patches = concat(*parts)
     code_mask = (torch.cat(reply_masks, dim=1) > 0) & _has_speech(prompt, patches)
     return TrainingExample(
@@ -111,7 +112,7 @@ def _word_targets(prompt: Prompt, turn: Patches, words: Sequence[TimedWord]) -> 
 
 
 def _phone_labels(prompt: Prompt, part: Patches, phones: Tensor | None) -> Tensor:
-    """Return `[1, P, G]`: the user's `phones [T]` at the frames of the part's speech, −1 elsewhere."""
+    """Return `[1, P, G]`: `phones [T]` at the first frames of the part's speech, −1 elsewhere."""
     labels = torch.full(part.codes.shape[:3], -1)
     if phones is not None:
         first = int(_has_speech(prompt, part)[0].nonzero()[0])

@@ -6,6 +6,7 @@ gradient does not depend on how a step is divided into batches.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,10 @@ from speechgpt2.types import Patches
 
 
 class TermWeights(NamedTuple):
-    """Weights of the terms: text, the codes of all codebooks and of each, phones, drafts; filler relative to words."""
+    """Weights of the terms: text, the codes of all codebooks and of each, phones, drafts; filler relative to words.
+
+    `phones` is that of the user's phones, `spoken_phones` that of the model's own.
+    """
 
     text: float
     codes: float
@@ -29,28 +33,32 @@ class TermWeights(NamedTuple):
     phones: float
     draft: float
     filler: float
+    spoken_phones: float = 0.0
 
 
 class LMLosses(nn.Module):
-    """Model and phone head. `phones` is the number of phone labels."""
+    """Model and phone heads. `phones` is the number of phone labels."""
 
     def __init__(self, model: SpeechLM, phones: int, weights: TermWeights):
         super().__init__()
         self.model, self.weights = model, weights
         self.phone_head = nn.Linear(model.config.backbone.width, model.config.patch_frames * phones)
+        # Made last, so that a run without it begins with the same weights.
+        self.spoken_phone_head = copy.deepcopy(self.phone_head) if weights.spoken_phones else None
         token_weight = torch.ones(model.config.backbone.vocab)
         token_weight[[model.prompt.special_ids.filler, model.prompt.special_ids.last_filler]] = weights.filler
         self.register_buffer("token_weight", token_weight, persistent=False)
         self.register_buffer("codebook_weight", torch.tensor(weights.codebooks), persistent=False)
 
     def totals(self, batch: Batch) -> Tensor:
-        """Return the divisors of the terms: text, codes, phones, and one for each draft token."""
-        text_mask, phones = batch.text_loss_mask[:, 1:], batch.phones[:, :-1]
+        """Return the divisors of the terms: text, codes, phones, spoken phones, and one for each draft token."""
+        text_mask = batch.text_loss_mask[:, 1:]
         weight: Tensor = self.token_weight  # type: ignore[assignment]
         counts = [
             weight[batch.targets[:, 1:][text_mask]].sum(),
-            batch.code_loss_mask[:, 1:].sum() * phones.shape[-1],
-            (phones != UNKNOWN).sum(),
+            batch.code_loss_mask[:, 1:].sum() * batch.phones.shape[-1],
+            (_user_phones(batch) != UNKNOWN).sum(),
+            (_own_phones(batch) != UNKNOWN).sum(),
             *(mask.sum() for mask in self._drafted(batch)),
         ]
         return torch.stack([count.float() for count in counts])
@@ -62,24 +70,30 @@ class LMLosses(nn.Module):
             batch: The batch, on the model's device.
             totals: The sum of `totals` of all batches of the step.
         """
-        text_total, code_total, phone_total, *draft_totals = totals.clamp(min=1e-9).unbind()
+        text_total, code_total, phone_total, spoken_total, *draft_totals = totals.clamp(min=1e-9).unbind()
         w = self.weights
         # In float32 even where frozen embeddings are in half precision: it is the residual stream.
         embedded = self.model.embed(batch.inputs).float()
         hidden, _ = self.model.backbone(embedded, segments=batch.segments)
-        phones, phones_right = self._phones(hidden, batch.phones)
+        # The phones of the user are predicted one patch later, because the audio after a phone helps to recognise it.
+        phones, phones_right = _phone_error(self.phone_head, hidden[:, 1:], _user_phones(batch))
+        terms, values = {"phones": phones / phone_total}, {"phones_right": phones_right}
         hidden = hidden[:, :-1]
+        if self.spoken_phone_head is not None:
+            spoken, values["spoken_right"] = _phone_error(self.spoken_phone_head, hidden, _own_phones(batch))
+            terms["spoken_phones"] = spoken / spoken_total
         draft, drafts_right = self._drafts(hidden, batch, draft_totals)
         text, words_right = self._text(hidden, batch)
         code_terms = self._codes(hidden, batch) / code_total  # [K]
         codebook_weight: Tensor = self.codebook_weight  # type: ignore[assignment]
         codes = (code_terms * codebook_weight).sum()
-        terms = {"text": text / text_total, "codes": codes, "phones": phones / phone_total, **draft}
+        terms = {"text": text / text_total, "codes": codes, **terms, **draft}
         loss = w.text * terms["text"] + w.codes * codes + w.phones * terms["phones"] + w.draft * draft.get("draft", 0.0)
+        loss = loss + w.spoken_phones * terms.get("spoken_phones", 0.0)
         for k, value in enumerate(code_terms):
             terms[f"code_{k}"] = value
         terms = {name: term.detach() for name, term in terms.items()}
-        return loss, terms, {"words_right": words_right, "phones_right": phones_right, **drafts_right}
+        return loss, terms, {"words_right": words_right, **values, **drafts_right}
 
     def text_error(self, patches: Patches) -> Tensor:
         """Return the summed cross-entropy of all text tokens of `patches [1, P]` but the first."""
@@ -114,24 +128,12 @@ class LMLosses(nn.Module):
         errors = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
         return errors.view(-1, targets.shape[-1]).sum(0)
 
-    def _phones(self, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy and the accuracy of phones, both 0 if no phone is labelled.
-
-        They are predicted one patch later, because the audio after a phone helps to recognise it.
-        """
-        targets = phones[:, :-1]  # [B, P − 1, G]
-        labelled = (targets != UNKNOWN).any(-1)
-        targets = targets[labelled]
-        logits = (
-            self.phone_head(hidden[:, 1:][labelled]).float().unflatten(-1, (phones.shape[-1], -1))
-        )  # [N, G, labels]
-        accuracy = (logits.argmax(-1) == targets).sum() / (targets != UNKNOWN).sum().clamp(min=1)
-        error = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNKNOWN, reduction="sum")
-        return error, accuracy
-
     def _drafted(self, batch: Batch) -> list[Tensor]:
-        """Return for each draft token the mask of the positions whose hidden state it follows from."""
-        if self.model.draft_head is None:
+        """Return for each draft token the mask of the positions whose hidden state it follows from.
+
+        There are none without a draft head, or if its loss has no weight, which saves a sixth of a step's time.
+        """
+        if self.model.draft_head is None or not self.weights.draft:
             return []
         written = batch.patches.codes[:, 1:, 0, 0] == self.model.config.no_speech
         writes = batch.text_loss_mask[:, 1:] & written
@@ -165,3 +167,29 @@ class LMLosses(nn.Module):
             before = before[:, :-1] & right
             values[f"draft_{i + 1}_right"] = before.sum() / follows.sum().clamp(min=1)
         return {"draft": torch.stack(losses).mean()}, values
+
+
+def _user_phones(batch: Batch) -> Tensor:
+    """Return the phones of the user's frames, `[B, P − 1, G]`, of all patches but the last."""
+    return batch.phones.masked_fill(batch.code_loss_mask[..., None], UNKNOWN)[:, :-1]
+
+
+def _own_phones(batch: Batch) -> Tensor:
+    """Return the phones of the model's own frames, `[B, P − 1, G]`, of all patches but the first."""
+    return batch.phones.masked_fill(~batch.code_loss_mask[..., None], UNKNOWN)[:, 1:]
+
+
+def _phone_error(head: nn.Linear, hidden: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy and the accuracy of phones, both 0 if no phone is labelled.
+
+    Args:
+        head: Predicts the phones of a patch.
+        hidden: `[B, N, D]`.
+        phones: `[B, N, G]`, −1 where they are unknown.
+    """
+    labelled = (phones != UNKNOWN).any(-1)
+    targets = phones[labelled]
+    logits = head(hidden[labelled]).float().unflatten(-1, (phones.shape[-1], -1))  # [M, G, labels]
+    accuracy = (logits.argmax(-1) == targets).sum() / (targets != UNKNOWN).sum().clamp(min=1)
+    error = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNKNOWN, reduction="sum")
+    return error, accuracy

@@ -23,10 +23,14 @@ ROUNDING = 1e-6  # patches; a word that begins exactly at the start of a patch b
 
 
 class AlignedSpeech(NamedTuple):
-    """Speech of the model: `codes [T, K]` in whole patches, and the text token of each patch."""
+    """Speech of the model: `codes [T, K]` in whole patches, and the text token of each patch.
+
+    For training, `phones` holds the phone of each of the first frames, −1 where it is unknown.
+    """
 
     codes: Tensor
     tokens: Sequence[int]
+    phones: Tensor | None = None
 
 
 class SpecialTokenIds(NamedTuple):
@@ -106,7 +110,13 @@ class SegmentBuilder:
             torch.tensor([ids], dtype=torch.int64), codes.to("cpu", torch.int64).reshape(1, -1, patch, codes.shape[1])
         )
 
-    def align_speech(self, codes: Tensor, words: Sequence[TimedWord] = (), text: str | None = None) -> AlignedSpeech:
+    def align_speech(
+        self,
+        codes: Tensor,
+        words: Sequence[TimedWord] = (),
+        text: str | None = None,
+        phones: Tensor | None = None,
+    ) -> AlignedSpeech:
         """Prepare a recording as speech of the model: one patch of silence, then the recording.
 
         The tokens of a word start one patch before the patch of its audio.
@@ -115,6 +125,7 @@ class SegmentBuilder:
             codes: The recording, `[T, K]`.
             words: Words with their times in seconds from the start of the recording.
             text: The text with punctuation. Without `words`, its tokens start with the first patch.
+            phones: The phone of each frame of the recording, `[T]`, for training.
         """
         patch = self.config.patch_frames
         if text and not words:
@@ -126,7 +137,9 @@ class SegmentBuilder:
         ids, patches = self.special_ids, 1 + -(-codes.shape[0] // patch)
         tokens = align_tokens(timed, patches, ids.filler, ids.last_filler)
         delayed = torch.cat([self.silence.expand(patch, -1), codes.to("cpu", torch.int64)])
-        return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens)
+        if phones is not None:
+            phones = torch.cat([phones.new_full((patch,), -1), phones])
+        return AlignedSpeech(self._pad_with_silence(delayed, len(tokens) * patch), tokens, phones)
 
     def speech_segment(self, speech: AlignedSpeech) -> Patches:
         """Return speech between the tokens that begin and end it."""

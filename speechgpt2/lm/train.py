@@ -4,7 +4,9 @@ Every step packs examples into rows and learns, at the positions of the loss mas
 the next patch. Filler has less weight than words, and deeper codebooks have less weight than the first. Some codes of
 the model's own speech are replaced in the input, because generated speech has errors, too. During training, an
 auxiliary linear layer predicts the phones of the user's last patch from the hidden state: words alone, two or three a
-second, teach recognition slowly. A draft head learns to propose the tokens after the next one.
+second, teach recognition slowly. Another one can predict the phones of the patch that the model is about to speak,
+which are the same in all voices: so less speech of its own voices teaches to read aloud. A draft head learns to propose
+the tokens after the next one.
 
 A configuration is a stage: a mix of tasks, what is frozen, losses, a schedule, and a limit for the perplexity of text.
 """
@@ -76,6 +78,7 @@ class LMTrainConfig:
     codes_weight: float = 0.5  # all codes, relative to text
     code_weights: tuple[float, ...] = (0.5, 0.3, 0.2)  # each codebook
     phones_weight: float = 0.5  # the user's phones
+    spoken_phones_weight: float = 0.0  # the phones of the model's speech: fewer hours teach to read aloud
     filler_weight: float = 0.3
     draft_tokens: int = 0  # tokens that a new draft head proposes
     draft_weight: float = 0.2  # loss of the draft head
@@ -117,7 +120,7 @@ class LMTrainConfig:
         """Weights of the terms of the loss."""
         return TermWeights(
             self.text_weight, self.codes_weight, self.code_weights, self.phones_weight, self.draft_weight,
-            self.filler_weight,
+            self.filler_weight, self.spoken_phones_weight,
         )  # fmt: skip
 
 

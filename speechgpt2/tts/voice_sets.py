@@ -2,7 +2,7 @@
 
 classic   espeak-ng and flite, with which the shipped `mini` was trained
 natural   Kokoro's voices, single and mixed; some English questions are by espeak-ng and flite
-askers    the voices of `classic` for questions only: replies are not spoken
+askers    the voices of `classic` for questions only: replies are not spoken, but the speakers are imitated
 """
 
 # ruff: noqa: SIM905 (lists of names read better as text)
@@ -34,11 +34,13 @@ class VoiceSet:
         assistant: The voices that answer; the first is the default. Empty if replies are not spoken.
         held_out: The voices of the test split. `draw` returns none of them, alone or in a mixture.
         draw: Draws a training voice with random settings.
+        imitated: The engines whose speakers the model learns to imitate.
     """
 
     assistant: Mapping[str, tuple[Voice, ...]]
     held_out: Mapping[str, tuple[Voice, ...]]
     draw: Callable[[str, random.Random], Voice]
+    imitated: tuple[str, ...] = ()
 
 
 def voice_set(name: str) -> VoiceSet:
@@ -88,6 +90,7 @@ VOICE_SETS = {
         {"en": _kokoro("en", "af_heart am_eric"), "zh": _kokoro("zh", "zf_xiaobei zm_yunxi")},
         {lang: _kokoro(lang, " ".join(names)) for lang, names in KOKORO_HELD_OUT.items()},
         _draw_mostly_natural,
+        ("kokoro",),
     ),
-    "askers": VoiceSet({"en": (), "zh": ()}, HELD_OUT_VOICES, draw_voice),
+    "askers": VoiceSet({"en": (), "zh": ()}, HELD_OUT_VOICES, draw_voice, ("espeak", "flite")),
 }

@@ -115,12 +115,11 @@ def test_reply_with_chain_of_modality():
 def test_aligned_text_leads_the_audio_by_a_patch():
     prompt, said = make(), codes(7)
     spoken = prompt.align_speech(said, [("你", 0.13, 0.2)])
-    assert (
-        written(prompt, prompt.speech_patches(*spoken)) == "_你_|"
-    )  # the word begins in the recording's patch 1, the speech's 2
+    # The word begins in the recording's patch 1, which is the speech's 2.
+    assert written(prompt, prompt.speech_patches(spoken.codes, spoken.tokens)) == "_你_|"
     assert spoken.codes.tolist() == [SILENCE] * 3 + said.tolist() + [SILENCE] * 2
     crowded = prompt.align_speech(codes(3), [("今天天气", 0.0, 0.1)])
-    assert written(prompt, prompt.speech_patches(*crowded)) == "今天天气"
+    assert written(prompt, prompt.speech_patches(crowded.codes, crowded.tokens)) == "今天天气"
     assert crowded.codes[6:].tolist() == [SILENCE] * 6
 
 
@@ -165,6 +164,16 @@ def test_phone_labels_stand_at_their_frames():
     labelled = example.phones[0, turn].flatten()
     assert labelled[:10].tolist() == labels.tolist() and (labelled[10:] == -1).all()
     assert (example.phones[0, ~turn] == -1).all()
+
+
+def test_phone_labels_of_a_reply_are_delayed_like_its_codes():
+    prompt = make()
+    spoken = prompt.align_speech(codes(7), [("你好", 0.0, 0.2)], phones=torch.arange(7))
+    example = training_example(prompt, "t2s", [TurnPair("你好", "你好", spoken)])
+    own = example.code_loss_mask[0]
+    assert example.patches.codes[0, own].flatten(0, 1)[3:10].tolist() == codes(7).tolist()
+    assert example.phones[0, own].flatten()[:10].tolist() == [-1] * 3 + list(range(7))
+    assert (example.phones[0, ~own] == -1).all()
 
 
 def test_training_example_without_a_user_is_tts():

@@ -87,7 +87,7 @@ class Counting:
     def example(self, random):
         i = int(random.integers(4))
         codes = torch.full((6, 3), i)
-        spoken = self.prompt.align_speech(codes + 1, [(self.words[i + 1], 0.0, 0.2)])
+        spoken = self.prompt.align_speech(codes + 1, [(self.words[i + 1], 0.0, 0.2)], phones=(codes[:, 0] + 1) % 3)
         pair = TurnPair(codes, self.words[i + 1], spoken, self.words[i], user_phones=codes[:, 0] % 3)
         return training_example(self.prompt, self.mode, [pair])
 
@@ -214,6 +214,34 @@ def test_lm_learns_to_transcribe_write_and_speak(tiny_lm):
     )
     assert (reply.transcript, reply.text, reply.ended) == ("three", "four", True)
     assert (reply.codes[3:9] == 3).all()
+
+
+def test_lm_learns_the_phones_that_it_is_about_to_speak(tiny_lm):
+    build, config = tiny_lm
+    model = build()
+    config = replace(config, steps=100, peak_lr=1e-2, corrupt=0.0, spoken_phones_weight=0.5)
+    trainer = LMTrainer(config, model, Counting(model.prompt), torch.device("cpu"))
+    values = [trainer.step(step) for step in range(100)]
+    assert values[-1]["spoken_right"] > 0.95 > values[0]["spoken_right"]
+    assert values[-1]["spoken_phones"] < 0.2 * values[0]["spoken_phones"]
+
+
+def test_phones_of_the_models_speech_cost_nothing_unless_they_are_asked_for(tiny_lm):
+    """A run that does not learn them takes the same steps whether they are labelled or not."""
+
+    class Unlabelled(Counting):
+        def example(self, random):
+            example = super().example(random)
+            own = example.code_loss_mask[..., None]
+            return example._replace(phones=example.phones.masked_fill(own, -1))
+
+    build, config = tiny_lm
+    steps = []
+    for counting in (Counting, Unlabelled):
+        model = build()
+        trainer = LMTrainer(config, model, counting(model.prompt), torch.device("cpu"))
+        steps.append([trainer.step(step) for step in range(2)])
+    assert all(same(a, b) for a, b in zip(*steps, strict=True)) and "spoken_phones" not in steps[0][0]
 
 
 def test_lm_trains_without_speech(tiny_lm):
