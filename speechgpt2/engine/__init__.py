@@ -6,7 +6,7 @@ scheduler.py          which slots are encoded, prefilled and sampled next (knows
 model_runner.py       the batched work of the language model; step_inputs.py: what a step is given
 prefix_cache.py       prefilled system prompts and greetings, for later sessions with the same
 codec_worker.py       the batched work of the codec, in its own thread or process
-batch_rows.py         slots as rows of batched states; recorded_function.py: steps recorded as CUDA graphs
+batch_rows.py         slots as rows of batched states; cuda_graph.py: steps captured as CUDA graphs
 session.py            a session as its client sees it: calls become commands (commands.py)
 event_queue.py        its events on their way back
 slot.py               a session inside the engine: executes commands, offers work, takes results

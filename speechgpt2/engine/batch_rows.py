@@ -2,8 +2,8 @@
 
 On a CPU, busy rows are computed in batches of a fixed size, and idle rows, which do not change, fill up the last batch.
 So a session's results are equal to the last bit whatever other sessions do: a matrix product of another number of rows
-would sum in another order. On CUDA, a step computes all rows, so that its shapes never change, and is recorded
-(recorded_function.py).
+would sum in another order. On CUDA, a step computes all rows, so that its shapes never change, and is captured as a
+CUDA graph (cuda_graph.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.engine.recorded_function import RecordedFunction
+from speechgpt2.engine.cuda_graph import GraphedFunction
 from speechgpt2.streaming import overwrite_rows, select_rows, tree_map, where_active
 
 CPU_BATCH = 4  # rows; a multiple of four, because matrix products compute remaining rows differently
@@ -63,9 +63,9 @@ class BatchRows:
         mask[list(slots)] = True
         return self.to_device(mask)
 
-    def record(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
-        """Return `function`, recorded if shapes are static. `idle`: arguments to record it with, all rows idle."""
-        return RecordedFunction(function, *idle) if self.static_shapes else function
+    def graphed(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
+        """Return `function`, as a CUDA graph if shapes are static. `idle`: arguments of the capture, all rows idle."""
+        return GraphedFunction(function, *idle) if self.static_shapes else function
 
     def select(self, state: S, rows: Tensor) -> S:
         """Return the rows of a batch."""

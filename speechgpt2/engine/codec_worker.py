@@ -72,8 +72,8 @@ class BatchedCodec:
         all_rows, no_row = torch.arange(self.rows.count), self.rows.mask(())
         pcm, lengths = self.rows.to_device(np.zeros((self.rows.count, patch_samples), np.float32)), no_row.long()
         codes = no_row.long()[:, None, None].expand(-1, patch_samples // FRAME_SIZE, codec.config.quantizer.codebooks)
-        self.encode_rows = self.rows.record(self._encode_rows, all_rows, pcm, lengths, no_row)
-        self.decode_rows = self.rows.record(self._decode_rows, all_rows, codes, no_row)
+        self.encode_rows = self.rows.graphed(self._encode_rows, all_rows, pcm, lengths, no_row)
+        self.decode_rows = self.rows.graphed(self._decode_rows, all_rows, codes, no_row)
 
     @torch.inference_mode()
     def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, np.ndarray]:

@@ -3,7 +3,7 @@
 A slot is a row of every state (batch_rows.py). A session's results are equal to the last bit whatever other sessions
 do. Therefore attention reads the cells of a cache in whole blocks of sixteen: a longer context in the batch then adds
 blocks of masked cells, which add zero, and does not change the order of the sum over the others. On CUDA, a step
-computes all rows and reads all cells, so that its shapes never change, and is recorded.
+computes all rows and reads all cells, so that its shapes never change, and is captured as a CUDA graph.
 
 All inputs of a step are one table (step_inputs.py). It includes the positions: a row rewinds when it gets a smaller
 one. Sampled patches are written into the table, the rows read them from there, and one transfer brings the table back
@@ -85,13 +85,13 @@ class ModelRunner:
         self.prefixes = PrefixCache()
         self.new_replies: set[int] = set()  # slots whose decoder state is reset before the next patch of speech
         idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
-        self.sample_rows = self.rows.record(
+        self.sample_rows = self.rows.graphed(
             self._sample_rows, idle, torch.arange(self.rows.count), self._allowed({}, self.rows.static_shapes)
         )
-        self.prefill_rows = self.rows.record(self._prefill_rows, idle, batch, kv_length)
+        self.prefill_rows = self.rows.graphed(self._prefill_rows, idle, batch, kv_length)
         self.draft_rows = self._draft_rows
         if lm.draft_head is not None:
-            self.draft_rows = self.rows.record(self._draft_rows, idle, batch, kv_length)
+            self.draft_rows = self.rows.graphed(self._draft_rows, idle, batch, kv_length)
 
     def set_position(self, slot: int, position: int) -> None:
         """Set how many patches a slot's row holds. Cells after them are not read."""
@@ -234,7 +234,7 @@ class ModelRunner:
         needed = int(self.positions[slots].max()) + new_patches
         return min(-(-needed // CELL_BLOCK) * CELL_BLOCK, self.capacity + 1)
 
-    # recorded on CUDA: functions of a table's rows
+    # captured on CUDA: functions of a table's rows
 
     def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None) -> Patches:
         """Return the patches `[R, 1]` of `rows`, sampled or given; sampled text is among the `allowed` tokens."""

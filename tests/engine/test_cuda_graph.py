@@ -1,4 +1,4 @@
-"""Recorded steps: traced on a CPU as they would be recorded on a device, and replayed without Python."""
+"""CUDA graphs of steps: traced on a CPU as they would be captured on a device, and replayed without Python."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.engine.tiny import audio_of, context_of, models, noise, reason, say, 
 
 
 class Traced:
-    """Stands in for a recording: the operators that the function went through once, whatever Python decided then. It
+    """Stands in for a capture: the operators that the function went through once, whatever Python decided then. It
     cannot be traced if it looks at a value.
     """
 
@@ -39,7 +39,7 @@ class Traced:
 
 
 class Direct:
-    """Not recorded at all."""
+    """Not captured at all."""
 
     def __init__(self, function, *idle):
         self.function = function
@@ -68,11 +68,11 @@ def as_on_a_device(monkeypatch):
         monkeypatch.setattr(module, "can_sync", lambda x: False)
 
 
-def a_talk(monkeypatch, recording, lm):
+def a_talk(monkeypatch, graphed, lm):
     """Two who talk at once, one for longer, and one who comes later: what they heard, and all that their models were
     told.
     """
-    monkeypatch.setattr(batch_rows, "RecordedFunction", recording)
+    monkeypatch.setattr(batch_rows, "GraphedFunction", graphed)
     engine = tiny_engine(lm)
     first, second = engine.open(SHORT), engine.open(SHORT)
     say(first, noise(0.5, 1))
@@ -91,17 +91,17 @@ def a_talk(monkeypatch, recording, lm):
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])
-def test_step_can_be_recorded_and_replayed(as_on_a_device, monkeypatch, draft_tokens):
+def test_step_can_be_captured_and_replayed(as_on_a_device, monkeypatch, draft_tokens):
     lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else models()[1]
     Traced.made = 0
-    ours, theirs = (a_talk(monkeypatch, recording, lm) for recording in (Traced, Direct))
+    ours, theirs = (a_talk(monkeypatch, graphed, lm) for graphed in (Traced, Direct))
     assert Traced.made == (5 if draft_tokens else 4)
     for (pcm, patches, why), (pcm_, patches_, why_) in zip(ours, theirs, strict=True):
         assert why == why_ and len(pcm) and np.array_equal(pcm, pcm_)
         assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)
 
 
-def test_host_synchronisation_cannot_be_recorded():
+def test_host_synchronisation_cannot_be_captured():
     with pytest.raises(RuntimeError, match="_local_scalar_dense"):
         Traced(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3))
 

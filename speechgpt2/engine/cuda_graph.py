@@ -1,9 +1,9 @@
-"""CUDA graphs: GPU work that is recorded once and then replayed.
+"""CUDA graphs: GPU work that is captured once and then replayed.
 
 A step of a large model is thousands of small kernels, and launching one takes longer than most of them run. See
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
-    step = RecordedFunction(function, *idle)    # calls it a few times, with arguments that change nothing
+    step = GraphedFunction(function, *idle)     # calls it a few times, with arguments that change nothing
     result = step(*arguments)                   # of the same shapes
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from speechgpt2.streaming import tree_map
 
-WARM_UP_CALLS = 3  # before recording: libraries choose kernels and allocate memory in the first calls
+WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and allocate memory in the first calls
 
 
-class RecordedFunction:
-    """A function of tensors, recorded as a CUDA graph.
+class GraphedFunction:
+    """A function of tensors, captured as a CUDA graph.
 
     It may read and write other tensors in place, if their addresses do not change. It must not synchronise with the
-    host. Branches in Python are taken at recording time, and arguments that are no tensors are constants.
+    host. Branches in Python are taken at the capture, and arguments that are no tensors are constants.
 
     Args:
-        function: The function to record.
-        idle: Arguments to record it with; such a call changes nothing.
+        function: The function to capture.
+        idle: Arguments to capture it with; such a call changes nothing.
     """
 
     @torch.inference_mode()
@@ -51,19 +51,19 @@ class RecordedFunction:
         """Replay with other values.
 
         Args:
-            arguments: Tensors of the recorded shapes; other values must equal the recorded ones.
+            arguments: Tensors of the captured shapes; other values must equal the captured ones.
 
         Returns:
             A copy of the function's result.
 
         Raises:
-            ValueError: An argument that is no tensor differs from the recorded one.
+            ValueError: An argument that is no tensor differs from the captured one.
         """
-        for recorded, argument in zip(self.arguments, arguments, strict=True):
-            if isinstance(recorded, Tensor):
-                recorded.copy_(argument, non_blocking=True)
-            elif recorded != argument:
-                raise ValueError(f"recorded with {recorded}, called with {argument}")
+        for captured, argument in zip(self.arguments, arguments, strict=True):
+            if isinstance(captured, Tensor):
+                captured.copy_(argument, non_blocking=True)
+            elif captured != argument:
+                raise ValueError(f"captured with {captured}, called with {argument}")
         with torch.cuda.device(self.device):
             self.graph.replay()
         return None if self.result is None else tree_map(torch.clone, self.result)
