@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from speechgpt2.conversation import ConversationStyle, HistoryTurn, Reply, collect_reply, history_turn, session_header
+from speechgpt2.conversation import (
+    ConversationStyle,
+    HistoryTurn,
+    Reply,
+    collect_reply,
+    history_turn,
+    session_header,
+    to_patches,
+)
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.grammar import TextConstraint
@@ -19,7 +27,7 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
-from speechgpt2.saved_chat import ChatSettings, ConversationLog, LoggedTurn, read_chunks, to_patches
+from speechgpt2.saved_chat import ChatSettings, ConversationLog, LoggedTurn, read_chunks
 from speechgpt2.sessions.entries import LOCAL_OWNER, Entry, EntryWriter, Header, SavedSession, Settings, TurnBlock
 from speechgpt2.sessions.session_file import write_session
 from speechgpt2.style import NORMAL, Style

@@ -30,7 +30,7 @@ from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser, parse_reply
 from speechgpt2.lm.style_request import TranscriptReader, answer_to, request_in
-from speechgpt2.sessions.entries import Header, MadeBy
+from speechgpt2.sessions.entries import Header, MadeBy, PatchBlock
 from speechgpt2.style import NORMAL, Style, delivered
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import (
@@ -237,6 +237,11 @@ def reply_content(prompt: Prompt, patches: Patches, user_spoke: bool) -> ReplyCo
 
 
 # saved sessions
+
+
+def to_patches(block: PatchBlock) -> Patches:
+    """Return saved patches as the model's, `[1, P]`."""
+    return Patches(torch.from_numpy(block.text)[None], torch.from_numpy(block.codes)[None])
 
 
 class Fingerprints(NamedTuple):

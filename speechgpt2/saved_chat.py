@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from speechgpt2 import config
-from speechgpt2.conversation import check_same_model, reply_content
+from speechgpt2.conversation import check_same_model, reply_content, to_patches
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import SamplingParams
@@ -149,11 +149,6 @@ class ConversationLog:
             log.length += logged.length
         log._chunks = set(np.flatnonzero(context.chunk_starts).tolist())
         return log
-
-
-def to_patches(block: PatchBlock) -> Patches:
-    """Return saved patches as the model's, `[1, P]`."""
-    return Patches(torch.from_numpy(block.text)[None], torch.from_numpy(block.codes)[None])
 
 
 def _first(patches: Patches, count: int) -> Patches:

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from speechgpt2 import config
-from speechgpt2.conversation import reply_content
+from speechgpt2.conversation import reply_content, to_patches
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.context import Span
 from speechgpt2.engine.history import History
@@ -32,7 +31,7 @@ from speechgpt2.sessions.entries import (
     digest,
 )
 from speechgpt2.style import Style
-from speechgpt2.types import Patches, Speech, Tool
+from speechgpt2.types import Speech, Tool
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class SessionRecorder:
         self._turns = {turn.number: turn.patches for turn in saved.remembered} if saved is not None else {}
         turns = saved.turns.values() if saved is not None else ()
         self._replies = {turn.number: replace(turn.reply, generated=None) for turn in turns if turn.reply is not None}
-        self._before: Snapshot | None = None  # the latest reply
+        self._before: Snapshot | None = None  # what the session remembered before the latest reply
 
     def reply_started(self, number: int, options: ReplyOptions, settings: SessionSettings, styles: StyleState) -> None:
-        """A reply is about to be generated from what the context holds now; `styles`: those before it."""
+        """A reply is about to be generated from what the context holds; `styles`: those asked for before it."""
         if self._writer is None:
             return
         span = self._history.last
@@ -85,19 +84,17 @@ class SessionRecorder:
         """A reply is about to be cut to what was played."""
         info = self._replies.get(span.number)
         if info is not None:
-            # The file has what was generated if the reply was written before.
+            # The file has what was generated if the reply was written before. `_turn` counts what was played.
             whole = None if span.number in self._turns else self._history.context.block(span.start, span.stop)
             self._replies[span.number] = replace(info, played=0, generated=info.generated or whole)
 
     def rolled_back(self) -> None:
-        """The latest reply never was."""
+        """The latest reply was rolled back, and leaves no trace."""
         self._before = None
 
     def deleted(self, number: int) -> None:
-        """A turn was deleted, which the context may have forgotten before."""
-        if self._writer is None:
-            return
-        if number not in self._turns:
+        """A turn was deleted. `save` finds that by itself, except for a turn that was forgotten before."""
+        if self._writer is not None and number not in self._turns:
             self._writer.write(Removed((number,), True))
 
     def save(self, settings: SessionSettings, unfinished: int | None = None) -> None:
@@ -141,7 +138,7 @@ class SessionRecorder:
     def _turn(self, span: Span, block: PatchBlock) -> TurnBlock:
         text, content, info = span.text, None, self._replies.get(span.number)
         if span.role == "assistant":
-            body = as_patches(block.part(span.separator, len(block.text)))
+            body = to_patches(block.part(span.separator, len(block.text)))
             content = reply_content(self._history.prompt, body, span.user_spoke)
             if info is not None:
                 answer = None if span.answer == content.text else span.answer
@@ -162,11 +159,6 @@ class SessionRecorder:
             round(time.time(), 3),
             reply=info,
         )
-
-
-def as_patches(block: PatchBlock) -> Patches:
-    """Return saved patches as the model's, `[1, P]`."""
-    return Patches(torch.from_numpy(block.text)[None], torch.from_numpy(block.codes)[None])
 
 
 def restore_session(saved: SavedSession, settings: SessionSettings, history: History, styles: ReplyStyles) -> None:
@@ -200,7 +192,7 @@ def settings_to_dict(settings: SessionSettings) -> dict[str, Any]:
 
 
 def settings_from_dict(values: dict[str, Any]) -> SessionSettings:
-    """Return the settings of a JSON object. Those of the user (`styles_from_dict`) are not among them."""
+    """Return the settings of a JSON object. What it holds as "styles" is for `styles_from_dict`."""
     values = {name: value for name, value in values.items() if name != "styles"}
     values["tools"] = tuple(Tool(**tool) for tool in values["tools"])
     values["style"] = config.from_dict(Style, values["style"])

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from speechgpt2.conversation import check_same_model, reply_content
+from speechgpt2.conversation import check_same_model, reply_content, to_patches
 from speechgpt2.engine.engine import Engine
-from speechgpt2.engine.recording import as_patches, options_from_dict, restore_session, settings_from_dict
+from speechgpt2.engine.recording import options_from_dict, restore_session, settings_from_dict
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.slot import Slot
 from speechgpt2.sessions.compare import ReplayedReply, first_difference
@@ -74,7 +74,7 @@ def _generate_again(engine: Engine, session: Session, before: SavedSession, turn
     now = _last_turn(slot)
     was = info.generated or turn.patches
     place = first_difference(was, now, cut=info.generated is not None)
-    body = as_patches(now.part(turn.separator, len(now.text)))
+    body = to_patches(now.part(turn.separator, len(now.text)))
     content = reply_content(engine.prompt, body, turn.user_spoke)
     return ReplayedReply(turn.number, "same" if place is None else "different", said, content.text, place)
 
