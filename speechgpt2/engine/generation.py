@@ -34,7 +34,7 @@ class Generation:
         constraint: The constraint of its text.
 
     Attributes:
-        decoding: Patches of speech that the codec has not decoded yet.
+        decoding: Patches of audible speech that the codec has not decoded yet.
         done: Whether the reply is complete and all of its events are sent.
         given: Its text, if the model only speaks it.
     """
@@ -51,7 +51,6 @@ class Generation:
         self.decoding, self.done, self.given = 0, False, ""
         self._history, self._events = history, events
         self._patch_seconds = history.prompt.config.patch_seconds
-        self._audible = self._decoded = 0  # patches of speech to decode, and of these the decoded ones
         self._calls: list[ToolCall] = []  # sent at the end, because an interrupted reply calls no tools
         self._playback_ends: float | None = None  # when all decoded audio will have been played
         self.set_style(NORMAL)
@@ -106,9 +105,7 @@ class Generation:
         codes = torch.from_numpy(patch.codes)[None, None]
         self._history.extend_reply(Patches(torch.tensor([[patch.token]]), codes))
         self._emit(self.stop.parser.read(patch.token, speaks))
-        audible = speaks and not self.stop.parser.muted
-        self.decoding += audible
-        self._audible += audible
+        self.decoding += speaks and not self.stop.parser.muted
         self._complete_if_stopped()
         return True
 
@@ -120,10 +117,9 @@ class Generation:
             buffered: Seconds of audio that the client has not played yet.
             now: Seconds of the engine's clock.
         """
-        if self._decoded == self._audible:  # a spoken tool call, which is not audible
+        if not self.decoding:  # a spoken tool call, which is not audible
             return
         self.decoding -= 1
-        self._decoded += 1
         # Playback is assumed to begin with the first audio, and to pause while there is none.
         if self._playback_ends is None or buffered <= 0:
             self._playback_ends = now
@@ -191,39 +187,39 @@ def start_generation(
     Raises:
         UserError: The model cannot read aloud, or the context is too small.
     """
-    prompt, text, last_answer = history.prompt, options.text, history.last_answer
+    prompt, given, last_answer = history.prompt, options.text, history.last_answer
     answers_tool = history.last is not None and history.last.role == "tool"
-    read_aloud = text is not None
+    read_aloud = given is not None
     speak = read_aloud or (settings.speak if options.speak is None else options.speak)
-    user_spoke = history.ends_with_user_speech() and not read_aloud
+    user_spoke = history.ends_with_user_speech and not read_aloud
     if read_aloud:
         prompt.require_chain_of_modality("read a given text aloud")
     history.update_system_prompt(settings, speak, read_aloud, options)
     call = "" if read_aloud else _call_prefix(history, options, settings, user_spoke)
     request = history.request if speak and not read_aloud else None
     if request is not None and prompt.template.chain_of_modality and not call:
-        text = answer_to(request, history.typed, last_answer)
-    prefix = prompt.text_patches(prompt.encode(call)) if text is None else prompt.tts_prefix(text)
+        given = answer_to(request, history.typed, last_answer)
+    prefix = prompt.text_patches(prompt.encode(call)) if given is None else prompt.tts_prefix(given)
     history.start_reply(number, prefix, user_spoke)
     parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
 
-    def follow(asked: StyleRequest) -> None:
+    def follow(asked: StyleRequest) -> None:  # also called later, when the transcript holds a request
         style = styles.follow(asked, number, settings, options)
         generation.set_style(delivery_of(style, prompt, settings, options))
 
     free = speak and not _required(options, settings)
     transcript = TranscriptReader(parser, last_answer, follow) if free else None
-    stop = StopRule(parser, limit, speak, in_speech=text is not None, transcript=transcript)
+    stop = StopRule(parser, limit, speak, in_speech=given is not None, transcript=transcript)
     constraint = None if read_aloud else _constraint(history, options, settings, user_spoke, call)
     generation = Generation(number, stop, history, events, constraint)
     style = styles.begin(settings, options, continues=answers_tool)
     generation.set_style(delivery_of(style, prompt, settings, options))
     if request is not None:
         follow(request)
-    if text is not None:
-        generation.given = text
-        events.put(number, TextDelta(text))
+    if given is not None:
+        generation.given = given
+        events.put(number, TextDelta(given))
     return generation
 
 

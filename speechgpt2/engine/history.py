@@ -17,7 +17,7 @@ from speechgpt2.sessions.entries import SavedSession, TurnBlock
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import Mode, Patches, Speech, Tool
 
-OTHER = "\0"  # instructions of a system prompt that the settings do not explain
+OTHER = "\0"  # stands for instructions of a restored system prompt that the settings do not give
 SESSION_DEFAULTS = ReplyOptions()  # everything as the session's settings say
 
 
@@ -41,7 +41,7 @@ class History:
 
     Attributes:
         transcript: The transcript of the user's last speech, where it is known.
-        typed: The last turn that was typed.
+        typed: The text of the last turn that was typed.
     """
 
     def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, settings: SessionSettings):
@@ -59,8 +59,9 @@ class History:
         """The last turn."""
         return self.context.spans[-1] if self.context.spans else None
 
+    @property
     def ends_with_user_speech(self) -> bool:
-        """Return whether the last turn is the user's speech. The reply to it may begin with a transcript."""
+        """Whether the last turn is the user's speech. The reply to it may begin with a transcript."""
         return self.last is not None and self.last.role == "user" and self.last.user_spoke
 
     # the user's speech
@@ -92,7 +93,7 @@ class History:
     def add_turn(self, number: int, turn: HistoryTurn, settings: SessionSettings) -> None:
         """Add a whole turn."""
         if turn.role == "assistant":
-            transcript = self.transcript if self.ends_with_user_speech() else None
+            transcript = self.transcript if self.ends_with_user_speech else None
             speech = None if turn.codes is None else self.prompt.align_speech(turn.codes, text=turn.text)
             patches = self.prompt.reply(turn.text or "", speech, transcript)
             spoken = transcript is not None
