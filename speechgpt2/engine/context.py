@@ -22,9 +22,6 @@ from speechgpt2.lm.segments import concat
 from speechgpt2.sessions.entries import PatchBlock
 from speechgpt2.types import Patches, Role
 
-RESERVED_PART = 4  # 1/4 of the capacity is kept free for the next turn and reply
-KEPT_PART = 2  # when old turns are dropped, 1/2 of the capacity stays in use, so that this is rare
-
 
 @dataclass
 class Span:
@@ -76,6 +73,8 @@ class Context:
     def __init__(self, prompt: Prompt, capacity: int, prefill_chunk_size: int, system_prompt: Patches):
         c = prompt.config
         self.prompt, self.capacity, self.prefill_chunk_size = prompt, capacity, prefill_chunk_size
+        self._reserve = capacity // 4  # patches that are kept free for the next turn and reply
+        self._kept = capacity // 2  # patches that stay when old turns are dropped, so that this is rare
         self.text = np.zeros(capacity, np.int64)
         self.codes = np.zeros((capacity, c.patch_frames, c.codebooks), np.int64)
         self.chunk_starts = np.zeros(capacity, bool)
@@ -119,12 +118,12 @@ class Context:
             UserError: They take more than a fourth of the context.
         """
         count = system_prompt.text.shape[1]
-        if count > self.capacity // RESERVED_PART:
+        if count > self._reserve:
             raise UserError(
                 f"instructions, tools and greeting take {count} of {self.capacity} patches; they must be shorter"
             )
-        if self.length - self.system_length + count > self.capacity - self.capacity // RESERVED_PART:
-            self._drop_oldest(self.capacity // KEPT_PART - count + self.system_length)
+        if self.length - self.system_length + count > self.capacity - self._reserve:
+            self._drop_oldest(self._kept - count + self.system_length)
         change = self._splice(0, self.system_length, system_prompt)
         self.system_length = count
         _shift(self.spans, change)
@@ -201,11 +200,11 @@ class Context:
         index = self.spans.index(span)
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
-        new = self.prompt.text_patches([]) if after is None else _separator(self.prompt, before, after.role)
-        change = self._splice(span.start, span.stop if after is None else after.body, new)
+        separator = self.prompt.text_patches([]) if after is None else _separator(self.prompt, before, after.role)
+        change = self._splice(span.start, span.stop if after is None else after.body, separator)
         del self.spans[index]
         if after is not None:
-            after.separator, after.start = new.text.shape[1], span.start
+            after.separator, after.start = separator.text.shape[1], span.start
             after.stop += change
             _shift(self.spans[index + 1 :], change)
 
@@ -218,13 +217,12 @@ class Context:
 
         A single turn of speech that is too long loses its beginning.
         """
-        if self.length <= self.capacity - self.capacity // RESERVED_PART:
+        if self.room >= self._reserve:
             return
-        self._drop_oldest(self.capacity // KEPT_PART)
+        self._drop_oldest(self._kept)
         last = self.spans[-1]
-        excess = self.length - self.capacity // KEPT_PART
-        if self.length > self.capacity - self.capacity // RESERVED_PART and last.role == "user" and last.user_spoke:
-            begin = last.body + last.speech_offset
+        if self.room < self._reserve and last.role == "user" and last.user_spoke:
+            begin, excess = last.body + last.speech_offset, self.length - self._kept
             change = self._splice(begin, begin + excess, self.prompt.text_patches([]))
             last.stop += change
 

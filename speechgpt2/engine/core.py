@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -129,27 +129,34 @@ class EngineCore:
         """Prefill and sample, all slots together. In between, deliver what the codec has finished."""
         for n, slot in self._slots().items():
             self.runner.set_position(n, slot.history.context.kv_length)
-        prefill = {n: patch for n in plan.prefill if (patch := self._prefill(n)) is not None}
+        single = self._prefill_chunks(plan.prefill)
         slots = self._slots()  # without those that failed
-        ready = [n for n in plan.sample if n in slots and n not in prefill]
+        ready = [n for n in plan.sample if n in slots and n not in single]
         sample = {n: params for n in ready if (params := self._guarded(n, slots[n].sample_params)) is not None}
-        for generated in self.runner.step(prefill, sample):
+        for generated in self.runner.step(single, sample):
             for n, patches in generated.items():
                 self._receive_patches(n, patches)
             self._deliver()
 
-    def _prefill(self, number: int) -> Patches | None:
-        """Prefill a slot's next chunk. A chunk of one patch is returned instead, to be read in the common step."""
-        slot = self._slots().get(number)
-        if slot is None or not slot.history.context.pending_patches:
-            return None
-        context = slot.history.context
-        chunk = context.next_chunk()
-        if chunk.text.shape[1] == 1:
-            return chunk
-        self.runner.prefill(number, chunk, prefix_key(context, context.kv_length))
-        self._deliver()
-        return None
+    def _prefill_chunks(self, numbers: Iterable[int]) -> dict[int, Patches]:
+        """Prefill the next chunk of each slot, except chunks of one patch.
+
+        Returns:
+            The single patches `[1, 1]` by slot, which all slots read together with what they sample.
+        """
+        single: dict[int, Patches] = {}
+        for number in numbers:
+            slot = self._slots().get(number)  # None if it has failed meanwhile
+            if slot is None or not slot.history.context.pending_patches:
+                continue
+            context = slot.history.context
+            chunk = context.next_chunk()
+            if chunk.text.shape[1] == 1:
+                single[number] = chunk
+            else:
+                self.runner.prefill(number, chunk, prefix_key(context, context.kv_length))
+                self._deliver()
+        return single
 
     def _receive_patches(self, number: int, patches: list[GeneratedPatch]) -> None:
         """Pass generated patches to their slot, if it still generates."""

@@ -88,7 +88,7 @@ class ModelRunner:
         self.sample_rows = self.rows.graphed(
             self._sample_rows, idle, torch.arange(self.rows.count), self._allowed({}, self.rows.static_shapes)
         )
-        self.prefill_rows = self.rows.graphed(self._prefill_rows, idle, batch, kv_length)
+        self.read_rows = self.rows.graphed(self._read_rows, idle, batch, kv_length)
         self.draft_rows = self._draft_rows
         if lm.draft_head is not None:
             self.draft_rows = self.rows.graphed(self._draft_rows, idle, batch, kv_length)
@@ -184,7 +184,7 @@ class ModelRunner:
         busy = [*prefill, *sample]
         for batch in self.batches:
             if self.rows.static_shapes or not set(busy).isdisjoint(range(batch.start, batch.stop)):
-                self.prefill_rows(table[batch], batch, self._kv_length(batch, 1))
+                self.read_rows(table[batch], batch, self._kv_length(batch, 1))
         self.positions[busy] += 1
         return self._generated(sample, table, audio) if sample else {}
 
@@ -196,9 +196,9 @@ class ModelRunner:
         table, generated = self._table({}, sample), dict[int, list[GeneratedPatch]]()
         for batch in self.batches if self.rows.static_shapes else [slice(slot, slot + 1) for slot in sample]:
             kv_length = self._kv_length(batch, 1 + self.lm.config.draft_tokens)
-            lines = self.draft_rows(table[batch], batch, kv_length).tolist()
+            drafted = self.draft_rows(table[batch], batch, kv_length).tolist()
             for slot in sample:
-                count, *tokens = lines[slot - batch.start]
+                count, *tokens = drafted[slot - batch.start]
                 generated[slot] = [GeneratedPatch(token, self.no_speech_codes, None) for token in tokens[:count]]
                 self.positions[slot] += count
         return generated
@@ -207,9 +207,9 @@ class ModelRunner:
         self, sample: Mapping[int, SampleParams], table: Tensor, audio: Mapping[int, CodecResult]
     ) -> dict[int, list[GeneratedPatch]]:
         """Bring tokens and codes to the host in one transfer."""
-        lines, generated = table[:, TEXT:].cpu().numpy(), {}
+        sampled, generated = table[:, TEXT:].cpu().numpy(), {}
         for slot in sample:
-            token, codes = int(lines[slot, 0]), lines[slot, 1:].reshape(self.no_speech_codes.shape)
+            token, codes = int(sampled[slot, 0]), sampled[slot, 1:].reshape(self.no_speech_codes.shape)
             speaks = codes[0, 0] != self.lm.config.no_speech
             generated[slot] = [GeneratedPatch(token, codes, audio[slot] if speaks else None)]
         return generated
@@ -246,7 +246,7 @@ class ModelRunner:
         sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force, allowed)
         return where_active(inputs.samples, sampled, inputs.patches)
 
-    def _prefill_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
+    def _read_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
         """Read the patch of each row of `slots`, given or sampled."""
         inputs = StepInputs.from_table(table, self.lm.config)
         state, active = self._state(slots, inputs.position), inputs.prefills | inputs.samples

@@ -104,8 +104,9 @@ class Slot:
 
     def _must_wait(self, command: Command) -> bool:
         encodes_end = self.input is not None and self.input.ended and not self.input.encoded
-        generates = self.generation is not None and not isinstance(command, Save)
-        return isinstance(command, (Save, *WAITS_UNTIL_IDLE)) and (encodes_end or generates)
+        if isinstance(command, Save):
+            return encodes_end
+        return isinstance(command, WAITS_UNTIL_IDLE) and (encodes_end or self.generation is not None)
 
     def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""

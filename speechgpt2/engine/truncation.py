@@ -31,9 +31,9 @@ def truncated_reply(prompt: Prompt, reply: Patches, user_spoke: bool, played_pat
     if not len(codes):
         return None
     # The text stream is one patch ahead of the audio: the last token belongs to audio that was not played.
-    named = reply.text[0][speaking][: len(codes) - 1].tolist()
-    words = [token for token in named if token not in (ids.filler, ids.last_filler)]
-    speech = AlignedSpeech(codes.flatten(0, 1), [*named, ids.last_filler if words else ids.filler])
+    tokens = reply.text[0][speaking][: len(codes) - 1].tolist()
+    words = [token for token in tokens if token not in (ids.filler, ids.last_filler)]
+    speech = AlignedSpeech(codes.flatten(0, 1), [*tokens, ids.last_filler if words else ids.filler])
     text = prompt.tokenizer.decode(words).strip()
     return prompt.reply(text, speech, parse_reply(prompt, reply, user_spoke).transcript)
 

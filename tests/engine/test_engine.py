@@ -377,7 +377,7 @@ def test_failed_step_wipes_after_decoding_ends(monkeypatch):
 
     monkeypatch.setattr(codec.codec, "decode", slowly)
     monkeypatch.setattr(BatchedCodec, "wipe", lambda self, slot: (done.append("wiped"), wipe(self, slot)))
-    monkeypatch.setattr(runner, "prefill_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(runner, "read_rows", lambda *_: 1 / 0)
     for _ in range(3):
         engine.clock.pass_by(1.0)
         engine.step()
