@@ -28,7 +28,7 @@ from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import extend_capacity, rewind
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.saved_chat import ChatSettings, ConversationLog, LoggedTurn, read_chunks
-from speechgpt2.sessions.entries import LOCAL_OWNER, Entry, EntryWriter, Header, SavedSession, Settings, TurnBlock
+from speechgpt2.sessions.entries import LOCAL_OWNER, Entry, Header, SavedSession, TurnBlock
 from speechgpt2.sessions.session_file import write_session
 from speechgpt2.style import NORMAL, Style
 from speechgpt2.types import AudioDelta, Event, Patches, ReplyDone, Speech, Tool, Turn
@@ -70,8 +70,6 @@ class Conversation:
         self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
         self.state = model.lm.init_state(1, GROWTH)
         self.log = ConversationLog(model.lm.prompt, prompt)
-        self._saved_turns = 0  # turns of the log that were written
-        self._saved_settings: Entry | None = None
         self._pending = [prompt]  # patches to prefill
         self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
         self._transcript: str | None = None  # of the user's last speech, where it is known
@@ -201,24 +199,14 @@ class Conversation:
             UserError: The file cannot be written.
         """
         header = self.header(Path(path).stem, model)
-        write_session(Path(path), [header, *self._settings_entries(), *self.log.turn_blocks()])
+        write_session(Path(path), [header, *self.settings_entries(), *self.log.turn_blocks()])
 
     def header(self, id: str, model: str = "") -> Header:
         """Return the first line of the conversation's file."""
         return session_header(id, "chat", model, LOCAL_OWNER, self.model.fingerprints, self.model.lm)
 
-    def save_new(self, writer: EntryWriter) -> None:
-        """Write the complete turns since the last call, and the settings if they have changed."""
-        settings = self._settings_entries()
-        if settings[0] != self._saved_settings:
-            for entry in settings:
-                writer.write(entry)
-            self._saved_settings = settings[0]
-        for turn in self.log.turn_blocks(self._saved_turns + 1):
-            writer.write(turn)
-            self._saved_turns = turn.number
-
-    def _settings_entries(self) -> list[Entry]:
+    def settings_entries(self) -> list[Entry]:
+        """Return the settings and the system prompt, for the conversation's file."""
         manner = self.style.style, self.style.speed
         settings = ChatSettings.from_sampling(self.speak, self.max_patches, self.tools, self.sampling, *manner)
         return [settings.entry(), self.log.system_block()]
@@ -233,8 +221,6 @@ class Conversation:
         self._pending = [] if rest is None else [rest]
         for turn in saved.remembered:
             self._take_in(turn)
-        self._saved_settings = Settings(saved.settings)
-        self._saved_turns = len(self.log.turns) - 1
 
     def append_saved(self, turn: TurnBlock) -> None:
         """Add a turn of a saved conversation, patch for patch, without answering it."""

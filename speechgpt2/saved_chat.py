@@ -26,6 +26,8 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.sessions.compare import ReplayedReply, first_difference
 from speechgpt2.sessions.entries import (
+    Entry,
+    EntryWriter,
     Header,
     PatchBlock,
     ReplyInfo,
@@ -166,6 +168,39 @@ def read_chunks(saved: SavedSession) -> tuple[list[Patches], Patches | None]:
     edges = [*np.flatnonzero(block.chunk_starts[:read]).tolist(), read]
     chunks = [to_patches(block.part(start, stop)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
     return chunks, to_patches(block.part(read, len(block.text))) if read < len(block.text) else None
+
+
+class ConversationWriter:
+    """Saves a conversation while it goes on.
+
+    Args:
+        conversation: The conversation.
+        writer: Receives the entries.
+        saved: The saved conversation that goes on; None for a new one.
+    """
+
+    def __init__(self, conversation: Conversation, writer: EntryWriter, saved: SavedSession | None = None):
+        self._conversation, self._writer = conversation, writer
+        self._settings: Entry | None = None if saved is None else Settings(saved.settings)  # as the file has them
+        self._turns = 0 if saved is None else len(saved.remembered)  # turns that the file has
+
+    def write_new(self) -> None:
+        """Write the complete turns since the last call, and the settings if they have changed."""
+        settings = self._conversation.settings_entries()
+        if settings[0] != self._settings:
+            self._settings = settings[0]
+            for entry in settings:
+                self._writer.write(entry)
+        for turn in self._conversation.log.turn_blocks(self._turns + 1):
+            self._writer.write(turn)
+            self._turns = turn.number
+
+    def close(self) -> None:
+        """Write what is new, and close the file."""
+        try:
+            self.write_new()
+        finally:
+            self._writer.close()
 
 
 def replay(model: SpeechGPT, path: Path) -> Iterator[ReplayedReply]:

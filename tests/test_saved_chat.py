@@ -7,7 +7,7 @@ import torch
 from speechgpt2.chat import SpeechGPT
 from speechgpt2.errors import UserError
 from speechgpt2.lm.sampling import SamplingParams
-from speechgpt2.saved_chat import replay
+from speechgpt2.saved_chat import ConversationWriter, replay
 from speechgpt2.sessions.entries import Resumed
 from speechgpt2.sessions.session_file import read_session
 from speechgpt2.sessions.store import SessionFolder
@@ -60,19 +60,18 @@ def test_loaded_conversation_goes_on(tmp_path, options):
 def test_conversation_is_saved_turn_by_turn(tmp_path):
     model, store = tiny(), SessionFolder(tmp_path)
     talk = begin(model)
-    file = store.create(talk.header("sess_1", "tiny"))
+    writer = ConversationWriter(talk, store.create(talk.header("sess_1", "tiny")))
     for number in range(2):
         talk.ask(Turn.user(speech=noise(0.4, number)))
-        talk.save_new(file)
+        writer.write_new()
         assert len(store.load("sess_1").turns) == 2 * number + 2
-    file.close()
+    writer.close()
     file, saved = store.resume("sess_1")
     file.write(Resumed(0.0))
     twin = tiny().load_conversation(saved, SamplingParams.greedy())
     replies = [each.ask(Turn.user("Hello")) for each in (twin, talk)]
     assert not equal(*replies)  # greedy now
-    twin.save_new(file)
-    file.close()
+    ConversationWriter(twin, file, saved).close()
     saved = store.load("sess_1")
     assert len(saved.turns) == 6 and saved.settings["temperature"] == 0
     assert [reply.status for reply in replay(tiny(), tmp_path / "sess_1.jsonl")] == ["same"] * 3

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +25,7 @@ from speechgpt2.cli.common import (
 )
 from speechgpt2.cli.options import LoadOptions, SamplingOptions, with_shared_options
 from speechgpt2.cli.persona_options import PersonaName, Speed, StyleNames, greet, read_persona, read_style, with_tools
+from speechgpt2.cli.saved_chat import Resume, Sessions, check_same_tools, new_session, resume_session, saving
 from speechgpt2.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ if TYPE_CHECKING:
 
     from speechgpt2.assistant.toolbox import Toolbox
     from speechgpt2.chat import Conversation, SpeechGPT
-    from speechgpt2.sessions.entries import SavedSession
-    from speechgpt2.sessions.session_file import SessionFile
-    from speechgpt2.types import Event, Mode, Speech, Tool, Turn
+    from speechgpt2.types import Event, Mode, Speech, Turn
 
 PAUSE = 0.5  # seconds between two answers in one file
-MAX_QUESTION = 480.0  # seconds of a spoken question, which is as much as a conversation takes in at once
+MAX_SECONDS = 480.0  # of a spoken question or greeting, which is as much as a conversation takes in at once
 
 AudioFiles = Annotated[
     list[Path] | None, typer.Argument(help="Spoken questions, one turn per file.", metavar="AUDIO...")
@@ -97,20 +95,6 @@ SearchName = Annotated[
 ]
 
 
-Sessions = Annotated[
-    Path | None,
-    typer.Option(
-        "--sessions",
-        help="Save the conversation in this folder (sg2 sessions), which then holds what is said.",
-        metavar="FOLDER",
-    ),
-]
-Resume = Annotated[
-    str | None,
-    typer.Option(help="Go on with this conversation of the folder --sessions, in its mode and voice.", metavar="ID"),
-]
-
-
 @with_shared_options
 def chat(
     audio_files: AudioFiles = None,
@@ -145,47 +129,47 @@ def chat(
     Several questions are the turns of one conversation: audio files first, then typed questions, then the
     microphone's.
     """
+    from speechgpt2.assistant.sources import ToolSources
+
     questions = read_questions(audio_files or [], texts or [])
     if not questions and not mic:
         raise UserError("no question: give an audio file, --text or --mic")
-    own: dict[str, object] = {"mode": mode, "greeting": greeting, "greeting-text": greeting_text}
-    own |= {"greetings": greetings, "greeting-index": greeting_index, "voice": voice, "persona": persona}
-    own |= {"style": style, "speed": None if speed == 1.0 else speed}
-    file, saved = resume_session(sessions, resume, own)
-    mode = mode or default_mode(spoken=bool(audio_files) or mic, audible=play or out is not None)
+    settled: dict[str, object] = {"mode": mode, "greeting": greeting, "greeting-text": greeting_text}
+    settled |= {"greetings": greetings, "greeting-index": greeting_index, "voice": voice, "persona": persona}
+    settled |= {"style": style, "speed": None if speed == 1.0 else speed}
+    file, saved = resume_session(sessions, resume, settled)
     if saved is not None:
         mode = "s2s" if saved.settings.get("speak") else "s2t"
+    mode = mode or default_mode(spoken=bool(audio_files) or mic, audible=play or out is not None)
     check_output(out, mode, play)
     if play or mic:
         sounddevice()
     check_one_greeting(greeting=greeting, voice=voice, greeting_index=greeting_index)
     check_one_greeting(greeting=greeting, greetings=greetings)
     opening = read_greeting(greeting, greeting_text)
-    from speechgpt2.assistant.sources import ToolSources
-
     who = read_persona(persona)
-    manner = read_style(style, who)
+    reply_style = read_style(style, who)
     toolbox = with_tools(ToolSources(tools, kb, tuple(mcp or ()), expert, search), who).open()
     if who is not None and voice is None and opening is None and greeting_index is None:
         voice = who.voice
-    chosen = {"greetings": greetings, "greeting_index": greeting_index, "voice": voice}
-    speechgpt = loading.load(model, **chosen)
+    speechgpt = loading.load(model, greetings=greetings, greeting_index=greeting_index, voice=voice)
     if opening is None and saved is None:
         announce_greeting(speechgpt.lm.prompt, model)
     toolbox = toolbox if can_call_tools(speechgpt, model, toolbox) else None
-    params, declared = sampling.params(speechgpt.lm), toolbox.tools if toolbox else ()
-    system = None if who is None else who.prompt
+    offered = toolbox.tools if toolbox else ()
+    params = sampling.params(speechgpt.lm)
     if saved is not None:
         conversation = speechgpt.load_conversation(saved, params)
-        check_same_tools(conversation.tools, declared)
+        check_same_tools(conversation.tools, offered)
     else:
+        system = None if who is None else who.prompt
         conversation = speechgpt.conversation(
-            mode, opening, params, system, max_patches, declared, style=manner, speed=speed
+            mode, opening, params, system, max_patches, offered, style=reply_style, speed=speed
         )
     if sessions is not None:
         file = file or new_session(sessions, conversation, model)
     spoken = greet(speechgpt, conversation, who if opening is None else None, play)
-    answered = saving(answer_all(conversation, questions, mic, play, toolbox), conversation, file)
+    answered = saving(answer_all(conversation, questions, mic, play, toolbox), conversation, file, saved)
     answers = [pcm for pcm in chain(spoken, answered) if len(pcm)]
     if out is not None:
         save(out, answers)
@@ -233,66 +217,9 @@ def say(
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
 
 
-def resume_session(
-    folder: Path | None, id: str | None, own: dict[str, object]
-) -> tuple[SessionFile | None, SavedSession | None]:
-    """Open the conversation that goes on, if there is one.
-
-    Args:
-        folder: The folder of saved conversations.
-        id: The conversation's id.
-        own: Options that it has settled already, by their names.
-
-    Raises:
-        UserError: There is no such conversation, it is damaged, or one of `own` is given.
-    """
-    if id is None:
-        return None, None
-    if folder is None:
-        raise UserError("--resume needs --sessions, the folder of the conversation")
-    if given := [name for name, value in own.items() if value is not None]:
-        raise UserError(f"--resume goes on as the conversation began: leave out --{given[0]}")
-    from speechgpt2.sessions.entries import Resumed
-    from speechgpt2.sessions.store import SessionFolder
-
-    file, saved = SessionFolder(folder).resume(id)
-    file.write(Resumed(round(time.time(), 3)))
-    return file, saved
-
-
-def new_session(folder: Path, conversation: Conversation, model: str) -> SessionFile:
-    """Begin to save a conversation; print its id on stderr."""
-    from speechgpt2.sessions.store import SessionFolder, new_session_id
-
-    id = new_session_id()
-    file = SessionFolder(folder).create(conversation.header(id, model))
-    print(f"session: {id}", file=sys.stderr, flush=True)
-    return file
-
-
-def check_same_tools(before: Sequence[Tool], now: Sequence[Tool]) -> None:
-    """Check that a conversation goes on with the tools that its system prompt lists. Raises `UserError` if not."""
-    if tuple(before) != tuple(now):
-        names = ", ".join(tool.name for tool in before) or "none"
-        raise UserError(f"the conversation began with other tools ({names}): give the same --tools and --kb")
-
-
-def saving(answers: Iterator[np.ndarray], conversation: Conversation, file: SessionFile | None) -> Iterator[np.ndarray]:
-    """Yield the answers; save each turn as soon as it is answered."""
-    try:
-        for answer in answers:
-            if file is not None:
-                conversation.save_new(file)
-            yield answer
-    finally:
-        if file is not None:
-            conversation.save_new(file)
-            file.close()
-
-
 @dataclass(frozen=True)
 class Question:
-    """A user turn; `shown` is the text to print for it, None where the model transcribes it."""
+    """A turn of the user; `shown`: the text to print for it, None where the model transcribes it."""
 
     turn: Turn
     shown: str | None
@@ -309,18 +236,18 @@ def read_questions(audio_files: list[Path], texts: list[str]) -> list[Question]:
 
     if not all(text.strip() for text in texts):
         raise UserError("--text is empty")
-    spoken = [Question(Turn.user(speech=audio.load(path, MAX_QUESTION)), None) for path in audio_files]
+    spoken = [Question(Turn.user(speech=audio.load(path, MAX_SECONDS)), None) for path in audio_files]
     return spoken + [Question(Turn.user(text), text) for text in texts]
 
 
 def read_greeting(path: Path | None, text: str | None) -> Speech | None:
-    """Read the assistant's greeting, or return None if there is none."""
+    """Read the assistant's greeting, if there is one. Raises `UserError` for a transcript without a recording."""
     from speechgpt2 import audio
     from speechgpt2.types import Speech
 
     if path is None and text is not None:
         raise UserError("--greeting-text needs --greeting")
-    return None if path is None else Speech(pcm=audio.load(path, MAX_QUESTION), text=text)
+    return None if path is None else Speech(pcm=audio.load(path, MAX_SECONDS), text=text)
 
 
 def default_mode(spoken: bool, audible: bool) -> Mode:
