@@ -9,7 +9,12 @@ import numpy as np
 
 from speechgpt2.asr.text import normalise
 
-NAMES = {"en": "WER", "zh": "CER"}  # what the error rate of a language is called
+NAMES = {"en": "WER", "zh": "CER"}
+
+
+def error_name(language: str) -> str:
+    """Return what the error rate of a language is called."""
+    return NAMES.get(language, "errors")
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:

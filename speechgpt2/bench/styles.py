@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,18 +86,19 @@ def measure(style: Style, utterances: Sequence[Utterance], recogniser: Recognise
     if recogniser is not None:
         texts = [recogniser.transcribe(pcm, language).text for pcm in delivered]
         errors = count_errors([utterance.text for utterance in utterances], texts, language).rate
+    louder = [np.log10(pcm.std() / utterance.pcm.std()) for pcm, utterance in zip(delivered, utterances)]
     return StyleResult(
-        style.name,
-        language,
-        style.rate,
-        seconds * SAMPLE_RATE / sum(map(len, delivered)),
-        style.pitch,
-        _shift(before, after),
-        style.level,
-        20 * float(np.mean([np.log10(pcm.std() / u.pcm.std()) for pcm, u in zip(delivered, utterances)])),
-        float(np.mean([(b > 0).mean() for b in after]) / np.mean([(a > 0).mean() for a in before])),
-        100 * cost / seconds,
-        errors,
+        style=style.name,
+        lang=language,
+        asked_rate=style.rate,
+        rate=seconds * SAMPLE_RATE / sum(map(len, delivered)),
+        asked_pitch=style.pitch,
+        pitch=_shift(before, after),
+        asked_level=style.level,
+        level=20 * float(np.mean(louder)),
+        voiced=float(_voiced(after) / _voiced(before)),
+        cost=100 * cost / seconds,
+        errors=errors,
     )
 
 
@@ -104,6 +106,11 @@ def _streamed(pcm: np.ndarray, style: Style) -> np.ndarray:
     delivery = Delivery(style)
     parts = [delivery.push(pcm[start : start + PATCH_SAMPLES]) for start in range(0, len(pcm), PATCH_SAMPLES)]
     return np.concatenate([*parts, delivery.finish()])
+
+
+def _voiced(tracks: Sequence[np.ndarray]) -> Any:
+    """Return the mean share of voiced frames of pitch tracks, as a number of NumPy."""
+    return np.mean([(pitch > 0).mean() for pitch in tracks])
 
 
 def _shift(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float | None:

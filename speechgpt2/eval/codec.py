@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from speechgpt2.asr import count_errors
-from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
+from speechgpt2.asr.error_rate import error_name
 from speechgpt2.errors import UserError
 from speechgpt2.eval import judges, metrics, report, speech_sets
 from speechgpt2.eval.boersma_pitch import track_pitch
@@ -57,19 +57,6 @@ class CodecRow:
 
 
 @dataclass(frozen=True)
-class ClipScore:
-    """The measures of one clip, under the names that `CodecRow` has for their means."""
-
-    stoi: float
-    pesq_wb: float
-    pesq_nb: float
-    gross_pitch_error: float
-    voicing_error: float
-    hop_lock: float
-    mel_cepstral_distortion: float
-
-
-@dataclass(frozen=True)
 class JudgeRow:
     """The judges' results for one codec on one set of speech, or for the originals.
 
@@ -92,27 +79,28 @@ class JudgeRow:
     other_speaker: float = column("other speaker", ".2f")
 
 
-def score(reference: np.ndarray, degraded: np.ndarray) -> ClipScore:
-    """All measures of an aligned pair `[N]`, `[N]` at 24 kHz."""
+def measure(reference: np.ndarray, degraded: np.ndarray) -> dict[str, float]:
+    """Compare an aligned pair `[N]`, `[N]` at 24 kHz, by the names that `CodecRow` has for the means."""
     f0, f0_degraded = track_pitch(reference), track_pitch(degraded)
-    return ClipScore(
-        stoi=metrics.stoi(reference, degraded),
-        pesq_wb=metrics.pesq(reference, degraded, "wb"),
-        pesq_nb=metrics.pesq(reference, degraded, "nb"),
-        gross_pitch_error=metrics.gross_pitch_error(f0, f0_degraded),
-        voicing_error=metrics.voicing_error(f0, f0_degraded),
-        hop_lock=metrics.hop_lock(f0, f0_degraded),
-        mel_cepstral_distortion=metrics.mel_cepstral_distortion(reference, degraded),
-    )
+    return {
+        "stoi": metrics.stoi(reference, degraded),
+        "pesq_wb": metrics.pesq(reference, degraded, "wb"),
+        "pesq_nb": metrics.pesq(reference, degraded, "nb"),
+        "gross_pitch_error": metrics.gross_pitch_error(f0, f0_degraded),
+        "voicing_error": metrics.voicing_error(f0, f0_degraded),
+        "hop_lock": metrics.hop_lock(f0, f0_degraded),
+        "mel_cepstral_distortion": metrics.mel_cepstral_distortion(reference, degraded),
+    }
 
 
 def codec_row(
     system: CodecSystem, name: str, clips: Sequence[SpeechClip], copies: Sequence[Reconstruction]
 ) -> CodecRow:
-    """The signal measures of `system` on the set `name`; `copies` are its reconstructions of `clips`."""
-    scores = [score(*metrics.align(c.pcm, copy.pcm, system.delay)) for c, copy in zip(clips, copies, strict=True)]
+    """Return the signal measures of `system` on the set `name`; `copies`: its reconstructions of `clips`."""
+    pairs = [metrics.align(clip.pcm, copy.pcm, system.delay) for clip, copy in zip(clips, copies, strict=True)]
+    measures = [measure(*pair) for pair in pairs]
+    means = {name: _mean([values[name] for values in measures]) for name in measures[0]}
     codes = [copy.codes for copy in copies if copy.codes is not None]
-    means = {key: _mean([getattr(s, key) for s in scores]) for key in ClipScore.__dataclass_fields__}
     return CodecRow(
         test_set=name,
         codec=system.name,
@@ -158,7 +146,7 @@ class EvaluatedSet:
         return self._row(ORIGINAL, rate, waves, float("nan"))
 
     def row(self, codec: str, waves: Sequence[Wave]) -> JudgeRow:
-        """The row of `codec`, whose reconstructions of the clips are `waves`."""
+        """Return the row of `codec`, whose reconstructions of the clips are `waves`."""
         references = [clip.text for clip in self.clips] if self.has_text else self.transcripts
         rate = self._errors(references, self.panel.transcribe(waves, self.lang) if self.transcripts else [])
         pairs = list(zip(self.embeddings, self.panel.embed(waves), strict=True))
@@ -168,15 +156,23 @@ class EvaluatedSet:
         return count_errors(references, transcripts, self.lang or "en").rate if transcripts else float("nan")
 
     def _row(self, codec: str, rate: float, waves: Sequence[Wave], to_original: float) -> JudgeRow:
-        error = ERROR_NAMES.get(self.lang, "errors") if self.transcripts else "–"
-        mos = self.panel.mean_opinion(waves)
-        return JudgeRow(self.name, codec, len(waves), error, rate, mos, to_original, self.same, self.other)
+        return JudgeRow(
+            test_set=self.name,
+            codec=codec,
+            clips=len(waves),
+            error_name=error_name(self.lang) if self.transcripts else "–",
+            error_rate=rate,
+            mos=self.panel.mean_opinion(waves),
+            similarity=to_original,
+            same_speaker=self.same,
+            other_speaker=self.other,
+        )
 
 
 def build_sets(
     clips: int, real_speech: str | Path | None, speakers: Mapping[str, Mapping[str, Sequence[Voice]]]
 ) -> dict[str, list[SpeechClip]]:
-    """The held-out speech by name: each set of voices in both languages, then the recordings of people."""
+    """Return the held-out speech by name: each set of voices in both languages, then the recordings of people."""
     sets = {
         f"{name} {language}": speech_sets.synthetic(lang, clips, voices[lang])
         for name, voices in speakers.items()
@@ -254,11 +250,9 @@ def main(
         task = progress.add_task("evaluating", total=len(sets) * (len(systems) + 1))
         rows, judge_rows = evaluate(systems, sets, panel, lambda: progress.advance(task))
     tables: dict[str, list[Any]] = {"Codec: signal, means over clips": rows, "Codec: judges": judge_rows}
-    report.show_all(tables, panel.notes, console)
+    content = {"rows": rows, "judge_rows": judge_rows, "asr": panel.asr.name if panel.asr else None}
+    report.publish_evaluation("codec", tables, panel.notes, console, target, **content)
     if target is not None:
-        judge = panel.asr.name if panel.asr else None
-        report.save_json(target / "codec.json", rows=rows, judge_rows=judge_rows, asr=judge, notes=panel.notes)
-        (target / "codec.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
         try:
             for name, content in sets.items():
                 save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, systems)

@@ -22,7 +22,7 @@ from speechgpt2.errors import UserError
 
 
 def column(title: str, form: str = "", default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with a title and a format (as of `format`) for tables."""
+    """Return a dataclass field with a title and a format (as of `format`) for tables."""
     return dataclasses.field(default=default, metadata={"title": title, "form": form})
 
 
@@ -43,7 +43,7 @@ def _text(value: Any, form: str) -> str:
 
 
 def show(title: str, rows: Sequence[Any], console: Console | None = None) -> None:
-    """Print rows of one dataclass as a table, numbers to the right; into a pipe or a file, separated by tabs."""
+    """Print rows of one dataclass: on a terminal as a table, into a pipe or a file separated by tabs."""
     if not rows:
         return
     console = console or Console()
@@ -60,7 +60,7 @@ def show(title: str, rows: Sequence[Any], console: Console | None = None) -> Non
 
 
 def markdown_table(rows: Sequence[Any]) -> str:
-    """The table of `show` in Markdown."""
+    """Return the table of `show` in Markdown."""
     if not rows:
         return ""
     lines = [_titles(rows[0]), ["---"] + ["---:"] * (len(_titles(rows[0])) - 1), *map(_cells, rows)]
@@ -75,18 +75,34 @@ def publish(tables: Mapping[str, Sequence[Any]], console: Console, out: str | Pa
         save_json(Path(out), **content, tables=tables)
 
 
-def show_all(tables: Mapping[str, Sequence[Any]], notes: Sequence[str], console: Console) -> None:
-    """Print tables by their titles, and below them the notes: a line for each missing judge."""
+def publish_evaluation(
+    name: str,
+    tables: Mapping[str, Sequence[Any]],
+    notes: Sequence[str],
+    console: Console,
+    folder: Path | None,
+    /,
+    **content: Any,
+) -> None:
+    """Print the tables of an evaluation and the notes below them; write NAME.json and NAME.md.
+
+    Args:
+        name: The evaluation's name.
+        tables: Rows by the title of their table.
+        notes: A line for each missing judge.
+        console: Where to print.
+        folder: Where to write; None: nowhere.
+        content: What the JSON file holds, besides the notes.
+    """
     for title, rows in tables.items():
         show(title, rows, console)
     for note in notes:
         console.print(note, markup=False)
-
-
-def markdown_report(tables: Mapping[str, Sequence[Any]], notes: Sequence[str]) -> str:
-    """The tables and notes of `show_all` in Markdown."""
-    parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items() if rows]
-    return "\n".join([*parts, *(f"{note}\n" for note in notes)])
+    if folder is not None:
+        save_json(folder / f"{name}.json", **content, notes=notes)
+        parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items() if rows]
+        text = "\n".join([*parts, *(f"{note}\n" for note in notes)])
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def save_json(path: Path, **content: Any) -> None:
@@ -96,7 +112,7 @@ def save_json(path: Path, **content: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The facts that a time depends on: processor, threads, versions."""
+    """Return the facts that a time depends on: processor, threads, versions."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from speechgpt2.asr import Recogniser, count_errors, normalise
-from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
+from speechgpt2.asr.error_rate import error_name
 from speechgpt2.asr.own_model import OwnModel
 from speechgpt2.asr.pocketsphinx import PocketSphinx
 from speechgpt2.corpus.held_out import held_out_questions
@@ -42,7 +43,7 @@ from speechgpt2.tts.voices import Voice
 DOMAIN_DRAWS = 2000  # random replies of a skill that its grammar knows, besides those that are evaluated
 OTHER_UTTERANCES = 6  # utterances of other voices, for the lower baseline of similarity
 TEACHER, MODEL = "teacher", "the model"
-THROUGH = " through the codec"
+THROUGH_CODEC = " through the codec"
 
 Advance = Callable[[], Any]  # called after each row, for a progress bar
 Speakers = Mapping[str, Mapping[str, Sequence[Voice]]]  # sets of voices by name and language
@@ -112,13 +113,14 @@ def speak_all(
         }
         waves: dict[str, list[Wave]] = {}
         for name, originals in controls.items():
-            waves |= {name: originals, name + THROUGH: [codec.reconstruct(pcm).pcm for pcm in originals]}
+            waves |= {name: originals, name + THROUGH_CODEC: [codec.reconstruct(pcm).pcm for pcm in originals]}
         waves[MODEL] = [answer.pcm for answer, _ in pairs]
         result.append(SpokenTexts(lang, [answer for answer, _ in pairs], waves))
     return result
 
 
 def _speak(answer: EvaluatedAnswer, voice: Voice) -> Wave | None:
+    """Speak the text of an answer; None if the voice cannot pronounce it."""
     try:
         return voices.speak(answer.text, voice).pcm
     except ValueError as error:
@@ -133,15 +135,15 @@ def speech_rows(
     """Count the errors of every ASR judge in every voice; the independent judge first."""
     rows: list[SpeechRow] = []
     own = OwnModel(model, "the model itself (circular)")
-    for group in spoken:
-        if panel.asr is not None and panel.knows(group.lang):
-            rows += _rows(group, panel.asr.name, _transcriber(panel.asr, group.lang), advance)
-    for group in spoken:
-        if group.lang == "en" and (transcribe := _sphinx(group.answers)) is not None:
-            rows += _rows(group, "pocketsphinx", transcribe, advance)
-    for group in spoken:
+    for texts in spoken:
+        if panel.asr is not None and panel.knows(texts.lang):
+            rows += _rows(texts, panel.asr.name, _transcriber(panel.asr, texts.lang), advance)
+    for texts in spoken:
+        if texts.lang == "en" and (transcribe := _sphinx(texts.answers)) is not None:
+            rows += _rows(texts, "pocketsphinx", transcribe, advance)
+    for texts in spoken:
         try:
-            rows += _rows(group, own.name, _transcriber(own, group.lang), advance)
+            rows += _rows(texts, own.name, _transcriber(own, texts.lang), advance)
         except UserError:  # a model that writes no transcripts
             break
     return rows
@@ -173,11 +175,11 @@ def _sphinx(answers: Sequence[EvaluatedAnswer]) -> Transcribe | None:
     return transcribe
 
 
-def _rows(group: SpokenTexts, judge: str, transcribe: Transcribe, advance: Advance) -> list[SpeechRow]:
+def _rows(texts: SpokenTexts, judge: str, transcribe: Transcribe, advance: Advance) -> list[SpeechRow]:
     """One row for each voice, over the texts that the judge knows; without audio the transcript is empty."""
     rows = []
-    for voice, waves in group.waves.items():
-        transcripts = [(a, transcribe(a, pcm) if len(pcm) else "") for a, pcm in zip(group.answers, waves, strict=True)]
+    for voice, waves in texts.waves.items():
+        transcripts = [(a, transcribe(a, pcm) if len(pcm) else "") for a, pcm in zip(texts.answers, waves, strict=True)]
         known = [(answer, text) for answer, text in transcripts if text is not None]
         if known:
             rows.append(_row(judge, voice, known))
@@ -188,10 +190,18 @@ def _rows(group: SpokenTexts, judge: str, transcribe: Transcribe, advance: Advan
 def _row(judge: str, voice: str, transcripts: Sequence[tuple[EvaluatedAnswer, str]]) -> SpeechRow:
     lang = transcripts[0][0].lang
     errors = count_errors([answer.text for answer, _ in transcripts], [text for _, text in transcripts], lang)
-    joint = "" if lang == "zh" else " "
-    right = [skills.is_correct(a.trial.exchange, joint.join(normalise(text, lang))) for a, text in transcripts]
-    name = ERROR_NAMES.get(lang, "errors")
-    return SpeechRow(lang, judge, voice, len(transcripts), name, errors.rate, errors.exact_rate, float(np.mean(right)))
+    space = "" if lang == "zh" else " "
+    right = [skills.is_correct(a.trial.exchange, space.join(normalise(text, lang))) for a, text in transcripts]
+    return SpeechRow(
+        lang=lang,
+        judge=judge,
+        voice=voice,
+        n=len(transcripts),
+        error_name=error_name(lang),
+        error_rate=errors.rate,
+        exact=errors.exact_rate,
+        right=float(np.mean(right)),
+    )
 
 
 def voice_rows(
@@ -204,19 +214,18 @@ def voice_rows(
     rows: list[VoiceRow] = []
     if panel.mos is None and panel.speaker is None:
         return rows
-    for group in spoken:
-        target = panel.embed(group.waves[TEACHER])
-        for voice, waves in group.waves.items():
+    for texts in spoken:
+        target = panel.embed(texts.waves[TEACHER])
+        for voice, waves in texts.waves.items():
             embeddings = target if voice == TEACHER else panel.embed(waves)
             mean = _similarity_to_teacher(embeddings, target, same_clips=voice == TEACHER)
-            rows.append(VoiceRow(group.lang, voice, len(waves), panel.mean_opinion(waves), mean))
+            rows.append(VoiceRow(texts.lang, voice, len(waves), panel.mean_opinion(waves), mean))
             advance()
-        others = teacher.held_out[group.lang][:OTHER_UTTERANCES]
         if panel.speaker is not None:
-            texts = [group.answers[i % len(group.answers)].text for i in range(len(others))]
-            waves = [voices.speak(text, voice).pcm for text, voice in zip(texts, others, strict=True)]
+            others = teacher.held_out[texts.lang][:OTHER_UTTERANCES]
+            waves = [voices.speak(answer.text, voice).pcm for voice, answer in zip(others, cycle(texts.answers))]
             mean = _similarity_to_teacher(panel.embed(waves), target, same_clips=False)
-            rows.append(VoiceRow(group.lang, "other voices", len(waves), float("nan"), mean))
+            rows.append(VoiceRow(texts.lang, "other voices", len(waves), float("nan"), mean))
     return rows
 
 
@@ -262,13 +271,9 @@ def main(
         answers = [answer_question(talker, trial, "t2s") for trial in trials]
         task = progress.add_task("judging", total=None)
         tables = evaluate(talker, answers, panel, teacher, speakers, lambda: progress.advance(task))
-    report.show_all(tables, panel.notes, console)
-    if target is not None:
-        judge, records = panel.asr.name if panel.asr else None, [answer.record() for answer in answers]
-        report.save_json(
-            target / "speech.json", tables=tables, asr=judge, notes=panel.notes, seed=seed, answers=records
-        )
-        (target / "speech.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
+    judge, records = panel.asr.name if panel.asr else None, [answer.record() for answer in answers]
+    content = {"tables": tables, "asr": judge, "seed": seed, "answers": records}
+    report.publish_evaluation("speech", tables, panel.notes, console, target, **content)
     return tables
 
 

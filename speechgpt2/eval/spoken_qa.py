@@ -160,12 +160,10 @@ def main(
         tables["Rejection"] = rejection.rejection_rows(talker, without_question, lambda: progress.advance(task))
         if people:
             tables["People"] = transcript_rows(talker, people, panel)
-    report.show_all(tables, panel.notes, console)
-    if target is not None:
-        records = [{"asked_by": name, **answer.record()} for name, answer in answers]
-        settings = {"seed": seed, "greedy": greedy, "asr": panel.asr.name if panel.asr else None, "notes": panel.notes}
-        report.save_json(target / "spoken_qa.json", tables=tables, **settings, answers=records)
-        (target / "spoken_qa.md").write_text(report.markdown_report(tables, panel.notes), encoding="utf-8")
+    settings = {"seed": seed, "greedy": greedy, "asr": panel.asr.name if panel.asr else None}
+    records = [{"asked_by": name, **answer.record()} for name, answer in answers]
+    content = {"tables": tables, **settings, "answers": records}
+    report.publish_evaluation("spoken_qa", tables, panel.notes, console, target, **content)
     return tables
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechgpt2.asr import count_errors
-from speechgpt2.asr.error_rate import NAMES as ERROR_NAMES
+from speechgpt2.asr.error_rate import error_name
 from speechgpt2.asr.own_model import OwnModel
 from speechgpt2.errors import UserError
 from speechgpt2.eval.judges import Judges
@@ -62,4 +62,4 @@ def transcript_rows(
 
 def _row(name: str, recogniser: str, texts: Sequence[str], transcripts: Sequence[str], lang: str) -> TranscriptRow:
     errors = count_errors(texts, transcripts, lang or "en")
-    return TranscriptRow(name, recogniser, len(texts), ERROR_NAMES.get(lang, "errors"), errors.rate, errors.exact_rate)
+    return TranscriptRow(name, recogniser, len(texts), error_name(lang), errors.rate, errors.exact_rate)
