@@ -140,14 +140,14 @@ class SavedSessions:
         return record if record is not None and record.owner == owner else None
 
     def load(self, id: str, owner: str) -> SavedSession:
-        """Read a saved session.
+        """Read a saved session, without its patches.
 
         Raises:
             ApiError: There is none of this client's (404), or it is damaged (400).
         """
         store = self._require_store()
         with _read_errors(id):
-            saved = store.load(id)
+            saved = store.load(id, with_patches=False)
         if saved.header.owner != owner:
             raise _not_found(id)
         return saved

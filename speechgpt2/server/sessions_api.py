@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import Any
 
 from fastapi import Request, Response
@@ -28,8 +29,7 @@ class SessionsApi(WireProtocol):
         owner = self.gateway.authenticate(request).key_id
 
         def read() -> list[dict[str, Any]]:
-            found = zip(self.gateway.saved.list(owner), range(MAX_LISTED), strict=False)
-            return [summary(saved) for saved, _ in found]
+            return [summary(saved) for saved in islice(self.gateway.saved.list(owner), MAX_LISTED)]
 
         return JSONResponse({"object": "list", "data": await asyncio.to_thread(read)})
 

@@ -64,6 +64,12 @@ def join(blocks: Sequence[PatchBlock]) -> PatchBlock:
     return PatchBlock(*(np.concatenate(parts) for parts in zip(*map(tuple, blocks), strict=True)))
 
 
+def no_patches(header: Header) -> PatchBlock:
+    """Return a block without patches."""
+    codes = np.zeros((0, header.frames, header.codebooks), np.int64)
+    return PatchBlock(np.zeros(0, np.int64), codes, np.zeros(0, bool))
+
+
 def digest(block: PatchBlock) -> str:
     """Return a short hash of patches and chunks."""
     data = block.text.astype("<i8").tobytes() + block.codes.astype("<i8").tobytes() + block.chunk_starts.tobytes()
@@ -325,11 +331,16 @@ def _plain(value: Any, no_speech: int) -> Any:
     return value
 
 
-def from_dict(values: dict[str, Any], header: Header | None) -> Entry:
-    """Return the entry of a JSON object; `header` is the file's, None for the first line.
+def from_dict(values: dict[str, Any], header: Header | None, with_patches: bool = True) -> Entry:
+    """Return the entry of a JSON object.
+
+    Args:
+        values: The object.
+        header: That of the file; None for the first line.
+        with_patches: Whether to decode patches, which takes most of the time; otherwise the entry has none.
 
     Raises:
-        KeyError, TypeError, ValueError: It is none.
+        KeyError, TypeError, ValueError: It is no entry.
     """
     values = dict(values)
     kind = KINDS[values.pop("type")]
@@ -338,19 +349,20 @@ def from_dict(values: dict[str, Any], header: Header | None) -> Entry:
             raise ValueError("the first line must be a header")
         return Header(**values)
     if "patches" in values:
-        values["patches"] = _block_from_dict(values["patches"], header)
+        values["patches"] = _block_from_dict(values["patches"], header) if with_patches else no_patches(header)
     if kind is TurnBlock:
         values["calls"] = tuple(ToolCall(**call) for call in values.get("calls", ()))
         if "reply" in values:
-            values["reply"] = _reply_from_dict(values["reply"], header)
+            values["reply"] = _reply_from_dict(values["reply"], header, with_patches)
     if kind is Removed:
         values["numbers"] = tuple(values["numbers"])
     return kind(**values)
 
 
-def _reply_from_dict(values: dict[str, Any], header: Header) -> ReplyInfo:
+def _reply_from_dict(values: dict[str, Any], header: Header, with_patches: bool) -> ReplyInfo:
     generated = values.pop("generated", None)
-    return ReplyInfo(**values, generated=None if generated is None else _block_from_dict(generated, header))
+    decodes = with_patches and generated is not None
+    return ReplyInfo(**values, generated=_block_from_dict(generated, header) if decodes else None)
 
 
 def _block_to_dict(block: PatchBlock, no_speech: int) -> dict[str, Any]:

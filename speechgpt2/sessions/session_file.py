@@ -138,12 +138,23 @@ def write_session(path: Path, entries: Sequence[Entry]) -> None:
     path.chmod(0o600)
 
 
-def read_session(path: Path) -> SavedSession:
-    """Read a file. Raises `UserError` if it is absent, of another version, or damaged; names the line."""
-    entries = read_entries(path)
-    header = next(entries, None)
-    if not isinstance(header, Header):
-        raise UserError(f"{path}: not a saved session, or cut off within its first line")
+def read_header(path: Path) -> Header:
+    """Read a file's first line. Raises `UserError` if it is absent or damaged."""
+    return _take_header(path, read_entries(path))
+
+
+def read_session(path: Path, with_patches: bool = True) -> SavedSession:
+    """Read a file.
+
+    Args:
+        path: The file.
+        with_patches: Whether to decode its patches. What a list says of a session needs none.
+
+    Raises:
+        UserError: It is absent, of another version, or damaged; the error names the line.
+    """
+    entries = read_entries(path, with_patches)
+    header = _take_header(path, entries)
     saved = SavedSession(header, updated_at=header.created_at)
     for entry in entries:
         saved.add(entry)
@@ -153,7 +164,7 @@ def read_session(path: Path) -> SavedSession:
     return saved
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
+def read_entries(path: Path, with_patches: bool = True) -> Iterator[Entry]:
     """Yield the entries of a file, without a last line that was cut off. Raises `UserError` if a line is damaged."""
     header: Header | None = None
     try:
@@ -163,22 +174,30 @@ def read_entries(path: Path) -> Iterator[Entry]:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
-                entry = _parse(line, header, f"{path}, line {number}")
+                entry = _parse(line, header, with_patches, f"{path}, line {number}")
                 header = entry if isinstance(entry, Header) else header
                 yield entry
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _parse(line: bytes, header: Header | None, where: str) -> Entry:
+def _take_header(path: Path, entries: Iterator[Entry]) -> Header:
+    header = next(entries, None)
+    if not isinstance(header, Header):
+        raise UserError(f"{path}: not a saved session, or cut off within its first line")
+    return header
+
+
+def _parse(line: bytes, header: Header | None, with_patches: bool, where: str) -> Entry:
     try:
         values = json.loads(line)
         checksum = int(values.pop("crc32"), 16)
-        if checksum != zlib.crc32(b"{" + line[len('{"crc32":"00000000",') : -1]):
+        body = b"{" + line[len('{"crc32":"00000000",') : -1]  # as `to_line` has it
+        if checksum != zlib.crc32(body):
             raise ValueError("checksum")
         version = values.get("version") if header is None else VERSION
         if version in (VERSION, None):
-            return from_dict(values, header)
+            return from_dict(values, header, with_patches)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
         raise UserError(f"{where}: damaged; a saved session must not be edited") from None
     raise UserError(f"{where}: version {version} of the format; this release reads {VERSION}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from speechgpt2.errors import UserError
 from speechgpt2.sessions.entries import Header, SavedSession
-from speechgpt2.sessions.session_file import SessionFile, read_entries, read_session
+from speechgpt2.sessions.session_file import SessionFile, read_header, read_session
 
 SUFFIX = ".jsonl"
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -76,15 +76,11 @@ class SessionFolder:
 
     def owner(self, id: str) -> str:
         """Return whose session it is. Raises `SessionNotFound`, or `UserError` if it is damaged."""
-        path = self._existing(id)
-        header = next(read_entries(path), None)
-        if not isinstance(header, Header):
-            raise UserError(f"{path}: not a saved session, or cut off within its first line")
-        return header.owner
+        return read_header(self._existing(id)).owner
 
-    def load(self, id: str) -> SavedSession:
-        """Read a session. Raises `SessionNotFound`, or `UserError` if it is damaged."""
-        return read_session(self._existing(id))
+    def load(self, id: str, with_patches: bool = True) -> SavedSession:
+        """Read a session, as `read_session` does. Raises `SessionNotFound`, or `UserError` if it is damaged."""
+        return read_session(self._existing(id), with_patches)
 
     def ids(self) -> Iterator[str]:
         """Yield the ids of all sessions, the one that was written last first."""

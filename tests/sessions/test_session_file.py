@@ -77,6 +77,15 @@ def test_entries_are_read_as_written(path):
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_session_is_read_without_patches(path):
+    whole, light = read_session(path), read_session(path, with_patches=False)
+    assert light.items == whole.items and light.updated_at == whole.updated_at
+    assert [(turn.role, turn.text) for turn in light.remembered] == [
+        (turn.role, turn.text) for turn in whole.remembered
+    ]
+    assert not any(len(turn.patches) for turn in light.remembered) and light.remembered[1].reply.generated is None
+
+
 def test_later_lines_replace_earlier_ones(path):
     file, saved = SessionFolder(path.parent).resume("sess_1")
     file.write(turn(3))
