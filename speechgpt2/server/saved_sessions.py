@@ -145,12 +145,9 @@ class SavedSessions:
         Raises:
             ApiError: There is none of this client's (404), or it is damaged (400).
         """
-        store = self._require_store()
+        store = self._check_owner(id, owner)
         with _read_errors(id):
-            saved = store.load(id, with_patches=False)
-        if saved.header.owner != owner:
-            raise _not_found(id)
-        return saved
+            return store.load(id, with_patches=False)
 
     def list(self, owner: str) -> Iterator[SavedSession]:
         """Yield the client's sessions, the latest first. Damaged ones are left out."""
