@@ -38,12 +38,20 @@ from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
 from speechgpt2.training.labels import cross_entropy
 from speechgpt2.training.prefetch import StepLoader
-from speechgpt2.training.run import RunFolder, WeightAverage, generators, learning_rate, step_random
+from speechgpt2.training.run import (
+    RunFolder,
+    WeightAverage,
+    descend,
+    learning_rate,
+    seed_step,
+    shared_generator,
+    step_random,
+)
 from speechgpt2.training.validation import ValidationConfig
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 KMEANS_BATCHES = 32  # batches for the k-means that initialises the codebooks
-STEP = FRAME_SIZE // 4  # samples
+HEAD_STEP = FRAME_SIZE // 4  # samples that the waveform head makes at once
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,9 @@ class CodecTrainConfig:
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def __post_init__(self) -> None:
-        if self.delay is not None and (self.delay < STEP or self.delay % STEP):
+        if self.delay is not None and (self.delay < HEAD_STEP or self.delay % HEAD_STEP):
             raise UserError(
-                f"delay must be a multiple of {STEP} samples, a step of the waveform head, not {self.delay}"
+                f"delay must be a multiple of {HEAD_STEP} samples, a step of the waveform head, not {self.delay}"
             )
 
     def new_codec(self) -> Codec:
@@ -166,7 +174,7 @@ class CodecTrainer:
         self.held_out, self.judge = held_out, judge
         crops = StepCrops(source, config.seed, config.batch, config.frames, distributed.rank())
         self.loader = StepLoader(crops, config.steps, config.workers)
-        self.is_quantized = config.init is not None  # whether codes mean anything yet
+        self.is_quantized = config.init is not None  # as of the latest step
         codec = config.new_codec()
         if config.delay is not None:
             codec.config = replace(codec.config, delay=config.delay)
@@ -194,7 +202,8 @@ class CodecTrainer:
     def step(self, step: int) -> dict[str, Tensor]:
         """Take one optimizer step and return the terms of the loss."""
         config = self.config
-        _, generator = generators(config.seed, step)
+        seed_step(config.seed, step)
+        generator = shared_generator(config.seed, step)
         crops, random = self.loader.take(step)
         crops = crops.to(self.device)
         frozen = config.freeze_from is not None and step >= config.freeze_from
@@ -206,18 +215,15 @@ class CodecTrainer:
             optimizer.param_groups[0]["lr"] = rate
         terms, values = self._losses(crops, step, frozen, generator)
         weights = vars(config.weights) | self.teachers.weights
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        distributed.average_gradients(self.modules.parameters())
-        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), config.clip)
-        self.optimizer.step()
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        norm = descend(loss, self.optimizer, config.clip)
         self.average.update(self.codec, step)
         return {**terms, **values, "grad_norm": norm}
 
     def _losses(
         self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the terms of the loss, and more values to report. Discriminators that have joined take a step."""
         with self.autocast, torch.set_grad_enabled(not frozen):
             latent = self.codec.encoder(crops.augmented)[0].float()
         terms: dict[str, Tensor] = {}
@@ -234,18 +240,17 @@ class CodecTrainer:
         ours = ours[:, delay:]
         terms = {**terms, **pitch, "mel": self.mel(ours, target), **self._listener_terms(ours, target, crops.phones)}
         if self.discriminators is not None and step >= (self.config.adversarial_from or 0):
-            terms |= self._adversarial(ours, target, values)
+            adversarial, values["discriminator"] = self._adversarial(ours, target)
+            terms |= adversarial
         return terms, values
 
     def _quantize(
         self, latent: Tensor, crops: Crops, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the quantized latent (straight-through), its loss terms, and codebook perplexities."""
-        config = self.config
-        terms: dict[str, Tensor] = {}
-        values: dict[str, Tensor] = {}
         if not self.is_quantized:
             return latent, self._semantic_terms(latent, crops), {}
+        config, values = self.config, dict[str, Tensor]()
         residual, total, first = latent.detach(), torch.zeros_like(latent), None
         for k, book in enumerate(self.codec.quantizer.codebooks):
             flat = residual.reshape(-1, residual.shape[-1])
@@ -257,8 +262,8 @@ class CodecTrainer:
             residual, total = residual - vectors, total + vectors
             first = vectors if first is None else first
         assert first is not None
-        terms["commitment"] = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
-        terms |= self._semantic_terms(latent + (first - latent).detach(), crops)
+        commitment = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
+        terms = {"commitment": commitment, **self._semantic_terms(latent + (first - latent).detach(), crops)}
         return latent + (total - latent).detach(), terms, values
 
     @torch.no_grad()
@@ -295,17 +300,12 @@ class CodecTrainer:
         known = cross_entropy(reference[0], phones[:, : reference[0].shape[1]])
         return {"listener": known, "understood": self.listener.distance(ours, reference)}
 
-    def _adversarial(self, ours: Tensor, target: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take one step of the discriminators, then return the decoder's terms."""
+    def _adversarial(self, ours: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one step of the discriminators, then return the decoder's terms, and the discriminators' loss."""
         assert self.discriminators is not None and self.optimizer_d is not None
         loss = self.discriminators.loss(ours.detach(), target)
-        self.optimizer_d.zero_grad(set_to_none=True)
-        loss.backward()
-        distributed.average_gradients(self.discriminators.parameters())
-        nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.config.clip)
-        self.optimizer_d.step()
-        values["discriminator"] = loss
-        return self.discriminators.generator_terms(ours, target)
+        descend(loss, self.optimizer_d, self.config.clip)
+        return self.discriminators.generator_terms(ours, target), loss
 
     def content(self, step: int) -> dict[str, Any]:
         """Return everything that the next step depends on."""
@@ -360,7 +360,7 @@ class CodecTrainer:
     def log_samples(self, run: RunFolder, step: int) -> None:
         """Log one decoded sample."""
         codec = self._averaged()
-        random, _ = generators(self.config.seed, -step % (1 << 31))
+        random = step_random(self.config.seed, -step % (1 << 31), distributed.rank())  # not the data of a step
         pcm = self.source.crops(random, 1, 75).pcm.to(self.device)
         run.sample(step, "original", pcm[0].cpu(), SAMPLE_RATE)
         run.sample(step, "decoded", codec.decode(codec.encode(pcm))[0].cpu(), SAMPLE_RATE)

@@ -119,9 +119,14 @@ class LMTrainConfig:
     def weights(self) -> TermWeights:
         """Weights of the terms of the loss."""
         return TermWeights(
-            self.text_weight, self.codes_weight, self.code_weights, self.phones_weight, self.draft_weight,
-            self.filler_weight, self.spoken_phones_weight,
-        )  # fmt: skip
+            text=self.text_weight,
+            codes=self.codes_weight,
+            codebooks=self.code_weights,
+            phones=self.phones_weight,
+            draft=self.draft_weight,
+            filler=self.filler_weight,
+            spoken_phones=self.spoken_phones_weight,
+        )
 
 
 def train(
@@ -187,7 +192,7 @@ class LMTrainer:
             UserError: If the perplexity of held-out text has risen above the limit. It is checked before each saving.
         """
         config = self.config
-        limited = self._is_perplexity_limited()
+        self._measure_perplexity_before()
         seed_step(config.seed, step)
         batches = self.batches(step)
         totals = distributed.add_up(torch.stack([self.losses.totals(batch) for batch in batches]).sum(0))
@@ -207,10 +212,10 @@ class LMTrainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.trained, step)
-        if limited and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+        if self._limits_perplexity and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             values["text_perplexity"] = torch.tensor(self._checked_perplexity(f"step {step + 1}"))
         joined = distributed.add_up(torch.stack(list(sums.values())))
-        return {**dict(zip(sums, joined)), **values}
+        return {**dict(zip(sums, joined)), **values}  # accuracies are those of the last batch
 
     def batches(self, step: int) -> list[Batch]:
         """Return this process's batches of a step, on its device."""
@@ -231,12 +236,14 @@ class LMTrainer:
             count += patches.text.shape[1] - 1
         return math.exp(error / count)
 
-    def _is_perplexity_limited(self) -> bool:
-        """Return whether there is a limit, which is relative to the perplexity at the first call."""
-        limited = self.config.max_perplexity_ratio is not None
-        if limited and self.perplexity_before is None:
+    @property
+    def _limits_perplexity(self) -> bool:
+        return self.config.max_perplexity_ratio is not None
+
+    def _measure_perplexity_before(self) -> None:
+        """Measure the perplexity that the limit refers to, if there is a limit and it is the first time."""
+        if self._limits_perplexity and self.perplexity_before is None:
             self.perplexity_before = self.text_perplexity()
-        return limited
 
     def _checked_perplexity(self, when: str) -> float:
         now, before, limit = self.text_perplexity(), self.perplexity_before, self.config.max_perplexity_ratio
@@ -256,12 +263,12 @@ class LMTrainer:
         """
         if self.held_out is None:
             return {}
-        limited = self._is_perplexity_limited()
+        self._measure_perplexity_before()
         self._forget_gathered()
         with self.average.in_place_of(self.trained) if self.average else nullcontext():
             with self.autocast:
                 values = self.held_out.evaluate(self.losses, self.device)
-            if limited:
+            if self._limits_perplexity:
                 values["text_perplexity"] = self._checked_perplexity("validation")
             self._forget_gathered()
         return values
@@ -367,16 +374,16 @@ class LMTrainer:
 def row_batches(config: LMTrainConfig, model: SpeechLM, source: ExampleSource) -> RowBatches:
     """Return what makes the batches of this process."""
     return RowBatches(
-        source,
-        config.seed,
-        distributed.rank() * config.accumulate * config.rows,
-        config.rows,
-        config.accumulate,
-        config.row_patches,
-        model.prompt.special_ids.eos,
-        config.corrupt,
-        config.corrupt_given,
-        model.config.no_speech,
+        source=source,
+        seed=config.seed,
+        first=distributed.rank() * config.accumulate * config.rows,
+        rows=config.rows,
+        count=config.accumulate,
+        patches=config.row_patches,
+        filler=model.prompt.special_ids.eos,
+        corrupted=config.corrupt,
+        corrupted_given=config.corrupt_given,
+        no_speech=model.config.no_speech,
     )
 
 

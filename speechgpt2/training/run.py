@@ -103,7 +103,7 @@ def train(trainer: Trainer, config: Schedule, folder: str | Path, resume: bool, 
     run = RunFolder(folder, resume)
     validation = Validation(config.validation, trainer, run, what)
     with run.locked():
-        first = _restored(trainer, run, validation)
+        first = _restore(trainer, run, validation)
         run.begin(config, first)
         guard = GradientGuard(trainer, run)
         if not first and config.validation.every:
@@ -137,7 +137,8 @@ def _save(trainer: Trainer, run: RunFolder, step: int, validation: Validation) -
         trainer.log_samples(run, step)
 
 
-def _restored(trainer: Trainer, run: RunFolder, validation: Validation) -> int:
+def _restore(trainer: Trainer, run: RunFolder, validation: Validation) -> int:
+    """Restore the run's last checkpoint, if there is one. Returns the step to continue from."""
     try:
         content = run.checkpoints.load(trainer)
         validation.restore((content or {}).get("validation"))
@@ -232,7 +233,7 @@ class RunFolder:
             self.writer.add_audio(name, pcm.clamp(-1, 1)[None], step, sample_rate=rate)
 
 
-class Meter:
+class Means:
     """Means of scalars since the last report, kept on the device until they are read."""
 
     def __init__(self) -> None:
@@ -248,7 +249,7 @@ class Meter:
     def take(self) -> dict[str, float]:
         """Return the means and start anew."""
         means = {name: (total / self.counts[name]).item() for name, total in self.sums.items()}
-        self.__init__()  # type: ignore[misc]
+        self.sums, self.counts = {}, {}
         return means
 
 
@@ -266,7 +267,7 @@ class Reporter:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.config, self.run, self.what, self.meter = config, run, what, Meter()
+        self.config, self.run, self.what, self.means = config, run, what, Means()
         self.console = Console(stderr=True, quiet=not run.leads)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         line = TextColumn("{task.fields[line]}")
@@ -283,13 +284,13 @@ class Reporter:
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """Add the scalars of a step."""
-        self.meter.add(values)
+        self.means.add(values)
         self.bar.advance(self.task)
         if self.run.leads and ((step + 1) % self.config.report_every == 0 or step + 1 == self.config.steps):
             self._report(step + 1)
 
     def _report(self, step: int) -> None:
-        values, now = self.meter.take(), time.perf_counter()
+        values, now = self.means.take(), time.perf_counter()
         values["steps_per_second"], self.since = self.config.report_every / (now - self.since), now
         self.run.report(step, values)
         line = " ".join(f"{name} {value:.3f}" for name, value in values.items())
@@ -306,17 +307,29 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, floor: float 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Return the random generators of one step, and seed torch's global one, which stochastic depth uses.
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+    """Take a step of an optimizer with one group of parameters.
+
+    Args:
+        loss: This process's loss; gradients are averaged over all processes.
+        optimizer: The optimizer.
+        clip: The largest norm of the gradient.
 
     Returns:
-        A generator that differs between the processes of a run, which draw different data, and one that is the same in
-        all of them.
+        The norm of the gradient, before it was clipped.
     """
-    seed_step(seed, step)
-    shared = np.random.default_rng((seed, step))
-    random = step_random(seed, step, distributed.rank())
-    return random, torch.Generator().manual_seed(int(shared.integers(1 << 62)))
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    distributed.average_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+    return norm
+
+
+def shared_generator(seed: int, step: int) -> torch.Generator:
+    """Return a generator of one step that is the same in all processes of a run."""
+    return torch.Generator().manual_seed(int(np.random.default_rng((seed, step)).integers(1 << 62)))
 
 
 def step_random(seed: int, step: int, rank: int) -> np.random.Generator:

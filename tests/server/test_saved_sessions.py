@@ -126,13 +126,6 @@ def test_sessions_belong_to_their_key(tmp_path):
         found = call(served, f"/v1/sessions/{id}", anna)
         assert [item["role"] for item in found["items"]] == ["user", "assistant"] and found["turns"] == 2
         served.wait(lambda: served.app.gateway.saved.find_open(id, "") is None)
-        path = tmp_path / f"{id}.jsonl"
-        whole = path.read_bytes()
-        path.write_bytes(whole.replace(b'"role":"user"', b'"role":"tool"', 1))
-        assert call(served, f"/v1/sessions/{id}", anna) == "session_unusable"
-        assert call(served, f"/v1/sessions/{id}", ben) == "session_not_found"
-        assert call(served, "/v1/sessions", anna)["data"] == []
-        path.write_bytes(whole)
         assert call(served, f"/v1/sessions/{id}", anna, "DELETE")["deleted"] is True
         assert refused(served, f"?session_id={id}", **as_key(anna))[0] == 404
     assert anna not in "".join(path.read_text() for path in tmp_path.iterdir())
