@@ -43,8 +43,12 @@ class Progress:
     """The running stages, and the clips and seconds of audio that have passed them."""
 
     stages: str
-    clips: int
-    seconds: float
+    clips: int = 0
+    seconds: float = 0.0
+
+    def passed(self, clip: Clip) -> Progress:
+        """Return the progress after one more clip."""
+        return Progress(self.stages, self.clips + 1, self.seconds + clip.audio.duration)
 
 
 ReportProgress = Callable[[Progress], None]
@@ -91,7 +95,7 @@ class PipelineRun:
         self._lock.close()
 
     @property
-    def final(self) -> Path:
+    def clips_file(self) -> Path:
         """The file with the clips after the last step, kept and rejected, one JSON line each."""
         return self.work / "clips.jsonl"
 
@@ -122,7 +126,7 @@ class PipelineRun:
         current = self.work / "00.jsonl"
         serialization.write(current, input_clips.read(self.source, self.results))
         self._digest = f"{self.identity} {sha256_of(current)}"
-        if self.final.exists() and self._done_file.exists() and self._done_file.read_text() == self._digest:
+        if self.clips_file.exists() and self._done_file.exists() and self._done_file.read_text() == self._digest:
             current.unlink()
             return False
         self._done_file.unlink(missing_ok=True)
@@ -136,7 +140,7 @@ class PipelineRun:
                 serialization.write(following, self._apply_results(group, serialization.read(current)))
             current.unlink()
             current = following
-        os.replace(current, self.final)
+        os.replace(current, self.clips_file)
         return True
 
     def mark_done(self) -> None:
@@ -147,67 +151,56 @@ class PipelineRun:
 
     def clips(self) -> Iterator[Clip]:
         """Yield the clips after the last step."""
-        return serialization.read(self.final)
+        return serialization.read(self.clips_file)
 
     def _compute(
         self, stages: list[Stage[Any]], source: Path, make_pool: Callable[[], WorkerPool], report: ReportProgress | None
     ) -> None:
         """Store the results of all stages for all clips, in any order."""
-        waiting: list[Task] = []
-        inputs = (Task(clip, 0) for clip in serialization.read(source) if clip.kept)
-        label, clips, seconds = " → ".join(stage.name for stage in stages), 0, 0.0
-        unsaved: list[tuple[Result, Source]] = []
-        saved_at = time.monotonic()
+        tasks, unsaved = _TaskQueue(serialization.read(source)), _UnsavedResults(self.results)
+        progress = Progress(" → ".join(stage.name for stage in stages))
         with _LazyPool(make_pool) as pool:
-            more_inputs = True
-            while more_inputs or waiting or pool.busy:
-                while (more_inputs or waiting) and pool.idle:
-                    task = waiting.pop() if waiting else next(inputs, None)
-                    if task is None:
-                        more_inputs = False
-                        break
-                    task, finished = self._skip_stored(task, stages, waiting)
-                    if finished:
-                        clips, seconds = clips + 1, seconds + task.clip.audio.duration
+            while tasks.left or pool.busy:
+                while pool.idle and (task := tasks.take()) is not None:
+                    remaining = self._skip_stored(task, stages, tasks)
+                    if remaining is None:
+                        progress = progress.passed(task.clip)
                     else:
-                        pool.submit(task)
+                        pool.submit(remaining)
                 for result in pool.collect() if pool.busy else ():
-                    unsaved += [(stage_result, result.task.clip.source) for stage_result in result.results]
-                    self._enqueue_outputs(result, stages, waiting)
-                    clips += 1
-                    seconds += result.task.clip.audio.duration
-                if len(unsaved) >= BATCH or (unsaved and time.monotonic() - saved_at > MAX_DELAY):
-                    self.results.add(unsaved)
-                    unsaved, saved_at = [], time.monotonic()
+                    unsaved.add(result)
+                    self._follow_up(result, stages, tasks)
+                    progress = progress.passed(result.task.clip)
+                unsaved.save_if_due()
                 if report is not None:
-                    report(Progress(label, clips, seconds))
-        self.results.add(unsaved)
+                    report(progress)
+        unsaved.save()
 
-    def _skip_stored(self, task: Task, stages: list[Stage[Any]], waiting: list[Task]) -> tuple[Task, bool]:
-        """Skip the stages with stored results; if one splits the clip, its parts join `waiting`.
+    def _skip_stored(self, task: Task, stages: list[Stage[Any]], tasks: _TaskQueue) -> Task | None:
+        """Skip the stages with stored results; if one splits the clip, its parts become tasks.
 
         Returns:
-            The task for the first stage without a result, and whether the task is finished instead.
+            The task from the first stage without a result on; None if there is no such stage.
         """
         clip = task.clip
         for number in range(task.stage, len(stages)):
             result = self.results.get(stages[number].key(clip))
             if result is None:
-                return Task(clip, number), False
+                return Task(clip, number)
             outputs = result.clips(clip)
             if len(outputs) != 1:
-                waiting += [Task(output, number + 1) for output in reversed(outputs)]
-                return task, True
+                tasks.add(outputs, number + 1)
+                return None
             clip = outputs[0]
-        return task, True
+        return None
 
-    def _enqueue_outputs(self, result: TaskResult, stages: list[Stage[Any]], waiting: list[Task]) -> None:
-        """Enqueue the tasks that follow from a result, or record its fault."""
+    def _follow_up(self, result: TaskResult, stages: list[Stage[Any]], tasks: _TaskQueue) -> None:
+        """Add the tasks that follow from a result, or note its fault."""
         if result.fault:
             clip = result.clips[0]
             self.faults[stages[result.stage].key(clip).hex()] = result.fault
         elif result.stage < len(stages):
-            waiting += [Task(clip, result.stage) for clip in reversed(result.clips)]
+            tasks.add(result.clips, result.stage)
 
     def _apply_results(self, stages: list[Stage[Any]], clips: Iterable[Clip]) -> Iterator[Clip]:
         """Apply stored results in the order of the clips."""
@@ -242,11 +235,58 @@ class PipelineRun:
         return Decision(stage.name, stage.version, False, stage.config_hash, reason, detail=fault or "")
 
 
+class _TaskQueue:
+    """The tasks of a group of stages: those that follow from results come first, then the clips of a file."""
+
+    def __init__(self, clips: Iterable[Clip]):
+        self._following: list[Task] = []  # the last comes first
+        self._inputs = (Task(clip, 0) for clip in clips if clip.kept)
+        self._more_inputs = True
+
+    @property
+    def left(self) -> bool:
+        """Whether there may be a task."""
+        return bool(self._following) or self._more_inputs
+
+    def add(self, clips: Sequence[Clip], stage: int) -> None:
+        """Add tasks for `clips`, from a stage on. They come next, in their order."""
+        self._following += [Task(clip, stage) for clip in reversed(clips)]
+
+    def take(self) -> Task | None:
+        """Take the next task, if there is one."""
+        if self._following:
+            return self._following.pop()
+        task = next(self._inputs, None)
+        self._more_inputs = task is not None
+        return task
+
+
+class _UnsavedResults:
+    """Results of stages that are stored together: when there are many, or after a while."""
+
+    def __init__(self, results: Results):
+        self._results, self._unsaved = results, list[tuple[Result, Source]]()
+        self._saved_at = time.monotonic()
+
+    def add(self, result: TaskResult) -> None:
+        self._unsaved += [(stage_result, result.task.clip.source) for stage_result in result.results]
+
+    def save_if_due(self) -> None:
+        late = bool(self._unsaved) and time.monotonic() - self._saved_at > MAX_DELAY
+        if late or len(self._unsaved) >= BATCH:
+            self.save()
+
+    def save(self) -> None:
+        self._results.add(self._unsaved)
+        self._unsaved, self._saved_at = [], time.monotonic()
+
+
 class _LazyPool(AbstractContextManager["_LazyPool"]):
     """Workers that start with the first task: a run that has everything stored starts no process."""
 
     def __init__(self, make_pool: Callable[[], WorkerPool]):
-        self._make_pool, self._pool = make_pool, None  # type: tuple[Callable[[], WorkerPool], WorkerPool | None]
+        self._make_pool = make_pool
+        self._pool: WorkerPool | None = None
 
     @property
     def idle(self) -> int:
