@@ -116,11 +116,11 @@ class KnowledgeBase:
         if not create and not self.path.is_file():
             raise UserError(f"{path}: no such knowledge base; create it with: sg2 kb add FILES --db {path}")
         self._lock = threading.RLock()
-        with self._errors():
+        with self._as_user_errors():
             self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         try:
-            with self._errors():
-                self._check(create)
+            with self._as_user_errors():
+                self._open_tables(create)
         except UserError:
             self._db.close()
             raise
@@ -284,12 +284,12 @@ class KnowledgeBase:
         return dict(self._all(f"SELECT source, hash FROM documents WHERE source IN ({places})", [*map(str, files)]))
 
     def _all(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._errors():
+        with self._lock, self._as_user_errors():
             return self._db.execute(statement, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._errors():
+        with self._lock, self._as_user_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -300,7 +300,7 @@ class KnowledgeBase:
                 raise
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _as_user_errors(self) -> Iterator[None]:
         """Raise `UserError` instead of errors of SQLite."""
         try:
             yield
@@ -311,7 +311,7 @@ class KnowledgeBase:
             reason = reasons.get(str(error), str(error))
             raise UserError(f"{self.path}: cannot be used as a knowledge base ({reason})") from None
 
-    def _check(self, create: bool) -> None:
+    def _open_tables(self, create: bool) -> None:
         """Create the tables of an empty file; check the version of any other."""
         self._db.execute("PRAGMA foreign_keys = ON")
         if create and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():

@@ -122,7 +122,7 @@ WAITS_UNTIL_IDLE = (StartTurn, AddTurn, Respond, Configure)
 
 
 def created_number(command: Command) -> int | None:
-    """The number of the turn or reply that a command creates."""
+    """Return the number of the turn or reply that a command creates; None if it creates none."""
     match command:
         case StartTurn(number) | AddTurn(number, _) | Respond(number, _):
             return number
@@ -130,12 +130,17 @@ def created_number(command: Command) -> int | None:
 
 
 def makes_final(command: Command, after_reply: bool) -> bool:
-    """Whether nothing before a command can be rolled back any more; `after_reply`: the last turn is a reply."""
+    """Return whether a command makes all before it final: it cannot be rolled back any more.
+
+    Args:
+        command: The command.
+        after_reply: Whether the last turn is a reply.
+    """
     return isinstance(command, (StartTurn, AddTurn, Save)) or (isinstance(command, Respond) and after_reply)
 
 
 def text_length(command: Command) -> int:
-    """Characters that the engine has to tokenize for this command."""
+    """Return the characters that the engine has to tokenize for a command."""
     match command:
         case AddTurn(_, content):
             return len(content.text or "")

@@ -129,7 +129,7 @@ class Context:
         _shift(self.spans, change)
 
     def block(self, start: int, stop: int) -> PatchBlock:
-        """Return a copy of some patches, with the chunks in which they are read."""
+        """Return a copy of some patches as they are saved: with the chunks in which they are read."""
         parts = self.text[start:stop], self.codes[start:stop], self.chunk_starts[start:stop]
         return PatchBlock(*(part.copy() for part in parts))
 

@@ -41,6 +41,7 @@ class InputEncoder:
         return self._encode_checked(check_audio(pcm))
 
     def _encode_checked(self, pcm: np.ndarray) -> torch.Tensor:
+        """Encode samples that `check_audio` has accepted."""
         if not len(pcm):
             raise UserError("audio must hold at least one sample")
         return self._codec.encode(torch.from_numpy(pcm)[None].to(self._device))[0].cpu()

@@ -28,7 +28,7 @@ class ReplyStyles:
         self._latest: Style | None = None  # of the last reply
 
     def begin(self, settings: SessionSettings, options: ReplyOptions, continues: bool) -> Style:
-        """Return the style of a reply, as long as nothing is asked for in its turn.
+        """Return the style of a reply to a turn that asks for none.
 
         Args:
             settings: The session's settings.

@@ -270,9 +270,10 @@ class Slot:
             self._run_waiting()
 
     def patches_generated(self, patches: Sequence[GeneratedPatch]) -> None:
-        """Add patches that the model has generated and read. Patches after the end of the reply are ignored.
+        """Add patches that the model has generated and read.
 
-        So are a patch that the reply's constraint refuses, and those after it: the row rewinds.
+        Patches after the end of the reply are ignored. If the reply's constraint refuses a patch, so are that patch and
+        all after it, and the row rewinds.
         """
         generation = self.generation
         assert generation is not None

@@ -234,7 +234,8 @@ def restore_items(items: ItemList, saved: SavedSession) -> tuple[tuple[str, ...]
             previous_id = entry.previous_id if entry.previous_id in items else None
             items.add(item_from_saved(entry.item, entry.turn), previous_id)
     system_messages = tuple(item.text for item in items if item.role == "system")
-    return system_messages, settings_from_dict(saved.settings).greeting if saved.settings else None
+    greeting = settings_from_dict(saved.settings).greeting if saved.settings else None
+    return system_messages, greeting
 
 
 def _not_found(id: str) -> ApiError:

@@ -46,7 +46,7 @@ class ToolCalls:
         context: The session.
         responses: Its responses.
         hosted: The server's tools and rules.
-        changed: Called when the session has other tools; it configures the model.
+        configure: Tells the model that the session has other tools.
         fail: Called when the client reads too slowly; ends the session.
     """
 
@@ -55,10 +55,10 @@ class ToolCalls:
         context: SessionContext,
         responses: Responses,
         hosted: HostedTools,
-        changed: Callable[[], None],
+        configure: Callable[[], None],
         fail: Callable[[], None],
     ):
-        self._context, self._responses, self._hosted, self._configure = context, responses, hosted, changed
+        self._context, self._responses, self._hosted, self._configure = context, responses, hosted, configure
         self._tasks = Tasks(fail)
         self.runner = CallRunner(context, self._tasks, self._call_finished)
         self.servers = McpConnections(context, hosted, self._tasks.spawn, self._tools_changed)
@@ -83,7 +83,7 @@ class ToolCalls:
     # tools
 
     def hosts(self, name: str, config: SessionConfig) -> bool:
-        """Whether the server runs a call of `name`: also one of no tool, if the client has none of this name.
+        """Return whether the server runs a call of `name`: its own tool, or one that neither side has.
 
         Args:
             name: The tool.
@@ -120,7 +120,7 @@ class ToolCalls:
             self._configure()
 
     def _tools_changed(self) -> None:
-        """A client's MCP server has come: there are more tools, unless they cannot be used."""
+        """A client's MCP server is connected: offer its tools. Changes nothing if that fails (`UserError`)."""
         before = self._toolbox, self._context.hosted_tools
         try:
             self._set_toolbox()
@@ -135,9 +135,9 @@ class ToolCalls:
             self._toolbox, self._context.hosted_tools = None, ()
             return
         toolbox = self._hosted.toolbox(functions)
-        own = {tool.name for tool in self._context.config.functions}
-        if both := sorted(own & {tool.name for tool in toolbox.tools}):
-            raise UserError(f"{both[0]}: two tools have this name")
+        names = {tool.name for tool in self._context.config.functions}
+        if shared := sorted(names & {tool.name for tool in toolbox.tools}):
+            raise UserError(f"{shared[0]}: two tools have this name")
         self._toolbox, self._context.hosted_tools = toolbox, toolbox.tools
 
     # the response in progress

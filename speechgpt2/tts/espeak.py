@@ -255,7 +255,7 @@ def _words(texts: list[str], phones: list[Phone], owners: list[int]) -> tuple[Wo
             stop = start + (end - start) * len(text) / letters
             if text:
                 words.append(Word(text, start, stop))
-            start, letters = stop, letters - len(text) or 1
+            start, letters = stop, max(1, letters - len(text))
         index = group_end
     return tuple(words)
 
