@@ -11,6 +11,7 @@ session.py            a session as its client sees it: calls become commands (co
 event_queue.py        its events on their way back
 slot.py               a session inside the engine: executes commands, offers work, takes results
 history.py            the turns that a session's model remembers; context.py: their patches in one buffer
+system_prompt.py      what the model reads before them
 generation.py         the reply in progress, and how far it is ahead of its playback
 input_audio.py        the user's speech before the codec encodes it
 recording.py          what is new in a session's memory, to be saved; replay.py: its replies, generated again

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from torch import Tensor
 
 from speechgpt2.conversation import HistoryTurn
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.context import Context, Span
+from speechgpt2.engine.system_prompt import SESSION_DEFAULTS, SystemPrompt
 from speechgpt2.engine.truncation import speech_patches, truncated_reply
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.style_request import request_in
 from speechgpt2.sessions.entries import SavedSession, TurnBlock
 from speechgpt2.style_requests import StyleRequest
-from speechgpt2.types import Mode, Patches, Speech, Tool
+from speechgpt2.types import Mode, Patches
 
 OTHER = "\0"  # stands for instructions of a restored system prompt that the settings do not give
-SESSION_DEFAULTS = ReplyOptions()  # everything as the session's settings say
-
-
-class SystemPrompt(NamedTuple):
-    """What the model reads before all turns."""
-
-    mode: Mode
-    instructions: str | None
-    tools: tuple[Tool, ...]
-    greeting: Speech | None
 
 
 class History:
@@ -49,10 +38,8 @@ class History:
         self.transcript: str | None = None
         self.typed = ""
         self._request: StyleRequest | None = None  # in the last turn that was typed
-        mode: Mode = "s2s" if settings.speak else "s2t"
-        instructions = prompt.styled(settings.instructions, mode, settings.style)
-        self.system = SystemPrompt(mode, instructions, settings.tools, self._greeting(settings, mode))
-        self.context = Context(prompt, capacity, prefill_chunk_size, self._render(self.system))
+        self.system = SystemPrompt.from_settings(prompt, settings, "s2s" if settings.speak else "s2t")
+        self.context = Context(prompt, capacity, prefill_chunk_size, self.system.render(prompt))
 
     @property
     def last(self) -> Span | None:
@@ -194,7 +181,7 @@ class History:
         self._restore_request(saved, settings)
         assert saved.system is not None  # or there would be no context
         system = self.system._replace(mode=saved.system.mode)  # type: ignore[arg-type]
-        rendered, patches = self._render(system), saved.system.patches
+        rendered, patches = system.render(self.prompt), saved.system.patches
         same = np.array_equal(rendered.text[0], patches.text) and np.array_equal(rendered.codes[0], patches.codes)
         # Another prompt, such as that of one reply's own instructions, is replaced at the next turn.
         self.system = system if same else system._replace(instructions=OTHER)
@@ -227,22 +214,10 @@ class History:
         user_spoke = users[-1].user_spoke if users else (self.system.mode[0] == "s" and not read_aloud)
         speak = settings.speak if speak is None else speak
         mode: Mode = f"{'s' if user_spoke else 't'}2{'s' if speak else 't'}"  # type: ignore[assignment]
-        instructions = settings.instructions if options.instructions is None else options.instructions
-        instructions = self.prompt.styled(instructions, mode, options.style or settings.style)
-        tools = settings.tools if options.tools is None else options.tools
-        system = SystemPrompt(mode, instructions, tools, self._greeting(settings, mode))
-        # Greetings hold arrays, which `==` compares element by element: compare identities instead.
-        if system[:3] != self.system[:3] or system.greeting is not self.system.greeting:
-            self.context.set_system_prompt(self._render(system))
+        system = SystemPrompt.from_settings(self.prompt, settings, mode, options)
+        if not system.same(self.system):
+            self.context.set_system_prompt(system.render(self.prompt))
             self.system = system
-
-    def _greeting(self, settings: SessionSettings, mode: Mode) -> Speech | None:
-        """Return the encoded greeting that opens the conversation: the session's own, or that of its voice."""
-        return settings.greeting or self.prompt.greetings.opening(settings.voice, mode)
-
-    def _render(self, system: SystemPrompt) -> Patches:
-        greeting = None if system.greeting is None else self.prompt.greeting(system.greeting)
-        return self.prompt.system_prompt(system.mode, greeting, system.instructions, system.tools)
 
     def _body(self, span: Span) -> Patches:
         return self.context.slice(span.body, span.stop)
