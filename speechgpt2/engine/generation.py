@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from speechgpt2.engine.model_runner import GeneratedPatch
 from speechgpt2.engine.reply_styles import ReplyStyles, delivery_of
 from speechgpt2.lm import tools
 from speechgpt2.lm.grammar import TextConstraint
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyEvent, ReplyParser
 from speechgpt2.lm.stop import StopRule
 from speechgpt2.lm.style_request import TranscriptReader, answer_to
@@ -166,6 +168,48 @@ class Generation:
             self._events.put(self.number, event)
 
 
+class _ReplyStart(NamedTuple):
+    """How a reply begins.
+
+    Attributes:
+        speak: Whether it is spoken.
+        user_spoke: Whether it answers the user's speech, and so may begin with a transcript of it.
+        given: Its text, if the model only speaks it.
+        call: The beginning of a tool call that it has to make; empty if none is required.
+        request: The style that a typed turn asks for.
+    """
+
+    speak: bool
+    user_spoke: bool
+    given: str | None
+    call: str
+    request: StyleRequest | None
+
+    def prefix(self, prompt: Prompt) -> Patches:
+        """Return the patches that the model goes on from, `[1, P]`."""
+        if self.given is not None:
+            return prompt.tts_prefix(self.given)
+        return prompt.text_patches(prompt.encode(self.call))
+
+
+def _reply_start(options: ReplyOptions, settings: SessionSettings, history: History, last_answer: str) -> _ReplyStart:
+    """Decide how a reply begins, and update the system prompt to that. Raises `UserError` as `start_generation`."""
+    prompt, read_aloud = history.prompt, options.text is not None
+    user_spoke = history.ends_with_user_speech and not read_aloud
+    speak = read_aloud or (settings.speak if options.speak is None else options.speak)
+    if read_aloud:
+        prompt.require_chain_of_modality("read a given text aloud")
+    history.update_system_prompt(settings, speak, read_aloud, options)
+    if read_aloud:
+        return _ReplyStart(speak, user_spoke, options.text, "", None)
+    given = None
+    call = _call_prefix(history, options, settings, user_spoke)
+    request = history.request if speak else None
+    if request is not None and prompt.template.chain_of_modality and not call:
+        given = answer_to(request, history.typed, last_answer)
+    return _ReplyStart(speak, user_spoke, given, call, request)
+
+
 def start_generation(
     number: int,
     options: ReplyOptions,
@@ -187,39 +231,30 @@ def start_generation(
     Raises:
         UserError: The model cannot read aloud, or the context is too small.
     """
-    prompt, given, last_answer = history.prompt, options.text, history.last_answer
-    answers_tool = history.last is not None and history.last.role == "tool"
-    read_aloud = given is not None
-    speak = read_aloud or (settings.speak if options.speak is None else options.speak)
-    user_spoke = history.ends_with_user_speech and not read_aloud
-    if read_aloud:
-        prompt.require_chain_of_modality("read a given text aloud")
-    history.update_system_prompt(settings, speak, read_aloud, options)
-    call = "" if read_aloud else _call_prefix(history, options, settings, user_spoke)
-    request = history.request if speak and not read_aloud else None
-    if request is not None and prompt.template.chain_of_modality and not call:
-        given = answer_to(request, history.typed, last_answer)
-    prefix = prompt.text_patches(prompt.encode(call)) if given is None else prompt.tts_prefix(given)
-    history.start_reply(number, prefix, user_spoke)
-    parser = ReplyParser(prompt, user_spoke, tools=bool(history.system.tools) and not read_aloud, prefix=call)
-    limit = min(options.max_patches or settings.max_patches, settings.max_patches)
+    prompt, read_aloud = history.prompt, options.text is not None
+    last_answer, answers_tool = history.last_answer, history.last is not None and history.last.role == "tool"
+    start = _reply_start(options, settings, history, last_answer)
+    history.start_reply(number, start.prefix(prompt), start.user_spoke)
 
-    def follow(asked: StyleRequest) -> None:  # also called later, when the transcript holds a request
-        style = styles.follow(asked, number, settings, options)
+    def follow(request: StyleRequest) -> None:  # also called later, when the transcript holds a request
+        style = styles.follow(request, number, settings, options)
         generation.set_style(delivery_of(style, prompt, settings, options))
 
-    free = speak and not _required(options, settings)
-    transcript = TranscriptReader(parser, last_answer, follow) if free else None
-    stop = StopRule(parser, limit, speak, in_speech=given is not None, transcript=transcript)
-    constraint = None if read_aloud else _constraint(history, options, settings, user_spoke, call)
+    calls_tools = bool(history.system.tools) and not read_aloud
+    parser = ReplyParser(prompt, start.user_spoke, tools=calls_tools, prefix=start.call)
+    may_request = start.speak and not _required(options, settings)
+    transcript = TranscriptReader(parser, last_answer, follow) if may_request else None
+    limit = min(options.max_patches or settings.max_patches, settings.max_patches)
+    stop = StopRule(parser, limit, start.speak, in_speech=start.given is not None, transcript=transcript)
+    constraint = None if read_aloud else _constraint(history, options, settings, start.user_spoke, start.call)
     generation = Generation(number, stop, history, events, constraint)
     style = styles.begin(settings, options, continues=answers_tool)
     generation.set_style(delivery_of(style, prompt, settings, options))
-    if request is not None:
-        follow(request)
-    if given is not None:
-        generation.given = given
-        events.put(number, TextDelta(given))
+    if start.request is not None:
+        follow(start.request)
+    if start.given is not None:
+        generation.given = start.given
+        events.put(number, TextDelta(start.given))
     return generation
 
 
