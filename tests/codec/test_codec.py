@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from speechgpt2.codec import config as presets
-from speechgpt2.codec.config import CodecConfig, HarmonicConfig, HiFiGANConfig, MelConfig
+from speechgpt2.codec.config import HarmonicConfig, HiFiGANConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.codec.quantizer import Codebook
 from speechgpt2.errors import UserError
-from speechgpt2.nn.convnext import ConvNeXtConfig
-from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.streaming import join_rows, where_active
+from tests.codec.tiny import tiny_codec
 from tests.contract import verify_contract
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "codec"
@@ -33,14 +32,7 @@ def golden():
 
 
 def small(head) -> Codec:
-    torch.manual_seed(0)
-    transformer = TransformerConfig(16, 2, 1, 32, context=9)
-    return Codec(
-        CodecConfig(
-            MelConfig(20), ConvNeXtConfig((1, 1), (12, 16)), transformer, presets.QuantizerConfig(3, 64),
-            TransformerConfig(24, 2, 1, 48, context=5), transformer, ConvNeXtConfig((1,), (16,)), head,
-        )
-    ).eval()  # fmt: skip
+    return tiny_codec(quantizer=presets.QuantizerConfig(3, 64), head=head)
 
 
 HEADS = [HiFiGANConfig(channels=16), HarmonicConfig(harmonic_bands=30, noise_bands=10)]

@@ -8,22 +8,18 @@ import pytest
 import torch
 
 from speechgpt2.codec import config as presets
-from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
+from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.growth import SCALES, grow
 from speechgpt2.codec.model import Codec
 from speechgpt2.codec.train import CodecTrainConfig, CodecTrainer, Crops
 from speechgpt2.errors import UserError
 from speechgpt2.nn.convnext import ConvNeXtConfig
 from speechgpt2.nn.transformer import TransformerConfig
+from tests.codec.tiny import tiny_config
 
 
 def small() -> CodecConfig:
-    transformer = TransformerConfig(16, 2, 1, 32, context=9)
-    return CodecConfig(
-        MelConfig(20), ConvNeXtConfig((1, 1), (12, 16)), transformer, presets.QuantizerConfig(3, 64),
-        TransformerConfig(24, 2, 1, 48, context=5), transformer, ConvNeXtConfig((1,), (16,)),
-        HarmonicConfig(harmonic_bands=30, noise_bands=10), delay=480, normalized_latent=True,
-    )  # fmt: skip
+    return tiny_config(quantizer=presets.QuantizerConfig(3, 64), delay=480, normalized_latent=True)
 
 
 def deep() -> CodecConfig:

@@ -8,16 +8,13 @@ from functools import cache
 import numpy as np
 import torch
 
-from speechgpt2.codec import config as presets
-from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.model import UNFORCED, SpeechLM
-from speechgpt2.nn.convnext import ConvNeXtConfig
-from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone
+from tests.codec import tiny as codecs
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PATCH = 2880  # samples
@@ -65,20 +62,7 @@ class ScriptedLM(SpeechLM):
 
 
 def tiny_codec() -> Codec:
-    torch.manual_seed(0)
-    transformer = TransformerConfig(16, 2, 1, 32, context=9)
-    config = CodecConfig(
-        MelConfig(20),
-        ConvNeXtConfig((1, 1), (12, 16)),
-        transformer,
-        presets.QuantizerConfig(3, 1024),
-        TransformerConfig(24, 2, 1, 48, context=5),
-        transformer,
-        ConvNeXtConfig((1,), (16,)),
-        HarmonicConfig(harmonic_bands=30, noise_bands=10),
-        normalized_latent=True,  # or all sound has one code
-    )
-    return Codec(config).eval()
+    return codecs.tiny_codec(normalized_latent=True)  # or all sound has one code
 
 
 def tiny_lm(kind: type[SpeechLM] = BabblingLM, **options) -> SpeechLM:

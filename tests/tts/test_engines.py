@@ -174,17 +174,10 @@ def test_servers_that_cannot_be_used(cosy, name, complaint):
 def speaking_model():
     """A codec and a language model with random weights, in an order that the codec's codes fit."""
     from speechgpt2.chat import SpeechGPT
-    from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
-    from speechgpt2.codec.model import Codec
-    from speechgpt2.nn.convnext import ConvNeXtConfig
-    from speechgpt2.nn.transformer import TransformerConfig
+    from tests.codec.tiny import narrow_codec
     from tests.lm.tiny import tiny_lm
 
-    torch.manual_seed(0)
-    narrow, wide = TransformerConfig(16, 2, 1, 32, context=9), TransformerConfig(16, 2, 1, 32, context=5)
-    convnext, head = ConvNeXtConfig((1,), (16,)), HarmonicConfig(harmonic_bands=20, noise_bands=10)
-    codec = Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head))
-    return SpeechGPT(codec.eval(), tiny_lm(chain_of_modality=True, chained=True))
+    return SpeechGPT(narrow_codec(), tiny_lm(chain_of_modality=True, chained=True))
 
 
 def test_voice_prompt_becomes_the_greeting(speaking_model, tmp_path, monkeypatch):

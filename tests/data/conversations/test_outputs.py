@@ -12,8 +12,6 @@ import torch
 from typer.testing import CliRunner
 
 from speechgpt2.cli import app
-from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig, QuantizerConfig
-from speechgpt2.codec.model import Codec
 from speechgpt2.corpus import conversation_turns as turns
 from speechgpt2.corpus.codes import encode_data
 from speechgpt2.corpus.data_config import DataConfig
@@ -29,10 +27,9 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.tasks import TaskMix
 from speechgpt2.lm.train import LMTrainConfig
-from speechgpt2.nn.convnext import ConvNeXtConfig
-from speechgpt2.nn.transformer import TransformerConfig
 from speechgpt2.types import SAMPLE_RATE, Patches
 from tests import needs
+from tests.codec.tiny import narrow_codec
 from tests.data.conversations.test_render_script import LONG, beeps, timing
 
 SCRIPTS = (
@@ -149,11 +146,7 @@ def test_pipeline_accepts_conversations_like_recordings(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def codec():
-    torch.manual_seed(0)
-    narrow, wide = TransformerConfig(16, 2, 1, 32, context=9), TransformerConfig(16, 2, 1, 32, context=5)
-    convnext = ConvNeXtConfig((1,), (16,))
-    head = HarmonicConfig(harmonic_bands=20, noise_bands=10)
-    return Codec(CodecConfig(MelConfig(20), convnext, narrow, QuantizerConfig(), wide, narrow, convnext, head)).eval()
+    return narrow_codec()
 
 
 TINY = LMTrainConfig(
