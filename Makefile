@@ -24,6 +24,9 @@ HEADERS := $(shell $(PYTHON) -c "import os, sysconfig; print(os.path.join(syscon
 COMPILER := $(if $(wildcard $(HEADERS)),$(shell command -v c++))
 TEST_EXTRAS ?= dev$(if $(COMPILER),$(comma)synthesis$(comma)eval)
 
+# One thread for each of at most four processes: several threads in each would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: chat demo-data demo-train test check format clean
 
 chat: $(VENV)/.installed
@@ -36,13 +39,13 @@ demo-train: demo-data
 	$(BIN)/sg2 train lm recipes/demo-train.yaml --data runs/demo-data/run --init mini --codec mini -o runs/demo-train --resume
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
