@@ -2,11 +2,12 @@
 
     with KnowledgeBase("knowledge.sqlite") as base:
         for outcome in base.add([Path("docs")]): ...
+        base.embed("model2vec@FOLDER")                 # from now on also by meaning (embeddings.py)
         base.search("How do I reset the router?", k=3)[0].text
         toolbox.add(base.tool())                       # the tool search_documents
 
 A document is replaced in one transaction, so a killed program leaves the old or the new one. Several processes may read
-and write the same file. Ranking: Robertson and Zaragoza, "The Probabilistic Relevance Framework:
+and write the same file (knowledge_file.py). Ranking: Robertson and Zaragoza, "The Probabilistic Relevance Framework:
 BM25 and Beyond", 2009, https://doi.org/10.1561/1500000019.
 """
 
@@ -14,10 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,41 +28,38 @@ from speechgpt2.assistant.documents import (
     parse_document,
     read_bytes,
 )
+from speechgpt2.assistant.embeddings import VectorIndex, fuse, open_embedder, to_bytes
+from speechgpt2.assistant.knowledge_file import KnowledgeFile
 from speechgpt2.assistant.segmentation import index_text, query_terms
 from speechgpt2.errors import UserError
 
-APPLICATION_ID = 0x53673242  # "Sg2B", in the file's header: which program it belongs to
-VERSION = 1  # of the tables and of the segmentation
-WAIT = 30.0  # seconds to wait for another process that writes
 BATCH = 200  # documents in a transaction
 MAX_QUERY = 1000  # characters
 MAX_RESULTS = 50
+DEPTH = 100  # of the rankings that are merged
 TITLE_WEIGHT = 2.0  # of a word in a title or heading, against one in the text
 
-TABLES = f"""
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, hash TEXT NOT NULL, title TEXT NOT NULL,
-    bytes INTEGER NOT NULL, added TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
-);
-CREATE TABLE pieces (
-    id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents(id),
-    location TEXT NOT NULL, text TEXT NOT NULL
-);
-CREATE INDEX pieces_of_document ON pieces(document);
-CREATE VIRTUAL TABLE terms USING fts5(title, text, tokenize = 'porter unicode61');
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
+RANK = f"""
+SELECT rowid, -bm25(terms, {TITLE_WEIGHT}, 1.0) AS score FROM terms WHERE terms MATCH ? ORDER BY score DESC LIMIT ?
 """
-SEARCH = f"""
-SELECT documents.source, documents.title, pieces.location, pieces.text, found.score
-FROM (SELECT rowid, bm25(terms, {TITLE_WEIGHT}, 1.0) AS score FROM terms WHERE terms MATCH ? ORDER BY score LIMIT ?)
-    AS found JOIN pieces ON pieces.id = found.rowid JOIN documents ON documents.id = pieces.document
-ORDER BY found.score
+PASSAGES = """
+SELECT pieces.id, documents.source, documents.title, pieces.location, pieces.text
+FROM pieces JOIN documents ON documents.id = pieces.document WHERE pieces.id IN
 """
+WITHOUT_VECTOR = """
+SELECT pieces.id, documents.title || ' ' || pieces.location || char(10) || pieces.text
+FROM pieces JOIN documents ON documents.id = pieces.document
+WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE piece = pieces.id AND model = ?) LIMIT ?
+"""
+# Another process may have deleted the piece meanwhile.
+INSERT_VECTOR = "INSERT OR REPLACE INTO vectors(piece, model, vector) SELECT id, ?, ? FROM pieces WHERE id = ?"
 
 
 class Passage(NamedTuple):
-    """A piece of a document that matches a query: its place, and its score (BM25, larger is better)."""
+    """A piece of a document that matches a query: its place, and its score. Larger is better.
+
+    The score is that of BM25, or of the merged ranks in a base with embeddings.
+    """
 
     source: str
     title: str
@@ -112,18 +107,8 @@ class KnowledgeBase:
     """
 
     def __init__(self, path: str | Path, create: bool = False):
-        self.path = Path(path)
-        if not create and not self.path.is_file():
-            raise UserError(f"{path}: no such knowledge base; create it with: sg2 kb add FILES --db {path}")
-        self._lock = threading.RLock()
-        with self._as_user_errors():
-            self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
-        try:
-            with self._as_user_errors():
-                self._open_tables(create)
-        except UserError:
-            self._db.close()
-            raise
+        self.path, self._file = Path(path), KnowledgeFile(Path(path), create)
+        self._vectors: VectorIndex | None = None
 
     def __enter__(self) -> KnowledgeBase:
         return self
@@ -133,8 +118,7 @@ class KnowledgeBase:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
     def add(self, paths: Iterable[Path], max_bytes: int = MAX_BYTES, prune: bool = False) -> Iterator[AddOutcome]:
         """Add files and folders: new files are added, changed ones replaced, unchanged ones skipped.
@@ -159,6 +143,35 @@ class KnowledgeBase:
             gone = [doc.source for doc in self.documents() if not Path(doc.source).exists()]
             below = [source for source in gone if any(_is_below(source, path.resolve()) for path in paths)]
             yield from (AddOutcome(source, "removed") for source in self._delete(below))
+        self._embed_pieces()
+
+    def embed(self, name: str | None) -> int:
+        """Have passages found by their meaning, too, now and in other processes.
+
+        Args:
+            name: The embedder (`embeddings.open_embedder`), which the base needs from now on; None: by words only.
+
+        Returns:
+            How many pieces were embedded.
+
+        Raises:
+            UserError: There is no such embedder, or the database cannot be written.
+            MissingDependency: The package that it needs is not installed.
+        """
+        name = None if name is None else open_embedder(name).name
+        with self._file.transaction():
+            self._file.execute("DELETE FROM settings WHERE key = 'embedder'")
+            if name is None:
+                self._file.execute("DELETE FROM vectors")
+            else:
+                self._file.execute("INSERT INTO settings VALUES ('embedder', ?)", (name,))
+        return self._embed_pieces()
+
+    @property
+    def embedder(self) -> str | None:
+        """The name of the embedder; None if passages are found by words only."""
+        rows = self._file.all("SELECT value FROM settings WHERE key = 'embedder'")
+        return rows[0][0] if rows else None
 
     def remove(self, path: str | Path) -> list[str]:
         """Remove a document, or all documents below a folder; the files themselves stay.
@@ -177,7 +190,7 @@ class KnowledgeBase:
 
     def documents(self) -> list[IndexedDocument]:
         """Return all documents, sorted by source."""
-        rows = self._all(
+        rows = self._file.all(
             "SELECT source, title, bytes, (SELECT count(*) FROM pieces WHERE document = documents.id), added "
             "FROM documents ORDER BY source"
         )
@@ -185,7 +198,7 @@ class KnowledgeBase:
 
     def counts(self) -> tuple[int, int]:
         """Return the number of documents and of pieces."""
-        [row] = self._all("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
+        [row] = self._file.all("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
         return row[0], row[1]
 
     def search(self, query: str, k: int = 3) -> list[Passage]:
@@ -205,8 +218,14 @@ class KnowledgeBase:
         if not terms:
             raise UserError("the query is empty: it needs at least one word")
         match = " OR ".join(f'"{term}"' for term in terms)  # in quotes: no word is read as an operator
-        rows = self._all(SEARCH, (match, max(1, min(k, MAX_RESULTS))))
-        return [Passage(source, title, location, text, -score) for source, title, location, text, score in rows]
+        k, vectors = max(1, min(k, MAX_RESULTS)), self._open_vectors()
+        scores = dict(self._file.all(RANK, (match, k if vectors is None else DEPTH)))
+        if vectors is not None:
+            scores = fuse(list(scores), vectors.nearest(query, DEPTH, self._file.data_version()))
+        best = list(scores)[:k]
+        rows = self._file.all(f"{PASSAGES} ({', '.join('?' * len(best))})", best)
+        found = {id: Passage(*place, scores[id]) for id, *place in rows}
+        return [found[id] for id in best if id in found]
 
     def tool(self, k: int = 3) -> Callable[..., Any]:
         """Return the function `search_documents` for a `Toolbox`.
@@ -233,6 +252,28 @@ class KnowledgeBase:
 
         return search_documents
 
+    def _open_vectors(self) -> VectorIndex | None:
+        name = self.embedder
+        if name is None:
+            self._vectors = None
+        elif self._vectors is None or self._vectors.embedder.name != name:
+            self._vectors = VectorIndex(open_embedder(name), self._read_vectors)
+        return self._vectors
+
+    def _read_vectors(self, fingerprint: str) -> list[tuple[Any, ...]]:
+        return self._file.all("SELECT piece, vector FROM vectors WHERE model = ?", (fingerprint,))
+
+    def _embed_pieces(self) -> int:
+        """Embed the pieces that have no vector. Returns their number."""
+        count, vectors = 0, self._open_vectors()
+        while vectors is not None and (rows := self._file.all(WITHOUT_VECTOR, (vectors.embedder.fingerprint, BATCH))):
+            stored = to_bytes(vectors.embedder.embed([text for _, text in rows]))
+            values = [(vectors.embedder.fingerprint, vector, id) for (id, _), vector in zip(rows, stored, strict=True)]
+            with self._file.transaction():
+                self._file.executemany(INSERT_VECTOR, values)
+            count += len(rows)
+        return count
+
     def _add_batch(self, files: Sequence[Path], max_bytes: int) -> list[AddOutcome]:
         """Read files without a lock, then write the changed ones in one transaction."""
         known = self._hashes(files)
@@ -248,88 +289,42 @@ class KnowledgeBase:
             else:
                 prepared.append(found)
         if prepared:
-            with self._transaction():
+            with self._file.transaction():
                 outcomes += [AddOutcome(new.source, self._replace(new)) for new in prepared]
         return outcomes
 
     def _replace(self, new: _Prepared) -> Literal["added", "updated"]:
         existed = self._drop(new.source)
-        cursor = self._db.execute(
+        cursor = self._file.execute(
             "INSERT INTO documents(source, hash, title, bytes) VALUES (?, ?, ?, ?)",
             (new.source, new.hash, new.document.title, new.bytes),
         )
         for piece, terms in zip(new.document.pieces, new.terms):
-            row = self._db.execute(
+            row = self._file.execute(
                 "INSERT INTO pieces(document, location, text) VALUES (?, ?, ?)", (cursor.lastrowid, *piece)
             )
-            self._db.execute("INSERT INTO terms(rowid, title, text) VALUES (?, ?, ?)", (row.lastrowid, *terms))
+            self._file.execute("INSERT INTO terms(rowid, title, text) VALUES (?, ?, ?)", (row.lastrowid, *terms))
         return "updated" if existed else "added"
 
     def _drop(self, source: str) -> bool:
         """Delete a document within a transaction. Returns whether it existed."""
-        row = self._db.execute("SELECT id FROM documents WHERE source = ?", (source,)).fetchone()
+        row = self._file.execute("SELECT id FROM documents WHERE source = ?", (source,)).fetchone()
         if row is None:
             return False
-        self._db.execute("DELETE FROM terms WHERE rowid IN (SELECT id FROM pieces WHERE document = ?)", row)
-        self._db.execute("DELETE FROM pieces WHERE document = ?", row)
-        self._db.execute("DELETE FROM documents WHERE id = ?", row)
+        self._file.execute("DELETE FROM terms WHERE rowid IN (SELECT id FROM pieces WHERE document = ?)", row)
+        self._file.execute("DELETE FROM pieces WHERE document = ?", row)
+        self._file.execute("DELETE FROM documents WHERE id = ?", row)
         return True
 
     def _delete(self, sources: Sequence[str]) -> list[str]:
-        with self._transaction():
+        with self._file.transaction():
             return [source for source in sources if self._drop(source)]
 
     def _hashes(self, files: Sequence[Path]) -> dict[str, str]:
         places = ", ".join("?" * len(files))
-        return dict(self._all(f"SELECT source, hash FROM documents WHERE source IN ({places})", [*map(str, files)]))
-
-    def _all(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._as_user_errors():
-            return self._db.execute(statement, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock, self._as_user_errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _as_user_errors(self) -> Iterator[None]:
-        """Raise `UserError` instead of errors of SQLite."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # a bug
-        except sqlite3.Error as error:
-            reasons = {"database is locked": "another process is writing to it; try again"}
-            reason = reasons.get(str(error), str(error))
-            raise UserError(f"{self.path}: cannot be used as a knowledge base ({reason})") from None
-
-    def _open_tables(self, create: bool) -> None:
-        """Create the tables of an empty file; check the version of any other."""
-        self._db.execute("PRAGMA foreign_keys = ON")
-        if create and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
-            with self._transaction():
-                if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    for statement in TABLES.split(";"):
-                        self._db.execute(statement)
-        application, version = (
-            self._db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version")
+        return dict(
+            self._file.all(f"SELECT source, hash FROM documents WHERE source IN ({places})", [*map(str, files)])
         )
-        if application != APPLICATION_ID:
-            raise UserError(f"{self.path}: an SQLite file, but not a knowledge base; choose another --db")
-        if version != VERSION:
-            raise UserError(
-                f"{self.path}: a knowledge base of version {version}, this program reads version {VERSION}; "
-                "add the documents to a new file"
-            )
 
 
 def _prepare(file: Path, max_bytes: int, known_hash: str | None) -> _Prepared | None:

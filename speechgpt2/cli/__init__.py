@@ -119,7 +119,14 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "kb": (
         "Keep a knowledge base of documents that the assistant can search.",
-        {"add": kb.add, "list": kb.show_list, "search": kb.search, "remove": kb.remove, "info": kb.info},
+        {
+            "add": kb.add,
+            "list": kb.show_list,
+            "search": kb.search,
+            "embed": kb.embed,
+            "remove": kb.remove,
+            "info": kb.info,
+        },
     ),
     "data": (
         "Collect, synthesize, clean and label speech.",

@@ -73,7 +73,21 @@ def search(
         print("no passage matches", file=sys.stderr)
     for number, passage in enumerate(passages, 1):
         location = f", {passage.location}" if passage.location else ""
-        print(f"{number}. {passage.source}{location} (score {passage.score:.1f})\n   {' '.join(passage.text.split())}")
+        print(f"{number}. {passage.source}{location} (score {passage.score:.3g})\n   {' '.join(passage.text.split())}")
+
+
+def embed(
+    embedder: Annotated[
+        str, typer.Argument(help="model2vec@FOLDER, or none to search by words only.", metavar="EMBEDDER")
+    ],
+    db: Database = DEFAULT,
+) -> None:
+    """Have documents found by their meaning, too, with an embedder of this machine."""
+    from speechgpt2.assistant.knowledge import KnowledgeBase
+
+    with KnowledgeBase(db) as base:
+        count = base.embed(None if embedder == "none" else embedder)
+        print(f"{count} pieces embedded" if base.embedder else "documents are found by their words only")
 
 
 def remove(
@@ -93,8 +107,11 @@ def remove(
 
 def info(db: Database = DEFAULT) -> None:
     """Print the number of documents and pieces, and the size of the file."""
-    from speechgpt2.assistant.knowledge import VERSION, KnowledgeBase
+    from speechgpt2.assistant.knowledge import KnowledgeBase
+    from speechgpt2.assistant.knowledge_file import VERSION
 
     with KnowledgeBase(db) as base:
         documents, pieces = base.counts()
-    print(f"{db}: version {VERSION}, {documents} documents, {pieces} pieces, {db.stat().st_size / 1e6:.1f} MB")
+        embedder = f", embedded by {base.embedder}" if base.embedder else ""
+    size = f"{db.stat().st_size / 1e6:.1f} MB"
+    print(f"{db}: version {VERSION}, {documents} documents, {pieces} pieces, {size}{embedder}")

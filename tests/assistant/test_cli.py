@@ -28,7 +28,7 @@ def test_knowledge_base_commands():
     assert sg2("kb", "add", "docs").stdout == "1 unchanged\n"
     assert "docs/tea.md, Tea (score" in sg2("kb", "search", "hot water for green tea").stdout
     assert "Tea" in sg2("kb", "list").stdout
-    assert "version 1, 1 documents, 1 pieces" in sg2("kb", "info").stdout
+    assert "version 2, 1 documents, 1 pieces" in sg2("kb", "info").stdout
     assert "removed: " in sg2("kb", "remove", "docs").stdout
 
 

@@ -200,7 +200,7 @@ def test_another_version_is_refused(tmp_path):
     KnowledgeBase(path, create=True).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(UserError, match="version 7, this program reads version 1"):
+    with pytest.raises(UserError, match="version 7, this program reads version 2"):
         KnowledgeBase(path)
 
 
