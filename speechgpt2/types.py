@@ -55,10 +55,18 @@ class Speech:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call: the tool's name, and its arguments as JSON text. A segment after a turn's text, and an event."""
+    """A tool call: the tool's name, and its arguments as JSON text. A segment after a turn's text, and an event.
+
+    A model without a grammar may write a call that cannot be read. It has no name, and `arguments` is what was written.
+    """
 
     name: str
     arguments: str
+
+    @property
+    def malformed(self) -> bool:
+        """Whether it cannot be read."""
+        return not self.name
 
 
 Segment = Text | Speech | ToolCall

@@ -8,7 +8,7 @@ for event in stream(conversation, Turn.user("Is it sunny?"), toolbox): ...
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -22,8 +22,39 @@ if TYPE_CHECKING:  # a conversation is passed in: what runs tools should not wai
 
     from speechgpt2.chat import Conversation, Reply
 
-MAX_ROUNDS = 4
+MAX_ROUNDS = 4  # how often the calls of one user turn are run
+MAX_INVALID = 2  # rounds with an invalid call: the first may be repaired, the second ends the calls
 NO_MORE = "No more tool calls are allowed in this turn. Answer with what you know."
+
+
+class CallLimit:
+    """How long a model may go on calling tools in one turn of the user's.
+
+    Args:
+        max_rounds: How often its calls are run.
+
+    Attributes:
+        given_up: Whether no more calls are made.
+    """
+
+    def __init__(self, max_rounds: int = MAX_ROUNDS) -> None:
+        self.max_rounds, self.rounds, self.invalid = max_rounds, 0, 0
+        self.given_up = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether further calls are refused."""
+        return self.rounds >= self.max_rounds or self.invalid >= MAX_INVALID
+
+    def count(self, results: Iterable[ToolResult]) -> None:
+        """Count a round of calls."""
+        self.rounds += 1
+        self.invalid += any(result.invalid for result in results)
+
+
+def refused(calls: Sequence[ToolCall]) -> list[ToolResult]:
+    """Return the results of calls beyond the limit."""
+    return [ToolResult(call, NO_MORE, False, 0.0) for call in calls]
 
 
 @dataclass(frozen=True)
@@ -48,8 +79,8 @@ def run(conversation: Conversation, turn: Turn, toolbox: Toolbox, max_rounds: in
         conversation: One that was begun with `toolbox.tools`.
         turn: The user's turn.
         toolbox: The functions.
-        max_rounds: Most replies whose calls are run. Calls of another reply are refused, and the model is asked for an
-            answer once more.
+        max_rounds: Most replies whose calls are run. Calls of another reply are refused, and so are those after two
+            replies with invalid calls. Then the model is asked for an answer once more.
 
     Raises:
         UserError: The conversation was begun without tools, or the turn is invalid.
@@ -91,7 +122,8 @@ def stream(
 
 
 def _stream(conversation: Conversation, turn: Turn, toolbox: Toolbox, max_rounds: int) -> Iterator[Event | ToolResult]:
-    for rounds in range(max_rounds + 2):
+    limit = CallLimit(max_rounds)
+    while True:
         calls: list[ToolCall] = []
         complete = False
         # closing(): a consumer that stops early ends the reply at once, not when the garbage collector finds it
@@ -101,11 +133,10 @@ def _stream(conversation: Conversation, turn: Turn, toolbox: Toolbox, max_rounds
                     calls.append(event)
                 complete = complete or event == ReplyDone("stop")
                 yield event
-        if not calls or not complete or rounds > max_rounds:
+        if not calls or not complete or limit.given_up:
             return
-        if rounds < max_rounds:
-            results = toolbox.run(calls)
-        else:
-            results = [ToolResult(call, NO_MORE, False, 0.0) for call in calls]
+        limit.given_up = limit.reached
+        results = refused(calls) if limit.given_up else toolbox.run(calls)
+        limit.count(results)
         yield from results
         turn = tool_turn(results)

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from speechgpt2.assistant.functions import PythonTool
@@ -32,6 +33,7 @@ from speechgpt2.types import Text, Tool, ToolCall, Turn
 
 MAX_ERROR = 200  # characters of an exception's message that a result keeps
 MAX_ARGUMENTS = 100_000  # characters of a call's arguments
+REPEAT = 'Repeat it as {"name": …, "arguments": {…}} with the arguments that the tool has.'
 CONTROL = re.compile(r"[<\[](?=/?\||/?[A-Za-z_]+>)")  # begins <|im_end|>, [|Human|], <tool_call>, </tool_response>
 
 
@@ -44,7 +46,7 @@ class ToolResult:
         text: What the model reads: the function's value as text, or one sentence that says what went wrong.
         ok: Whether the function returned a value.
         seconds: How long the call took.
-        invalid: Whether there is no such tool or the arguments are wrong, which the model may repair.
+        invalid: Whether the call is malformed, of no tool or with wrong arguments, which the model may repair once.
     """
 
     call: ToolCall
@@ -59,7 +61,7 @@ class CallError(Exception):
 
 
 class InvalidCall(CallError):
-    """A call of no tool, or with wrong arguments."""
+    """A call that is malformed, of no tool, or with wrong arguments."""
 
 
 class Toolbox:
@@ -86,8 +88,6 @@ class Toolbox:
         max_chars: int = 4000,
         max_running: int = 32,
     ):
-        self._jsonschema: Any = require("jsonschema", "assistant")
-        self._registry = require("referencing", "assistant").Registry()  # fetches no remote references
         self.timeout, self.max_chars, self.max_running = timeout, max_chars, max_running
         self._functions: dict[str, PythonTool] = {}
         self._validators: dict[str, Any] = {}
@@ -112,6 +112,14 @@ class Toolbox:
     def tools(self) -> tuple[Tool, ...]:
         """What a conversation is told (`SpeechGPT.conversation(tools=…)`)."""
         return tuple(function.tool for function in self._functions.values())
+
+    @cached_property
+    def _jsonschema(self) -> Any:
+        return require("jsonschema", "assistant")
+
+    @cached_property
+    def _registry(self) -> Any:
+        return require("referencing", "assistant").Registry()  # fetches no remote references
 
     def add(self, function: Callable[..., Any] | PythonTool) -> None:
         """Add a function.
@@ -161,6 +169,8 @@ class Toolbox:
         return ToolResult(call, quote(text, self.max_chars), ok, time.monotonic() - start, invalid)
 
     def _find(self, call: ToolCall) -> PythonTool:
+        if call.malformed:
+            raise InvalidCall(f"The tool call cannot be read: {_fault(call.arguments)}. {REPEAT}")
         if call.name not in self._functions:
             names = ", ".join(self._functions) or "none"
             raise InvalidCall(f"There is no tool {call.name[:80]}. The tools are: {names}.")
@@ -287,6 +297,19 @@ def quote(text: str, max_chars: int) -> str:
     """Make a text safe for a prompt: control tokens are broken by a blank, half a surrogate pair is replaced."""
     text = CONTROL.sub(lambda found: f"{found[0]} ", text.encode(errors="replace").decode())
     return shorten(text, max_chars)
+
+
+def _fault(text: str) -> str:
+    """Say why a text is no call."""
+    try:
+        value = json.loads(text[:MAX_ARGUMENTS], parse_constant=_reject)
+    except json.JSONDecodeError as error:
+        return f"it is not JSON ({error.msg} at character {error.pos})"
+    except (ValueError, RecursionError) as error:
+        return f"it is not JSON ({_one_line(error)})"
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        return "it does not name a tool"
+    return "its arguments are not a JSON object"
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.prompt import Prompt
-from speechgpt2.lm.tools import BEGIN, parse_tool_calls, partial_call_length
+from speechgpt2.lm.tools import BEGIN, close_call, parse_tool_calls, partial_call_length
 from speechgpt2.types import Patches, TextDelta, ToolCall, Transcript
 
 UNDECODED = 8  # tokens; after so many, bytes that form no character become text as they are
@@ -99,7 +99,9 @@ class ReplyParser:
     def finish(self) -> list[ReplyEvent]:
         """End the reply and return the events of text that was held back, without the text that ends a turn."""
         rest = self._take_held().removesuffix(self.prompt.template.turn_end)
-        return self._end_transcript(rest) if self.transcribing else self._events(rest)
+        if self.transcribing:
+            return self._end_transcript(rest)
+        return self._events(close_call(rest) if self.tools and self.ended else rest)
 
     def speech_continuation_prompt(self) -> Patches | None:
         """Return a prompt that makes the model speak a reply which it was about to end without speech.

@@ -46,21 +46,25 @@ def tool_call_prefix(name: str | None = None) -> str:
 def parse_tool_calls(text: str) -> list[str | ToolCall]:
     """Split `text` into the calls and the text before, between and after them.
 
-    Text comes first and last, even if it is empty. Text between the tags that is no call (broken JSON, no name) stays
-    text.
+    Text comes first and last, even if it is empty. What is no call between the tags (broken JSON, no name) is a
+    malformed one.
     """
     parts: list[str | ToolCall] = []
     shown = ""
     while (end := text.find(END)) >= 0:
         start, after = text.rfind(BEGIN, 0, end), end + len(END)
-        call = None if start < 0 else _parse_call(text[start + len(BEGIN) : end])
-        if call is None:
+        if start < 0:
             shown += text[:after]
         else:
-            parts += [shown + text[:start], call]
+            parts += [shown + text[:start], _parse_call(text[start + len(BEGIN) : end])]
             shown = ""
         text = text[after:]
     return [*parts, shown + text]
+
+
+def close_call(text: str) -> str:
+    """Return the text of a complete reply, in which a last call may lack its end tag, with that tag."""
+    return text + END if text.rfind(BEGIN) > text.rfind(END) else text
 
 
 def partial_call_length(text: str) -> int:
@@ -82,16 +86,17 @@ def render_tool_turn(turn: Turn) -> str | None:
     return "\n".join(part for part in parts if part)
 
 
-def _parse_call(text: str) -> ToolCall | None:
+def _parse_call(text: str) -> ToolCall:
+    malformed = ToolCall("", text.strip())
     try:
         value = json.loads(text, parse_float=_finite)
         name, arguments = value["name"], value.get("arguments", {})
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            return None
+            return malformed
         encoded = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         (name + encoded).encode()  # half a surrogate pair cannot be sent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        return malformed
     return ToolCall(name, encoded)
 
 
@@ -102,6 +107,8 @@ def _finite(text: str) -> float:
 
 def _render_call(call: ToolCall) -> str:
     """Return the text of a call. Arguments that are not JSON are passed as a string."""
+    if call.malformed:
+        return f"{BEGIN}\n{call.arguments}\n{END}"
     try:
         arguments = json.loads(call.arguments)
     except (ValueError, RecursionError):

@@ -9,18 +9,15 @@ from urllib.parse import urlsplit
 
 from speechgpt2.assistant.functions import PythonTool
 from speechgpt2.assistant.sources import ToolSources
-from speechgpt2.assistant.toolbox import Toolbox, ToolResult, shorten
+from speechgpt2.assistant.toolbox import Toolbox, shorten
 from speechgpt2.persona import load_persona
 from speechgpt2.server.config import ServerConfig, ToolsConfig, is_loopback
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.types import Text, Tool, ToolCall, Turn
+from speechgpt2.types import Text, Tool, Turn
 
 LABEL = "speechgpt2"  # the `server_label` of tools of the configuration
 MAX_RESULT = 4_000  # characters
-MAX_ROUNDS = 4  # how often the calls of one user turn are run
-MAX_INVALID = 2  # rounds with an invalid call: the first may be repaired, the second ends the calls
 MAX_RUNNING = 8  # calls of one session at once
-NO_MORE = "No more tool calls are allowed in this turn. Answer with what you know."
 
 
 class HostedTools:
@@ -90,30 +87,3 @@ def with_persona(tools: ToolsConfig, name: str | None) -> ToolsConfig:
         expert=tools.expert or own.expert,
         search=tools.search or own.search,
     )
-
-
-class CallLimit:
-    """How long the model may go on calling tools in one turn of the user's.
-
-    Attributes:
-        given_up: Whether no more calls are made.
-    """
-
-    def __init__(self) -> None:
-        self.rounds = self.invalid = 0
-        self.given_up = False
-
-    @property
-    def reached(self) -> bool:
-        """Whether further calls are refused."""
-        return self.rounds >= MAX_ROUNDS or self.invalid >= MAX_INVALID
-
-    def count(self, results: Iterable[ToolResult]) -> None:
-        """Count a round of calls."""
-        self.rounds += 1
-        self.invalid += any(result.invalid for result in results)
-
-
-def refused(calls: Sequence[ToolCall]) -> list[ToolResult]:
-    """Return the results of calls beyond the limit."""
-    return [ToolResult(call, NO_MORE, False, 0.0) for call in calls]

@@ -18,13 +18,13 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from speechgpt2.assistant.loop import CallLimit, refused
 from speechgpt2.duplex.protocol import ReplyOptions, Session
 from speechgpt2.errors import UserError
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_json, validate_request
 from speechgpt2.server.auth import Principal
 from speechgpt2.server.gateway import WireProtocol
-from speechgpt2.server.hosted_tools import CallLimit, refused
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
@@ -110,7 +110,8 @@ class ReplyApi(WireProtocol):
         """Yield the events of one reply, up to its `ReplyDone`. The request must be `admitted`.
 
         Calls of the server's own tools are made here, and their results answered: the client sees the last reply's
-        calls only, and the text of all. A reply that calls the client's tools, too, ends there.
+        calls only, and the text of all. A reply that calls the client's tools, too, ends there. A malformed call of any
+        tool has one more attempt.
 
         Args:
             config: Settings of the session.
@@ -179,7 +180,7 @@ class ReplyApi(WireProtocol):
         async for event in session.events():
             if isinstance(event, Error):
                 raise ApiError(500, event.message, "server_error", kind="server_error")
-            if isinstance(event, ToolCall) and hosted and event.name not in own:
+            if isinstance(event, ToolCall) and (event.malformed or (hosted and event.name not in own)):
                 calls.append(event)
             elif event == ReplyDone("stop") and calls and not limit.given_up:
                 await self._run_calls(session, calls, limit)

@@ -19,13 +19,15 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from speechgpt2.assistant.loop import CallLimit, refused
 from speechgpt2.assistant.toolbox import Toolbox, ToolResult
 from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import MissingDependency, UserError
+from speechgpt2.extras import require
 from speechgpt2.server import fillers
 from speechgpt2.server.call_runner import CANCELLED, CallGroup, CallRunner, PendingCall, Tasks
 from speechgpt2.server.context import SessionContext
-from speechgpt2.server.hosted_tools import LABEL, CallLimit, HostedTools, refused
+from speechgpt2.server.hosted_tools import LABEL, HostedTools
 from speechgpt2.server.mcp_connections import McpConnections
 from speechgpt2.server.response import RealtimeResponse
 from speechgpt2.server.responses import Responses
@@ -107,7 +109,7 @@ class ToolCalls:
                 raise ProtocolError(f"This server has a tool '{tool.name}' itself.", "invalid_value", param)
         if config.mcp_servers:
             try:
-                self._hosted.toolbox()
+                require("jsonschema", "assistant")
             except MissingDependency as error:
                 raise ProtocolError(str(error), "unsupported_value", "session.tools") from None
 
@@ -143,9 +145,9 @@ class ToolCalls:
     # the response in progress
 
     def called(self, call: ToolCall) -> None:
-        """The model has called a tool of the server's or of the client's."""
+        """The model has called a tool of the server's or of the client's. The server answers a malformed call."""
         response = self._responses.current
-        if response is not None and self.hosts(call.name, response.config):
+        if response is not None and (call.malformed or self.hosts(call.name, response.config)):
             self._add(response, call)
         else:
             self._responses.add_tool_call(call.name, call.arguments)
@@ -179,8 +181,8 @@ class ToolCalls:
                 self.runner.report(call, ToolResult(call.call, UNFINISHED, False, 0.0))
         elif calls and self._limit.reached:
             self._refuse(calls)
-        elif calls and self._toolbox is not None:
-            self._start(CallGroup(calls), self._toolbox)
+        elif calls:
+            self._start(CallGroup(calls), self._toolbox or self._hosted.toolbox())
         self._tell()
 
     def _refuse(self, calls: list[PendingCall]) -> None:

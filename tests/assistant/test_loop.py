@@ -89,6 +89,25 @@ def test_rounds_are_limited(toolbox, cities):
     assert answer.reply.events == [ROME, DONE] and conversation.replies == []
 
 
+GARBLED = ToolCall("", '{"name": "weather", "arguments": {"city": "Par')
+
+
+def test_model_may_repair_a_malformed_call_once(toolbox, cities):
+    conversation = ScriptedConversation([GARBLED, DONE], [PARIS, DONE], ANSWER)
+    answer = run(conversation, Turn.user("Hello"), toolbox)
+    result = conversation.turns[1].segments[0].text
+    assert "not JSON (Unterminated string" in result and "Repeat it" in result and answer.results[0].invalid
+    assert cities == ["Paris"] and answer.reply.events == ANSWER and answer.rounds == 2
+
+
+def test_second_invalid_call_is_the_last(toolbox, cities):
+    wrong = ToolCall("weather", '{"town": "Rome"}')  # not what the schema asks for
+    conversation = ScriptedConversation([GARBLED, DONE], [wrong, DONE], [PARIS, DONE], ANSWER)
+    answer = run(conversation, Turn.user("Hello"), toolbox)
+    assert [result.invalid for result in answer.results] == [True, True, False]
+    assert conversation.turns[-1] == tool_texts(NO_MORE) and cities == [] and answer.reply.events == ANSWER
+
+
 def test_interrupted_reply_calls_no_tool(toolbox, cities):
     conversation = ScriptedConversation([PARIS, AudioDelta(None), DONE])
     events = stream(conversation, Turn.user("Hello"), toolbox)

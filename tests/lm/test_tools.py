@@ -41,6 +41,7 @@ def test_system_prompt_contains_the_tools():
         (f"One moment.\n{WRITTEN}\n{WRITTEN} Done", ["One moment.\n", CALL, "\n", CALL, " Done"]),
         ('<tool_call>{"name": "bell"}</tool_call>', ["", ToolCall("bell", "{}"), ""]),
         (f"<tool_call> I mean {WRITTEN}", ["<tool_call> I mean ", CALL, ""]),
+        (f"{WRITTEN}</tool_call> b", ["", CALL, "</tool_call> b"]),
         *((text, [text]) for text in ("", "Hello", "<tool_call>", "a </tool_call> b", '<tool_call>{"name": "bell"}')),
     ],
 )
@@ -61,9 +62,12 @@ def test_number_beyond_all_floats_becomes_the_largest():
         *('{"name": "a", "arguments": "{}"}', '{"name": "a", "arguments": {"b": "\\ud800"}}'),
     ],
 )
-def test_invalid_calls_stay_text(inside):
-    text = f"a <tool_call>{inside}</tool_call> b"
-    assert parse_tool_calls(text) == [text] and parse_tool_calls(text + WRITTEN) == [text, CALL, ""]
+def test_unreadable_calls_are_malformed(inside):
+    text, broken = f"a <tool_call>\n{inside}</tool_call> b", ToolCall("", inside)
+    assert broken.malformed and not CALL.malformed
+    assert parse_tool_calls(text) == ["a ", broken, " b"]
+    assert parse_tool_calls(text + WRITTEN) == ["a ", broken, " b", CALL, ""]
+    assert render_tool_turn(Turn("assistant", (broken,))) == f"<tool_call>\n{inside}\n</tool_call>"
 
 
 def test_partial_call_length():
@@ -138,10 +142,28 @@ def test_text_before_a_call_streams():
     assert flat(events[: text.index("degrees")]) == ["It is <b>25</b>"]
 
 
-@pytest.mark.parametrize("text", [WRITTEN[:-3], "Well <tool_call>", 'a <tool_call>{"name": </tool_call> b', "a <tool"])
+@pytest.mark.parametrize("text", [WRITTEN[:-3], "Well <tool_call>", "a <tool"])
+def test_call_that_is_cut_is_text(text):
+    assert flat(read(make(), text, end=False)[0]) == [text]
+
+
 @pytest.mark.parametrize("end", [False, True])
-def test_unfinished_or_broken_call_is_text(text, end):
-    assert flat(read(make(), text, end=end)[0]) == [text]
+def test_broken_call_is_malformed(end):
+    events = flat(read(make(), 'a <tool_call>{"name": </tool_call> b', end=end)[0])
+    assert events == ["a", ToolCall("", '{"name":'), "  b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        (WRITTEN.removesuffix("\n</tool_call>"), [CALL]),
+        (WRITTEN[:20], [ToolCall("", WRITTEN[11:20].strip())]),
+        ("Well <tool_call>", ["Well", ToolCall("", "")]),
+        ("a <tool", ["a <tool"]),
+    ],
+)
+def test_end_of_the_turn_ends_a_call(text, events):
+    assert flat(read(make(), text)[0]) == events
 
 
 def test_prompt_is_unchanged_without_tools():

@@ -181,6 +181,36 @@ def test_client_keeps_its_own_tools_beside_those_of_the_server(served):
         assert error["param"] == "session.tools[0].name" and "has a tool 'weather' itself" in error["message"]
 
 
+def test_malformed_call_is_repaired(served):
+    with open_client(served) as client:
+        client.update(output_modalities=["text"])
+        ask(client, "garbled")
+        client.until("response.mcp_call.failed")
+        failed = client.until("conversation.item.done")[-1]["item"]
+        assert "The tool call cannot be read: it is not JSON" in failed["error"]["message"]
+        events = client.until("response.done")  # the model repeats it
+        assert item_of(events, "mcp_call")["name"] == "weather"
+        assert "sunny in Paris" in answer(client)
+
+
+def test_malformed_call_of_a_tool_of_the_client_is_repaired():
+    """Also over REST. The client gets the valid call only."""
+    own = {"name": "lamp", "description": "Switch the lamp.", "parameters": {"type": "object"}}
+    with serving() as plain:
+        with open_client(plain) as client:
+            client.update(output_modalities=["text"], tools=[{"type": "function", **own}])
+            ask(client, "garbled")
+            client.until("response.mcp_call.failed")
+            assert item_of(client.until("response.done"), "function_call")["name"] == "weather"
+        openai = needs.module("openai", "dev")
+        with openai.OpenAI(api_key="none", base_url=f"{plain.http}/v1", max_retries=0) as client:
+            messages = [{"role": "user", "content": "garbled"}]
+            tools = [{"type": "function", "function": own}]
+            choice = client.chat.completions.create(model="mini", messages=messages, tools=tools).choices[0]
+            [call] = choice.message.tool_calls
+            assert choice.finish_reason == "tool_calls" and call.function.name == "weather"
+
+
 def test_rest_runs_the_tools_of_the_server(served):
     openai = needs.module("openai", "dev")
     with openai.OpenAI(api_key="none", base_url=f"{served.http}/v1", max_retries=0) as client:
