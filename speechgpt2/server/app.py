@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -33,11 +34,13 @@ from speechgpt2.server.metrics import CONTENT_TYPE
 from speechgpt2.server.openapi import describe, to_html
 from speechgpt2.server.protocols import PROTOCOLS
 from speechgpt2.server.tracing import Tracing
+from speechgpt2.style import table
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {
     "": "index.html",
     "page.js": "page.js",
+    "talks.js": "talks.js",
     "page.css": "page.css",
     "worklet.js": "worklet.js",
     "docs.css": "docs.css",
@@ -137,13 +140,19 @@ class App:
         return Response(self.gateway.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def page_config(self) -> Response:
-        """What the page offers. Styles are empty: the model has one way of speaking."""
-        examples = list(EXAMPLES) if self.config.model == "mini" else []
-        personas = self.gateway.personas.choices
-        personas = personas if self.gateway.personas.default else ["", *personas]
-        choices: dict[str, list[str]] = {"voices": self.gateway.voices.choices, "personas": personas, "styles": []}
-        choices["examples"] = examples
-        return JSONResponse({"model": self.config.model, "needs_key": bool(self.config.api_keys), **choices})
+        """What the page offers, and with which speed and style a session begins."""
+        gateway, output = self.gateway, self.gateway.default_session.audio.output
+        personas = gateway.personas.choices
+        offered: dict[str, Any] = {
+            "voices": gateway.voices.choices,
+            "personas": personas if gateway.personas.default else ["", *personas],
+            "styles": ["", *table()],
+            "examples": list(EXAMPLES) if self.config.model == "mini" else [],
+        }
+        defaults = {"speed": output.speed, "style": output.style}
+        saved = {"saves_sessions": gateway.saved.store is not None, "keep_days": self.config.sessions.keep_days}
+        identity = {"model": self.config.model, "needs_key": bool(self.config.api_keys)}
+        return JSONResponse({**identity, **offered, "defaults": defaults, **saved})
 
     async def openapi(self) -> Response:
         """The description of the REST routes, for programs."""

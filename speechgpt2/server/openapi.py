@@ -57,7 +57,7 @@ RESPONSES: dict[str, tuple[int, dict[str, str]]] = {
     "/health": (200, {JSON: "status"}),
     "/ready": (200, {JSON: "status free_slots"}),
     "/metrics": (200, {TEXT: ""}),
-    "/page-config": (200, {JSON: "model needs_key voices personas styles examples"}),
+    "/page-config": (200, {JSON: "model needs_key voices personas styles examples defaults saves_sessions keep_days"}),
 }
 ERROR: Schema = {
     "type": "object",

@@ -10,9 +10,11 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from speechgpt2.server.gateway import Gateway, WireProtocol
+from speechgpt2.server.items import item_from_saved
 from speechgpt2.sessions.entries import SavedSession
 
 MAX_LISTED = 100
+MAX_TITLE = 80  # characters
 
 
 class SessionsApi(WireProtocol):
@@ -51,4 +53,12 @@ def summary(saved: SavedSession) -> dict[str, Any]:
     """Describe a saved session in a list."""
     header = saved.header
     times = {"created_at": int(header.created_at), "updated_at": int(saved.updated_at)}
-    return {"id": header.id, "object": "session", "model": header.model, **times, "turns": len(saved.turns)}
+    counts = {"turns": len(saved.turns), "title": title(saved)}
+    return {"id": header.id, "object": "session", "model": header.model, **times, **counts}
+
+
+def title(saved: SavedSession) -> str | None:
+    """Return the beginning of the first known words of the user; None if none are known."""
+    items = (item_from_saved(entry.item, entry.turn) for entry in saved.items.values())
+    texts = (" ".join(item.text.split()) for item in items if item.type == "message" and item.role == "user")
+    return next((text[:MAX_TITLE] for text in texts if text), None)

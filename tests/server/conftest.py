@@ -40,7 +40,7 @@ def serving(engine=None, dialogue=None, tracing=None, **settings):
     from speechgpt2.server.launch import DrainingServer, uvicorn_config
     from tests.server.fake import FakeDialogue, FakeEngine
 
-    config = ServerConfig(port=0, **{"slots": 4, **settings})
+    config = ServerConfig(**{"port": 0, "slots": 4, **settings})
     app = App(config, engine or FakeEngine(config.slots), dialogue or FakeDialogue, tracing=tracing)
     server = DrainingServer(uvicorn_config(app, config), app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)

@@ -6,11 +6,13 @@ The session's history is public, so that tests can check what an interruption re
 import asyncio
 import itertools
 import re
+import time
 
 import numpy as np
 
 from speechgpt2.duplex.protocol import EngineFull, EngineStats, ReplyOptions, ReplyStarted, UserTurnCommitted
 from speechgpt2.errors import UserError
+from speechgpt2.sessions.entries import Header, PatchBlock, TurnBlock
 from speechgpt2.types import (
     SAMPLE_RATE,
     AudioDelta,
@@ -26,6 +28,7 @@ from speechgpt2.types import (
 )
 
 PATCH = SAMPLE_RATE * 120 // 1000
+NO_PATCHES = PatchBlock(np.zeros(0, np.int64), np.zeros((0, 3, 3), np.int64), np.zeros(0, bool))
 LOUD = 0.03
 LEAD = 0.24  # seconds of speech ahead of its playback
 
@@ -66,6 +69,21 @@ class FakeEngine:
         self.closed = True
 
 
+class SavingEngine(FakeEngine):
+    """Saves its sessions: of each turn its text. A session that goes on remembers them."""
+
+    def session_header(self, id, model, owner):
+        return Header(id, "engine", model, "fake", "fake", owner, time.time(), 3, 3, 1024)
+
+    def open(self, settings, saved=None, writer=None):
+        session = super().open(settings)
+        session.writer = writer
+        if saved is not None:
+            session.memory = {number: turn.text for number, turn in saved.turns.items()}
+            session.numbers = itertools.count(saved.last_number + 1)
+        return session
+
+
 def check_voice(settings, voices):
     """What reaches an engine is one of its voices."""
     assert settings.voice in (None, "default", *(voice.name for voice in voices)), settings.voice
@@ -80,7 +98,8 @@ class FakeSession:
         self.closed = self.backlogged = False
         self.options = None  # of the latest reply
         self.started = lambda number: None  # called with the number of a reply that starts
-        self._numbers, self._queue = itertools.count(1), asyncio.Queue()
+        self.writer = None  # where it is saved
+        self.numbers, self._queue = itertools.count(1), asyncio.Queue()
         self._reply, self._number = None, 0
         self._began, self._sent = 0.0, 0
 
@@ -94,12 +113,13 @@ class FakeSession:
         self.settings = settings
 
     def add_speech(self, samples):
-        number = next(self._numbers)
+        number = next(self.numbers)
         self.memory[number] = f"user: {samples / SAMPLE_RATE:.1f} s of speech"
+        self._save(number, "user")
         return number
 
     def add_turn(self, turn):
-        number, segment = next(self._numbers), turn.segments[0]
+        number, segment = next(self.numbers), turn.segments[0]
         if isinstance(segment, ToolCall):
             said = f"{segment.name} {segment.arguments}"
         elif isinstance(segment, Text):
@@ -107,12 +127,13 @@ class FakeSession:
         else:
             said = f"{len(segment.pcm) / SAMPLE_RATE:.1f} s of speech"
         self.memory[number] = f"{turn.role}: {said}"
+        self._save(number, turn.role)
         return number
 
     def respond(self, options=None):
         if self._reply is not None:
             raise UserError("a reply is under way")
-        self._number, self.options = next(self._numbers), options
+        self._number, self.options = next(self.numbers), options
         self._reply = asyncio.ensure_future(self._answer(self._number, options or ReplyOptions()))
         return self._number
 
@@ -122,6 +143,7 @@ class FakeSession:
         self._reply.cancel()
         self._reply = None
         self.truncate(self._number, played)
+        self._save(self._number, "assistant")
         self.say(Interrupted(played), ReplyDone("interrupted"))
 
     def played(self):
@@ -142,11 +164,17 @@ class FakeSession:
         self.closed = True
         if self._reply is not None:
             self._reply.cancel()
+        if self.writer is not None:
+            self.writer.close()
         self._queue.put_nowait(None)
 
     def say(self, *events):
         for event in events:
             self._queue.put_nowait(event)
+
+    def _save(self, number, role):
+        if self.writer is not None:
+            self.writer.write(TurnBlock(number, role, NO_PATCHES, text=self.memory[number], at=time.time()))
 
     def _now(self):
         return asyncio.get_running_loop().time()
@@ -163,6 +191,8 @@ class FakeSession:
             self.say(Transcript(asked))
         if "fail" in asked:
             self.say(Error("the model failed"))
+        elif "garbled" in asked and self.settings.tools:
+            self.say(ToolCall("", '{"name": "weather", "arg'), ReplyDone("stop"))
         elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
             calls = re.findall(r"call (\w+)(\{.*?\})", asked) or [("weather", '{"city": "Paris"}')]
             self.say(*(ToolCall(*call) for call in calls), ReplyDone("stop"))
@@ -173,12 +203,13 @@ class FakeSession:
                 self.memory[number] += f" {word}"
                 if speak:
                     await self._speak(place, self.settings.paced or "slow" in asked)
+            self._save(number, "assistant")
             self.say(ReplyDone("stop" if len(words) <= most else "length"))
         self._reply = None
 
     async def _speak(self, place, paced):
-        time = np.arange(PATCH) / SAMPLE_RATE
-        self.say(AudioDelta((0.2 * np.sin(2 * np.pi * (300 + 40 * place) * time)).astype(np.float32)))
+        times = np.arange(PATCH) / SAMPLE_RATE
+        self.say(AudioDelta((0.2 * np.sin(2 * np.pi * (300 + 40 * place) * times)).astype(np.float32)))
         self._sent += PATCH
         ahead = self._began + self._sent / SAMPLE_RATE - self._now()
         await asyncio.sleep(max(0.0, ahead - LEAD) if paced else 0)
@@ -191,8 +222,6 @@ class FakeDialogue:
         self.session, self.settings = session, settings
         session.started = lambda number: session.say(ReplyStarted(number))
         self.add_turn, self.respond = session.add_turn, session.respond
-        elif "garbled" in asked and self.settings.tools:
-            self.say(ToolCall("", '{"name": "weather", "arg'), ReplyDone("stop"))
         self.truncate, self.delete_turn, self.events, self.close = (
             session.truncate,
             session.delete_turn,

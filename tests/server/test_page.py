@@ -9,6 +9,7 @@ import pytest
 
 from speechgpt2 import audio
 from speechgpt2.duplex.protocol import EngineVoice
+from speechgpt2.style import named_style
 from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
@@ -82,7 +83,7 @@ def test_voice_is_chosen_and_kept_once_the_model_has_spoken(tmp_path):
         page.until("document.getElementById('stop').hidden", 30)
         assert served.engine.sessions[-1].settings.voice == "anna"
         choose_voice(page, "ben")
-        page.until("document.body.textContent.includes('The next conversation has the other voice')")
+        page.until("document.body.textContent.includes('The next talk has the other voice')")
         assert not page.evaluate("document.body.textContent.includes('Cannot update')")
         assert served.engine.sessions[-1].settings.voice == "anna"
         page.evaluate("document.getElementById('clear').click()")
@@ -215,6 +216,36 @@ def test_settings_are_remembered_without_the_key(tmp_path, served):
         assert "a-good-key" not in page.evaluate("JSON.stringify(localStorage)")
         page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         screenshot(page, "start-dark")
+
+
+def change(page, id, value):
+    page.evaluate(f"""(() => {{
+        document.getElementById('{id}').value = '{value}';
+        for (const kind of ['input', 'change']) document.getElementById('{id}').dispatchEvent(new Event(kind));
+    }})()""")
+
+
+def test_speed_and_style_are_sent_and_remembered(tmp_path):
+    with serving(speed=0.9, style="calm") as served, Browser(tmp_path) as page:
+        page.open(served.http)
+        page.until("document.title.includes('mini')")
+        assert page.evaluate("document.getElementById('speed-shown').textContent") == "0.90 ×"
+        write(page, "hello")
+        served.wait(lambda: served.engine.open_sessions, 20)
+        settings = served.engine.sessions[-1].settings
+        assert (settings.speed, settings.style.name) == (0.9, "calm")
+        change(page, "style", "whisper")
+        change(page, "speed", "1.25")
+        served.wait(lambda: served.engine.sessions[-1].settings.speed == 1.25)
+        assert served.engine.sessions[-1].settings.style == named_style("whisper")
+        change(page, "style", "")
+        served.wait(lambda: served.engine.sessions[-1].settings.style == named_style("calm"))
+        change(page, "persona", "storyteller")
+        served.wait(lambda: served.engine.sessions[-1].settings.style == named_style("slower"))
+        change(page, "style", "happy")
+        page.open(served.http)
+        page.until("document.getElementById('style').value == 'happy'")
+        assert page.evaluate("document.getElementById('speed-shown').textContent") == "1.25 ×"
 
 
 LAYOUTS = {"phone": (390, 844), "desktop": (1280, 800)}

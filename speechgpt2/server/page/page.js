@@ -5,9 +5,12 @@
 //   RealtimeConnection   the WebSocket
 //   TranscriptView       the turns on the page
 //   Waveform             the latest seconds of both sides
+//   talks.js             saved talks
 //
 // Barge-in: the server sends `speech_started` → playback stops within milliseconds → the page reports how many
 // milliseconds of the response were played (`conversation.item.truncate`).
+
+import { SavedTalks, TalkList, counted } from "./talks.js";
 
 const RATE = 24000;
 const $ = (id) => document.getElementById(id);
@@ -130,23 +133,29 @@ class RealtimeConnection {
 
   get open() { return this.socket?.readyState === WebSocket.OPEN; }
 
-  connect(model, key) {
+  // Opens a session; `talk`: the id of a saved one that goes on. Returns the settings with which it begins.
+  connect(model, key, talk) {
     const url = new URL(`v1/realtime?model=${encodeURIComponent(model)}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
+    if (talk) url.searchParams.set("session_id", talk);
     const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
+    const socket = this.socket = new WebSocket(url, protocols);
     return new Promise((resolve, reject) => {
-      this.socket = new WebSocket(url, protocols);
-      this.socket.onmessage = ({ data }) => {
-        const event = JSON.parse(data);
-        logEvent("server", event);
-        if (event.type === "session.created") resolve(event);
-        this.handlers[event.type]?.(event);
+      socket.onmessage = ({ data }) => {
+        if (socket === this.socket) this.receive(JSON.parse(data), resolve);
       };
-      this.socket.onclose = ({ code, reason }) => {
+      socket.onclose = ({ code, reason }) => {
         reject(new Error(reason || "the server rejected the session"));
-        this.handlers.closed({ code, reason });
+        if (socket === this.socket) this.handlers.closed({ code, reason });
       };
     });
+  }
+
+  receive(event, onSession) {
+    logEvent("server", event);
+    if (event.type === "session.created") onSession(event.session);
+    this.handlers[event.type]?.(event);
+    for (const text of event.warnings ?? []) view.addNote(text);
   }
 
   send(event) {
@@ -155,7 +164,16 @@ class RealtimeConnection {
     this.socket.send(JSON.stringify(event));
   }
 
-  close() { this.socket?.close(1000); }
+  // Ends the session, and waits until the server knows. No more of its events are handled.
+  async close() {
+    const socket = this.socket;
+    this.socket = null;
+    this.handlers.closed({ code: 1000, reason: "" });
+    if (!socket || socket.readyState === WebSocket.CLOSED) return;
+    const ended = new Promise((resolve) => socket.addEventListener("close", resolve));
+    socket.close(1000);
+    await ended;
+  }
 }
 
 class TranscriptView {
@@ -280,7 +298,7 @@ function toSamples(base64) {
 
 const NEEDS_HTTPS = "the browser gives the microphone to pages over HTTPS only: start the server with --self-signed, or type";
 const view = new TranscriptView($("transcript")), waveform = new Waveform($("waveform"));
-let config = { model: "", voices: [], personas: [], styles: [], needs_key: false };
+let config = { model: "", voices: [], personas: [], styles: [], defaults: { speed: 1, style: null }, needs_key: false };
 let listening = false, responseId = null, playing = false, flushCallbacks = [];
 let sent = { milliseconds: 0, at: 0 }; // microphone audio sent, and when the latest block was recorded
 const received = new Map(); // samples of audio received, by item
@@ -288,6 +306,7 @@ const MAX_EVENTS = 500;
 const MAX_RESULT = 300; // characters of a tool's result that are shown
 let eventLog = [];
 let sentVoice = "", hasSpoken = false; // a conversation keeps its voice once the model has spoken
+let talk = null; // the id of the open talk, and of one that goes on with the next turn, if the server saves talks
 let turnEnded = null, speechEnded = null; // times of performance.now()
 
 const audio = new AudioIO({
@@ -328,9 +347,10 @@ const connection = new RealtimeConnection({
     setStatus("thinking");
   },
   "conversation.item.added": ({ item }) => {
-    if (item.role !== "user") return;
+    if (item.type !== "message") return;
     const text = item.content.map((part) => part.text ?? part.transcript ?? "").join(" ").trim();
-    view.setText(item.id, "user", text || "…", { pending: !text });
+    if (item.role === "user" && (text || !view.byItem.has(item.id))) view.setText(item.id, "user", text || "…", { pending: !text });
+    if (item.role === "assistant" && item.status !== "in_progress") restoreReply(item, text);
   },
   "conversation.item.done": ({ item }) => { // a tool that the server has run
     if (item.type !== "mcp_call") return;
@@ -380,9 +400,18 @@ const connection = new RealtimeConnection({
     responseId = null;
     sent = { milliseconds: 0, at: 0 };
     showStop();
-    setStatus(code === 1000 ? "not connected" : reason || "connection closed", code !== 1000);
+    const lost = talk ? "the connection was lost; the talk goes on with your next turn" : "the connection was lost";
+    setStatus(code === 1000 ? "not connected" : reason || lost, code !== 1000);
   },
 });
+
+// Shows an earlier reply of a talk that goes on. One that was interrupted has no text.
+function restoreReply(item, text) {
+  if (item.content.some((part) => part.type === "output_audio")) hasSpoken = true;
+  if (view.byItem.has(item.id)) return;
+  view.setText(item.id, "assistant", text || "…");
+  if (!text) view.addRemark(item.id, "interrupted");
+}
 
 function appendResponse(item, delta) {
   const turn = view.getTurn(item, "assistant"), pending = turn.classList.contains("pending");
@@ -407,18 +436,25 @@ function interrupt(cancel = false) {
 async function connect() {
   await audio.open();
   if (connection.open) return;
-  if (config.needs_key && !$("key").value.trim()) askForKey("this server needs an API key");
+  if (config.needs_key && !key()) askForKey("this server needs an API key");
   setStatus("connecting");
+  if (talk && !(await savedTalks.exists(talk))) talk = null; // nothing was said in it
+  const goesOn = talk !== null;
+  let session;
   try {
-    await connection.connect(config.model, $("key").value.trim());
+    session = await connection.connect(config.model, key(), talk);
   } catch (error) {
     throw new Error(await rejection(error));
   }
-  saveSettings();
+  talk = config.saves_sessions ? session.id : null;
   hasSpoken = false;
+  if (goesOn) return takeSettings(session);
+  saveSettings();
   sendSettings();
   await sendGreeting();
 }
+
+const key = () => $("key").value.trim();
 
 const REJECTIONS = {
   full: "all places are taken; try again in a minute",
@@ -428,7 +464,7 @@ const REJECTIONS = {
 
 // A browser does not tell a page why a WebSocket was rejected, so the page asks again over HTTP.
 async function rejection(error) {
-  const headers = $("key").value ? { Authorization: `Bearer ${$("key").value.trim()}` } : {};
+  const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
   let models, state;
   try {
     models = await fetch("v1/models", { headers });
@@ -441,28 +477,50 @@ async function rejection(error) {
 }
 
 function askForKey(text) {
-  showSettings(true);
+  showPanel("settings");
   $("key").focus();
   throw new Error(text);
 }
 
-function sendSettings() {
-  const turn = $("turns").value;
-  if (hasSpoken && sentVoice !== $("voice").value) view.addNote("The next conversation has the other voice: clear the history.");
+// Sends the settings. After the change of one control, the persona's text is sent only if it has changed: a talk that
+// goes on may have another one.
+function sendSettings(changed = null) {
+  const turn = $("turns").value, persona = $("persona").value;
+  if (hasSpoken && sentVoice !== $("voice").value) view.addNote("The next talk has the other voice.");
   if (!hasSpoken) sentVoice = $("voice").value;
+  const ownStyle = persona === config.personas[0] ? config.defaults.style : null; // without a choice
+  const output = { speed: $("speed").valueAsNumber, style: $("style").value || ownStyle };
+  if (sentVoice) output.voice = sentVoice;
   const session = {
     type: "realtime",
-    instructions: $("instructions").value,
     output_modalities: [$("responses").value],
     audio: {
       input: { turn_detection: turn === "none" ? null : { type: turn }, transcription: { model: config.model } },
-      output: sentVoice ? { voice: sentVoice } : {},
+      output,
     },
   };
-  if ($("persona").value) session.persona = $("persona").value;
-  if ($("style").value) session.style = $("style").value;
+  if (changed === null || changed === "persona" || changed === "instructions") {
+    Object.assign(session, { persona: persona || null, instructions: $("instructions").value });
+  }
   connection.send({ type: "session.update", session });
   $("done").hidden = !(listening && turn === "none");
+}
+
+// Shows the settings of a talk that goes on. They are not remembered.
+function takeSettings({ audio: { input, output }, output_modalities, persona, instructions }) {
+  choose("voice", sentVoice = config.voices.includes(output.voice) ? output.voice : "");
+  choose("persona", persona ?? "");
+  choose("style", output.style ?? "");
+  choose("responses", output_modalities.includes("audio") ? "audio" : "text");
+  choose("turns", input.turn_detection?.type ?? "none");
+  $("instructions").value = persona ? "" : instructions;
+  $("speed").value = output.speed;
+  showSpeed();
+}
+
+function choose(id, value) {
+  if (![...$(id).options].some((option) => option.value === value)) $(id).add(new Option(value, value));
+  $(id).value = value;
 }
 
 async function sendGreeting() {
@@ -548,27 +606,81 @@ function showIdle() {
   if (!playing && connection.open) setStatus(listening ? "listening" : "connected");
 }
 
-const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+// Shows one of the panels, or none.
+function showPanel(shown) {
+  for (const id of ["settings", "talks"]) {
+    $(id).hidden = id !== shown;
+    $(`${id}-button`).setAttribute("aria-expanded", String(id === shown));
+  }
+}
 
-function showSettings(shown) {
-  $("settings").hidden = !shown;
-  $("settings-button").setAttribute("aria-expanded", String(shown));
+function showSpeed() { $("speed-shown").textContent = `${$("speed").valueAsNumber.toFixed(2)} ×`; }
+
+// Talks
+
+const savedTalks = new SavedTalks(key);
+const talkList = new TalkList($("talks"), savedTalks, {
+  onBegin: showErrors(async () => { await beginTalk(); showPanel(null); }),
+  onResume: showErrors(resumeTalk),
+  onDelete: showErrors(deleteTalk),
+});
+
+async function showTalks() {
+  if (config.needs_key && !key()) askForKey("this server needs an API key");
+  try {
+    await talkList.show(config, connection.open ? talk : null);
+  } catch (error) {
+    if (error.status === 401) askForKey("the server does not accept this API key");
+    throw error;
+  }
+  showPanel("talks");
+}
+
+async function beginTalk() { // the next session starts without history
+  const ended = connection.close();
+  talk = null;
+  view.clear();
+  loadSettings();
+  await ended;
+}
+
+async function resumeTalk(id) {
+  await beginTalk();
+  showPanel(null);
+  talk = id;
+  await connect();
+}
+
+async function deleteTalk(id) {
+  if (id === talk) await beginTalk();
+  await savedTalks.delete(id);
+  await showTalks();
 }
 
 // Settings are remembered in this browser. The API key is not: another person may use the same browser.
-const REMEMBERED = ["voice", "persona", "style", "responses", "turns", "instructions", "device"];
+const REMEMBERED = ["voice", "persona", "style", "speed", "responses", "turns", "instructions", "device"];
 
-function saveSettings() {
-  localStorage.setItem("settings", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
+function saveSettings(ids = REMEMBERED) {
+  const changes = Object.fromEntries(ids.map((id) => [id, $(id).value]));
+  localStorage.setItem("settings", JSON.stringify({ ...savedSettings(), ...changes }));
+}
+
+function savedSettings() {
+  try {
+    return JSON.parse(localStorage.getItem("settings")) ?? {};
+  } catch {
+    localStorage.removeItem("settings");
+    return {};
+  }
 }
 
 function loadSettings() {
-  let saved = {};
-  try { saved = JSON.parse(localStorage.getItem("settings")) ?? {}; } catch { localStorage.removeItem("settings"); }
+  const saved = savedSettings();
   for (const id of REMEMBERED) {
     const known = $(id).tagName !== "SELECT" || [...$(id).options].some((option) => option.value === saved[id]);
     if (saved[id] !== undefined && known) $(id).value = saved[id];
   }
+  showSpeed();
 }
 
 async function listDevices() {
@@ -621,8 +733,8 @@ function showLatency() {
   turnEnded = speechEnded = null;
 }
 
-function fill(id, names) {
-  $(id).replaceChildren(...names.map((name) => new Option(name || "none", name)));
+function fill(id, names, unnamed = "none") {
+  $(id).replaceChildren(...names.map((name) => new Option(name || unnamed, name)));
   document.querySelector(`[data-choice=${id}]`).hidden = names.length < 2;
 }
 
@@ -630,7 +742,9 @@ async function start() {
   config = await (await fetch("page-config")).json();
   fill("voice", config.voices);
   fill("persona", config.personas);
-  fill("style", config.styles);
+  fill("style", config.styles, "default");
+  $("speed").value = config.defaults.speed;
+  $("talks-button").hidden = !config.saves_sessions;
   $("key-label").hidden = !config.needs_key;
   $("examples").replaceChildren(...config.examples.map((text) => {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: text });
@@ -650,14 +764,16 @@ const MICROPHONE_ERRORS = {
   OverconstrainedError: "the chosen microphone is not there any more",
 };
 
-const showErrors = (action) => async (event) => {
-  try {
-    await action(event);
-  } catch (error) {
-    stopListening();
-    setStatus(MICROPHONE_ERRORS[error.name] ?? error.message, true);
-  }
-};
+function showErrors(action) {
+  return async (event) => {
+    try {
+      await action(event);
+    } catch (error) {
+      stopListening();
+      setStatus(MICROPHONE_ERRORS[error.name] ?? error.message, true);
+    }
+  };
+}
 
 $("mic").onclick = showErrors(toggleMicrophone);
 $("text-form").onsubmit = showErrors(sendText);
@@ -667,11 +783,10 @@ $("done").onclick = () => {
   connection.send({ type: "input_audio_buffer.commit" });
   connection.send({ type: "response.create" });
 };
-$("clear").onclick = () => { // the next session starts without history
-  connection.close();
-  view.clear();
-};
-$("settings-button").onclick = () => showSettings($("settings").hidden);
+$("clear").onclick = showErrors(beginTalk);
+$("settings-button").onclick = () => showPanel($("settings").hidden ? "settings" : null);
+$("talks-button").onclick = showErrors(() => ($("talks").hidden ? showTalks() : showPanel(null)));
+$("speed").oninput = showSpeed;
 $("save-talk").onclick = () => download("talk.txt", talkAsText(), "text/plain");
 $("save-events").onclick = () => {
   download("events.jsonl", eventLog.map((event) => JSON.stringify(event) + "\n").join(""), "application/jsonl");
@@ -679,8 +794,8 @@ $("save-events").onclick = () => {
 $("settings").onsubmit = (event) => event.preventDefault();
 for (const id of REMEMBERED) {
   $(id).onchange = () => {
-    saveSettings();
-    if (connection.open && id !== "device") sendSettings();
+    saveSettings([id]);
+    if (connection.open && id !== "device") sendSettings(id);
   };
 }
 showErrors(start)();
