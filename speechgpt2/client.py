@@ -30,7 +30,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 BLOCK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, sent in one message
 MAX_MESSAGE_BYTES = 16 * 2**20
-TIMEOUT = 10.0  # seconds for a list of voices
+TIMEOUT = 10.0  # seconds for an HTTP request
 RESUME_AFTER = 1.0  # seconds behind real time after which the stream restarts at the current time
 
 
@@ -38,12 +38,13 @@ class RealtimeConnection:
     """An open session. Iterate over it for the server's events.
 
     Attributes:
+        id: The session's id. A server that saves sessions goes on with it (`connect`).
         sent_samples: Samples of audio sent.
     """
 
     def __init__(self, socket: Any):
         self._socket = socket
-        self.sent_samples = 0
+        self.id, self.sent_samples = "", 0
         self._due: float | None = None  # when the next block should be sent
 
     async def send(self, type: str, **fields: Any) -> None:
@@ -115,7 +116,7 @@ async def connect(
     try:
         async with open_socket(address, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, proxy=None) as socket:
             connection = RealtimeConnection(socket)
-            await _expect(connection, "session.created")
+            connection.id = (await _expect(connection, "session.created"))["session"]["id"]
             if session:
                 await connection.send("session.update", session={"type": "realtime", **session})
                 await _expect(connection, "session.updated")
@@ -137,24 +138,43 @@ def realtime_url(url: str, model: str = "") -> str:
     return urlunsplit((scheme, parts.netloc, path, f"model={quote(model)}" if model else parts.query, ""))
 
 
+def http_url(url: str, path: str = "") -> str:
+    """Return the HTTP URL of a server's page, or of a path below it."""
+    parts = urlsplit(realtime_url(url))
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return urlunsplit((scheme, parts.netloc, parts.path.removesuffix("realtime").removesuffix("v1/") + path, "", ""))
+
+
 def list_voices(url: str, key: str | None = None) -> list[dict[str, Any]]:
     """Return the voices of a server (`GET /v1/voices`); none if it has no such list.
 
     Raises:
         UserError: There is no server, or it rejects the key.
     """
-    parts = urlsplit(realtime_url(url))
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    address = urlunsplit((scheme, parts.netloc, parts.path.removesuffix("realtime") + "voices", "", ""))
-    request = Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
+    return (ask_server(url, "v1/voices", key) or {"data": []})["data"]
+
+
+def ask_server(url: str, path: str, key: str | None = None, method: str = "GET") -> dict[str, Any] | None:
+    """Return what a server answers to an HTTP request; None if there is nothing at this path (404).
+
+    Args:
+        url: The server, as `http://…` or `ws://…`.
+        path: The path, as `v1/voices`.
+        key: An API key.
+        method: The HTTP method.
+
+    Raises:
+        UserError: There is no server, or it refuses the request.
+    """
+    request = Request(http_url(url, path), headers={"Authorization": f"Bearer {key}"} if key else {}, method=method)
     try:
         with urlopen(request, timeout=TIMEOUT) as response:
-            return json.load(response)["data"]
+            return json.load(response)
     except HTTPError as error:
         if error.code == 404:
-            return []
-        raise UserError(f"{url} does not list its voices: HTTP {error.code}") from None
-    except (URLError, OSError, ValueError, KeyError) as error:
+            return None
+        raise UserError(f"{url} refuses /{path}: {_error_message(error.read()) or f'HTTP {error.code}'}") from None
+    except (URLError, OSError, ValueError) as error:
         raise UserError(f"no server at {url} ({getattr(error, 'reason', error)}); start one with: sg2 serve") from None
 
 
@@ -168,10 +188,14 @@ async def _expect(connection: RealtimeConnection, type: str) -> dict[str, Any]:
 
 
 def _rejection(response: Any) -> str:
+    return _error_message(response.body) or f"HTTP {response.status_code}"
+
+
+def _error_message(body: bytes) -> str | None:
     try:
-        return json.loads(response.body)["error"]["message"]
+        return json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+        return None
 
 
 def decode_audio(event: dict[str, Any]) -> np.ndarray:

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     | {"style", "style_requests"},
     "scale": BASE | {"server"},
     "client": BASE | {"audio"},  # knows the wire protocol, not the server
-    "demo": BASE | {"audio", "client"},
+    "demo": BASE | {"audio", "client", "style"},
     "dsp": BASE | {"audio", "extras", "vad", "style"},  # arrays in, arrays out
     "tts": FOUNDATION | {"extras", "download", "dsp", "processes"},
     "curriculum": BASE,  # texts only

@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,11 @@ def demo(
         str | None, typer.Option(help="A running server. [default: start one on this machine]", metavar="URL")
     ] = None,
     key: Annotated[str | None, typer.Option(help="API key of the server.", envvar="SG2_API_KEY", metavar="KEY")] = None,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(help="Save conversations here; each browser lists its own. [default: none]", metavar="FOLDER"),
+    ] = None,
+    keep_days: Annotated[float, typer.Option(min=0, help="Days for which they are kept; 0: for good.")] = 0.0,
     slots: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent sessions.")] = 8,
     host: Annotated[str, typer.Option(help="Address of the page; 0.0.0.0 for the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
@@ -56,8 +61,8 @@ def demo(
 
     The page asks for no API key: everyone who reaches its address can use the model.
     """
-    app = gradio_app()
-    from speechgpt2.demo.connection import ServerAddress
+    check_gradio()
+    from speechgpt2.server.config import is_loopback
     from speechgpt2.server.launch import check_free
 
     check_free(host, port)
@@ -68,7 +73,9 @@ def demo(
     if url is not None:
         if any(option is not None for option in chosen.values()):
             raise UserError("greetings are the server's: give --greetings, --greeting-index or --voice to sg2 serve")
-        return show(app.build_page(ServerAddress(url, key), server_greetings(url, key)), host, port)
+        if sessions is not None:
+            raise UserError("conversations are the server's: give --sessions to sg2 serve")
+        return show(page_of(url, key, server_greetings(url, key), reachable=True), host, port)
     if greetings is not None and not greetings.is_file():
         raise UserError(f"{greetings}: no such file")
     check_server()
@@ -78,12 +85,12 @@ def demo(
         engine = load_engine(loaded, model, slots, device, dtype, quantize, **chosen)
     common.announce_greeting(engine.prompt, model)
     offered = offered_greetings(engine, loaded)
-    with serving(engine, model, slots) as address:
-        show(app.build_page(ServerAddress(address), offered), host, port)
+    with serving(engine, model, slots, sessions, keep_days) as address:
+        show(page_of(address, None, offered, is_loopback(host)), host, port)
 
 
-def gradio_app() -> Any:
-    """Import the demo's page before a model is loaded.
+def check_gradio() -> None:
+    """Check before a model is loaded that the page can be served.
 
     Raises:
         UserError: ffmpeg or a package is missing.
@@ -95,9 +102,28 @@ def gradio_app() -> Any:
         import websockets  # noqa: F401
     except ImportError:
         raise UserError(DEMO_EXTRA) from None
-    from speechgpt2.demo import app
 
-    return app
+
+def page_of(url: str, key: str | None, greetings: Sequence[Greeting], reachable: bool) -> Any:
+    """Build the page before a server, with the examples that it offers.
+
+    Args:
+        url: The server.
+        key: An API key.
+        greetings: Greetings to choose from.
+        reachable: Whether visitors can open the server's own page.
+
+    Raises:
+        UserError: There is no server.
+    """
+    from speechgpt2.client import ask_server, http_url
+    from speechgpt2.demo.app import build_page
+    from speechgpt2.demo.connection import ServerAddress
+
+    offer = ask_server(url, "page-config", key) or {}  # other servers of the protocol have none
+    address = ServerAddress(url, key, saves=offer.get("saves_sessions", False), keep_days=offer.get("keep_days", 0.0))
+    live_page = http_url(url) if reachable and offer else None
+    return build_page(address, greetings, examples=offer.get("examples", ()), live_page=live_page)
 
 
 def show(blocks: Any, host: str, port: int) -> None:
@@ -175,7 +201,7 @@ def load_engine(
 
 
 @contextmanager
-def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
+def serving(engine: Engine, model: str, slots: int, sessions: Path | None, keep_days: float) -> Iterator[str]:
     """Run a server on a free port of this machine until the block ends.
 
     Yields:
@@ -184,9 +210,10 @@ def serving(engine: Engine, model: str, slots: int) -> Iterator[str]:
     from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.server import launch
     from speechgpt2.server.app import App
-    from speechgpt2.server.config import ServerConfig
+    from speechgpt2.server.config import ServerConfig, SessionsConfig
 
-    config = ServerConfig(model=model, slots=slots, port=0)
+    saved = SessionsConfig(None if sessions is None else str(sessions), keep_days)
+    config = ServerConfig(model=model, slots=slots, port=0, sessions=saved)
     app = App(config, engine, Dialogue)
     server = launch.DrainingServer(launch.uvicorn_config(app, config), app)
     thread = threading.Thread(target=server.run, name="server", daemon=True)

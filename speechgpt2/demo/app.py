@@ -1,4 +1,4 @@
-"""The demo's page: modes, greetings, a microphone, a text field, and the conversation so far.
+"""The demo's page: modes, greetings, styles, a microphone, a text field, and the conversation so far.
 
     blocks = build_page(ServerAddress("ws://127.0.0.1:8000"), greetings)
     url = launch(blocks, "127.0.0.1", 7860)              # returns at once; blocks.close() ends it
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import io
 import wave
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -20,8 +21,10 @@ import numpy as np
 from speechgpt2 import audio
 from speechgpt2.demo.connection import ServerAddress
 from speechgpt2.demo.greetings import Greeting
+from speechgpt2.demo.saved_talks import Remembered, SavedTalks, forget, remember
 from speechgpt2.demo.session import DemoSession
 from speechgpt2.errors import UserError
+from speechgpt2.style import table
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Mode, ReplyDone
 
 MAX_SESSIONS = 1000  # in the store; beyond it, sessions without a slot are dropped
@@ -31,6 +34,8 @@ MAX_UPLOAD = "16mb"
 CACHE_SECONDS = 3600  # visitors' recordings are deleted after that
 FONT = ("system-ui", "sans-serif")  # a local font: the page loads nothing from other servers
 NO_GREETING = -1
+SLOWEST, FASTEST = 0.25, 1.5  # speeds of a session
+STORAGE = "speechgpt2-conversations"  # in the browser: their ids
 MODES = [
     ("you speak, it speaks", "s2s"),
     ("you speak, it writes", "s2t"),
@@ -69,6 +74,7 @@ class PageHandlers:
 
     def __init__(self, server: ServerAddress, greetings: Sequence[Greeting]):
         self.sessions, self.greetings = SessionStore(server), greetings
+        self.talks = SavedTalks(server)
 
     async def speak(self, recording: str | None, mode: Mode, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
         """Answer a recording, given by its file's path."""
@@ -88,7 +94,7 @@ class PageHandlers:
         """Yield the transcript, the next audio segment, and the input component, which is cleared once."""
         session, segments, complete = self.sessions.get(request), AudioSegmenter(), False
         cleared: Any = None
-        try:
+        with error_message():
             async for event in session.ask(turn, mode):
                 complete = isinstance(event, ReplyDone) and event.reason != "interrupted"
                 if isinstance(event, Error):
@@ -97,8 +103,6 @@ class PageHandlers:
                 yield chat_messages(session), wav or gr.skip(), cleared
                 cleared = gr.skip()
             yield chat_messages(session), (segments.flush() if complete else None) or gr.skip(), cleared
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     async def stop(self, request: gr.Request) -> Any:
         """Interrupt the response, and drop the audio that the page has not played."""
@@ -110,10 +114,8 @@ class PageHandlers:
         greeting = self.greetings[number] if 0 <= number < len(self.greetings) else None
         session = self.sessions.get(request)
         await session.clear(greeting)
-        try:
+        with error_message():
             pcm = await asyncio.to_thread(greeting.audio) if greeting is not None else None
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         preview = None if pcm is None else (SAMPLE_RATE, np.frombuffer(audio.to_pcm16(pcm), "<i2"))
         return chat_messages(session), preview
 
@@ -122,6 +124,42 @@ class PageHandlers:
         session = self.sessions.get(request)
         await session.clear(session.greeting)
         return chat_messages(session), gr.Audio(value=None)
+
+    async def set_style(self, style: str, request: gr.Request) -> None:
+        """Have the next responses spoken in a style."""
+        self.sessions.get(request).delivery["style"] = style or None
+
+    async def set_speed(self, speed: float, request: gr.Request) -> None:
+        """Have the next responses spoken at a speed."""
+        self.sessions.get(request).delivery["speed"] = speed
+
+    async def remember(self, talks: Remembered, request: gr.Request) -> tuple[Any, ...]:
+        """Put the conversation among those that the browser remembers, if the server saves it."""
+        session = self.sessions.get(request)
+        said = next((line.text for line in session.transcript if line.role == "user"), None)
+        if session.saved_id is None or said is None:
+            return gr.skip(), gr.skip()
+        talks = remember(talks, session.saved_id, said)
+        return talks, talk_choices(talks, session.saved_id)
+
+    async def resume(self, id: str | None, request: gr.Request) -> list[dict[str, str]]:
+        """Show a saved conversation, and go on with it at the next turn."""
+        session = self.sessions.get(request)
+        if id:
+            with error_message():
+                await session.resume(await self.talks.load(id))
+        return chat_messages(session)
+
+    async def delete(self, id: str | None, talks: Remembered, request: gr.Request) -> tuple[Any, ...]:
+        """Delete a saved conversation."""
+        session = self.sessions.get(request)
+        if id:
+            if session.saved_id == id:
+                await session.clear(session.greeting)
+            with error_message():
+                await self.talks.delete(id)
+            talks = forget(talks, id)
+        return talks, talk_choices(talks), chat_messages(session)
 
     async def refresh(self, request: gr.Request) -> list[dict[str, str]]:
         """Return the transcript once more, in case an update of the old conversation came after it was cleared."""
@@ -155,6 +193,28 @@ class AudioSegmenter:
         return file.getvalue()
 
 
+@contextmanager
+def error_message() -> Iterator[None]:
+    """Show the message of a `UserError` on the page."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+
+
+def talk_choices(talks: Remembered, chosen: str | None = None) -> Any:
+    """Return the list of a browser's conversations, as an update of its component."""
+    return gr.Dropdown(choices=[(talk["title"], talk["id"]) for talk in talks], value=chosen)
+
+
+def privacy(server: ServerAddress) -> str:
+    """Say who sees a conversation, and for how long."""
+    if not server.saves:
+        return "Nobody else sees your conversation. It is deleted when you close this page."
+    until = f"for {server.keep_days:g} days" if server.keep_days else "until you delete it"
+    return f"The server keeps your conversation {until}. Only this browser lists it."
+
+
 def chat_messages(session: DemoSession) -> list[dict[str, str]]:
     """Return the transcript in the form of Gradio's chatbot."""
     return [{"role": line.role, "content": line.text or "…"} for line in session.transcript]
@@ -165,11 +225,28 @@ def update_inputs(mode: Mode) -> tuple[Any, ...]:
     return (gr.Audio(visible=mode[0] == "s"), gr.Row(visible=mode[0] == "t"), gr.Audio(visible=mode[2] == "s"))
 
 
-def build_page(server: ServerAddress, greetings: Sequence[Greeting] = (), title: str = "speechgpt2") -> gr.Blocks:
-    """Build the page; `launch` serves it."""
+def build_page(
+    server: ServerAddress,
+    greetings: Sequence[Greeting] = (),
+    title: str = "speechgpt2",
+    examples: Sequence[str] = (),
+    live_page: str | None = None,
+) -> gr.Blocks:
+    """Build the page; `launch` serves it.
+
+    Args:
+        server: The server.
+        greetings: Greetings to choose from.
+        title: The page's title.
+        examples: Questions to choose from.
+        live_page: The URL of the server's own page, if visitors can reach it.
+    """
     handlers = PageHandlers(server, greetings)
+    hidden: dict[str, Any] = {"show_progress": "hidden"}
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS // 4, CACHE_SECONDS)) as blocks:
-        gr.Markdown(f"# {title}\nNobody else sees your conversation. It is deleted when you close this page.")
+        gr.Markdown(f"# {title}\n{privacy(server)}")
+        if live_page is not None:
+            gr.Markdown(f"To talk without pressing buttons, open the [live page]({live_page}). It answers sooner.")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 mode = gr.Radio(MODES, value="s2s", label="Mode")
@@ -182,7 +259,9 @@ def build_page(server: ServerAddress, greetings: Sequence[Greeting] = (), title:
                     visible=any(g.playable for g in greetings),
                     buttons=[],
                 )
+                add_delivery(handlers)
                 clear = gr.Button("Clear the conversation")
+                talks, earlier, go_on, delete = add_talks(visible=server.saves)
             with gr.Column(scale=2, min_width=320):
                 chat = gr.Chatbot(
                     label="Conversation", height=380, render_markdown=False, feedback_options=None, buttons=[]
@@ -193,22 +272,55 @@ def build_page(server: ServerAddress, greetings: Sequence[Greeting] = (), title:
                 microphone = gr.Audio(
                     label="You", sources=["microphone", "upload"], type="filepath", format="wav", editable=False
                 )
-                with gr.Row(visible=False) as text_row:
-                    text = gr.Textbox(show_label=False, placeholder="Write, and press Enter", scale=4, max_length=4000)
-                    send = gr.Button("Send", variant="primary", scale=1, min_width=80)
+                with gr.Column(visible=False) as text_row:
+                    with gr.Row():
+                        text = gr.Textbox(
+                            show_label=False, placeholder="Write, and press Enter", scale=4, max_length=4000
+                        )
+                        send = gr.Button("Send", variant="primary", scale=1, min_width=80)
+                    if examples:
+                        gr.Examples([[example] for example in examples], text, label="Examples")
                 stop = gr.Button("Stop the response")
-        hidden: dict[str, Any] = {"show_progress": "hidden"}
         mode.change(update_inputs, mode, [microphone, text_row, player], api_visibility="private", **hidden)
         spoken, written = [microphone.stop_recording, microphone.upload], [text.submit, send.click]
-        gr.on(spoken, handlers.speak, [microphone, mode], [chat, player, microphone], api_name="speak", **TURN_EVENT)
-        gr.on(written, handlers.write, [text, mode], [chat, player, text], api_name="write", **TURN_EVENT)
+        turns = [
+            gr.on(
+                spoken, handlers.speak, [microphone, mode], [chat, player, microphone], api_name="speak", **TURN_EVENT
+            ),
+            gr.on(written, handlers.write, [text, mode], [chat, player, text], api_name="write", **TURN_EVENT),
+        ]
         stop.click(handlers.stop, None, player, api_name="stop", queue=False, **hidden)
         greeted = greeting.input(handlers.greet, greeting, [chat, preview], api_name="greet", **hidden)
         cleared = gr.on([clear.click, chat.clear], handlers.clear, None, [chat, player], api_name="clear", **hidden)
         for event in (greeted, cleared):
             event.then(handlers.refresh, None, chat, api_visibility="private", **hidden)
+        if server.saves:
+            for turn in turns:
+                turn.then(handlers.remember, talks, [talks, earlier], api_visibility="private", **hidden)
+            go_on.click(handlers.resume, earlier, chat, api_visibility="private", **hidden)
+            delete.click(handlers.delete, [earlier, talks], [talks, earlier, chat], api_visibility="private", **hidden)
+            blocks.load(talk_choices, talks, earlier, api_visibility="private", **hidden)
         blocks.unload(handlers.sessions.remove)
     return blocks
+
+
+def add_delivery(handlers: PageHandlers) -> None:
+    """Add the components for style and speed."""
+    style = gr.Dropdown([("as usual", ""), *table()], value="", label="Style")
+    speed = gr.Slider(SLOWEST, FASTEST, value=1.0, step=0.05, label="Speed", buttons=[])
+    style.input(handlers.set_style, style, None, api_name="style", show_progress="hidden")
+    speed.release(handlers.set_speed, speed, None, api_name="speed", show_progress="hidden")
+
+
+def add_talks(visible: bool) -> tuple[gr.BrowserState, gr.Dropdown, gr.Button, gr.Button]:
+    """Add the list of the browser's conversations."""
+    # The secret is none: it only has to be the same after a restart.
+    talks = gr.BrowserState([], storage_key=STORAGE, secret=STORAGE)
+    with gr.Group(visible=visible):
+        earlier = gr.Dropdown([], value=None, label="Earlier conversations")
+        with gr.Row():
+            go_on, delete = gr.Button("Go on", size="sm"), gr.Button("Delete", size="sm")
+    return talks, earlier, go_on, delete
 
 
 def launch(blocks: gr.Blocks, host: str, port: int) -> str:

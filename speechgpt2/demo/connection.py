@@ -34,31 +34,40 @@ class ServerAddress:
         url: Its URL.
         key: An API key.
         idle_seconds: Time without a turn after which a conversation's slot is released.
+        saves: Whether it saves conversations, which then can go on.
+        keep_days: For how many days; 0: for good.
     """
 
     url: str
     key: str | None = None
     idle_seconds: float = 300.0
+    saves: bool = False
+    keep_days: float = 0.0
 
 
 class BackgroundConnection:
     """A Realtime session whose events are queued by a task.
+
+    Args:
+        server: The server.
+        settings: Settings of the session.
+        saved_id: The saved session that goes on; None: a new one.
 
     Attributes:
         responding: Whether a response is in progress.
         end_reason: Why the session has ended; empty while it is open.
     """
 
-    def __init__(self, server: ServerAddress, settings: dict[str, Any]):
+    def __init__(self, server: ServerAddress, settings: dict[str, Any], saved_id: str | None = None):
         self.responding, self.end_reason = False, ""
         self._cancel_id = ""  # event id of the latest cancellation
         self._connection: asyncio.Future[RealtimeConnection] = asyncio.get_running_loop().create_future()
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None marks the end
-        self._task = asyncio.create_task(self._read(server, settings))
+        self._task = asyncio.create_task(self._read(server, settings, saved_id))
 
-    async def _read(self, server: ServerAddress, settings: dict[str, Any]) -> None:
+    async def _read(self, server: ServerAddress, settings: dict[str, Any], saved_id: str | None) -> None:
         try:
-            async with connect(server.url, server.key, session=settings) as connection:
+            async with connect(server.url, server.key, session=settings, session_id=saved_id) as connection:
                 self._connection.set_result(connection)
                 async for event in connection:
                     self._events.put_nowait(event)
@@ -70,13 +79,13 @@ class BackgroundConnection:
             if not self._connection.done():
                 self._connection.set_exception(UserError(self.end_reason or "the conversation was closed"))
 
-    async def wait_open(self) -> None:
-        """Wait until the session is open.
+    async def wait_open(self) -> str:
+        """Wait until the session is open, and return its id.
 
         Raises:
             UserError: The server rejects it.
         """
-        await self._connection
+        return (await self._connection).id
 
     async def send(self, type: str, **fields: Any) -> None:
         """Send a message; nothing if the session has ended."""

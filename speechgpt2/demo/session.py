@@ -5,7 +5,7 @@
     session.transcript                                      # what was said
 
 The server holds the model's history of that session, and `DemoSession` holds what the page shows. Visitors share
-nothing.
+nothing: a saved conversation (saved_talks.py) is known by its id, and only its visitor's browser has the id.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from speechgpt2.demo.connection import BackgroundConnection, ServerAddress
 from speechgpt2.demo.greetings import Greeting
+from speechgpt2.demo.saved_talks import SavedTalk
 from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE, Error, Event, Mode, ReplyDone, TextDelta, Transcript
 
@@ -40,13 +41,17 @@ class DemoSession:
     Attributes:
         transcript: What was said.
         greeting: The greeting with which the conversation starts.
+        delivery: Speed and style of the responses as the protocol names them, as far as the visitor has chosen.
+        saved_id: The id under which the server saves the conversation; None if there is none yet, or it saves none.
     """
 
     def __init__(self, server: ServerAddress):
         self.server, self.transcript = server, list[TranscriptLine]()
         self.greeting: Greeting | None = None
+        self.delivery: dict[str, Any] = {}
+        self.saved_id: str | None = None
         self._connection: BackgroundConnection | None = None
-        self._speaks: bool | None = None  # whether the server's responses are spoken
+        self._settings: dict[str, Any] = {}  # those of responses that the server has
         self._turn_lock = asyncio.Lock()
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -84,8 +89,11 @@ class DemoSession:
     async def _ask(self, turn: str | np.ndarray, speaks: bool) -> AsyncIterator[Event]:
         if self._connection is not None and self._connection.end_reason:
             reason = self._connection.end_reason
-            await self.clear(self.greeting)
-            yield Error(f"The last conversation has ended ({reason}). This is a new one.")
+            if self.saved_id is None:
+                await self.clear(self.greeting)
+                yield Error(f"The last conversation has ended ({reason}). This is a new one.")
+            else:
+                await self.close()
         connection = await self._open(speaks)
         await connection.cancel_and_wait()
         text = turn if isinstance(turn, str) else f"🎤 {len(turn) / SAMPLE_RATE:.1f} s"
@@ -122,8 +130,13 @@ class DemoSession:
     async def clear(self, greeting: Greeting | None = None) -> None:
         """Forget everything; the next turn starts a new conversation, after `greeting`."""
         await self.close()
-        self.greeting = greeting
+        self.greeting, self.saved_id = greeting, None
         self.transcript = [TranscriptLine("assistant", greeting.text)] if greeting is not None else []
+
+    async def resume(self, talk: SavedTalk) -> None:
+        """Go on with a saved conversation at the next turn."""
+        await self.clear()
+        self.saved_id, self.transcript = talk.id, [TranscriptLine(role, text) for role, text in talk.lines]
 
     async def close(self) -> None:
         """Release the slot."""
@@ -138,24 +151,28 @@ class DemoSession:
         Raises:
             UserError: The server rejects it.
         """
-        settings: dict[str, Any] = {"output_modalities": ["audio" if speaks else "text"]}
+        modality = "audio" if speaks else "text"
+        settings: dict[str, Any] = {"output_modalities": [modality], "audio": {"output": dict(self.delivery)}}
         if self._connection is None:
             self._connection = await self._connect(settings)
-        elif self._speaks != speaks:
+        elif self._settings != settings:
             await self._connection.send("session.update", session={"type": "realtime", **settings})
-        self._speaks = speaks
+        self._settings = settings
         return self._connection
 
     async def _connect(self, settings: dict[str, Any]) -> BackgroundConnection:
-        audio_settings: dict[str, Any] = {"input": {"turn_detection": None, "transcription": {"model": "own"}}}
-        if self.greeting is not None:
-            audio_settings["output"] = {"voice": self.greeting.name}
-        connection = BackgroundConnection(self.server, {**settings, "audio": audio_settings})
+        voice = {} if self.greeting is None else {"voice": self.greeting.name}
+        audio_settings = {
+            "input": {"turn_detection": None, "transcription": {"model": "own"}},
+            "output": {**settings["audio"]["output"], **voice},
+        }
+        connection = BackgroundConnection(self.server, {**settings, "audio": audio_settings}, self.saved_id)
         try:
-            await connection.wait_open()
+            id = await connection.wait_open()
         except BaseException:
             connection.close("the conversation did not start")
             raise
+        self.saved_id = id if self.server.saves else None
         return connection
 
     def _set_idle_timer(self, seconds: float | None) -> None:

@@ -1,7 +1,9 @@
 """The Gradio demo on a real port, before a real server with a fake engine: what clients do, each by a client."""
 
+import asyncio
 import re
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ from speechgpt2.demo import app
 from speechgpt2.demo.connection import ServerAddress
 from speechgpt2.demo.greetings import Greeting
 from speechgpt2.duplex.protocol import EngineVoice
-from tests.server.fake import FakeEngine
+from speechgpt2.server.config import SessionsConfig
+from tests.server.fake import FakeEngine, SavingEngine
 
 ANSWER = "and I answer that in some words more than you may want to hear"
 
@@ -229,3 +232,44 @@ def test_full_server(demo):
     demo.clients[0].predict(api_name="/clear")
     demo.served.wait(lambda: demo.served.app.gateway.admission.active < 3)
     assert len(ask(client, "hello", "t2t")[0]) == 2
+
+
+def test_style_and_speed(demo):
+    client = demo.new_client()
+    client.predict("whisper", api_name="/style")
+    client.predict(1.25, api_name="/speed")
+    ask(client, "hello", "t2t")
+    settings = demo.served.engine.open_sessions[-1].settings
+    assert settings.style.whisper and settings.speed == 1.25
+
+
+def test_privacy_is_stated():
+    assert "deleted when you close" in app.privacy(ServerAddress("http://127.0.0.1:8000"))
+    assert "for 30 days" in app.privacy(ServerAddress("http://127.0.0.1:8000", saves=True, keep_days=30))
+
+
+def test_browser_lists_its_conversations(tmp_path):
+    """By the handlers of the components that a saving server adds: the browser's state stays in the browser."""
+    page = SimpleNamespace(session_hash="a page")
+
+    async def scenario(address):
+        handlers = app.PageHandlers(address, ())
+        async for _ in handlers.write("first words", "t2t", page):
+            pass
+        talks, choices = await handlers.remember([], page)
+        [(title, id)] = choices.choices
+        assert title == "first words" and talks == [{"id": id, "title": title}] and choices.value == id
+        await handlers.clear(page)
+        chat = await handlers.resume(id, page)
+        assert chat[0]["content"] == "first words" and len(chat) == 2
+        talks, choices, chat = await handlers.delete(id, talks, page)
+        assert talks == choices.choices == chat == []
+        with pytest.raises(app.gr.Error, match="no such conversation"):
+            await handlers.resume(id, page)
+        await handlers.sessions.remove(page)
+
+    with serving(SavingEngine(), sessions=SessionsConfig(str(tmp_path))) as served:
+        address = ServerAddress(served.http, saves=True)
+        app.build_page(address, examples=["Hello?"], live_page=served.http)
+        asyncio.run(asyncio.wait_for(scenario(address), 600))
+    assert not list(tmp_path.glob("*.jsonl"))

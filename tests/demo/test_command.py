@@ -64,6 +64,7 @@ def test_wrong_paths_are_reported(tmp_path, with_ffmpeg):
     greetings = write(tmp_path / "g.jsonl", {"text": [999_999], "audio": [1, 2, 3] * 3})
     assert "line 1: the model has no token 999999" in fails("--greetings", greetings, *port)
     assert "give --greetings, --greeting-index or --voice to sg2 serve" in fails("--url", "x", "--voice", "a", *port)
+    assert "give --sessions to sg2 serve" in fails("--url", "x", "--sessions", tmp_path, *port)
     assert "no server at http://127.0.0.1:9" in fails("--url", "http://127.0.0.1:9", *port)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in fails("--port", taken.getsockname()[1])
