@@ -134,11 +134,11 @@ def _shar(tree: FileTree) -> list[DataPart]:
 
 
 def _shar_items(tree: FileTree, cuts: str, recordings: str) -> Iterator[Item]:
-    with _shard(tree, recordings), tree.open(recordings) as file, _lines(tree, cuts) as lines:
+    with _shard(tree, cuts), _lines(tree, cuts) as lines:
+        records = [record_of_cut(json.loads(line)) for line in lines]
+    with _shard(tree, recordings), tree.open(recordings) as file:
         files = _archive_files(file)
-        for line in lines:
-            cut = json.loads(line)
-            record = record_of_cut(cut)
+        for record in records:
             name, data = next(((n, d) for n, d in files if n.lower().endswith(AUDIO)), ("", b""))
             if not name:
                 raise EOFError
@@ -185,7 +185,7 @@ def _webdataset_items(tree: FileTree, name: str) -> Iterator[Item]:
             if audio is None:
                 continue
             count += 1
-            metadata = json.loads(files[".json"]) if ".json" in files else {}
+            metadata = _json_object(tree, f"{name}, {key}.json", files.get(".json", b"{}"))
             if "supervisions" in metadata:
                 record = record_of_cut(metadata)
             else:
@@ -232,6 +232,8 @@ def _table_items(tree: FileTree, name: str) -> Iterator[Item]:
             if audio is None:
                 yield from _split_document(id, str(row["text"]), row)
                 continue
+            if not isinstance(audio, dict):
+                raise UserError(f"{tree.path}: {name}: the column 'audio' must hold `bytes` or a `path`")
             data = audio.get("bytes") or (tree.read(audio["path"]) if audio.get("path") else b"")
             yield _decoded(record_of(id, row, source=id), data, audio.get("path") or id)
 
@@ -270,6 +272,8 @@ def _dialogues(tree: FileTree) -> list[DataPart]:
 def _recordings(tree: FileTree) -> list[DataPart]:
     names = tree.matching(*AUDIO)
     table = _transcripts(tree) if names else {}
+    if table and not any(_row_of(table, name) for name in names):
+        raise UserError(f"{tree.path}: the table of transcripts names no recording that is here: {next(iter(table))} …")
     return [
         _part(tree, group, partial(_recording_items, tree, group, table))
         for group in (names[i : i + PART_FILES] for i in range(0, len(names), PART_FILES))
@@ -279,12 +283,18 @@ def _recordings(tree: FileTree) -> list[DataPart]:
 def _recording_items(tree: FileTree, names: list[str], table: Mapping[str, dict[str, Any]]) -> Iterator[Item]:
     for name in names:
         path = PurePosixPath(name)
-        metadata = table.get(name) or table.get(path.name) or table.get(path.stem) or {}
+        metadata = _row_of(table, name)
         defaults = {"speaker": str(path.parent) if len(path.parts) > 1 else "", "source": name}
         candidates = (str(path.with_suffix(suffix)) for suffix in (".txt", ".lab"))
         if text_file := next((candidate for candidate in candidates if candidate in tree.sizes), None):
             defaults["text"] = " ".join(tree.text(text_file).split())
         yield _decoded(record_of(str(path.with_suffix("")), metadata, **defaults), tree.read(name), name)
+
+
+def _row_of(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the row of a recording; tables name a path, a file, or a file without its suffix."""
+    path = PurePosixPath(name)
+    return table.get(name) or table.get(path.name) or table.get(path.stem) or {}
 
 
 def _transcripts(tree: FileTree) -> dict[str, dict[str, Any]]:
@@ -294,7 +304,7 @@ def _transcripts(tree: FileTree) -> dict[str, dict[str, Any]]:
         path = PurePosixPath(name)
         if path.name not in TABLES:
             continue
-        for row in _table_rows(tree.text(name), path.suffix):
+        for row in _table_rows(tree, name):
             file = next((row[key] for key in ("file_name", "file", "path", "audio", "id") if row.get(key)), None)
             if file is not None:
                 rows[str(path.parent / file) if len(path.parts) > 1 else str(file)] = row
@@ -302,15 +312,17 @@ def _transcripts(tree: FileTree) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _table_rows(text: str, suffix: str) -> Iterator[dict[str, Any]]:
-    if suffix == ".jsonl":
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
-        return
+def _table_rows(tree: FileTree, name: str) -> Iterator[dict[str, Any]]:
+    text, suffix = tree.text(name), PurePosixPath(name).suffix
     lines = text.splitlines()
+    if suffix == ".jsonl":
+        yield from (_json_object(tree, name, line) for line in lines if line.strip())
+        return
     if lines and "|" in lines[0] and suffix == ".csv":  # LJ Speech: id|text as read|text with numbers in words
         yield from ({"id": line.split("|")[0], "text": line.split("|")[-1]} for line in lines)
         return
-    yield from csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
+    with _shard(tree, name, csv.Error):
+        yield from csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
 
 
 # Written text
@@ -327,8 +339,8 @@ def _text_items(tree: FileTree, name: str) -> Iterator[Item]:
         return
     for number, line in enumerate(tree.text(name).splitlines()):
         if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            row = _json_object(tree, f"{name}, line {number + 1}", line)
+            if not isinstance(row.get("text"), str):
                 raise UserError(f"{tree.path}: {name}, line {number + 1}: needs a key 'text', or 'messages'")
             yield from _split_document(f"{name}-{number}", row["text"], row)
 
@@ -374,8 +386,19 @@ def _lines(tree: FileTree, name: str) -> Iterator[Iterable[str]]:
 
 
 def _first_line(tree: FileTree, name: str) -> str:
-    with _lines(tree, name) as lines:
+    with _shard(tree, name), _lines(tree, name) as lines:
         return next(iter(lines), "")
+
+
+def _json_object(tree: FileTree, where: str, text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object. Raises `UserError`, which says where, if it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{tree.path}: {where}: not a JSON object")
+    return found
 
 
 @contextmanager

@@ -200,6 +200,54 @@ def test_foreign_shards_are_refused(tmp_path):
         items(empty)
 
 
+def test_a_cut_index_is_named(tmp_path):
+    write_shar(tmp_path)
+    index = tmp_path / "cuts.000000.jsonl.gz"
+    index.write_bytes(index.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"cuts\.000000\.jsonl\.gz is cut off or damaged"):
+        items(tmp_path)
+
+
+# Content that is no training data: the name of a file, its content, and what is said of it.
+FOREIGN = (
+    ("metadata.jsonl", b'{"file_name": "a1.wav", "te', r"metadata\.jsonl: not a JSON object"),
+    ("metadata.jsonl", b"[1, 2]", r"metadata\.jsonl: not a JSON object"),
+    ("metadata.csv", b"file_name,text\nz1.wav,not here\n", r"names no recording that is here: z1\.wav"),
+    ("a1.txt", b"caf\xe9", r"a1\.txt is not UTF-8 text"),
+)
+
+
+@pytest.mark.parametrize("name, content, said", FOREIGN)
+def test_transcripts_that_are_foreign_or_of_other_recordings_are_refused(name, content, said, tmp_path):
+    (tmp_path / "a1.wav").write_bytes(wav(sound(), "WAV"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        items(tmp_path)
+
+
+@pytest.mark.parametrize("content", (b'{"text": "one"}\n{"text"', b"\x93NUMPY\xff", b'{"text": "one"}\n7'))
+def test_texts_that_are_no_text_are_refused(content, tmp_path):
+    (tmp_path / "texts.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"texts\.jsonl") as error:
+        items(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_of_shards_that_are_no_objects_are_refused(tmp_path):
+    archive(tmp_path / "a.tar", [("1.flac", wav(sound())), ("1.json", b"[3]")])
+    with pytest.raises(UserError, match=r"a\.tar, 1\.json: not a JSON object"):
+        items(tmp_path)
+
+
+def test_a_table_whose_audio_is_no_file_is_refused(tmp_path):
+    pa = needs.module("pyarrow", "data")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{"audio": [0.1, 0.2], "text": "x"}]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: the column 'audio' must hold"):
+        items(tmp_path)
+
+
 def test_a_recording_that_cannot_be_read_is_skipped_and_counted(tmp_path):
     write_recordings(tmp_path)
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
