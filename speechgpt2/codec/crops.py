@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +25,14 @@ class Crops:
     f0: Tensor
     phones: Tensor
     texts: tuple[str | None, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Crops]) -> Crops:
+        """Return the rows of all `parts`."""
+        pcm, augmented, f0, phones = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("pcm", "augmented", "f0", "phones")
+        )
+        return cls(pcm, augmented, f0, phones, tuple(text for part in parts for text in part.texts))
 
     def to(self, device: torch.device) -> Crops:
         """Return the crops on a device."""

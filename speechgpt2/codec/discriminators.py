@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechgpt2.training import distributed
+
 SLOPE = 0.1
 
 
@@ -38,9 +40,9 @@ class Discriminators(nn.Module):
         """Return the features of every layer of every discriminator."""
         return [member(pcm) for member in self.members]
 
-    def loss(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Return the discriminators' loss, with target 1 for `real` and 0 for `fake`."""
-        both = self(torch.cat([real, fake]))
+    @staticmethod
+    def loss(both: list[list[Tensor]]) -> Tensor:
+        """Return the loss of what `forward` returned for as many real rows, then decoded ones: targets 1 and 0."""
         terms = []
         for *_, score in both:
             real_score, fake_score = score.chunk(2)
@@ -53,15 +55,16 @@ class Discriminators(nn.Module):
         `adversarial` has target 1 for `fake`. `features` is the distance of the layers' activations.
         """
         self.requires_grad_(False)
-        adversarial, features = [], []
+        adversarial, features, scales = [], [], []
         with torch.no_grad():
             real_outputs = self(real)
         for fake_layers, real_layers in zip(self(fake), real_outputs):
             adversarial.append((1 - fake_layers[-1]).square().mean())
-            pairs = zip(fake_layers[:-1], real_layers[:-1])
-            features += [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-4) for a, b in pairs]
+            features += [F.l1_loss(a, b) for a, b in zip(fake_layers[:-1], real_layers[:-1])]
+            scales += [layer.abs().mean() for layer in real_layers[:-1]]
         self.requires_grad_(True)
-        return {"adversarial": torch.stack(adversarial).mean(), "features": torch.stack(features).mean()}
+        relative = torch.stack(features) / distributed.average(torch.stack(scales)).clamp(min=1e-4)
+        return {"adversarial": torch.stack(adversarial).mean(), "features": relative.mean()}
 
 
 class PeriodDiscriminator(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from speechgpt2.codec.mel import log_mel, slaney_filters
+from speechgpt2.training import distributed
 from speechgpt2.types import FRAME_SIZE, SAMPLE_RATE
 
 WINDOW, HOP, BINS = 512, 240, 80
@@ -59,8 +60,9 @@ class Listener(nn.Module):
         fixed = {name: value.detach() for name, value in (*self.named_parameters(), *self.named_buffers())}
         logits, activations = functional_call(self, fixed, (pcm,))
         divergence = F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="none", log_target=True)
-        distances = [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in zip(activations, target_activations)]
-        return divergence.sum(-1).mean() + torch.stack(distances).mean()
+        scales = distributed.average(torch.stack([b.abs().mean() for b in target_activations])).clamp(min=1e-3)
+        distances = torch.stack([F.l1_loss(a, b) for a, b in zip(activations, target_activations)]) / scales
+        return divergence.sum(-1).mean() + distances.mean()
 
     def _spectrum(self, pcm: Tensor) -> Tensor:
         """Return the four log-mel steps of each frame side by side: `[B, ⌊N / 960⌋, 4 · 80]`."""

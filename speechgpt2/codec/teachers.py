@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from speechgpt2.codec.crops import Crops
 from speechgpt2.errors import UserError
 from speechgpt2.extras import require
+from speechgpt2.training import distributed
 from speechgpt2.types import SAMPLE_RATE
 
 BLANK = 0  # of CTC; byte b is label b + 1
@@ -78,14 +79,16 @@ class CTCTeacher:
         """Return the loss, 0 if no text is known."""
         known = [row for row, text in enumerate(crops.texts) if text is not None]
         texts = [list(crops.texts[row].lower().encode()) for row in known]  # type: ignore[union-attr]
-        if not any(texts):
-            return predicted.sum() * 0.0
-        log_probs = predicted[known].float().log_softmax(-1).transpose(0, 1)  # [T, N, labels]
+        count = torch.tensor(sum(map(len, texts)), device=predicted.device)
+        error = self._error(predicted[known], texts) if count else predicted.sum() * 0.0
+        return distributed.part_of_mean(error, count)
+
+    def _error(self, predicted: Tensor, texts: list[list[int]]) -> Tensor:
+        log_probs = predicted.float().log_softmax(-1).transpose(0, 1)  # [T, N, labels]
         targets = torch.tensor([byte + 1 for text in texts for byte in text], device=predicted.device)
         lengths = torch.tensor([len(text) for text in texts])
-        frames = torch.full((len(known),), len(log_probs))
-        error = F.ctc_loss(log_probs, targets, frames, lengths, BLANK, reduction="sum", zero_infinity=True)
-        return error / len(targets)
+        frames = torch.full((len(texts),), len(log_probs))
+        return F.ctc_loss(log_probs, targets, frames, lengths, BLANK, reduction="sum", zero_infinity=True)
 
 
 class DistillationTeacher:

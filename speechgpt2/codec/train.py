@@ -17,26 +17,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.crops import Crops, CropSource
 from speechgpt2.codec.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt2.codec.growth import grow
-from speechgpt2.codec.harmonic import HarmonicHead
-from speechgpt2.codec.listener import Listener
-from speechgpt2.codec.losses import MultiScaleMel, pitch_losses
+from speechgpt2.codec.losses import CodebookUpdates, CodecLosses, Phase
 from speechgpt2.codec.model import Codec
 from speechgpt2.codec.teachers import TeacherConfig, Teachers
 from speechgpt2.codec.validation import HeldOutSpeech, Judge, held_out_values
 from speechgpt2.errors import UserError
-from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.training import distributed, run
-from speechgpt2.training.labels import cross_entropy
 from speechgpt2.training.prefetch import StepLoader
 from speechgpt2.training.run import (
     RunFolder,
@@ -56,7 +50,7 @@ HEAD_STEP = FRAME_SIZE // 4  # samples that the waveform head makes at once
 
 @dataclass(frozen=True)
 class StepCrops:
-    """Makes the crops of a step, and returns the generator that further random choices of the step come from."""
+    """Makes the crops of a step. Each row is drawn by its number among the rows of all processes."""
 
     source: CropSource
     seed: int
@@ -64,10 +58,18 @@ class StepCrops:
     frames: int
     rank: int
 
-    def __call__(self, step: int) -> tuple[Crops, np.random.Generator]:
+    def __call__(self, step: int) -> Crops:
         """Return the crops of a step."""
-        random = step_random(self.seed, step, self.rank)
-        return self.source.crops(random, self.batch, self.frames), random
+        return self._rows(step, self.rank * self.batch, self.batch)
+
+    def many(self, step: int, batches: int, processes: int) -> list[Crops]:
+        """Return further batches of a step, other ones in each process."""
+        first = (processes + self.rank * batches) * self.batch
+        return [self._rows(step, first + i * self.batch, self.batch) for i in range(batches)]
+
+    def _rows(self, step: int, first: int, count: int) -> Crops:
+        randoms = [step_random(self.seed, step, row) for row in range(first, first + count)]
+        return Crops.joined([self.source.crops(random, 1, self.frames) for random in randoms])
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,19 @@ def train(
     device: str = "cpu",
     held_out: Sequence[HeldOutSpeech] = (),
     judge: Judge | None = None,
+    codec: Codec | None = None,
 ) -> Codec:
-    """Train to `config.steps`, with checkpoints in `folder`, where the averaged codec is saved as well."""
-    trainer = CodecTrainer(config, source, torch.device(device), held_out, judge)
+    """Train `codec`, or the one that `config` names, to `config.steps`.
+
+    `folder` gets checkpoints and the averaged codec.
+    """
+    trainer = CodecTrainer(config, source, torch.device(device), held_out, judge, codec)
     run.train(trainer, config, folder, resume, "codec")
     return trainer.codec
 
 
 class CodecTrainer:
-    """Codec, phone head, listener, discriminators and their optimizers."""
+    """The codec with its losses, discriminators and their optimizers."""
 
     def __init__(
         self,
@@ -168,144 +174,78 @@ class CodecTrainer:
         device: torch.device,
         held_out: Sequence[HeldOutSpeech] = (),
         judge: Judge | None = None,
+        codec: Codec | None = None,
     ):
         torch.manual_seed(config.seed)
         self.config, self.source, self.device = config, source, device
         self.held_out, self.judge = held_out, judge
-        crops = StepCrops(source, config.seed, config.batch, config.frames, distributed.rank())
-        self.loader = StepLoader(crops, config.steps, config.workers)
-        self.is_quantized = config.init is not None  # as of the latest step
-        codec = config.new_codec()
+        self.crops = StepCrops(source, config.seed, config.batch, config.frames, distributed.rank())
+        self.loader = StepLoader(self.crops, config.steps, config.workers)
+        self.is_quantized = config.init is not None  # whether codes mean anything yet
+        codec = codec or config.new_codec()
         if config.delay is not None:
             codec.config = replace(codec.config, delay=config.delay)
         self.codec = codec.float().to(device).train()
-        for book in self.codec.quantizer.codebooks:
-            book.restart_averages()  # type: ignore[operator]
-        self.phone_head = nn.Conv1d(self.codec.config.latent, len(source.phones), config.phone_delay + 1).to(device)
-        self.listener = Listener(len(source.phones)).to(device)
-        self.modules = nn.ModuleDict({"codec": self.codec, "phone_head": self.phone_head, "listener": self.listener})
-        self.teachers = Teachers(config.teachers, self.codec.config.latent, device).to(device)
-        if config.teachers:
-            self.modules["teachers"] = self.teachers
-        distributed.broadcast_weights(self.modules)
+        self.codec.quantizer.restart_averages()
+        updates = CodebookUpdates(config.codebook_decay, config.revive_below)
+        teachers = Teachers(config.teachers, codec.config.latent, device)
+        self.losses = CodecLosses(codec, len(source.phones), config.phone_delay, teachers, updates).to(device)
+        distributed.broadcast_weights(self.losses)
+        self.overlapped = distributed.overlapped(self.losses, has_unused=config.freeze_from is not None)
         self.average = WeightAverage(self.codec, config.average)
-        self.mel = MultiScaleMel().to(device)
         adam: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.modules.parameters(), **adam, fused=True)
+        self.optimizer = torch.optim.AdamW(self.losses.parameters(), **adam, fused=True)
         self.discriminators = self.optimizer_d = None
         if config.adversarial_from is not None:
             self.discriminators = Discriminators(config.discriminators).to(device).train()
             distributed.broadcast_weights(self.discriminators)
+            self.overlapped_d = distributed.overlapped(self.discriminators)
             self.optimizer_d = torch.optim.AdamW(self.discriminators.parameters(), **adam, fused=True)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Take one optimizer step and return the terms of the loss."""
         config = self.config
         seed_step(config.seed, step)
         generator = shared_generator(config.seed, step)
-        crops, random = self.loader.take(step)
-        crops = crops.to(self.device)
-        frozen = config.freeze_from is not None and step >= config.freeze_from
-        self.is_quantized = config.init is not None or step >= config.quantize_from
+        crops = self.loader.take(step).to(self.device)
+        phase = self._phase(step)
         if config.init is None and step == config.quantize_from:
-            self._start_codebooks(random, generator)
+            self._start_codebooks(step, generator)
         rate = learning_rate(step, config.steps, config.peak_lr, config.warmup)
         for optimizer in filter(None, (self.optimizer, self.optimizer_d)):
             optimizer.param_groups[0]["lr"] = rate
-        terms, values = self._losses(crops, step, frozen, generator)
-        weights = vars(config.weights) | self.teachers.weights
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        norm = descend(loss, self.optimizer, config.clip)
+        ours, target, terms, values = self.overlapped(crops, phase, generator)
+        if self.discriminators is not None and step >= (config.adversarial_from or 0):
+            values["discriminator"] = self._step_discriminators(ours.detach(), target)
+            terms |= self.discriminators.generator_terms(ours, target)
+        weights = vars(config.weights) | self.losses.teachers.weights
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        norm = descend(total, self.optimizer, config.clip)
         self.average.update(self.codec, step)
-        return {**terms, **values, "grad_norm": norm}
+        return {**_means(terms | values), "grad_norm": norm}
 
-    def _losses(
-        self, crops: Crops, step: int, frozen: bool, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the terms of the loss, and more values to report. Discriminators that have joined take a step."""
-        with self.autocast, torch.set_grad_enabled(not frozen):
-            latent = self.codec.encoder(crops.augmented)[0].float()
-        terms: dict[str, Tensor] = {}
-        values: dict[str, Tensor] = {}
-        if frozen:
-            quantized = self.codec.quantizer.decode(self.codec.quantizer.encode(latent))
-        else:
-            quantized, terms, values = self._quantize(latent, crops, step, generator)
-        with self.autocast:
-            features = self.codec.decoder.features(quantized)[0].float()
-        ours, pitch = self._waveform(features, crops)
-        delay = self.codec.config.delay
-        target = crops.pcm[:, : crops.pcm.shape[1] - delay]
-        ours = ours[:, delay:]
-        terms = {**terms, **pitch, "mel": self.mel(ours, target), **self._listener_terms(ours, target, crops.phones)}
-        if self.discriminators is not None and step >= (self.config.adversarial_from or 0):
-            adversarial, values["discriminator"] = self._adversarial(ours, target)
-            terms |= adversarial
-        return terms, values
-
-    def _quantize(
-        self, latent: Tensor, crops: Crops, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the quantized latent (straight-through), its loss terms, and codebook perplexities."""
-        if not self.is_quantized:
-            return latent, self._semantic_terms(latent, crops), {}
-        config, values = self.config, dict[str, Tensor]()
-        residual, total, first = latent.detach(), torch.zeros_like(latent), None
-        for k, book in enumerate(self.codec.quantizer.codebooks):
-            flat = residual.reshape(-1, residual.shape[-1])
-            codes = book.fast_nearest(flat)  # type: ignore[operator]
-            vectors = book.lookup(codes).view_as(latent)  # type: ignore[operator]
-            gathered = distributed.gather(flat), distributed.gather(codes)
-            book.update(*gathered, config.codebook_decay, config.revive_below, generator)  # type: ignore[operator]
-            values[f"perplexity_{k}"] = _perplexity(book.usage)  # type: ignore[arg-type]
-            residual, total = residual - vectors, total + vectors
-            first = vectors if first is None else first
-        assert first is not None
-        commitment = F.mse_loss(latent, total) / latent.detach().var().clamp(min=1e-6)
-        terms = {"commitment": commitment, **self._semantic_terms(latent + (first - latent).detach(), crops)}
-        return latent + (total - latent).detach(), terms, values
+    def _phase(self, step: int) -> Phase:
+        """Return what a step trains."""
+        config = self.config
+        self.is_quantized = config.init is not None or step >= config.quantize_from
+        return Phase(self.is_quantized, config.freeze_from is not None and step >= config.freeze_from)
 
     @torch.no_grad()
-    def _start_codebooks(self, random: np.random.Generator, generator: torch.Generator) -> None:
+    def _start_codebooks(self, step: int, generator: torch.Generator) -> None:
         """Initialise each codebook by k-means on the residuals of a few batches."""
-        crops = [self.source.crops(random, self.config.batch, self.config.frames) for _ in range(KMEANS_BATCHES)]
+        crops = self.crops.many(step, KMEANS_BATCHES, distributed.world_size())
         residual = torch.cat([self.codec.encoder(c.pcm.to(self.device))[0].flatten(0, 1) for c in crops])
         residual = distributed.gather(residual)
         for book in self.codec.quantizer.codebooks:
             book.kmeans_init(residual, generator)  # type: ignore[operator]
             residual = residual - book.lookup(book.fast_nearest(residual))  # type: ignore[operator]
 
-    def _semantic_terms(self, x: Tensor, crops: Crops) -> dict[str, Tensor]:
-        logits = self.phone_head(x.transpose(1, 2)).transpose(1, 2)
-        labels = crops.phones[:, : logits.shape[1]]
-        phones = cross_entropy(logits, labels)  # 0 if all are recordings without phone labels
-        return {"phone": phones, **self.teachers(x, crops)}
-
-    def _waveform(self, features: Tensor, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return `pcm [B, N]` and, if the head has a pitch, its terms. In training the true pitch drives the pulses."""
-        head = self.codec.decoder.head
-        if not isinstance(head, HarmonicHead):
-            return head(features)[0], {}
-        controls = head.control(features)
-        shift = self.codec.config.delay // head.hop - 1  # pitch at the end of a block, `delay` samples earlier
-        f0 = F.pad(crops.f0, (shift, 0))[:, : crops.f0.shape[1]]
-        error, voicing = pitch_losses(controls, f0)
-        pcm, _ = head.synthesize(controls, f0, head.init_state(len(f0)))
-        return pcm, {"f0": error, "voicing": voicing}
-
-    def _listener_terms(self, ours: Tensor, target: Tensor, phones: Tensor) -> dict[str, Tensor]:
-        """Return the listener's own loss on the original, and its distance between copy and original."""
-        reference = self.listener(target)
-        known = cross_entropy(reference[0], phones[:, : reference[0].shape[1]])
-        return {"listener": known, "understood": self.listener.distance(ours, reference)}
-
-    def _adversarial(self, ours: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Take one step of the discriminators, then return the decoder's terms, and the discriminators' loss."""
+    def _step_discriminators(self, ours: Tensor, target: Tensor) -> Tensor:
+        """Take one step of the discriminators and return their loss."""
         assert self.discriminators is not None and self.optimizer_d is not None
-        loss = self.discriminators.loss(ours.detach(), target)
+        loss = self.discriminators.loss(self.overlapped_d(torch.cat([target, ours])))
         descend(loss, self.optimizer_d, self.config.clip)
-        return self.discriminators.generator_terms(ours, target), loss
+        return loss
 
     def content(self, step: int) -> dict[str, Any]:
         """Return everything that the next step depends on."""
@@ -316,7 +256,7 @@ class CodecTrainer:
         }
         content = {
             "step": step,
-            "modules": self.modules.state_dict(),
+            "modules": self.losses.state_dict(),
             "codebooks": books,
             "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
@@ -332,7 +272,7 @@ class CodecTrainer:
         """Restore a checkpoint and return the step to continue from."""
         if content is None:
             return 0
-        self.modules.load_state_dict(content["modules"])
+        self.losses.load_state_dict(content["modules"])
         for key, value in content["codebooks"].items():
             k, name = key.split(".")
             getattr(self.codec.quantizer.codebooks[int(k)], name).copy_(value)
@@ -349,7 +289,7 @@ class CodecTrainer:
             return {}
         self.codec.eval()  # training drops layers at random
         with self.average.in_place_of(self.codec):
-            values = held_out_values(self.codec, self.held_out, self.mel, self.judge)
+            values = held_out_values(self.codec, self.held_out, self.losses.mel, self.judge)
         self.codec.train()
         return values
 
@@ -372,6 +312,6 @@ class CodecTrainer:
         return codec
 
 
-def _perplexity(usage: Tensor) -> Tensor:
-    p = usage / usage.sum()
-    return (-(p * p.clamp(min=1e-9).log()).sum()).exp()
+def _means(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the means of scalars over all processes, by one message."""
+    return dict(zip(terms, distributed.average(torch.stack([term.float() for term in terms.values()]))))

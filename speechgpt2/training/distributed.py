@@ -12,6 +12,7 @@ go on with another number of processes.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -161,6 +162,26 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = mean.view_as(parameter)
 
 
+def overlapped(module: nn.Module, has_unused: bool = False) -> nn.Module:
+    """Return what to call in a step in place of `module`: its backward pass averages the gradients while it runs.
+
+    With one process it is `module` itself.
+
+    Args:
+        module: What is called once in a step. Its weights must be the same in all processes, and so must its buffers,
+            which it updates itself.
+        has_unused: Whether some steps do not reach all parameters, which then keep no gradient.
+    """
+    if world_size() == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
+    options: dict[str, Any] = {sync: False, "find_unused_parameters": has_unused, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(module, **options)
+
+
 def shard(module: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str] = ()) -> None:
     """Divide the parameters of `module` among the processes, those of each layer together.
 
@@ -199,10 +220,23 @@ def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
 @torch.no_grad()
 def add_up(x: Tensor) -> Tensor:
     """Return the sum of `x` over all processes, without gradient."""
-    x = x.detach()
+    total = x.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(x)
-    return x
+        dist.all_reduce(total)
+    return total
+
+
+def average(x: Tensor) -> Tensor:
+    """Return the mean of `x` over all processes, without gradient."""
+    return add_up(x) / world_size()
+
+
+def part_of_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Return this process's part of a mean over all processes, 0 if they count nothing.
+
+    The mean of the parts, and of their gradients, is the sum of all `total` divided by the sum of all `count`.
+    """
+    return total / (add_up(count).clamp(min=1) / world_size())
 
 
 @torch.no_grad()

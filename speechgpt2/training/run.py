@@ -311,7 +311,8 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tens
     """Take a step of an optimizer with one group of parameters.
 
     Args:
-        loss: This process's loss; gradients are averaged over all processes.
+        loss: This process's loss. The module that it comes from averages gradients over all processes by itself
+            (`distributed.overlapped`).
         optimizer: The optimizer.
         clip: The largest norm of the gradient.
 
@@ -321,7 +322,6 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> Tens
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    distributed.average_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
     return norm
