@@ -124,7 +124,7 @@ UNITS_MAY_IMPORT = {
 # Where a corpus becomes a trainer's batches: the modules of `corpus` that know torch and a trainer's types.
 BATCHES = {
     f"speechgpt2.corpus.{name}"
-    for name in ("codec_dataset", "codes", "task_dataset", "model_setup", "import_corpus", "show_examples")
+    for name in ("codec_dataset", "codes", "task_dataset", "model_setup", "import_corpus", "show_examples", "smoke")
 }
 
 

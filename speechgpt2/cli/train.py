@@ -46,19 +46,26 @@ Codes = Annotated[
 ]
 Favour = Annotated[float, typer.Option(min=0.1, help="Sample the assistant's voices this many times as often.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from RUN's last checkpoint.")]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke", help="Run the recipe in small, on made-up speech, and fail if its losses do not fall. No --data."
+    ),
+]
 Processes = Annotated[int, typer.Option(min=1, help="Number of data-parallel processes, each with its own batch.")]
 
 
 def codec(
     config: Config,
-    data: Data,
     out: RunFolder,
+    data: Data = (),  # type: ignore[assignment]
     licence: Licence = "",
     resume: Resume = False,
     init: Init = None,
     favour: Favour = 1.0,
     processes: Processes = 1,
     device: Device = "auto",
+    smoke: Smoke = False,
 ) -> None:
     """Train a codec. The result is a codec folder in RUN.
 
@@ -66,6 +73,9 @@ def codec(
     """
     from speechgpt2.training import distributed
 
+    if smoke:
+        _smoke_codec(config, data, out, init, device)
+        return
     distributed.launch(processes, partial(_codec, config, data, licence, out, resume, init, favour, device))
 
 
@@ -73,8 +83,8 @@ def codec(
 class LMOptions:
     """Options of the data and models that training begins with."""
 
-    data: Data
-    codec: CodecName
+    data: Data = ()  # type: ignore[assignment]
+    codec: CodecName = ""
     licence: Licence = ""
     codes: Codes = None
     init: Init = None
@@ -83,7 +93,14 @@ class LMOptions:
 
 
 @with_shared_options
-def lm(config: Config, out: RunFolder, options: LMOptions, resume: Resume = False, processes: Processes = 1) -> None:
+def lm(
+    config: Config,
+    out: RunFolder,
+    options: LMOptions,
+    resume: Resume = False,
+    processes: Processes = 1,
+    smoke: Smoke = False,
+) -> None:
     """Train a language model on data encoded by a codec. The result is a model folder in RUN.
 
     It begins with the speech model --init, or with the text model --text-model and new speech parts, or with random
@@ -91,6 +108,9 @@ def lm(config: Config, out: RunFolder, options: LMOptions, resume: Resume = Fals
     """
     from speechgpt2.training import distributed
 
+    if smoke:
+        _smoke_lm(config, out, options)
+        return
     distributed.launch(processes, partial(_lm, config, out, options, resume))
 
 
@@ -151,6 +171,31 @@ def plan(
         )
 
 
+def _smoke_codec(config: Path, data: list[str], out: Path, init: str | None, device: str) -> None:
+    from speechgpt2 import config as configs
+    from speechgpt2.codec.train import CodecTrainConfig
+    from speechgpt2.corpus.smoke import smoke_codec
+
+    _refuse_data(data)
+    settings = configs.load(CodecTrainConfig, config)
+    smoke_codec(replace(settings, init=init or settings.init), out, str(torch_device(device)))
+
+
+def _smoke_lm(config: Path, out: Path, options: LMOptions) -> None:
+    from speechgpt2 import config as configs
+    from speechgpt2.corpus.smoke import smoke_lm
+    from speechgpt2.lm.train import LMTrainConfig
+
+    _refuse_data(options.data)
+    settings, device = configs.load(LMTrainConfig, config), str(torch_device(options.device))
+    smoke_lm(settings, out, options.init, options.text_model, device)
+
+
+def _refuse_data(data: Sequence[str]) -> None:
+    if data:
+        raise UserError("--smoke makes up its speech; leave out --data")
+
+
 def _codec(
     config: Path, data: list[str], licence: str, out: Path, resume: bool, init: str | None, favour: float, device: str
 ) -> None:
@@ -205,6 +250,8 @@ def _prepare(
 
     if options.init and options.text_model:
         raise UserError("give --init or --text-model, not both")
+    if not options.codec:
+        raise UserError("give --codec, the codec of the model: a built-in name, a folder or a Hugging Face id")
     settings = configs.load(LMTrainConfig, config)
     speech_codec = Codec.from_pretrained(options.codec)
     data, codes = read_data_configs(options.data, options.licence), options.codes or out / "codes"

@@ -60,8 +60,10 @@ def read_data_configs(paths: Sequence[str], licence: str = "") -> list[DataConfi
         licence: The licence of items that state none, if the YAML file does not give one.
 
     Raises:
-        UserError: If a YAML file is no such list.
+        UserError: If there are none, or a YAML file is no such list.
     """
+    if not paths:
+        raise UserError("give --data, what is trained on; docs/training.md lists the formats")
     sources: list[DataConfig] = []
     for path in paths:
         if not path.endswith((".yaml", ".yml")):
