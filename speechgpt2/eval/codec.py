@@ -254,8 +254,8 @@ def main(
     report.publish_evaluation("codec", tables, panel.notes, console, target, **content)
     if target is not None:
         try:
-            for name, content in sets.items():
-                save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", content[0].pcm, systems)
+            for name, originals in sets.items():
+                save_spectrograms(target / f"{name.lower().replace(' ', '-')}.png", originals[0].pcm, systems)
         except UserError as error:  # the numbers are useful without the pictures
             console.print(f"no spectrograms: {error}", markup=False)
     return rows, judge_rows
