@@ -53,6 +53,7 @@ class PrecisionRow:
 
     Attributes:
         change: Perplexity relative to that of `BASE`, less 1.
+        error: Standard error of `change`, from the differences of single tokens.
         divergence: Mean Kullback-Leibler divergence from the reference, in nats a token.
         agreement: Share of positions with the reference's likeliest token.
         code_divergence: Mean divergence for the codes of speech, in nats a code.
@@ -65,6 +66,7 @@ class PrecisionRow:
     megabytes: float = column("MB", ".0f")
     perplexity: float = column("perplexity ↓", ".3f")
     change: float = column("change", "+.2%")
+    error: float = column("±", ".2%")
     divergence: float = column("divergence ↓", ".5f")
     agreement: float = column("same token ↑", ".4f")
     code_divergence: float = column("codes: divergence ↓", ".5f")
@@ -171,24 +173,45 @@ def greedy_replies(lm: SpeechLM, questions: Sequence[str] = QUESTIONS) -> dict[s
     return sequences
 
 
-def compare(
-    name: str, sequence: str, converted: ConvertedModel, patches: Patches, reference: Prediction, base: float | None
-) -> PrecisionRow:
-    """Return the row of one precision on one sequence; `base` is the perplexity of `BASE` there, None for its own."""
-    prediction = predict(converted.lm, patches)
+def token_losses(prediction: Prediction, patches: Patches) -> Tensor:
+    """Return the negative log probability of each next token of a sequence `[1, P]`, `[P − 1]`."""
     targets = patches.text[0, 1:, None].to(prediction.text.device)
-    perplexity = math.exp(-float(prediction.text.gather(1, targets).mean()))
-    code_divergence, code_agreement = distance(reference.codes, prediction.codes)
+    return -prediction.text.gather(1, targets)[:, 0]
+
+
+def relative_perplexity(losses: Tensor, base: Tensor) -> tuple[float, float]:
+    """Return the perplexity of `losses [N]` relative to that of `base [N]`, less 1, and its standard error.
+
+    Both precisions find the same tokens hard, so the error of their difference is far below that of a perplexity.
+    """
+    difference = losses - base
+    ratio = math.exp(float(difference.mean()))
+    return ratio - 1, ratio * float(difference.std(correction=0)) / math.sqrt(len(difference))
+
+
+def compare(
+    name: str, sequence: str, nbytes: int, reference: Prediction, prediction: Prediction, losses: Tensor, base: Tensor
+) -> PrecisionRow:
+    """Return the row of one precision on one sequence.
+
+    Args:
+        name: The precision.
+        sequence: Name of the sequence.
+        nbytes: Bytes of the weights.
+        reference: What the float32 weights predict.
+        prediction: What this precision predicts.
+        losses: Its `token_losses`.
+        base: Those of `BASE`.
+    """
     return PrecisionRow(
         name,
         sequence,
-        len(targets),
-        converted.nbytes / 1e6,
-        perplexity,
-        0.0 if base is None else perplexity / base - 1,
+        len(losses),
+        nbytes / 1e6,
+        math.exp(float(losses.mean())),
+        *relative_perplexity(losses, base),
         *distance(reference.text, prediction.text),
-        code_divergence,
-        code_agreement,
+        *distance(reference.codes, prediction.codes),
     )
 
 
@@ -224,14 +247,15 @@ def evaluate(
     sequences |= greedy_replies(lm) if model.speaks else {}
     references = {name: predict(lm, patches) for name, patches in sequences.items()}
     del lm
-    bases: dict[str, float] = {}
+    bases: dict[str, Tensor] = {}
     for precision in (BASE, *(p for p in precisions if p != BASE)):
         converted = convert(model.load(), precision)
         for name, patches in sequences.items():
-            row = compare(precision, name, converted, patches, references[name], bases.get(name))
-            bases.setdefault(name, row.perplexity)  # the first precision is the base
+            prediction = predict(converted.lm, patches)
+            losses = token_losses(prediction, patches)
+            base = bases.setdefault(name, losses)  # the first precision is the base
             if precision in precisions:
-                yield row
+                yield compare(precision, name, converted.nbytes, references[name], prediction, losses, base)
         del converted
 
 

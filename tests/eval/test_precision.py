@@ -11,7 +11,15 @@ from typer.testing import CliRunner
 from speechgpt2.cli import app
 from speechgpt2.errors import UserError
 from speechgpt2.eval import precision
-from speechgpt2.eval.precision import ComparedModel, convert, distance, evaluate, greedy_replies, predict
+from speechgpt2.eval.precision import (
+    ComparedModel,
+    convert,
+    distance,
+    evaluate,
+    greedy_replies,
+    predict,
+    relative_perplexity,
+)
 from speechgpt2.lm.config import PatchDecoderConfig
 from speechgpt2.lm.model import SpeechLM
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
@@ -69,6 +77,14 @@ def test_perplexity_is_that_of_the_next_token():
     row = next(r for r in evaluate(ComparedModel(tiny, speaks=False), {"en": TEXTS["en"]}, ["float32"]))
     assert row.perplexity == pytest.approx(float(wanted), rel=1e-5)
     assert math.isnan(row.code_divergence)
+
+
+def test_error_of_a_change_is_that_of_the_differences():
+    base = torch.tensor([1.0, 5.0, 2.0, 8.0])
+    change, error = relative_perplexity(base + torch.tensor([0.02, 0.0, 0.02, 0.0]), base)
+    assert change == pytest.approx(math.exp(0.01) - 1, rel=1e-4)
+    assert error == pytest.approx(math.exp(0.01) * 0.01 / 2, rel=1e-4)  # deviation of 0.01, four tokens
+    assert relative_perplexity(base, base) == (0.0, 0.0)
 
 
 def test_codes_are_predicted_from_the_patch_before():
