@@ -138,7 +138,8 @@ def test_continued_codec_keeps_its_codebooks(tiny_codec, tmp_path):
     for old, new in zip(before.quantizer.codebooks, trainer.codec.quantizer.codebooks, strict=True):
         used = new.usage > 0.99  # what a batch of 32 frames has used it has moved, and the rest stayed
         assert torch.allclose(old.embed[~used], new.embed[~used], atol=1e-5) and not torch.equal(old.embed, new.embed)
-        assert (old.embed - new.embed).abs().max() < 0.4 * old.embed.abs().max()
+        # 32 vectors at one entry have a weight of 0.4 in its average, and lie at most twice the largest entry away.
+        assert (old.embed - new.embed).abs().max() < 0.8 * old.embed.abs().max()
     assert trainer.codec.config.delay == 720
     with pytest.raises(UserError, match="multiple of 240"):
         replace(config, delay=500)
