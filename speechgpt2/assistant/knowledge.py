@@ -224,7 +224,7 @@ class KnowledgeBase:
             scores = fuse(list(scores), vectors.nearest(query, DEPTH, self._file.data_version()))
         best = list(scores)[:k]
         rows = self._file.all(f"{PASSAGES} ({', '.join('?' * len(best))})", best)
-        found = {id: Passage(*place, scores[id]) for id, *place in rows}
+        found = {id: Passage(source, title, place, text, scores[id]) for id, source, title, place, text in rows}
         return [found[id] for id in best if id in found]
 
     def tool(self, k: int = 3) -> Callable[..., Any]:
