@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def _items(split: str) -> Iterator[CorpusItem]:
 
 def _tool_dialogue(name: str, split: str) -> Iterator[CorpusItem]:
     """Yield the turns of a typed dialogue that calls a tool."""
-    turns = (
+    turns: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("user", "Light on.", {"tools": [LAMP], "system": ""}),
         ("assistant", "", {"tool_calls": [{"name": "lamp", "arguments": "{}"}]}),
         ("tool", "on", {}),
