@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import long_form
+from speechgpt2.audio import check_audio
 from speechgpt2.chat_conversation import Conversation as Conversation
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import (
@@ -35,8 +36,8 @@ from speechgpt2.conversation import (
     check_same_codes,
     check_same_model,
     fingerprints,
+    given_codes,
     mode_of,
-    speech_codes,
     text_of,
 )
 from speechgpt2.conversation import Reply as Reply
@@ -138,7 +139,7 @@ class SpeechGPT:
             UserError: There is no such voice.
         """
         if isinstance(greeting, Speech):
-            greeting = self.lm.prompt.greeting(replace(greeting, codes=self.codes(greeting).cpu().numpy()))
+            greeting = self.lm.prompt.greeting(replace(greeting, codes=self.encode_speech(greeting).cpu().numpy()))
         greeting = greeting or self.lm.prompt.opening(voice, mode)
         system = self.lm.prompt.styled(system, mode, style)
         prompt = self.lm.prompt.system_prompt(mode, greeting, system, tools)
@@ -271,13 +272,15 @@ class SpeechGPT:
             segment = long_form.TranscriptSegment(start, end, next(transcripts, ""))
             yield aligner(segment, pcm) if aligner else segment
 
-    def codes(self, speech: Speech) -> Tensor:
-        """Return the codes `[T, K]` of a speech segment, encoded if it has none.
+    def encode_speech(self, speech: Speech) -> Tensor:
+        """Return the codes `[T, K]` (int64) of a speech segment, encoded if it has none.
 
         Raises:
             UserError: It has neither codes of this codec nor samples.
         """
-        return speech_codes(speech, self.codec.config, self._encode)
-
-    def _encode(self, pcm: np.ndarray) -> Tensor:
-        return self.codec.encode(torch.from_numpy(pcm).to(self.lm.device)[None])[0]
+        codes = given_codes(speech, self.codec.config)
+        if codes is not None:
+            return codes
+        assert speech.pcm is not None
+        pcm = torch.from_numpy(check_audio(speech.pcm))
+        return self.codec.encode(pcm.to(self.lm.device)[None])[0]

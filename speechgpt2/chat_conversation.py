@@ -82,7 +82,7 @@ class Conversation:
             UserError: It is a system turn, does not hold one segment, or is longer than `MAX_TURN`.
         """
         prompt = self.model.lm.prompt
-        content = history_turn(turn, self.model.codes)
+        content = history_turn(turn, self.model)
         self._check_length(content)
         spoken, replies = content.codes is not None, content.role == "assistant"
         transcript = self._transcript if self._unanswered and replies else None

@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechgpt2 import config
-from speechgpt2.audio import check_audio
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.dsp.delivery import Delivery
@@ -71,8 +70,16 @@ def check_same_codes(codec: Codec, lm: SpeechLM) -> None:
         )
 
 
-def speech_codes(speech: Speech, codec: CodecConfig, encode: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Return the codes `[T, K]` (int64) of a speech segment, encoded by `encode(pcm [N])` if it has none.
+class SpeechEncoder(Protocol):
+    """Encodes speech: `SpeechGPT` and the engine's `InputEncoder`."""
+
+    def encode_speech(self, speech: Speech) -> Tensor:
+        """Return the codes `[T, K]` (int64) of a speech segment. Raises `UserError` if it has no sound."""
+        ...
+
+
+def given_codes(speech: Speech, codec: CodecConfig) -> Tensor | None:
+    """Return the codes `[T, K]` (int64) that a speech segment holds; None if its samples have to be encoded.
 
     Raises:
         UserError: The segment has neither codes of this codec nor samples.
@@ -83,11 +90,11 @@ def speech_codes(speech: Speech, codec: CodecConfig, encode: Callable[[np.ndarra
         return codes
     if speech.pcm is None or not np.size(speech.pcm):
         raise UserError("speech must hold samples (float32 at 24 kHz) or codes")
-    return encode(check_audio(speech.pcm))
+    return None
 
 
-def history_turn(turn: Turn, codes_of: Callable[[Speech], Tensor]) -> HistoryTurn:
-    """Convert a turn of the user, the assistant or a tool. Its speech is encoded by `codes_of`.
+def history_turn(turn: Turn, encoder: SpeechEncoder) -> HistoryTurn:
+    """Convert a turn of the user, the assistant or a tool. `encoder` encodes its speech.
 
     Raises:
         UserError: It is a system turn, or does not hold exactly one segment (tool calls and results aside).
@@ -100,7 +107,7 @@ def history_turn(turn: Turn, codes_of: Callable[[Speech], Tensor]) -> HistoryTur
         case (Text(text),):
             return HistoryTurn(turn.role, text, None)
         case (Speech() as speech,):
-            return HistoryTurn(turn.role, speech.text, codes_of(speech))
+            return HistoryTurn(turn.role, speech.text, encoder.encode_speech(speech))
     found = ", ".join(type(segment).__name__ for segment in turn.segments) or "nothing"
     raise UserError(f"a turn of the {turn.role} must hold one segment, Text or Speech, not {found}")
 

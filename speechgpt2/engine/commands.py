@@ -129,8 +129,8 @@ def created_number(command: Command) -> int | None:
     return None
 
 
-def makes_final(command: Command, after_reply: bool) -> bool:
-    """Return whether a command makes all before it final: it cannot be rolled back any more.
+def forbids_rollback(command: Command, after_reply: bool) -> bool:
+    """Return whether all before a command cannot be rolled back any more.
 
     Args:
         command: The command.

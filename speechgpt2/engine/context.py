@@ -104,9 +104,9 @@ class Context:
         """Return the next prefill chunk `[1, P]`. It counts as prefilled from now on."""
         begin = self.kv_length
         self.kv_length += self.next_chunk_length
-        return self.slice(begin, self.kv_length)
+        return self.patches(begin, self.kv_length)
 
-    def slice(self, start: int, stop: int) -> Patches:
+    def patches(self, start: int, stop: int) -> Patches:
         """Return a copy of some patches, `[1, stop − start]`."""
         text, codes = self.text[start:stop].copy(), self.codes[start:stop].copy()
         return Patches(torch.from_numpy(text)[None], torch.from_numpy(codes)[None])
@@ -128,7 +128,7 @@ class Context:
         self.system_length = count
         _shift(self.spans, change)
 
-    def block(self, start: int, stop: int) -> PatchBlock:
+    def patch_block(self, start: int, stop: int) -> PatchBlock:
         """Return a copy of some patches as they are saved: with the chunks in which they are read."""
         parts = self.text[start:stop], self.codes[start:stop], self.chunk_starts[start:stop]
         return PatchBlock(*(part.copy() for part in parts))
@@ -142,7 +142,7 @@ class Context:
         count = len(block.text)
         if count > self.capacity:
             raise UserError(f"the session's context has {count} patches, and this engine holds {self.capacity}")
-        agreed = self.block(0, self.length).common(block)
+        agreed = self.patch_block(0, self.length).common(block)
         self.text[:count], self.codes[:count], self.chunk_starts[:count] = block
         self.length, self.system_length, self.spans = count, system_length, [*spans]
         if agreed < self.kv_length:

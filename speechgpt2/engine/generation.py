@@ -248,7 +248,7 @@ def start_generation(
     stop = StopRule(parser, limit, start.speak, in_speech=start.given is not None, transcript=transcript)
     constraint = None if read_aloud else _constraint(history, options, settings, start.user_spoke, start.call)
     generation = Generation(number, stop, history, events, constraint)
-    style = styles.begin(settings, options, continues=answers_tool)
+    style = styles.reply_style(settings, options, continues=answers_tool)
     generation.set_style(delivery_of(style, prompt, settings, options))
     if start.request is not None:
         follow(start.request)

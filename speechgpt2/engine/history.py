@@ -220,7 +220,7 @@ class History:
             self.system = system
 
     def _body(self, span: Span) -> Patches:
-        return self.context.slice(span.body, span.stop)
+        return self.context.patches(span.body, span.stop)
 
 
 def _answer_of(turn: TurnBlock) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, history_turn, speech_codes
+from speechgpt2.conversation import HistoryTurn, given_codes, history_turn
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt
@@ -38,13 +38,22 @@ class InputEncoder:
         Raises:
             UserError: There are no samples, or they are no audio.
         """
-        return self._encode_checked(check_audio(pcm))
-
-    def _encode_checked(self, pcm: np.ndarray) -> torch.Tensor:
-        """Encode samples that `check_audio` has accepted."""
+        pcm = check_audio(pcm)
         if not len(pcm):
             raise UserError("audio must hold at least one sample")
         return self._codec.encode(torch.from_numpy(pcm)[None].to(self._device))[0].cpu()
+
+    def encode_speech(self, speech: Speech) -> torch.Tensor:
+        """Return the codes `[T, K]` of a speech segment, encoded if it has none.
+
+        Raises:
+            UserError: It has neither codes of this codec nor samples.
+        """
+        codes = given_codes(speech, self._codec.config)
+        if codes is not None:
+            return codes
+        assert speech.pcm is not None
+        return self.encode(speech.pcm)
 
     def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
         """Check voice and speed, compile grammars, and return the settings with an encoded greeting.
@@ -58,7 +67,7 @@ class InputEncoder:
         self._prompt.grammars.constraint(tools, settings.require_tool if tools else False, settings.response_schema)
         if settings.greeting is None:
             return settings
-        codes = self._speech_codes(settings.greeting)
+        codes = self.encode_speech(settings.greeting)
         if settings.greeting.pcm is None:
             return settings
         return replace(settings, greeting=replace(settings.greeting, pcm=None, codes=codes.numpy()))
@@ -69,7 +78,4 @@ class InputEncoder:
         Raises:
             UserError: The turn cannot be part of the history.
         """
-        return history_turn(turn, self._speech_codes)
-
-    def _speech_codes(self, speech: Speech) -> torch.Tensor:
-        return speech_codes(speech, self._codec.config, self._encode_checked)
+        return history_turn(turn, self)

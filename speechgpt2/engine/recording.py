@@ -72,7 +72,7 @@ class SessionRecorder:
         span = self._history.last
         assert span is not None
         self._before = self._snapshot(settings, styles, number)
-        context = digest(self._history.context.block(0, span.start))
+        context = digest(self._history.context.patch_block(0, span.start))
         self._replies[number] = ReplyInfo(options_to_dict(options), "interrupted", context)
 
     def reply_ended(self, number: int, reason: str) -> None:
@@ -85,14 +85,14 @@ class SessionRecorder:
         info = self._replies.get(span.number)
         if info is not None:
             # The file has what was generated if the reply was written before. `_turn` counts what was played.
-            whole = None if span.number in self._turns else self._history.context.block(span.start, span.stop)
+            whole = None if span.number in self._turns else self._history.context.patch_block(span.start, span.stop)
             self._replies[span.number] = replace(info, played=0, generated=info.generated or whole)
 
-    def rolled_back(self) -> None:
+    def record_rollback(self) -> None:
         """The latest reply was rolled back, and leaves no trace."""
         self._before = None
 
-    def deleted(self, number: int) -> None:
+    def record_deletion(self, number: int) -> None:
         """A turn was deleted. `save` finds that by itself, except for a turn that was forgotten before."""
         if self._writer is not None and number not in self._turns:
             self._writer.write(Removed((number,), True))
@@ -108,9 +108,9 @@ class SessionRecorder:
 
     def _snapshot(self, settings: SessionSettings, styles: StyleState, unfinished: int | None) -> Snapshot:
         context = self._history.context
-        system = SystemBlock(self._history.system.mode, context.block(0, context.system_length))
+        system = SystemBlock(self._history.system.mode, context.patch_block(0, context.system_length))
         spans = (replace(span) for span in context.spans if span.number != unfinished)
-        turns = {span.number: (span, context.block(span.start, span.stop)) for span in spans}
+        turns = {span.number: (span, context.patch_block(span.start, span.stop)) for span in spans}
         values = {**settings_to_dict(settings), "styles": styles_to_dict(styles)}
         return Snapshot(values, system, turns, frozenset(context.forgotten))
 

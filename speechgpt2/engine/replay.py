@@ -82,4 +82,4 @@ def _generate_again(engine: Engine, session: Session, before: SavedSession, turn
 def _last_turn(slot: Slot) -> PatchBlock:
     span = slot.history.last
     assert span is not None
-    return slot.history.context.block(span.start, span.stop)
+    return slot.history.context.patch_block(span.start, span.stop)

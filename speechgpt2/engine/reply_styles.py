@@ -27,7 +27,7 @@ class ReplyStyles:
         self._lasting: dict[int, Style] = {}
         self._latest: Style | None = None  # of the last reply
 
-    def begin(self, settings: SessionSettings, options: ReplyOptions, continues: bool) -> Style:
+    def reply_style(self, settings: SessionSettings, options: ReplyOptions, continues: bool) -> Style:
         """Return the style of a reply to a turn that asks for none.
 
         Args:
@@ -43,7 +43,7 @@ class ReplyStyles:
 
     def follow(self, request: StyleRequest, reply: int, settings: SessionSettings, options: ReplyOptions) -> Style:
         """Return the style of a reply to a turn with a request; one that lasts is kept for those to come."""
-        style = self._latest = request.applied(self.begin(settings, options, continues=False))
+        style = self._latest = request.applied(self.reply_style(settings, options, continues=False))
         if request.lasting:
             self._lasting[reply] = style
         return style

@@ -31,7 +31,7 @@ from speechgpt2.engine.commands import (
     StartTurn,
     Truncate,
     created_number,
-    makes_final,
+    forbids_rollback,
 )
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.event_queue import SessionEvents
@@ -116,7 +116,9 @@ class Slot:
             )
 
     def _execute(self, command: Command) -> None:
-        if makes_final(command, after_reply=self.history.last is not None and self.history.last.role == "assistant"):
+        if forbids_rollback(
+            command, after_reply=self.history.last is not None and self.history.last.role == "assistant"
+        ):
             self.recorder.save(self.settings, _unfinished(self.generation, self.input, self.history))
         match command:
             case StartTurn(turn):
@@ -162,7 +164,7 @@ class Slot:
         """Reopen the user's turn, and remove the speculative `reply` to it."""
         buffer = self._open_input
         self.generation = None
-        self.recorder.rolled_back()
+        self.recorder.record_rollback()
         if reply is not None:
             self.history.delete(reply)
         self.styles.roll_back(reply)
@@ -179,7 +181,7 @@ class Slot:
                 return
             self.input = None
         self.history.delete(turn)
-        self.recorder.deleted(turn)
+        self.recorder.record_deletion(turn)
 
     def _truncate(self, reply: int, played: int) -> None:
         """Interrupt the reply in progress, or shorten a complete one: barge-in cuts memory here."""

@@ -46,7 +46,7 @@ def read_aloud(model: SpeechGPT, text: str, voice: Voice) -> Reply:
     prompt.require_chain_of_modality("read a given text aloud")
     if voice.accent:
         clip = voice_prompts.read_voice_prompt(voice.accent)
-        greeting = prompt.align_speech(model.codes(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
+        greeting = prompt.align_speech(model.encode_speech(Speech(pcm=clip.pcm, text=clip.text)), text=clip.text)
     seed = zlib.crc32(f"{voice.seed} {text}".encode())
     sampling = SamplingParams.from_config(model.lm.config.sampling, seed, model.lm.device)
     start = concat(prompt.system_prompt("t2s", greeting), prompt.reply_start(), prompt.tts_prefix(text))

@@ -28,7 +28,7 @@ def reply(words="Hello there"):
 
 
 def same(context, *parts):
-    whole, ours = concat(*parts), context.slice(0, context.length)
+    whole, ours = concat(*parts), context.patches(0, context.length)
     return torch.equal(whole.text, ours.text) and torch.equal(whole.codes, ours.codes)
 
 
@@ -49,7 +49,7 @@ class Row:
             most -= 1
 
     def agrees(self):
-        whole = self.context.slice(0, self.context.kv_length)
+        whole = self.context.patches(0, self.context.kv_length)
         ours = [self.cells[i] for i in range(self.context.kv_length)]
         return ours == list(zip(whole.text[0].tolist(), whole.codes[0].tolist(), strict=True))
 
@@ -130,7 +130,7 @@ def test_row_agrees_after_random_edits():
         elif kind == 2:
             context.extend(speech(1, number), prefilled=not context.pending_patches)
             if context.kv_length == context.length:  # as a reply's patches are
-                patch = context.slice(context.length - 1, context.length)
+                patch = context.patches(context.length - 1, context.length)
                 row.cells[context.length - 1] = (int(patch.text[0, 0]), patch.codes[0, 0].tolist())
         elif kind == 3:
             context.remove(spans[generator.integers(len(spans))])
@@ -152,7 +152,7 @@ def test_oldest_exchanges_are_dropped_and_the_system_prompt_stays():
         context.add(2 * i + 1, "assistant", reply("what is the weather"))
         context.drop_old_turns()
         lengths.append(context.length)
-        assert torch.equal(context.slice(0, context.system_length).text, OPENING.text)
+        assert torch.equal(context.patches(0, context.system_length).text, OPENING.text)
         assert context.spans[0].role == "user" and context.spans[-1].number == 2 * i + 1
     assert max(lengths) <= 256 - 64 and min(lengths[20:]) >= 100  # some is kept, some room is left
 
@@ -166,14 +166,14 @@ def test_endless_user_speech_loses_its_beginning():
         context.drop_old_turns()
         assert context.length <= 256 - 64
     latest = concat(*(speech(1, i) for i in range(580, 600)))
-    assert torch.equal(context.slice(context.length - 20, context.length).codes, latest.codes)
-    assert same(context, OPENING, head, context.slice(len(OPENING.text[0]) + len(head.text[0]), context.length))
+    assert torch.equal(context.patches(context.length - 20, context.length).codes, latest.codes)
+    assert same(context, OPENING, head, context.patches(len(OPENING.text[0]) + len(head.text[0]), context.length))
 
 
 def test_too_long_turn_is_refused_and_changes_nothing():
     context = new()
     context.add(1, "user", PROMPT.user_text("Hello"))
-    before = context.slice(0, context.length)
+    before = context.patches(0, context.length)
     with pytest.raises(UserError, match="too long"):
         context.add(2, "user", PROMPT.user_text("weather " * 300))
     with pytest.raises(UserError, match="shorter"):

@@ -144,7 +144,7 @@ def reason(found) -> str | None:
 def context_of(session) -> Patches:
     """All that the session's model has been told."""
     context = session.slot.history.context
-    return context.slice(0, context.length)
+    return context.patches(0, context.length)
 
 
 def same(a, b) -> bool:

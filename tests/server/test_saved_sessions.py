@@ -86,7 +86,7 @@ def test_session_goes_on_after_a_restart(tmp_path):
         assert [e["item"] for e in restored if e["type"] == "conversation.item.done"] == items
         served.wait(lambda: served.engine.core.sessions and next(iter(served.engine.core.sessions.values())).slot)
         context = next(iter(served.engine.core.sessions.values())).slot.history.context
-        assert context.block(0, context.length).same(before.context)
+        assert context.patch_block(0, context.length).same(before.context)
         ask(client, voice(0.4))
         client.send("conversation.item.delete", item_id=items[0]["id"])
         client.until("conversation.item.deleted")
