@@ -5,6 +5,8 @@ Source: Kong et al., HiFi-GAN, 2020 (https://arxiv.org/abs/2010.05646).
 
 from __future__ import annotations
 
+import operator
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,7 +30,8 @@ class HiFiGAN(nn.Module):
         self.up = nn.ModuleList(
             CausalConvTranspose1d(a, b, scale) for a, b, scale in zip(widths, widths[1:], config.scales)
         )
-        self.blocks = nn.ModuleList(GroupedResidualBlock(width, config) for width in widths[1:])
+        rates = list(accumulate(config.scales, operator.mul))
+        self.blocks = nn.ModuleList(GroupedResidualBlock(w, rate, config) for w, rate in zip(widths[1:], rates))
         self.output = CausalConv1d(widths[-1], 1, config.kernel)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
@@ -53,13 +56,13 @@ class HiFiGAN(nn.Module):
 class GroupedResidualBlock(nn.Module):
     """Parallel branches as groups: tiled input, dilated residual convolutions, and a 1×1 convolution to mix them."""
 
-    def __init__(self, channels: int, config: HiFiGANConfig):
+    def __init__(self, channels: int, rate: int, config: HiFiGANConfig):
         super().__init__()
         wide, kernel, groups = channels * config.groups, config.block_kernel, config.groups
         self.groups = groups
-        self.dilated = nn.ModuleList(CausalConv1d(wide, wide, kernel, d, groups) for d in config.dilations)
-        self.plain = nn.ModuleList(CausalConv1d(wide, wide, kernel, 1, groups) for _ in config.dilations)
-        self.mix = CausalConv1d(wide, channels, 1, bias=False)
+        self.dilated = nn.ModuleList(CausalConv1d(wide, wide, kernel, d, groups, rate=rate) for d in config.dilations)
+        self.plain = nn.ModuleList(CausalConv1d(wide, wide, kernel, 1, groups, rate=rate) for _ in config.dilations)
+        self.mix = CausalConv1d(wide, channels, 1, bias=False, rate=rate)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
         """Return the state of `batch` rows before any input."""
@@ -72,7 +75,7 @@ class GroupedResidualBlock(nn.Module):
         for i, (dilated, plain) in enumerate(zip(self.dilated, self.plain)):
             y, tail = dilated(F.leaky_relu(x, SLOPE), state[2 * i])
             y, tail2 = plain(F.leaky_relu(y, SLOPE), state[2 * i + 1])
-            x = x + y
+            x = y + x  # in the memory layout of y
             after += [tail, tail2]
         return self.mix(x)[0], tuple(after)
 

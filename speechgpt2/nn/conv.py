@@ -9,8 +9,9 @@ If a convolution starts from its edge value instead of zeros, the state holds a 
 
 On a CPU a few outputs of a wide convolution are computed as a matrix product over windows. Convolution kernels
 rearrange all weights at every call, which then takes two to four times as long as the arithmetic. On AMD processors
-with AVX-512 this holds in float32 only for very few outputs; there a `pack`ed model (nn/linear.py) keeps its weights in
-the layout of the kernels.
+with AVX-512 this holds in float32 only for very few outputs. There and on Intel processors with AMX a `pack`ed model
+(nn/linear.py) keeps its weights in the layout of the kernels. Those for AMX are fastest if the channels of a step are
+neighbours in memory, so inputs and states get that order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from speechgpt2.nn.linear import AMX, AVX2, PROCESSOR, Kernel, packed
 
 FEW_OUTPUTS = 8
-HAS_BLOCKED = PROCESSOR == "avx512" and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+HAS_BLOCKED = PROCESSOR in ("avx512", "amx") and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+TIME_MAJOR = AMX  # oneDNN is fastest if the channels of a step are neighbours in memory
 STEPS = 12  # steps per row, as in a patch, that the layout is made for; another layout may be 30 times as slow
 MANY_VALUES = 1 << 19  # for larger inputs oneDNN may be faster in a layout of its own choice
 
@@ -57,13 +59,13 @@ class BlockedConv(NamedTuple):
     groups: int
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv1d) -> BlockedConv | None:
-        """Pack `conv`; return None if torch's own kernel is faster."""
+    def from_conv(cls, conv: nn.Conv1d, steps: int = STEPS) -> BlockedConv | None:
+        """Pack `conv` for so many outputs at once; return None if torch's own kernel is faster."""
         weight = conv.weight.detach()
         if not HAS_BLOCKED or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
         (stride,), (dilation,), groups, kernel = conv.stride, conv.dilation, conv.groups, weight.shape[2]
-        size = (1, conv.in_channels, 1, (STEPS - 1) * stride + (kernel - 1) * dilation + 1)
+        size = (1, conv.in_channels, 1, (steps - 1) * stride + (kernel - 1) * dilation + 1)
         blocked = torch.ops.mkldnn._reorder_convolution_weight(
             weight[:, :, None].contiguous(), [0, 0], [1, stride], [1, dilation], groups, size
         )
@@ -87,13 +89,17 @@ class CausalConv1d(nn.Conv1d):
 
     packed: BlockedConv | None = None
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1, groups: int = 1, bias: bool = True):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, dilation: int = 1, groups: int = 1, bias: bool = True, rate: int = 1
+    ):
         super().__init__(c_in, c_out, kernel, dilation=dilation, groups=groups, bias=bias)
         self.past = (kernel - 1) * dilation  # inputs needed before the first
+        self.rate = rate  # its steps in a step of 10 ms
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
-        self.packed = self.packed or BlockedConv.from_conv(self)
+        if not (TIME_MAJOR and self.groups == self.in_channels):
+            self.packed = self.packed or BlockedConv.from_conv(self, STEPS * (self.rate if TIME_MAJOR else 1))
 
     def init_state(self, batch: int) -> Tensor:
         """Return the state of `batch` rows before any input."""
@@ -103,11 +109,23 @@ class CausalConv1d(nn.Conv1d):
         """Process one chunk `[B, C, T]` -> `[B, D, T]`."""
         state = self.init_state(x.shape[0]) if state is None else state
         if self.past:
-            x = torch.cat([state.to(x.dtype), x], dim=-1)
-            state = x[..., x.shape[-1] - self.past :].contiguous()
+            x, state = extend(x, state, TIME_MAJOR and self.packed is not None)
         if self.packed is not None and self.packed.takes(x):
             return self.packed(x), state
         return convolve(x, self.weight, self.bias, 1, self.dilation[0], self.groups), state
+
+
+def extend(x: Tensor, tail: Tensor, time_major: bool) -> tuple[Tensor, Tensor]:
+    """Put the last inputs `tail [B, C, n]` before `x [B, C, T]`.
+
+    Returns:
+        Both together, `[B, C, n + T]`, and the next tail. If `time_major`, their memory is that of `[B, T, C]`.
+    """
+    axis, past = 1 if time_major else 2, tail.shape[2]
+    parts = (tail.to(x.dtype).mT, x.mT) if time_major else (tail.to(x.dtype), x)
+    joined = torch.cat(parts, dim=axis)
+    tail = joined.narrow(axis, joined.shape[axis] - past, past).clone(memory_format=torch.contiguous_format)
+    return (joined.mT, tail.mT) if time_major else (joined, tail)
 
 
 class Downsample(nn.Module):

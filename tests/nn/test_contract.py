@@ -126,3 +126,19 @@ def test_few_outputs_equal_the_transposed_convolution(bias):
     padded = torch.cat([x[..., :1], x], dim=-1)
     wanted = F.conv_transpose1d(padded, layer.weight, layer.bias, stride=3)[..., 3:-3]
     torch.testing.assert_close(layer(x)[0], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("steps", [1, 12, 700])
+def test_packed_convolution_in_bfloat16_streams_as_the_plain_one(steps, batch):
+    """Where a processor has kernels for it, memory is laid out in another order, and so is the state."""
+    torch.manual_seed(0)
+    plain = CausalConv1d(96, 96, 11, dilation=3, groups=3).bfloat16()
+    packed, x = copy.deepcopy(plain), torch.randn(batch, 96, 2 * steps).bfloat16()
+    pack(packed, rows=12)
+    with torch.no_grad():
+        wanted, past = plain(x)
+        first, state = packed(x[..., :steps])
+        rest, state = packed(x[..., steps:], state)
+    assert state.shape == past.shape and torch.equal(state, past)
+    torch.testing.assert_close(torch.cat([first, rest], dim=-1), wanted, atol=0.01, rtol=0.02)
