@@ -75,7 +75,7 @@ def test_removed_turn_leaves_no_trace(number):
         if n != number:
             without.add(n, role, patches)
     context.remove(context.find(number))
-    assert same(context, without.slice(0, without.length)) and context.find(number) is None
+    assert same(context, without.patches(0, without.length)) and context.find(number) is None
     assert [(s.number, s.start, s.stop, s.separator) for s in context.spans] == [
         (s.number, s.start, s.stop, s.separator) for s in without.spans
     ]
