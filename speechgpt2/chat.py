@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import long_form
-from speechgpt2.audio import check_audio
 from speechgpt2.chat_conversation import Conversation as Conversation
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import (
@@ -36,8 +35,8 @@ from speechgpt2.conversation import (
     check_same_codes,
     check_same_model,
     fingerprints,
-    given_codes,
     mode_of,
+    speech_codes,
     text_of,
 )
 from speechgpt2.conversation import Reply as Reply
@@ -278,9 +277,4 @@ class SpeechGPT:
         Raises:
             UserError: It has neither codes of this codec nor samples.
         """
-        codes = given_codes(speech, self.codec.config)
-        if codes is not None:
-            return codes
-        assert speech.pcm is not None
-        pcm = torch.from_numpy(check_audio(speech.pcm))
-        return self.codec.encode(pcm.to(self.lm.device)[None])[0]
+        return speech_codes(speech, self.codec, self.lm.device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2 import config
-from speechgpt2.codec.config import CodecConfig
+from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec, check_codes
 from speechgpt2.dsp.delivery import Delivery
 from speechgpt2.errors import UserError
@@ -78,19 +78,19 @@ class SpeechEncoder(Protocol):
         ...
 
 
-def given_codes(speech: Speech, codec: CodecConfig) -> Tensor | None:
-    """Return the codes `[T, K]` (int64) that a speech segment holds; None if its samples have to be encoded.
+def speech_codes(speech: Speech, codec: Codec, device: torch.device) -> Tensor:
+    """Return the codes `[T, K]` (int64) of a speech segment, encoded on the codec's device if it has none.
 
     Raises:
         UserError: The segment has neither codes of this codec nor samples.
     """
     if speech.codes is not None:
         codes = torch.as_tensor(speech.codes, dtype=torch.int64)
-        check_codes(codes, codec)
+        check_codes(codes, codec.config)
         return codes
     if speech.pcm is None or not np.size(speech.pcm):
         raise UserError("speech must hold samples (float32 at 24 kHz) or codes")
-    return None
+    return codec.encode(torch.from_numpy(check_audio(speech.pcm)).to(device)[None])[0]
 
 
 def history_turn(turn: Turn, encoder: SpeechEncoder) -> HistoryTurn:

@@ -9,7 +9,7 @@ import torch
 
 from speechgpt2.audio import check_audio
 from speechgpt2.codec.model import Codec
-from speechgpt2.conversation import HistoryTurn, given_codes, history_turn
+from speechgpt2.conversation import HistoryTurn, history_turn, speech_codes
 from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.errors import UserError
 from speechgpt2.lm.prompt import Prompt
@@ -49,11 +49,7 @@ class InputEncoder:
         Raises:
             UserError: It has neither codes of this codec nor samples.
         """
-        codes = given_codes(speech, self._codec.config)
-        if codes is not None:
-            return codes
-        assert speech.pcm is not None
-        return self.encode(speech.pcm)
+        return speech_codes(speech, self._codec, self._device).cpu()
 
     def prepare_settings(self, settings: SessionSettings) -> SessionSettings:
         """Check voice and speed, compile grammars, and return the settings with an encoded greeting.
