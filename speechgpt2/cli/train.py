@@ -74,7 +74,8 @@ def codec(
     from speechgpt2.training import distributed
 
     if smoke:
-        _smoke_codec(config, data, out, init, device)
+        _refuse_with_smoke(data=data, licence=licence, resume=resume, favour=favour != 1.0, processes=processes > 1)
+        _smoke_codec(config, out, init, device)
         return
     distributed.launch(processes, partial(_codec, config, data, licence, out, resume, init, favour, device))
 
@@ -109,6 +110,8 @@ def lm(
     from speechgpt2.training import distributed
 
     if smoke:
+        given = {name: getattr(options, name) for name in ("data", "codec", "licence", "codes")}
+        _refuse_with_smoke(**given, resume=resume, processes=processes > 1)
         _smoke_lm(config, out, options)
         return
     distributed.launch(processes, partial(_lm, config, out, options, resume))
@@ -171,12 +174,11 @@ def plan(
         )
 
 
-def _smoke_codec(config: Path, data: list[str], out: Path, init: str | None, device: str) -> None:
+def _smoke_codec(config: Path, out: Path, init: str | None, device: str) -> None:
     from speechgpt2 import config as configs
     from speechgpt2.codec.train import CodecTrainConfig
     from speechgpt2.corpus.smoke import smoke_codec
 
-    _refuse_data(data)
     settings = configs.load(CodecTrainConfig, config)
     smoke_codec(replace(settings, init=init or settings.init), out, str(torch_device(device)))
 
@@ -186,14 +188,14 @@ def _smoke_lm(config: Path, out: Path, options: LMOptions) -> None:
     from speechgpt2.corpus.smoke import smoke_lm
     from speechgpt2.lm.train import LMTrainConfig
 
-    _refuse_data(options.data)
     settings, device = configs.load(LMTrainConfig, config), str(torch_device(options.device))
     smoke_lm(settings, out, options.init, options.text_model, device)
 
 
-def _refuse_data(data: Sequence[str]) -> None:
-    if data:
-        raise UserError("--smoke makes up its speech; leave out --data")
+def _refuse_with_smoke(**given: Any) -> None:
+    """Raise `UserError` if options were given that a smoke run has no use for."""
+    if useless := [f"--{name}" for name, value in given.items() if value]:
+        raise UserError(f"--smoke makes up its speech and runs once, in one process; leave out {', '.join(useless)}")
 
 
 def _codec(

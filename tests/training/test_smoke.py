@@ -70,9 +70,16 @@ def test_a_run_that_reports_no_loss_is_an_error(tmp_path):
         check_falls(tmp_path)
 
 
-def test_smoke_takes_no_data_and_other_runs_need_it(tmp_path):
+@pytest.mark.parametrize("option", ["--data data", "--licence MIT", "--resume", "--processes 2"])
+@pytest.mark.parametrize("kind, config", [("lm", "finetune-mini.yaml"), ("codec", "finetune-codec.yaml")])
+def test_smoke_refuses_options_that_it_has_no_use_for(kind, config, option, tmp_path):
+    message = fails("train", kind, RECIPES / config, "--smoke", *option.split(), "--out", tmp_path / "run")
+    assert f"leave out {option.split()[0]}" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_other_than_smoke_need_data(tmp_path):
     recipe = RECIPES / "finetune-mini.yaml"
-    assert "leave out --data" in fails("train", "lm", recipe, "--smoke", "--data", tmp_path, "--out", tmp_path / "run")
     assert "give --data" in fails("train", "lm", recipe, "--codec", "mini", "--out", tmp_path / "run")
     assert "give --codec" in fails("train", "lm", recipe, "--data", tmp_path, "--out", tmp_path / "run")
     assert "give --data" in fails("train", "codec", RECIPES / "finetune-codec.yaml", "--out", tmp_path / "run")
