@@ -44,7 +44,7 @@ from speechgpt2.duplex.protocol import (
 )
 from speechgpt2.duplex.settings import endpointer_settings
 from speechgpt2.duplex.user_turn import UserTurn
-from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VadFrame, VoiceActivityDetector
+from speechgpt2.duplex.voice_activity import BLOCK_SAMPLES, VoiceActivityDetector
 from speechgpt2.errors import UserError
 from speechgpt2.types import (
     REPLY_EVENTS,
@@ -132,7 +132,7 @@ class Dialogue:
     def respond(self, options: ReplyOptions | None = None) -> int:
         with self._lock:
             self._conclude_turn()
-            return self._respond(options)
+            return self._start_reply(self.session.respond(options))
 
     def interrupt(self, played: int | None = None) -> None:
         with self._lock:
@@ -193,20 +193,19 @@ class Dialogue:
         self._endpointer = Endpointer(settings, self._turn.position)
 
     def _append_block(self, pcm: np.ndarray) -> None:
-        assert self._endpointer is not None and self._vad is not None
+        """Add audio of the microphone: is it the user's, and what follows from it?"""
+        endpointer, vad = self._endpointer, self._vad
+        assert endpointer is not None and vad is not None
         self._turn.append(pcm)
-        for frame in self._vad.push(pcm):
-            self._detect(self._endpointer, frame._replace(at=frame.at + self._vad_start))
-
-    def _detect(self, endpointer: Endpointer, frame: VadFrame) -> None:
-        """Process a block of the microphone: is it the user's, and what follows from it?"""
-        is_user = self._echo_guard.may_be_user(frame.block, frame.probability) or not self.settings.echo_guard
-        if self._playback.playing:
-            endpointer.set_model_state("speaking")
-        else:
-            endpointer.set_model_state("thinking" if self.session.replying else "quiet")
-        for event in endpointer.step(frame.at, frame.probability if is_user else 0.0):
-            self._act(event, frame.at, endpointer.settings)
+        for frame in vad.push(pcm):
+            if self._playback.playing:
+                endpointer.set_model_state("speaking")
+            else:
+                endpointer.set_model_state("thinking" if self.session.replying else "quiet")
+            is_user = self._echo_guard.may_be_user(frame.block, frame.probability) or not self.settings.echo_guard
+            at = self._vad_start + frame.at
+            for event in endpointer.step(at, frame.probability if is_user else 0.0):
+                self._act(event, at, endpointer.settings)
 
     def _act(self, event: EndpointEvent, now: int, settings: EndpointerSettings) -> None:
         match event:
@@ -225,7 +224,7 @@ class Dialogue:
                 self._commit_turn(at)
             case UserIdle(since):
                 self._queue.put(IdleTimeout(since, self._turn.position))
-                self._respond(None)
+                self._start_reply(self.session.respond())
 
     def _commit_turn(self, end: int) -> None:
         """Commit the turn, which ended at sample `end`, and its speculative reply."""
@@ -257,15 +256,11 @@ class Dialogue:
 
     # replies
 
-    def _respond(self, options: ReplyOptions | None) -> int:
-        number = self.session.respond(options)
-        self._start_reply(number)
-        return number
-
-    def _start_reply(self, number: int) -> None:
+    def _start_reply(self, number: int) -> int:
         self._latest_reply = number
         self._playback.start_reply()
         self._queue.put(ReplyStarted(number))
+        return number
 
     def _interrupt(self, played: int | None) -> None:
         unfinished = self.session.replying

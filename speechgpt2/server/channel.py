@@ -83,7 +83,10 @@ class Serializer(Protocol[MessageOut]):
 
 
 class WireSession(ABC, Generic[M]):
-    """One client's session in one wire protocol: translates messages into calls of a dialogue, and events back."""
+    """One client's session in one wire protocol: translates messages into calls of a dialogue, and events back.
+
+    The protocol of OpenAI, also for WebRTC and telephones, is `server.realtime.RealtimeSession`.
+    """
 
     id: str
     dialogue: Dialogue
