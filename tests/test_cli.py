@@ -498,6 +498,7 @@ def test_disk_full():
         (["convert", "absent", "new"], "no such file or folder"),
         (["convert", "tiny", "tiny"], "already exists"),
         (["convert", "in.wav", "new"], "in.wav"),
+        (["convert", "tiny", "new", "--calibrate", "in.wav"], "give --quantize"),
     ],
 )
 def test_bad_arguments(arguments, message):

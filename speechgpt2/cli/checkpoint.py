@@ -9,13 +9,16 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from speechgpt2.cli.common import MODEL_HELP, DType, Quantize, spinner, torch_device, torch_dtype
 from speechgpt2.cli.options import LoadOptions, with_shared_options
 from speechgpt2.errors import UserError
+
+if TYPE_CHECKING:
+    from speechgpt2.lm.model import SpeechLM
 
 # A checkpoint holds one or both parts, each as NAME.json and NAME.safetensors.
 PARTS = ("codec", "lm")
@@ -26,6 +29,13 @@ Tensors = Annotated[bool, typer.Option("--tensors", help="Also list every tensor
 Source = Annotated[Path, typer.Argument(help="A released codec's .pkl file, or a model folder.", metavar="SRC")]
 Target = Annotated[Path, typer.Argument(help="The folder to write.", metavar="DST")]
 Group = Annotated[int, typer.Option(help="Inputs that share a scale in int4: 32 or 128.")]
+Calibrate = Annotated[
+    list[Path],
+    typer.Option(
+        help="With --quantize: round so that predictions of this text change least (repeatable). Takes minutes.",
+        metavar="FILE",
+    ),
+]
 Yaml = Annotated[
     Path | None, typer.Option("--config", help="The released codec's YAML file. [default: next to the .pkl file]")
 ]
@@ -147,12 +157,19 @@ def licence(folder: Path) -> str | None:
 
 
 def convert(
-    src: Source, dst: Target, config: Yaml = None, dtype: DType = None, quantize: Quantize = None, group: Group = 32
+    src: Source,
+    dst: Target,
+    config: Yaml = None,
+    dtype: DType = None,
+    quantize: Quantize = None,
+    group: Group = 32,
+    calibrate: Calibrate = [],  # noqa: B006 (typer reads it only)
 ) -> None:
     """Convert a released codec or language model to this project's format, or store a model in another precision.
 
     A codec and a language model may share a folder: DST may exist if it lacks this part. With --quantize the matrices
     of a language model are stored in 8 or 4 bits; such a folder is mapped when it is loaded, so it is ready at once.
+    With --calibrate less is lost by that; the model in bfloat16 must fit into memory.
     """
     if not src.exists():
         raise UserError(f"{src}: no such file or folder")
@@ -161,23 +178,43 @@ def convert(
         raise UserError(f"cannot write {dst}: it already exists")
     if is_codec and quantize is not None:
         raise UserError("--quantize is for language models; the codec stays as it is")
-    with spinner(f"converting {src}"):
+    if calibrate and quantize is None:
+        raise UserError("--calibrate says how to round; give --quantize int8 or int4 with it")
+    with spinner(f"converting {src}") as show_progress:
         if is_codec:
             from speechgpt2.codec.model import Codec
 
             save = Codec.from_pretrained(src, config=config).save_pretrained
         else:
-            from speechgpt2.lm.checkpoint import open_checkpoint
-            from speechgpt2.lm.model import load
-            from speechgpt2.nn.quantized import Quantization
-
-            quantization = None if quantize is None else Quantization(quantize, group)
-            checkpoint, precision = open_checkpoint(src), torch_dtype(dtype)
-            if precision is None and quantization is None and checkpoint.quantization is None:
-                precision = next(tensor.dtype for tensor in checkpoint.tensors.values())  # as it is stored
-            save = load(checkpoint, precision, quantization=quantization, arrange=False).save_pretrained
+            save = _converted_lm(src, dtype, quantize, group, calibrate, show_progress).save_pretrained
         write_folder(dst, lambda folder: save(folder, None if quantize else torch_dtype(dtype)))
     print(f"{dst}: {'codec' if is_codec else 'language model'}")
+
+
+def _converted_lm(
+    src: Path, dtype: DType, quantize: Quantize, group: int, calibrate: list[Path], progress: Callable[[str], None]
+) -> SpeechLM:
+    """Load a language model in the precision to store."""
+    import torch
+
+    from speechgpt2 import hub
+    from speechgpt2.lm.calibration import calibration_sequences, quantize_on
+    from speechgpt2.lm.checkpoint import open_checkpoint
+    from speechgpt2.lm.model import load
+    from speechgpt2.nn.quantized import Quantization
+
+    quantization = None if quantize is None else Quantization(quantize, group)
+    checkpoint, precision = open_checkpoint(src), torch_dtype(dtype)
+    if quantization is not None and calibrate:
+        if checkpoint.quantization is not None:
+            raise UserError(f"{src}: already quantized; give the model from which it was made")
+        texts = [hub.read_text(path) for path in calibrate]
+        lm = load(checkpoint, torch.bfloat16)
+        quantize_on(lm, quantization, calibration_sequences(lm, texts), progress)
+        return lm
+    if precision is None and quantization is None and checkpoint.quantization is None:
+        precision = next(tensor.dtype for tensor in checkpoint.tensors.values())  # as it is stored
+    return load(checkpoint, precision, quantization=quantization, arrange=False)
 
 
 def write_folder(target: Path, write: Callable[[Path], object]) -> None:

@@ -129,6 +129,10 @@ def precision(
     weights: Annotated[
         list[str], typer.Option(help="Precision (repeatable): float32, bfloat16, int8, int4, int4/128. [default: all]")
     ] = [],  # noqa: B006 (typer reads it only)
+    calibrate: Annotated[
+        list[Path],
+        typer.Option(help="Calibrate int8 and int4 on this text (repeatable), as in sg2 convert.", metavar="FILE"),
+    ] = [],  # noqa: B006 (typer reads it only)
     tokens: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of a text.")] = 1024,
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 2,
     out: ReportFile = None,
@@ -141,7 +145,7 @@ def precision(
     from speechgpt2.eval import precision as evaluation
 
     check_report_file(out)
-    evaluation.main(model, text, weights or evaluation.PRECISIONS, tokens, threads, out)
+    evaluation.main(model, text, weights or evaluation.PRECISIONS, tokens, threads, out, calibrate)
 
 
 def _held_out(names: list[str]) -> dict[str, Any]:

@@ -27,12 +27,10 @@ from speechgpt2 import hub
 from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
+from speechgpt2.lm.calibration import Progress, calibration_sequences, greedy_replies, no_progress, quantize_on
 from speechgpt2.lm.checkpoint import open_checkpoint
 from speechgpt2.lm.config import PatchDecoderConfig
-from speechgpt2.lm.generation import generate
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.lm.sampling import SamplingParams
-from speechgpt2.lm.segments import concat
 from speechgpt2.lm.text_model import from_text_model
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Embedding, Quantizable, Quantization, quantizable, quantize_model
@@ -42,7 +40,6 @@ REFERENCE = "float32"
 BASE = "bfloat16"  # against which perplexity is compared
 PRECISIONS = (REFERENCE, BASE, "int8", "int4", "int4/128")  # int4/128: groups of 128 inputs
 QUESTIONS = ("What is three plus five?", "What is the capital of France?", "中国的首都是哪里？")
-REPLY_PATCHES = 96  # of a reply to compare
 ROWS = 128  # positions whose logits are computed at once
 TEXT_DECODER = PatchDecoderConfig(width=128, layers=1, heads=2, ffn=128)  # of a text model, which has none
 
@@ -131,8 +128,17 @@ def _check_fits(lm: SpeechLM, precision: str) -> None:
             quantization.check_divides(weight.shape[1])
 
 
-def convert(lm: SpeechLM, precision: str) -> ConvertedModel:
+def convert(
+    lm: SpeechLM, precision: str, calibration: Sequence[str] = (), speaks: bool = True, progress: Progress = no_progress
+) -> ConvertedModel:
     """Convert a float32 model, and pack it for inference.
+
+    Args:
+        lm: The model, which is changed.
+        precision: Its precision.
+        calibration: Texts on which it is calibrated if it is quantized.
+        speaks: Whether it is a model of speech.
+        progress: Gets a line about what is under way in a calibration.
 
     Raises:
         UserError: The precision is unknown, or int4 does not divide the model's matrices.
@@ -140,6 +146,8 @@ def convert(lm: SpeechLM, precision: str) -> ConvertedModel:
     if precision != REFERENCE:
         lm = lm.to(torch.bfloat16)
     if (quantization := quantization_of(precision)) is not None:
+        if calibration:
+            quantize_on(lm, quantization, calibration_sequences(lm, calibration, speaks), progress)
         quantize_model(lm, quantization)
     matrices = sum(
         m.nbytes for part in lm.modules() if isinstance(part, Quantizable) for m in part.quantized().values()
@@ -159,18 +167,6 @@ def predict(lm: SpeechLM, patches: Patches) -> Prediction:
     speaks = following[:, 0, 0] != lm.config.no_speech
     logits = lm.code_logits(hidden[0, :-1][speaks], following[speaks])[..., : lm.config.codebook_size]
     return Prediction(text, logits.float().log_softmax(-1).flatten(0, 2))
-
-
-@torch.inference_mode()
-def greedy_replies(lm: SpeechLM, questions: Sequence[str] = QUESTIONS) -> dict[str, Patches]:
-    """Return each question with its greedy spoken reply `[1, P]`: sequences that other precisions have to predict."""
-    sequences, prompt = {}, lm.prompt
-    for question in questions:
-        start = concat(prompt.system_prompt("t2s"), prompt.user_text(question))
-        hidden, state = lm.prefill(start, lm.init_state(1, start.text.shape[1] + REPLY_PATCHES + 8))
-        steps = generate(lm, hidden, state, SamplingParams.greedy(device=lm.device), REPLY_PATCHES)
-        sequences[question] = concat(start, *(Patches(*(part.cpu() for part in step.patches)) for step in steps))
-    return sequences
 
 
 def token_losses(prediction: Prediction, patches: Patches) -> Tensor:
@@ -224,7 +220,12 @@ def distance(reference: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def evaluate(
-    model: ComparedModel, texts: Mapping[str, str], precisions: Sequence[str] = PRECISIONS, tokens: int = 1024
+    model: ComparedModel,
+    texts: Mapping[str, str],
+    precisions: Sequence[str] = PRECISIONS,
+    tokens: int = 1024,
+    calibration: Sequence[str] = (),
+    progress: Progress = no_progress,
 ) -> Iterator[PrecisionRow]:
     """Yield the rows of all precisions, one model in memory at a time.
 
@@ -233,6 +234,8 @@ def evaluate(
         texts: Texts by name.
         precisions: Those of `PRECISIONS` to compare.
         tokens: The most tokens of a text.
+        calibration: Texts on which quantized models are calibrated; none: weights are rounded to the nearest.
+        progress: Gets a line about what is under way in a calibration.
 
     Raises:
         UserError: A precision is unknown or does not fit the model, or a text is empty.
@@ -244,12 +247,12 @@ def evaluate(
     sequences = {name: lm.prompt.text_patches(lm.prompt.encode(text)[:tokens]) for name, text in texts.items()}
     if short := next((name for name, patches in sequences.items() if patches.text.shape[1] < 2), None):
         raise UserError(f"{short}: holds no text")
-    sequences |= greedy_replies(lm) if model.speaks else {}
+    sequences |= greedy_replies(lm, QUESTIONS) if model.speaks else {}
     references = {name: predict(lm, patches) for name, patches in sequences.items()}
     del lm
     bases: dict[str, Tensor] = {}
     for precision in (BASE, *(p for p in precisions if p != BASE)):
-        converted = convert(model.load(), precision)
+        converted = convert(model.load(), precision, calibration, model.speaks, progress)
         for name, patches in sequences.items():
             prediction = predict(converted.lm, patches)
             losses = token_losses(prediction, patches)
@@ -266,6 +269,7 @@ def main(
     tokens: int = 1024,
     threads: int = 1,
     out: Path | None = None,
+    calibrate: Sequence[Path] = (),
 ) -> list[PrecisionRow]:
     """Compare precisions of a model, print the table and return its rows.
 
@@ -276,19 +280,20 @@ def main(
         tokens: The most tokens of a text.
         threads: Threads of torch.
         out: A JSON file for the rows.
+        calibrate: Files of text on which quantized models are calibrated.
 
     Raises:
         UserError: The model or a text cannot be used.
     """
     for precision in precisions:
         quantization_of(precision)  # checks its name
-    contents = {path.name: hub.read_text(path) for path in texts}
+    contents, calibration = {path.name: hub.read_text(path) for path in texts}, [*map(hub.read_text, calibrate)]
     torch.set_num_threads(threads)
     console, compared, rows = Console(), find_model(model), []
     if not contents and not compared.speaks:
         raise UserError("a text model is compared on texts: give --text FILE")
     with console.status("loading …") as status:
-        for row in evaluate(compared, contents, precisions, tokens):
+        for row in evaluate(compared, contents, precisions, tokens, calibration, status.update):
             rows.append(row)
             status.update(f"{row.precision}: {row.sequence} …")
     rows.sort(key=lambda row: PRECISIONS.index(row.precision))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
+from speechgpt2.nn.rounding import Inputs, round_matrix
 
 Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
@@ -114,49 +115,39 @@ class QuantizedMatrix(NamedTuple):
             yield start, self.dequantize(start, start + step)
 
 
-def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
-    """Quantize a matrix `[D, C]` by rounding to the nearest integer. Scales have its half precision, or bfloat16.
+def quantize(weight: Tensor, quantization: Quantization, inputs: Inputs | None = None) -> QuantizedMatrix:
+    """Quantize a matrix `[D, C]`. Scales have its half precision, or bfloat16.
+
+    Args:
+        weight: The matrix.
+        quantization: How.
+        inputs: What is known about the activations; without it every weight is rounded to its nearest level.
 
     Raises:
         UserError: If C does not divide into groups.
     """
     rows, columns = weight.shape
+    quantization.check_divides(columns)
     dtype = weight.dtype if weight.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     step = max(1, QUANTIZED_AT_ONCE // columns // BLOCK) * BLOCK
-    parts = [(start, weight.detach()[start : start + step]) for start in range(0, rows, step)]
     # The result is allocated once: joining parts would need twice its memory.
-    if quantization.kind == "int8":
-        values = weight.new_empty(rows, columns, dtype=torch.int8)
-        scales = weight.new_empty(rows, dtype=dtype)
-        for start, part in parts:
-            stop = start + len(part)
-            values[start:stop], scales[start:stop] = _int8(part, dtype)
-        return QuantizedMatrix(values, scales, rows, columns)
-    quantization.check_divides(columns)
-    padded = -(-rows // BLOCK) * BLOCK
-    values = weight.new_empty(padded, columns // 2, dtype=torch.uint8)
-    scales = weight.new_empty(columns // quantization.group, padded, 2, dtype=dtype)
-    for start, part in parts:
-        stop = start + -(-len(part) // BLOCK) * BLOCK
-        values[start:stop], scales[:, start:stop] = _int4(part, quantization.group, dtype)
+    is_int8, padded = quantization.kind == "int8", -(-rows // BLOCK) * BLOCK
+    group = columns if is_int8 else quantization.group
+    if is_int8:
+        values, scales = weight.new_empty(rows, columns, dtype=torch.int8), weight.new_empty(rows, dtype=dtype)
+    else:
+        values = weight.new_empty(padded, columns // 2, dtype=torch.uint8)
+        scales = weight.new_empty(columns // group, padded, 2, dtype=dtype)
+    for start in range(0, rows, step):
+        part = weight.detach()[start : start + step]
+        part = part if is_int8 else F.pad(part, (0, 0, 0, -len(part) % BLOCK))
+        rounded, place = round_matrix(part, quantization.kind, group, dtype, inputs), slice(start, start + len(part))
+        if is_int8:
+            values[place], scales[place] = rounded.integers.to(torch.int8), rounded.scales[:, 0].to(dtype)
+        else:
+            values[place] = to_blocks((rounded.integers + 8).to(torch.uint8))
+            scales[:, place] = torch.stack([rounded.scales, rounded.offsets], dim=-1).transpose(0, 1).to(dtype)
     return QuantizedMatrix(values, scales, rows, columns)
-
-
-def _int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight = weight.float()
-    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).to(dtype)
-    return (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale
-
-
-def _int4(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight = F.pad(weight.float(), (0, 0, 0, -len(weight) % BLOCK))
-    grouped = weight.view(len(weight), -1, group)
-    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=1e-6).to(dtype).float()
-    offset = (low + 8 * scale).to(dtype).float()
-    integers = ((grouped - offset) / scale + 8).round().clamp(0, 15).to(torch.uint8).flatten(1)
-    scales = torch.cat([scale, offset], dim=-1).transpose(0, 1)  # [C / group, D', 2]
-    return to_blocks(integers), scales.to(dtype).contiguous()
 
 
 def to_blocks(integers: Tensor) -> Tensor:

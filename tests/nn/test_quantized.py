@@ -28,7 +28,7 @@ def matrix(rows=200, columns=256, seed=0):
 
 
 @pytest.mark.parametrize("quantization", ALL, ids=str)
-def test_values_are_rounded_to_the_nearest_level(quantization):
+def test_errors_are_at_most_a_step(quantization):
     weight = matrix()
     weight[3] = 0.0
     weight[5, 7] = 1.0  # an outlier widens the steps of its own group only
@@ -38,7 +38,8 @@ def test_values_are_rounded_to_the_nearest_level(quantization):
     else:
         grouped = weight.float().view(len(weight), -1, quantization.group)
         step = (grouped.amax(-1) - grouped.amin(-1)).repeat_interleave(quantization.group, 1) / 15
-    allowed = step / 2 + 0.02 * weight.float().abs() + 1e-4  # half a step, and scales in bfloat16
+    share = 0.5 if quantization.kind == "int8" else 1.0  # int4 cuts off the ends of a group's range
+    allowed = share * step + 0.02 * weight.float().abs() + 1e-4  # scales are in bfloat16
     assert (error <= allowed + step / 8).all()
 
 
