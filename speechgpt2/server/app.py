@@ -41,6 +41,7 @@ PAGE_FILES = {
     "": "index.html",
     "page.js": "page.js",
     "talks.js": "talks.js",
+    "recorder.js": "recorder.js",
     "page.css": "page.css",
     "worklet.js": "worklet.js",
     "docs.css": "docs.css",

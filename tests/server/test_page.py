@@ -10,6 +10,7 @@ import pytest
 from speechgpt2 import audio
 from speechgpt2.duplex.protocol import EngineVoice
 from speechgpt2.style import named_style
+from speechgpt2.types import SAMPLE_RATE
 from tests import needs
 from tests.server.browser import Browser
 from tests.server.conftest import serving, silence, voice
@@ -62,6 +63,28 @@ def test_speech_and_barge_in(tmp_path, served):
         assert 2 <= len(cut.split()) <= 25  # what was heard of it in some two seconds, no more
         page.evaluate("document.getElementById('mic').click()")
         page.until("document.getElementById('mic').getAttribute('aria-pressed') == 'false'")
+        check_saved_sound(page, tmp_path)
+
+
+def check_saved_sound(page, folder):
+    """The saved file holds the user's first turn, and the answer after it."""
+    page.evaluate("""HTMLAnchorElement.prototype.click = function () { window.savedName = this.download; };
+    URL.createObjectURL = (blob) => {
+        blob.arrayBuffer().then((buffer) => {
+            window.saved = btoa(Array.from(new Uint8Array(buffer), (byte) => String.fromCharCode(byte)).join(''));
+        });
+        return '#';
+    }; 0""")
+    page.evaluate("document.getElementById('save-sound').click()")
+    page.until("window.saved")
+    assert page.evaluate("window.savedName") == "talk.webm"
+    (folder / "talk.webm").write_bytes(base64.b64decode(page.evaluate("window.saved")))
+    pytest.importorskip("av", reason="reads the file")
+    pcm = audio.load(folder / "talk.webm")
+    seconds = len(pcm) / SAMPLE_RATE
+    assert 8 < seconds < 60
+    loud = np.abs(pcm[: len(pcm) // 2400 * 2400].reshape(-1, 2400)).max(1) > 0.02  # blocks of 0.1 s
+    assert loud[:40].sum() >= 4 and loud.sum() >= 15
 
 
 def choose_voice(page, name):

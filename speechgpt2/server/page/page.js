@@ -6,10 +6,12 @@
 //   TranscriptView       the turns on the page
 //   Waveform             the latest seconds of both sides
 //   talks.js             saved talks
+//   recorder.js          the sound of a talk, to be saved
 //
 // Barge-in: the server sends `speech_started` → playback stops within milliseconds → the page reports how many
 // milliseconds of the response were played (`conversation.item.truncate`).
 
+import { TalkRecorder } from "./recorder.js";
 import { SavedTalks, TalkList, counted } from "./talks.js";
 
 const RATE = 24000;
@@ -30,8 +32,12 @@ class AudioIO {
     }
     await this.outputContext.audioWorklet.addModule("worklet.js");
     this.player = new AudioWorkletNode(this.outputContext, "player", { numberOfInputs: 0, outputChannelCount: [1] });
-    this.player.port.onmessage = ({ data }) => this.onPlayerMessage(data);
+    this.player.port.onmessage = ({ data }) => {
+      if (data.type === "ended" || data.type === "flushed") this.setPlaying(false);
+      this.onPlayerMessage(data);
+    };
     this.player.connect(this.outputContext.destination);
+    if (TalkRecorder.supported()) this.recorder = new TalkRecorder(this.outputContext, this.player);
   }
 
   async startMicrophone(deviceId) {
@@ -42,17 +48,35 @@ class AudioIO {
     this.inputContext = new AudioContext({ latencyHint: "interactive" });
     await this.inputContext.audioWorklet.addModule("worklet.js");
     const capture = new AudioWorkletNode(this.inputContext, "capture", { numberOfOutputs: 0 });
-    capture.port.onmessage = ({ data }) => this.onMicrophoneBlock(data);
+    capture.port.onmessage = ({ data }) => {
+      this.recorder?.addMicrophone(data.pcm);
+      this.onMicrophoneBlock(data);
+    };
     this.inputContext.createMediaStreamSource(this.stream).connect(capture);
+    this.updateRecorder();
   }
 
   stopMicrophone() {
     this.stream?.getTracks().forEach((track) => track.stop());
     this.inputContext?.close();
     this.stream = this.inputContext = null;
+    this.updateRecorder();
+  }
+
+  setPlaying(value) {
+    this.playing = value;
+    this.updateRecorder();
+  }
+
+  updateRecorder() { this.recorder?.setActive(Boolean(this.playing || this.stream)); }
+
+  forgetRecording() {
+    this.recorder?.restart();
+    this.updateRecorder();
   }
 
   play(item, samples) {
+    this.setPlaying(true);
     this.player?.port.postMessage({ type: "push", item, samples }, [samples.buffer]);
   }
 
@@ -639,6 +663,7 @@ async function showTalks() {
 async function beginTalk() { // the next session starts without history
   const ended = connection.close();
   talk = null;
+  audio.forgetRecording();
   view.clear();
   loadSettings();
   await ended;
@@ -701,9 +726,9 @@ function logEvent(side, event) {
   eventLog = eventLog.slice(-MAX_EVENTS);
 }
 
-function download(name, text, type) {
+function download(name, content, type) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(new Blob([content], { type }));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -751,6 +776,7 @@ async function start() {
     button.onclick = showErrors(() => ask(text));
     return button;
   }));
+  $("save-sound").hidden = !TalkRecorder.supported() || !window.isSecureContext;
   await listDevices();
   loadSettings();
   if (!window.isSecureContext) view.addNote("Over HTTP you can type, and hear the answers. A microphone needs HTTPS.");
@@ -788,6 +814,11 @@ $("settings-button").onclick = () => showPanel($("settings").hidden ? "settings"
 $("talks-button").onclick = showErrors(() => ($("talks").hidden ? showTalks() : showPanel(null)));
 $("speed").oninput = showSpeed;
 $("save-talk").onclick = () => download("talk.txt", talkAsText(), "text/plain");
+$("save-sound").onclick = showErrors(async () => {
+  const file = await audio.recorder?.file();
+  if (!file) throw new Error("nothing has been said yet");
+  download(file.name, file, file.type);
+});
 $("save-events").onclick = () => {
   download("events.jsonl", eventLog.map((event) => JSON.stringify(event) + "\n").join(""), "application/jsonl");
 };
