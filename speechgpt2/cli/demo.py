@@ -85,8 +85,9 @@ def demo(
         engine = load_engine(loaded, model, slots, device, dtype, quantize, **chosen)
     common.announce_greeting(engine.prompt, model)
     offered = offered_greetings(engine, loaded)
-    with serving(engine, model, slots, sessions, keep_days) as address:
-        show(page_of(address, None, offered, is_loopback(host)), host, port)
+    reachable, origins = is_loopback(host), (f"http://{host}:{port}", f"http://localhost:{port}")
+    with serving(engine, model, slots, sessions, keep_days, origins) as address:
+        show(page_of(address, None, offered, reachable, framed=reachable), host, port)
 
 
 def check_gradio() -> None:
@@ -104,7 +105,7 @@ def check_gradio() -> None:
         raise UserError(DEMO_EXTRA) from None
 
 
-def page_of(url: str, key: str | None, greetings: Sequence[Greeting], reachable: bool) -> Any:
+def page_of(url: str, key: str | None, greetings: Sequence[Greeting], reachable: bool, framed: bool = False) -> Any:
     """Build the page before a server, with the examples that it offers.
 
     Args:
@@ -112,6 +113,7 @@ def page_of(url: str, key: str | None, greetings: Sequence[Greeting], reachable:
         key: An API key.
         greetings: Greetings to choose from.
         reachable: Whether visitors can open the server's own page.
+        framed: Whether that may be shown in a frame.
 
     Raises:
         UserError: There is no server.
@@ -123,7 +125,7 @@ def page_of(url: str, key: str | None, greetings: Sequence[Greeting], reachable:
     offer = ask_server(url, "page-config", key) or {}  # other servers of the protocol have none
     address = ServerAddress(url, key, saves=offer.get("saves_sessions", False), keep_days=offer.get("keep_days", 0.0))
     live_page = http_url(url) if reachable and offer else None
-    return build_page(address, greetings, examples=offer.get("examples", ()), live_page=live_page)
+    return build_page(address, greetings, examples=offer.get("examples", ()), live_page=live_page, framed=framed)
 
 
 def show(blocks: Any, host: str, port: int) -> None:
@@ -201,7 +203,9 @@ def load_engine(
 
 
 @contextmanager
-def serving(engine: Engine, model: str, slots: int, sessions: Path | None, keep_days: float) -> Iterator[str]:
+def serving(
+    engine: Engine, model: str, slots: int, sessions: Path | None, keep_days: float, framing_origins: tuple[str, ...]
+) -> Iterator[str]:
     """Run a server on a free port of this machine until the block ends.
 
     Yields:
@@ -213,7 +217,7 @@ def serving(engine: Engine, model: str, slots: int, sessions: Path | None, keep_
     from speechgpt2.server.config import ServerConfig, SessionsConfig
 
     saved = SessionsConfig(None if sessions is None else str(sessions), keep_days)
-    config = ServerConfig(model=model, slots=slots, port=0, sessions=saved)
+    config = ServerConfig(model=model, slots=slots, port=0, sessions=saved, framing_origins=framing_origins)
     app = App(config, engine, Dialogue)
     server = launch.DrainingServer(launch.uvicorn_config(app, config), app)
     thread = threading.Thread(target=server.run, name="server", daemon=True)

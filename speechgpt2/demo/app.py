@@ -12,7 +12,7 @@ import asyncio
 import io
 import wave
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gradio as gr
@@ -35,6 +35,8 @@ CACHE_SECONDS = 3600  # visitors' recordings are deleted after that
 FONT = ("system-ui", "sans-serif")  # a local font: the page loads nothing from other servers
 NO_GREETING = -1
 SLOWEST, FASTEST = 0.25, 1.5  # speeds of a session
+LIVE_PAGE = """<iframe src="{url}" title="live page" allow="microphone {url}; autoplay {url}" loading="lazy"
+    style="width: 100%; height: min(80vh, 760px); border: 0"></iframe>"""
 STORAGE = "speechgpt2-conversations"  # in the browser: their ids
 MODES = [
     ("you speak, it speaks", "s2s"),
@@ -231,6 +233,7 @@ def build_page(
     title: str = "speechgpt2",
     examples: Sequence[str] = (),
     live_page: str | None = None,
+    framed: bool = False,
 ) -> gr.Blocks:
     """Build the page; `launch` serves it.
 
@@ -240,14 +243,15 @@ def build_page(
         title: The page's title.
         examples: Questions to choose from.
         live_page: The URL of the server's own page, if visitors can reach it.
+        framed: Whether the server lets this page show it in a frame.
     """
     handlers = PageHandlers(server, greetings)
     hidden: dict[str, Any] = {"show_progress": "hidden"}
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS // 4, CACHE_SECONDS)) as blocks:
         gr.Markdown(f"# {title}\n{privacy(server)}")
-        if live_page is not None:
+        if live_page is not None and not framed:
             gr.Markdown(f"To talk without pressing buttons, open the [live page]({live_page}). It answers sooner.")
-        with gr.Row():
+        with gr.Tab("Turn by turn") if framed else nullcontext(), gr.Row():
             with gr.Column(scale=1, min_width=260):
                 mode = gr.Radio(MODES, value="s2s", label="Mode")
                 choices = [("none", NO_GREETING), *((g.label, number) for number, g in enumerate(greetings))]
@@ -281,6 +285,9 @@ def build_page(
                     if examples:
                         gr.Examples([[example] for example in examples], text, label="Examples")
                 stop = gr.Button("Stop the response")
+        if framed:
+            with gr.Tab("Live"):
+                gr.HTML(LIVE_PAGE.format(url=live_page))
         mode.change(update_inputs, mode, [microphone, text_row, player], api_visibility="private", **hidden)
         spoken, written = [microphone.stop_recording, microphone.upload], [text.submit, send.click]
         turns = [

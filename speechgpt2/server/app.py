@@ -48,7 +48,7 @@ PAGE_FILES = {
 }
 EXAMPLES = ("What is three plus five?", "What is the capital of France?", "Count to five.", "中国的首都是哪里？")
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src data:; connect-src 'self' ws: wss:; frame-ancestors {}",
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -75,6 +75,8 @@ class App:
         tracing: Tracing | None = None,
     ):
         self.config, self.engine = config, engine
+        framing = " ".join(config.framing_origins) or "'none'"
+        self.page_headers = {name: value.format(framing) for name, value in PAGE_HEADERS.items()}
         self.gateway = Gateway(config, engine, make_dialogue, tools or HostedTools(config), tracing)
         self.protocols = [protocol(self.gateway) for protocol in PROTOCOLS]
         self.asgi = FastAPI(
@@ -161,11 +163,11 @@ class App:
 
     async def docs(self) -> Response:
         """The description of the REST routes, for people."""
-        return HTMLResponse(to_html(describe(self.asgi)), headers=PAGE_HEADERS)
+        return HTMLResponse(to_html(describe(self.asgi)), headers=self.page_headers)
 
     async def page(self, request: Request) -> Response:
         """The page's files."""
-        return FileResponse(PAGE / PAGE_FILES[request.url.path.lstrip("/")], headers=PAGE_HEADERS)
+        return FileResponse(PAGE / PAGE_FILES[request.url.path.lstrip("/")], headers=self.page_headers)
 
     async def drain(self) -> None:
         """Stop admitting sessions, and let responses end."""

@@ -167,6 +167,7 @@ class ServerConfig:
         api_keys: Accepted API keys.
         allow_unauthenticated: Whether the network may connect without a key.
         allowed_origins: Origins of browser pages that may connect, besides the server's own; "*" for all.
+        framing_origins: Origins of browser pages that may show the server's page in a frame.
         allowed_hosts: Names by which clients without a key may address the server, besides `host`, addresses and
             localhost; "*" for all.
         ssl_certfile: A certificate with its chain (PEM): the server speaks HTTPS and WSS.
@@ -197,6 +198,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     allow_unauthenticated: bool = False
     allowed_origins: tuple[str, ...] = ()
+    framing_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None

@@ -172,3 +172,43 @@ def test_two_tabs_are_two_sessions(page, demo):
     assert [words for role, words in transcript(page) if role == "user"] == ["my secret is blue", "again"]
     press(page, "Clear the conversation")
     page.until(f"({TRANSCRIPT}).length == 0")
+
+
+def test_live_page_is_a_tab_and_answers(tmp_path):
+    port = free_port()
+    with serving(FakeEngine(1), slots=1, framing_origins=(f"http://127.0.0.1:{port}",)) as served:
+        blocks = app.build_page(ServerAddress(served.http), live_page=served.http, framed=True)
+        try:
+            address = app.launch(blocks, "127.0.0.1", port)
+            with Browser(tmp_path) as browser:
+                browser.open(address)
+                browser.until("[...document.querySelectorAll('button[role=tab]')].length == 2")
+                browser.evaluate("document.querySelectorAll('button[role=tab]')[1].click()")
+                browser.until("!!document.querySelector('iframe')?.offsetParent")
+                in_frame = frame_of(browser, served.http)
+                browser.until("document.title.includes('mini')", context=in_frame)
+                browser.evaluate(WRITE_HELLO, in_frame)
+                answer = "document.querySelector('.turn.assistant')?.textContent.includes('hello')"
+                browser.until(answer, context=in_frame)
+                screenshot(browser, "live")
+                browser.evaluate("document.getElementById('mic').click()", in_frame)
+                browser.until("document.getElementById('mic').getAttribute('aria-pressed') == 'true'", context=in_frame)
+        finally:
+            blocks.close(verbose=False)
+
+
+WRITE_HELLO = """(() => {
+    document.getElementById('text').value = 'hello';
+    document.getElementById('text-form').requestSubmit();
+})()"""
+
+
+def frame_of(browser, url):
+    """Return the execution context of the frame that shows `url`."""
+
+    def find():
+        frames = browser.call("Page.getFrameTree")["frameTree"].get("childFrames", [])
+        return next((frame["frame"]["id"] for frame in frames if frame["frame"]["url"].startswith(url)), None)
+
+    id = browser.wait(find, 20, f"a frame of {url}")
+    return browser.call("Page.createIsolatedWorld", frameId=id)["executionContextId"]

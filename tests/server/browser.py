@@ -75,13 +75,15 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.until("document.readyState == 'complete'")
 
-    def evaluate(self, code):
-        result = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True, userGesture=True)
+    def evaluate(self, code, context=None):
+        where = {} if context is None else {"contextId": context}
+        options = {"returnByValue": True, "awaitPromise": True, "userGesture": True, **where}
+        result = self.call("Runtime.evaluate", expression=code, **options)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def until(self, code, seconds=30):
-        return self.wait(lambda: self.evaluate(code), seconds, code)
+    def until(self, code, seconds=30, context=None):
+        return self.wait(lambda: self.evaluate(code, context), seconds, code)
 
     def wait(self, ready, seconds, what):
         end = time.monotonic() + seconds
