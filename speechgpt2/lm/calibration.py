@@ -31,6 +31,8 @@ TOKENS = 4096  # most of the texts together
 SEQUENCE_TOKENS = 512  # most of one sequence
 REPLIES = 4  # spoken replies among the sequences
 REPLY_PATCHES = 96  # most of a reply
+MAX_POWER = 30.0  # of a position's activations, relative to the median
+TINY = 1e-12
 Progress = Callable[[str], None]  # gets a line to show
 
 
@@ -182,6 +184,12 @@ def _observed(layer: nn.Module) -> Iterator[dict[Linear, Moments]]:
 
 
 def _moments_of(x: Tensor) -> Moments:
-    """Return the moments of `x [N, C]`."""
+    """Return the moments of `x [N, C]`.
+
+    Models put enormous activations on a first token (Sun et al., 2024, https://arxiv.org/abs/2402.17762). Their power
+    is limited, or one position would decide how all others are rounded.
+    """
     x = x.float()
+    power = x.square().mean(dim=1, keepdim=True)
+    x = x * (MAX_POWER * power.median() / power.clamp(min=TINY)).sqrt().clamp(max=1.0)
     return Moments(x.T @ x, len(x))

@@ -93,3 +93,10 @@ def test_command_converts(tmp_path):
     assert next(SpeechLM.from_pretrained(tmp_path / "small").modules()).quantized() is not None
     again = ["convert", tmp_path / "small", tmp_path / "other", "--quantize", "int4", "--calibrate"]
     assert "already quantized" in fails(*again, tmp_path / "text.txt")
+
+
+def test_one_enormous_activation_does_not_decide():
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1000.0
+    moments = calibration._moments_of(x)
+    assert moments.rows == 500 and moments.total.diagonal().mean() < 1.2 * 500
