@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the built-in model `mini` from nothing: synthetic speech, codec, dialogues, language model, evaluation. Stages 1
-# to 9 learn from many quick voices, stages 10 and 11 go on with natural ones.
+# to 9 learn from many quick voices, stages 10 to 12 go on with natural ones.
 #
 #   recipes/mini.sh [OUT] [REAL_SPEECH] [ASR]
 #
@@ -78,24 +78,30 @@ sg2 train codec recipes/mini/codec-natural.yaml --data "$out/natural-speech" --i
 sg2 convert "$out/codec-natural" "$out/codec-natural-half" --dtype float16
 
 stage "11. Language model on natural voices"
-# Natural voices ask and chat, two of them answer in each language. Many other speakers and real single words are transcribed.
-sg2 data dialogue-corpus "$out/natural" --exchanges 900 --says 1750 --dictations 600 --takes 3 --voices natural --seed 21
-sg2 data dialogue-corpus "$out/chat" --exchanges 500 --says 0 --takes 2 --skill chat --voices natural --test 10 --seed 23
-sg2 data dialogue-corpus "$out/askers" --exchanges 2500 --says 0 --dictations 4000 --voices askers --seed 13
-sg2 data dialogue-corpus "$out/chatters" --exchanges 1000 --says 0 --skill chat --voices askers --test 10 --seed 24
+# Natural voices ask, two of them answer in each language, and all are imitated. Many other speakers and real single words
+# are transcribed.
+sg2 data dialogue-corpus "$out/natural" --exchanges 2000 --says 4000 --dictations 600 --takes 3 --voices natural --seed 31
+sg2 data dialogue-corpus "$out/askers" --exchanges 1200 --says 0 --dictations 4000 --voices askers --seed 41
 sources="$out/sources.yaml"
-printf -- '- {path: "%s/%s", weight: %s}\n' "$out" natural 1 "$out" chat 1 "$out" askers 0.4 "$out" chatters 0.4 >"$sources"
+printf -- '- {path: "%s/%s", weight: %s}\n' "$out" natural 1 "$out" askers 0.4 >"$sources"
 if [ -n "$real" ]; then
     sg2 data dialogue-corpus "$out/people" --exchanges 1 --says 0 --dictations 0 --takes 2 --voices askers --seed 14 \
         --real-speech "$real"
-    printf -- '- {path: "%s/people", weight: 0.12}\n' "$out" >>"$sources"
+    printf -- '- {path: "%s/people", weight: 0.1}\n' "$out" >>"$sources"
 fi
 sg2 train lm recipes/mini/lm-natural.yaml --data "$sources" --codec "$out/codec-natural-half" \
     --init "$out/lm-recognition" --out "$out/lm-natural" --resume
 
-stage "12. Export and evaluation"
+stage "12. Language model, typed questions"
+# Text costs no synthesis, and what it teaches is also known when somebody speaks.
+python recipes/mini/typed.py "$out/typed" 14000
+printf -- '- {path: "%s/typed", licence: own, held_out: 0}\n' "$out" | cat "$sources" - >"$out/typed.yaml"
+sg2 train lm recipes/mini/lm-typed.yaml --data "$out/typed.yaml" --codec "$out/codec-natural-half" \
+    --init "$out/lm-natural" --out "$out/lm-typed" --resume
+
+stage "13. Export and evaluation"
 # Both parts in float16 in one folder, as shipped; then the tables of docs/results.md.
-sg2 convert "$out/lm-natural" "$out/model" --dtype float16
+sg2 convert "$out/lm-typed" "$out/model" --dtype float16
 sg2 convert "$out/codec-natural" "$out/model" --dtype float16
 sg2 eval codec --codec "$out/model" --voices natural ${real:+--real-speech "$real"} ${asr:+--asr "$asr"}
 sg2 eval speech --model "$out/model" --teacher natural ${asr:+--asr "$asr"}

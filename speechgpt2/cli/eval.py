@@ -34,7 +34,12 @@ Voices = Annotated[
     list[str],
     typer.Option(help="Set of held-out voices: classic (espeak-ng, flite) or natural (Kokoro); repeatable."),
 ]
-Teacher = Annotated[str, typer.Option(help="Set of voices that the model learnt to speak with: classic or natural.")]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="Voices that the model learnt to speak with: classic (espeak-ng, flite), or as mini natural (Kokoro)."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed of the questions.")]
 JudgeThreads = Annotated[int, typer.Option(min=1, help="Number of CPU threads of the judges.")]
 

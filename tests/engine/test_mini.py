@@ -10,7 +10,6 @@ from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.engine.replay import replay
-from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.sessions.store import SessionFolder
 from speechgpt2.types import Interrupted, ReplyDone, TextDelta, Transcript, Turn
 from tests.engine.tiny import PATCH, Clock, audio_of, events, run, same, say, talk
@@ -37,7 +36,7 @@ def test_two_sessions_are_answered_as_if_alone(gpt):
         session.respond()
     found = talk(engine, sessions)
     for session, path in zip(sessions, paths, strict=True):
-        alone = gpt.chat([Turn.user(speech=audio.load(path))], sampling=SamplingParams.for_batch(1))
+        alone = gpt.chat([Turn.user(speech=audio.load(path))])
         transcript = next(event.text for event in found[session] if isinstance(event, Transcript))
         assert (transcript, text(found[session])) == (alone.transcript, alone.text)
         assert len(audio_of(found[session])) == len(alone.pcm) > PATCH
