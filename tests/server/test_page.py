@@ -66,7 +66,7 @@ def test_speech_and_barge_in(tmp_path, served):
 
 
 @needs.extra("media", "av")
-def test_sound_of_a_talk_is_saved(tmp_path, served):
+def test_audio_of_a_talk_is_saved(tmp_path, served):
     """The file holds the user's turn, and the answer after it."""
     audio.save(tmp_path / "microphone.wav", np.concatenate([silence(1.0), voice(0.8), silence(30.0)]))
     with Browser(tmp_path, tmp_path / "microphone.wav") as page:

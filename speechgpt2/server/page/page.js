@@ -6,7 +6,7 @@
 //   TranscriptView       the turns on the page
 //   Waveform             the latest seconds of both sides
 //   talks.js             saved talks
-//   recorder.js          the sound of a talk, to be saved
+//   recorder.js          the audio of a talk, to be saved
 //
 // Barge-in: the server sends `speech_started` → playback stops within milliseconds → the page reports how many
 // milliseconds of the response were played (`conversation.item.truncate`).

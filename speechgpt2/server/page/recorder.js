@@ -1,4 +1,4 @@
-// The sound of a talk: both sides, mixed in time and compressed by the browser while they come. An hour takes some 15 MB.
+// The audio of a talk: both sides, mixed in time and compressed by the browser while they come. An hour takes some 15 MB.
 
 export class TalkRecorder {
   static supported() { return "MediaRecorder" in window && "AudioWorkletNode" in window; }
