@@ -24,7 +24,7 @@ from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.nn.linear import Linear
 from speechgpt2.nn.quantized import Quantization, quantizable, quantize, quantize_module
-from speechgpt2.nn.rounding import Inputs
+from speechgpt2.nn.rounding import TINY, Inputs
 from speechgpt2.types import Patches
 
 TOKENS = 4096  # most of the texts together
@@ -32,7 +32,6 @@ SEQUENCE_TOKENS = 512  # most of one sequence
 REPLIES = 4  # spoken replies among the sequences
 REPLY_PATCHES = 96  # most of a reply
 MAX_POWER = 30.0  # of a position's activations, relative to the median
-TINY = 1e-12
 Progress = Callable[[str], None]  # gets a line to show
 
 
