@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -21,14 +22,13 @@ class InputAudioBuffer:
         in_flight: The chunk that the codec encodes now.
         ended: Whether the user has finished speaking.
         tail: Patches that the end of the turn has added to the context, which `Rollback` removes; 0 until then.
-        waiting_since: When the oldest of `patches` was received, in seconds of the engine's clock.
     """
 
     def __init__(self, patch_samples: int):
         self.patches: deque[np.ndarray] = deque()
         self.in_flight: AudioChunk | None = None
         self.ended, self.tail = False, 0
-        self.waiting_since = 0.0
+        self._waiting_since = 0.0  # when the oldest of `patches` was received, in seconds of the engine's clock
         self._first = True  # nothing is encoded yet
         self._blocks, self._rest = Blocks(patch_samples), np.zeros(0, np.float32)
 
@@ -38,14 +38,31 @@ class InputAudioBuffer:
         return self.tail > 0
 
     @property
+    def encoding_end(self) -> bool:
+        """Whether the turn has ended and some of it is not in the context yet."""
+        return self.ended and not self.encoded
+
+    @property
+    def final_in_flight(self) -> bool:
+        """Whether the codec works on the end of the turn."""
+        return self.in_flight is not None and self.in_flight.final
+
+    @property
     def ready(self) -> bool:
         """Whether a chunk can be encoded now. Chunks are encoded one after the other."""
-        return self.in_flight is None and (bool(self.patches) or (self.ended and not self.encoded))
+        return self.in_flight is None and (bool(self.patches) or self.encoding_end)
+
+    def waited(self, now: float) -> float:
+        """Return the seconds for which the next chunk has waited: infinite at the end of a turn.
+
+        The user then waits for an answer, so this audio does not wait for that of others.
+        """
+        return math.inf if self.ended else now - self._waiting_since
 
     def append(self, pcm: np.ndarray, time: float) -> None:
         """Add `pcm [N]`, received at `time`."""
         if not self.patches:
-            self.waiting_since = time
+            self._waiting_since = time
         self.patches.extend(self._blocks.push(pcm))
 
     def next_chunk(self) -> AudioChunk:
@@ -61,7 +78,7 @@ class InputAudioBuffer:
     def reopen(self) -> None:
         """Undo the end of the turn. The codes of its last chunk will be ignored."""
         self.ended, self.tail = False, 0
-        if self.in_flight is not None and self.in_flight.final:
+        if self.final_in_flight:
             self.in_flight = None
         rest, self._rest = self._rest, self._rest[:0]
         self.patches.extend(self._blocks.push(rest))

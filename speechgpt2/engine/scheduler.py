@@ -25,7 +25,7 @@ class SlotStatus:
     Attributes:
         slot: The slot's number.
         audio_ready: Whether a chunk of the user's audio can be encoded.
-        audio_waited: Seconds for which the chunk has waited.
+        audio_waited: Seconds for which the chunk has waited; infinite if it must not wait.
         pending_patches: Patches to prefill.
         generating: Whether a reply is in progress.
         buffered_seconds: Seconds of audio that the client has not played, audio in the codec included. 0 until the

@@ -103,10 +103,10 @@ class Slot:
             self._execute(self._waiting_commands.popleft())
 
     def _must_wait(self, command: Command) -> bool:
-        encodes_end = self.input is not None and self.input.ended and not self.input.encoded
+        encoding_end = self.input is not None and self.input.encoding_end
         if isinstance(command, Save):
-            return encodes_end
-        return isinstance(command, WAITS_UNTIL_IDLE) and (encodes_end or self.generation is not None)
+            return encoding_end
+        return isinstance(command, WAITS_UNTIL_IDLE) and (encoding_end or self.generation is not None)
 
     def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""
@@ -211,16 +211,11 @@ class Slot:
 
     def status(self, now: float) -> SlotStatus:
         """Return what the scheduler needs to know."""
-        ready, waited = False, 0.0
-        if self.input is not None and self.input.ready:
-            ready = True
-            # At the end of a turn the user waits for an answer, so this audio does not wait for that of others.
-            waited = self.config.batching_delay if self.input.ended else now - self.input.waiting_since
-        generation = self.generation
+        buffer, generation = self.input, self.generation
         return SlotStatus(
             self.slot_number,
-            audio_ready=ready,
-            audio_waited=waited,
+            audio_ready=buffer is not None and buffer.ready,
+            audio_waited=0.0 if buffer is None else buffer.waited(now),
             pending_patches=self.history.context.pending_patches,
             generating=generation is not None and generation.stop.reason is None,
             buffered_seconds=self._buffered(now) + (generation.decoding_seconds if generation else 0.0),
@@ -231,7 +226,7 @@ class Slot:
     @property
     def _latency_critical(self) -> bool:
         """Whether the codec works on the end of the user's turn or on a reply's first audio."""
-        if self.input is not None and self.input.in_flight is not None and self.input.in_flight.final:
+        if self.input is not None and self.input.final_in_flight:
             return True
         return self.generation is not None and self.generation.decoding > 0 and not self.generation.audio_started
 
