@@ -229,17 +229,17 @@ def replay(model: SpeechGPT, path: Path) -> Iterator[ReplayedReply]:
         before.add(entry)
 
 
-def _generate_again(conversation: Conversation, turn: TurnBlock, info: ReplyInfo) -> ReplayedReply:
-    said, cut = turn.text or "", info.reason == "interrupted"
+def _generate_again(conversation: Conversation, turn: TurnBlock, reply_info: ReplyInfo) -> ReplayedReply:
+    said, cut = turn.text or "", reply_info.reason == "interrupted"
     for _ in conversation.reply(turn.user_spoke):
         pass
-    now = conversation.log.turn_blocks(len(conversation.log.turns) - 1)[0]
-    if now.reply is None or now.reply.context != info.context:
+    replayed_turn = conversation.log.turn_blocks(len(conversation.log.turns) - 1)[0]
+    if replayed_turn.reply is None or replayed_turn.reply.context != reply_info.context:
         return ReplayedReply(turn.number, "unknown", said)
-    was = turn.patches.part(0, len(turn.patches.text) - (turn.unread if cut else 0))
-    place = first_difference(was, now.patches, cut)
-    status: Literal["same", "different"] = "same" if place is None else "different"
-    return ReplayedReply(turn.number, status, said, now.text or "", place)
+    saved_turn = turn.patches.part(0, len(turn.patches.text) - (turn.unread if cut else 0))
+    position = first_difference(saved_turn, replayed_turn.patches, cut)
+    status: Literal["same", "different"] = "same" if position is None else "different"
+    return ReplayedReply(turn.number, status, said, replayed_turn.text or "", position)
 
 
 # settings as JSON

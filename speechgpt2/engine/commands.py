@@ -129,8 +129,8 @@ def created_number(command: Command) -> int | None:
     return None
 
 
-def forbids_rollback(command: Command, after_reply: bool) -> bool:
-    """Return whether all before a command cannot be rolled back any more.
+def finalizes_history(command: Command, after_reply: bool) -> bool:
+    """Return whether this command makes everything before it final.
 
     Args:
         command: The command.

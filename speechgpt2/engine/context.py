@@ -49,7 +49,7 @@ class Span:
     text: str | None = None
 
     @property
-    def body(self) -> int:
+    def body_start(self) -> int:
         """The patch where the turn begins, after its separator."""
         return self.start + self.separator
 
@@ -67,6 +67,13 @@ class Context:
         system_prompt: The system line and a greeting, `[1, P]`. It is never dropped.
 
     Attributes:
+        text: The tokens, `[capacity]`; those from `length` on have no meaning.
+        codes: The codes, `[capacity, G, K]`.
+        chunk_starts: Where prefill chunks begin, `[capacity]` bool.
+        length: Number of patches.
+        kv_length: How many of them the row holds.
+        system_length: How many of them are the system prompt.
+        spans: The turns, in their order.
         forgotten: Numbers of the turns that were dropped because there was little room.
     """
 
@@ -191,7 +198,7 @@ class Context:
 
     def replace(self, span: Span, patches: Patches) -> None:
         """Replace a turn by patches that are not longer than it."""
-        change = self._splice(span.body, span.stop, patches)
+        change = self._splice(span.body_start, span.stop, patches)
         span.stop += change
         _shift(self.spans[self.spans.index(span) + 1 :], change)
 
@@ -201,7 +208,7 @@ class Context:
         after = self.spans[index + 1] if index + 1 < len(self.spans) else None
         before = self.spans[index - 1].role if index else None
         separator = self.prompt.text_patches([]) if after is None else _separator(self.prompt, before, after.role)
-        change = self._splice(span.start, span.stop if after is None else after.body, separator)
+        change = self._splice(span.start, span.stop if after is None else after.body_start, separator)
         del self.spans[index]
         if after is not None:
             after.separator, after.start = separator.text.shape[1], span.start
@@ -222,15 +229,16 @@ class Context:
         self._drop_oldest(self._kept)
         last = self.spans[-1]
         if self.room < self._reserve and last.role == "user" and last.user_spoke:
-            begin, excess = last.body + last.speech_offset, self.length - self._kept
+            begin, excess = last.body_start + last.speech_offset, self.length - self._kept
             change = self._splice(begin, begin + excess, self.prompt.text_patches([]))
             last.stop += change
 
     def _make_room(self, count: int) -> None:
         self.drop_old_turns()
         count += _separator(self.prompt, None, "assistant").text.shape[1]  # the longest separator
-        if count > self.capacity - self.system_length:
-            raise UserError(f"a turn of {count} patches is too long, a context holds {self.capacity}")
+        limit = self.capacity - self.system_length
+        if count > limit:
+            raise UserError(f"a turn of {count} patches is too long; {limit} fit beside the system prompt")
         if count > self.room:
             self._drop_oldest(self.capacity - count)
         if count > self.room:  # the last exchange does not fit beside the new turn
@@ -248,7 +256,7 @@ class Context:
             return
         first = self.spans[count]
         separator = _separator(self.prompt, None, first.role)
-        change = self._splice(self.system_length, first.body, separator)
+        change = self._splice(self.system_length, first.body_start, separator)
         first.start, first.separator = self.system_length, separator.text.shape[1]
         first.stop += change
         self.forgotten += [span.number for span in self.spans[:count]]

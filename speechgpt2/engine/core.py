@@ -33,10 +33,10 @@ log = logging.getLogger("sg2.engine")
 
 
 class PendingCodecResult(NamedTuple):
-    """A result that the codec computes for a session, and the method of the slot that receives it."""
+    """A part of a result of the codec that belongs to a session, and the method of the slot that receives it."""
 
     session: Session
-    result: CodecResult
+    part: CodecResult
     receive: Callable[[Slot, np.ndarray], None]
 
 
@@ -121,9 +121,9 @@ class EngineCore:
         """Submit the users' audio to the codec. Its codes are prefilled in a later step."""
         slots = self._slots()
         chunks = {n: chunk for n in plan.encode if (chunk := self._guarded(n, slots[n].next_audio_chunk)) is not None}
-        for n, result in (self.runner.encode(chunks) if chunks else {}).items():
+        for n, part in (self.runner.encode(chunks) if chunks else {}).items():
             receive = partial(Slot.audio_encoded, chunk=chunks[n])
-            self._codec_results.append(PendingCodecResult(self.sessions[n], result, receive))
+            self._codec_results.append(PendingCodecResult(self.sessions[n], part, receive))
 
     def _run_model(self, plan: StepPlan) -> None:
         """Prefill and sample, all slots together. In between, deliver what the codec has finished."""
@@ -173,13 +173,13 @@ class EngineCore:
 
     def _deliver(self, wait: bool = False) -> None:
         """Pass finished results of the codec to their slots. With `wait`, wait for all that were submitted."""
-        while self._codec_results and (wait or self._codec_results[0].result.done()):
+        while self._codec_results and (wait or self._codec_results[0].part.done()):
             finished = self._codec_results.popleft()
             if finished.session.slot is not None:
                 self._guarded(finished.session.slot_number, self._receive, finished, finished.session.slot)
 
     def _receive(self, finished: PendingCodecResult, slot: Slot) -> None:
-        finished.receive(slot, finished.result.result())
+        finished.receive(slot, finished.part.result())
 
     def _slots(self) -> dict[int, Slot]:
         return {number: session.slot for number, session in self.sessions.items() if session.slot is not None}

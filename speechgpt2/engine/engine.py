@@ -27,7 +27,7 @@ from speechgpt2.duplex.protocol import EngineFull, EngineStats, EngineVoice, Ses
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.core import EngineCore
-from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.event_queue import SessionEventQueue
 from speechgpt2.engine.input_encoder import InputEncoder
 from speechgpt2.engine.session import Session
 from speechgpt2.engine.session_identity import SessionIdentity
@@ -51,7 +51,7 @@ class Engine:
     Attributes:
         prompt: The model's prompt, with its greetings.
         inputs: Checks and encodes what clients send.
-        identity: Says which saved sessions can go on here.
+        identity: Says which saved sessions can be resumed here.
 
     Raises:
         UserError: The codec and the language model use different codes.
@@ -98,9 +98,9 @@ class Engine:
     @classmethod
     def load(cls, sources: Sources, device: str | torch.device = "cpu", config: EngineConfig | None = None) -> Engine:
         """Load what `sources` names. Raises `UserError` as `from_pretrained` does."""
-        config, place = config or EngineConfig(), torch.device(device)
-        with memory_errors(place):
-            return cls(*load(sources, place, config.slots, config.context), config)
+        config, device = config or EngineConfig(), torch.device(device)
+        with memory_errors(device):
+            return cls(*load(sources, device, config.slots, config.context), config)
 
     # for clients, from any thread
 
@@ -136,8 +136,8 @@ class Engine:
             number = next((n for n in range(self.config.slots) if n not in self._leases), None)
             if number is None:
                 raise EngineFull(f"all {self.config.slots} slots are in use; try again later")
-            turns = 0 if saved is None else saved.last_number
-            session = Session(self, number, SessionEvents(self._wake), turns, writer)
+            last_number = 0 if saved is None else saved.last_number
+            session = Session(self, number, SessionEventQueue(self._wake), last_number, writer)
             self._leases[number] = session
             self.send(session, OpenSlot(settings, saved, writer))
         return session

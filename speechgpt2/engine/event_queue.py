@@ -13,7 +13,7 @@ from speechgpt2.notifier import AsyncNotifier
 from speechgpt2.types import AudioDelta, Error, Event, ReplyDone
 
 
-class SessionEvents:
+class SessionEventQueue:
     """The event queue of one session.
 
     Args:

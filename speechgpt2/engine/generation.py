@@ -10,7 +10,7 @@ import torch
 
 from speechgpt2.dsp.delivery import Delivery
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
-from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.event_queue import SessionEventQueue
 from speechgpt2.engine.history import History
 from speechgpt2.engine.model_runner import GeneratedPatch
 from speechgpt2.engine.reply_styles import ReplyStyles, delivery_of
@@ -46,7 +46,7 @@ class Generation:
         number: int,
         stop: StopRule,
         history: History,
-        events: SessionEvents,
+        events: SessionEventQueue,
         constraint: TextConstraint | None = None,
     ):
         self.number, self.stop, self._constraint = number, stop, constraint
@@ -215,7 +215,7 @@ def start_generation(
     options: ReplyOptions,
     settings: SessionSettings,
     history: History,
-    events: SessionEvents,
+    events: SessionEventQueue,
     styles: ReplyStyles,
 ) -> Generation:
     """Begin a reply: its system prompt and its prefix enter the history.

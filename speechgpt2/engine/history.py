@@ -16,7 +16,7 @@ from speechgpt2.sessions.entries import SavedSession, TurnBlock
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import Mode, Patches
 
-OTHER = "\0"  # stands for instructions of a restored system prompt that the settings do not give
+UNKNOWN_INSTRUCTIONS = "\0"  # differs from all real ones, so the prompt is replaced at the next turn
 
 
 class History:
@@ -50,6 +50,11 @@ class History:
     def ends_with_user_speech(self) -> bool:
         """Whether the last turn is the user's speech. The reply to it may begin with a transcript."""
         return self.last is not None and self.last.role == "user" and self.last.user_spoke
+
+    @property
+    def ends_with_reply(self) -> bool:
+        """Whether the last turn is a reply."""
+        return self.last is not None and self.last.role == "assistant"
 
     # the user's speech
 
@@ -87,8 +92,8 @@ class History:
             span = self.context.add(number, "assistant", patches, user_spoke=spoken, text=turn.text)
             span.answer = turn.text or ""
         elif turn.codes is not None:
-            offset, speech_patches = self.prompt.user_speech_start().text.shape[1], self.prompt.user_speech(turn.codes)
-            self.context.add(number, "user", speech_patches, user_spoke=True, speech_offset=offset, text=turn.text)
+            offset, patches = self.prompt.user_speech_start().text.shape[1], self.prompt.user_speech(turn.codes)
+            self.context.add(number, "user", patches, user_spoke=True, speech_offset=offset, text=turn.text)
             self.transcript, self._request = turn.text, None
         else:
             patches = self.prompt.user_text(self._read_request(turn, settings))
@@ -166,14 +171,23 @@ class History:
         Raises:
             UserError: It does not fit into the context, or has no system prompt.
         """
-        spans, place = [], 0 if saved.system is None else len(saved.system.patches.text)
-        system_length = place
+        system_length = 0 if saved.system is None else len(saved.system.patches.text)
+        spans, position = [], system_length
         for turn in saved.remembered:
-            start, place = place, place + len(turn.patches.text)
-            text = turn.text if turn.reply is None else None
-            layout = turn.separator, turn.user_spoke, turn.speech_offset
-            rate = 1.0 if turn.reply is None else turn.reply.rate
-            spans.append(Span(turn.number, turn.role, start, place, *layout, rate, _answer_of(turn), text))
+            span = Span(
+                number=turn.number,
+                role=turn.role,
+                start=position,
+                stop=position + len(turn.patches.text),
+                separator=turn.separator,
+                user_spoke=turn.user_spoke,
+                speech_offset=turn.speech_offset,
+                rate=1.0 if turn.reply is None else turn.reply.rate,
+                answer=_answer_of(turn),
+                text=turn.text if turn.reply is None else None,
+            )
+            spans.append(span)
+            position = span.stop
         self.context.restore(saved.context, system_length, spans)
         self.transcript = next(
             (turn.transcript or turn.text for turn in saved.remembered[-1:] if turn.user_spoke), None
@@ -183,8 +197,8 @@ class History:
         system = self.system._replace(mode=saved.system.mode)  # type: ignore[arg-type]
         rendered, patches = system.render(self.prompt), saved.system.patches
         same = np.array_equal(rendered.text[0], patches.text) and np.array_equal(rendered.codes[0], patches.codes)
-        # Another prompt, such as that of one reply's own instructions, is replaced at the next turn.
-        self.system = system if same else system._replace(instructions=OTHER)
+        # The saved prompt may hold instructions that the settings do not give, such as those of a single reply.
+        self.system = system if same else system._replace(instructions=UNKNOWN_INSTRUCTIONS)
 
     def _restore_request(self, saved: SavedSession, settings: SessionSettings) -> None:
         """Look again for a request in a typed turn that is not answered yet."""
@@ -220,7 +234,7 @@ class History:
             self.system = system
 
     def _body(self, span: Span) -> Patches:
-        return self.context.patches(span.body, span.stop)
+        return self.context.patches(span.body_start, span.stop)
 
 
 def _answer_of(turn: TurnBlock) -> str:

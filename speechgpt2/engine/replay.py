@@ -1,6 +1,7 @@
 """Replays a saved session: generates its replies again, each from what stands before it in the file.
 
-    for reply in replay(engine, "sessions/sess_….jsonl"): ...      # same, different, or from another context
+    for reply in replay(engine, "sessions/sess_….jsonl"):
+        print(reply.status)      # "same", "different" or "unknown" (other context)
 
 On the machine that made it, with the same precision, replies are equal bit by bit. Elsewhere sums differ in their last
 bits, and two tokens with nearly the same score may swap.
@@ -60,23 +61,22 @@ def _open(engine: Engine, before: SavedSession) -> Session:
 
 
 def _generate_again(engine: Engine, session: Session, before: SavedSession, turn: TurnBlock) -> ReplayedReply:
-    slot, info, said = session.slot, turn.reply, turn.text or ""
-    assert slot is not None and info is not None
+    slot, reply_info, said = session.slot, turn.reply, turn.text or ""
+    assert slot is not None and reply_info is not None
     slot.settings = replace(settings_from_dict(before.settings), paced=False)
     restore_session(before, slot.settings, slot.history, slot.styles)
-    if digest(before.context) != info.context:
+    if digest(before.context) != reply_info.context:
         return ReplayedReply(turn.number, "unknown", said)
-    session.respond(options_from_dict(info.options))
+    session.respond(options_from_dict(reply_info.options))
     while session.replying:
         engine.step()
         while session.event_queue.get() is not None:
             pass
-    now = _last_turn(slot)
-    was = info.generated or turn.patches
-    place = first_difference(was, now, cut=info.generated is not None)
-    body = to_patches(now.part(turn.separator, len(now.text)))
+    saved_turn, replayed_turn = reply_info.generated or turn.patches, _last_turn(slot)
+    position = first_difference(saved_turn, replayed_turn, cut=reply_info.generated is not None)
+    body = to_patches(replayed_turn.part(turn.separator, len(replayed_turn.text)))
     content = reply_content(engine.prompt, body, turn.user_spoke)
-    return ReplayedReply(turn.number, "same" if place is None else "different", said, content.text, place)
+    return ReplayedReply(turn.number, "same" if position is None else "different", said, content.text, position)
 
 
 def _last_turn(slot: Slot) -> PatchBlock:

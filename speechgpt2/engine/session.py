@@ -16,7 +16,7 @@ from speechgpt2.audio import check_audio
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine import commands
 from speechgpt2.engine.commands import Command, text_length
-from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.event_queue import SessionEventQueue
 from speechgpt2.errors import UserError
 from speechgpt2.sessions.entries import EntryWriter
 from speechgpt2.types import SAMPLE_RATE, Event, Interrupted, ReplyDone, Turn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_QUEUED_SAMPLES = 600 * SAMPLE_RATE  # of a turn's audio that may wait to be encoded
 MAX_BACKLOG = 64  # commands that may wait before the session counts as backlogged
-CHARACTERS_PER_COMMAND = 256  # of a text count as one more command, because tokenizing takes time
+CHARACTERS_PER_COMMAND = 256  # every 256 characters of a text count as another command, because tokenizing takes time
 MAX_CHARACTERS_PER_PATCH = 16  # a text with more does not fit the context, and is refused before it is tokenized
 
 
@@ -38,7 +38,7 @@ class Session:
         engine: The engine of the session.
         slot_number: The number of its slot.
         event_queue: The queue of events for the client. Its lock guards the session's own state, too.
-        turns: Turns and replies of the saved session that goes on.
+        last_number: The highest turn or reply number of the resumed session; 0 for a new one.
         writer: Where the session is saved.
 
     Attributes:
@@ -50,13 +50,13 @@ class Session:
         self,
         engine: Engine,
         slot_number: int,
-        event_queue: SessionEvents,
-        turns: int = 0,
+        event_queue: SessionEventQueue,
+        last_number: int = 0,
         writer: EntryWriter | None = None,
     ):
         self._engine, self.slot_number, self.event_queue, self.writer = engine, slot_number, event_queue, writer
         self.slot: Slot | None = None
-        self._numbers = turns  # turns and replies so far
+        self._last_number = last_number
         self.backlog = CommandBacklog()
         self._user_speaking = False
         self._can_roll_back = False
@@ -84,9 +84,10 @@ class Session:
             self._check(not self._user_speaking, "the user's turn has already started")
             self._check(not self.replying, "a reply is in progress; interrupt it first")
             self._user_speaking, self._can_roll_back = True, False
-            number = self._next_number()
-            self._send(commands.StartTurn(number))
-            return number
+            command = commands.StartTurn(self._next_number)
+            self._last_number = command.turn
+            self._send(command)
+            return command.turn
 
     def append_audio(self, pcm: np.ndarray) -> None:
         pcm = check_audio(pcm)
@@ -122,12 +123,12 @@ class Session:
         with self.event_queue.lock:
             self._check(not self.replying, "a reply is already in progress")
             self._check(not self._user_speaking, "the user's turn is still active")
-            command = commands.Respond(self._numbers + 1, options or ReplyOptions())
+            command = commands.Respond(self._next_number, options or ReplyOptions())
             _check_length(command, self._engine.config.context)
-            number = self._latest_reply = self._next_number()
-            self.event_queue.begin_reply(number)
+            self._last_number = self._latest_reply = command.reply
+            self.event_queue.begin_reply(command.reply)
             self._send(command)
-            return number
+            return command.reply
 
     def interrupt(self, played: int) -> None:
         with self.event_queue.lock:
@@ -147,11 +148,11 @@ class Session:
         content = self._engine.inputs.history_turn(turn)
         with self.event_queue.lock:
             self._check(not self._user_speaking, "the user's turn is still active; add turns before or after it")
-            command = commands.AddTurn(self._numbers + 1, content)
+            command = commands.AddTurn(self._next_number, content)
             _check_length(command, self._engine.config.context)
-            self._can_roll_back = False
+            self._can_roll_back, self._last_number = False, command.turn
             self._send(command)
-            return self._next_number()
+            return command.turn
 
     def truncate(self, number: int, played: int) -> None:
         with self.event_queue.lock:
@@ -189,9 +190,9 @@ class Session:
         self.backlog.add(command)
         self._engine.send(self, command)
 
+    @property
     def _next_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
+        return self._last_number + 1
 
     def _check(self, condition: bool, error: str) -> None:
         if not self.event_queue.open:

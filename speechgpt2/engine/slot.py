@@ -1,8 +1,9 @@
 """A session inside the engine, on the engine's thread.
 
 A slot executes its session's commands in order, tells the scheduler what it needs next (`status`), and receives the
-results of the batched work: `audio_encoded`, `patches_generated`, `audio_decoded`. It owns three things: the `History`,
-the user's `InputAudioBuffer`, and the `Generation` in progress. Nothing here uses the device.
+results of the batched work: `audio_encoded`, `patches_generated`, `audio_decoded`. It owns the session's history, the
+styles of its replies, its recorder, the user's audio that waits for the codec, and the generation in progress. Nothing
+here uses the device.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from speechgpt2.engine.commands import (
     StartTurn,
     Truncate,
     created_number,
-    forbids_rollback,
+    finalizes_history,
 )
 from speechgpt2.engine.config import EngineConfig
-from speechgpt2.engine.event_queue import SessionEvents
+from speechgpt2.engine.event_queue import SessionEventQueue
 from speechgpt2.engine.generation import Generation, start_generation
 from speechgpt2.engine.history import History
 from speechgpt2.engine.input_audio import InputAudioBuffer
@@ -57,8 +58,8 @@ class Slot:
         config: The engine's configuration.
         settings: The session's settings.
         codec_delay: Samples by which decoded audio is later than its codes.
-        events: The session's event queue.
-        saved: The saved session that goes on here.
+        event_queue: The session's event queue.
+        saved: The saved session that is resumed here.
         writer: Where the session is saved.
     """
 
@@ -69,14 +70,13 @@ class Slot:
         config: EngineConfig,
         settings: SessionSettings,
         codec_delay: int,
-        events: SessionEvents,
+        event_queue: SessionEventQueue,
         saved: SavedSession | None = None,
         writer: EntryWriter | None = None,
     ):
         self.slot_number, self.prompt, self.config, self.settings = slot_number, prompt, config, settings
-        self.codec_delay, self.events = codec_delay, events
+        self.codec_delay, self.event_queue, self.styles = codec_delay, event_queue, ReplyStyles()
         self.history = History(prompt, config.context, config.prefill_chunk_size, settings)
-        self.styles = ReplyStyles()
         if saved is not None:
             restore_session(saved, settings, self.history, self.styles)
         self.recorder = SessionRecorder(self.history, self.styles, writer, saved)
@@ -111,15 +111,12 @@ class Slot:
     def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""
         if number is not None:
-            self._waiting_commands = deque(
-                command for command in self._waiting_commands if created_number(command) != number
-            )
+            kept = (command for command in self._waiting_commands if created_number(command) != number)
+            self._waiting_commands = deque(kept)
 
     def _execute(self, command: Command) -> None:
-        if forbids_rollback(
-            command, after_reply=self.history.last is not None and self.history.last.role == "assistant"
-        ):
-            self.recorder.save(self.settings, _unfinished(self.generation, self.input, self.history))
+        if finalizes_history(command, self.history.ends_with_reply):
+            self.recorder.save(self.settings, self._unfinished)
         match command:
             case StartTurn(turn):
                 self.history.start_user_speech(turn)
@@ -143,7 +140,7 @@ class Slot:
             case Respond(reply, options):
                 before = self.styles.state(self.settings)
                 self.generation = start_generation(
-                    reply, options, self.settings, self.history, self.events, self.styles
+                    reply, options, self.settings, self.history, self.event_queue, self.styles
                 )
                 self.recorder.reply_started(reply, options, self.settings, before)
             case DeleteTurn(turn):
@@ -153,6 +150,14 @@ class Slot:
                     self.styles.clear()
                 self.settings = settings
                 self.history.update_system_prompt(settings)
+
+    @property
+    def _unfinished(self) -> int | None:
+        """The number of the reply or turn in progress."""
+        if self.generation is not None:
+            return self.generation.number
+        speaking = self.input is not None and not self.input.encoded
+        return self.history.last.number if speaking and self.history.last is not None else None
 
     @property
     def _open_input(self) -> InputAudioBuffer:
@@ -175,8 +180,7 @@ class Slot:
         """Remove a turn, unless it is in progress."""
         if self.generation is not None and self.generation.number == turn:
             return
-        last = self.history.last
-        if self.input is not None and last is not None and last.number == turn:
+        if self.input is not None and (last := self.history.last) is not None and last.number == turn:
             if not self.input.ended:
                 return
             self.input = None
@@ -188,8 +192,8 @@ class Slot:
         span = self.history.context.find(reply)
         if span is None or span.role != "assistant":
             return
-        generated = source_samples(played, span.rate)
-        patches = max(0, generated - self.codec_delay) // self.prompt.config.patch_samples
+        source_played = source_samples(played, span.rate)
+        patches = max(0, source_played - self.codec_delay) // self.prompt.config.patch_samples
         in_progress = self.generation is not None and self.generation.number == reply
         if not in_progress and patches >= self.history.speech_length(span):
             return
@@ -232,7 +236,7 @@ class Slot:
 
     def _buffered(self, now: float) -> float:
         """Seconds of audio that the client has not played yet."""
-        unread = self.events.unread_samples / SAMPLE_RATE
+        unread = self.event_queue.unread_samples / SAMPLE_RATE
         if self.generation is None or not self.settings.paced:
             return unread
         return max(unread, self.generation.playback_left(now))
@@ -288,17 +292,9 @@ class Slot:
             self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        """Run pending commands once the reply is complete."""
+        """Run waiting commands once the reply is complete."""
         if self.generation is not None and self.generation.done:
             self.recorder.reply_ended(self.generation.number, self.generation.stop.reason or "stop")
             self.generation = None
             self._run_waiting()
             self.history.context.drop_old_turns()
-
-
-def _unfinished(generation: Generation | None, buffer: InputAudioBuffer | None, history: History) -> int | None:
-    """Return the number of the reply or turn in progress."""
-    if generation is not None:
-        return generation.number
-    speaking = buffer is not None and not buffer.encoded
-    return history.last.number if speaking and history.last is not None else None

@@ -29,10 +29,11 @@ class ReplayedReply:
     differs_at: int | None = None
 
 
-def first_difference(was: PatchBlock, now: PatchBlock, cut: bool) -> int | None:
+def first_difference(saved: PatchBlock, replayed: PatchBlock, cut: bool) -> int | None:
     """Return the first patch in which two replies differ; `cut`: only the beginning of the first is known."""
-    count = min(len(was.text), len(now.text))
-    equal = (was.text[:count] == now.text[:count]) & (was.codes[:count] == now.codes[:count]).all(axis=(1, 2))
+    count = min(len(saved.text), len(replayed.text))
+    same_codes = (saved.codes[:count] == replayed.codes[:count]).all(axis=(1, 2))
+    equal = (saved.text[:count] == replayed.text[:count]) & same_codes
     if not equal.all():
         return int(np.argmin(equal))
-    return None if len(was.text) == len(now.text) or (cut and count == len(was.text)) else count
+    return None if len(saved.text) == len(replayed.text) or (cut and count == len(saved.text)) else count

@@ -54,7 +54,7 @@ def test_unplayed_words_are_not_remembered(gpt):
     assert events(session) == [Interrupted(3 * PATCH), ReplyDone("interrupted")]
     run(engine)
     span = session.slot.history.context.find(number)
-    memory = session.slot.history.context.patches(span.body, span.stop)
+    memory = session.slot.history.context.patches(span.body_start, span.stop)
     draft = memory.text[0, : memory.text[0].tolist().index(gpt.lm.prompt.special_ids.speech_start)].tolist()
     kept = gpt.lm.prompt.tokenizer.decode(draft).strip()
     assert len(kept) < len(written) and written.startswith(kept.rstrip(".,"))
