@@ -1,7 +1,7 @@
 """Writes a session's memory as the entries of a saved session: those parts that are new or have changed.
 
-A session is saved when nothing of it can be rolled back any more. What the context was before the latest reply is kept
-until then, and is written first. So the reply can be generated again from what stands before it in the file.
+A session is written once nothing in it can be rolled back. The context as it was before the latest reply is kept until
+then and written first, so that replay can generate the reply from exactly what precedes it in the file.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class SessionRecorder:
         self._turns = {turn.number: turn.patches for turn in saved.remembered} if saved is not None else {}
         turns = saved.turns.values() if saved is not None else ()
         self._replies = {turn.number: replace(turn.reply, generated=None) for turn in turns if turn.reply is not None}
+        self._cut = {number for number, info in self._replies.items() if info.played is not None}
+        self._generated: dict[int, PatchBlock] = {}  # cut replies as generated, which the file does not have yet
         self._before: Snapshot | None = None  # what the session remembered before the latest reply
 
     def reply_started(self, number: int, options: ReplyOptions, settings: SessionSettings, styles: StyleState) -> None:
@@ -82,11 +84,10 @@ class SessionRecorder:
 
     def reply_cut(self, span: Span) -> None:
         """A reply is about to be cut to what was played."""
-        info = self._replies.get(span.number)
-        if info is not None:
-            # The file has what was generated if the reply was written before. `_turn` counts what was played.
-            whole = None if span.number in self._turns else self._history.context.patch_block(span.start, span.stop)
-            self._replies[span.number] = replace(info, played=0, generated=info.generated or whole)
+        if span.number in self._replies:
+            self._cut.add(span.number)
+            if span.number not in self._turns and span.number not in self._generated:
+                self._generated[span.number] = self._history.context.patch_block(span.start, span.stop)
 
     def record_rollback(self) -> None:
         """The latest reply was rolled back, and leaves no trace."""
@@ -122,6 +123,7 @@ class SessionRecorder:
             if number in new or not self._turns[number].same(block):
                 self._turns[number] = block
                 writer.write(self._turn(span, block))
+                self._generated.pop(number, None)
         if now.settings != self._settings:
             self._settings = now.settings
             writer.write(Settings(now.settings))
@@ -141,32 +143,34 @@ class SessionRecorder:
             body = to_patches(block.part(span.separator, len(block.text)))
             content = reply_content(self._history.prompt, body, span.user_spoke)
             if info is not None:
-                answer = None if span.answer == content.text else span.answer
-                info = self._replies[span.number] = replace(info, answer=answer, rate=span.rate)
-            if info is not None and info.played is not None:
-                info = replace(info, played=speech_patches(self._history.prompt, body))
-                self._replies[span.number] = replace(info, generated=None)
+                info = replace(
+                    info,
+                    played=speech_patches(self._history.prompt, body) if span.number in self._cut else None,
+                    generated=self._generated.get(span.number),
+                    answer=None if span.answer == content.text else span.answer,
+                    rate=span.rate,
+                )
         return TurnBlock(
-            span.number,
-            span.role,
-            block,
-            span.separator,
-            span.speech_offset,
-            span.user_spoke,
-            text if content is None or info is None else content.text,
-            None if content is None else content.transcript,
-            () if content is None else content.calls,
-            round(time.time(), 3),
+            number=span.number,
+            role=span.role,
+            patches=block,
+            separator=span.separator,
+            speech_offset=span.speech_offset,
+            user_spoke=span.user_spoke,
+            text=text if content is None or info is None else content.text,
+            transcript=None if content is None else content.transcript,
+            calls=() if content is None else content.calls,
+            at=round(time.time(), 3),
             reply=info,
         )
 
 
 def restore_session(saved: SavedSession, settings: SessionSettings, history: History, styles: ReplyStyles) -> None:
-    """Go on where a saved session ended.
+    """Resume a saved session.
 
     Args:
         saved: The saved session.
-        settings: The settings of the session that goes on.
+        settings: The settings of the resumed session.
         history: Its memory, which is replaced.
         styles: The styles that the user asks for, which are replaced.
 
