@@ -5,7 +5,7 @@ time. A process is better than a thread: two threads of many small operations wa
 the time. Calls are executed in their order.
 
     worker = CodecProcess(codec, slots=8, patch_samples=2880)    # or CodecThread(…)
-    future = worker.encode({3: AudioChunk(…)})                   # meanwhile the model goes on
+    future = worker.encode({3: AudioChunk(…)})                   # meanwhile the model works
     codes = future.result()[3]
 """
 
@@ -39,7 +39,7 @@ from speechgpt2.types import FRAME_SIZE
 START_TIMEOUT = 120.0  # seconds that the process may take to start
 MAX_SILENCE = 10.0  # seconds without an answer after which the process is ended; an answer takes milliseconds
 WATCH_INTERVAL = 1.0  # seconds
-MAX_RESTARTS, RESTART_PERIOD = 3, 60.0  # restarts within so many seconds, after which the codec has failed
+MAX_RESTARTS, RESTART_PERIOD = 3, 60.0  # the codec has failed if it needs more than 3 restarts in 60 s
 JOURNAL_PATCHES = 100  # 12 s of each turn and reply are replayed; `mini`'s attention sees no further back
 
 log = logging.getLogger("sg2.engine")
@@ -214,7 +214,7 @@ class CodecProcess(CodecWorker):
         self._unanswered: deque[_ProcessFuture] = deque()
         self._waiting_since: float | None = None  # when the process began to work on the oldest unanswered call
         self._journal = CodecJournal()
-        self._starts: deque[float] = deque(maxlen=MAX_RESTARTS)  # times of the last restarts
+        self._restarts: list[float] = []  # times of the restarts in the last `RESTART_PERIOD`
         self._failed = False
         self._closed = threading.Event()
         self._start()
@@ -311,11 +311,12 @@ class CodecProcess(CodecWorker):
         if self._closed.is_set():
             raise RuntimeError("the codec's process has ended")
         now = time.monotonic()
-        if len(self._starts) == MAX_RESTARTS and (not MAX_RESTARTS or now - self._starts[0] < RESTART_PERIOD):
+        self._restarts = [restart for restart in self._restarts if now - restart < RESTART_PERIOD]
+        if len(self._restarts) >= MAX_RESTARTS:
             self._failed = True
             raise RuntimeError(f"the codec's process has ended, more than {MAX_RESTARTS} times in a short time")
         log.error("the codec's process has ended; another one is started")
-        self._starts.append(now)
+        self._restarts.append(now)
 
     def _watch(self) -> None:
         """End a process that does not answer; replace one that has ended while nobody waits for it."""

@@ -1,8 +1,8 @@
 """The scheduler: which slots do what in the next step. It knows slots, seconds and counts; no torch, no models.
 
 A step costs nearly the same for one slot as for many, so slots wait a little to share one. A step is made when work is
-due, and all other work that is ready joins it. Due are: a reply before its first audio, a reply of whose buffered audio
-a patch has been played, and user audio that has waited for `batching_delay`.
+due, and all other work that is ready joins it. Work is due when a reply has no audio yet, when a reply's buffer has
+room for another patch, when patches wait to be prefilled, and when user audio has waited for `batching_delay`.
 
 Text is the exception: a token without audio costs a fraction of a patch with audio, and many tokens come before the
 first audio that a user waits for. So while a slot writes, steps are kept short: speaking slots do not join, until one
@@ -89,15 +89,14 @@ def schedule(slots: Iterable[SlotStatus], config: EngineConfig, patch_seconds: f
     if not slots or min(time_left) > 0:
         return StepPlan(wait=min(time_left, default=None))
     slots = _short_step(slots, config, patch_seconds) or slots
-    # Slots with a reply come first, then those with the fewest patches.
-    prefills = sorted(
-        (s for s in slots if s.pending_patches), key=lambda s: (not s.generating, s.pending_patches, s.slot)
+    # If too many slots have long chunks, those with a reply, then the shortest, go first.
+    long = sorted(
+        (s for s in slots if s.pending_patches > 1), key=lambda s: (not s.generating, s.pending_patches, s.slot)
     )
-    long = [s.slot for s in prefills if s.pending_patches > 1]
-    postponed = set(long[config.prefill_chunks_per_step :])
+    postponed = long[config.prefill_chunks_per_step :]
     return StepPlan(
         encode=tuple(s.slot for s in slots if s.audio_ready),
-        prefill=tuple(sorted(s.slot for s in prefills if s.slot not in postponed)),
+        prefill=tuple(sorted(s.slot for s in slots if s.pending_patches and s not in postponed)),
         sample=tuple(s.slot for s in slots if s.generating and s.buffered_seconds < config.buffer_seconds),
         urgent=any(_urgent(s, config) and not s.latency_critical for s in slots),
     )

@@ -116,7 +116,6 @@ def test_process_that_dies_again_and_again_fails(mortal, monkeypatch):
     kill(mortal)
     mortal.wipe(0).result()
     monkeypatch.setattr(codec_worker, "MAX_RESTARTS", 1)
-    mortal._starts = type(mortal._starts)(mortal._starts, maxlen=1)
     kill(mortal)
     with pytest.raises(RuntimeError, match="ended, more than 1 times"):
         mortal.wipe(0).result()
@@ -161,7 +160,6 @@ def test_engine_reports_a_codec_that_cannot_be_replaced(monkeypatch):
     engine.start()
     session = engine.open(SHORT)
     worker = engine.core.runner.codec
-    worker._starts = type(worker._starts)(maxlen=0)
     monkeypatch.setattr(codec_worker, "MAX_RESTARTS", 0)
     kill(worker)
     session.add_turn(Turn.user("Hello"))
