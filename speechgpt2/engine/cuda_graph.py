@@ -24,7 +24,7 @@ class GraphedFunction:
     """A function of tensors, captured as a CUDA graph.
 
     It may read and write other tensors in place, if their addresses do not change. It must not synchronise with the
-    host. Branches in Python are taken at the capture, and arguments that are no tensors are constants.
+    host. Branches in Python are taken at the capture, and arguments other than tensors are constants.
 
     Args:
         function: The function to capture.
@@ -57,7 +57,7 @@ class GraphedFunction:
             A copy of the function's result.
 
         Raises:
-            ValueError: An argument that is no tensor differs from the captured one.
+            ValueError: An argument other than a tensor differs from the captured one.
         """
         for captured, argument in zip(self.arguments, arguments, strict=True):
             if isinstance(captured, Tensor):

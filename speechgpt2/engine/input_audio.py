@@ -28,7 +28,7 @@ class InputAudioBuffer:
         self.patches: deque[np.ndarray] = deque()
         self.in_flight: AudioChunk | None = None
         self.ended, self.tail = False, 0
-        self._waiting_since = 0.0  # when the oldest of `patches` was received, in seconds of the engine's clock
+        self._waiting_since = 0.0  # when audio last arrived in an empty queue, by the engine's clock in seconds
         self._first = True  # nothing is encoded yet
         self._blocks, self._rest = Blocks(patch_samples), np.zeros(0, np.float32)
 

@@ -36,7 +36,7 @@ class InputEncoder:
             Codes `[T, K]`.
 
         Raises:
-            UserError: There are no samples, or they are no audio.
+            UserError: There are no samples, or they are not valid audio.
         """
         pcm = check_audio(pcm)
         if not len(pcm):

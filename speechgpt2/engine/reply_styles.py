@@ -11,9 +11,9 @@ from speechgpt2.style_requests import StyleRequest
 
 
 class StyleState(NamedTuple):
-    """What has to be known of the styles when a session goes on.
+    """What has to be known of the styles when a session is resumed.
 
-    `lasting`: the last style that the user asked for from then on. `latest`: the last reply's, if it was another one.
+    `lasting`: the style the user last asked to keep. `latest`: the last reply's style, if different.
     """
 
     lasting: Style | None = None
@@ -59,7 +59,7 @@ class ReplyStyles:
         return StyleState(lasting, None if self._latest == (lasting or settings.style) else self._latest)
 
     def restore(self, state: StyleState) -> None:
-        """Go on from a state that was saved."""
+        """Resume from a saved state."""
         self._lasting = {} if state.lasting is None else {0: state.lasting}  # 0 is the number of no reply
         self._latest = state.latest
 

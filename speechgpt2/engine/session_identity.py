@@ -1,4 +1,4 @@
-"""What identifies an engine's models in saved sessions, and which sessions it can go on with."""
+"""What identifies an engine's models in saved sessions, and which sessions it can resume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SessionIdentity:
         return session_header(id, "engine", model, owner, self.fingerprints, self._lm, **sizes)
 
     def check(self, saved: SavedSession) -> None:
-        """Check that a saved session can go on.
+        """Check that a saved session can be resumed.
 
         Raises:
             UserError: Another model made it, or it does not fit into the context.
