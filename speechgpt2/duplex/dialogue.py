@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 
 from speechgpt2.audio import check_audio
+from speechgpt2.duplex import protocol
 from speechgpt2.duplex.echo import EchoGuard
 from speechgpt2.duplex.endpointing import (
     BargeIn,
@@ -60,8 +61,10 @@ from speechgpt2.types import (
 )
 
 
-class Dialogue:
-    """See `speechgpt2.duplex.protocol.Dialogue`. Calls may come from any thread; `events` is for one reader.
+class Dialogue(protocol.Dialogue):
+    """A dialogue with one user. The protocol describes its methods.
+
+    Calls may come from any thread; `events` is for one reader.
 
     Args:
         session: The engine's session.

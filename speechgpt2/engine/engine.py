@@ -23,6 +23,7 @@ import torch
 
 from speechgpt2.codec.model import Codec
 from speechgpt2.conversation import check_same_codes
+from speechgpt2.duplex import protocol
 from speechgpt2.duplex.protocol import EngineFull, EngineStats, EngineVoice, SessionSettings
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
@@ -39,8 +40,8 @@ from speechgpt2.sessions.entries import EntryWriter, Header, SavedSession
 log = logging.getLogger("sg2.engine")
 
 
-class Engine:
-    """See the module's text, and `speechgpt2.duplex.protocol.Engine`.
+class Engine(protocol.Engine):
+    """Many sessions on one model. The protocol describes the methods for clients.
 
     Args:
         codec: The codec.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechgpt2.audio import check_audio
+from speechgpt2.duplex import protocol
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine import commands
 from speechgpt2.engine.commands import Command, text_length
@@ -31,8 +32,8 @@ CHARACTERS_PER_COMMAND = 256  # every 256 characters of a text count as another 
 MAX_CHARACTERS_PER_PATCH = 16  # a text with more does not fit the context, and is refused before it is tokenized
 
 
-class Session:
-    """See `speechgpt2.duplex.protocol.Session`.
+class Session(protocol.Session):
+    """A session as its client sees it. The protocol describes its methods.
 
     Args:
         engine: The engine of the session.
@@ -131,6 +132,7 @@ class Session:
             return command.reply
 
     def interrupt(self, played: int) -> None:
+        # A `Dialogue` sends its own `Interrupted` instead, also if the reply is complete and still played.
         with self.event_queue.lock:
             number, played = self._latest_reply, max(0, min(played, self.event_queue.reply_samples))
             if number is None:
