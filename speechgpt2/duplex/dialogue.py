@@ -4,9 +4,7 @@
     append_audio(pcm) ─────────┤                                              ▼
                                └─► UserTurn ─► engine session ──► events, held while a reply is speculative
 
-A speculative reply starts at the first pause (`TurnPaused`), and its events are held back. If the user continues, the
-reply is rolled back, and the audio since the pause becomes part of the turn. If the turn ends, the held events are
-released at once.
+A speculative reply starts at each pause (`TurnPaused`); `user_turn` says what becomes of it.
 """
 
 from __future__ import annotations
@@ -114,7 +112,7 @@ class Dialogue(protocol.Dialogue):
         with self._lock:
             self._turn.rollback()  # a pause ends, so that the audio since then counts
             if not self._turn.active:
-                self._turn.begin_with_all()
+                self._turn.begin_with_buffered_audio()
             self._commit_turn(self._turn.position)
 
     def clear_audio(self) -> None:
@@ -214,11 +212,11 @@ class Dialogue(protocol.Dialogue):
         match event:
             case BargeIn():
                 self._interrupt(None)
-            case TurnStarted(at, prefix_padding):
+            case TurnStarted(at, lookback):
                 self._queue.put(SpeechStarted(at))
                 self._turn.announced = True
                 # The detector lags behind the microphone.
-                self._turn.begin(at, self._turn.position - now + prefix_padding)
+                self._turn.begin(at, self._turn.position - now + lookback)
             case TurnPaused() if settings.create_response:
                 self._turn.speculate()
             case TurnResumed():
@@ -251,7 +249,7 @@ class Dialogue(protocol.Dialogue):
             self.session.save()
 
     def _conclude_turn(self) -> None:
-        """Make room for another turn: a detected turn ends now; one that the client has to commit is postponed."""
+        """Before another turn is added: commit a detected turn; postpone one that the client has to commit."""
         if self._endpointer is None:
             self._turn.postpone()
         elif self._turn.active or self._turn.speculating:

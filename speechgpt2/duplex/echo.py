@@ -7,8 +7,8 @@ that the microphone contains the reply, and shows the delay. Least squares at th
 *coupling*. If there is no peak, or the reply is a small part of the microphone's audio, there is no echo: with a
 headset, a user can interrupt at any time.
 
-This is no echo canceller. A user who is softer than the echo is not noticed until the reply ends, and the audio of an
-interruption still contains the echo. Clients that cancel echoes themselves (browsers do) are not affected.
+This is not an echo canceller. A user who is softer than the echo is not noticed until the reply ends, and the audio of
+an interruption still contains the echo. Clients that cancel echoes themselves (browsers do) are not affected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SILENCE_RMS = 1e-3  # a softer reply has no echo
 MIN_PROBABILITY = 0.2  # a block with a lower probability of speech is neither a voice nor an echo
 # The peak of the correlation, divided by its RMS. Echoes in rooms have 15 to 50, other voices 5 to 10.
 MIN_SHARPNESS = 10.0
-# The smallest part of the microphone's audio that is direct sound, if it is an echo. Reverberation adds up to twice it.
+# The smallest share of direct sound in the microphone's audio, if it is an echo: reverberation may be twice as loud.
 MIN_SHARE = 0.3
 WHITENING_FLOOR = 0.1  # of the mean magnitude; weaker frequencies have less weight
 LEARN, DECAY = 0.4, 0.1  # update rate of the coupling per block, with and without an echo
@@ -41,8 +41,8 @@ class EchoGuard:
     """One loudspeaker and its microphone.
 
     Args:
-        margin: How many times louder than the echo's direct sound a user must be. Reverberation alone can reach half
-            of it.
+        margin: How many times louder a user must be than the direct echo of the loudest block that was played. With
+            reverberation that is twice as loud as the direct sound, an echo reaches 2.6 times this level.
     """
 
     def __init__(self, margin: float = 3.0):
@@ -72,8 +72,8 @@ class EchoGuard:
         self._played = np.concatenate([self._played[VAD_BLOCK:], playing])
         self._microphone = np.concatenate([self._microphone[VAD_BLOCK:], block])
         played = _levels(self._played)
-        echo = float(played[-MAX_DELAY - REVERB :].max())  # the loudest block whose echo may arrive now
-        if echo <= SILENCE_RMS:
+        loudest_played = float(played[-MAX_DELAY - REVERB :].max())  # of the blocks whose echo may arrive now
+        if loudest_played <= SILENCE_RMS:
             return True
         levels = _levels(self._microphone)
         if probability >= MIN_PROBABILITY and (levels > SILENCE_RMS).sum() >= MIN_BLOCKS:
@@ -82,7 +82,7 @@ class EchoGuard:
         if (source_level := float(played[:-MAX_DELAY].max())) > SILENCE_RMS:
             # No echo is louder than all that the microphone records.
             self.coupling = min(self.coupling, float(levels.max()) / source_level)
-        return bool(levels[-1] > self.margin * self.coupling * echo)
+        return bool(levels[-1] > self.margin * self.coupling * loudest_played)
 
     def _gain(self) -> float | None:
         """Estimate the gain of the reply in the microphone's window; None if the window contains no echo of it."""

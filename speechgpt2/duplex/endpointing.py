@@ -77,10 +77,10 @@ class EndpointerSettings:
 
 @dataclass(frozen=True)
 class TurnStarted:
-    """The user's turn started at sample `at`. Its audio begins `prefix_padding` samples before now."""
+    """The user's turn started at sample `at`. Its audio begins `lookback` samples before now."""
 
     at: int
-    prefix_padding: int
+    lookback: int
 
 
 @dataclass(frozen=True)

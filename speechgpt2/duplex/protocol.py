@@ -57,7 +57,7 @@ class SessionSettings:
         tools: Tools that the model may call, if it was trained to.
         require_tool: Whether every reply begins with a tool call; a name requires that tool.
         style: How replies are spoken, unless the user asks for another style.
-        speed: How many times as fast as the style they are spoken.
+        speed: Factor on the style's speaking rate; 1.0 leaves it.
         response_schema: A JSON schema that the text of written replies follows, unless they call a tool.
     """
 
@@ -250,7 +250,7 @@ class Engine(Protocol):
 
         Args:
             settings: Its settings.
-            saved: A saved session that goes on.
+            saved: A saved session to resume.
             writer: Where the session is saved. It is closed after the session's last entry.
 
         Raises:
@@ -310,9 +310,10 @@ class ServerVad:
 
 @dataclass(frozen=True)
 class SemanticVad:
-    """A turn ends when the model finds it complete, or after 8, 4 or 2 s of silence (low, medium or auto, high).
+    """A turn ends as the model decides.
 
-    As long as the model has not decided, 500 ms of silence end the turn.
+    If the model finds the turn complete, it ends at once. If it finds it unfinished, it ends after 8, 4 or 2 s of
+    silence (eagerness low, medium or auto, high). If it has not decided within 500 ms of silence, the turn ends then.
     """
 
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"

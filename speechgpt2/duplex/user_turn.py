@@ -43,7 +43,7 @@ class UserTurn:
         self.announced = False
         self.speculative_reply: int | None = None
         self.held_events: list[Event] | None = None
-        self._before = NO_AUDIO  # audio since the last turn, or since the pause of this one
+        self._buffered = NO_AUDIO  # audio since the last turn, or since the pause of this one
         self._uncommitted = NO_AUDIO  # audio of an active turn that the client has not committed yet
 
     @property
@@ -60,33 +60,33 @@ class UserTurn:
         """Add the microphone's next samples `[N]`. If turns are not detected, a turn starts as soon as possible."""
         self.position += len(pcm)
         if not self.detects_turns and not self.active and not self.session.replying:
-            self.begin(self.position - len(pcm) - len(self._before), len(self._before))
+            self.begin(self.position - len(pcm) - len(self._buffered), len(self._buffered))
         if not self.active:
             limit = MAX_UNCOMMITTED if self.speculating or not self.detects_turns else MAX_PREFIX
-            self._before = np.concatenate([self._before, pcm])[-limit:]
+            self._buffered = np.concatenate([self._buffered, pcm])[-limit:]
             return
         self.session.append_audio(pcm)
         if not self.detects_turns:
             self._uncommitted = np.concatenate([self._uncommitted, pcm])[-MAX_UNCOMMITTED:]
 
-    def begin(self, start: int, prefix_padding: int) -> None:
-        """Start a turn at sample `start`. Its first `prefix_padding` samples are already in the buffer."""
+    def begin(self, start: int, lookback: int) -> None:
+        """Start a turn at sample `start`. Its first `lookback` samples are already in the buffer."""
         self.number, self.start = self.session.start_turn(), start
-        audio = self._before[len(self._before) - min(prefix_padding, len(self._before)) :]
-        self._before = NO_AUDIO
+        audio = self._buffered[len(self._buffered) - min(lookback, len(self._buffered)) :]
+        self._buffered = NO_AUDIO
         if len(audio):
             self.session.append_audio(audio)
         self._uncommitted = NO_AUDIO if self.detects_turns else audio
 
-    def begin_with_all(self) -> None:
+    def begin_with_buffered_audio(self) -> None:
         """Start a turn with all audio since the last one.
 
         Raises:
             UserError: There is no such audio.
         """
-        if not len(self._before):
+        if not len(self._buffered):
             raise UserError("no audio has come since the last turn")
-        self.begin(self.position - len(self._before), len(self._before))
+        self.begin(self.position - len(self._buffered), len(self._buffered))
 
     def speculate(self) -> None:
         """End the turn provisionally and start a speculative reply."""
@@ -100,9 +100,9 @@ class UserTurn:
             return
         self.session.rollback()
         self.held_events = self.speculative_reply = None
-        if len(self._before):
-            self.session.append_audio(self._before)
-        self._before = NO_AUDIO
+        if len(self._buffered):
+            self.session.append_audio(self._buffered)
+        self._buffered = NO_AUDIO
 
     def commit(self) -> tuple[int, list[Event]] | None:
         """End the turn for good.
@@ -113,16 +113,16 @@ class UserTurn:
         if self.active:
             self.session.end_turn()
         self.announced = False
-        self._before, self._uncommitted = self._before[-MAX_PREFIX:], NO_AUDIO
+        self._buffered, self._uncommitted = self._buffered[-MAX_PREFIX:], NO_AUDIO
         reply, events = self.speculative_reply, self.held_events
         self.held_events = self.speculative_reply = None
         return None if events is None or reply is None else (reply, events)
 
     def postpone(self) -> None:
-        """Remove a turn that the client has not committed from the session. Its audio is kept for the next turn."""
+        """Take the uncommitted turn out of the session, and keep its audio for the next turn."""
         if self.active:
             self.session.discard_turn()
-            self._before, self._uncommitted = self._uncommitted, NO_AUDIO
+            self._buffered, self._uncommitted = self._uncommitted, NO_AUDIO
 
     def clear(self) -> None:
         """Drop all audio since the last turn."""
@@ -130,7 +130,7 @@ class UserTurn:
         if self.active:
             self.session.discard_turn()
         self.announced = False
-        self._before = self._uncommitted = NO_AUDIO
+        self._buffered = self._uncommitted = NO_AUDIO
 
     @contextmanager
     def respeculate(self) -> Iterator[None]:
