@@ -1,8 +1,10 @@
-"""Documents against the code: links lead to files, and the commands that they show exist with their options."""
+"""Documents against the code: links lead to files; the commands that they show and the names that they give exist."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import defaultdict
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "speechgpt2/assets/mini/README.md"])
 SCRIPTS = [*PAGES, *sorted((ROOT / "recipes").glob("*.sh"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_PAGES = [ROOT / "docs" / f"{name}.md" for name in ("architecture", "assistant", "engine", "server", "sessions")]
+MEMBER = re.compile(r"`([A-Z]\w*)\.(\w+)")
+IN_FILE = re.compile(r"`(\w+)(?:\.(\w+))?` in `([\w/]+\.py)`")
 COMMAND = re.compile(r"(?:^|`|\(|\s)sg2 ([a-z][^`\n#|]*)")
 
 
@@ -81,6 +86,37 @@ def test_commands_are_found():
     assert [found.strip() for found in COMMAND.findall(text)] == ["eval mini --limit 3", "data clean in -o out"]
     assert find_command("data clean in -o out").name == "clean" and find_command("nonsense") is None
     assert {"-o", "--preset", "--help"} <= options_of(find_command("data clean"))
+
+
+@cache
+def members() -> dict[str, set[str]]:
+    """The methods and declared attributes of our classes, by the class's name."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in (ROOT / "speechgpt2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] |= {
+                    part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)
+                }
+                found[node.name] |= {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
+    return found
+
+
+@pytest.mark.parametrize("page", CODE_PAGES, ids=relative_name)
+def test_methods_exist(page):
+    for owner, member in MEMBER.findall(page.read_text(encoding="utf-8")):
+        assert member in members().get(owner, ()), f"{owner}.{member} does not exist"
+
+
+def test_names_are_in_the_files_that_the_architecture_gives():
+    found = IN_FILE.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert len(found) > 10
+    for *names, file in found:
+        code = (ROOT / "speechgpt2" / file).read_text(encoding="utf-8")
+        for name in filter(None, names):
+            assert re.search(rf"^\s*(?:class|def|async def) {name}\b|^{name}\b.* = ", code, re.M), (
+                f"{file} has no {name}"
+            )
 
 
 @pytest.mark.slow
