@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from speechgpt2.assistant.sources import ToolSources
+    from speechgpt2.chat import Conversation, SpeechGPT
     from speechgpt2.persona import Persona
     from speechgpt2.style import Style
 
@@ -75,7 +76,7 @@ def with_tools(sources: ToolSources, persona: Persona | None) -> ToolSources:
     )
 
 
-def greet(speechgpt: Any, conversation: Any, persona: Persona | None, play: bool) -> list[np.ndarray]:
+def greet(speechgpt: SpeechGPT, conversation: Conversation, persona: Persona | None, play: bool) -> list[np.ndarray]:
     """Have the persona open the conversation, aloud if its answers are spoken and the model can read aloud.
 
     Args:
@@ -96,8 +97,8 @@ def greet(speechgpt: Any, conversation: Any, persona: Persona | None, play: bool
     if not conversation.speak or not speechgpt.lm.prompt.template.chain_of_modality:
         conversation.add(Turn.assistant(persona.greeting))
         return []
-    manner = conversation.style
-    reply = speechgpt.say(persona.greeting, voice=persona.voice, style=manner.style, speed=manner.speed)
+    style, speed = conversation.style.style, conversation.style.speed
+    reply = speechgpt.say(persona.greeting, voice=persona.voice, style=style, speed=speed)
     conversation.add(Turn("assistant", (Speech(codes=reply.codes, text=persona.greeting),)))
     if play:
         with BlockingPlayer() as player:

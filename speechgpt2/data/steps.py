@@ -45,7 +45,7 @@ from speechgpt2.data.clean.transcript_checks import (
     TranscriptConfig,
 )
 from speechgpt2.data.pipeline.global_steps import Rules, RulesConfig
-from speechgpt2.data.pipeline.runner import Step
+from speechgpt2.data.pipeline.runner import AnyStep
 from speechgpt2.errors import UserError
 
 FOLDER = Path(__file__).parent / "presets"
@@ -74,20 +74,20 @@ STEPS: dict[type, type] = {
     CaptionsConfig: Captions,
 }
 
-AnyStep: Any = functools.reduce(operator.or_, STEPS)
+AnyStepConfig: Any = functools.reduce(operator.or_, STEPS)
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
     """The steps of a run, in order; the first is `decode`."""
 
-    steps: tuple[AnyStep, ...]
+    steps: tuple[AnyStepConfig, ...]
 
     def __post_init__(self) -> None:
         if not self.steps or not isinstance(self.steps[0], DecodeConfig):
             raise UserError("the first step must be {kind: decode}")
 
-    def build(self) -> Sequence[Step]:
+    def build(self) -> Sequence[AnyStep]:
         """Return the steps, ready to run."""
         return [STEPS[type(step)](step) for step in self.steps]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from speechgpt2.curriculum import skills
 from speechgpt2.eval.report import column
 from speechgpt2.tts import voices
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Mode, TextDelta, Transcript, Turn
+
+if TYPE_CHECKING:
+    from speechgpt2.chat import SpeechGPT
 
 MODES: dict[Mode, str] = {"s2s": "spoken → spoken", "t2s": "typed → spoken", "t2t": "typed → typed"}
 
@@ -83,7 +86,7 @@ class EvaluatedAnswer(TimedReply):
         }
 
 
-def load_model(model: Any, device: str = "cpu") -> Any:
+def load_model(model: str | Path | SpeechGPT, device: str = "cpu") -> SpeechGPT:
     """Load a `SpeechGPT`.
 
     Args:
@@ -100,7 +103,7 @@ def load_model(model: Any, device: str = "cpu") -> Any:
     return model
 
 
-def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedReply:
+def answer_turn(model: SpeechGPT, turn: Turn, mode: Mode, **options: Any) -> TimedReply:
     """Send one turn to a model and collect the events of its reply.
 
     Args:
@@ -122,7 +125,7 @@ def answer_turn(model: Any, turn: Turn, mode: Mode, **options: Any) -> TimedRepl
     return TimedReply(mode, text.strip(), transcript, np.concatenate(audio), first, time.perf_counter() - start)
 
 
-def answer_question(model: Any, trial: HeldOutQuestion, mode: Mode, **options: Any) -> EvaluatedAnswer:
+def answer_question(model: SpeechGPT, trial: HeldOutQuestion, mode: Mode, **options: Any) -> EvaluatedAnswer:
     """Ask `model` one held-out question, spoken by the trial's voice or typed.
 
     Raises:

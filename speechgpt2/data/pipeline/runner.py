@@ -32,7 +32,7 @@ from speechgpt2.data.record import Clip, Decision, Source
 from speechgpt2.errors import UserError
 from speechgpt2.hub import sha256_of
 
-Step = Stage[Any] | GlobalStep[Any]
+AnyStep = Stage[Any] | GlobalStep[Any]
 MakePool = Callable[[Sequence[Stage[Any]], Workspace, int | None], WorkerPool]
 BATCH, MAX_DELAY = 256, 1.0  # results are stored when there are so many, or after so many seconds
 FAILED, PENDING = "failed", "pending"  # temporary reasons of rejections: the next run tries again
@@ -67,7 +67,7 @@ class PipelineRun:
         UserError: the folder cannot be used, or another process uses it.
     """
 
-    def __init__(self, source: Path, out: Path, steps: Sequence[Step]):
+    def __init__(self, source: Path, out: Path, steps: Sequence[AnyStep]):
         self.source, self.out, self.steps = source, out, list(steps)
         self.work = out / "work"
         try:
@@ -309,7 +309,7 @@ class _LazyPool(AbstractContextManager["_LazyPool"]):
             self._pool.__exit__(*error)
 
 
-def _groups(steps: Sequence[Step]) -> Iterator[list[Stage[Any]] | GlobalStep[Any]]:
+def _groups(steps: Sequence[AnyStep]) -> Iterator[list[Stage[Any]] | GlobalStep[Any]]:
     """Group consecutive stages; a global step stands alone."""
     stages: list[Stage[Any]] = []
     for step in steps:
