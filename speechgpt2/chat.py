@@ -132,7 +132,7 @@ class SpeechGPT:
             tools: Tools that the system prompt lists, if the model was trained to call tools.
             voice: One of `voices`, whose greeting opens the conversation; None means the model's default.
             style: How replies are spoken, until the user asks for another style (`style.parse_style`).
-            speed: How many times as fast as the style they are spoken.
+            speed: Factor on the style's speaking rate; 1.0 leaves it.
 
         Raises:
             UserError: There is no such voice.
@@ -147,7 +147,7 @@ class SpeechGPT:
     def load_conversation(
         self, saved: str | Path | SavedSession, sampling: SamplingParams | None = None
     ) -> Conversation:
-        """Go on with a conversation that `Conversation.save` or `sg2 chat --sessions` wrote.
+        """Resume a conversation that `Conversation.save` or `sg2 chat --sessions` wrote.
 
         Args:
             saved: Its file, or what the file says.
@@ -161,9 +161,9 @@ class SpeechGPT:
         settings = ChatSettings.from_saved(session)
         sampling = sampling or settings.sampling(self.lm.device)
         nothing = self.lm.prompt.text_patches([])
-        manner = settings.style, settings.speed
+        style_and_speed = settings.style, settings.speed
         limits = settings.max_patches, settings.speak
-        conversation = Conversation(self, nothing, sampling, *limits, settings.tools, *manner)
+        conversation = Conversation(self, nothing, sampling, *limits, settings.tools, *style_and_speed)
         conversation.restore(session)
         return conversation
 

@@ -38,7 +38,7 @@ class RealtimeConnection:
     """An open session. Iterate over it for the server's events.
 
     Attributes:
-        id: The session's id. A server that saves sessions goes on with it (`connect`).
+        id: The session's id. A server that saves sessions can resume it (`connect`).
         sent_samples: Samples of audio sent.
     """
 
@@ -98,7 +98,7 @@ async def connect(
         key: An API key.
         model: The model's name.
         session: Settings of the session, as in `session.update`.
-        session_id: A session that an `sg2 serve` has saved, and that goes on.
+        session_id: A session to resume, which an `sg2 serve` has saved.
 
     Raises:
         UserError: There is no server, it rejects the session, or it rejects the settings.

@@ -128,7 +128,7 @@ class ConversationStyle:
     Args:
         prompt: The model's prompt layout.
         style: The style, until the user asks for another one that lasts.
-        speed: How many times as fast as the style replies are spoken.
+        speed: Factor on the style's speaking rate; 1.0 leaves it.
 
     Attributes:
         delivery: Speaks the reply in progress.
@@ -208,7 +208,7 @@ class Reply:
 
 
 def collect_reply(events: Iterable[Event]) -> Reply:
-    """Combine the events of a reply; its codes are no events and stay empty."""
+    """Combine the events of a reply; its codes are not events and stay empty."""
     pcm, text, transcript = [np.zeros(0, np.float32)], "", None
     reason: Literal["stop", "length", "interrupted"] = "interrupted"
     calls: list[ToolCall] = []
@@ -294,14 +294,14 @@ def session_header(
 
 
 def check_same_model(header: Header, made_by: MadeBy, ours: Fingerprints) -> None:
-    """Check that these models can go on with a saved session.
+    """Check that these models can resume a saved session.
 
     Raises:
         UserError: Others made it.
     """
     if header.made_by != made_by:
         maker = "sg2 serve" if header.made_by == "engine" else "sg2 chat"
-        raise UserError(f"session {header.id} was made by {maker}, which has to go on with it")
+        raise UserError(f"session {header.id} was made by {maker}; resume it there")
     if (header.model_fingerprint, header.codec_fingerprint) != ours:
         part = "language model" if header.model_fingerprint != ours.lm else "codec"
-        raise UserError(f"session {header.id} was made with another {part} ('{header.model}') than this one")
+        raise UserError(f"session {header.id} was made with a different {part} ('{header.model}')")

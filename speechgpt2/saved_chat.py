@@ -176,7 +176,7 @@ class ConversationWriter:
     Args:
         conversation: The conversation.
         writer: Receives the entries.
-        saved: The saved conversation that goes on; None for a new one.
+        saved: The saved conversation to resume; None for a new one.
     """
 
     def __init__(self, conversation: Conversation, writer: EntryWriter, saved: SavedSession | None = None):
@@ -285,7 +285,7 @@ class ChatSettings:
             style = config.from_dict(Style, saved.settings["style"])
             return cls(**{**saved.settings, "tools": tools, "style": style})
         except (KeyError, TypeError):
-            raise UserError(f"session {saved.header.id} has no settings, so it cannot go on") from None
+            raise UserError(f"session {saved.header.id} has no settings, so it cannot be resumed") from None
 
     def sampling(self, device: torch.device) -> SamplingParams:
         """Return the sampling parameters."""

@@ -31,7 +31,7 @@ class Style:
 
     Attributes:
         name: The names of the styles that it consists of, for people and logs.
-        rate: How many times as fast as the model speaks.
+        rate: Factor on the model's own speaking rate; 1.0 leaves it.
         pitch: Shift of the voice in semitones.
         level: Change of the level in dB.
         whisper: Whether it is whispered.
@@ -86,7 +86,7 @@ def delivered(style: Style, speed: float, follows_instructions: bool) -> Style:
 
     Args:
         style: The style that is wanted.
-        speed: How many times as fast as the style.
+        speed: Factor on the style's speaking rate; 1.0 leaves it.
         follows_instructions: Whether the model has been asked to speak in this style, so that only `speed` is left.
 
     Raises:

@@ -110,7 +110,7 @@ def test_greeting_stays(tmp_path):
 def test_other_models_and_sessions_are_refused(tmp_path):
     path = tmp_path / "talk.jsonl"
     begin(tiny()).save(path)
-    with pytest.raises(UserError, match="another language model"):
+    with pytest.raises(UserError, match="a different language model"):
         tiny(chain_of_modality=True).load_conversation(path)
     with pytest.raises(UserError, match="No such file"):
         tiny().load_conversation(tmp_path / "none.jsonl")

@@ -52,9 +52,9 @@ def lm(
     from speechgpt2.bench import lm
 
     check_report_file(out)
-    place = str(torch_device(device))
+    device = str(torch_device(device))
     with spinner("timing the language model"):
-        lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=place)
+        lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=device)
 
 
 def realtime(

@@ -134,10 +134,18 @@ def chat(
     questions = read_questions(audio_files or [], texts or [])
     if not questions and not mic:
         raise UserError("no question: give an audio file, --text or --mic")
-    settled: dict[str, object] = {"mode": mode, "greeting": greeting, "greeting-text": greeting_text}
-    settled |= {"greetings": greetings, "greeting-index": greeting_index, "voice": voice, "persona": persona}
-    settled |= {"style": style, "speed": None if speed == 1.0 else speed}
-    file, saved = resume_session(sessions, resume, settled)
+    options_fixed_by_session: dict[str, object] = {
+        "mode": mode,
+        "greeting": greeting,
+        "greeting-text": greeting_text,
+        "greetings": greetings,
+        "greeting-index": greeting_index,
+        "voice": voice,
+        "persona": persona,
+        "style": style,
+        "speed": None if speed == 1.0 else speed,
+    }
+    file, saved = resume_session(sessions, resume, options_fixed_by_session)
     if saved is not None:
         mode = "s2s" if saved.settings.get("speak") else "s2t"
     mode = mode or default_mode(spoken=bool(audio_files) or mic, audible=play or out is not None)
@@ -195,7 +203,7 @@ def say(
     from speechgpt2.types import FRAME_SIZE
 
     check_output(out, "t2s", play)
-    manner = read_style(style)
+    reply_style = read_style(style)
     if play:
         sounddevice()
     speechgpt = loading.load(model, greetings=greetings, voice=voice)
@@ -205,7 +213,7 @@ def say(
         player = stack.enter_context(BlockingPlayer()) if play else None
         count = len(long_form.sentences(text))
         show = stack.enter_context(spinner(f"speaking 1/{count}"))
-        for reply in speechgpt.read_aloud(text, params, max_patches, style=manner, speed=speed):
+        for reply in speechgpt.read_aloud(text, params, max_patches, style=reply_style, speed=speed):
             spoken.append(reply.pcm)
             if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.codes) * FRAME_SIZE):
                 short.append(reply.text)

@@ -191,13 +191,14 @@ def load_engine(
     from speechgpt2.lm.checkpoint import open_checkpoint
     from speechgpt2.nn.quantized import Quantization
 
-    place, config = common.torch_device(device), common.engine_config(common.torch_device(device), slots=slots)
+    torch_device = common.torch_device(device)
+    config = common.engine_config(torch_device, slots=slots)
     quantization = None if quantize is None else Quantization(quantize)
     sources = loading.Sources(model, dtype=common.torch_dtype(dtype), quantization=quantization, **greeting)
     checkpoint = open_checkpoint(model)
-    with loading.memory_errors(place):
-        loading.check_fits(sources, checkpoint, codec, place, slots, config.context)
-        engine = Engine(codec, sources.load_lm(checkpoint, place), config)
+    with loading.memory_errors(torch_device):
+        loading.check_fits(sources, checkpoint, codec, torch_device, slots, config.context)
+        engine = Engine(codec, sources.load_lm(checkpoint, torch_device), config)
     engine.start()
     return engine
 
@@ -240,10 +241,10 @@ def offered_greetings(engine: Engine, codec: Codec) -> list[Greeting]:
 
     from speechgpt2.demo.greetings import Greeting
 
-    place = next(codec.parameters()).device
+    device = next(codec.parameters()).device
 
     def decode(codes: Any) -> np.ndarray:
-        return codec.decode(torch.as_tensor(codes, device=place)[None])[0].cpu().numpy()
+        return codec.decode(torch.as_tensor(codes, device=device)[None])[0].cpu().numpy()
 
     greetings = engine.prompt.greetings.speech
     return [Greeting(name, s.text or "", partial(decode, s.codes)) for name, s in greetings.items()]

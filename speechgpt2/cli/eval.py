@@ -64,8 +64,8 @@ def codec(
     _require_scipy()
     from speechgpt2.eval import codec as evaluation
 
-    place = str(torch_device(device))
-    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices), place)
+    device = str(torch_device(device))
+    evaluation.main(codec, real_speech, out, clips, peers, asr, threads, _held_out(voices), device)
 
 
 def speech(
@@ -88,8 +88,8 @@ def speech(
     from speechgpt2.eval import speech as evaluation
     from speechgpt2.tts.voice_sets import voice_set
 
-    place = str(torch_device(device))
-    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices), place)
+    device = str(torch_device(device))
+    evaluation.main(model, limit, out, asr, seed, threads, voice_set(teacher), _held_out(voices), device)
 
 
 def mini(

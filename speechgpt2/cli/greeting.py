@@ -92,10 +92,10 @@ def lay_out(
     if len(pcm) > MAX_SECONDS * SAMPLE_RATE:
         raise UserError(f"a greeting of {len(pcm) / SAMPLE_RATE:.1f} s is too long; at most {MAX_SECONDS:g} s")
     with spinner(f"loading {codec or model}"):
-        checkpoint, place = open_checkpoint(model), torch_device(device)
+        checkpoint, codec_device = open_checkpoint(model), torch_device(device)
         prompt = Prompt(checkpoint.config, hub.load_tokenizer(checkpoint.folder))
-        encoder = Codec.from_pretrained(codec or model, device=place)
-        codes = encoder.encode(torch.from_numpy(pcm).to(place)[None])[0].cpu()
+        encoder = Codec.from_pretrained(codec or model, device=codec_device)
+        codes = encoder.encode(torch.from_numpy(pcm).to(codec_device)[None])[0].cpu()
     return prompt, prompt.align_speech(codes, words, text)
 
 

@@ -30,32 +30,32 @@ Sessions = Annotated[
 ]
 Resume = Annotated[
     str | None,
-    typer.Option(help="Go on with this conversation of the folder --sessions, in its mode and voice.", metavar="ID"),
+    typer.Option(help="Resume this conversation of the folder --sessions, in its mode and voice.", metavar="ID"),
 ]
 
 
 def resume_session(
-    folder: Path | None, id: str | None, settled: dict[str, object]
+    folder: Path | None, id: str | None, options_fixed_by_session: dict[str, object]
 ) -> tuple[SessionFile | None, SavedSession | None]:
-    """Open the conversation that goes on, if there is one.
+    """Open the conversation to resume, if there is one.
 
     Args:
         folder: The folder of saved conversations.
         id: The conversation's id.
-        settled: The command's values of the options that the conversation began with, by name.
+        options_fixed_by_session: The command's values of the options that the conversation began with, by name.
 
     Returns:
         The conversation's file, and what it says.
 
     Raises:
-        UserError: There is no such conversation, it is damaged, or one of `settled` has a value.
+        UserError: There is no such conversation, it is damaged, or one of those options has a value.
     """
     if id is None:
         return None, None
     if folder is None:
         raise UserError("--resume needs --sessions, the folder of the conversation")
-    if given := [name for name, value in settled.items() if value is not None]:
-        raise UserError(f"--resume goes on as the conversation began: leave out --{given[0]}")
+    if given := [name for name, value in options_fixed_by_session.items() if value is not None]:
+        raise UserError(f"--resume keeps what the conversation began with: leave out --{given[0]}")
     from speechgpt2.sessions.entries import Resumed
     from speechgpt2.sessions.store import SessionFolder
 
@@ -75,7 +75,7 @@ def new_session(folder: Path, conversation: Conversation, model: str) -> Session
 
 
 def check_same_tools(before: Sequence[Tool], now: Sequence[Tool]) -> None:
-    """Check that a conversation goes on with the tools that its system prompt lists. Raises `UserError` if not."""
+    """Check that a conversation is resumed with the tools that its system prompt lists. Raises `UserError` if not."""
     if tuple(before) != tuple(now):
         names = ", ".join(tool.name for tool in before) or "none"
         raise UserError(f"the conversation began with other tools ({names}): give the same --tools and --kb")

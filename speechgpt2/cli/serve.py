@@ -50,7 +50,8 @@ def serve(
     self_signed: Annotated[
         bool,
         typer.Option(
-            "--self-signed", help="Serve HTTPS with a certificate of your own, for phones in a local network."
+            "--self-signed",
+            help="Serve HTTPS with a self-signed certificate, made on first use; for phones in a local network.",
         ),
     ] = False,
     device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
@@ -85,8 +86,8 @@ def serve(
     sessions: Annotated[
         Path | None,
         typer.Option(
-            help="Save sessions in this folder, so that clients can go on after a lost connection or a restart. It "
-            "holds what people say: tell them. [default: nothing is saved]",
+            help="Save sessions in this folder, so that clients can resume them after a lost connection or a restart. "
+            "It holds what people say: tell them. [default: nothing is saved]",
             metavar="FOLDER",
         ),
     ] = None,
@@ -221,8 +222,8 @@ def load_app(settings: ServerConfig) -> App:
     spans = tracing.start(settings.otlp, os.environ, settings.model)
     network()
     tools = HostedTools(settings)
-    place, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
-    sizes = common.engine_config(place, slots=settings.slots, context=settings.context)
+    device, precision = common.torch_device(settings.device), common.torch_dtype(settings.dtype)
+    sizes = common.engine_config(device, slots=settings.slots, context=settings.context)
     sources = Sources(
         settings.model,
         settings.codec,
@@ -232,7 +233,7 @@ def load_app(settings: ServerConfig) -> App:
         greeting_index=settings.greeting_index,
         voice=settings.voice,
     )
-    engine = Engine.load(sources, place, sizes)
+    engine = Engine.load(sources, device, sizes)
     common.announce_greeting(engine.prompt, settings.model)
     if tools.functions and not engine.calls_tools:
         print_warning(f"{settings.model} was not trained to call tools and answers without them; use a model that was")

@@ -146,11 +146,11 @@ def replies(saved: SavedSession, path: Path, loading: LoadOptions, model: str) -
     from speechgpt2.engine.engine import Engine
     from speechgpt2.engine.replay import replay as replay_engine
 
-    place, setup = torch_device(loading.device), saved.header.setup
+    device, setup = torch_device(loading.device), saved.header.setup
     with spinner(f"loading {model}"):
         # With as many slots, rows are computed in batches of the same size, and sums do not differ.
-        config = engine_config(place, slots=setup.get("slots", 8), context=setup.get("context", 1024))
-        engine = Engine.load(loading.sources(model), place, config)
+        config = engine_config(device, slots=setup.get("slots", 8), context=setup.get("context", 1024))
+        engine = Engine.load(loading.sources(model), device, config)
     return replay_engine(engine, path)
 
 

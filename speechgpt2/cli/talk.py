@@ -41,7 +41,7 @@ def talk(
     style: StyleNames = None,
     instructions: Annotated[str | None, typer.Option(help="Instructions for the assistant.", metavar="TEXT")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with this session, which the server has saved.", metavar="ID")
+        str | None, typer.Option(help="Resume this session, which the server has saved.", metavar="ID")
     ] = None,
     interrupt: Annotated[
         float | None,

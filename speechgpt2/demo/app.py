@@ -145,7 +145,7 @@ class PageHandlers:
         return talks, talk_choices(talks, session.saved_id)
 
     async def resume(self, id: str | None, request: gr.Request) -> list[dict[str, str]]:
-        """Show a saved conversation, and go on with it at the next turn."""
+        """Show a saved conversation, and resume it at the next turn."""
         session = self.sessions.get(request)
         if id:
             with error_message():
@@ -321,7 +321,7 @@ def add_delivery(handlers: PageHandlers) -> None:
 
 def add_talks(visible: bool) -> tuple[gr.BrowserState, gr.Dropdown, gr.Button, gr.Button]:
     """Add the list of the browser's conversations."""
-    # The secret is none: it only has to be the same after a restart.
+    # The secret is not secret: it only has to be the same after a restart.
     talks = gr.BrowserState([], storage_key=STORAGE, secret=STORAGE)
     with gr.Group(visible=visible):
         earlier = gr.Dropdown([], value=None, label="Earlier conversations")

@@ -34,7 +34,7 @@ class ServerAddress:
         url: Its URL.
         key: An API key.
         idle_seconds: Time without a turn after which a conversation's slot is released.
-        saves: Whether it saves conversations, which then can go on.
+        saves: Whether it saves conversations, so that they can be resumed.
         keep_days: For how many days; 0: for good.
     """
 
@@ -51,7 +51,7 @@ class BackgroundConnection:
     Args:
         server: The server.
         settings: Settings of the session.
-        saved_id: The saved session that goes on; None: a new one.
+        saved_id: The saved session to resume; None: a new one.
 
     Attributes:
         responding: Whether a response is in progress.

@@ -134,7 +134,7 @@ class DemoSession:
         self.transcript = [TranscriptLine("assistant", greeting.text)] if greeting is not None else []
 
     async def resume(self, talk: SavedTalk) -> None:
-        """Go on with a saved conversation at the next turn."""
+        """Resume a saved conversation at the next turn."""
         await self.clear()
         self.saved_id, self.transcript = talk.id, [TranscriptLine(role, text) for role, text in talk.lines]
 

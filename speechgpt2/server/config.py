@@ -127,7 +127,9 @@ class ToolsConfig:
 
 @dataclass(frozen=True)
 class SessionsConfig:
-    """Saved sessions, which go on after a lost connection or a restart. As they hold voices, the default is none.
+    """Saved sessions, which can be resumed after a lost connection or a restart.
+
+    They hold voices, so by default none are saved.
 
     Attributes:
         folder: Where they are saved; None: nowhere.

@@ -32,8 +32,8 @@ from speechgpt2.server.voices import Voices
 from speechgpt2.sessions.entries import SavedSession
 
 log = logging.getLogger("sg2.server")
-KEEPS_SETTINGS = "the settings of the client secret have no effect: the session goes on with its own"
-RESUMED_ELSEWHERE = "the session goes on in another connection"
+KEEPS_SETTINGS = "the settings of the client secret have no effect: the resumed session keeps its own"
+RESUMED_ELSEWHERE = "the session was resumed in another connection"
 DRAIN_POLL_INTERVAL = 0.05  # seconds
 
 
@@ -133,7 +133,7 @@ class Gateway:
         Args:
             principal: The client.
             transcribes: Whether the session only transcribes.
-            record: The saved session that goes on, with its own settings.
+            record: The saved session to resume, with its own settings.
 
         Raises:
             ApiError: The client secret or the saved session holds invalid settings.
@@ -159,7 +159,10 @@ class Gateway:
     def warnings_of(
         self, principal: Principal, config: SessionConfig, model: str | None, resumed: bool = False
     ) -> list[str]:
-        """List the settings of a new connection that have no effect; `resumed`: all of its own, as it goes on."""
+        """List the client's settings that are ignored.
+
+        A resumed session keeps its saved settings, so the client's are all ignored.
+        """
         if resumed:
             return [*([KEEPS_SETTINGS] if principal.session else []), *other_model(config.model, model)]
         voice = self.voices.warnings_for(principal.session, "session")
@@ -170,7 +173,7 @@ class Gateway:
 
         Raises:
             AdmissionError: The engine has no free slot.
-            ApiError: The saved session cannot go on with this model.
+            ApiError: The saved session cannot be resumed with this model.
         """
         try:
             if record is None:
@@ -181,7 +184,7 @@ class Gateway:
         except UserError as error:
             if record is None or record.saved is None:
                 raise
-            raise ApiError(400, f"The session cannot go on: {error}.", "session_unusable", "session_id") from None
+            raise ApiError(400, f"The session cannot be resumed: {error}.", "session_unusable", "session_id") from None
         record.leased = True
         return session
 
@@ -189,7 +192,7 @@ class Gateway:
         """Open a saved session of the client. A connection that still holds it is closed: it may be dead.
 
         Raises:
-            ApiError: There is no such session, or it cannot go on.
+            ApiError: There is no such session, or it cannot be resumed.
         """
         if (record := self.saved.find_open(id, principal.key_id)) is not None:
             for session in self.sessions:
@@ -205,7 +208,7 @@ class Gateway:
 
         Raises:
             AdmissionError: The engine has no free slot.
-            ApiError: The saved session cannot go on with this model.
+            ApiError: The saved session cannot be resumed with this model.
         """
         session = self.open_engine_session(session_settings(config), record)
         dialogue = self.tracing.dialogue(self.make_dialogue(session, dialogue_settings(config)))
@@ -272,7 +275,7 @@ def saved_config(saved: SavedSession, model: str) -> SessionConfig:
     try:
         return validate(SessionConfig, {**(saved.wire_settings or {}), "model": model})
     except ProtocolError as error:
-        text = f"The session cannot go on: its settings are not valid ({error})."
+        text = f"The session cannot be resumed: its settings are not valid ({error})."
         raise ApiError(400, text, "session_unusable", "session_id") from None
 
 

@@ -83,7 +83,7 @@ class RealtimeSession(WireSession[ClientMessage]):
         hosted: The tools that the server runs.
         personas: The personas that the session may choose.
         log_transcripts: Whether the log contains what is said.
-        record: Where the session is saved. If it was saved before, it goes on.
+        record: Where the session is saved. If it was saved before, it is resumed.
     """
 
     def __init__(

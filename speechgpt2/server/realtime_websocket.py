@@ -1,6 +1,6 @@
 """OpenAI Realtime over WebSocket, and client secrets for browsers.
 
-WS   /v1/realtime?model=…&session_id=…      the latter goes on with a saved session
+WS   /v1/realtime?model=…&session_id=…      the latter resumes a saved session
 POST /v1/realtime/client_secrets
 """
 

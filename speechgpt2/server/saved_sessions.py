@@ -117,10 +117,10 @@ class SavedSessions:
         return self._add(SessionRecord(id, owner, file, None, self._work))
 
     def resume(self, id: str, owner: str) -> SessionRecord:
-        """Go on with a saved session.
+        """Resume a saved session.
 
         Raises:
-            ApiError: There is none of this client's (404), it is in use (409), or it cannot go on here (400).
+            ApiError: There is none of this client's (404), it is in use (409), or it cannot be resumed here (400).
         """
         store = self._check_owner(id, owner)
         try:
@@ -128,8 +128,8 @@ class SavedSessions:
         except SessionNotFound:
             raise _not_found(id) from None
         except UserError as error:
-            log.warning("a session cannot go on", extra={"fields": {"session": id, "reason": str(error)}})
-            raise ApiError(400, f"The session cannot go on: {error}.", "session_unusable", "session_id") from None
+            log.warning("a session cannot be resumed", extra={"fields": {"session": id, "reason": str(error)}})
+            raise ApiError(400, f"The session cannot be resumed: {error}.", "session_unusable", "session_id") from None
         record = self._add(SessionRecord(id, owner, file, saved, self._work))
         record.write(Resumed(round(time.time(), 3)))
         return record
@@ -239,5 +239,5 @@ def restore_items(items: ItemList, saved: SavedSession) -> tuple[tuple[str, ...]
 
 
 def _not_found(id: str) -> ApiError:
-    """Return the error for a session that does not exist, or is somebody else's: a client learns no difference."""
+    """Return the error for a session that does not exist, or is somebody else's: a client cannot tell the two apart."""
     return ApiError(404, f"There is no saved session '{id[:64]}'.", "session_not_found", "session_id")

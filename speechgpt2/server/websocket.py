@@ -55,7 +55,7 @@ class WebSocketProtocol(WireProtocol, ABC):
     Attributes:
         path: The route.
         subprotocol: The WebSocket subprotocol, echoed to clients that offer it.
-        saves_sessions: Whether sessions can be saved, and go on with `?session_id=`.
+        saves_sessions: Whether sessions can be saved, and resumed with `?session_id=`.
     """
 
     path: str

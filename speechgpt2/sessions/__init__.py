@@ -1,4 +1,4 @@
-"""Saved sessions: what a model remembers of a conversation, on a disk, so that another process can go on with it.
+"""Saved sessions: what a model remembers of a conversation, on a disk, so that another process can resume it.
 
 entries.py       what the lines of a session's file say, and the session that they add up to
 session_file.py  one session's file: lines with checksums, written as the conversation goes on

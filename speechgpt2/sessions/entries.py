@@ -199,7 +199,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Another process goes on from here, at this Unix time in seconds. It has read the whole context anew."""
+    """Another process resumes the session here, at this Unix time in seconds. It has read the whole context anew."""
 
     at: float
 
@@ -304,7 +304,7 @@ class SavedSession:
     def context(self) -> PatchBlock:
         """All patches of the context."""
         if self.system is None:
-            raise UserError(f"{self.header.id}: has no system prompt, so it cannot go on")
+            raise UserError(f"{self.header.id}: has no system prompt, so it cannot be resumed")
         return join([self.system.patches, *(turn.patches for turn in self.remembered)])
 
 
@@ -340,7 +340,7 @@ def from_dict(values: dict[str, Any], header: Header | None, with_patches: bool 
         with_patches: Whether to decode patches, which takes most of the time; otherwise the entry has none.
 
     Raises:
-        KeyError, TypeError, ValueError: It is no entry.
+        KeyError, TypeError, ValueError: It is not an entry.
     """
     values = dict(values)
     kind = KINDS[values.pop("type")]

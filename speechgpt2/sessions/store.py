@@ -61,7 +61,7 @@ class SessionFolder:
         return SessionFile(self.path(header.id), header)
 
     def resume(self, id: str) -> tuple[SessionFile, SavedSession]:
-        """Open a session's file, to go on with it.
+        """Open a session's file, to resume the session.
 
         Raises:
             SessionNotFound: There is none.

@@ -257,7 +257,7 @@ def test_other_models_are_refused(tmp_path):
     other = tiny_lm()
     with torch.no_grad():
         next(p for p in other.parameters() if p.ndim == 1).add_(1.0)
-    with pytest.raises(UserError, match="another language model"):
+    with pytest.raises(UserError, match="a different language model"):
         resume(tiny_engine(other), tmp_path)
 
 

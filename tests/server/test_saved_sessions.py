@@ -140,7 +140,7 @@ def test_unusable_sessions_are_refused(tmp_path):
     whole = path.read_bytes()
     with saving(tmp_path, tiny_lm(chain_of_modality=True)) as served:
         status, error = refused(served, f"?session_id={id}")
-        assert (status, error["code"]) == (400, "session_unusable") and "another language model" in error["message"]
+        assert (status, error["code"]) == (400, "session_unusable") and "a different language model" in error["message"]
         path.write_bytes(whole.replace(b'"role":"user"', b'"role":"tool"', 1))
         status, error = refused(served, f"?session_id={id}")
         assert (status, error["code"]) == (400, "session_unusable") and "damaged" in error["message"]
