@@ -78,7 +78,7 @@ def read(path: str | Path) -> Any:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_BYTES} bytes, so it is no configuration")
+            raise UserError(f"{path}: is larger than {MAX_BYTES} bytes, so it is not a configuration")
         return yaml.safe_load(data.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -1,9 +1,9 @@
 """The exception and the warning whose message is for users.
 
-Whatever a user can cause (a missing file, a folder that is no checkpoint, an unknown key) raises `UserError` with one
-line that says what is wrong and what to do. The command line prints that line and exits with status 2. A server turns
-it into the protocol's error. Every other exception is a bug in the project. `FileWarning` is for a file of which only a
-part can be used; the command line prints it, too.
+Whatever a user can cause (a missing file, a folder that is not a checkpoint, an unknown key) raises `UserError` with
+one line that says what is wrong and what to do. The command line prints that line and exits with status 2. A server
+turns it into the protocol's error. Every other exception is a bug in the project. `FileWarning` is for a file of which
+only a part can be used; the command line prints it, too.
 """
 
 

@@ -135,7 +135,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def read_text(path: Path, expected: str = "") -> str:
-    """Return the content of a UTF-8 file. Raises `UserError`, with `expected` at its end if the file is no text."""
+    """Return the content of a UTF-8 file. Raises `UserError`, with `expected` at its end if the file is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -230,7 +230,7 @@ def save_aligned(
 ) -> None:
     """Write named tensors as safetensors whose data begin at multiples of `ALIGNMENT`, as kernels need mapped ones.
 
-    Tensors whose size is no such multiple come last, and those after them may begin anywhere.
+    Tensors whose size is not such a multiple come last, and those after them may begin anywhere.
 
     Args:
         path: The file.

@@ -105,7 +105,7 @@ VOICE, STILL_VOICE = 0.5, 0.35  # probabilities above which speech begins, and a
 HOP = SAMPLE_RATE * VAD_BLOCK // VAD_SAMPLE_RATE  # samples of one decision: 32 ms
 PAUSE = 15  # hops without speech that end a window
 MARGIN = 6  # hops before and after speech that belong to its window
-MIN_VOICED = 3  # hops; a shorter sound is no speech
+MIN_VOICED = 3  # hops; a shorter sound is not speech
 
 Detector = Callable[[np.ndarray], float]  # a block [VAD_BLOCK] at 16 kHz -> probability of speech
 

@@ -133,7 +133,7 @@ def _frames_in_header(source: Path | BinaryIO, file: soundfile.SoundFile) -> int
 
 def _checked(block: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(block).all():
-        raise UserError(f"{name}: holds samples that are no numbers (NaN or infinite)")
+        raise UserError(f"{name}: holds samples that are not numbers (NaN or infinite)")
     return block
 
 

@@ -131,7 +131,7 @@ def _clause(text: str, language: Language, alone: bool) -> StyleRequest | None:
 
 
 def _fits(manner: str, parts: dict[str, str]) -> bool:
-    """Whether a word that is no adverb asks for a style: "be happy" and "whisper" do, "happy" does not."""
+    """Whether a word that is not an adverb asks for a style: "be happy" and "whisper" do, "happy" does not."""
     if manner == "whisper":
         return "verb" not in parts and ("again" not in parts or "object" in parts)
     return parts.get("verb", "").lower() in ("be", "sound", "go", "use", "speak", "talk") or "object" in parts

@@ -92,7 +92,7 @@ def test_samples_must_be_finite(tmp_path, value):
     path, samples = tmp_path / "nan.wav", tone(SAMPLE_RATE)
     samples[100] = value
     soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="not numbers"):
         audio.load(path)
 
 

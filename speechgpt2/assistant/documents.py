@@ -99,7 +99,7 @@ def content_hash(data: bytes) -> str:
 def parse_document(path: Path, data: bytes) -> SourceDocument:
     """Split the content of a file into pieces. The suffix of its name decides the kind of file.
 
-    A heading is the location of the pieces below it, and is no piece itself.
+    A heading is the location of the pieces below it, and is not a piece itself.
 
     Raises:
         UserError: The file is binary, damaged, encrypted or has no text.
@@ -159,7 +159,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _markdown_sections(text: str) -> Iterator[tuple[str, str]]:
-    """Headings and the text below each; a `#` in a code block is no heading."""
+    """Headings and the text below each; a `#` in a code block is not a heading."""
     heading, fenced = "", False
     lines: list[str] = []
     for line in text.splitlines():

@@ -146,7 +146,7 @@ class KnowledgeBase:
         self._embed_pieces()
 
     def embed(self, name: str | None) -> int:
-        """Have passages found by their meaning, too, now and in other processes.
+        """Also search by meaning from now on; the base stores this, so other processes do too.
 
         Args:
             name: The embedder (`embeddings.open_embedder`), which the base needs from now on; None: by words only.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a program that uses no tools should not wait for what runs 
 
 @dataclass(frozen=True)
 class ToolSources:
-    """Sources of tools. None and () are no source.
+    """Sources of tools. None and () mean that there is no source.
 
     Attributes:
         functions: A Python file (`functions.load_functions`).

@@ -42,7 +42,7 @@ CLIENT_BUFFER = 0.1  # seconds of audio that a client holds before it plays
 INTERRUPT_AFTER = 1.0  # seconds of a response
 RESPONSE_TIMEOUT = 20.0  # seconds
 SPEECH_LEVEL = 0.02  # of full scale, of a block of 10 ms
-MAX_LATENCY = 1.0  # seconds from speech to audio (95 %) beyond which it is no conversation
+MAX_LATENCY = 1.0  # seconds from speech to audio (95 %) beyond which it is not a conversation
 
 
 @dataclass

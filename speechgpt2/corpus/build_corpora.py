@@ -349,7 +349,7 @@ class _Asker:
 
 
 def _incomprehensible(rng: random.Random) -> Utterance:
-    """Return a sound that is no speech, or a sentence in another language; without text."""
+    """Return a sound that is not speech, or a sentence in another language; without text."""
     if rng.random() < FOREIGN:
         text, accent = foreign_sentence(rng)
         speaker = rng.choice([voice for voice in training_voices("en") if voice.engine == "espeak"])

@@ -2,7 +2,7 @@
 
     corpus/        the turns end to end (corpus/store.py), which `sg2 train lm --data FOLDER` encodes and draws from
 
-A turn is everything that one speaker says before the other speaker's turn. Backchannels are no turns.
+A turn is everything that one speaker says before the other speaker's turn. Backchannels are not turns.
 """
 
 from __future__ import annotations

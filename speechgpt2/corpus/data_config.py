@@ -60,7 +60,7 @@ def read_data_configs(paths: Sequence[str], licence: str = "") -> list[DataConfi
         licence: The licence of items that state none, if the YAML file does not give one.
 
     Raises:
-        UserError: If there are none, or a YAML file is no such list.
+        UserError: If there are none, or a YAML file is not such a list.
     """
     if not paths:
         raise UserError("give --data, what is trained on; docs/training.md lists the formats")

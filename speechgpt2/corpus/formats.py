@@ -193,7 +193,7 @@ def _webdataset_items(tree: FileTree, name: str) -> Iterator[Item]:
                 record = record_of(PurePosixPath(key).name, metadata, text=text, source=f"{name}/{key}")
             yield _decoded(record, files[audio], key + audio)
     if not count:
-        raise UserError(f"{tree.path}: {name} holds no audio, so it is no shard of a speech data set")
+        raise UserError(f"{tree.path}: {name} holds no audio, so it is not a shard of a speech data set")
 
 
 def _samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -391,7 +391,7 @@ def _first_line(tree: FileTree, name: str) -> str:
 
 
 def _json_object(tree: FileTree, where: str, text: str | bytes) -> dict[str, Any]:
-    """Return a JSON object. Raises `UserError`, which says where, if it is none."""
+    """Return a JSON object. Raises `UserError`, which says where, if it is not one."""
     try:
         found = json.loads(text)
     except ValueError:

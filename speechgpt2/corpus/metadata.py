@@ -31,7 +31,7 @@ def record_of(id: str, metadata: Mapping[str, Any], **defaults: Any) -> Record:
         **defaults: Fields of the record that are used if the metadata lack them.
 
     Raises:
-        UserError: If `words` is no such list.
+        UserError: If `words` is not such a list.
     """
     fields: dict[str, Any] = {"text": "", "lang": "", **defaults}
     for field, names in NAMES.items():
@@ -46,7 +46,7 @@ def record_of(id: str, metadata: Mapping[str, Any], **defaults: Any) -> Record:
 
 
 def record_of_cut(cut: Mapping[str, Any]) -> Record:
-    """Return the record of a Lhotse cut, given as plain data. Raises `UserError` if it is none."""
+    """Return the record of a Lhotse cut, given as plain data. Raises `UserError` if it is not one."""
     try:
         supervisions = sorted(cut.get("supervisions", ()), key=lambda s: s.get("start", 0.0))
         words = tuple(
@@ -74,7 +74,7 @@ def record_of_cut(cut: Mapping[str, Any]) -> Record:
 
 
 def timed_words(words: Sequence[Any], id: str) -> tuple[Word, ...]:
-    """Return words with times from a list of [text, start, end]. Raises `UserError` if it is none."""
+    """Return words with times from a list of [text, start, end]. Raises `UserError` if it is not one."""
     try:
         return tuple(Word(str(text), float(start), float(end)) for text, start, end in words)
     except (TypeError, ValueError):

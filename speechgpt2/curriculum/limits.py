@@ -1,6 +1,6 @@
 """Questions that `mini` cannot answer, and its replies: questions outside of its skills, and sounds without words.
 
-They are no skills of the registry, and the evaluation counts them separately (`eval.rejection`).
+They are not skills of the registry, and the evaluation counts them separately (`eval.rejection`).
 """
 
 from __future__ import annotations

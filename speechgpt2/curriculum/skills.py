@@ -188,7 +188,7 @@ SKILLS: dict[str, Skill] = {
 
 
 def check_skills(names: Iterable[str]) -> None:
-    """Raise `UserError` if a name is no skill."""
+    """Raise `UserError` if a name is not a skill."""
     for name in names:
         if name not in SKILLS:
             raise UserError(f"no skill {name!r}; there are {', '.join(SKILLS)}")
@@ -248,7 +248,7 @@ def _with_digits(text: str, lang: str) -> str:
     """Write the number words from 0 to 20 as digits."""
     for n in range(_LARGEST, -1, -1):
         word = number_to_words(n, lang)
-        # 一下 means "a moment" and is no number.
+        # 一下 means "a moment" and is not a number.
         text = re.sub(rf"{word}(?!下)" if lang == "zh" else rf"\b{word}\b", str(n), text)
     return text
 

@@ -137,7 +137,7 @@ def _piped(process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[np.n
 
 
 def _container_of(path: Path) -> tuple[str, str] | None:
-    """Return ffmpeg's demuxer and the ending, by the first bytes; None if it is no audio container.
+    """Return ffmpeg's demuxer and the ending, by the first bytes; None if it is not an audio container.
 
     ffmpeg is told the format. If it guessed, it would follow paths and URLs in a playlist.
     """

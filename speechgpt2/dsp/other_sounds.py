@@ -1,4 +1,4 @@
-"""Sounds that are no speech: silence, noise, hum, knocks and melodies. A model must not answer them as questions.
+"""Sounds that are not speech: silence, noise, hum, knocks and melodies. A model must not answer them as questions.
 
 All are mono float64 at 24 kHz, `[N]`.
 """

@@ -65,14 +65,14 @@ def load(model: str | Path | None = None, threads: int = 1) -> Judges:
         threads: CPU threads of each judge.
 
     Raises:
-        UserError: The ASR model is missing or not usable, or a model of this project, which is no independent judge.
+        UserError: The ASR model is missing or not usable, or is a model of this project: not an independent judge.
     """
     notes, mos, speaker = [], None, None
     recogniser = asr.load(model, threads=threads) if model is not None else None
     if recogniser is None:
         notes.append(NO_ASR)
     elif not recogniser.independent:
-        raise UserError(f"{model}: a model of this project is no independent judge; give Whisper or pocketsphinx")
+        raise UserError(f"{model}: a model of this project is not an independent judge; give Whisper or pocketsphinx")
     try:
         mos = DnsMos(threads=threads)
     except UserError as error:

@@ -1,6 +1,6 @@
 """Does the model reject input without a question? Silence, noise, music and languages that it does not know.
 
-A rejection is no answer, or the answer that it did not understand.
+A rejection is an empty reply, or the answer that it did not understand.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class GGUFModel:
     """An open file: `content` as of a `config.json`, `tensors` under the names of Hugging Face.
 
     Raises:
-        UserError: If it is no GGUF file, is cut off, or holds another kind of model.
+        UserError: If it is not a GGUF file, is cut off, or holds another kind of model.
     """
 
     def __init__(self, path: Path):

@@ -83,7 +83,7 @@ class Grammars:
             The constraint; None if nothing is constrained, or llguidance is not installed.
 
         Raises:
-            UserError: The schema is none, or has parts that cannot be enforced.
+            UserError: The schema is not a JSON schema, or has parts that cannot be enforced.
             MissingDependency: There is a schema, and llguidance is not installed.
         """
         named = [tool for tool in tools if required in (True, False, tool.name)]

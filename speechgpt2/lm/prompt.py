@@ -96,7 +96,10 @@ class Prompt(SegmentBuilder):
         return concat(*parts)
 
     def styled(self, system: str | None, mode: Mode, style: Style) -> str | None:
-        """Return the system text with what a style asks for, if the model follows instructions; None as it is."""
+        """Append the style's instruction to the system text (the template's own text if `system` is None).
+
+        Returns `system` unchanged if the model follows no instructions or the style has none.
+        """
         if not self.template.follows_instructions or not any(style.instruction):
             return system
         text = self._system_text(mode) if system is None else system

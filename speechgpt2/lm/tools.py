@@ -46,7 +46,7 @@ def tool_call_prefix(name: str | None = None) -> str:
 def parse_tool_calls(text: str) -> list[str | ToolCall]:
     """Split `text` into the calls and the text before, between and after them.
 
-    Text comes first and last, even if it is empty. What is no call between the tags (broken JSON, no name) is a
+    Text comes first and last, even if it is empty. What is not a call between the tags (broken JSON, no name) is a
     malformed one.
     """
     parts: list[str | ToolCall] = []

@@ -26,7 +26,7 @@ class EventSender:
         self._warnings: list[str] = []  # that are not sent yet
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Send the fields without effect with the next event."""
+        """Attach warnings about ignored fields to the next event."""
         if warnings:
             log.warning("a message has fields without effect", extra={"fields": {"warnings": list(warnings)}})
             self._warnings += warnings
@@ -37,7 +37,7 @@ class EventSender:
         Raises:
             SlowConsumerError: The client reads too slowly.
         """
-        if self._warnings:  # clients of today stumble over an event of a new type, and skip a new field
+        if self._warnings:  # current clients fail on an unknown event type but ignore an unknown field
             fields, self._warnings = {**fields, "warnings": self._warnings}, []
         self._channel.send({"type": type, "event_id": new_id("event"), **fields})
 

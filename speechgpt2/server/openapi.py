@@ -185,7 +185,7 @@ def _object(name: str, schema: Schema) -> str:
 
 
 def _name(schema: Schema) -> str:
-    """Return the name of the schema that a reference leads to; "" if it is none."""
+    """Return the name of the schema that a reference leads to; "" if there is no reference."""
     return str(schema.get("$ref", "")).removeprefix(REFERENCE)
 
 

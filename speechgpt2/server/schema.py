@@ -130,7 +130,7 @@ def validate(model: type[Any], values: Any, prefix: str = "") -> Any:
 def _field_path(prefix: str, location: tuple[int | str, ...], values: Any, missing: bool) -> str:
     """Return the path of a field as the client wrote it.
 
-    pydantic's location also contains the names of union branches; a step that is no key or index is such a name.
+    pydantic's location also contains the names of union branches: all steps that are neither a key nor an index.
     """
     path = prefix
     for number, step in enumerate(location):

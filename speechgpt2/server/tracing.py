@@ -97,7 +97,7 @@ def start(otlp: str | None, environ: Mapping[str, str], model: str) -> Tracing:
         model: Name of the served model, an attribute of every turn.
 
     Raises:
-        UserError: `otlp` is no address, or a variable contradicts it.
+        UserError: `otlp` is not an address, or a variable contradicts it.
         MissingDependency: `otlp` is given and the extra is not installed.
     """
     variable = next((name for name in ENDPOINTS if environ.get(name)), None)
@@ -132,7 +132,7 @@ def check(otlp: str, environ: Mapping[str, str]) -> None:
     """Check an address that the user has given.
 
     Raises:
-        UserError: It is none, or a variable turns tracing off.
+        UserError: It is not an http(s) address, or a variable turns tracing off.
     """
     if not otlp.startswith(("http://", "https://")):
         raise UserError(f"otlp must be the address of a collector, such as http://localhost:4318, not {otlp!r}")

@@ -75,7 +75,7 @@ async def to_text(segments: Segments, upload: Upload) -> AsyncGenerator[str, Non
     async with aclosing(segments):
         async for segment in segments:
             if segment is None:
-                yield " "  # white space is no part of what is said
+                yield " "  # white space is not part of what is said
             else:
                 longer = long_form.join([text, segment.text])
                 yield longer[len(text) :]

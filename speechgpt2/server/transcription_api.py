@@ -182,7 +182,7 @@ class Windows:
         self._windows: Iterator[SpeechWindow] = iter(())
 
     async def read_first_block(self) -> None:
-        """Read the begin of the recording, where most files that are no audio fail."""
+        """Read the begin of the recording, where most files that are not audio fail."""
         first = await asyncio.to_thread(self._advance, self._blocks)
         assert first is not None
         self._windows = long_form.speech_windows(chain([first], self._blocks))

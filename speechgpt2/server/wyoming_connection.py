@@ -64,7 +64,7 @@ async def read_event(reader: asyncio.StreamReader) -> Event | None:
     """Read the next event; None at the end.
 
     Raises:
-        InvalidEvent: The bytes are none.
+        InvalidEvent: The bytes are not an event.
         asyncio.IncompleteReadError: The connection ends in it.
     """
     try:

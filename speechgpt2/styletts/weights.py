@@ -52,7 +52,7 @@ def load(path: Path, config: StyleTTSConfig = StyleTTSConfig()) -> StyleTTS:  # 
 
     Raises:
         MissingDependency: The package onnx is not installed.
-        UserError: The file is no ONNX file, or the graph of another model.
+        UserError: The file is not an ONNX file, or the graph of another model.
     """
     model = StyleTTS(config)
     expected, values = model.state_dict(), dict(parameters(path))
@@ -68,13 +68,13 @@ def parameters(path: Path) -> Iterator[tuple[str, Tensor]]:
 
     Raises:
         MissingDependency: The package onnx is not installed.
-        UserError: The file is no ONNX file.
+        UserError: The file is not an ONNX file.
     """
     onnx = require("onnx", "kokoro")
     try:
         graph = onnx.load(str(path)).graph
     except require("google.protobuf.message", "kokoro").DecodeError:
-        raise UserError(f"{path} is no ONNX file") from None
+        raise UserError(f"{path} is not an ONNX file") from None
     weights = _GraphWeights({t.name: t for t in graph.initializer}, onnx.numpy_helper.to_array)
     for name in weights.tensors:
         if _VECTOR.search(name):

@@ -211,7 +211,7 @@ def _symbols(tokens: list[Token]) -> str:
 def _times(tokens: list[Token], edges: np.ndarray) -> tuple[list[Word], list[Phone]]:
     """Return words and phones from the times of symbols.
 
-    A space without punctuation is no silence: the phones before and after it share its time.
+    A space without punctuation is not a silence: the phones before and after it share its time.
     """
     words, phones, at, shared = list[Word](), list[Phone](), 0, False
     for token in tokens:

@@ -25,7 +25,7 @@ class Word(NamedTuple):
 class Phone(NamedTuple):
     """A phone in IPA as espeak prints it, without stress; times in seconds. Mandarin vowels have their tone: `a3`.
 
-    Silence is no phone: it is the gap between two phones.
+    Silence is not a phone: it is the gap between two phones.
     """
 
     label: str

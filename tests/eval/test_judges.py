@@ -54,7 +54,7 @@ def test_judge_is_named_and_knows_its_languages(monkeypatch):
     assert panel.knows("en") and panel.knows("") and not panel.knows("zh")
     assert panel.transcribe([np.ones(1)], "en") == ["en!"]
     fake.independent = False
-    with pytest.raises(UserError, match="x: a model of this project is no independent judge"):
+    with pytest.raises(UserError, match="x: a model of this project is not an independent judge"):
         judges.load("x")
 
 

@@ -136,7 +136,7 @@ def test_lstm_equals_that_of_onnxruntime(tmp_path):
     np.testing.assert_allclose(y.numpy(), wanted[:, :, 0].reshape(7, 8), atol=1e-5)
 
 
-@pytest.mark.parametrize("content, message", [(b"\x0a\xff\xff", "is no ONNX file"), (b"", "lacks albert")])
+@pytest.mark.parametrize("content, message", [(b"\x0a\xff\xff", "is not an ONNX file"), (b"", "lacks albert")])
 def test_other_files_are_refused_in_one_line(tmp_path, content, message):
     path = tmp_path / "other.onnx"
     path.write_bytes(content)

@@ -60,7 +60,7 @@ def write_script(config: LlmConfig, topic: str, lang: str, seed: int) -> Script:
         content = answer["choices"][0]["message"]["content"]
         return _script(json.loads(_json_object(content)), f"llm: {topic}", lang)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise InvalidScript(f"the model's answer is no script ({type(error).__name__}: {error})") from None
+        raise InvalidScript(f"the model's answer is not a script ({type(error).__name__}: {error})") from None
 
 
 def _post(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _post(config: LlmConfig, body: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{url}: cannot be reached ({error})") from None
     except ValueError:
-        raise InvalidScript("the server's answer is no JSON") from None
+        raise InvalidScript("the server's answer is not JSON") from None
 
 
 def _json_object(content: str) -> str:

@@ -109,7 +109,7 @@ def render_script(
         ValueError: a line cannot be spoken.
     """
     scheduled: list[_ScheduledLine] = []
-    turn: _ScheduledLine | None = None  # the last line that is no backchannel
+    turn: _ScheduledLine | None = None  # the last line that is not a backchannel
     free = [LEAD, LEAD]  # seconds from which each channel is free
     for line in script.lines:
         channel = script.roles.index(line.role)

@@ -117,7 +117,7 @@ class Scene:
 def _pattern(scene: str, line: str) -> Pattern:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise UserError(f"scene {scene}: {line!r} is no line; write 'role: text'")
+        raise UserError(f"scene {scene}: {line!r} is not a line; write 'role: text'")
     pairs = re.findall(r"(\w+)=(\S+?)(?= |$)", match["arguments"] or "")
     return Pattern(
         match["role"], match["text"], _KINDS[match["kind"]], match["style"] or "", bool(match["maybe"]),

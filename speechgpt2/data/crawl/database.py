@@ -47,7 +47,7 @@ class Database:
         clock: returns seconds since the epoch, which all processes share.
 
     Raises:
-        UserError: the file has another version, or is no SQLite file.
+        UserError: the file has another version, or is not an SQLite file.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):

@@ -24,7 +24,7 @@ def take_down(source: str, folder: Path) -> list[CrawlItem]:
         The items that were derived from the source.
 
     Raises:
-        UserError: the folder has no crawl, or the source is no URL.
+        UserError: the folder has no crawl, or the source is not a URL.
     """
     if not (folder / FRONTIER).is_file():
         raise UserError(f"{folder}: not a crawl (there is no {FRONTIER})")

@@ -51,7 +51,7 @@ def test_slots_are_drawn_once_or_per_use_and_lines_omitted():
     [
         ("a: {x}\nb: y", {}, "no rule for the slot {x}"),
         ("a: {x}\nb: y", {"x": ("{y}",), "y": ("{x}",)}, "in circles"),
-        ("a: x\nnothing", {}, "is no line"),
+        ("a: x\nnothing", {}, "is not a line"),
         ("a: x\na: y", {}, "two roles"),
     ],
 )
