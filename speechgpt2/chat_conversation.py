@@ -174,9 +174,10 @@ class Conversation:
                 self.log.read(self.log.length)
                 self.log.append(step.patches)
                 speaking = bool(codes[0, 0, 0] != lm.config.no_speech)
-                if (continuation := stop.advance(token, speaking)) is not None:
-                    self.log.restart_reply(begin, continuation)
-                    hidden, self.state = lm.prefill(continuation, rewind(self.state, 0, begin))
+                replacement = stop.advance(token, speaking, log_prob=float(step.log_probs))
+                if replacement is not None:
+                    self.log.restart_reply(begin, replacement)
+                    hidden, self.state = lm.prefill(replacement, rewind(self.state, 0, begin))
                     break
                 yield token, codes, speaking
                 if stop.reason is not None:

@@ -28,7 +28,8 @@ from speechgpt2.lm import tools
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser, parse_reply
-from speechgpt2.lm.style_request import TranscriptReader, answer_to, request_in
+from speechgpt2.lm.style_request import answer_to, request_in
+from speechgpt2.lm.transcript_reader import TranscriptReader
 from speechgpt2.sessions.entries import Header, MadeBy, PatchBlock
 from speechgpt2.style import NORMAL, Style, delivered
 from speechgpt2.style_requests import StyleRequest
@@ -151,7 +152,7 @@ class ConversationStyle:
         self._request = request_in(self._prompt, self._typed) if typed else None
         return self._request.rest if self._request is not None and self._request.rest else self._typed
 
-    def begin_reply(self, parser: ReplyParser, speak: bool) -> tuple[TranscriptReader | None, list[Patches]]:
+    def begin_reply(self, parser: ReplyParser, speak: bool) -> tuple[TranscriptReader, list[Patches]]:
         """Begin to speak a reply, in the style that the turn before it asks for.
 
         Returns:
@@ -162,8 +163,8 @@ class ConversationStyle:
         self.delivery = self._delivery_in(self._reply_style)
         request, self._request = self._request, None
         if not speak:
-            return None, []
-        reader = TranscriptReader(parser, self.last_answer, self._follow)
+            return TranscriptReader(parser, speak), []
+        reader = TranscriptReader(parser, speak, self.last_answer, self._follow)
         if request is None:
             return reader, []
         self._follow(request)

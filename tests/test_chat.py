@@ -15,11 +15,12 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.dsp.delivery import deliver
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import SamplingConfig
-from speechgpt2.lm.model import SpeechLM
+from speechgpt2.lm.model import SampledPatches, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import at_position
 from speechgpt2.lm.style_request import CONSENT
+from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD
 from speechgpt2.style import named_style
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm
@@ -47,10 +48,10 @@ class CountingCodec:
 class ScriptedLM:
     """A language model that says what it is told; all else, its state above all, is the real one's.
 
-    What it was shown is in `seen`, in order.
+    What it was shown is in `seen`, in order. It is as certain of each token as `log_prob` says.
     """
 
-    draft_head = None
+    draft_head, log_prob = None, 0.0
 
     def __init__(self, lm: SpeechLM, *replies: Patches):
         self.lm, self.replies, self.reply = lm, list(replies), iter(())
@@ -64,7 +65,7 @@ class ScriptedLM:
         return self.lm.prefill(patches, state, lengths)
 
     def sample(self, hidden, state, sampling, allowed=None):
-        return Patches(*next(self.reply))
+        return SampledPatches(Patches(*next(self.reply)), torch.tensor([self.log_prob]))
 
     @property
     def read(self) -> Patches:
@@ -428,6 +429,19 @@ def test_spoken_request_has_the_last_answer_said_again(drafting):
     assert (answer.text, answer.transcript, answer.reason) == ("Hello there", "say it slower", "stop")
     np.testing.assert_array_equal(answer.pcm, deliver(usual.pcm, SLOWER))
     np.testing.assert_array_equal(talk.ask(Turn.user(speech=speech(5))).pcm, usual.pcm)
+
+
+@pytest.mark.parametrize("mode", ["s2s", "s2t"])
+def test_question_that_is_not_understood(mode):
+    sure = tiny_lm(chain_of_modality=True, min_confidence=-0.5)
+    prompt, text = sure.prompt, NOT_UNDERSTOOD["en"]
+    said = spoken(prompt, text) if mode == "s2s" else None
+    rest = after_text(prompt, text, said, "what is it") if said else prompt.turn_end(speaking=False)
+    lm = ScriptedLM(sure, transcript_of(prompt, "what is it"), rest)
+    lm.log_prob = -0.6
+    answer = SpeechGPT(CountingCodec(), lm).conversation(mode).ask(Turn.user(speech=speech(5)))
+    assert (answer.text, answer.transcript, answer.reason) == (text, "what is it", "stop")
+    assert bool(len(answer.codes)) == (mode == "s2s")
 
 
 def test_typed_request_that_lasts(drafting):

@@ -102,7 +102,7 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
         if i % BANDWIDTH_INTERVAL == 0:
             bandwidths.append(memory.bandwidth())
         begin = time.perf_counter()
-        hidden, state = lm.prefill(lm.sample(hidden, state, sampling, force), state)
+        hidden, state = lm.prefill(lm.sample(hidden, state, sampling, force).patches, state)
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return seconds[warmup:], float(np.median(bandwidths))

@@ -19,7 +19,8 @@ from speechgpt2.lm.grammar import TextConstraint
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyEvent, ReplyParser
 from speechgpt2.lm.stop import StopRule
-from speechgpt2.lm.style_request import TranscriptReader, answer_to
+from speechgpt2.lm.style_request import answer_to
+from speechgpt2.lm.transcript_reader import TranscriptReader
 from speechgpt2.style import NORMAL, Style
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone, TextDelta, ToolCall, Transcript
@@ -100,7 +101,7 @@ class Generation:
         if self._constraint is not None and not self._constraint.accept(patch.token):
             return False
         speaks = patch.audio is not None
-        replacement = self.stop.advance(patch.token, speaks, room=self._history.context.room - 1)
+        replacement = self.stop.advance(patch.token, speaks, self._history.context.room - 1, patch.log_prob)
         if replacement is not None:
             self._history.restart_reply(replacement)
             return False
@@ -242,8 +243,8 @@ def start_generation(
 
     calls_tools = bool(history.system.tools) and not read_aloud
     parser = ReplyParser(prompt, start.user_spoke, tools=calls_tools, prefix=start.call)
-    may_request = start.speak and not _required(options, settings)
-    transcript = TranscriptReader(parser, last_answer, follow) if may_request else None
+    free = not _required(options, settings) and settings.response_schema is None  # or the text must be something else
+    transcript = TranscriptReader(parser, start.speak, last_answer, follow if start.speak else None) if free else None
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
     stop = StopRule(parser, limit, start.speak, in_speech=start.given is not None, transcript=transcript)
     constraint = None if read_aloud else _constraint(history, options, settings, start.user_spoke, start.call)

@@ -24,9 +24,9 @@ from speechgpt2.engine.batch_rows import CPU_BATCH, BatchRows
 from speechgpt2.engine.codec_worker import AudioChunk, CodecFuture, CodecProcess, CodecThread, CodecWorker
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.prefix_cache import PrefixCache
-from speechgpt2.engine.step_inputs import TEXT, SampleParams, StepInputs, write_table
+from speechgpt2.engine.step_inputs import LOG_PROB, SampleParams, StepInputs, bits_to_float, float_bits, write_table
 from speechgpt2.lm.backbone import StackState
-from speechgpt2.lm.model import UNFORCED, SpeechLM
+from speechgpt2.lm.model import UNFORCED, SampledPatches, SpeechLM
 from speechgpt2.lm.state import LMState
 from speechgpt2.nn.linear import pack
 from speechgpt2.streaming import Cache, tree_map, where_active
@@ -52,9 +52,13 @@ class CodecResult(NamedTuple):
 
 
 class GeneratedPatch(NamedTuple):
-    """A patch that the model has sampled and read: its text token, `codes [G, K]`, and its audio if it is speech."""
+    """A patch that the model has sampled and read: its text token, `codes [G, K]`, and its audio if it is speech.
+
+    `log_prob` is that of the token (0 unless `PromptConfig.min_confidence` is set).
+    """
 
     token: int
+    log_prob: float
     codes: np.ndarray
     audio: CodecResult | None
 
@@ -142,11 +146,10 @@ class ModelRunner:
         single = {n: params for n, params in sample.items() if n not in writing}
         if prefill or single:
             yield self._step_one(prefill, single)
-        groups = [{n: params} for n, params in writing.items()]
-        if self.rows.static_shapes and writing:
-            groups = [writing]
-        for group in groups:
-            yield self._step_draft(group)
+        # On a CPU, one slot at a time: few slots write at the same time, and a drafted token costs as much as a row.
+        batches = self.batches if self.rows.static_shapes and writing else [slice(slot, slot + 1) for slot in writing]
+        for batch in batches:
+            yield self._step_draft(batch, {n: writing[n] for n in range(batch.start, batch.stop) if n in writing})
 
     def close(self) -> None:
         """Stop the codec."""
@@ -174,8 +177,8 @@ class ModelRunner:
         for rows in self.rows.batches(sorted(sample, key=lambda slot: sample[slot].writing)):
             bits = None if allowed is None else self.rows.select(allowed, rows)
             sampled = self.sample_rows(self.rows.select(table, rows), rows, bits)
-            self.rows.overwrite(inputs.patches, rows, sampled)
-            codes = sampled.codes[:, 0]
+            self.rows.overwrite(SampledPatches(inputs.patches, inputs.log_probs), rows, sampled)
+            codes = sampled.patches.codes[:, 0]
             speaking = self.rows.select(inputs.samples, rows) & (codes[:, 0, 0] != self.lm.config.no_speech)
             if self.rows.static_shapes or bool(speaking.any()):
                 future = self.codec.decode(rows, codes, speaking, sorted(self.new_replies))
@@ -188,30 +191,28 @@ class ModelRunner:
         self.positions[busy] += 1
         return self._generated(sample, table, audio) if sample else {}
 
-    def _step_draft(self, sample: Mapping[int, SampleParams]) -> dict[int, list[GeneratedPatch]]:
-        """Make a step of several text tokens: the draft head proposes them, the model verifies and reads them.
-
-        On a CPU, one slot at a time: few slots write at the same time, and a drafted token costs as much as a row.
-        """
-        table, generated = self._table({}, sample), dict[int, list[GeneratedPatch]]()
-        for batch in self.batches if self.rows.static_shapes else [slice(slot, slot + 1) for slot in sample]:
-            kv_length = self._kv_length(batch, 1 + self.lm.config.draft_tokens)
-            drafted = self.draft_rows(table[batch], batch, kv_length).tolist()
-            for slot in sample:
-                count, *tokens = drafted[slot - batch.start]
-                generated[slot] = [GeneratedPatch(token, self.no_speech_codes, None) for token in tokens[:count]]
-                self.positions[slot] += count
+    def _step_draft(self, batch: slice, sample: Mapping[int, SampleParams]) -> dict[int, list[GeneratedPatch]]:
+        """Make a step of several text tokens: the draft head proposes them, the model verifies and reads them."""
+        kv_length, generated = self._kv_length(batch, 1 + self.lm.config.draft_tokens), {}
+        drafted = self.draft_rows(self._table({}, sample)[batch], batch, kv_length).cpu().numpy()
+        for slot in sample:
+            row = drafted[slot - batch.start]
+            count, (tokens, bits) = int(row[0]), row[1:].reshape(2, -1)
+            written = zip(tokens[:count].tolist(), bits_to_float(bits[:count]), strict=True)
+            generated[slot] = [GeneratedPatch(*token, self.no_speech_codes, None) for token in written]
+            self.positions[slot] += count
         return generated
 
     def _generated(
         self, sample: Mapping[int, SampleParams], table: Tensor, audio: Mapping[int, CodecResult]
     ) -> dict[int, list[GeneratedPatch]]:
         """Bring tokens and codes to the host in one transfer."""
-        sampled, generated = table[:, TEXT:].cpu().numpy(), {}
+        sampled, generated = table[:, LOG_PROB:].cpu().numpy(), {}
+        log_probs = bits_to_float(sampled[:, 0])
         for slot in sample:
-            token, codes = int(sampled[slot, 0]), sampled[slot, 1:].reshape(self.no_speech_codes.shape)
+            token, codes = int(sampled[slot, 1]), sampled[slot, 2:].reshape(self.no_speech_codes.shape)
             speaks = codes[0, 0] != self.lm.config.no_speech
-            generated[slot] = [GeneratedPatch(token, codes, audio[slot] if speaks else None)]
+            generated[slot] = [GeneratedPatch(token, log_probs[slot], codes, audio[slot] if speaks else None)]
         return generated
 
     def _table(self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]) -> Tensor:
@@ -236,15 +237,16 @@ class ModelRunner:
 
     # captured on CUDA: functions of a table's rows
 
-    def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None) -> Patches:
+    def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None) -> SampledPatches:
         """Return the patches `[R, 1]` of `rows`, sampled or given; sampled text is among the `allowed` tokens."""
         inputs = StepInputs.from_table(table, self.lm.config)
         depths = self.rows.select(torch.cat([state.speech_depths for state in self.states]), rows)
         state = LMState(StackState(inputs.position, ()), depths)  # sampling needs no keys
         # Rows that do not sample get a token outside speech, for which no codes are sampled.
         force = torch.where(inputs.samples, UNFORCED, self.lm.prompt.special_ids.speech_end)
-        sampled = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force, allowed)
-        return where_active(inputs.samples, sampled, inputs.patches)
+        patches, log_probs = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force, allowed)
+        sampled = SampledPatches(patches, float_bits(log_probs))
+        return where_active(inputs.samples, sampled, SampledPatches(inputs.patches, inputs.log_probs))
 
     def _read_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
         """Read the patch of each row of `slots`, given or sampled."""
@@ -254,11 +256,11 @@ class ModelRunner:
         self.hidden[slots] = where_active(active, after, self.hidden[slots])
 
     def _draft_rows(self, table: Tensor, slots: slice, kv_length: int) -> Tensor:
-        """Draft and read text; return the number of tokens of each row of `slots`, and the tokens, `[R, 1 + A]`."""
+        """Draft and read text; return each row's count of tokens, A tokens, and A log-probabilities, `[R, 1 + 2A]`."""
         inputs, hidden = StepInputs.from_table(table, self.lm.config), self.hidden[slots]
         verified = self.lm.draft_and_verify(hidden, self._state(slots, inputs.position), inputs.samples, kv_length)
         self.hidden[slots] = verified.last_hidden(hidden)
-        return torch.cat([verified.counts[:, None], verified.patches.text], dim=1)
+        return torch.cat([verified.counts[:, None], verified.patches.text, float_bits(verified.log_probs)], dim=1)
 
     def _state(self, slots: slice, positions: Tensor) -> LMState:
         """Return the model's state of some slots of one batch, at `positions`. Their caches are written in place."""

@@ -14,8 +14,8 @@ from speechgpt2.lm.config import LMConfig, SamplingConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Patches
 
-# Columns of the table. The codes fill the rest of a row.
-POSITION, PREFILLS, SAMPLES, TOP_K, SEED, TEMPERATURE, TOP_P, TEXT, CODES = range(9)
+# Columns of the table. The codes fill the rest of a row. A step writes the log-probability, text and codes it samples.
+POSITION, PREFILLS, SAMPLES, TOP_K, SEED, TEMPERATURE, TOP_P, LOG_PROB, TEXT, CODES = range(10)
 
 
 class SampleParams(NamedTuple):
@@ -60,6 +60,7 @@ class StepInputs(NamedTuple):
         prefills: Rows that read a given patch, `[R]` bool.
         samples: Rows that sample a patch and read it, `[R]` bool.
         patches: The given patches `[R, 1]`; undefined in other rows.
+        log_probs: Where the log-probabilities of sampled text are written, `[R]` (`float_bits`).
         sampling: Parameters of the rows that sample.
     """
 
@@ -67,16 +68,18 @@ class StepInputs(NamedTuple):
     prefills: Tensor
     samples: Tensor
     patches: Patches
+    log_probs: Tensor
     sampling: SamplingParams
 
     @classmethod
     def from_table(cls, table: Tensor, config: LMConfig) -> StepInputs:
-        """Return views of a table that `write_table` wrote, `[R, columns]`."""
+        """Read a table that `write_table` wrote, `[R, columns]`. `patches` and `log_probs` are views of it."""
         codes = table[:, None, CODES:].unflatten(-1, (config.patch_frames, config.codebooks))
         temperature, top_p = (_as_float(table[:, column]) for column in (TEMPERATURE, TOP_P))
         sampling = SamplingParams(temperature, table[:, TOP_K], top_p, table[:, SEED])
         patches = Patches(table[:, TEXT, None], codes)
-        return cls(table[:, POSITION], table[:, PREFILLS] != 0, table[:, SAMPLES] != 0, patches, sampling)
+        prefills, samples = table[:, PREFILLS] != 0, table[:, SAMPLES] != 0
+        return cls(table[:, POSITION], prefills, samples, patches, table[:, LOG_PROB], sampling)
 
 
 def write_table(
@@ -102,6 +105,17 @@ def write_table(
         table[slot, SAMPLES], table[slot, TOP_K], table[slot, SEED] = 1, params.top_k, params.seed
         table[slot, [TEMPERATURE, TOP_P]] = np.array([params.temperature, params.top_p], np.float32).view(np.int32)
     return table
+
+
+def float_bits(values: Tensor) -> Tensor:
+    """Return the bits of float32 values as int64."""
+    return values.view(torch.int32).long()
+
+
+def bits_to_float(bits: np.ndarray) -> list[float]:
+    """Undo `float_bits`."""
+    floats: list[float] = bits.astype(np.int32).view(np.float32).tolist()
+    return floats
 
 
 def _as_float(column: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ from speechgpt2.types import Patches
 class GenerationStep(NamedTuple):
     """One generated position.
 
-    `patches` are `[B, 1]`. `active [B]` tells which rows ran. `hidden [B, D]` and `state` are those after the position.
+    `patches` are `[B, 1]`, `log_probs [B]` those of their text. `active [B]` tells which rows ran. `hidden [B, D]` and
+    `state` are those after the position.
     """
 
     patches: Patches
+    log_probs: Tensor
     active: Tensor
     hidden: Tensor
     state: LMState
@@ -70,9 +72,9 @@ def _sample_step(
     allowed: np.ndarray | None,
 ) -> GenerationStep:
     bits = None if allowed is None else torch.tensor(allowed, device=hidden.device)[None]
-    patches = lm.sample(hidden, state, sampling, allowed=bits)
+    patches, log_probs = lm.sample(hidden, state, sampling, allowed=bits)
     after, state = lm.prefill(patches, state, active.long())
-    return GenerationStep(patches, active, torch.where(active[:, None], after, hidden), state)
+    return GenerationStep(patches, log_probs, active, torch.where(active[:, None], after, hidden), state)
 
 
 def _draft_steps(
@@ -84,4 +86,5 @@ def _draft_steps(
         running = i < verified.counts
         hidden = torch.where(running[:, None], verified.hidden[:, i], hidden)
         now = at_position(state, state.position + verified.counts.clamp(max=i + 1))
-        yield GenerationStep(Patches(*(part[:, i : i + 1] for part in verified.patches)), running, hidden, now)
+        patches = Patches(*(part[:, i : i + 1] for part in verified.patches))
+        yield GenerationStep(patches, verified.log_probs[:, i], running, hidden, now)

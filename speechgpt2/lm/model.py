@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -43,14 +44,22 @@ MAX_PATCHES = 1024  # of one reply
 UNFORCED = -1  # in `forced_text`: sample this row's text token
 
 
+class SampledPatches(NamedTuple):
+    """The sampled patch of each row, `[B, 1]`, and the log-probabilities of its text, `[B]` float32."""
+
+    patches: Patches
+    log_probs: Tensor
+
+
 class VerifiedTokens(NamedTuple):
     """Text tokens that were drafted and verified in one call.
 
-    Each row keeps the first `counts [B]` of `patches [B, A]`. `hidden [B, A, D]` are the hidden states after them, and
-    `state` is the state after the kept ones.
+    Each row keeps the first `counts [B]` of `patches [B, A]`. `log_probs [B, A]` (float32) are those of the tokens,
+    `hidden [B, A, D]` the hidden states after them, and `state` is the state after the kept ones.
     """
 
     patches: Patches
+    log_probs: Tensor
     counts: Tensor
     hidden: Tensor
     state: LMState
@@ -168,7 +177,7 @@ class SpeechLM(nn.Module):
         sampling: SamplingParams,
         forced_text: Tensor | None = None,
         allowed: Tensor | None = None,
-    ) -> Patches:
+    ) -> SampledPatches:
         """Sample the next patch of each row, `[B, 1]`, from `hidden [B, D]`. It is not read yet; `prefill` does that.
 
         A row within speech (`LMState.speech_depth`) generates codes, unless its text token ends the speech.
@@ -184,15 +193,16 @@ class SpeechLM(nn.Module):
         if allowed is not None:
             logits = logits.masked_fill(~unpack_bits(allowed, logits.shape[-1]), -torch.inf)
         sampler = Sampler(_text_sampling(self.config, sampling), state.position)
-        text = sampler.sample(logits[:, None], 0)[:, 0]
+        text = sampler.sample(self._biased(logits)[:, None], 0)[:, 0]
         if forced_text is not None:
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)
-        silent = _without_speech(self.config, text[:, None])
+        silent, log_probs = _without_speech(self.config, text[:, None]), self._log_probs(logits, text)
         if can_sync(speaking) and not bool(speaking.any()):
-            return silent
+            return SampledPatches(silent, log_probs)
         codes = self.patch_decoder.sample(hidden, sampling, state.position)
-        return silent._replace(codes=torch.where(speaking[:, None, None, None], codes[:, None], silent.codes))
+        codes = torch.where(speaking[:, None, None, None], codes[:, None], silent.codes)
+        return SampledPatches(silent._replace(codes=codes), log_probs)
 
     @torch.no_grad()
     def draft_and_verify(
@@ -221,8 +231,8 @@ class SpeechLM(nn.Module):
         """
         if self.draft_head is None:
             raise UserError("this model has no draft head")
-        ids, tokens = self.prompt.special_ids, [self.text_logits(hidden).argmax(-1)]
-        x = hidden
+        ids, first = self.prompt.special_ids, self.text_logits(hidden)
+        tokens, x = [self._biased(first).argmax(-1)], hidden
         for _ in range(min(self.config.draft_tokens, (max_tokens or MAX_PATCHES) - 1)):
             x = self.draft_head(x, self.text_embedding(tokens[-1]))
             tokens.append(self.text_logits(x).argmax(-1))
@@ -232,10 +242,26 @@ class SpeechLM(nn.Module):
         after, stack = self.backbone(self.embed(patches), state.stack, lengths, kv_length=kv_length)
         assert stack is not None
         continues = (text[:, :-1] != ids.speech_start) & ~ids.ends_reply(text[:, :-1])
-        agrees = continues & (self.text_logits(after[:, :-1]).argmax(-1) == text[:, 1:])
+        logits = torch.cat([first[:, None], self.text_logits(after[:, :-1])], dim=1)
+        agrees = continues & (self._biased(logits[:, 1:]).argmax(-1) == text[:, 1:])
         counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
         self._note_depths(text, state)
-        return VerifiedTokens(patches, counts, after, at_position(state, state.position + counts))
+        state = at_position(state, state.position + counts)
+        return VerifiedTokens(patches, self._log_probs(logits, text), counts, after, state)
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        """Return the logits `[..., vocab]` from which text is sampled."""
+        if not self.config.prompt.unfinished_bias:
+            return logits
+        logits = logits.clone()
+        logits[..., self.prompt.unfinished_id] += self.config.prompt.unfinished_bias
+        return logits
+
+    def _log_probs(self, logits: Tensor, text: Tensor) -> Tensor:
+        """Return the log-probabilities of tokens `[...]` float32, or 0 if no answer depends on them."""
+        if self.config.prompt.min_confidence is None:
+            return torch.zeros(text.shape, device=text.device)
+        return -F.cross_entropy(logits.float().flatten(0, -2), text.flatten(), reduction="none").view(text.shape)
 
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from speechgpt2.lm.reply import ReplyParser
-from speechgpt2.lm.style_request import TranscriptReader
+from speechgpt2.lm.transcript_reader import TranscriptReader
 from speechgpt2.types import Patches
 
 CLOSING_ROOM = 16  # patches of a context that are reserved for the end of a reply
@@ -48,22 +48,23 @@ class StopRule:
         self.reason: StopReason | None = None if max_patches > 0 else "length"
         self._has_speech = False
 
-    def advance(self, token: int, speaking: bool, room: int | None = None) -> Patches | None:
+    def advance(self, token: int, speaking: bool, room: int | None = None, log_prob: float = 0.0) -> Patches | None:
         """Apply the rule to the next patch, before it is parsed.
 
         Args:
             token: The patch's text token.
             speaking: Whether the patch holds speech.
             room: Patches that fit into the context after this one; None if the context grows.
+            log_prob: Log-probability of the text token.
 
         Returns:
-            None; or patches `[1, P]` that replace the whole reply, if a spoken one would end here without speech (they
-            end at the start of its speech), or if the user asked for a style. This patch is then dropped.
+            None to keep the patch. Otherwise patches `[1, P]` that replace the reply so far, and the patch is dropped.
+            This happens when a spoken reply would end without speech (the replacement ends where its speech starts),
+            and when the transcript is not answered as it is (`TranscriptReader`).
         """
         ids = self.parser.prompt.special_ids
         self.patches += 1
-        ends_transcript = token == ids.transcript_end and self.parser.transcribing
-        if ends_transcript and self._transcript is not None and (prefix := self._transcript.finish()) is not None:
+        if self._transcript is not None and (prefix := self._transcript.read(token, log_prob)) is not None:
             self.speech_depth = int(prefix.text[0, -1] == ids.speech_start)
             return prefix
         full, ends = self.patches >= self.max_patches, ids.ends_reply(token)

@@ -10,6 +10,7 @@ import torch
 from speechgpt2.dsp.delivery import deliver
 from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.lm.style_request import CONSENT
+from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD
 from speechgpt2.style import NORMAL, Style, named_style
 from speechgpt2.types import SAMPLE_RATE, Interrupted, ReplyDone, Text, TextDelta, Transcript, Turn
 from tests.engine.test_turns import WORDS, agrees, random_codes, scripted
@@ -132,9 +133,9 @@ def test_model_that_follows_instructions_gets_the_style_as_words():
 # requests in words
 
 
-def styled_engine(*replies):
+def styled_engine(*replies, **options):
     """An engine whose model writes (transcript, answer or None) for each reply, and says eight patches."""
-    lm = tiny_lm(ScriptedLM, chain_of_modality=True)
+    lm = tiny_lm(ScriptedLM, chain_of_modality=True, **options)
     ids, encode = lm.prompt.special_ids, lm.prompt.encode
     lm.script = []
     for number, (transcript, written) in enumerate(replies):
@@ -185,6 +186,14 @@ def test_spoken_request_that_lasts_is_consented_to_and_kept():
     assert ask(engine, session) == ("what", "Hello", SLOWER)
     assert ask(engine, session) == ("speak normally", CONSENT["en"], 1.0)
     assert ask(engine, session) == ("what", "Hello", 1.0)
+
+
+def test_question_that_is_not_understood():
+    engine = styled_engine(("what", "Hello"), ("what", None), min_confidence=-0.5)
+    session = engine.open(LONG)
+    assert ask(engine, session) == ("what", "Hello", 1.0)
+    engine.core.runner.lm.log_prob = -0.6
+    assert ask(engine, session) == ("what", NOT_UNDERSTOOD["en"], 1.0)
 
 
 def test_spoken_question_is_answered_without_the_request():

@@ -48,16 +48,20 @@ class BabblingLM(SpeechLM):
 
 
 class ScriptedLM(SpeechLM):
-    """Says what `script` says, a list of (token, codes `[G, K]` or None); what it makes of that is its own."""
+    """Says what `script` says, a list of (token, codes `[G, K]` or None); what it makes of that is its own.
+
+    It is as certain of each token as `log_prob` says.
+    """
 
     script: list
+    log_prob = 0.0
 
     def sample(self, hidden, state, sampling, forced_text=None, allowed=None):
         written = super().sample(hidden, state, sampling, forced_text)  # a script follows no grammar
         for row in torch.nonzero(forced_text == UNFORCED).flatten().tolist():
             token, codes = self.script.pop(0)
-            written.text[row] = token
-            written.codes[row] = self.config.no_speech if codes is None else codes
+            written.patches.text[row], written.log_probs[row] = token, self.log_prob
+            written.patches.codes[row] = self.config.no_speech if codes is None else codes
         return written
 
 

@@ -50,7 +50,7 @@ def write_batch(lm, constraints, most=1500):
         bits = torch.full((rows, -(-lm.config.backbone.vocab // 32)), -1, dtype=torch.int32)
         for row in active.nonzero().flatten().tolist():
             bits[row] = torch.tensor(constraints[row].allowed())
-        patches = lm.sample(hidden, state, sampling, allowed=bits)
+        patches = lm.sample(hidden, state, sampling, allowed=bits).patches
         for row in active.nonzero().flatten().tolist():
             token = int(patches.text[row])
             assert constraints[row].accept(token)

@@ -35,7 +35,7 @@ def continuation(
     """Sampled patches from here on, without a stop rule."""
     drawn = []
     for _ in range(steps):
-        drawn.append(lm.sample(hidden, state, sampling))
+        drawn.append(lm.sample(hidden, state, sampling).patches)
         hidden, state = lm.prefill(drawn[-1], state)
     return concat(*drawn)
 
@@ -165,7 +165,7 @@ def test_codes_only_between_speech_start_and_end(lm):
     hidden, state = lm.prefill(lm.prompt.text_patches([60]), lm.init_state(1, 40))
     speaking = []
     for token in tokens:
-        patch = lm.sample(hidden, state, SamplingParams.greedy(), forced_text=torch.tensor([token]))
+        patch = lm.sample(hidden, state, SamplingParams.greedy(), forced_text=torch.tensor([token])).patches
         assert patch.text.item() == token
         spoken = patch.codes != lm.config.no_speech
         assert spoken.all() or not spoken.any()
@@ -177,8 +177,8 @@ def test_codes_only_between_speech_start_and_end(lm):
 
 def test_unforced_rows_sample_their_text(lm):
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
-    drawn = lm.sample(hidden, state, SamplingParams.greedy(2))
-    forced = lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([UNFORCED, 77]))
+    drawn = lm.sample(hidden, state, SamplingParams.greedy(2)).patches
+    forced = lm.sample(hidden, state, SamplingParams.greedy(2), forced_text=torch.tensor([UNFORCED, 77])).patches
     assert forced.text.tolist() == [[drawn.text[0, 0].item()], [77]]
 
 

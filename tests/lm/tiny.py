@@ -35,13 +35,19 @@ def tiny_config(
     draft_tokens: int = 0,
     tools: bool = False,
     follows_instructions: bool = False,
+    min_confidence: float | None = None,
     **backbone,
 ) -> LMConfig:
     sizes = {"vocab": tiny_tokenizer().get_vocab_size(), "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
     return LMConfig(
         BackboneConfig(**{**sizes, **backbone}),
         PatchDecoderConfig(width=16, layers=2, heads=2, ffn=32, chained=chained),
-        PromptConfig(chain_of_modality=chain_of_modality, tools=tools, follows_instructions=follows_instructions),
+        PromptConfig(
+            chain_of_modality=chain_of_modality,
+            tools=tools,
+            follows_instructions=follows_instructions,
+            min_confidence=min_confidence,
+        ),
         draft_tokens=draft_tokens,
     )
 
