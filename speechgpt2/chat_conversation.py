@@ -31,7 +31,7 @@ from speechgpt2.saved_chat import ChatSettings, ConversationLog, LoggedTurn, rea
 from speechgpt2.sessions.entries import LOCAL_OWNER, Entry, Header, SavedSession, TurnBlock
 from speechgpt2.sessions.session_file import write_session
 from speechgpt2.style import NORMAL, Style
-from speechgpt2.types import AudioDelta, Event, Patches, ReplyDone, Speech, Tool, Turn
+from speechgpt2.types import AudioDelta, Event, Patches, ReplyDone, Speech, TextDelta, Tool, Turn
 
 if TYPE_CHECKING:
     from speechgpt2.chat import SpeechGPT
@@ -125,15 +125,39 @@ class Conversation:
         events = self.reply(user_spoke=isinstance(turn.segments[0], Speech))
         return events if stream else self.collect(events)
 
-    def reply(self, user_spoke: bool) -> Iterator[Event]:
-        """Generate a reply to the turns that were added. `user_spoke`: the last turn is speech."""
+    @property
+    def reads_aloud(self) -> bool:
+        """Whether the model can read a given text."""
+        return self.model.lm.prompt.template.chain_of_modality
+
+    def say(self, text: str) -> Iterator[Event]:
+        """Say a given text as a reply: aloud if replies are spoken and the model can read it, otherwise written."""
+        if self.speak and self.reads_aloud:
+            yield from self.reply(user_spoke=False, text=text)
+            return
+        self.add(Turn.assistant(text))
+        self._codes = []
+        yield TextDelta(text)
+        yield ReplyDone("stop")
+
+    def reply(self, user_spoke: bool, text: str | None = None) -> Iterator[Event]:
+        """Generate a reply to the turns that were added.
+
+        Args:
+            user_spoke: Whether the last turn is speech.
+            text: A text to read aloud instead of an answer.
+        """
         lm, codec = self.model.lm, self.model.codec
         parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
         decoder_state = codec.init_decoder_state(1)
+        separator = lm.prompt.text_patches([]) if text is None or self._unanswered else lm.prompt.reply_start()
         self._unanswered, self._codes, reason = False, [], "interrupted"
-        self.log.start_turn(LoggedTurn("assistant", user_spoke=user_spoke))
-        transcript, given = self.style.begin_reply(parser, self.speak)
-        self._append(*given)
+        self.log.start_turn(LoggedTurn("assistant", user_spoke=user_spoke, separator=separator.text.shape[1]))
+        transcript, given = self.style.begin_reply(parser, self.speak and text is None)
+        if text is not None:
+            parser.write(text)
+            given = [lm.prompt.tts_prefix(text)]
+        self._append(separator, *given)
         try:
             hidden = self._prefill()
             stop = StopRule(parser, self.max_patches, self.speak, bool(self.state.speech_depth[0]), transcript)
@@ -153,7 +177,7 @@ class Conversation:
             self.style.last_answer = parser.text.strip() or self.style.last_answer
             if not parser.ended:
                 self._append(lm.prompt.turn_end(speaking=bool(self.state.speech_depth[0])))
-            self.log.end_turn(int(self.state.position[0]), reason)
+            self.log.end_turn(int(self.state.position[0]), reason, {} if text is None else {"text": text})
 
     def _constraint(self, user_spoke: bool) -> TextConstraint | None:
         """Every tool call is valid JSON that fits the tool's schema, if llguidance is installed."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -104,14 +104,20 @@ class ConversationLog:
         self.read(start)
         self.append(patches)
 
-    def end_turn(self, read: int, reason: str | None = None) -> None:
-        """The last turn is complete. The model has read `read` patches; `reason`: why the reply ended, if it is one."""
+    def end_turn(self, read: int, reason: str | None = None, options: dict[str, Any] | None = None) -> None:
+        """The last turn is complete.
+
+        Args:
+            read: Patches that the model has read.
+            reason: Why the reply ended, if it is one.
+            options: What it was asked for besides the settings: the `text` that it read aloud.
+        """
         turn = self.turns[-1]
         turn.pieces = [concat(*turn.pieces)]
         turn.at, turn.unread = round(time.time(), 3), self.length - read
         if reason is not None:
             context = digest(join([self._block(i) for i in range(len(self.turns) - 1)]))
-            turn.reply = ReplyInfo({}, reason, context)
+            turn.reply = ReplyInfo(options or {}, reason, context)
 
     def system_block(self) -> SystemBlock:
         """Return the system prompt."""
@@ -231,7 +237,7 @@ def replay(model: SpeechGPT, path: Path) -> Iterator[ReplayedReply]:
 
 def _generate_again(conversation: Conversation, turn: TurnBlock, reply_info: ReplyInfo) -> ReplayedReply:
     said, cut = turn.text or "", reply_info.reason == "interrupted"
-    for _ in conversation.reply(turn.user_spoke):
+    for _ in conversation.reply(turn.user_spoke, reply_info.options.get("text")):
         pass
     replayed_turn = conversation.log.turn_blocks(len(conversation.log.turns) - 1)[0]
     if replayed_turn.reply is None or replayed_turn.reply.context != reply_info.context:

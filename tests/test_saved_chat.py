@@ -77,6 +77,21 @@ def test_conversation_is_saved_turn_by_turn(tmp_path):
     assert [reply.status for reply in replay(tiny(), tmp_path / "sess_1.jsonl")] == ["same"] * 3
 
 
+@pytest.mark.parametrize("chain_of_modality", [True, False])
+def test_given_sentence_is_kept(tmp_path, chain_of_modality):
+    """One model reads it aloud, the other writes it."""
+    talk, path = begin(tiny(chain_of_modality=chain_of_modality), "t2s"), tmp_path / "talk.jsonl"
+    talk.ask(Turn.user("Hello"))
+    said = talk.collect(talk.say("Hello there"))
+    assert said.text == "Hello there" and bool(len(said.pcm)) == chain_of_modality
+    talk.ask(Turn.user("Hello"))
+    talk.save(path)
+    again = list(replay(tiny(chain_of_modality=chain_of_modality), path))
+    assert [reply.status for reply in again] == ["same"] * (2 + chain_of_modality)
+    twin = tiny(chain_of_modality=chain_of_modality).load_conversation(path)
+    assert equal(*(each.ask(Turn.user("Hello")) for each in (talk, twin)))
+
+
 def test_replay_compares_replies(tmp_path):
     model = tiny(chain_of_modality=True)
     talk = begin(model)

@@ -83,7 +83,7 @@ class ReplyOptions:
     """Options of one reply. None means: as in the session's settings.
 
     Attributes:
-        text: A text to read aloud instead of an answer.
+        text: A text to say instead of an answer. It is read aloud, or with `speak=False` written.
     """
 
     instructions: str | None = None

@@ -39,7 +39,7 @@ class Generation:
     Attributes:
         decoding: Patches of audible speech that the codec has not decoded yet.
         done: Whether the reply is complete and all of its events are sent.
-        given: Its text, if the model only speaks it.
+        given: Its text, if the model only speaks it, or nothing is left to generate.
     """
 
     def __init__(
@@ -144,6 +144,11 @@ class Generation:
         else:
             self._history.end_reply(speaking=False)
 
+    def write_given(self) -> None:
+        """End a reply whose given text is not spoken."""
+        self.stop.reason = "stop"
+        self._complete_if_stopped()
+
     def _complete_if_stopped(self) -> None:
         """Complete the reply if it has stopped and all of its audio is decoded."""
         if self.stop.reason is None or self.decoding:
@@ -175,7 +180,7 @@ class _ReplyStart(NamedTuple):
     Attributes:
         speak: Whether it is spoken.
         user_spoke: Whether it answers the user's speech, and so may begin with a transcript of it.
-        given: Its text, if the model only speaks it.
+        given: Its text, if the model only speaks it, or nothing is left to generate.
         call: The beginning of a tool call that it has to make; empty if none is required.
         request: The style that a typed turn asks for.
     """
@@ -189,13 +194,15 @@ class _ReplyStart(NamedTuple):
     def prefix(self, prompt: Prompt) -> Patches:
         """Return the patches that the model goes on from, `[1, P]`."""
         if self.given is not None:
-            return prompt.tts_prefix(self.given)
+            return prompt.tts_prefix(self.given) if self.speak else prompt.text_patches(prompt.encode(self.given))
         return prompt.text_patches(prompt.encode(self.call))
 
 
 def _reply_start(options: ReplyOptions, settings: SessionSettings, history: History, last_answer: str) -> _ReplyStart:
     """Decide how a reply begins, and update the system prompt to that. Raises `UserError` as `start_generation`."""
     prompt, read_aloud = history.prompt, options.text is not None
+    if options.text is not None and options.speak is False:
+        return _ReplyStart(False, False, options.text, "", None)
     user_spoke = history.ends_with_user_speech and not read_aloud
     speak = read_aloud or (settings.speak if options.speak is None else options.speak)
     if read_aloud:
@@ -246,7 +253,8 @@ def start_generation(
     free = not _required(options, settings) and settings.response_schema is None  # or the text must be something else
     transcript = TranscriptReader(parser, start.speak, last_answer, follow if start.speak else None) if free else None
     limit = min(options.max_patches or settings.max_patches, settings.max_patches)
-    stop = StopRule(parser, limit, start.speak, in_speech=start.given is not None, transcript=transcript)
+    in_speech = start.given is not None and start.speak
+    stop = StopRule(parser, limit, start.speak, in_speech=in_speech, transcript=transcript)
     constraint = None if read_aloud else _constraint(history, options, settings, start.user_spoke, start.call)
     generation = Generation(number, stop, history, events, constraint)
     style = styles.reply_style(settings, options, continues=answers_tool)
@@ -256,6 +264,8 @@ def start_generation(
     if start.given is not None:
         generation.given = start.given
         events.put(number, TextDelta(start.given))
+        if not start.speak:
+            generation.write_given()
     return generation
 
 

@@ -143,6 +143,7 @@ class Slot:
                     reply, options, self.settings, self.history, self.event_queue, self.styles
                 )
                 self.recorder.reply_started(reply, options, self.settings, before)
+                self._finish_if_done()
             case DeleteTurn(turn):
                 self._delete(turn)
             case Configure(settings):

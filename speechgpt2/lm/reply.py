@@ -101,7 +101,7 @@ class ReplyParser:
         rest = self._take_held().removesuffix(self.prompt.template.turn_end)
         if self.transcribing:
             return self._end_transcript(rest)
-        return self._events(close_call(rest) if self.tools and self.ended else rest)
+        return self._events(close_call(rest) if self.tools else rest)
 
     def speech_continuation_prompt(self) -> Patches | None:
         """Return a prompt that makes the model speak a reply which it was about to end without speech.

@@ -63,7 +63,7 @@ def parse_tool_calls(text: str) -> list[str | ToolCall]:
 
 
 def close_call(text: str) -> str:
-    """Return the text of a complete reply, in which a last call may lack its end tag, with that tag."""
+    """Return the text of a reply that is over, in which a last call may lack its end tag, with that tag."""
     return text + END if text.rfind(BEGIN) > text.rfind(END) else text
 
 

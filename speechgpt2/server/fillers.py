@@ -1,27 +1,47 @@
-"""What the assistant says while the user waits for a tool: a few words in the user's language."""
+"""Fixed sentences of the assistant in a session: while the user waits for a tool, and when the tools are given up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
-from speechgpt2.duplex.protocol import ReplyOptions
-from speechgpt2.long_form import language_of
+from speechgpt2.assistant.fixed_words import FAILED, WAIT, asked_to_say, in_language_of
+from speechgpt2.duplex.protocol import Dialogue, ReplyOptions, Session
 from speechgpt2.server.items import ConversationItem
 
-WORDS = {"en": "One moment, please.", "zh": "请稍等。"}
 INSTRUCTIONS = "The user waits for a tool. In one short sentence, in the language of the user, say that it takes time."
-MAX_PATCHES = 40  # of a filler that the model words itself
+MAX_PATCHES = 40  # of a sentence that the model words itself
 
 
-def language(items: Iterable[ConversationItem]) -> Literal["en", "zh"]:
-    """Return the language of what the user said last."""
+def last_words(items: Iterable[ConversationItem]) -> str:
+    """Return what the user said last, as far as it is known."""
     texts = [item.text for item in items if item.type == "message" and item.role == "user" and item.text]
-    return language_of(texts[-1]) if texts else "en"
+    return texts[-1] if texts else ""
 
 
-def options(language: Literal["en", "zh"], reads_aloud: bool) -> ReplyOptions:
-    """Return the options of the reply: fixed words where the model can read them aloud, otherwise instructions."""
+def options(said: str, reads_aloud: bool) -> ReplyOptions:
+    """Return the options of a filler: fixed words where the model can read them aloud, otherwise instructions."""
     if reads_aloud:
-        return ReplyOptions(text=WORDS[language])
+        return ReplyOptions(text=in_language_of(said, WAIT))
     return ReplyOptions(INSTRUCTIONS, max_patches=MAX_PATCHES, tools=())
+
+
+def say_that_it_failed(session: Session | Dialogue, said: str, speak: bool, reads_aloud: bool) -> int:
+    """Have the assistant say that it gives up.
+
+    Args:
+        session: The session.
+        said: What the user said last.
+        speak: Whether it is spoken; otherwise it is written.
+        reads_aloud: Whether the model can read a given text aloud. Otherwise it is asked to say it.
+
+    Returns:
+        The number of the reply.
+
+    Raises:
+        UserError: The user has just begun to speak.
+    """
+    sentence = in_language_of(said, FAILED)
+    if speak and not reads_aloud:
+        session.add_turn(asked_to_say(sentence))
+        return session.respond(ReplyOptions(max_patches=MAX_PATCHES, require_tool=False))
+    return session.respond(ReplyOptions(text=sentence, speak=speak))

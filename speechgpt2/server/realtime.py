@@ -229,7 +229,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             case ReplyDone():
                 response = self.responses.current
                 self.responses.done(event)
-                self.tool_calls.response_ended(response, event.reason == "stop")
+                self.tool_calls.response_ended(response, event.reason)
                 self.close_if_drained()
             case Error():
                 self._fail(event.message)
@@ -246,7 +246,7 @@ class RealtimeSession(WireSession[ClientMessage]):
             self.events.send_error(ProtocolError(message, "server_error", kind="server_error"))
             return
         self.responses.failed(message)
-        self.tool_calls.response_ended(response, completed=False)
+        self.tool_calls.response_ended(response, "interrupted")
         self.close_if_drained()
 
     def _update(self, changes: dict[str, Any]) -> None:

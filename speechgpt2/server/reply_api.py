@@ -18,17 +18,18 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from speechgpt2.assistant.loop import CallLimit, refused
+from speechgpt2.assistant.loop import CallLimit, refused, words_of
 from speechgpt2.duplex.protocol import ReplyOptions, Session
 from speechgpt2.errors import UserError
 from speechgpt2.server.admission import AdmissionError
 from speechgpt2.server.api_errors import ApiError, read_json, validate_request
 from speechgpt2.server.auth import Principal
+from speechgpt2.server.fillers import say_that_it_failed
 from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model
 from speechgpt2.server.settings import session_settings
-from speechgpt2.types import Error, Event, ReplyDone, ToolCall, Transcript, Turn
+from speechgpt2.types import Error, Event, ReplyDone, TextDelta, ToolCall, Transcript, Turn
 
 T = TypeVar("T")
 M = TypeVar("M", bound=WireModel)
@@ -111,7 +112,8 @@ class ReplyApi(WireProtocol):
 
         Calls of the server's own tools are made here, and their results answered: the client sees the last reply's
         calls only, and the text of all. A reply that calls the client's tools, too, ends there. A malformed call of any
-        tool has one more attempt.
+        tool has one more attempt. If the tools leave the turn without an answer, it is a fixed sentence, except with a
+        schema.
 
         Args:
             config: Settings of the session.
@@ -132,7 +134,8 @@ class ReplyApi(WireProtocol):
                     while session.backlogged:
                         await asyncio.sleep(BACKLOG_POLL_INTERVAL)
                 session.respond(ReplyOptions(text=read_aloud))
-                async with aclosing(self._answers(session, config)) as events:
+                said = next((words_of(turn) for turn in reversed(turns) if turn.role == "user"), "")
+                async with aclosing(self._answers(session, config, said, schema is None)) as events:
                     async for event in events:
                         yield event
             finally:
@@ -173,32 +176,60 @@ class ReplyApi(WireProtocol):
                 async for event in events:
                     yield event
 
-    async def _answers(self, session: Session, config: SessionConfig) -> AsyncGenerator[Event, None]:
-        """Yield the events of a reply, and of those that follow from the results of the server's tools."""
-        limit, hosted, calls = CallLimit(), {tool.name for tool in self.gateway.tools.tools}, list[ToolCall]()
+    async def _answers(
+        self, session: Session, config: SessionConfig, said: str, any_text: bool
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of a reply, and of those that follow from the results of the server's tools.
+
+        Args:
+            session: The session, which replies.
+            config: Its settings.
+            said: What the user has written.
+            any_text: Whether the reply may be any text, and so the sentence that it failed.
+        """
+        limit, hosted = CallLimit(), {tool.name for tool in self.gateway.tools.tools}
         own = {tool.name for tool in config.functions}
+        calls, words, before = list[ToolCall](), "", ""
+        clients_turn = cut = False
         async for event in session.events():
-            if isinstance(event, Error):
-                raise ApiError(500, event.message, "server_error", kind="server_error")
-            if isinstance(event, ToolCall) and (event.malformed or (hosted and event.name not in own)):
-                calls.append(event)
-            elif event == ReplyDone("stop") and calls and not limit.given_up:
-                await self._run_calls(session, calls, limit)
-                calls = []
-            else:
-                limit.given_up = limit.given_up or isinstance(event, ToolCall)
-                yield event
-                if isinstance(event, ReplyDone):
-                    return
+            match event:
+                case Error():
+                    raise ApiError(500, event.message, "server_error", kind="server_error")
+                case ToolCall() if event.malformed or (hosted and event.name not in own):
+                    calls.append(event)
+                    continue
+                case ToolCall():
+                    clients_turn = True
+                case Transcript():
+                    said = event.text
+                case TextDelta():
+                    if before and not words:
+                        yield TextDelta(" ")  # between two replies
+                    words += event.text
+                case ReplyDone() if not clients_turn:
+                    step = limit.after_reply(bool(calls), bool(words.strip()), event.reason)
+                    cut = cut or event.reason == "length"
+                    if step in ("run the calls", "refuse the calls"):
+                        await self._run_calls(session, calls, limit)
+                    elif step != "end" and any_text:
+                        speak = config.speaks and step == "say that it failed"
+                        say_that_it_failed(session, said, speak, self.gateway.engine.reads_aloud)
+                    else:
+                        yield ReplyDone("length") if cut else event
+                        return
+                    calls, words, before = [], "", before + words
+                    continue
+            yield event
+            if isinstance(event, ReplyDone):
+                return
 
     async def _run_calls(self, session: Session, calls: Sequence[ToolCall], limit: CallLimit) -> None:
-        """Run calls of the server's tools, and have the session answer their results."""
+        """Run calls of the server's tools unless they are refused, and have the session answer their results."""
         tools = self.gateway.tools
-        limit.given_up = limit.reached
-        results = refused(calls) if limit.reached else await tools.toolbox().run_async(calls)
+        results = refused(calls) if limit.refused else await tools.toolbox().run_async(calls)
         limit.count(results)
         session.add_turn(tools.turn([result.text for result in results]))
-        session.respond(ReplyOptions(tools=()) if limit.given_up else None)
+        session.respond(ReplyOptions(require_tool=False) if limit.refused else None)
 
 
 BACKLOG_POLL_INTERVAL = 0.01  # seconds

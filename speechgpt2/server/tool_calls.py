@@ -9,7 +9,8 @@
 
 Results wait until neither side speaks. Then they enter the context together, and the model answers. A filler is cut by
 the answer, and the model forgets it. When the user speaks meanwhile, a call is cancelled or kept as its tool declares;
-a kept call, and one in the background, is answered when there is room.
+a kept call, and one in the background, is answered when there is room. If the turn would end without an answer because
+of its tools, the assistant says a fixed sentence (`assistant.loop.CallLimit`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from speechgpt2.assistant.loop import CallLimit, refused
+from speechgpt2.assistant.loop import NO_MORE, CallLimit, refused
 from speechgpt2.assistant.toolbox import Toolbox, ToolResult
 from speechgpt2.duplex.protocol import ReplyOptions
 from speechgpt2.errors import MissingDependency, UserError
@@ -172,24 +173,39 @@ class ToolCalls:
             pending.background, pending.kept = declared.background, declared.on_interrupt == "keep"
         self._called.append(pending)
 
-    def response_ended(self, response: RealtimeResponse | None, completed: bool) -> None:
-        """A response has ended: make its calls, or tell the results that have waited for its end."""
-        self.filler.response_ended(response)
+    def response_ended(self, response: RealtimeResponse | None, reason: str) -> None:
+        """A response has ended: make its calls, or tell the results that have waited for its end.
+
+        Args:
+            response: The response; None if none has begun.
+            reason: Why it has ended (`ReplyDone`). One that failed counts as interrupted.
+        """
+        was_filler = self.filler.response_ended(response)
         calls, self._called = self._called, []
-        if not completed:
-            for call in calls:
-                self.runner.report(call, ToolResult(call.call, UNFINISHED, False, 0.0))
-        elif calls and self._limit.reached:
-            self._refuse(calls)
-        elif calls:
+        waiting = bool(self._groups or self._ready or was_filler)
+        words = waiting or response is None or any(item.text for item in response.output if item.type != "mcp_call")
+        step = self._limit.after_reply(bool(calls), words, reason)
+        if step == "run the calls":
             self._start(CallGroup(calls), self._toolbox or self._hosted.toolbox())
+        elif step == "refuse the calls":
+            self._ready += self._report(calls, refused([call.call for call in calls]))
+        else:
+            text = UNFINISHED if reason != "stop" else NO_MORE
+            self._report(calls, [ToolResult(call.call, text, False, 0.0) for call in calls])
+        if step in ("say that it failed", "write that it failed"):
+            self._say_that_it_failed(speak=self._context.config.speaks and step == "say that it failed")
         self._tell()
 
-    def _refuse(self, calls: list[PendingCall]) -> None:
-        self._limit.given_up = True
-        for call, result in zip(calls, refused([call.call for call in calls]), strict=True):
+    def _report(self, calls: list[PendingCall], results: list[ToolResult]) -> list[str]:
+        """Report results of calls that were not made; returns their texts."""
+        for call, result in zip(calls, results, strict=True):
             self.runner.report(call, result)
-            self._ready.append(result.text)
+        return [result.text for result in results]
+
+    def _say_that_it_failed(self, speak: bool) -> None:
+        said, reads_aloud = fillers.last_words(self._context.items), self._context.reads_aloud
+        with suppress(UserError):  # the user has just begun to speak
+            fillers.say_that_it_failed(self._context.dialogue, said, speak, reads_aloud)
 
     def _start(self, group: CallGroup, toolbox: Toolbox) -> None:
         for call in group.calls:
@@ -248,7 +264,7 @@ class ToolCalls:
         dialogue = self._context.dialogue
         try:
             dialogue.add_turn(self._hosted.turn(texts))
-            dialogue.respond(ReplyOptions(tools=()) if self._limit.given_up else None)
+            dialogue.respond(ReplyOptions(require_tool=False) if self._limit.refused else None)
         except UserError as error:  # the user has just begun to speak, and gets an answer to all of it
             log.info("an answer to tool results waits", extra={"fields": {"reason": str(error)}})
 
@@ -278,7 +294,7 @@ class Filler:
         """Say it, unless it was said."""
         if self.spoken:
             return
-        options = fillers.options(fillers.language(self._context.items), self._context.reads_aloud)
+        options = fillers.options(fillers.last_words(self._context.items), self._context.reads_aloud)
         with suppress(UserError):  # the user has just begun to speak
             self._number = self._context.dialogue.respond(options)
             self.spoken = True
@@ -291,8 +307,10 @@ class Filler:
         with suppress(UserError):  # it has ended, and its last event is on the way
             self._context.dialogue.interrupt(None)
 
-    def response_ended(self, response: RealtimeResponse | None) -> None:
-        """A response has ended, or none has begun; if it was the filler, the model forgets it."""
-        if self._number is not None and (response is None or response.turn == self._number):
-            self._context.dialogue.delete_turn(self._number)
-            self._number = None
+    def response_ended(self, response: RealtimeResponse | None) -> bool:
+        """A response has ended, or none has begun. Returns whether it was the filler, which the model forgets then."""
+        if self._number is None or (response is not None and response.turn != self._number):
+            return False
+        self._context.dialogue.delete_turn(self._number)
+        self._number = None
+        return True

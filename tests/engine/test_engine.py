@@ -320,6 +320,22 @@ def test_reading_aloud():
     assert torch.equal(context_of(session).text[:, : recital.text.shape[1]], recital.text)
 
 
+@pytest.mark.parametrize("chain_of_modality", [True, False])
+def test_given_text_may_be_written(chain_of_modality):
+    """The model remembers it, and answers the next turn as if it had written it itself."""
+    engine = tiny_engine(tiny_lm(chain_of_modality=chain_of_modality))
+    given, other = engine.open(SHORT), engine.open(SHORT)
+    for session in (given, other):
+        session.add_turn(Turn.user("Hello"))
+    given.respond(ReplyOptions(text="Hello there", speak=False))
+    assert talk(engine, [given])[given] == [TextDelta("Hello there"), ReplyDone("stop")]
+    other.add_turn(Turn.assistant("Hello there"))
+    run(engine)
+    assert same(given, other)
+    found = [answer(engine, session, noise(0.5)) for session in (given, other)]
+    assert reason(found[0]) and np.array_equal(*map(audio_of, found))
+
+
 def test_unsupported_request_is_an_error_and_the_session_continues():
     engine = tiny_engine()
     session, other = engine.open(SHORT), engine.open(SHORT)

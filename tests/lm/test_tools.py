@@ -142,9 +142,16 @@ def test_text_before_a_call_streams():
     assert flat(events[: text.index("degrees")]) == ["It is <b>25</b>"]
 
 
-@pytest.mark.parametrize("text", [WRITTEN[:-3], "Well <tool_call>", "a <tool"])
-def test_call_that_is_cut_is_text(text):
-    assert flat(read(make(), text, end=False)[0]) == [text]
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        (WRITTEN[:-3], [ToolCall("", WRITTEN[11:-3].strip())]),
+        ("Well <tool_call>", ["Well", ToolCall("", "")]),
+        ("a <tool", ["a <tool"]),
+    ],
+)
+def test_call_that_is_cut_is_malformed_and_not_shown(text, events):
+    assert flat(read(make(), text, end=False)[0]) == events
 
 
 @pytest.mark.parametrize("end", [False, True])

@@ -191,9 +191,11 @@ class FakeSession:
             self.say(Transcript(asked))
         if "fail" in asked:
             self.say(Error("the model failed"))
-        elif "garbled" in asked and self.settings.tools:
+        elif asked.endswith("say nothing") and not options.text:
+            self.say(ReplyDone("stop"))
+        elif "garbled" in asked and self.settings.tools and not options.text:
             self.say(ToolCall("", '{"name": "weather", "arg'), ReplyDone("stop"))
-        elif "call" in asked and (self.settings.tools if options.tools is None else options.tools):
+        elif "call" in asked and (self.settings.tools if options.tools is None else options.tools) and not options.text:
             calls = re.findall(r"call (\w+)(\{.*?\})", asked) or [("weather", '{"city": "Paris"}')]
             self.say(*(ToolCall(*call) for call in calls), ReplyDone("stop"))
         else:

@@ -1,5 +1,6 @@
 """Tools that the server runs: beside the audio, with fillers, interruptions and failures; the session stays healthy."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -193,6 +194,42 @@ def test_malformed_call_is_repaired(served):
         assert "sunny in Paris" in answer(client)
 
 
+SORRY = "Sorry, that did not work."
+WITHOUT_ANSWER = [
+    pytest.param('call loops{"city": "Rome"}', id="calls without end"),
+    pytest.param('call weather{"city": "say nothing"}', id="no words after a result"),
+]
+
+
+@pytest.mark.parametrize("asked", WITHOUT_ANSWER)
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_turn_without_an_answer_ends_with_a_fixed_sentence(served, asked, modality):
+    with open_client(served) as client:
+        client.update(output_modalities=[modality])
+        for words, sentence in (("", SORRY), ("天气 ", "抱歉，这次没有成功。")):
+            ask(client, f"{words}{asked}")
+            seen = len(client.seen)
+            assert answer(client) == sentence
+            kinds = [event["type"] for event in client.seen[seen:]]
+            assert ("response.output_audio.delta" in kinds) == (modality == "audio")
+            assert memory(served)[-1] == f"assistant: {sentence}"
+        ask(client, "hello")  # the session is healthy, and says no more of it
+        assert memory(served)[-2:][0] == "user: hello"
+
+
+@pytest.mark.parametrize("asked", WITHOUT_ANSWER)
+def test_rest_ends_with_the_fixed_sentence(served, asked):
+    openai = needs.module("openai", "dev")
+    with openai.OpenAI(api_key="none", base_url=f"{served.http}/v1", max_retries=0) as client:
+        messages = [{"role": "user", "content": asked}]
+        choice = client.chat.completions.create(model="mini", messages=messages).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("stop", SORRY)
+        options = {"modalities": ["text", "audio"], "audio": {"voice": "default", "format": "wav"}}
+        message = client.chat.completions.create(model="mini", messages=messages, **options).choices[0].message
+        assert message.audio.transcript == SORRY and len(message.audio.data) > 10_000
+        assert client.responses.create(model="mini", input=f"你好 {asked}").output_text == "抱歉，这次没有成功。"
+
+
 def test_malformed_call_of_a_tool_of_the_client_is_repaired():
     """Also over REST. The client gets the valid call only."""
     own = {"name": "lamp", "description": "Switch the lamp.", "parameters": {"type": "object"}}
@@ -355,7 +392,9 @@ def test_client_approves_and_denies_calls(model):
             assert answer(client) == "Hello." and output in model.knows()
 
 
-def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
+@contextlib.contextmanager
+def scripted(chain_of_modality):
+    """A server with a real engine that may speak: its model, and what the script of a short speech is."""
     needs.module("onnxruntime", "server")
     import torch
 
@@ -365,18 +404,23 @@ def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
     from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm
     from tests.server.test_tools import Model
 
-    lm = tiny_lm(ScriptedLM, tools=True, chain_of_modality=True)
-    lm.script, ids, codes = [], lm.prompt.special_ids, torch.zeros(3, 3, dtype=torch.int64)
+    lm = tiny_lm(ScriptedLM, tools=True, chain_of_modality=chain_of_modality)
+    lm.script, codes = [], torch.zeros(3, 3, dtype=torch.int64)
     engine = Engine(tiny_codec(), lm, EngineConfig(slots=2, context=8192))
     engine.start()
+    ended = [(token, None) for token in lm.prompt.turn_end(speaking=True).text[0].tolist()]
     tools = ToolsConfig(functions=DEMO, filler_seconds=0.1)
-    with serving(engine, Dialogue, slots=2, context=8192, tools=tools) as served, open_client(served) as client:
-        model, spoken = Model(served, lm), [(ids.filler, codes)] * 3
-        ended = [(token, None) for token in lm.prompt.turn_end(speaking=True).text[0].tolist()]
+    with serving(engine, Dialogue, slots=2, context=8192, tools=tools) as served:
+        yield Model(served, lm), [(lm.prompt.special_ids.filler, codes)] * 3 + ended
+
+
+def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
+    with scripted(chain_of_modality=True) as (model, spoken), open_client(model.served) as client:
+        lm = model.lm
         model.will(call("slow", seconds=4))
-        lm.script += [*spoken, *ended]  # the filler, whose words are given
+        lm.script += spoken  # the filler, whose words are given
         lm.script += [(token, None) for token in lm.prompt.encode("It's 25.")]
-        lm.script += [(ids.speech_start, None), *spoken, *ended]
+        lm.script += [(lm.prompt.special_ids.speech_start, None), *spoken]
         client.write("weather?")
         client.until("response.done", seconds=60)
         events = client.until("response.done", seconds=60)
@@ -384,3 +428,31 @@ def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
         assert any(event["type"] == "response.output_audio.delta" for event in events)
         assert answer(client) == "It's 25."
         assert "One moment" not in model.knows() and "4.0 s have passed" in model.knows() and not lm.script
+
+
+def test_call_that_stays_unreadable_by_a_real_engine(monkeypatch):
+    """It is spoken, or asked for and then written; the talk goes on. The same over REST, in text."""
+    monkeypatch.setattr("speechgpt2.lm.grammar.installed", lambda: False)  # a grammar would refuse these calls
+    openai = needs.module("openai", "dev")
+    for chain_of_modality in (True, False):
+        with scripted(chain_of_modality) as (model, spoken), open_client(model.served) as client:
+            garbled = ["<tool_call>\n{broken\n</tool_call>"] * 4
+            model.will(*garbled)
+            if chain_of_modality:
+                model.lm.script += spoken
+            else:
+                model.will(garbled[0])  # asked to say the sentence
+            client.write("weather?")
+            assert answer(client) == SORRY and not model.lm.script
+            kinds = [event["type"] for event in client.seen]
+            assert ("response.output_audio.delta" in kinds) == chain_of_modality and "error" not in kinds
+            model.lm.script += [(token, None) for token in model.lm.prompt.encode("Hello.")]
+            model.lm.script += [(model.lm.prompt.special_ids.speech_start, None), *spoken]
+            client.write("weather?")
+            client.until("response.done", seconds=60)
+            assert SORRY in model.knows() and not model.lm.script
+            model.will(*garbled)
+            with openai.OpenAI(api_key="none", base_url=f"{model.served.http}/v1", max_retries=0) as rest:
+                messages = [{"role": "user", "content": "weather?"}]
+                choice = rest.chat.completions.create(model="mini", messages=messages).choices[0]
+            assert (choice.finish_reason, choice.message.content) == ("stop", SORRY)

@@ -40,6 +40,12 @@ def hangs() -> str:
 
 
 @tool
+def loops(city: str) -> str:
+    """Have the fake model call this again."""
+    return f'call loops{{"city": "{city}"}}'
+
+
+@tool
 def breaks() -> str:
     """Break."""
     raise RuntimeError("no network")
