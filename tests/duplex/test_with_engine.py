@@ -11,7 +11,8 @@ from speechgpt2.duplex.dialogue import Dialogue
 from speechgpt2.duplex.protocol import DialogueSettings, ReplyStarted, ServerVad, SessionSettings
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, SpeechStarted
 from tests.duplex.session import LevelVad
-from tests.engine.tiny import PATCH, context_of, models, noise, say, talk, tiny_engine
+from tests.engine.results import context_of
+from tests.engine.tiny import PATCH, models, noise, say, talk, tiny_engine
 
 BLOCK = 768
 SETTINGS = DialogueSettings(ServerVad(silence_ms=512, prefix_ms=320), speculate_ms=192, interrupt_ms=288)

@@ -14,8 +14,9 @@ from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.types import Error, Turn
 from tests import needs
+from tests.engine.results import audio_of, events
 from tests.engine.test_engine import SHORT
-from tests.engine.tiny import PATCH, Clock, audio_of, events, models, noise, say, talk
+from tests.engine.tiny import PATCH, Clock, answer, models, noise
 
 SLOTS = 8
 
@@ -44,8 +45,8 @@ def test_codec_process_equals_thread(process):
         ("decode", slots, codes_of(3, SLOTS), speaking, []),
     ]
     answers = [getattr(process, method)(*arguments) for method, *arguments in asked]  # none is waited for
-    for (method, *arguments), answer in zip(asked, answers, strict=True):
-        ours, theirs = getattr(here, method)(*arguments), answer.result()
+    for (method, *arguments), pending in zip(asked, answers, strict=True):
+        ours, theirs = getattr(here, method)(*arguments), pending.result()
         if method == "encode":
             assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in ours)
         elif method == "decode":
@@ -145,9 +146,7 @@ def test_engine_with_codec_process_equals_thread_and_survives_its_death():
     for engine in (near, far):
         session = engine.open(SHORT)
         for seconds in (0.7, 0.4):
-            say(session, noise(seconds))
-            session.respond()
-            replies.append(audio_of(talk(engine, [session])[session]))
+            replies.append(audio_of(answer(engine, session, noise(seconds))))
             if engine is far:
                 kill(far.core.runner.codec)  # between two turns; the second one goes on in another process
     assert all(map(np.array_equal, replies[:2], replies[2:])) and all(reply.any() for reply in replies)

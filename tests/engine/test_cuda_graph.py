@@ -10,8 +10,9 @@ from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.types import Patches
+from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
-from tests.engine.tiny import audio_of, context_of, models, noise, reason, say, talk, tiny_engine, tiny_lm
+from tests.engine.tiny import models, noise, say, talk, tiny_engine, tiny_lm
 
 
 class Traced:

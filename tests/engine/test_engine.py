@@ -19,28 +19,8 @@ from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import AudioDelta, Error, ReplyDone, Speech, TextDelta, Turn
-from tests.engine.tiny import (
-    SHORT,
-    Clock,
-    audio_of,
-    context_of,
-    events,
-    models,
-    noise,
-    reason,
-    run,
-    same,
-    say,
-    talk,
-    tiny_engine,
-    tiny_lm,
-)
-
-
-def answer(engine, session, pcm, chunk=700):
-    say(session, pcm, chunk)
-    session.respond()
-    return talk(engine, [session])[session]
+from tests.engine.results import audio_of, context_of, events, reason, same
+from tests.engine.tiny import SHORT, Clock, answer, models, noise, run, say, talk, tiny_engine, tiny_lm
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 1.2, 1.3])
@@ -248,9 +228,10 @@ def test_new_settings_apply_from_the_next_reply():
 def test_reply_options_override_instructions():
     engine, other = tiny_engine(), tiny_engine()
     session, wanted = engine.open(SHORT), other.open(replace(SHORT, instructions="weather"))
-    say(session, noise(0.6))
-    session.respond(ReplyOptions(instructions="weather"))
-    ours, theirs = talk(engine, [session])[session], answer(other, wanted, noise(0.6))
+    ours, theirs = (
+        answer(engine, session, noise(0.6), ReplyOptions(instructions="weather")),
+        answer(other, wanted, noise(0.6)),
+    )
     assert np.array_equal(audio_of(ours), audio_of(theirs)) and same(session, wanted)
     assert reason(answer(engine, session, noise(0.5))) and reason(answer(other, wanted, noise(0.5)))
     usual = engine.core.runner.lm.prompt.system_prompt("s2s").text

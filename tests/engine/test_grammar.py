@@ -10,8 +10,9 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.types import ReplyDone, Tool, ToolCall, Turn
 from tests import needs
+from tests.engine.results import context_of, events
 from tests.engine.test_tools import WRITTEN, end, make, rest, text, words
-from tests.engine.tiny import context_of, events, noise, run, say, talk, tiny_engine, tiny_lm
+from tests.engine.tiny import noise, run, say, talk, tiny_engine, tiny_lm
 
 needs.module("llguidance", "grammar")
 

@@ -12,7 +12,8 @@ from speechgpt2.engine.engine import Engine
 from speechgpt2.engine.replay import replay
 from speechgpt2.sessions.store import SessionFolder
 from speechgpt2.types import Interrupted, ReplyDone, TextDelta, Transcript, Turn
-from tests.engine.tiny import PATCH, Clock, audio_of, events, run, same, say, talk
+from tests.engine.results import audio_of, events, same
+from tests.engine.tiny import PATCH, Clock, run, say, talk
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"

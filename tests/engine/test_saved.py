@@ -17,21 +17,9 @@ from speechgpt2.sessions.store import SessionFolder
 from speechgpt2.style import named_style
 from speechgpt2.types import Interrupted, Speech, Text, Tool, ToolCall, Turn
 from tests.engine import test_style as styles
+from tests.engine.results import audio_of, context_of, events, same
 from tests.engine.test_style import LONG, SLOWER, styled_engine
-from tests.engine.tiny import (
-    PATCH,
-    SHORT,
-    audio_of,
-    context_of,
-    events,
-    noise,
-    run,
-    same,
-    say,
-    talk,
-    tiny_engine,
-    tiny_lm,
-)
+from tests.engine.tiny import PATCH, SHORT, answer, noise, run, say, talk, tiny_engine, tiny_lm
 
 ID = "sess_1"
 TOOL = Tool("weather", "The weather in a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -58,9 +46,7 @@ def whole(session):
 
 
 def ask(engine, session, pcm):
-    say(session, pcm)
-    session.respond()
-    found = talk(engine, [session])[session]
+    found = answer(engine, session, pcm)
     session.save()
     run(engine)
     return found
@@ -83,9 +69,7 @@ def assert_goes_on(engine, session, folder, **options):
     for options in (None, ReplyOptions(speak=False)):
         answers = []
         for one, its in ((engine, session), (twin_engine, twin)):
-            say(its, noise(0.7, 9))
-            its.respond(options)
-            answers.append(talk(one, [its])[its])
+            answers.append(answer(one, its, noise(0.7, 9), options))
         assert np.array_equal(audio_of(answers[0]), audio_of(answers[1]))
         assert same(session, twin)
 
@@ -170,9 +154,7 @@ def test_what_may_be_rolled_back_is_not_saved(tmp_path):
     engine = tiny_engine()
     session = open_saved(engine, tmp_path)
     ask(engine, session, noise(0.5))
-    say(session, noise(0.5, 1))
-    session.respond()
-    talk(engine, [session])
+    answer(engine, session, noise(0.5, 1))
     assert len(SessionFolder(tmp_path).load(ID).turns) == 2
     session.rollback()
     session.append_audio(noise(0.3, 2))
@@ -203,9 +185,7 @@ def test_replay_says_the_same(tmp_path, options):
     for number in range(3):
         ask(engine, session, noise(0.5, number))
     interrupted(engine, session)
-    say(session, noise(0.5, 4))
-    session.respond()
-    talk(engine, [session])
+    answer(engine, session, noise(0.5, 4))
     session.configure(SessionSettings(max_patches=20, seed=5, instructions="Hello"))
     session.respond(ReplyOptions(speak=False, max_patches=7))
     talk(engine, [session])
@@ -318,9 +298,7 @@ def test_style_of_a_turn_that_was_rolled_back_is_not_saved(tmp_path):
     engine = styled_engine(("what", "Hello"), ("speak slower", None))
     session = open_saved(engine, tmp_path, LONG)
     styles.ask(engine, session)
-    say(session, noise(0.4))
-    session.respond()
-    talk(engine, [session])
+    answer(engine, session, noise(0.4))
     session.rollback()
     session.end_turn()
     engine, session = go_on(engine, session, tmp_path, ("what", "Hello"))

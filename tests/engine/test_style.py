@@ -13,22 +13,9 @@ from speechgpt2.lm.style_request import CONSENT
 from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD
 from speechgpt2.style import NORMAL, Style, named_style
 from speechgpt2.types import SAMPLE_RATE, Interrupted, ReplyDone, Text, TextDelta, Transcript, Turn
+from tests.engine.results import audio_of, context_of, events, same
 from tests.engine.test_turns import WORDS, agrees, random_codes, scripted
-from tests.engine.tiny import (
-    PATCH,
-    SHORT,
-    ScriptedLM,
-    audio_of,
-    context_of,
-    events,
-    noise,
-    run,
-    same,
-    say,
-    talk,
-    tiny_engine,
-    tiny_lm,
-)
+from tests.engine.tiny import PATCH, SHORT, ScriptedLM, answer, noise, run, say, talk, tiny_engine, tiny_lm
 
 
 @cache
@@ -36,9 +23,7 @@ def answered(settings, options=None):
     """A session that has answered one turn, and the audio of its answer."""
     engine = tiny_engine()
     session = engine.open(settings)
-    say(session, noise(0.4))
-    session.respond(options)
-    return session, audio_of(talk(engine, [session])[session])
+    return session, audio_of(answer(engine, session, noise(0.4), options))
 
 
 @pytest.mark.parametrize("style", [Style(rate=0.5), named_style("whisper"), named_style("happy")])

@@ -10,7 +10,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import AudioDelta, Interrupted, ReplyDone, Text, TextDelta, Tool, ToolCall, Transcript, Turn
-from tests.engine.tiny import PATCH, ScriptedLM, context_of, events, noise, run, say, talk, tiny_engine, tiny_lm
+from tests.engine.results import context_of, events
+from tests.engine.tiny import PATCH, ScriptedLM, noise, run, say, talk, tiny_engine, tiny_lm
 
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {}})
 CALL = ToolCall("weather", '{"city": "Paris"}')

@@ -9,22 +9,8 @@ import torch
 
 from speechgpt2.engine.codec_worker import CodecWorker
 from speechgpt2.types import Interrupted, ReplyDone, Speech, TextDelta, Turn
-from tests.engine.tiny import (
-    PATCH,
-    SHORT,
-    ScriptedLM,
-    audio_of,
-    context_of,
-    events,
-    noise,
-    reason,
-    run,
-    same,
-    say,
-    talk,
-    tiny_engine,
-    tiny_lm,
-)
+from tests.engine.results import audio_of, context_of, events, reason, same
+from tests.engine.tiny import PATCH, SHORT, ScriptedLM, answer, noise, run, say, talk, tiny_engine, tiny_lm
 
 
 def agrees(engine, session):
@@ -48,9 +34,7 @@ def test_rolled_back_turn_equals_an_uninterrupted_one(seconds, steps):
     pcm = noise(1.1)
     cut = int(seconds * 24_000)
     plain, session = whole.open(SHORT), engine.open(SHORT)
-    say(plain, pcm)
-    plain.respond()
-    wanted = talk(whole, [plain])[plain]
+    wanted = answer(whole, plain, pcm)
 
     session.start_turn()
     session.append_audio(pcm[:cut])
@@ -144,9 +128,7 @@ def test_rollback_while_the_end_is_being_encoded(seconds, steps):
     session.append_audio(pcm[cut:])
     session.end_turn()
     session.respond()
-    say(plain, pcm)
-    plain.respond()
-    found, wanted = talk(engine, [session])[session], talk(whole, [plain])[plain]
+    found, wanted = talk(engine, [session])[session], answer(whole, plain, pcm)
     other.close()
     assert same(session, plain) and np.array_equal(audio_of(found), audio_of(wanted)) and agrees(engine, session)
 
@@ -162,9 +144,7 @@ def test_delete_while_the_end_is_being_encoded(steps):
         engine.step()
     session.delete_turn(number)
     for e, s in ((engine, session), (other, plain)):
-        say(s, noise(0.5, 3))
-        s.respond()
-        talk(e, [s])
+        answer(e, s, noise(0.5, 3))
     busy.close()
     assert same(session, plain) and agrees(engine, session)
 
@@ -243,9 +223,7 @@ def test_unplayed_audio_does_not_affect_later_turns():
         run(engine, until=lambda s=session: s.event_queue.reply_samples >= 5 * PATCH)
         session.interrupt(3 * PATCH + 10)
         engine.core.runner.lm.__class__ = type(tiny_lm())  # from now on it speaks for itself
-        say(session, noise(0.3, 3))
-        session.respond()
-        reply = audio_of(talk(engine, [session])[session])
+        reply = audio_of(answer(engine, session, noise(0.3, 3)))
         results.append((context_of(session), reply))
     (first, a), (second, b) = results
     assert torch.equal(first.text, second.text) and torch.equal(first.codes, second.codes)
@@ -346,9 +324,7 @@ def test_mute_reply_is_spoken_after_all():
     session, plain = engine.open(SHORT), other.open(SHORT)
     replies = []
     for e, s in ((engine, session), (other, plain)):
-        say(s, noise(0.4))
-        s.respond()
-        replies.append(talk(e, [s])[s])
+        replies.append(answer(e, s, noise(0.4)))
     assert np.array_equal(audio_of(replies[0]), audio_of(replies[1])) and len(audio_of(replies[0])) == 8 * PATCH
     texts = ["".join(e.text for e in found if isinstance(e, TextDelta)).strip() for found in replies]
     assert texts == ["Hello there, what is weather"] * 2 and reason(replies[0]) == "stop"

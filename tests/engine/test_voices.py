@@ -10,7 +10,8 @@ from speechgpt2.duplex.protocol import EngineVoice, ReplyOptions, SessionSetting
 from speechgpt2.errors import UserError
 from speechgpt2.lm.greetings import Greetings
 from speechgpt2.types import Speech
-from tests.engine.tiny import SHORT, audio_of, context_of, events, noise, run, say, talk, tiny_engine, tiny_lm
+from tests.engine.results import audio_of, context_of, events
+from tests.engine.tiny import SHORT, noise, run, say, talk, tiny_engine, tiny_lm
 
 CODES = np.arange(4 * 3 * 3).reshape(12, 3)
 ANNA = Speech(codes=CODES, text="hello", tokens=(65, 66, 67, 68))

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from speechgpt2.codec.model import Codec
-from speechgpt2.duplex.protocol import SessionSettings
+from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.engine import Engine
 from speechgpt2.lm.model import UNFORCED, SpeechLM
-from speechgpt2.types import SAMPLE_RATE, AudioDelta, Patches, ReplyDone
+from speechgpt2.types import SAMPLE_RATE
 from tests.codec import tiny as codecs
+from tests.engine.results import events
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PATCH = 2880  # samples
@@ -108,14 +109,6 @@ def run(engine: Engine, until=None, most: int = 5000) -> None:
     raise AssertionError("the engine does not come to rest")
 
 
-def events(session) -> list:
-    """All that are there."""
-    found = []
-    while (event := session.event_queue.get()) is not None:
-        found.append(event)
-    return found
-
-
 def talk(engine: Engine, sessions, most: int = 20_000) -> dict:
     """Step, with readers who read at once, until all replies are over: the events of each session."""
     found = defaultdict(list)
@@ -137,20 +130,8 @@ def say(session, pcm: np.ndarray, chunk: int = 700) -> None:
     session.end_turn()
 
 
-def audio_of(found) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.float32), *(e.pcm for e in found if isinstance(e, AudioDelta))])
-
-
-def reason(found) -> str | None:
-    return next((event.reason for event in found if isinstance(event, ReplyDone)), None)
-
-
-def context_of(session) -> Patches:
-    """All that the session's model has been told."""
-    context = session.slot.history.context
-    return context.patches(0, context.length)
-
-
-def same(a, b) -> bool:
-    """Whether the models of two sessions have been told the same."""
-    return all(torch.equal(x, y) for x, y in zip(context_of(a), context_of(b), strict=True))
+def answer(engine: Engine, session, pcm: np.ndarray, options: ReplyOptions | None = None, chunk: int = 700) -> list:
+    """The events of the reply to a spoken turn."""
+    say(session, pcm, chunk)
+    session.respond(options)
+    return talk(engine, [session])[session]

@@ -12,7 +12,8 @@ from speechgpt2.lm.generation import generate
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.nn import precision
 from speechgpt2.nn.precision import rotary_angle, rotary_frequencies
-from tests.engine.tiny import SHORT, audio_of, noise, say, talk, tiny_codec, tiny_engine, tiny_lm
+from tests.engine.results import audio_of
+from tests.engine.tiny import SHORT, noise, say, talk, tiny_codec, tiny_engine, tiny_lm
 
 PACKAGE = Path(precision.__file__).parents[1]
 ON_DEVICES = ("nn", "codec", "lm", "engine", "styletts")  # packages whose tensors lie on a device

@@ -313,23 +313,32 @@ def test_approval_without_a_call_is_an_error(served):
 # an MCP server by the official SDK, and a model that follows a script
 
 
-@pytest.fixture(scope="module")
-def model():
-    needs.module("mcp", "mcp")
+@contextlib.contextmanager
+def scripted(chain_of_modality, **tools):
+    """A server with a real engine that may speak: its model, and what the script of a short speech is."""
     needs.module("onnxruntime", "server")
+    import torch
+
     from speechgpt2.duplex.dialogue import Dialogue
     from speechgpt2.engine.config import EngineConfig
     from speechgpt2.engine.engine import Engine
     from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm
     from tests.server.test_tools import Model
 
-    lm = tiny_lm(ScriptedLM, tools=True)
-    lm.script = []
+    lm = tiny_lm(ScriptedLM, tools=True, chain_of_modality=chain_of_modality)
+    lm.script, codes = [], torch.zeros(3, 3, dtype=torch.int64)
     engine = Engine(tiny_codec(), lm, EngineConfig(slots=2, context=8192))
     engine.start()
-    config = ToolsConfig(timeout=6.0, filler_seconds=0.0)
-    with serving(engine, Dialogue, slots=2, context=8192, tools=config) as served:
-        yield Model(served, lm)
+    ended = [(token, None) for token in lm.prompt.turn_end(speaking=True).text[0].tolist()]
+    with serving(engine, Dialogue, slots=2, context=8192, tools=ToolsConfig(**tools)) as served:
+        yield Model(served, lm), [(lm.prompt.special_ids.filler, codes)] * 3 + ended
+
+
+@pytest.fixture(scope="module")
+def model():
+    needs.module("mcp", "mcp")
+    with scripted(False, timeout=6.0, filler_seconds=0.0) as (model, _):
+        yield model
 
 
 def call(name, **arguments):
@@ -392,30 +401,8 @@ def test_client_approves_and_denies_calls(model):
             assert answer(client) == "Hello." and output in model.knows()
 
 
-@contextlib.contextmanager
-def scripted(chain_of_modality):
-    """A server with a real engine that may speak: its model, and what the script of a short speech is."""
-    needs.module("onnxruntime", "server")
-    import torch
-
-    from speechgpt2.duplex.dialogue import Dialogue
-    from speechgpt2.engine.config import EngineConfig
-    from speechgpt2.engine.engine import Engine
-    from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm
-    from tests.server.test_tools import Model
-
-    lm = tiny_lm(ScriptedLM, tools=True, chain_of_modality=chain_of_modality)
-    lm.script, codes = [], torch.zeros(3, 3, dtype=torch.int64)
-    engine = Engine(tiny_codec(), lm, EngineConfig(slots=2, context=8192))
-    engine.start()
-    ended = [(token, None) for token in lm.prompt.turn_end(speaking=True).text[0].tolist()]
-    tools = ToolsConfig(functions=DEMO, filler_seconds=0.1)
-    with serving(engine, Dialogue, slots=2, context=8192, tools=tools) as served:
-        yield Model(served, lm), [(lm.prompt.special_ids.filler, codes)] * 3 + ended
-
-
 def test_filler_is_read_aloud_by_a_real_engine_and_forgotten():
-    with scripted(chain_of_modality=True) as (model, spoken), open_client(model.served) as client:
+    with scripted(True, functions=DEMO, filler_seconds=0.1) as (model, spoken), open_client(model.served) as client:
         lm = model.lm
         model.will(call("slow", seconds=4))
         lm.script += spoken  # the filler, whose words are given
@@ -435,7 +422,7 @@ def test_call_that_stays_unreadable_by_a_real_engine(monkeypatch):
     monkeypatch.setattr("speechgpt2.lm.grammar.installed", lambda: False)  # a grammar would refuse these calls
     openai = needs.module("openai", "dev")
     for chain_of_modality in (True, False):
-        with scripted(chain_of_modality) as (model, spoken), open_client(model.served) as client:
+        with scripted(chain_of_modality, functions=DEMO) as (model, spoken), open_client(model.served) as client:
             garbled = ["<tool_call>\n{broken\n</tool_call>"] * 4
             model.will(*garbled)
             if chain_of_modality:

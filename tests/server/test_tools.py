@@ -9,7 +9,8 @@ import torch
 from speechgpt2.lm.tools import render_tool_turn
 from speechgpt2.types import Text, ToolCall, Turn
 from tests import needs
-from tests.engine.tiny import ScriptedLM, context_of, tiny_codec, tiny_lm
+from tests.engine.results import context_of
+from tests.engine.tiny import ScriptedLM, tiny_codec, tiny_lm
 from tests.server.conftest import open_client, serving
 from tests.server.test_clients import Events, until, until_true
 

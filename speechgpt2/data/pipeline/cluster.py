@@ -19,7 +19,7 @@ from typing import Any
 
 from speechgpt2.data.pipeline.clip_audio import Workspace
 from speechgpt2.data.pipeline.stage import Stage
-from speechgpt2.data.pipeline.workers import TASK_TIMEOUT, LocalWorkers, Task, TaskResult
+from speechgpt2.data.pipeline.workers import LocalWorkers, Task, TaskResult, WorkerPool
 from speechgpt2.errors import UserError
 
 WAVE = 4096  # most tasks of a dataset, and most tasks that wait for the next one
@@ -27,25 +27,16 @@ BLOCKS = 256  # most blocks of a dataset; an actor processes a block at a time
 OBJECTS = 256 << 20  # bytes of the object store: records are small, audio stays in files
 
 
-class RayWorkers:
-    """A `WorkerPool` of `count` actors; one per processor if None. Raises `UserError` without Ray."""
+class RayWorkers(WorkerPool):
+    """A pool of `count` actors. Raises `UserError` without Ray."""
 
-    def __init__(
-        self,
-        stages: Sequence[Stage[Any]],
-        workspace: Workspace,
-        count: int | None = None,
-        timeout: float = TASK_TIMEOUT,
-    ):
+    def _start(self, count: int | None) -> None:
         self._ray, self._started = _connect(count)
         self._count = count or int(self._ray.cluster_resources().get("CPU", 1))
-        absolute = Workspace(workspace.sources.resolve(), workspace.folder.resolve())
-        self._arguments = (list(stages), absolute, timeout)
+        absolute = Workspace(self._workspace.sources.resolve(), self._workspace.folder.resolve())
+        self._arguments = (self._stages, absolute, self._timeout)
         self._queue: list[Task] = []
         self._wave: Iterator[dict[str, Any]] | None = None
-
-    def __enter__(self) -> RayWorkers:
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._wave = None
@@ -54,20 +45,16 @@ class RayWorkers:
 
     @property
     def idle(self) -> int:
-        """Number of tasks that can be submitted now."""
         return WAVE - len(self._queue)
 
     @property
     def busy(self) -> bool:
-        """Whether a task is in progress."""
         return bool(self._queue) or self._wave is not None
 
     def submit(self, task: Task) -> None:
-        """Start a task; only while `idle` is positive."""
         self._queue.append(task)
 
     def collect(self) -> list[TaskResult]:
-        """Wait for at least one task, and return those that are done. Raises the `UserError` of a stage."""
         while self.busy:
             if self._wave is None:
                 tasks, self._queue = self._queue, []

@@ -15,11 +15,12 @@ import multiprocessing.connection
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from speechgpt2.data.pipeline.clip_audio import ClipAudio, Workspace
 from speechgpt2.data.pipeline.results import Result
@@ -56,28 +57,53 @@ class TaskResult:
     fault: str = ""
 
 
-class WorkerPool(Protocol):
-    """The workers of a run: processes of this machine (`LocalWorkers`) or of a cluster (cluster.py)."""
+class WorkerPool(ABC):
+    """The workers of a run: processes of this machine (`LocalWorkers`) or of a cluster (cluster.py).
+
+    Args:
+        stages: The stages that a clip passes.
+        workspace: Where the clips' files are.
+        count: Number of workers; None: one per processor.
+        timeout: Seconds for one task.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage[Any]],
+        workspace: Workspace,
+        count: int | None = None,
+        timeout: float = TASK_TIMEOUT,
+    ):
+        self._stages, self._workspace, self._timeout = list(stages), workspace, timeout
+        self._start(count)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    @abstractmethod
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    @abstractmethod
+    def _start(self, count: int | None) -> None:
+        """Start the workers."""
 
     @property
+    @abstractmethod
     def idle(self) -> int:
         """Number of tasks that can be submitted now."""
-        ...
 
     @property
+    @abstractmethod
     def busy(self) -> bool:
         """Whether a task is in progress."""
-        ...
 
+    @abstractmethod
     def submit(self, task: Task) -> None:
         """Start a task; only while `idle` is positive."""
-        ...
 
+    @abstractmethod
     def collect(self) -> list[TaskResult]:
         """Wait for at least one task, and return those that are done. Raises the `UserError` of a stage."""
-        ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 def run(task: Task, stages: Sequence[Stage[Any]], workspace: Workspace) -> TaskResult:
@@ -157,23 +183,13 @@ def _serve(pipe: Any, stages: Sequence[Stage[Any]], workspace: Workspace) -> Non
             return
 
 
-class LocalWorkers:
+class LocalWorkers(WorkerPool):
     """`count` processes with the same stages (see the module)."""
 
-    def __init__(
-        self,
-        stages: Sequence[Stage[Any]],
-        workspace: Workspace,
-        count: int | None = None,
-        timeout: float = TASK_TIMEOUT,
-    ):
-        self._stages, self._workspace, self._timeout = stages, workspace, timeout
+    def _start(self, count: int | None) -> None:
         count = (os.cpu_count() or 1) if count is None else count
-        self._workers = [_Worker(stages, workspace) for _ in range(count)]
+        self._workers = [_Worker(self._stages, self._workspace) for _ in range(count)]
         self._inline: list[Task] = []
-
-    def __enter__(self) -> LocalWorkers:
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for worker in self._workers:
@@ -181,18 +197,15 @@ class LocalWorkers:
 
     @property
     def idle(self) -> int:
-        """Number of tasks that can be submitted now."""
         if not self._workers:
             return int(not self._inline)
         return sum(worker.task is None for worker in self._workers)
 
     @property
     def busy(self) -> bool:
-        """Whether a task is in progress."""
         return bool(self._inline) or any(worker.task is not None for worker in self._workers)
 
     def submit(self, task: Task) -> None:
-        """Start a task; only while `idle` is positive."""
         if not self._workers:
             self._inline.append(task)
             return
@@ -202,7 +215,6 @@ class LocalWorkers:
             worker.pipe.send(task)
 
     def collect(self) -> list[TaskResult]:
-        """Wait for at least one task, and return those that are done. Raises the `UserError` of a stage."""
         if not self._workers:
             tasks, self._inline = self._inline, []
             return [run(task, self._stages, self._workspace) for task in tasks]
