@@ -2,6 +2,7 @@
 
     embedder = open_embedder("model2vec@FOLDER")     # an entry of EMBEDDERS
     embedder.embed(["a car", "an automobile"])       # [2, D]
+    embedder.embed(["What is a car?"], questions=True)
 
 An embedder is a plug-in: a class with the methods of `Embedder`, and a line in `EMBEDDERS`. Vectors are kept in the
 base's file, and a search compares all of them with the question's. The ranks of words and of vectors are merged by
@@ -39,8 +40,8 @@ class Embedder(Protocol):
         """Identifies its weights. Vectors of other weights are of no use."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the texts' vectors, `[N, D]` float32."""
+    def embed(self, texts: Sequence[str], questions: bool = False) -> np.ndarray:
+        """Return the vectors of passages, or of the questions that look for them, `[N, D]` float32."""
         ...
 
 
@@ -67,12 +68,49 @@ class Model2Vec:
             raise UserError(f"{folder}: cannot be read as a model2vec model ({' '.join(str(error).split())})") from None
         self.name, self.fingerprint = f"model2vec@{path}", hashlib.sha256(weights[0].read_bytes()).hexdigest()[:16]
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str], questions: bool = False) -> np.ndarray:
         """See `Embedder`."""
         return np.asarray(self._model.encode(list(texts), use_multiprocessing=False), np.float32)
 
 
-EMBEDDERS: dict[str, Callable[[str], Embedder]] = {"model2vec": Model2Vec}
+class SentenceTransformers:
+    """A transformer by the package `sentence-transformers` (https://sbert.net), on the CPU.
+
+    Args:
+        folder: Its folder, with weights as safetensors. Nothing is downloaded, and no code in it is run.
+
+    Raises:
+        UserError: There is no model.
+        MissingDependency: The extra `sentence-transformers` is not installed.
+    """
+
+    def __init__(self, folder: str):
+        path = Path(folder).resolve()
+        weights = sorted(path.rglob("*.safetensors"))
+        if not (path / "modules.json").is_file() or not weights:  # the library would look for it on the hub
+            raise UserError(f"{folder}: not the folder of a sentence-transformers model with safetensors")
+        library = require("sentence_transformers", "sentence-transformers")
+        require("transformers.utils.logging", "sentence-transformers").disable_progress_bar()
+        try:
+            self._model: Any = library.SentenceTransformer(str(path), device="cpu", local_files_only=True)
+        except Exception as error:  # whatever its parsers raise
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder}: cannot be read as a sentence-transformers model ({reason})") from None
+        self.name, hashed = f"sentence-transformers@{path}", hashlib.sha256()
+        for file in weights:
+            hashed.update(file.read_bytes())
+        self.fingerprint = hashed.hexdigest()[:16]
+
+    def embed(self, texts: Sequence[str], questions: bool = False) -> np.ndarray:
+        """See `Embedder`. The prompts that the model's settings name for questions and passages are added."""
+        encode = self._model.encode_query if questions else self._model.encode_document
+        return np.asarray(encode(list(texts), show_progress_bar=False), np.float32)
+
+
+EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
+    "model2vec": Model2Vec,
+    "sentence-transformers": SentenceTransformers,
+}
 
 
 def open_embedder(name: str) -> Embedder:
@@ -122,7 +160,7 @@ class VectorIndex:
             self._loaded = loaded = self._load(version)
         if not len(loaded.ids):
             return []
-        likeness = loaded.vectors @ unit(self.embedder.embed([query]))[0]
+        likeness = loaded.vectors @ unit(self.embedder.embed([query], questions=True))[0]
         best = np.argsort(-likeness, kind="stable")[:count]
         return [int(loaded.ids[place]) for place in best if likeness[place] > 0]
 

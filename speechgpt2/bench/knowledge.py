@@ -1,6 +1,6 @@
 """How fast is a knowledge base, and does it find the right document?
 
-    sg2 bench kb --documents 10000
+    sg2 bench kb --documents 10000 --embedder model2vec@FOLDER
 
 Distractors are texts of the same words in random order, so every word of a question occurs in many of them. Recall@3
 is the fraction of questions whose document is among the first three.
@@ -32,13 +32,21 @@ WORDS = (6, 14)  # of a sentence
 
 
 @dataclass(frozen=True)
-class KnowledgeSpeed:
-    """Indexing and look-up."""
+class IndexSpeed:
+    """Indexing by words."""
 
     documents: int = column("documents", ",d")
     index_seconds: float = column("indexing s", ".1f")
     index_cpu_seconds: float = column("CPU s", ".1f")
     unchanged_seconds: float = column("again, unchanged s", ".1f")
+
+
+@dataclass(frozen=True)
+class LookUpSpeed:
+    """Look-up, and embedding where documents are also found by meaning."""
+
+    by: str = column("search by")
+    embedding_seconds: float | None = column("embedding s", ".1f")
     megabytes: float = column("MB", ".1f")
     median_ms: float = column("look-up ms, median", ".2f")
     median_cpu_ms: float = column("CPU ms, median", ".2f")
@@ -49,22 +57,24 @@ class KnowledgeSpeed:
 class KnowledgeRecall:
     """How many questions found their document."""
 
+    by: str = column("search by")
     language: str = column("questions")
     questions: int = column("number", "d")
     first: float = column("recall@1", ".3f")
     recall: float = column(f"recall@{K}", ".3f")
 
 
-def main(documents: int, seed: int = 0, out: Path | None = None) -> None:
-    """Print how fast an index of `documents` small files is and what it finds."""
+def main(documents: int, embedder: str | None = None, seed: int = 0, out: Path | None = None) -> None:
+    """Print how fast an index of `documents` small files is and what it finds, also by meaning with an embedder."""
     console = open_console()
     texts = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "documents")
         write_documents(files, texts, documents, random.Random(seed))
-        speed, recall = measure(files, Path(folder, "knowledge.sqlite"), texts)
+        index, look_ups, recall = measure(files, Path(folder, "knowledge.sqlite"), texts, embedder)
     tables: dict[str, list[Any]] = {
-        "Knowledge base: speed": [speed],
+        "Knowledge base: index": [index],
+        "Knowledge base: look-up": look_ups,
         "Knowledge base: questions in other words than the documents'": recall,
     }
     report.publish(tables, console, out)
@@ -96,8 +106,10 @@ def make_distractors(entries: list[dict[str, Any]], rng: random.Random) -> Itera
         yield "".join(sentences)
 
 
-def measure(files: Path, database: Path, texts: dict[str, Any]) -> tuple[KnowledgeSpeed, list[KnowledgeRecall]]:
-    """Index a folder and ask all questions."""
+def measure(
+    files: Path, database: Path, texts: dict[str, Any], embedder: str | None = None
+) -> tuple[IndexSpeed, list[LookUpSpeed], list[KnowledgeRecall]]:
+    """Index a folder and ask all questions: by words, then also by meaning if there is an embedder."""
     index_text("预热")  # the dictionary is read once per process
     with KnowledgeBase(database, create=True) as base:
         start, cpu = time.perf_counter(), time.process_time()
@@ -108,7 +120,25 @@ def measure(files: Path, database: Path, texts: dict[str, Any]) -> tuple[Knowled
         again = time.perf_counter() - start
         if changed:
             raise RuntimeError(f"{len(changed)} unchanged files were indexed again")
-        seconds, cpu_seconds, recall = [], [], []
+    index = IndexSpeed(count, indexed, cpu_indexed, again)
+    asked = [_ask(database, texts)]
+    if embedder is not None:
+        asked.append(_ask(database, texts, embedder))
+    return index, [speed for speed, _ in asked], [row for _, recall in asked for row in recall]
+
+
+def _ask(
+    database: Path, texts: dict[str, Any], embedder: str | None = None
+) -> tuple[LookUpSpeed, list[KnowledgeRecall]]:
+    """Ask all questions, by words and, with an embedder, by meaning."""
+    by, embedding_seconds = "words" if embedder is None else "words and meaning", None
+    seconds, cpu_seconds, recall = [], [], []
+    with KnowledgeBase(database) as base:
+        if embedder is not None:
+            start = time.perf_counter()
+            base.embed(embedder)
+            embedding_seconds = time.perf_counter() - start
+        base.search("预热", K)  # vectors are read once
         for language, entries in texts.items():
             ranks = []
             for number, entry in enumerate(entries):
@@ -118,13 +148,13 @@ def measure(files: Path, database: Path, texts: dict[str, Any]) -> tuple[Knowled
                     seconds.append(time.perf_counter() - start)
                     cpu_seconds.append(time.process_time() - cpu)
                     ranks.append(found.index(name) if (name := f"{language}-{number}.txt") in found else K)
-            recall.append(_recall(language, ranks))
+            recall.append(_recall(by, language, ranks))
     median, median_cpu = (1000 * statistics.median(times) for times in (seconds, cpu_seconds))
-    p95 = 1000 * statistics.quantiles(seconds, n=20)[-1]
-    megabytes = database.stat().st_size / 1e6
-    return KnowledgeSpeed(count, indexed, cpu_indexed, again, megabytes, median, median_cpu, p95), recall
+    p95, megabytes = 1000 * statistics.quantiles(seconds, n=20)[-1], database.stat().st_size / 1e6
+    return LookUpSpeed(by, embedding_seconds, megabytes, median, median_cpu, p95), recall
 
 
-def _recall(language: str, ranks: list[int]) -> KnowledgeRecall:
+def _recall(by: str, language: str, ranks: list[int]) -> KnowledgeRecall:
     first, found = (sum(rank < k for rank in ranks) / len(ranks) for k in (1, K))
-    return KnowledgeRecall({"en": "English", "zh": "Mandarin"}.get(language, language), len(ranks), first, found)
+    name = {"en": "English", "zh": "Mandarin"}.get(language, language)
+    return KnowledgeRecall(by, name, len(ranks), first, found)

@@ -139,6 +139,10 @@ def voices(
 
 def kb(
     documents: Annotated[int, typer.Option(min=1, help="Number of small documents.")] = 10_000,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="Ask again by meaning, too, with an embedder of sg2 kb embed.", metavar="EMBEDDER"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the documents.")] = 0,
     out: ReportFile = None,
 ) -> None:
@@ -147,7 +151,7 @@ def kb(
 
     check_report_file(out)
     with spinner("timing a knowledge base"):
-        knowledge.main(documents, seed, out)
+        knowledge.main(documents, embedder, seed, out)
 
 
 def grammar(

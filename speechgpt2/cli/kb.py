@@ -78,7 +78,10 @@ def search(
 
 def embed(
     embedder: Annotated[
-        str, typer.Argument(help="model2vec@FOLDER, or none to search by words only.", metavar="EMBEDDER")
+        str,
+        typer.Argument(
+            help="model2vec@FOLDER, sentence-transformers@FOLDER, or none to search by words only.", metavar="EMBEDDER"
+        ),
     ],
     db: Database = DEFAULT,
 ) -> None:

@@ -23,7 +23,7 @@ class Thesaurus:
     def __init__(self, address):
         self.name, self.fingerprint, self.embedded = f"thesaurus@{address}", address, []
 
-    def embed(self, texts):
+    def embed(self, texts, questions=False):
         self.embedded += texts
         words = [set(text.lower().replace(".", "").split()) for text in texts]
         return np.array([[len(meaning & found) for meaning in MEANINGS] for found in words], np.float32)
@@ -146,3 +146,34 @@ def test_model2vec_reads_a_folder(tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read as a model2vec model"):
         open_embedder(embedder.name)
+
+
+def test_sentence_transformers_reads_a_folder(tmp_path):
+    """A tiny random transformer, whose settings name prompts for questions and passages."""
+    library = needs.module("sentence_transformers", "sentence-transformers")
+    import torch
+    from sentence_transformers import models
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "car", "river", "query", "passage"]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "bert")
+    layers = [models.Transformer(str(tmp_path / "bert")), models.Pooling(8)]
+    prompts = {"query": "query ", "document": "passage "}
+    model = library.SentenceTransformer(modules=layers, prompts=prompts, device="cpu")
+    model.save(str(tmp_path / "model"))
+    embedder = open_embedder(f"sentence-transformers@{tmp_path / 'model'}")
+    passages, questions = embedder.embed(["car", "river"]), embedder.embed(["car"], questions=True)
+    assert passages.shape == (2, 8) and passages.dtype == np.float32
+    assert np.allclose(passages, model.encode(["passage car", "passage river"]), atol=1e-6)
+    assert np.allclose(questions, model.encode(["query car"]), atol=1e-6)
+    assert open_embedder(embedder.name).fingerprint == embedder.fingerprint
+    next((tmp_path / "model").rglob("*.safetensors")).write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read as a sentence-transformers model"):
+        open_embedder(embedder.name)
+    with pytest.raises(UserError, match="with safetensors"):
+        open_embedder(f"sentence-transformers@{tmp_path}")
