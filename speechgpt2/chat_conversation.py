@@ -22,6 +22,7 @@ from speechgpt2.conversation import (
 from speechgpt2.errors import UserError
 from speechgpt2.lm.generation import generate
 from speechgpt2.lm.grammar import TextConstraint
+from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
@@ -83,14 +84,14 @@ class Conversation:
         """
         prompt = self.model.lm.prompt
         content = history_turn(turn, self.model)
-        self._check_length(content)
+        _check_length(content, prompt)
         spoken, replies = content.codes is not None, content.role == "assistant"
         transcript = self._transcript if self._unanswered and replies else None
         separator = prompt.text_patches([])
         if replies != self._unanswered:
             separator = prompt.reply_start() if replies else prompt.turn_end(speaking=False)
         if replies:
-            patches = self._as_reply(content, transcript)
+            patches = _as_reply(prompt, content, transcript)
             self.style.last_answer = content.text or ""
         else:
             self._transcript = content.text if spoken else None
@@ -266,16 +267,6 @@ class Conversation:
             self._unanswered, self._transcript = True, turn.text if turn.user_spoke else None
             self.style.read_turn(HistoryTurn(turn.role, turn.text, codes))
 
-    def _check_length(self, content: HistoryTurn) -> None:
-        config = self.model.lm.config
-        spoken = 0 if content.codes is None else len(content.codes) // config.patch_frames
-        patches = max(spoken, len(self.model.lm.prompt.encode(content.text or "")))
-        if patches > MAX_TURN:
-            raise UserError(
-                f"a turn of {patches:,} patches is too long: the limit is {MAX_TURN:,}, which are 8 minutes of speech "
-                "or as many text tokens"
-            )
-
     def _prefill(self) -> Tensor:
         """Prefill what is pending. Returns the hidden state after it, `[1, D]`."""
         pending, begin = concat(*self._pending), int(self.state.position[0])
@@ -294,9 +285,17 @@ class Conversation:
             self._pending.append(patches)
             self.log.append(patches)
 
-    def _as_reply(self, content: HistoryTurn, transcript: str | None) -> Patches:
-        prompt = self.model.lm.prompt
-        if content.codes is None:
-            return prompt.reply(content.text or "", transcript=transcript)
-        speech = prompt.align_speech(content.codes, text=content.text)
-        return prompt.reply(content.text or "", speech, transcript)
+
+def _check_length(content: HistoryTurn, prompt: Prompt) -> None:
+    spoken = 0 if content.codes is None else len(content.codes) // prompt.config.patch_frames
+    patches = max(spoken, len(prompt.encode(content.text or "")))
+    if patches > MAX_TURN:
+        raise UserError(
+            f"a turn of {patches:,} patches is too long: the limit is {MAX_TURN:,}, which are 8 minutes of speech "
+            "or as many text tokens"
+        )
+
+
+def _as_reply(prompt: Prompt, content: HistoryTurn, transcript: str | None) -> Patches:
+    speech = None if content.codes is None else prompt.align_speech(content.codes, text=content.text)
+    return prompt.reply(content.text or "", speech, transcript)

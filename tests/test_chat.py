@@ -14,13 +14,12 @@ from speechgpt2.chat import Conversation, SpeechGPT
 from speechgpt2.codec.model import Codec
 from speechgpt2.dsp.delivery import deliver
 from speechgpt2.errors import UserError
+from speechgpt2.fixed_words import CONSENT, NOT_UNDERSTOOD
 from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.model import SampledPatches, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import at_position
-from speechgpt2.lm.style_request import CONSENT
-from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD
 from speechgpt2.style import named_style
 from speechgpt2.types import AudioDelta, Patches, ReplyDone, Speech, Text, TextDelta, Tool, ToolCall, Transcript, Turn
 from tests.lm.tiny import tiny_lm

@@ -16,9 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from speechgpt2.assistant.fixed_words import FAILED, asked_to_say, in_language_of
 from speechgpt2.assistant.toolbox import Toolbox, ToolResult, tool_turn
 from speechgpt2.errors import UserError
+from speechgpt2.fixed_words import FAILED, in_language_of
 from speechgpt2.types import Event, ReplyDone, Speech, Text, TextDelta, ToolCall, Transcript, Turn
 
 if TYPE_CHECKING:  # a conversation is passed in: what runs tools should not wait for torch
@@ -186,6 +186,11 @@ def _stream(conversation: Conversation, turn: Turn, toolbox: Toolbox, max_rounds
                 replies = conversation.ask(asked_to_say(sentence), stream=True)
             case _:
                 replies = conversation.say(sentence)
+
+
+def asked_to_say(sentence: str) -> Turn:
+    """Return the turn that asks a model for a sentence, if it cannot read a given text aloud."""
+    return Turn("tool", (Text(f"Say this to the user, and nothing else: {sentence}"),))
 
 
 def words_of(turn: Turn) -> str:

@@ -117,8 +117,18 @@ Command = (
     | Save
 )
 
-# These wait until the reply in progress has ended and the user's finished turn is encoded completely.
-WAITS_UNTIL_IDLE = (StartTurn, AddTurn, Respond, Configure)
+
+def must_wait(command: Command, encoding_end: bool, replying: bool) -> bool:
+    """Return whether a command waits.
+
+    Args:
+        command: The command.
+        encoding_end: Whether the user's turn has ended and some of it is not encoded yet.
+        replying: Whether a reply is in progress.
+    """
+    if isinstance(command, Save):
+        return encoding_end
+    return isinstance(command, (StartTurn, AddTurn, Respond, Configure)) and (encoding_end or replying)
 
 
 def created_number(command: Command) -> int | None:

@@ -18,7 +18,6 @@ from speechgpt2.dsp.delivery import source_samples
 from speechgpt2.duplex.protocol import ReplyOptions, SessionSettings
 from speechgpt2.engine.codec_worker import AudioChunk
 from speechgpt2.engine.commands import (
-    WAITS_UNTIL_IDLE,
     AddTurn,
     AppendAudio,
     Command,
@@ -28,11 +27,11 @@ from speechgpt2.engine.commands import (
     EndTurn,
     Respond,
     Rollback,
-    Save,
     StartTurn,
     Truncate,
     created_number,
     finalizes_history,
+    must_wait,
 )
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.event_queue import SessionEventQueue
@@ -99,14 +98,11 @@ class Slot:
         self._run_waiting()
 
     def _run_waiting(self) -> None:
-        while self._waiting_commands and not self._must_wait(self._waiting_commands[0]):
+        while self._waiting_commands:
+            encoding_end = self.input is not None and self.input.encoding_end
+            if must_wait(self._waiting_commands[0], encoding_end, replying=self.generation is not None):
+                break
             self._execute(self._waiting_commands.popleft())
-
-    def _must_wait(self, command: Command) -> bool:
-        encoding_end = self.input is not None and self.input.encoding_end
-        if isinstance(command, Save):
-            return encoding_end
-        return isinstance(command, WAITS_UNTIL_IDLE) and (encoding_end or self.generation is not None)
 
     def _cancel_waiting(self, number: int | None) -> None:
         """Drop the waiting command that would create the turn or reply `number`."""

@@ -193,11 +193,11 @@ class SpeechLM(nn.Module):
         if allowed is not None:
             logits = logits.masked_fill(~unpack_bits(allowed, logits.shape[-1]), -torch.inf)
         sampler = Sampler(_text_sampling(self.config, sampling), state.position)
-        text = sampler.sample(self._biased(logits)[:, None], 0)[:, 0]
+        text = sampler.sample(_biased(self.prompt, logits)[:, None], 0)[:, 0]
         if forced_text is not None:
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)
-        silent, log_probs = _without_speech(self.config, text[:, None]), self._log_probs(logits, text)
+        silent, log_probs = _without_speech(self.config, text[:, None]), _log_probs(self.config, logits, text)
         if can_sync(speaking) and not bool(speaking.any()):
             return SampledPatches(silent, log_probs)
         codes = self.patch_decoder.sample(hidden, sampling, state.position)
@@ -232,7 +232,7 @@ class SpeechLM(nn.Module):
         if self.draft_head is None:
             raise UserError("this model has no draft head")
         ids, first = self.prompt.special_ids, self.text_logits(hidden)
-        tokens, x = [self._biased(first).argmax(-1)], hidden
+        tokens, x = [_biased(self.prompt, first).argmax(-1)], hidden
         for _ in range(min(self.config.draft_tokens, (max_tokens or MAX_PATCHES) - 1)):
             x = self.draft_head(x, self.text_embedding(tokens[-1]))
             tokens.append(self.text_logits(x).argmax(-1))
@@ -243,25 +243,11 @@ class SpeechLM(nn.Module):
         assert stack is not None
         continues = (text[:, :-1] != ids.speech_start) & ~ids.ends_reply(text[:, :-1])
         logits = torch.cat([first[:, None], self.text_logits(after[:, :-1])], dim=1)
-        agrees = continues & (self._biased(logits[:, 1:]).argmax(-1) == text[:, 1:])
+        agrees = continues & (_biased(self.prompt, logits[:, 1:]).argmax(-1) == text[:, 1:])
         counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
         self._note_depths(text, state)
         state = at_position(state, state.position + counts)
-        return VerifiedTokens(patches, self._log_probs(logits, text), counts, after, state)
-
-    def _biased(self, logits: Tensor) -> Tensor:
-        """Return the logits `[..., vocab]` from which text is sampled."""
-        if not self.config.prompt.unfinished_bias:
-            return logits
-        logits = logits.clone()
-        logits[..., self.prompt.unfinished_id] += self.config.prompt.unfinished_bias
-        return logits
-
-    def _log_probs(self, logits: Tensor, text: Tensor) -> Tensor:
-        """Return the log-probabilities of tokens `[...]` float32, or 0 if no answer depends on them."""
-        if self.config.prompt.min_confidence is None:
-            return torch.zeros(text.shape, device=text.device)
-        return -F.cross_entropy(logits.float().flatten(0, -2), text.flatten(), reduction="none").view(text.shape)
+        return VerifiedTokens(patches, _log_probs(self.config, logits, text), counts, after, state)
 
     def _note_depths(self, text: Tensor, state: LMState) -> None:
         state.note_depths(text, self.prompt.special_ids.speech_start, self.prompt.special_ids.speech_end)
@@ -366,6 +352,22 @@ def _without_speech(config: LMConfig, text: Tensor) -> Patches:
     """Return patches of text tokens `[B, P]` without speech."""
     codes = torch.full((*text.shape, config.patch_frames, config.codebooks), config.no_speech, device=text.device)
     return Patches(text, codes)
+
+
+def _biased(prompt: Prompt, logits: Tensor) -> Tensor:
+    """Return the logits `[..., vocab]` from which text is sampled."""
+    if not prompt.template.unfinished_bias:
+        return logits
+    logits = logits.clone()
+    logits[..., prompt.unfinished_id] += prompt.template.unfinished_bias
+    return logits
+
+
+def _log_probs(config: LMConfig, logits: Tensor, text: Tensor) -> Tensor:
+    """Return the log-probabilities of tokens `[...]` float32, or 0 if no answer depends on them."""
+    if config.prompt.min_confidence is None:
+        return torch.zeros(text.shape, device=text.device)
+    return -F.cross_entropy(logits.float().flatten(0, -2), text.flatten(), reduction="none").view(text.shape)
 
 
 def _text_sampling(config: LMConfig, sampling: SamplingParams) -> SamplingParams:

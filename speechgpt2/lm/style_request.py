@@ -6,12 +6,9 @@ answer again, or by a word of consent if the style is meant for later.
 
 from __future__ import annotations
 
-import re
-
+from speechgpt2.fixed_words import CONSENT, in_language_of
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.style_requests import StyleRequest, find_request
-
-CONSENT = {"en": "All right.", "zh": "好的。"}
 
 
 def request_in(prompt: Prompt, text: str | None) -> StyleRequest | None:
@@ -31,9 +28,4 @@ def answer_to(request: StyleRequest, asked: str, last_answer: str) -> str | None
         return None
     if last_answer and not request.lasting:
         return last_answer
-    return CONSENT[language_of(asked)]
-
-
-def language_of(text: str) -> str:
-    """Return "zh" if a text holds a Chinese character, else "en": the language of fixed answers to it."""
-    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+    return in_language_of(asked, CONSENT)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from speechgpt2.fixed_words import NOT_UNDERSTOOD, in_language_of
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.segments import concat
-from speechgpt2.lm.style_request import answer_to, language_of, request_in
+from speechgpt2.lm.style_request import answer_to, request_in
 from speechgpt2.style_requests import StyleRequest
 from speechgpt2.types import Patches
 
-NOT_UNDERSTOOD = {"en": "Sorry, I did not understand that.", "zh": "对不起，我没听懂。"}
 LEAST_CERTAIN = 3  # tokens of a transcript that its confidence is the mean of
 
 
@@ -58,7 +58,7 @@ class TranscriptReader:
             return None
         transcript, limit = parser.end_transcript(), prompt.template.min_confidence
         if limit is not None and transcript.strip() and confidence(self._log_probs) < limit:
-            return self._answer(NOT_UNDERSTOOD[language_of(transcript)], transcript)
+            return self._answer(in_language_of(transcript, NOT_UNDERSTOOD), transcript)
         request = request_in(prompt, transcript)
         if request is None or self._follow is None:
             return None

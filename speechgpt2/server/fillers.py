@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from speechgpt2.assistant.fixed_words import FAILED, WAIT, asked_to_say, in_language_of
+from speechgpt2.assistant.loop import asked_to_say
 from speechgpt2.duplex.protocol import Dialogue, ReplyOptions, Session
+from speechgpt2.fixed_words import FAILED, WAIT, in_language_of
 from speechgpt2.server.items import ConversationItem
 
 INSTRUCTIONS = "The user waits for a tool. In one short sentence, in the language of the user, say that it takes time."

@@ -9,8 +9,7 @@ import torch
 
 from speechgpt2.dsp.delivery import deliver
 from speechgpt2.duplex.protocol import ReplyOptions
-from speechgpt2.lm.style_request import CONSENT
-from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD
+from speechgpt2.fixed_words import CONSENT, NOT_UNDERSTOOD
 from speechgpt2.style import NORMAL, Style, named_style
 from speechgpt2.types import SAMPLE_RATE, Interrupted, ReplyDone, Text, TextDelta, Transcript, Turn
 from tests.engine.results import audio_of, context_of, events, same

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from speechgpt2.errors import UserError
+from speechgpt2.fixed_words import NOT_UNDERSTOOD
 from speechgpt2.lm.config import PromptConfig
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
-from speechgpt2.lm.transcript_reader import NOT_UNDERSTOOD, TranscriptReader, confidence
+from speechgpt2.lm.transcript_reader import TranscriptReader, confidence
 from speechgpt2.types import UNFINISHED, TextDelta, Transcript
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
 
@@ -84,7 +85,7 @@ def test_bias_decides_what_breaks_off(bias):
     lm = tiny_lm(chain_of_modality=True, draft_tokens=2)
     hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
     plain = lm.text_logits(hidden).argmax(-1)
-    lm.config = replace(lm.config, prompt=replace(lm.config.prompt, unfinished_bias=bias))
+    lm.prompt.template = replace(lm.config.prompt, unfinished_bias=bias)
     sampled = lm.sample(hidden, state, SamplingParams.greedy(2)).patches.text[:, 0]
     drafted = lm.draft_and_verify(hidden, state, torch.tensor([True, True])).patches.text[:, 0]
     wanted = torch.full_like(plain, lm.prompt.encode(UNFINISHED)[0]) if bias > 0 else plain
