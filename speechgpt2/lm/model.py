@@ -111,7 +111,10 @@ class SpeechLM(nn.Module):
         """
         if self.text_head is None and self.packed is None:
             self.packed = packed(self.text_embedding.weight, None, rows, half)
-        if all(isinstance(m.packed, HalfKernel) for m in self.modules() if isinstance(m, Linear)):
+        kernels = [*(m.packed for m in self.modules() if isinstance(m, Linear)), *self.patch_decoder.codes.packed]
+        if self.text_head is None:
+            kernels.append(self.packed)
+        if all(isinstance(kernel, HalfKernel) for kernel in kernels):
             for norm in self.modules():
                 if isinstance(norm, nn.RMSNorm):
                     norm.float()

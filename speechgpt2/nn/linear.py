@@ -33,7 +33,8 @@ MANY_ROWS = 64  # above it the order does not matter
 FLIPPED = {"avx2": range(2, MANY_ROWS + 1), "avx512": range(2, 8), "amx": range(8, MANY_ROWS + 1)}[PROCESSOR]
 FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
 LARGE = 1 << 18  # weights; a matrix of this size is worth packing
-HUGE, HUGE_HALF = 1 << 28, 1 << 26  # larger ones stay as they are, since packing needs 2 or 10 bytes a weight besides
+HUGE = 1 << 28  # larger ones stay as they are, since the matrix and its packed form are in memory together
+PACKED_AT_ONCE = 1 << 24  # most weights that are packed as float16 together: each takes 10 bytes meanwhile
 FBGEMM_ROWS = 3  # rows up to which FBGEMM is faster than oneDNN in bfloat16
 HALF_EXPONENT = 15  # float16 holds values below two to this power
 
@@ -53,10 +54,11 @@ class Kernel(Protocol):
 class HalfKernel(NamedTuple):
     """FBGEMM's kernel: float16 weights, float32 arithmetic.
 
-    The weights are the packed values times `unit [1]` (float32), or the packed values themselves without a unit.
+    A large matrix is packed in parts of some rows. The weights are the packed values times `unit [1]` (float32), or the
+    packed values themselves without a unit.
     """
 
-    packed: torch.ScriptObject
+    parts: tuple[torch.ScriptObject, ...]
     unit: Tensor | None
 
     def takes(self, x: Tensor) -> bool:
@@ -66,7 +68,8 @@ class HalfKernel(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
         scaled = x.float() if self.unit is None else x * self.unit
-        return torch.ops.quantized.linear_dynamic_fp16(scaled, self.packed).to(x.dtype)
+        parts = [torch.ops.quantized.linear_dynamic_fp16(scaled, part) for part in self.parts]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
 
 
 class BlockedKernel(NamedTuple):
@@ -177,7 +180,7 @@ def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if weight.numel() > HUGE:
         return None
-    if half and weight.numel() <= HUGE_HALF and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
+    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
         kernel = _half_kernel(weight, bias)
         if kernel is not None:
             return kernel
@@ -191,16 +194,19 @@ def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | None:
     """Return None if float16 does not hold the weights exactly, even as multiples of a power of two."""
     if "fbgemm" not in torch.backends.quantized.supported_engines or not weight.numel():
         return None
-    weight, bias = weight.float(), None if bias is None else bias.float()
-    exponent = 0
-    if not _is_half(weight):
-        exponent = HALF_EXPONENT - math.frexp(float(weight.abs().max()))[1]
-        weight = weight * 2.0**exponent
-        if not _is_half(weight):
+    rows = max(1, PACKED_AT_ONCE // weight.shape[1])
+    parts, exponent = weight.split(rows), 0
+    if not all(map(_is_half, parts)):
+        exponent = HALF_EXPONENT - math.frexp(max(map(abs, map(float, weight.aminmax()))))[1]
+        if not all(_is_half(part.float() * 2.0**exponent) for part in parts):
             return None
-    unit = torch.tensor([2.0**-exponent]) if exponent else None
-    return HalfKernel(torch.ops.quantized.linear_prepack_fp16(weight, bias), unit)
+    biases = [None] * len(parts) if bias is None else bias.float().split(rows)
+    kernels = [
+        torch.ops.quantized.linear_prepack_fp16(part.float() * 2.0**exponent, part_bias)
+        for part, part_bias in zip(parts, biases, strict=True)
+    ]
+    return HalfKernel(tuple(kernels), torch.tensor([2.0**-exponent]) if exponent else None)
 
 
 def _is_half(weight: Tensor) -> bool:
-    return torch.equal(weight.half().float(), weight)
+    return torch.equal(weight.half().float(), weight.float())

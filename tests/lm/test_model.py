@@ -89,6 +89,16 @@ def test_packed_bfloat16_model_computes_in_float32():
     assert_equal(continuation(lm, mine, state, sampling), wanted)
 
 
+def test_packed_model_with_a_head_that_float16_does_not_hold():
+    """Its other matrices are read as float16, but hidden states must have the head's precision."""
+    lm = tiny_lm(tied_embeddings=True).bfloat16()
+    with torch.no_grad():
+        lm.text_embedding.weight[0, :2] = torch.tensor([1.0, 1e-20])
+    pack(lm)
+    hidden, state = lm.prefill(random_patches(lm, 1, 20), lm.init_state(1, 40))
+    assert continuation(lm, hidden, state, SamplingParams.for_batch(1)).text.numel()
+
+
 def test_row_in_a_batch_samples_as_alone(lm):
     patches, lengths = random_patches(lm, 3, 9), torch.tensor([9, 4, 0])
     patches.text[0, 2] = patches.text[1, 3] = lm.prompt.special_ids.speech_start

@@ -93,6 +93,20 @@ def test_bfloat16_weights_are_packed_with_a_unit(dtype, rows):
     torch.testing.assert_close(y.double(), wanted, **TOLERANCE[dtype])
 
 
+@needs_kernels
+def test_matrix_packed_in_parts_equals_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 35).bfloat16(), torch.randn(2, 48)
+    with torch.no_grad():
+        layer.weight[0] = torch.linspace(-3e-6, 5e-6, 48)
+    whole = packed(layer.weight, layer.bias)
+    monkeypatch.setattr(module, "PACKED_AT_ONCE", 16 * 48)
+    parts = packed(layer.weight, layer.bias)
+    assert len(whole.parts) == 1 and len(parts.parts) == 3
+    with torch.inference_mode():
+        torch.testing.assert_close(parts(x), whole(x), atol=1e-6, rtol=1e-5)
+
+
 def test_bfloat16_kernels_serve_more_rows(monkeypatch):
     monkeypatch.setattr(module, "HALF_IS_SLOW", False)
     assert not isinstance(packed(torch.randn(35, 48).bfloat16(), rows=4), module.HalfKernel)
