@@ -109,6 +109,9 @@ class SpeechLM(nn.Module):
 
         If every matrix is read as float16, kernels compute in float32, so hidden states are kept in float32 as well.
         """
+        if isinstance(self.packed, QuantizedKernel):
+            self.packed = self.packed.pack()
+            self.tied_head = self.packed.matrix
         if self.text_head is None and self.packed is None:
             self.packed = packed(self.text_embedding.weight, None, rows, half)
         kernels = [*(m.packed for m in self.modules() if isinstance(m, Linear)), *self.patch_decoder.codes.packed]

@@ -100,6 +100,9 @@ class Linear(QuantizableWeight, nn.Linear):
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weight and release a large one."""
+        if isinstance(self.packed, QuantizedKernel):
+            self.packed = self.packed.pack()
+            self.matrix = self.packed.matrix
         if self.packed is None:
             self.packed = packed(self.weight, self.bias, rows, half)
         if self.packed is not None and self.weight.numel() >= LARGE:

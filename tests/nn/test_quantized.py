@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from speechgpt2.errors import UserError
-from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.nn.quantized import (
     GROUPS,
+    HAS_VNNI,
     MANY_ROWS,
     Embedding,
     FrozenLinear,
+    IntegerKernel,
     Quantization,
     QuantizedKernel,
     from_blocks,
@@ -18,6 +20,7 @@ from speechgpt2.nn.quantized import (
     quantize_module,
     to_blocks,
 )
+from tests import needs
 
 ALL = [Quantization("int8"), *(Quantization("int4", group) for group in GROUPS)]
 CPU = torch.device("cpu")
@@ -73,6 +76,28 @@ def test_product_equals_that_with_the_dequantized_matrix(quantization, rows):
     y = layer(x)
     assert y.shape == (rows, 200) and not layer.weight.numel()
     torch.testing.assert_close(y, F.linear(x, weight, layer.bias), atol=0.02, rtol=0.02)
+
+
+@needs.condition(HAS_VNNI, "the processor does not multiply 8-bit integers")
+@pytest.mark.parametrize("rows", [0, 1, 5, MANY_ROWS + 3])
+def test_packed_int8_rounds_inputs_less_than_bfloat16(rows):
+    torch.manual_seed(0)
+    layer = Linear(256, 200).bfloat16()
+    quantize_module(layer, "weight", Quantization("int8"), CPU)
+    weight = layer.matrix.values.double() * layer.matrix.scales[:, None]
+    layer.arrange()
+    pack(layer)
+    pack(layer)  # again is nothing new
+    assert isinstance(layer.packed, IntegerKernel) and layer.matrix.values.is_meta
+    size = torch.logspace(-6, 6, rows)[:, None]
+    x = torch.randn(rows, 256) * size
+    x[rows // 2 :: 2] = 0
+    wanted = F.linear(x.double(), weight, layer.bias.double())
+    with torch.inference_mode():
+        y = layer(x)
+        assert ((y - wanted).abs() <= 2e-4 * size + 1e-6).all()  # bfloat16 would err by up to 2e-3
+        for row in range(rows):
+            assert torch.equal(layer(x[row : row + 1])[0], y[row])
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
