@@ -250,13 +250,13 @@ class IntegerKernel(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
         flat = x.reshape(-1, self.matrix.columns).float()
-        per_unit = LEVELS / torch.linalg.vector_norm(flat, torch.inf, -1, keepdim=True).clamp_min(TINY)  # [N, 1]
-        coarse = flat * per_unit
-        fine = (coarse - coarse.round()) * FINE
+        unit = flat.abs().amax(-1, keepdim=True).mul_(1 / LEVELS).clamp_min_(TINY)  # [N, 1]
+        coarse = flat / unit
+        fine = (coarse - coarse.round()).mul_(FINE)
         # The kernel rounds its inputs, which it divides by 1.0, and stores them as integers above −128.
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        products = multiply(torch.cat([coarse, fine]), 1.0, LEVELS + 1, self.packed)
-        y = torch.add(*products.chunk(2), alpha=1 / FINE) / per_unit
+        y, correction = multiply(torch.cat([coarse, fine]), 1.0, LEVELS + 1, self.packed).chunk(2)
+        y = y.add_(correction, alpha=1 / FINE).mul_(unit)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
 
