@@ -168,7 +168,7 @@ def convert(
     """Convert a released codec or language model to this project's format, or store a model in another precision.
 
     A codec and a language model may share a folder: DST may exist if it lacks this part. With --quantize the matrices
-    of a language model are stored in 8 or 4 bits; such a folder is mapped when it is loaded, so it is ready at once.
+    of a language model are stored in 8 or 4 bits; such a folder is mapped when it is loaded, so int4 is ready at once.
     With --calibrate less is lost by that; the model in bfloat16 must fit into memory.
     """
     if not src.exists():
