@@ -100,7 +100,6 @@ class PromptConfig:
     (lm/tools.py); otherwise its prompt lists none. `follows_instructions`: a style is put into the system text as
     words; otherwise the speech of the model is changed (dsp/delivery.py). `min_confidence`: below this
     confidence in its transcript (a log-probability, lm/transcript_reader.py) the model says that it did not understand.
-    `unfinished_bias` is added to the logit of `UNFINISHED`: to ask a user to go on costs less than to interrupt.
     """
 
     chain_of_modality: bool = False
@@ -119,7 +118,6 @@ class PromptConfig:
     silence: tuple[int, ...] = (688, 131, 226)  # codes of a silent frame, one per codebook
     silence_frames: int = 8  # follow the user's speech, before the patch is filled
     min_confidence: float | None = None
-    unfinished_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.min_confidence is not None and not self.min_confidence <= 0:

@@ -199,7 +199,7 @@ class SpeechLM(nn.Module):
         if allowed is not None:
             logits = logits.masked_fill(~unpack_bits(allowed, logits.shape[-1]), -torch.inf)
         sampler = Sampler(_text_sampling(self.config, sampling), state.position)
-        text = sampler.sample(_biased(self.prompt, logits)[:, None], 0)[:, 0]
+        text = sampler.sample(logits[:, None], 0)[:, 0]
         if forced_text is not None:
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)
@@ -238,7 +238,7 @@ class SpeechLM(nn.Module):
         if self.draft_head is None:
             raise UserError("this model has no draft head")
         ids, first = self.prompt.special_ids, self.text_logits(hidden)
-        tokens, x = [_biased(self.prompt, first).argmax(-1)], hidden
+        tokens, x = [first.argmax(-1)], hidden
         for _ in range(min(self.config.draft_tokens, (max_tokens or MAX_PATCHES) - 1)):
             x = self.draft_head(x, self.text_embedding(tokens[-1]))
             tokens.append(self.text_logits(x).argmax(-1))
@@ -249,7 +249,7 @@ class SpeechLM(nn.Module):
         assert stack is not None
         continues = (text[:, :-1] != ids.speech_start) & ~ids.ends_reply(text[:, :-1])
         logits = torch.cat([first[:, None], self.text_logits(after[:, :-1])], dim=1)
-        agrees = continues & (_biased(self.prompt, logits[:, 1:]).argmax(-1) == text[:, 1:])
+        agrees = continues & (logits[:, 1:].argmax(-1) == text[:, 1:])
         counts = active.long() * (1 + agrees.long().cumprod(1).sum(1))
         self._note_depths(text, state)
         state = at_position(state, state.position + counts)
@@ -358,15 +358,6 @@ def _without_speech(config: LMConfig, text: Tensor) -> Patches:
     """Return patches of text tokens `[B, P]` without speech."""
     codes = torch.full((*text.shape, config.patch_frames, config.codebooks), config.no_speech, device=text.device)
     return Patches(text, codes)
-
-
-def _biased(prompt: Prompt, logits: Tensor) -> Tensor:
-    """Return the logits `[..., vocab]` from which text is sampled."""
-    if not prompt.template.unfinished_bias:
-        return logits
-    logits = logits.clone()
-    logits[..., prompt.unfinished_id] += prompt.template.unfinished_bias
-    return logits
 
 
 def _log_probs(config: LMConfig, logits: Tensor, text: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ A text segment is one token per patch, without codes. A speech segment is `<|sos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple, overload
 
 import torch
@@ -18,7 +17,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, align_tokens, restore_spacing, split_for_tokenizer
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.tokenizer import special_tokens
-from speechgpt2.types import FRAME_RATE, UNFINISHED, Patches
+from speechgpt2.types import FRAME_RATE, Patches
 
 ROUNDING = 1e-6  # patches; a word that begins exactly at the start of a patch belongs to that patch
 
@@ -82,11 +81,6 @@ class SegmentBuilder:
         self.tokenizer.encode_special_tokens = True
         text = text.encode(errors="replace").decode()
         return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    @cached_property
-    def unfinished_id(self) -> int:
-        """The first token of `UNFINISHED`."""
-        return self.encode(UNFINISHED)[0]
 
     def encode_word(self, word: str) -> list[int]:
         """Tokenise one word of the text stream of speech, Chinese character by character."""

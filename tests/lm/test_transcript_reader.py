@@ -1,7 +1,5 @@
 """What a reply says to a transcript that it is not sure of."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from speechgpt2.lm.reply import ReplyParser
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.transcript_reader import TranscriptReader, confidence
-from speechgpt2.types import UNFINISHED, TextDelta, Transcript
+from speechgpt2.types import TextDelta, Transcript
 from tests.lm.tiny import random_patches, tiny_config, tiny_lm, tiny_tokenizer
 
 LIMIT = -0.5
@@ -78,15 +76,3 @@ def test_sampled_text_has_its_log_probability(limit):
     sampled = lm.sample(hidden, state, SamplingParams.for_batch(2))
     wanted = lm.text_logits(hidden).log_softmax(-1).max(-1).values  # with chain of modality, text is greedy
     torch.testing.assert_close(sampled.log_probs, torch.zeros(2) if limit is None else wanted)
-
-
-@pytest.mark.parametrize("bias", [0.0, 100.0, -100.0])
-def test_bias_decides_what_breaks_off(bias):
-    lm = tiny_lm(chain_of_modality=True, draft_tokens=2)
-    hidden, state = lm.prefill(random_patches(lm, 2, 9), lm.init_state(2, 40))
-    plain = lm.text_logits(hidden).argmax(-1)
-    lm.prompt.template = replace(lm.config.prompt, unfinished_bias=bias)
-    sampled = lm.sample(hidden, state, SamplingParams.greedy(2)).patches.text[:, 0]
-    drafted = lm.draft_and_verify(hidden, state, torch.tensor([True, True])).patches.text[:, 0]
-    wanted = torch.full_like(plain, lm.prompt.encode(UNFINISHED)[0]) if bias > 0 else plain
-    assert torch.equal(sampled, wanted) and torch.equal(drafted, wanted)
