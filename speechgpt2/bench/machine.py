@@ -42,7 +42,7 @@ class Machine:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the processor has bfloat16 instructions, rather than emulating them."""
+        """Whether bfloat16 is faster than float32: not without instructions for it, nor beside other programs."""
         return self.flops["bfloat16"] > BF16_GAIN * self.flops["float32"]
 
     def floor(self, flops: float, size: float, dtype: str = "float32") -> float:
@@ -50,12 +50,12 @@ class Machine:
         return max(flops / self.flops[dtype], size / self.bandwidth)
 
     def report(self, console: Console) -> None:
-        """Print the measurements, and whether bfloat16 is supported."""
+        """Print the measurements, and whether bfloat16 is faster."""
         speeds = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in self.flops.items())
         where = f"{self.threads} threads" if self.device == "cpu" else self.device
         console.print(f"This machine, {where}: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
         if not self.has_bf16:
-            console.print("it has no bfloat16 instructions: bfloat16 is no faster than float32")
+            console.print("bfloat16 is no faster than float32 here, now")
 
 
 @dataclass(frozen=True)
