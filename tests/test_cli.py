@@ -585,6 +585,15 @@ def test_help_of_each_command(words):
         assert parameter.help, f"{' '.join(words)}: {parameter.name} has no help"
 
 
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_is_whole_at_80_columns(words, monkeypatch):
+    """No option and no word of a description is cut off: rich ends those that do not fit with an ellipsis."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = sg2(*words, "-h").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if re.search(r"\w…", line)]
+
+
 def test_help_keeps_square_brackets():
     assert "int16 [frames, codebooks]" in plain(sg2("encode", "-h").stdout)
     assert "[default: mini]" in plain(sg2("serve", "-h").stdout)

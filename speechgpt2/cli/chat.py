@@ -81,7 +81,7 @@ ExpertName = Annotated[
     typer.Option(
         "--expert",
         help="A text model that the model may ask: its name and OpenAI-compatible address, as in "
-        "qwen2.5@http://localhost:8000/v1; a key is read from SG2_EXPERT_API_KEY.",
+        "qwen2.5@http://HOST/v1; a key is read from SG2_EXPERT_API_KEY.",
         metavar="NAME@URL",
     ),
 ]

@@ -30,7 +30,11 @@ CodecName = Annotated[str | None, typer.Option(help=CODEC_HELP, metavar="NAME")]
 Device = Annotated[str, typer.Option(help=DEVICE_HELP, metavar="DEVICE")]
 DType = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Precision of the weights. [default: as stored; bfloat16 for the released layout]"),
+    typer.Option(
+        help="Precision of the weights: float32, bfloat16 or float16. "
+        "[default: as stored; bfloat16 for the released layout]",
+        metavar="DTYPE",
+    ),
 ]
 Quantize = Annotated[
     Literal["int8", "int4"] | None,
@@ -47,7 +51,9 @@ Greetings = Annotated[
 ]
 GreetingIndex = Annotated[
     int | None,
-    typer.Option(min=0, help="Index of the greeting that opens a conversation, from 0. [default: as the file says]"),
+    typer.Option(
+        min=0, help="Index of the greeting that opens a conversation, from 0. [default: as the file says]", metavar="N"
+    ),
 ]
 VoiceName = Annotated[
     str | None,

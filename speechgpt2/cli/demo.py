@@ -49,10 +49,12 @@ def demo(
         Path | None,
         typer.Option(help="Save conversations here; each browser lists its own. [default: none]", metavar="FOLDER"),
     ] = None,
-    keep_days: Annotated[float, typer.Option(min=0, help="Days for which they are kept; 0: for good.")] = 0.0,
-    slots: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent sessions.")] = 8,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days for which they are kept; 0: for good.", metavar="DAYS")
+    ] = 0.0,
+    slots: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent sessions.", metavar="N")] = 8,
     host: Annotated[str, typer.Option(help="Address of the page; 0.0.0.0 for the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.", metavar="N")] = 7860,
     device: Device = "auto",
     dtype: DType = None,
     quantize: Quantize = None,

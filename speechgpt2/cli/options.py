@@ -98,11 +98,14 @@ class SamplingOptions:
     """How answers are sampled."""
 
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding. [default: the model's]")
+        float | None,
+        typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding. [default: the model's]", metavar="X"),
     ] = None
     top_k: Annotated[
         int | None,
-        typer.Option(min=0, help="Sample from the K most likely tokens; 0 means from all. [default: the model's]"),
+        typer.Option(
+            min=0, help="Sample from the K most likely tokens; 0 means from all. [default: the model's]", metavar="K"
+        ),
     ] = None
     top_p: Annotated[
         float | None,
@@ -110,6 +113,7 @@ class SamplingOptions:
             min=0.0,
             max=1.0,
             help="Sample from the most likely tokens whose probabilities add up to P. [default: the model's]",
+            metavar="P",
         ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0

@@ -30,12 +30,15 @@ StyleNames = Annotated[
     ),
 ]
 Speed = Annotated[
-    float, typer.Option(min=0.25, max=4.0, help="How many times as fast as usual the assistant speaks, at its pitch.")
+    float,
+    typer.Option(
+        min=0.25, max=4.0, help="How many times as fast as usual the assistant speaks, at its pitch.", metavar="X"
+    ),
 ]
 SessionSpeed = Annotated[
     float | None,
     typer.Option(
-        min=0.25, max=1.5, help="How many times as fast as usual the assistant speaks, at its pitch.", metavar="FLOAT"
+        min=0.25, max=1.5, help="How many times as fast as usual the assistant speaks, at its pitch.", metavar="X"
     ),
 ]
 

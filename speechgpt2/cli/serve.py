@@ -75,7 +75,7 @@ def serve(
         str | None,
         typer.Option(
             help="Send traces of requests and turns to this OpenTelemetry collector, such as http://localhost:4318. "
-            "[default: OTEL_EXPORTER_OTLP_ENDPOINT, if it is set]",
+            "[default: as OpenTelemetry's variables say]",
             metavar="URL",
         ),
     ] = None,
