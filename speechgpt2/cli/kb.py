@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from speechgpt2.cli.common import print_table
 from speechgpt2.errors import UserError
 
 Database = Annotated[Path, typer.Option("--db", help="The knowledge base, an SQLite file.", metavar="FILE")]
@@ -55,8 +56,8 @@ def show_list(db: Database = DEFAULT) -> None:
     from speechgpt2.assistant.knowledge import KnowledgeBase
 
     with KnowledgeBase(db) as base:
-        for document in base.documents():
-            print(f"{document.pieces:5d}  {document.bytes:10,d}  {document.title}  {document.source}")
+        rows = [(str(d.pieces), str(d.bytes), d.title, str(d.source)) for d in base.documents()]
+    print_table(("pieces", "bytes", "title", "file"), rows)
 
 
 def search(

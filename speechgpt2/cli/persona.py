@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from speechgpt2.cli.common import ModelName, check_suffix
+from speechgpt2.cli.common import ModelName, check_suffix, print_table
 from speechgpt2.errors import UserError
 
 TEMPLATE = """\
@@ -28,20 +28,10 @@ QUESTIONS = {"en": "Who are you?", "zh": "你是谁？"}
 
 def show_list() -> None:
     """List the personas that come with the package."""
-    from rich.console import Console
-    from rich.table import Table
-
     from speechgpt2.persona import gallery
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        for name, persona in gallery().items():
-            print(name, persona.language, persona.name, persona.description, sep="\t")
-        return
-    table = Table("name", "language", "who", "what")
-    for name, persona in gallery().items():
-        table.add_row(name, persona.language, persona.name, persona.description)
-    console.print(table)
+    rows = [(name, p.language, p.name, p.description) for name, p in gallery().items()]
+    print_table(("name", "language", "who", "what"), rows)
 
 
 def new(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speechgpt2.cli.common import CODEC_HELP, MODEL_HELP, print_warning, spinner
+from speechgpt2.cli.common import CODEC_HELP, MODEL_HELP, print_table, print_warning, spinner
 from speechgpt2.cli.options import LoadOptions, with_shared_options
 from speechgpt2.errors import UserError
 
@@ -28,9 +28,6 @@ MAX_WORDS = 24  # characters of a session's first question
 
 def show_list(sessions: Folder = DEFAULT) -> None:
     """List the saved sessions, the latest first: id, time, number of turns, seconds of speech, model, first words."""
-    from rich.console import Console
-    from rich.table import Table
-
     from speechgpt2.sessions.export import messages
     from speechgpt2.sessions.store import SessionFolder
 
@@ -50,15 +47,7 @@ def show_list(sessions: Folder = DEFAULT) -> None:
         rows.append(
             (id, time, str(len(found)), f"{seconds:.1f}", saved.header.model, " ".join(first.split())[:MAX_WORDS])
         )
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        for row in rows:
-            print(*row, sep="\t")
-        return
-    table = Table("session", "time", "turns", "speech, s", "model", "begins")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    print_table(("session", "time", "turns", "seconds", "model", "begins"), rows)
 
 
 def show(id: Id, sessions: Folder = DEFAULT) -> None:

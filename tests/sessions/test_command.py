@@ -50,6 +50,15 @@ def test_conversation_is_saved_resumed_exported_replayed_and_deleted():
     assert "no saved session" in fails("sessions", "show", id, *SESSIONS)
 
 
+def test_list_on_a_terminal_is_whole_at_80_columns(monkeypatch):
+    sg2("chat", "-t", "What is the weather like today?", *SESSIONS, *MODEL)
+    id, time, *_ = sg2("sessions", "list", *SESSIONS).stdout.split("\t")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", sg2("sessions", "list", *SESSIONS).stdout).splitlines()
+    assert any(id in line and time in line for line in lines) and max(map(len, lines)) <= 80
+
+
 def test_errors_of_saved_sessions():
     assert "--resume needs --sessions" in fails("chat", "-t", "Hello", "--resume", "sess_1", *MODEL)
     assert "no saved session 'sess_1' in talks" in fails("chat", "-t", "Hello", *SESSIONS, "--resume", "sess_1", *MODEL)
