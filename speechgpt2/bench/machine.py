@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Machine:
         """Print the measurements, and whether bfloat16 is faster."""
         speeds = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in self.flops.items())
         where = f"{self.threads} threads" if self.device == "cpu" else self.device
-        console.print(f"This machine, {where}: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s")
+        console.print(f"This machine, {where}: {speeds}, reads {self.bandwidth / 1e9:.1f} GB/s", soft_wrap=True)
         if not self.has_bf16:
             console.print("bfloat16 is no faster than float32 here, now")
 
@@ -85,7 +86,7 @@ def open_console() -> Console:
     cores = cores_of_others()
     if cores > BUSY_CORES:
         text = f"Other programs are running (they use {cores:.1f} cores): these times are upper bounds"
-        console.print(f"[yellow]{text}[/yellow]")
+        print(text, file=sys.stderr, flush=True)  # into a pipe go the tables
     return console
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -254,7 +255,7 @@ def main(
     out: Path | None = None,
     device: str = "auto",
 ) -> list[LoadResult]:
-    """Test each number of sessions until real time breaks; print the results.
+    """Test each number of sessions until real time breaks; print a line for each on stderr, and the table at the end.
 
     Args:
         url: A running server; None starts one.
@@ -271,10 +272,12 @@ def main(
     with _server(url, model, max(sessions), device) as address:
         asyncio.run(run_load(address, key, 1, 1, recordings))  # warm-up
         for count in sessions:
-            rows.append(asyncio.run(run_load(address, key, count, turns, recordings)))
-            report.show(TITLE, rows[-1:], console)
-            if not rows[-1].in_real_time:
-                console.print(f"{count} sessions are more than this server can serve in real time")
+            row = asyncio.run(run_load(address, key, count, turns, recordings))
+            rows.append(row)
+            median = f"{row.from_speech_ms[0]:.0f} ms from the last word to the first audio"
+            print(f"sessions {count}: {median}", file=sys.stderr, flush=True)
+            if not row.in_real_time:
+                print(f"{count} sessions are more than this server can serve in real time", file=sys.stderr)
                 break
     report.show(TITLE, rows, console)
     if out is not None:

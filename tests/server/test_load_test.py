@@ -23,7 +23,9 @@ def test_sessions_measure_latencies(tmp_path, served, capsys):
     assert row.barge_in_ms[0] < 2000
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["sessions"][0]["sessions"] == 2 and (tmp_path / "report.png").stat().st_size > 10_000
-    assert re.search(r"Concurrent sessions", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.out.count("# Concurrent sessions") == 1 and len(printed.out.splitlines()) == 3
+    assert re.search(r"^sessions 2: \d+ ms from the last word", printed.err, re.M)
 
 
 def test_limit_of_real_time():
