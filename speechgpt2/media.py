@@ -89,8 +89,14 @@ class _Unnamed:
     """A binary file without the attribute `name`, from which soundfile would guess the format."""
 
     def __init__(self, file: BinaryIO):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
         self.readinto = file.readinto  # type: ignore[attr-defined]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move, but not to before the file's start, where damaged headers point: libsndfile sees where it is."""
+        with suppress(ValueError, OSError):
+            self._seek(offset, whence)
+        return self.tell()
 
 
 def _check_header(name: str, rate: int, channels: int) -> None:
@@ -102,9 +108,9 @@ def _check_header(name: str, rate: int, channels: int) -> None:
 
 def _read(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
     """Read to the end of the data, not to the end that the header states. Damaged frames end it."""
-    size = max(1, BLOCK // file.channels)
+    shape = max(1, BLOCK // file.channels), file.channels
     try:
-        while len(block := file.read(size, dtype="float32", always_2d=True)):
+        while len(block := file.read(out=np.empty(shape, np.float32))):  # `out`: as much as there is
             yield _checked(block, name)
     except soundfile.SoundFileError as error:
         if file.tell() == 0:
@@ -157,6 +163,8 @@ def _open_with_ffmpeg(source: Path | BinaryIO, name: str, reason: str) -> Iterat
         if not container.streams.audio:
             raise UserError(f"{name}: cannot be read as audio (it has no audio stream)")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise UserError(f"{name}: cannot be read as audio (FFmpeg has no decoder for its codec)")
         _check_header(name, stream.rate or 0, stream.channels or 0)
         promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
         yield Media(stream.rate, _decode(av, container, stream, name), promised)
@@ -164,7 +172,7 @@ def _open_with_ffmpeg(source: Path | BinaryIO, name: str, reason: str) -> Iterat
 
 def _decode(av: Any, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     """Decode a stream packet by packet. Damaged packets are left out, and a break ends it."""
-    to_float = av.AudioResampler(format="fltp")
+    to_float = av.AudioResampler(format="flt")  # interleaved: with a plane for each of 8 channels, PyAV crashes
     decoded = False
     for packet in _packets(av, container, stream):
         frames: list[Any] = []
@@ -173,13 +181,24 @@ def _decode(av: Any, container: Any, stream: Any, name: str) -> Iterator[np.ndar
         for frame in frames:
             if frame.sample_rate != stream.rate:
                 raise UserError(f"{name}: changes its sampling rate, which is not supported")
-            for part in to_float.resample(frame):
+            try:
+                parts = to_float.resample(frame)
+            except ValueError:
+                raise UserError(f"{name}: changes its channels or sample format, which is not supported") from None
+            for part in parts:
                 decoded = True
-                yield _checked(part.to_ndarray().T, name)
+                yield _checked(part.to_ndarray().reshape(part.samples, -1), name)
     if not decoded:
         raise UserError(f"{name}: holds no audio")
 
 
 def _packets(av: Any, container: Any, stream: Any) -> Iterator[Any]:
-    with suppress(av.error.FFmpegError):
-        yield from container.demux(stream)
+    """Yield packets to the end of the file, or to where it cannot be read on."""
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:
+            continue  # a packet of a stream that begins later, which PyAV does not know
+        except av.error.FFmpegError:
+            pass
+        return

@@ -4,6 +4,7 @@ pytest tests/test_fuzz.py                                             # a few se
 SG2_FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py --hypothesis-show-statistics    # for hours; prints counts
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.greeting_file import read_entries
 from speechgpt2.lm.config import LMConfig
 from speechgpt2.server.config import ServerConfig, read_config
-from tests import needs
+from tests import media, needs
 
 hypothesis = needs.module("hypothesis", "dev")
 needs.module("pydantic", "server")
@@ -156,7 +157,16 @@ def recording(container):
     return file.getvalue()
 
 
-FILES = {container: recording(container) for container in ("WAV", "FLAC", "OGG")}
+def recordings():
+    yield from ((container, recording(container)) for container in ("WAV", "FLAC", "OGG", "MP3"))
+    if importlib.util.find_spec("av"):
+        for container, codec in (("adts", "aac"), ("ipod", "aac"), ("webm", "libopus"), ("mpegts", "aac")):
+            file = io.BytesIO()
+            media.write_with_ffmpeg(file, (0.2 * np.sin(np.arange(4_000) / 9)).astype(np.float32), container, codec)
+            yield container, file.getvalue()
+
+
+FILES = dict(recordings())
 CHANGES = st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=4)
 
 

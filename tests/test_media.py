@@ -30,11 +30,43 @@ def test_formats_of_ffmpeg(tmp_path, container, codec):
         assert 0.3 < np.sqrt(np.mean(pcm[4_000:-4_000] ** 2)) < 0.4
 
 
+@needs.extra("media", "av")
+def test_eight_channels_of_ffmpeg(tmp_path):
+    """PyAV ended the process at eight channels, each in a plane of its own."""
+    path = tmp_path / "film.mkv"
+    media.write_with_ffmpeg(str(path), TONE, "matroska", "pcm_f32le", layout="7.1")
+    pcm = audio.load(path)
+    assert abs(len(pcm) - SAMPLE_RATE) < 100 and np.corrcoef(pcm[:23_000], TONE[:23_000])[0, 1] > 0.99
+
+
+@needs.extra("media", "av")
+def test_change_of_channels_is_one_line(tmp_path):
+    """Two streams of AAC, one behind the other, as a radio station sends them."""
+    path = tmp_path / "radio.aac"
+    for layout in ("mono", "stereo"):
+        with path.open("ab") as file:
+            media.write_with_ffmpeg(file, TONE, "adts", "aac", layout=layout)
+    with pytest.raises(UserError, match=r"radio\.aac: changes its channels"):
+        audio.load(path)
+
+
 def test_without_pyav_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "speech.m4a"
     path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     with pytest.raises(UserError, match=r"pip install 'speechgpt2\[media\]'"):
+        audio.load(path)
+
+
+@needs.extra("media", "av")
+def test_codec_that_nothing_decodes_is_one_line(tmp_path):
+    """FFmpeg opens a WAV file whose format nobody knows, with a stream that has no decoder."""
+    path = tmp_path / "speech.wav"
+    audio.save(path, TONE)
+    data = bytearray(path.read_bytes())
+    data[20:22] = b"\x99\x99"  # the format tag
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="no decoder for its codec"):
         audio.load(path)
 
 
