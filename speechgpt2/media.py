@@ -72,6 +72,10 @@ def open_media(source: Path | BinaryIO, name: str) -> Iterator[Media]:
     Raises:
         UserError: It is not audio, or its format needs PyAV, which is not installed. Reading its blocks raises it, too.
     """
+    if isinstance(source, Path) and not _is_text(str(source.resolve())):
+        with source.open("rb") as opened, open_media(opened, name) as media:  # libsndfile and PyAV refuse the name
+            yield media
+        return
     try:
         file = soundfile.SoundFile(source if isinstance(source, Path) else _Unnamed(source))
     except (soundfile.SoundFileError, OSError) as error:
@@ -83,6 +87,15 @@ def open_media(source: Path | BinaryIO, name: str) -> Iterator[Media]:
         _check_header(name, file.samplerate, file.channels)
         promised = max(file.frames, _frames_in_header(source, file)) / file.samplerate
         yield Media(file.samplerate, _read(file, name), promised)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name is text: on Linux it may be any bytes."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Unnamed:

@@ -124,6 +124,16 @@ def test_long_recording_is_refused_before_it_is_decoded(tmp_path):
     assert (reader.seconds, reader.promised_seconds) == (0, 20)
 
 
+@needs.condition(sys.platform == "linux", "only Linux has names that are no text")
+@pytest.mark.parametrize("format", ["wav", pytest.param("m4a", marks=needs.extra("media", "av"))])
+def test_name_that_is_not_utf8(tmp_path, format):
+    audio.save(tmp_path / "speech.wav", TONE)
+    if format == "m4a":
+        media.write_with_ffmpeg(str(tmp_path / "speech.m4a"), TONE, "ipod", "aac")
+    path = (tmp_path / f"speech.{format}").rename(tmp_path / f"\udcff.{format}")
+    assert abs(len(audio.load(path)) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
 @needs.condition(sys.platform == "linux", "limits the size of files by Linux' rlimit")
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_full_disk_keeps_the_old_file(tmp_path, suffix):
