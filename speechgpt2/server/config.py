@@ -21,6 +21,7 @@ from speechgpt2.style import SLOWEST, parse_style
 
 PREFIX = "SG2_"
 MEBIBYTE = 2**20
+MAX_SLOTS, MAX_CONTEXT = 100_000, 10_000_000  # more is a slip of the keyboard, and too large for a tensor
 TCP_PROTOCOLS = ("audiosocket", "wyoming")  # settings that hold addresses of protocols without keys
 
 
@@ -226,8 +227,10 @@ class ServerConfig:
             parse_style(self.style)
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise UserError("ssl_keyfile needs ssl_certfile")
-        if self.slots < 1:
-            raise UserError(f"slots must be at least 1, not {self.slots}")
+        if not 1 <= self.slots <= MAX_SLOTS:
+            raise UserError(f"slots must be at least 1 and at most {MAX_SLOTS:,}, not {self.slots}")
+        if self.context > MAX_CONTEXT:
+            raise UserError(f"context must be at most {MAX_CONTEXT:,} patches, not {self.context}")
         if not 0 <= self.port <= 65_535:
             raise UserError(f"port must be in 0…65535, not {self.port}")
         if self.scale.replicas and not self.port:

@@ -41,6 +41,8 @@ def test_greeting_is_chosen_by_index_or_name():
         ("limits: {sessions_per_keys: 3}", {}, {}, "unknown key 'sessions_per_keys'"),
         ("[]", {}, {}, "expected a mapping"),
         ("slots: 0", {}, {}, "slots must be at least 1"),
+        (f"slots: {10**30}", {}, {}, "slots must be at least 1 and at most 100,000"),
+        (f"context: {10**30}", {}, {}, "context must be at most"),
         ("{}", {"SG2_SLOTS": "many"}, {}, "SG2_SLOTS: expected a number"),
         ("{}", {"SG2_ALLOW_UNAUTHENTICATED": "perhaps"}, {}, "SG2_ALLOW_UNAUTHENTICATED: expected true or false"),
         ("{}", {}, {"host": "0.0.0.0"}, "without API keys lets anyone connect"),
