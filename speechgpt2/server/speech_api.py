@@ -32,6 +32,8 @@ from speechgpt2.style import table
 from speechgpt2.style_requests import styles_in
 from speechgpt2.types import PATCH_SAMPLES, AudioDelta, Event
 
+MAX_WORD = 240  # letters; no word is so long, and the model would skip most of them
+
 
 class SpeechRequest(WireModel):
     """A request for speech synthesis. `seed` and `style` are extensions; `instructions` may name styles."""
@@ -95,6 +97,9 @@ class SpeechApi(ReplyApi):
         sentences = long_form.sentences(text)
         if not sentences:
             raise ApiError(400, "input holds no letters or digits, so nothing can be said.", "invalid_value", "input")
+        if (longest := max(map(long_form.width, sentences))) > MAX_WORD:  # longer only if a single word is
+            why = f"input holds a word of {longest:,} letters; at most {MAX_WORD} can be read aloud."
+            raise ApiError(400, why, "invalid_value", "input")
         with self.admitted(principal):
             async with aclosing(self.read_aloud(config, sentences)) as events:
                 async for event in events:

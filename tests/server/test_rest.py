@@ -242,6 +242,8 @@ def test_long_text_is_read_in_sentences(client, served):
     assert len(data) == 2 * 6 * 2880 and len(served.engine.sessions) == before + 3
     with pytest.raises(openai.BadRequestError, match="no letters or digits"):
         client.audio.speech.create(input="...", **options)
+    with pytest.raises(openai.BadRequestError, match="input holds a word of 4,095 letters"):
+        client.audio.speech.create(input="x" * 4095, **options)
 
 
 @pytest.mark.parametrize(
