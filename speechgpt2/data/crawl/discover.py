@@ -25,7 +25,9 @@ MAX_TITLE = 300
 PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "application/octet-stream", "")
 _ENTITY = re.compile(r"<!\s*(ENTITY|ELEMENT|ATTLIST|NOTATION)", re.I)
 _PODCAST_LICENCE = re.compile(
-    r"<podcast:license\s[^>]*?url\s*=\s*[\"']([^\"']*)[\"'][^>]*>([^<]*)</podcast:license>", re.I
+    r"<podcast:license\s[^<>]{0,300}?url\s{0,9}=\s{0,9}[\"']([^\"'<>]{0,300})[\"'][^<>]{0,300}>([^<]{0,300})"
+    r"</podcast:license>",  # bounded, so that the time grows with the document and not with its square
+    re.I,
 )
 _TRANSCRIPT = re.compile(r"<(/?)podcast:transcript\b", re.I)
 _ENCODINGS = re.compile(r"(utf|iso-8859|windows-|cp\d|gb|hz|big5|shift|sjis|euc|koi8|latin|us-ascii|ascii|mac)", re.I)

@@ -1,6 +1,8 @@
 """Feeds, sitemaps and pages, friendly and hostile."""
 
 import gzip
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -32,6 +34,15 @@ def item(url: str, extra: str = "", kind: str = "audio/mpeg") -> str:
 def feed(text: str, source: DocumentSource | None = None) -> dict[str, Statement]:
     links = links_of("feed", text.encode(), "application/rss+xml", source or DocumentSource(HERE))
     return {link.url: Statement(link.facts.get("licence", ""), link.facts.get("level", 0)) for link in links}
+
+
+def test_time_to_read_repeated_licences_is_linear():
+    """A feed of one megabyte held a crawl for more than ten minutes."""
+    text = rss(item("a.mp3") + '<podcast:license url="' * 50_000)
+    began = time.process_time()
+    with suppress(ItemRejected):
+        feed(text)
+    assert time.process_time() - began < 5
 
 
 def test_enclosures_with_the_nearest_licence():
