@@ -18,6 +18,7 @@ from speechgpt2.data.crawl import licence, manifest
 from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import FRONTIER, CrawlFolder
 from speechgpt2.data.crawl.database import Database
+from speechgpt2.data.crawl.document_process import DocumentProcess
 from speechgpt2.data.crawl.fetch import Fetcher
 from speechgpt2.data.crawl.frontier import Frontier, LeaseLost
 from speechgpt2.data.crawl.frontier_reader import DOCUMENTS, CrawlItem, Totals
@@ -75,14 +76,16 @@ class Crawl:
         user_agent = f"speechgpt2/{version('speechgpt2')} (speech data crawler; {self.config.contact})"
         async with Fetcher(self.config.fetch, user_agent) as fetcher:
             access = AccessPolicy(self.config.polite, self._hosts, Tombstones(self._database), fetcher)
-            tools = Tools(self.config, self.store, self.frontier, fetcher, access, ProbeProcess(), self._extractor)
+            prober, reader = ProbeProcess(), DocumentProcess()
+            tools = Tools(self.config, self.store, self.frontier, fetcher, access, prober, reader, self._extractor)
             handlers = Handlers(tools, self._plan_only)
             renewal = asyncio.create_task(self._keep_leases(fetcher))
             try:
                 await self._until_done(handlers)
             finally:
                 renewal.cancel()
-                await tools.prober.close()
+                await prober.close()
+                await reader.close()
         self.store.sweep(self.frontier)
         manifest.write(self.store, self.frontier)
         return self.frontier.totals()

@@ -16,6 +16,7 @@ from speechgpt2.data.crawl import discover, licence, manifest, provenance, trans
 from speechgpt2.data.crawl.access_policy import AccessPolicy
 from speechgpt2.data.crawl.crawl_folder import CrawlFolder
 from speechgpt2.data.crawl.discover import DocumentSource
+from speechgpt2.data.crawl.document_process import DocumentProcess
 from speechgpt2.data.crawl.fetch import Document, Download, Fetcher, HttpExchange
 from speechgpt2.data.crawl.frontier import Frontier
 from speechgpt2.data.crawl.frontier_reader import CrawlItem, Link
@@ -40,6 +41,7 @@ class Tools:
     fetcher: Fetcher
     access: AccessPolicy
     prober: ProbeProcess
+    reader: DocumentProcess
     extractor: Extractor | None = None
 
     def videos(self) -> Extractor:
@@ -73,7 +75,8 @@ class Handlers:
             if document.body is None:
                 self._tools.frontier.finish_unchanged(item.id)
             else:
-                links = await asyncio.to_thread(_read, item.kind, document, self._source(item, document.url))
+                source = self._source(item, document.url)
+                links = await self._tools.reader.links(item.kind, document.body, document.content_type, source)
                 self._finish_document(item, document, links)
 
     async def _get(self, item: CrawlItem) -> Document:
@@ -211,16 +214,6 @@ class Handlers:
             "url": item.url, "kind": item.kind, "hops": hops, "fetched_at": fetched_at,
             "licence_raw": stated.raw, "spdx": stated.spdx,
         }  # fmt: skip
-
-
-def _read(kind: str, document: Document, source: DocumentSource) -> list[Link]:
-    """Return the links of a fetched document. A parser error rejects the document."""
-    try:
-        return discover.links_of(kind, document.body or b"", document.content_type, source)
-    except ItemRejected:
-        raise
-    except Exception as error:  # hostile text can cause any exception in the parsers
-        raise ItemRejected("unreadable", f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _recordings_below(item: CrawlItem, facts: dict[str, Any]) -> list[Link]:
