@@ -161,9 +161,10 @@ class ReplyDone:
 
 @dataclass(frozen=True)
 class Error:
-    """An error that concerns this session only."""
+    """An error that concerns this session only. `refused`: the client asked for what cannot be done."""
 
     message: str
+    refused: bool = False
 
 
 REPLY_EVENTS = (Transcript, TextDelta, AudioDelta, ToolCall, ReplyDone)  # those that belong to a reply

@@ -209,7 +209,7 @@ class EngineCore:
     def _report(self, session: Session, error: UserError) -> None:
         """Send an error to a session. It ends the reply that the client waits for, unless the slot generates one."""
         ended = session.slot is None or session.slot.generation is None
-        session.event_queue.put(session.event_queue.reply if ended else None, Error(str(error)))
+        session.event_queue.put(session.event_queue.reply if ended else None, Error(str(error), refused=True))
 
     def fail(self, session: Session | None) -> None:
         """End a session after an internal error, which is logged."""

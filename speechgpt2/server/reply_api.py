@@ -193,8 +193,10 @@ class ReplyApi(WireProtocol):
         clients_turn = cut = False
         async for event in session.events():
             match event:
-                case Error():
-                    raise ApiError(500, event.message, "server_error", kind="server_error")
+                case Error(message, refused=True):
+                    raise ApiError(400, message, "invalid_value")
+                case Error(message):
+                    raise ApiError(500, message, "server_error", kind="server_error")
                 case ToolCall() if event.malformed or (hosted and event.name not in own):
                     calls.append(event)
                     continue

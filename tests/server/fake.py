@@ -189,7 +189,9 @@ class FakeSession:
         self.started(number)
         if asked.endswith("of speech"):
             self.say(Transcript(asked))
-        if "fail" in asked:
+        if "too long" in asked:
+            self.say(Error("a turn of 2013 patches is too long", refused=True))
+        elif "fail" in asked:
             self.say(Error("the model failed"))
         elif asked.endswith("say nothing") and not options.text:
             self.say(ReplyDone("stop"))

@@ -287,6 +287,8 @@ def test_other_invalid_requests(client, served):
         client.audio.transcriptions.create(model="mini", file=("x.wav", wav(silence(0))))
     with pytest.raises(openai.BadRequestError, match="response_format"):
         client.audio.speech.create(model="mini", voice="default", input="x", response_format="aac")
+    with pytest.raises(openai.BadRequestError, match="2013 patches is too long"):
+        client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "this is too long"}])
     with pytest.raises(openai.InternalServerError, match="the model failed"):
         client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "fail"}])
     assert served.app.gateway.admission.active == 0 and not served.engine.open_sessions
