@@ -243,6 +243,11 @@ class Engine(Protocol):
         """Whether the model can read a given text (`ReplyOptions.text`)."""
         ...
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model was trained to call tools; otherwise its prompt lists none."""
+        ...
+
     def open(
         self, settings: SessionSettings, saved: SavedSession | None = None, writer: EntryWriter | None = None
     ) -> Session:

@@ -122,7 +122,6 @@ class Engine(protocol.Engine):
 
     @property
     def calls_tools(self) -> bool:
-        """Whether the model was trained to call tools."""
         return self.prompt.template.tools
 
     def open(

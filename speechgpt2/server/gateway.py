@@ -25,7 +25,7 @@ from speechgpt2.server.metrics import Metrics
 from speechgpt2.server.personas import Personas
 from speechgpt2.server.saved_sessions import SavedSessions, SessionRecord
 from speechgpt2.server.schema import ProtocolError, validate
-from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings, other_model, unused_tools
 from speechgpt2.server.settings import MAX_SEED, dialogue_settings, session_settings
 from speechgpt2.server.tracing import Tracing, name_session
 from speechgpt2.server.voices import Voices
@@ -166,7 +166,8 @@ class Gateway:
         if resumed:
             return [*([KEEPS_SETTINGS] if principal.session else []), *other_model(config.model, model)]
         voice = self.voices.warnings_for(principal.session, "session")
-        return voice + ineffective_settings(config, principal.session) + other_model(config.model, model)
+        ignored = ineffective_settings(config, principal.session) + unused_tools(self.engine, principal.session)
+        return voice + ignored + other_model(config.model, model)
 
     def open_engine_session(self, settings: SessionSettings, record: SessionRecord | None = None) -> Session:
         """Lease a slot, for a session that may be saved.

@@ -45,7 +45,7 @@ from speechgpt2.server.personas import Personas
 from speechgpt2.server.responses import Responses
 from speechgpt2.server.saved_sessions import SessionRecord, restore_items
 from speechgpt2.server.schema import ProtocolError
-from speechgpt2.server.session_config import SessionConfig, ineffective_settings
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings, unused_tools
 from speechgpt2.server.tool_calls import ToolCalls
 from speechgpt2.server.user_turns import UserTurns
 from speechgpt2.server.voices import Voices
@@ -257,8 +257,8 @@ class RealtimeSession(WireSession[ClientMessage]):
         if config.type != self.context.config.type:
             raise ProtocolError("The type of a session cannot change.", "invalid_value", "session.type")
         self.tool_calls.check(config)
-        warnings = self.context.voices.warnings_for(changes, "session")
-        self.events.warn([*warnings, *ineffective_settings(config, changes)])
+        voice, tools = self.context.voices.warnings_for(changes, "session"), unused_tools(self.engine, changes)
+        self.events.warn([*voice, *ineffective_settings(config, changes), *tools])
         self.dialogue.configure(settings.dialogue_settings(config), self._session_settings(config))
         self.context.config = config
         self.events.save_settings(config)

@@ -20,7 +20,7 @@ from speechgpt2.server.messages import RealtimeSerializer
 from speechgpt2.server.realtime import RealtimeSession, make_session
 from speechgpt2.server.saved_sessions import SessionRecord
 from speechgpt2.server.schema import WireModel, ineffective
-from speechgpt2.server.session_config import SessionConfig, ineffective_settings
+from speechgpt2.server.session_config import SessionConfig, ineffective_settings, unused_tools
 from speechgpt2.server.websocket import WebSocketProtocol
 
 MAX_REQUEST = 64 * 1024  # bytes of a request for a client secret
@@ -69,7 +69,8 @@ class RealtimeWebSocket(WebSocketProtocol):
         seconds, settings = secret.expires_after.seconds, secret.session
         config = self.gateway.session_config(Principal(principal.key_id, settings))
         voice = self.gateway.voices.warnings_for(settings, "session")
-        headers = warning_headers([*ineffective(secret, body), *voice, *ineffective_settings(config, settings)])
+        ignored = [*ineffective(secret, body), *ineffective_settings(config, settings)]
+        headers = warning_headers([*ignored, *voice, *unused_tools(self.gateway.engine, settings)])
         try:
             value, expires_at = self.gateway.authenticator.create_client_secret(principal, settings, seconds)
         except ValueError as error:

@@ -27,7 +27,7 @@ from speechgpt2.server.auth import Principal
 from speechgpt2.server.fillers import say_that_it_failed
 from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
-from speechgpt2.server.session_config import SessionConfig, other_model
+from speechgpt2.server.session_config import SessionConfig, other_model, unused_tools
 from speechgpt2.server.settings import session_settings
 from speechgpt2.types import Error, Event, ReplyDone, TextDelta, ToolCall, Transcript, Turn
 
@@ -65,7 +65,11 @@ class ReplyApi(WireProtocol):
         body = await read_json(request, self.gateway.config.limits.request_bytes)
         parsed: M = validate_request(model, body)
         other = other_model(self.gateway.config.model, body.get("model"))
-        return principal, parsed, [*ineffective(parsed, body), *other]
+        return (
+            principal,
+            parsed,
+            [*ineffective(parsed, body), *other, *unused_tools(self.gateway.engine, body, "tools")],
+        )
 
     def with_voice(self, config: SessionConfig, wanted: str, param: str) -> SessionConfig:
         """Return settings with the voice that a client names in the field `param`.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from speechgpt2.duplex.protocol import Engine
 from speechgpt2.errors import UserError
 from speechgpt2.server.audio_formats import WireFormat
 from speechgpt2.server.mcp_config import McpTool
@@ -226,6 +227,13 @@ def ineffective_settings(config: SessionConfig, changes: Mapping[str, Any], path
 def other_model(served: str, named: Any, path: str = "model") -> list[str]:
     """Return a warning if a client names another model than the served one."""
     return [] if named in (None, "", served) else [f"{path} has no effect: {served} responds, not {shorten(named)}"]
+
+
+def unused_tools(engine: Engine, changes: Mapping[str, Any], path: str = "session.tools") -> list[str]:
+    """Return a warning if a client names tools and the model was not trained to call any."""
+    if not changes.get("tools") or engine.calls_tools:
+        return []
+    return [f"{path} has no effect: the model was not trained to call tools"]
 
 
 def refuse_beta_fields(values: Any, prefix: str) -> None:

@@ -36,7 +36,7 @@ LEAD = 0.24  # seconds of speech ahead of its playback
 class FakeEngine:
     """See `speechgpt2.duplex.protocol.Engine`."""
 
-    reads_aloud = True
+    reads_aloud = calls_tools = True
 
     def __init__(self, slots=4, voices=()):
         self.voices = voices

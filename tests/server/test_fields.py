@@ -103,6 +103,18 @@ def test_unsupported_fields_are_refused_by_name(client, fields, param):
     assert error.value.param == param
 
 
+def test_tools_that_the_model_cannot_call_are_answered_with_a_warning(client, served):
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    assert "warning" not in chat(client, tools=[weather]).headers
+    served.engine.calls_tools = False
+    wanted = "tools has no effect: the model was not trained to call tools"
+    assert wanted in chat(client, tools=[weather]).headers["warning"]
+    assert "warning" not in chat(client).headers
+    with open_client(served) as realtime:
+        realtime.update(tools=[{"type": "function", "name": "weather", "parameters": {"type": "object"}}])
+        assert realtime.seen[-1]["warnings"] == [f"session.{wanted}"]
+
+
 def test_values_that_ask_for_nothing_are_accepted(client):
     nothing = {"logprobs": False, "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}}
     answer = chat(client, **nothing, response_format={"type": "text"})
