@@ -23,6 +23,7 @@ from speechgpt2.types import SAMPLE_RATE
 
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16"}  # what `save` writes, by the file's suffix
 FULL_SCALE = 32_768  # of 16-bit samples
+SILENT, SILENT_BESIDE_SPEECH = 1e-3, 1e-2  # root mean squares: −60 dBFS, and 40 dB below the loudest
 UNKNOWN_SECONDS = 1e9  # libsndfile states the highest number there is where a header states none
 MAX_SECONDS = 3600.0  # of a recording that `load` holds in memory: 350 MB
 
@@ -213,3 +214,15 @@ def check_audio(pcm: np.ndarray) -> np.ndarray:
     if pcm.ndim != 1 or not np.isfinite(pcm).all():
         raise UserError("audio must be a row of finite samples, float32 at 24 kHz")
     return pcm
+
+
+def cut_silent_end(pcm: np.ndarray) -> np.ndarray:
+    """Cut silence at the end of a recording `[N]` to half a second, as a live turn ends with.
+
+    Silent are blocks of 20 ms below −60 dBFS, or 40 dB below the loudest. A recording without any sound stays whole.
+    """
+    block = SAMPLE_RATE // 50
+    padded = np.pad(pcm, (0, -len(pcm) % block)).reshape(-1, block)
+    level = np.sqrt(np.square(padded).mean(1))
+    loud = np.nonzero(level > max(SILENT, level.max(initial=0.0) * SILENT_BESIDE_SPEECH))[0]
+    return pcm[: (loud[-1] + 1) * block + SAMPLE_RATE // 2] if len(loud) else pcm

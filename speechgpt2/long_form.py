@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from speechgpt2.audio import Blocks, Resampler
+from speechgpt2.audio import Blocks, Resampler, cut_silent_end
 from speechgpt2.types import SAMPLE_RATE
 from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE, SileroVad
 
@@ -151,8 +151,8 @@ def speech_windows(
 ) -> Iterator[SpeechWindow]:
     """Cut a recording at pauses of its speaker. Memory does not grow with its length.
 
-    A recording of at most `max_seconds` is one window, even without speech. Of a longer one, parts without speech are
-    left out, and speech without a pause is cut where the probability of speech is lowest.
+    A recording of at most `max_seconds` is one window, even without speech; its silent end is left out. Of a longer
+    one, parts without speech are left out, and speech without a pause is cut where the probability of speech is lowest.
 
     Args:
         blocks: The recording, blocks `[N]` of any size at 24 kHz.
@@ -167,7 +167,7 @@ def speech_windows(
     while sum(len(block) for block in begin) <= max_seconds * SAMPLE_RATE:
         block = next(blocks, None)
         if block is None:
-            pcm = np.concatenate([np.zeros(0, np.float32), *begin])
+            pcm = cut_silent_end(np.concatenate([np.zeros(0, np.float32), *begin]))
             yield SpeechWindow(0.0, len(pcm) / SAMPLE_RATE, pcm)
             return
         begin.append(block)

@@ -171,3 +171,19 @@ def test_loading_raises_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         audio.load(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("end", [0.0, 0.3, 0.5, 3.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_silent_end_is_cut_to_half_a_second(end, noise):
+    tone = 0.1 * np.sin(np.arange(SAMPLE_RATE) / 20)
+    rest = noise * np.random.default_rng(0).standard_normal(round(end * SAMPLE_RATE))
+    pcm = np.concatenate([tone, rest]).astype(np.float32)
+    cut = audio.cut_silent_end(pcm)
+    assert np.array_equal(cut, pcm[: len(cut)])
+    assert len(cut) / SAMPLE_RATE == pytest.approx(1 + min(end, 0.5), abs=0.02)
+
+
+def test_recording_without_sound_stays_whole():
+    assert len(audio.cut_silent_end(np.zeros(SAMPLE_RATE, np.float32))) == SAMPLE_RATE
+    assert len(audio.cut_silent_end(np.zeros(0, np.float32))) == 0

@@ -244,7 +244,8 @@ def read_questions(audio_files: list[Path], texts: list[str]) -> list[Question]:
 
     if not all(text.strip() for text in texts):
         raise UserError("--text is empty")
-    spoken = [Question(Turn.user(speech=audio.load(path, MAX_SECONDS)), None) for path in audio_files]
+    recordings = [audio.cut_silent_end(audio.load(path, MAX_SECONDS)) for path in audio_files]
+    spoken = [Question(Turn.user(speech=pcm), None) for pcm in recordings]
     return spoken + [Question(Turn.user(text), text) for text in texts]
 
 
