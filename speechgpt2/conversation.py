@@ -162,10 +162,8 @@ class ConversationStyle:
             self._reply_style = self.style
         self.delivery = self._delivery_in(self._reply_style)
         request, self._request = self._request, None
-        if not speak:
-            return TranscriptReader(parser, speak), []
-        reader = TranscriptReader(parser, speak, self.last_answer, self._follow)
-        if request is None:
+        reader = TranscriptReader(parser, speak, self.last_answer, self._follow if speak else None)
+        if request is None or not speak:
             return reader, []
         self._follow(request)
         answer = answer_to(request, self._typed, self.last_answer)
