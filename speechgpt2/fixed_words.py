@@ -13,4 +13,4 @@ CONSENT = {"en": "All right.", "zh": "好的。"}  # to a style that is meant fo
 
 def in_language_of(said: str, words: Mapping[str, str]) -> str:
     """Return the words in the language of what the user said: Mandarin if it holds a Chinese character."""
-    return words["zh" if re.search("[\u3400-\u9fff]", said) else "en"]
+    return words["zh" if re.search("[\u3400-\u9fff\uf900-\ufaff]", said) else "en"]
