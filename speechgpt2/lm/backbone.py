@@ -21,6 +21,7 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.rotary import rotary, rotate
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.norm import RMSNorm
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.streaming import Cache
 
@@ -75,7 +76,7 @@ class DecoderStack(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
     def init_state(self, batch: int, capacity: int) -> StackState:
         """Return an empty cache of `batch` rows with room for `capacity` positions each."""
@@ -131,9 +132,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: BackboneConfig | PatchDecoderConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.attention = GroupedQueryAttention(config)
-        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
@@ -167,8 +168,8 @@ class GroupedQueryAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         all_heads = config.heads + 2 * config.kv_heads
         self.qkv = Linear(config.width, all_heads * config.head_dim, bias=config.attention_bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.out = Linear(config.heads * config.head_dim, config.width, bias=False)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
@@ -200,12 +201,18 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, plan:
 
 def attend_by_row(q: Tensor, k: Tensor, v: Tensor, cache: Cache, rows: list[tuple[int, int]]) -> Tensor:
     """Attend one step `[B, H, 1, d]`: each of `rows` (number, position) writes its cell and reads up to it."""
-    y = [q.new_zeros(1, *q.shape[1:])] * len(q)
+    y = []
     for row, position in rows:
-        this_row, past = slice(row, row + 1), slice(position + 1)
-        cache.keys[this_row, :, position], cache.values[this_row, :, position] = k[this_row, :, 0], v[this_row, :, 0]
-        y[row] = attend(q[this_row], cache.keys[this_row, :, past], cache.values[this_row, :, past], None)
-    return torch.cat(y)
+        keys, values = (cells.narrow(0, row, 1).narrow(2, 0, position + 1) for cells in cache)
+        keys.select(2, position).copy_(k[row, :, 0])
+        values.select(2, position).copy_(v[row, :, 0])
+        y.append(attend(q.narrow(0, row, 1), keys, values, None))
+    if len(y) == len(q):
+        return y[0] if len(y) == 1 else torch.cat(y)
+    out = torch.zeros_like(q)
+    for (row, _), part in zip(rows, y, strict=True):
+        out[row] = part[0]
+    return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -34,7 +34,14 @@ from speechgpt2.lm.sampling import Sampler, SamplingParams, unpack_bits
 from speechgpt2.lm.state import LMState, at_position
 from speechgpt2.lm.weights import read_weights, save_weights
 from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
-from speechgpt2.nn.quantized import Embedding, Quantization, QuantizedKernel, QuantizedMatrix, quantizable
+from speechgpt2.nn.quantized import (
+    Embedding,
+    IntegerKernel,
+    Quantization,
+    QuantizedKernel,
+    QuantizedMatrix,
+    quantizable,
+)
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.nn.uninitialized import uninitialized
 from speechgpt2.types import Patches
@@ -107,7 +114,8 @@ class SpeechLM(nn.Module):
     def pack(self, rows: int, half: bool) -> None:
         """Pack a tied text head (`nn.linear.pack`).
 
-        If every matrix is read as float16, kernels compute in float32, so hidden states are kept in float32 as well.
+        If every matrix is read as float16 or multiplied as int8, kernels compute in float32, so hidden states are kept
+        in float32 as well. Those of an int4 model stay in bfloat16, which its kernel reads.
         """
         if isinstance(self.packed, QuantizedKernel):
             self.packed = self.packed.pack()
@@ -117,7 +125,7 @@ class SpeechLM(nn.Module):
         kernels = [*(m.packed for m in self.modules() if isinstance(m, Linear)), *self.patch_decoder.codes.packed]
         if self.text_head is None:
             kernels.append(self.packed)
-        if all(isinstance(kernel, HalfKernel) for kernel in kernels):
+        if all(isinstance(kernel, (HalfKernel, IntegerKernel)) for kernel in kernels):
             for norm in self.modules():
                 if isinstance(norm, nn.RMSNorm):
                     norm.float()

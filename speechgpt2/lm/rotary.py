@@ -31,8 +31,7 @@ def rotary(position: Tensor, config: BackboneConfig | PatchDecoderConfig) -> tup
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + d/2) of `x [B, H, P, d]`."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def scale_frequencies(frequency: Tensor, scaling: Llama3RopeScaling) -> Tensor:

@@ -36,6 +36,7 @@ MANY_ROWS = 48  # with at least so many rows of input, dequantizing is faster
 TINY = 1e-30  # in place of a largest magnitude of zero
 LEVELS = 127  # largest integer of int8, above zero and below
 FINE = 2 * LEVELS  # fine steps of an input in a coarse one
+COARSE_AND_FINE = torch.tensor([1, 1 / FINE])  # the values of their steps
 HAS_VNNI = (
     torch.cpu._is_vnni_supported()
     and "fbgemm" in torch.backends.quantized.supported_engines
@@ -252,12 +253,13 @@ class IntegerKernel(NamedTuple):
         """Multiply `x [..., C]` -> `[..., D]`."""
         flat = x.reshape(-1, self.matrix.columns).float()
         unit = flat.abs().amax(-1, keepdim=True).mul_(1 / LEVELS).clamp_min_(TINY)  # [N, 1]
-        coarse = flat / unit
-        fine = (coarse - coarse.round()).mul_(FINE)
+        exact = flat / unit
+        coarse = exact.round()
+        pairs = torch.stack([coarse, exact.sub_(coarse).mul_(FINE)], dim=1)  # [N, 2, C]
         # The kernel rounds its inputs, which it divides by 1.0, and stores them as integers above −128.
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y, correction = multiply(torch.cat([coarse, fine]), 1.0, LEVELS + 1, self.packed).chunk(2)
-        y = y.add_(correction, alpha=1 / FINE).mul_(unit)
+        y = multiply(pairs, 1.0, LEVELS + 1, self.packed)  # [N, 2, D]
+        y = torch.bmm(unit[:, None] * COARSE_AND_FINE, y)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
 
