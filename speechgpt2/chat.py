@@ -51,7 +51,7 @@ from speechgpt2.saved_chat import ChatSettings
 from speechgpt2.sessions.entries import SavedSession
 from speechgpt2.sessions.session_file import read_session
 from speechgpt2.style import NORMAL, Style
-from speechgpt2.types import Event, Mode, Speech, Tool, Transcript, Turn
+from speechgpt2.types import Event, Mode, Speech, TextDelta, Tool, Transcript, Turn
 
 
 class SpeechGPT:
@@ -263,12 +263,15 @@ class SpeechGPT:
         Raises:
             UserError: The model was not trained to transcribe.
         """
-        self.lm.prompt.require_chain_of_modality("transcribe speech")
-        greedy = SamplingParams.greedy(device=self.lm.device)
+        greedy, system = SamplingParams.greedy(device=self.lm.device), self.lm.prompt.transcription_system
         for start, end, pcm in long_form.speech_windows(blocks):
-            events = self.conversation("s2t", None, greedy, None, max_patches).ask(Turn.user(speech=pcm), stream=True)
-            transcripts = (event.text.strip() for event in events if isinstance(event, Transcript))
-            segment = long_form.TranscriptSegment(start, end, next(transcripts, ""))
+            conversation = self.conversation("s2t", None, greedy, system, max_patches)
+            events = conversation.ask(Turn.user(speech=pcm), stream=True)
+            if system is None:  # the answer, which would follow the transcript, is not generated
+                text = next((event.text for event in events if isinstance(event, Transcript)), "")
+            else:
+                text = "".join(event.text for event in events if isinstance(event, TextDelta))
+            segment = long_form.TranscriptSegment(start, end, text.strip())
             yield aligner(segment, pcm) if aligner else segment
 
     def encode_speech(self, speech: Speech) -> Tensor:

@@ -17,6 +17,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.fixed_words import CONSENT, NOT_UNDERSTOOD
 from speechgpt2.lm.config import SamplingConfig
 from speechgpt2.lm.model import SampledPatches, SpeechLM
+from speechgpt2.lm.prompt import TRANSCRIBE
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import concat
 from speechgpt2.lm.state import at_position
@@ -302,6 +303,15 @@ def test_transcribe_stops_at_the_transcript(drafting):
     assert SpeechGPT(CountingCodec(), lm).transcribe(speech(3)) == "what is it"
     assert len(lm.seen) == 1 + len(prompt.encode("what is it")) + 1
     assert same(lm.seen[0], concat(prompt.system_prompt("s2t"), prompt.user_speech(torch.full((3, 3), 250))))
+
+
+def test_a_model_without_chain_of_modality_transcribes_on_request():
+    model = tiny_lm(transcribes=True)
+    prompt = model.prompt
+    lm = ScriptedLM(model, prompt.reply("what is it"))
+    assert SpeechGPT(CountingCodec(), lm).transcribe(speech(3)) == "what is it"
+    question = prompt.user_speech(torch.full((3, 3), 250))
+    assert same(lm.seen[0], concat(prompt.system_prompt("s2t", system=TRANSCRIBE), question))
 
 
 def test_released_models_refuse_say_and_transcribe(released):

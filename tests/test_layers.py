@@ -70,7 +70,9 @@ MAY_IMPORT = {
     "curriculum": BASE,  # texts only
     "corpus": FOUNDATION | {"extras", "codec", "lm", "training", "processes", "dsp", "tts", "curriculum"},
     "data": FOUNDATION | {"extras", "asr", "dnsmos", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
-    "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
+    "eval": FOUNDATION
+    | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"}
+    | {"long_form"},  # the language of a text
     "bench": FOUNDATION
     | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"}
     | {"assistant", "asr", "dsp", "style"},

@@ -102,6 +102,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "codec": evaluation.codec,
             "speech": evaluation.speech,
             "mini": evaluation.mini,
+            "transcription": evaluation.transcription,
             "precision": evaluation.precision,
         },
     ),

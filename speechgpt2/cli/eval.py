@@ -126,6 +126,35 @@ def mini(
     )
 
 
+def transcription(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Recordings with transcripts, in a format of training data (docs/training.md); of a corpus, its test "
+            "split is used.",
+            metavar="DATA",
+        ),
+    ],
+    model: ModelName = "mini",
+    codec: Annotated[
+        str | None, typer.Option(help="Codec, if it is not in the model's folder.", metavar="CODEC")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of recordings of each language.")] = 100,
+    asr: AsrModel = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the choice of recordings.")] = 0,
+    threads: JudgeThreads = 1,
+    device: Device = "auto",
+    out: ReportFolder = None,
+) -> None:
+    """Evaluate a model's transcripts: word errors in English, character errors in Mandarin.
+
+    With --asr an independent ASR model transcribes the same recordings, as the control.
+    """
+    from speechgpt2.eval import transcription as evaluation
+
+    evaluation.main(data, model, codec, limit, asr, seed, threads, out, str(torch_device(device)))
+
+
 def precision(
     model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a text model, or its GGUF file.", metavar="NAME")],
     text: Annotated[

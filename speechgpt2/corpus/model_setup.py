@@ -103,7 +103,7 @@ def from_text(name: str, config: LMTrainConfig, codec: Codec) -> SpeechLM:
     q = codec.config.quantizer
     if (q.codebooks, q.size) != (3, 1024):
         raise UserError(f"the codec has {q.codebooks} codebooks of {q.size}; a text model's layout takes 3 of 1024")
-    prompt = PromptConfig(chain_of_modality=config.chain_of_modality, tools=True, silence=silence_frame(codec))
+    prompt = PromptConfig(config.chain_of_modality, tools=True, transcribes=True, silence=silence_frame(codec))
     return from_text_model(name, config.patch_decoder, prompt)
 
 

@@ -86,12 +86,13 @@ class EvaluatedAnswer(TimedReply):
         }
 
 
-def load_model(model: str | Path | SpeechGPT, device: str = "cpu") -> SpeechGPT:
+def load_model(model: str | Path | SpeechGPT, device: str = "cpu", codec: str | Path | None = None) -> SpeechGPT:
     """Load a `SpeechGPT`.
 
     Args:
         model: A name or a folder; a loaded `SpeechGPT` is returned unchanged.
         device: Where it computes.
+        codec: The codec, if it is not in the model's folder.
 
     Raises:
         UserError: The model cannot be loaded.
@@ -99,7 +100,7 @@ def load_model(model: str | Path | SpeechGPT, device: str = "cpu") -> SpeechGPT:
     if isinstance(model, (str, Path)):
         from speechgpt2.chat import SpeechGPT
 
-        return SpeechGPT.from_pretrained(model, device)
+        return SpeechGPT.from_pretrained(model, device, codec=codec)
     return model
 
 

@@ -39,7 +39,7 @@ def transcript_rows(
         model: A `SpeechGPT`.
         sets: Clips by the name of their set, in one language each.
         panel: The judges.
-        advance: Called after each set.
+        advance: Called after each clip.
     """
     rows = []
     own = OwnModel(model, "the model")
@@ -49,14 +49,16 @@ def transcript_rows(
         texts = [clip.text for clip in clips] if all(clip.text for clip in clips) else asr_texts
         if not texts:
             continue
-        try:
-            transcripts = [own.transcribe(clip.pcm, lang).text for clip in clips]
-        except UserError:
-            return []
+        transcripts = []
+        for clip in clips:
+            try:
+                transcripts.append(own.transcribe(clip.pcm, lang).text)
+            except UserError:
+                return []
+            advance()
         rows.append(_row(name, own.name, texts, transcripts, lang))
         if asr_texts and texts is not asr_texts:
             rows.append(_row(name, panel.asr.name if panel.asr else "", texts, asr_texts, lang))
-        advance()
     return rows
 
 

@@ -29,6 +29,8 @@ from speechgpt2.lm.tools import tools_system_prompt
 from speechgpt2.style import Style
 from speechgpt2.types import MODES, Mode, Patches, Speech, Tool
 
+TRANSCRIBE = "You are an helpful assistant. You should transcribe the user's speech.\n\n\n"
+
 
 class Prompt(SegmentBuilder):
     """Builds the turns of a conversation, patches `[1, P]` on the CPU.
@@ -173,6 +175,19 @@ class Prompt(SegmentBuilder):
     def transcript(self, text: str) -> Patches:
         """Return a transcript of the user's speech, with which a reply with chain of modality begins."""
         return self.text_patches(self._written_part("", text))
+
+    @property
+    def transcription_system(self) -> str | None:
+        """The system text with which the reply to speech is its transcript; None if every reply begins with one.
+
+        Raises:
+            UserError: If the model was not trained to transcribe.
+        """
+        if self.template.chain_of_modality:
+            return None
+        if not self.template.transcribes:
+            raise UserError("this model cannot transcribe speech: it was not trained to")
+        return TRANSCRIBE
 
     def require_chain_of_modality(self, purpose: str) -> None:
         """Raise `UserError` if the model has no chain of modality. `purpose` is what needs it."""

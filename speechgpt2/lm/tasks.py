@@ -27,12 +27,11 @@ from torch import Tensor
 from speechgpt2.errors import UserError
 from speechgpt2.lm.alignment import TimedWord, restore_spacing
 from speechgpt2.lm.example import TrainingExample, TurnPair, training_example
-from speechgpt2.lm.prompt import Prompt
+from speechgpt2.lm.prompt import TRANSCRIBE, Prompt
 from speechgpt2.lm.segments import AlignedSpeech, concat
 from speechgpt2.types import FRAME_RATE, UNFINISHED, Mode, Patches
 
 # What the system line of the released layout asks for, besides the four modes.
-TRANSCRIBE = "You are an helpful assistant. You should transcribe the user's speech.\n\n\n"
 READ_ALOUD = "You are an helpful assistant. You should read the user's text aloud.\n\n\n"
 CONTINUE = "You are an helpful assistant. You should continue the speech.\n\n\n"
 INTERLEAVE = "You are an helpful assistant. You should write and speak by turns.\n\n\n"

@@ -34,6 +34,7 @@ def tiny_config(
     chained: bool = False,
     draft_tokens: int = 0,
     tools: bool = False,
+    transcribes: bool = False,
     follows_instructions: bool = False,
     min_confidence: float | None = None,
     **backbone,
@@ -45,6 +46,7 @@ def tiny_config(
         PromptConfig(
             chain_of_modality=chain_of_modality,
             tools=tools,
+            transcribes=transcribes,
             follows_instructions=follows_instructions,
             min_confidence=min_confidence,
         ),
