@@ -44,7 +44,7 @@ def from_dict(cls: type[C], values: Any, where: str = "") -> C:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)
-            raise UserError(f"{name}: unknown key '{key}'; did you mean '{near[0]}'?")
+            raise UserError(f"{name}: unknown key {key!r}; did you mean '{near[0]}'?")
     hints = typing.get_type_hints(cls)
     known = {key: _convert(hints[key], value, f"{name}.{key}") for key, value in values.items()}
     absent = [f.name for f in fields.values() if f.name not in known and not _has_default(f)]
@@ -119,7 +119,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, args[0]) for key in value):
             raise UserError(f"{where}: expected a mapping, got {value!r}")
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _convert(args[1], item, f"{where}[{key!r}]") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)

@@ -1,7 +1,7 @@
 """Arbitrary input from outside is accepted, or refused by the one error of its reader: never another exception.
 
-pytest tests/test_fuzz.py                                             # a few seconds
-SG2_FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py --hypothesis-show-statistics    # for hours; prints counts
+pytest tests/test_fuzz.py                # a few seconds
+python -m tests.fuzz --minutes 60        # for hours; prints counts
 """
 
 import importlib.util
