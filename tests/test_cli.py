@@ -307,9 +307,44 @@ def test_info_reads_the_licence_from_the_model_card(tiny):
     assert re.search(r"licence +apache-2.0", sg2("info", "card").stdout)
 
 
-def test_convert_changes_the_precision():
-    sg2("convert", "tiny", "half", "--dtype", "bfloat16")
-    assert {t.dtype for t in load_file("half/codec.safetensors").values() if t.is_floating_point()} == {torch.bfloat16}
+def test_convert_changes_the_precision_of_all_that_a_folder_holds():
+    assert sg2("convert", "tiny", "half", "--dtype", "bfloat16").stdout == "half: codec and language model\n"
+    for part in ("codec", "lm"):
+        tensors = load_file(f"half/{part}.safetensors").values()
+        assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.bfloat16}
+    SpeechGPT.from_pretrained("half")  # loads: its parts belong together
+
+
+def copy_without(part):
+    """Copy the tiny model to `one`, without its codec or its language model."""
+    copy("tiny", "one")
+    for file in Path("one").glob(f"{part}.*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(("part", "other", "name"), [("codec", "lm", "codec"), ("lm", "codec", "language model")])
+def test_convert_adds_the_part_that_is_there_to_a_folder(part, other, name):
+    copy_without(other)
+    Path("new").mkdir()
+    Path(f"new/{other}.json").write_text("{}")
+    assert sg2("convert", "one", "new", "--dtype", "bfloat16").stdout == f"new: {name}\n"
+    assert Path(f"new/{part}.safetensors").exists() and Path(f"new/{other}.json").read_text() == "{}"
+    assert "already exists" in fails("convert", "tiny", "new")  # which holds both
+
+
+def test_convert_refuses_options_of_a_part_that_is_not_there():
+    copy_without("lm")
+    assert "--quantize is for language models" in fails("convert", "one", "new", "--quantize", "int8")
+    shutil.rmtree("one")
+    copy_without("codec")
+    assert "--config is for a released codec" in fails("convert", "one", "new", "--config", "config.yaml")
+
+
+def test_convert_quantizes_the_language_model_and_keeps_the_codec():
+    sg2("convert", "tiny", "small", "--quantize", "int8")
+    before, after = load_file("tiny/codec.safetensors"), load_file("small/codec.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert {t.dtype for t in load_file("small/lm.safetensors").values()} >= {torch.int8}
 
 
 # errors

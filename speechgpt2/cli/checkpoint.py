@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from speechgpt2.lm.model import SpeechLM
 
 # A checkpoint holds one or both parts, each as NAME.json and NAME.safetensors.
-PARTS = ("codec", "lm")
+PARTS = {"codec": "codec", "lm": "language model"}
 PICKLES = (".pkl", ".pt", ".pth", ".ckpt")
 
 Checkpoint = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="NAME")]
@@ -167,28 +167,41 @@ def convert(
 ) -> None:
     """Convert a released codec or language model to this project's format, or store a model in another precision.
 
-    A codec and a language model may share a folder: DST may exist if it lacks this part. With --quantize the matrices
-    of a language model are stored in 8 or 4 bits; such a folder is mapped when it is loaded, so int4 is ready at once.
-    With --calibrate less is lost by that; the model in bfloat16 must fit into memory.
+    A codec and a language model may share a folder: both are converted, and DST may exist if it lacks what SRC holds.
+    With --quantize the matrices of the language model are stored in 8 or 4 bits; such a folder is mapped when it is
+    loaded, so int4 is ready at once. With --calibrate less is lost by that; the model in bfloat16 must fit into memory.
     """
     if not src.exists():
         raise UserError(f"{src}: no such file or folder")
-    is_codec = (src.is_dir() and any(src.glob("*.pkl"))) or src.suffix in PICKLES or (src / "codec.json").is_file()
-    if dst.exists() and (not dst.is_dir() or (dst / f"{PARTS[not is_codec]}.json").exists()):
+    parts = _parts(src)
+    if dst.exists() and (not dst.is_dir() or any((dst / f"{part}.json").exists() for part in parts)):
         raise UserError(f"cannot write {dst}: it already exists")
-    if is_codec and quantize is not None:
+    if "lm" not in parts and quantize is not None:
         raise UserError("--quantize is for language models; the codec stays as it is")
+    if "codec" not in parts and config is not None:
+        raise UserError(f"--config is for a released codec, which {src} does not hold")
     if calibrate and quantize is None:
         raise UserError("--calibrate says how to round; give --quantize int8 or int4 with it")
     with spinner(f"converting {src}") as show_progress:
-        if is_codec:
-            from speechgpt2.codec.model import Codec
 
-            save = Codec.from_pretrained(src, config=config).save_pretrained
-        else:
-            save = _converted_lm(src, dtype, quantize, group, calibrate, show_progress).save_pretrained
-        write_folder(dst, lambda folder: save(folder, None if quantize else torch_dtype(dtype)))
-    print(f"{dst}: {'codec' if is_codec else 'language model'}")
+        def write(folder: Path) -> None:
+            if "codec" in parts:
+                from speechgpt2.codec.model import Codec
+
+                Codec.from_pretrained(src, config=config).save_pretrained(folder, torch_dtype(dtype))
+            if "lm" in parts:
+                lm = _converted_lm(src, dtype, quantize, group, calibrate, show_progress)
+                lm.save_pretrained(folder, None if quantize else torch_dtype(dtype))
+
+        write_folder(dst, write)
+    print(f"{dst}: {' and '.join(PARTS[part] for part in parts)}")
+
+
+def _parts(src: Path) -> list[str]:
+    """Return which of `PARTS` a file or folder holds. Of one that holds none, reading a language model says what is."""
+    codec = src.suffix in PICKLES or (src / "codec.json").is_file() or (src.is_dir() and any(src.glob("*.pkl")))
+    lm = (src / "lm.json").is_file() or (src / "config.json").is_file()
+    return [part for part, found in (("codec", codec), ("lm", lm or not codec)) if found]
 
 
 def _converted_lm(
