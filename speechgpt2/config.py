@@ -73,9 +73,17 @@ def load(cls: type[C], path: str | Path) -> C:
 
 
 def read(path: str | Path) -> Any:
-    """Return the plain content of a YAML or JSON file. Raises `UserError` if it is absent, too large or not YAML."""
+    """Return the plain content of a YAML or JSON file.
+
+    Raises:
+        UserError: If it is absent, not a regular file, too large or not YAML.
+    """
+    file_path = Path(path)
+    if file_path.exists() and not file_path.is_file() and not file_path.is_dir():
+        # A pipe that nobody writes to would be waited for without end.
+        raise UserError(f"{path}: not a regular file (a pipe or a device); write the configuration to a file first")
     try:
-        with Path(path).open("rb") as file:
+        with file_path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"{path}: is larger than {MAX_BYTES} bytes, so it is not a configuration")

@@ -136,6 +136,8 @@ def check_writable(path: str | Path) -> None:
 
 def read_text(path: Path, expected: str = "") -> str:
     """Return the content of a UTF-8 file. Raises `UserError`, with `expected` at its end if the file is not text."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: not a regular file (a pipe or a device)")  # it may have no end, or no beginning
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from speechgpt2 import config
+from speechgpt2 import config, hub
 from speechgpt2.errors import UserError
 from speechgpt2.nn.transformer import TransformerConfig
 
@@ -121,6 +123,23 @@ def test_absent_files_are_refused(tmp_path):
         config.load(Drawing, tmp_path / "absent.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         config.load(Drawing, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/null", "open pipe"])
+def test_special_files_are_refused_at_once(tmp_path, kind):
+    read_end, write_end = os.pipe()
+    try:
+        path = {"pipe": tmp_path / "pipe.yaml", "/dev/null": "/dev/null", "open pipe": f"/dev/fd/{read_end}"}[kind]
+        os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes to it
+        with pytest.raises(UserError, match="not a regular file") as caught:
+            config.load(Drawing, path)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match="not a regular file"):
+            hub.read_text(Path(path))
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_errors_name_the_file(tmp_path):
