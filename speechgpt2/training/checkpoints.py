@@ -49,6 +49,7 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.file, self.older_file = folder / "checkpoint.pt", folder / "checkpoint-old.pt"
         self.folder, self.older_folder = folder / "checkpoint", folder / "checkpoint-old"
+        self._damaged: set[Path] = set()
 
     @property
     def found(self) -> list[Path]:
@@ -74,6 +75,7 @@ class Checkpoints:
             try:
                 return load_shards(path, trainer) if path.is_dir() else load_file(path)
             except Damaged:
+                self._damaged.add(path)
                 if distributed.rank() == 0:
                     print(f"{path} is damaged", file=sys.stderr)
         if found:
@@ -115,16 +117,27 @@ class Checkpoints:
         distributed.barrier()  # no process goes on before the checkpoint is there
 
     def _retire(self) -> None:
-        """Rename the present checkpoint, and drop the one before."""
+        """Rename the present checkpoint, and drop the one before; drop a damaged one, and keep the one before."""
         present = next((path for path in (self.file, self.folder) if path.exists()), None)
         if present is None:
             return
-        self.older_file.unlink(missing_ok=True)
-        shutil.rmtree(self.older_folder, ignore_errors=True)
+        if present in self._damaged:
+            _remove(present)
+            self._damaged.remove(present)
+            return
+        _remove(self.older_file)
+        _remove(self.older_folder)
         os.replace(present, self.older_file if present == self.file else self.older_folder)
 
     def _not_written(self, path: Path, error: BaseException) -> UserError:
         return UserError(f"cannot write {path} ({first_line(error)}); {self.last_good()}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Damaged(Exception):

@@ -54,6 +54,19 @@ def test_a_damaged_folder_is_one_line_and_the_one_before_is_used(saved, capsys, 
         saved.load(pair)
 
 
+@pytest.mark.parametrize("next_is_file", (False, True))
+def test_a_damaged_folder_does_not_replace_the_good_one_before(saved, next_is_file):
+    (saved.folder / PROGRESS).unlink()
+    assert saved.load(Pair())["step"] == 2
+    saved.save({"step": 6}) if next_is_file else Pair(6.0).save(saved, 6)
+    assert [path.name for path in saved.found] == ["checkpoint.pt" if next_is_file else "checkpoint", "checkpoint-old"]
+    assert saved.load(Pair())["step"] == 6
+    assert json.loads((saved.older_folder / PROGRESS).read_text())["step"] == 2
+    Pair(8.0).save(saved, 8)
+    assert saved.load(Pair())["step"] == 8
+    assert [path.name for path in saved.found][1] == ("checkpoint-old.pt" if next_is_file else "checkpoint-old")
+
+
 def test_other_tensors_are_refused_and_nothing_is_changed(saved):
     pair = Pair(size=3)
     with pytest.raises(ValueError, match="other parameters, or other sizes"):

@@ -81,6 +81,16 @@ def test_a_damaged_checkpoint_is_one_line_and_the_one_before_is_used(tmp_path, c
         train(Slope(), Config(), tmp_path, True, "slope")
 
 
+def test_a_damaged_checkpoint_does_not_replace_the_good_one_before(tmp_path):
+    train(Slope(), Config(), tmp_path, False, "slope")
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    checkpoints = RunFolder(tmp_path, True).checkpoints
+    assert checkpoints.load()["step"] == 4
+    for new, old in ((5, 4), (6, 5), (7, 6)):
+        checkpoints.save({"step": new})
+        assert [torch.load(path)["step"] for path in checkpoints.found] == [new, old]
+
+
 def test_an_interruption_between_the_two_files_loses_nothing(tmp_path):
     train(Slope(), Config(), tmp_path, False, "slope")
     (tmp_path / "checkpoint.pt").unlink()
