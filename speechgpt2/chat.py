@@ -17,6 +17,7 @@ One conversation at a time, on the calling thread. `engine` serves many at once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,7 +41,7 @@ from speechgpt2.conversation import (
     text_of,
 )
 from speechgpt2.conversation import Reply as Reply
-from speechgpt2.errors import UserError
+from speechgpt2.errors import SpeechWarning, UserError
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import AlignedSpeech
@@ -51,7 +52,7 @@ from speechgpt2.saved_chat import ChatSettings
 from speechgpt2.sessions.entries import SavedSession
 from speechgpt2.sessions.session_file import read_session
 from speechgpt2.style import NORMAL, Style
-from speechgpt2.types import Event, Mode, Speech, TextDelta, Tool, Transcript, Turn
+from speechgpt2.types import FRAME_SIZE, Event, Mode, Speech, TextDelta, Tool, Transcript, Turn
 
 
 class SpeechGPT:
@@ -214,6 +215,8 @@ class SpeechGPT:
     ) -> Reply:
         """Read a `text` of any length aloud. `reason` is "length" if the speech of a sentence was cut off.
 
+        A `SpeechWarning` names a sentence whose speech is too short or too long for it.
+
         Raises:
             UserError: The text holds no letters or digits, the model was not trained to read aloud, or there is no such
                 voice.
@@ -221,6 +224,9 @@ class SpeechGPT:
         replies = list(self.read_aloud(text, sampling, max_patches, voice, style, speed))
         pcm, codes = np.concatenate([r.pcm for r in replies]), np.concatenate([r.codes for r in replies])
         cut = any(reply.reason == "length" for reply in replies)
+        for reply in replies:
+            if fault := long_form.speech_fault(reply.text, len(reply.codes) * FRAME_SIZE):
+                warnings.warn(f"{fault}: {reply.text}", SpeechWarning, stacklevel=2)
         return Reply(text, pcm, codes, None, "length" if cut else "stop")
 
     def read_aloud(
@@ -232,7 +238,10 @@ class SpeechGPT:
         style: Style = NORMAL,
         speed: float = 1.0,
     ) -> Iterator[Reply]:
-        """Read `text` aloud, one reply for each of its sentences. Arguments and errors are those of `say`."""
+        """Read `text` aloud, one reply for each of its sentences. Arguments and errors are those of `say`.
+
+        Nothing is checked: `long_form.speech_fault` tells from a reply whether its speech fits its text.
+        """
         parts = long_form.sentences(text)
         if not parts:
             raise UserError("nothing to say: the text holds no letters or digits")

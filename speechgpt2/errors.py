@@ -1,4 +1,4 @@
-"""The exception and the warning whose message is for users.
+"""The exception and the warnings whose messages are for users.
 
 Whatever a user can cause (a missing file, a folder that is not a checkpoint, an unknown key) raises `UserError` with
 one line that says what is wrong and what to do. The command line prints that line and exits with status 2. A server
@@ -17,3 +17,7 @@ class MissingDependency(UserError):
 
 class FileWarning(UserWarning):
     """A file, or a part of it, cannot be used, and the program goes on. The message is one line for the user."""
+
+
+class SpeechWarning(UserWarning):
+    """The speech that the model made cannot be that of the text. The message is one line for the user."""

@@ -29,6 +29,8 @@ SENTENCE_END = re.compile(r"""(?<=[。！？；\n])|(?<=[.!?…])["'”’)\]]*\
 CLAUSE_END = re.compile(r"(?<=[，、：])|(?<=[,;:–—])\s+")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|[A-Z])\.$")
 SECONDS_PER_WIDTH = 0.025  # the fastest speech; a shorter one has left words out
+# The slowest speech, of a digit as well ("seven hundred"), and pauses around it; a longer one is not of this text.
+MOST_SECONDS_PER_WIDTH, MOST_SECONDS_PER_DIGIT, MOST_PAUSES = 0.3, 1.0, 2.0
 
 
 def sentences(text: str, max_width: int = MAX_WIDTH) -> list[str]:
@@ -51,9 +53,19 @@ def width(text: str) -> int:
     return len(text) + (CHINESE_WIDTH - 1) * len(CHINESE.findall(text))
 
 
-def skips_words(text: str, samples: int) -> bool:
-    """Return whether speech of `samples` at 24 kHz is too short for all of `text`."""
-    return samples / SAMPLE_RATE < SECONDS_PER_WIDTH * width(text)
+def speech_fault(text: str, samples: int) -> str | None:
+    """Return what is wrong with the speech of `text`, by its length alone; None of speech of a likely length.
+
+    Args:
+        text: A sentence.
+        samples: The length of its speech at 24 kHz and at the model's own rate.
+    """
+    seconds, digits = samples / SAMPLE_RATE, sum(character.isdigit() for character in text)
+    if seconds < SECONDS_PER_WIDTH * width(text):
+        return "the model left words out"
+    if seconds > MOST_SECONDS_PER_WIDTH * width(text) + MOST_SECONDS_PER_DIGIT * digits + MOST_PAUSES:
+        return "the speech is far longer than its text can need"
+    return None
 
 
 def join(texts: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from speechgpt2.cli import transcribe as transcribe_command
 from speechgpt2.codec import config as presets
 from speechgpt2.codec.config import CodecConfig, HarmonicConfig, MelConfig
 from speechgpt2.codec.model import Codec
+from speechgpt2.errors import SpeechWarning
 from speechgpt2.lm.prompt import Prompt
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.nn.convnext import ConvNeXtConfig
@@ -215,6 +216,15 @@ def test_say_speaks_every_sentence(monkeypatch):
     assert soundfile.info("said.wav").frames == 3 * 2 * 3 * FRAME_SIZE
     assert "warning: the model left words out in 3 of 3 sentences, first in: Hello there." in result.stderr
     assert "no letters" in fails("say", " ... ", "-o", "said2.wav", *MODEL)
+
+
+def test_speech_that_does_not_end_has_a_warning(monkeypatch):
+    monkeypatch.setattr(long_form, "MOST_PAUSES", 0.5)  # so that short speech is far too long
+    fault = "the speech is far longer than its text can need"
+    result = sg2("say", "b", "-o", "said.wav", *MODEL, *SHORT)
+    assert f"warning: {fault} in 1 of 1 sentences, first in: b\n" in result.stderr
+    with pytest.warns(SpeechWarning, match=f"{fault}: b"):
+        SpeechGPT.from_pretrained("tiny").say("b", max_patches=12)
 
 
 def fake_transcripts(monkeypatch):

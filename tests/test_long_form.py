@@ -55,9 +55,25 @@ def test_joining_segments():
     assert long_form.join(["今天很好。", "我们去吧"]) == "今天很好。我们去吧"
 
 
-def test_speech_that_is_too_short_for_its_text_skips_words():
-    assert long_form.skips_words("This text has some forty-two letters in it.", SAMPLE_RATE // 2)
-    assert not long_form.skips_words("This text has some forty-two letters in it.", 2 * SAMPLE_RATE)
+@pytest.mark.parametrize(
+    ("text", "seconds", "fault"),
+    [
+        ("This text has some forty-two letters in it.", 0.5, "left words out"),
+        ("This text has some forty-two letters in it.", 2.0, None),
+        ("This text has some forty-two letters in it.", 12.0, None),  # whispered slowly, with pauses
+        ("This text has some forty-two letters in it.", 20.0, "far longer"),
+        ("hi", 0.4, None),
+        ("hi", 7.3, "far longer"),
+        ("777777", 5.0, None),  # seven hundred and seventy-seven thousand …
+        ("你好", 2.4, None),
+        ("你好", 6.0, "far longer"),
+        ("今天天气很好，我们去公园吧。", 0.5, "left words out"),
+        ("今天天气很好，我们去公园吧。", 6.0, None),
+    ],
+)
+def test_speech_of_an_impossible_length_is_a_fault(text, seconds, fault):
+    found = long_form.speech_fault(text, round(seconds * SAMPLE_RATE))
+    assert (fault in found) if fault else found is None
 
 
 def loudness(block: np.ndarray) -> float:

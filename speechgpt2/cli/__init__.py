@@ -30,7 +30,7 @@ from speechgpt2.cli import (
     transcribe,
 )
 from speechgpt2.cli import eval as evaluation
-from speechgpt2.cli.common import print_error, show_file_warnings
+from speechgpt2.cli.common import print_error, show_warnings
 from speechgpt2.cli.data import corpus, crawl, pipeline, synthesize
 from speechgpt2.cli.data import demo as data_demo
 from speechgpt2.errors import UserError
@@ -41,7 +41,7 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        show_file_warnings()
+        show_warnings()
         try:
             return super().invoke(ctx)
         except UserError as error:

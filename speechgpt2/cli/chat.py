@@ -208,20 +208,22 @@ def say(
         sounddevice()
     speechgpt = loading.load(model, greetings=greetings, voice=voice)
     params = sampling.params(speechgpt.lm)
-    spoken, short = [], []
+    spoken: list[np.ndarray] = []
+    faults: dict[str, list[str]] = {}  # the sentences of each
     with ExitStack() as stack:
         player = stack.enter_context(BlockingPlayer()) if play else None
         count = len(long_form.sentences(text))
         show = stack.enter_context(spinner(f"speaking 1/{count}"))
         for reply in speechgpt.read_aloud(text, params, max_patches, style=reply_style, speed=speed):
             spoken.append(reply.pcm)
-            if reply.reason == "length" or long_form.skips_words(reply.text, len(reply.codes) * FRAME_SIZE):
-                short.append(reply.text)
+            fault = long_form.speech_fault(reply.text, len(reply.codes) * FRAME_SIZE)
+            if fault is not None or reply.reason == "length":
+                faults.setdefault(fault or "the speech was cut off", []).append(reply.text)
             if player is not None:
                 player.play(reply.pcm)
             show(f"speaking {min(count, len(spoken) + 1)}/{count}")
-    if short:
-        print_warning(f"the model left words out in {len(short)} of {count} sentences, first in: {short[0]}")
+    for fault, texts in faults.items():
+        print_warning(f"{fault} in {len(texts)} of {count} sentences, first in: {texts[0]}")
     save(out, [pcm for pcm in spoken if len(pcm)], pause=0.0)
 
 

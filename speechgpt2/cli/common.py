@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speechgpt2.errors import FileWarning, UserError
+from speechgpt2.errors import FileWarning, SpeechWarning, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -98,12 +98,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console.print(table)
 
 
-def show_file_warnings() -> None:
-    """Print `FileWarning`s by `print_warning`: they are for users, not for developers."""
+def show_warnings() -> None:
+    """Print warnings for users by `print_warning`; those for developers stay as they are."""
     showwarning = warnings.showwarning
 
     def show(message: Any, category: Any, *args: Any, **options: Any) -> None:
-        if issubclass(category, FileWarning):
+        if issubclass(category, (FileWarning, SpeechWarning)):
             print_warning(str(message))
         else:
             showwarning(message, category, *args, **options)

@@ -95,12 +95,13 @@ class PromptConfig:
     """The chat template: texts and special tokens that turn a conversation into patches (lm/prompt.py).
 
     `chain_of_modality`: a reply is a transcript of the user's speech, then the answer as text, then as speech
-    (SpeechGPT, Zhang et al., 2023, https://arxiv.org/abs/2305.11000). In `system`, {input} and {output} stand for
-    "speech" or "text", the modality of the user and of the model. `tools`: the model was trained to call tools
-    (lm/tools.py); otherwise its prompt lists none. `transcribes`: it was trained to transcribe where the system text asks
-    for it (`Prompt.transcription_system`); with chain of modality a model always does. `follows_instructions`: a style is put into the system text as
-    words; otherwise the speech of the model is changed (dsp/delivery.py). `min_confidence`: below this
-    confidence in its transcript (a log-probability, lm/transcript_reader.py) the model says that it did not understand.
+    (SpeechGPT, Zhang et al., 2023, https://arxiv.org/abs/2305.11000). `tools`: the model was trained to call tools
+    (lm/tools.py); otherwise its prompt lists none. `transcribes`: it was trained to transcribe where the system text
+    asks for it (`Prompt.transcription_system`); with chain of modality it always can. `follows_instructions`: a style
+    is put into the system text as words; otherwise the speech of the model is changed (dsp/delivery.py). In `system`,
+    {input} and {output} stand for "speech" or "text", the modality of the user and of the model. `min_confidence`:
+    below this confidence in its transcript (a log-probability, lm/transcript_reader.py) the model says that it did not
+    understand.
     """
 
     chain_of_modality: bool = False

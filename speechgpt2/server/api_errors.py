@@ -105,10 +105,10 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the headers that list the fields without effect, and log them."""
+    """Return the headers with warnings, of fields without effect or of the result, and log them."""
     if not warnings:
         return {}
-    log.warning("a request has fields without effect", extra={"fields": {"warnings": list(warnings)}})
+    log.warning("a request was answered with warnings", extra={"fields": {"warnings": list(warnings)}})
     text = " ".join("; ".join(warnings).split()).replace("\\", "/").replace('"', "'")
     return {"Warning": f'299 speechgpt2 "{text.encode("ascii", "backslashreplace").decode()[:MAX_WARNING]}"'}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from speechgpt2 import long_form
 from speechgpt2.assistant.loop import CallLimit, refused, words_of
 from speechgpt2.duplex.protocol import ReplyOptions, Session
 from speechgpt2.errors import UserError
@@ -29,8 +31,10 @@ from speechgpt2.server.gateway import WireProtocol
 from speechgpt2.server.schema import ProtocolError, WireModel, ineffective
 from speechgpt2.server.session_config import SessionConfig, other_model, unused_tools
 from speechgpt2.server.settings import session_settings
-from speechgpt2.types import Error, Event, ReplyDone, TextDelta, ToolCall, Transcript, Turn
+from speechgpt2.style import NORMAL, parse_style
+from speechgpt2.types import SAMPLE_RATE, AudioDelta, Error, Event, ReplyDone, TextDelta, ToolCall, Transcript, Turn
 
+log = logging.getLogger("sg2.server")
 T = TypeVar("T")
 M = TypeVar("M", bound=WireModel)
 MAX_TRANSCRIPT_TOKENS = 256  # of one window of a recording
@@ -169,16 +173,29 @@ class ReplyApi(WireProtocol):
                     return ""
         raise ApiError(400, "This model does not write transcripts.", "unsupported_value", "model")
 
-    async def read_aloud(self, config: SessionConfig, sentences: Sequence[str]) -> AsyncGenerator[Event, None]:
+    async def read_aloud(
+        self, config: SessionConfig, sentences: Sequence[str], faults: list[str] | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield the events of reading sentences aloud, one after the other. The request must be `admitted`.
+
+        Speech that is too short or too long for its sentence is logged, and added to `faults`.
 
         Raises:
             ApiError: The request is rejected or fails.
         """
+        output = config.audio.output
+        rate = parse_style(output.style or NORMAL.name).faster(output.speed).rate
         for sentence in sentences:
+            samples = 0
             async with aclosing(self.reply(config, (), sentence)) as events:
                 async for event in events:
+                    if isinstance(event, AudioDelta):
+                        samples += len(event.pcm)
                     yield event
+            if fault := long_form.speech_fault(sentence, round(samples * rate)):
+                log.warning(fault, extra={"fields": {"seconds": round(samples / SAMPLE_RATE, 1)}})
+                if faults is not None:
+                    faults.append(f"{fault}: {sentence}")
 
     async def _answers(
         self, session: Session, config: SessionConfig, said: str, any_text: bool

@@ -72,7 +72,6 @@ class SpeechApi(ReplyApi):
         """`POST /v1/audio/speech`: read a text aloud."""
         principal, speech, warnings = await self.read_json(request, SpeechRequest)
         warnings = [*self.gateway.voices.warnings(speech.voice, "voice"), *warnings, *speech.warnings()]
-        headers = warning_headers(warnings)
         config = self.with_voice(self.gateway.default_session, speech.voice, "voice")
         config = config.model_copy(update={"output_modalities": ["audio"], "seed": speech.seed})
         config = config.with_delivery(speech.speed, speech.styles)
@@ -82,18 +81,23 @@ class SpeechApi(ReplyApi):
             raise ApiError(400, f"response_{error}.", "invalid_value", "response_format") from None
 
         async def respond() -> Response:
-            events = await Started.start(self._read_aloud(principal, config, speech.input))
+            faults: list[str] = []  # of the speech, which a stream's headers cannot tell
+            events = await Started.start(self._read_aloud(principal, config, speech.input, faults))
+            if speech.stream_format != "sse" and speech.response_format not in audio_files.STREAMABLE:
+                data = await _speech_file(events, speech.response_format)
+                return Response(data, media_type=media_type, headers=warning_headers([*warnings, *faults]))
+            headers = warning_headers(warnings)
             if speech.stream_format == "sse":
                 return sse_response(_stream_speech_events(events), headers)
-            if speech.response_format in audio_files.STREAMABLE:
-                header = audio_files.wav_header() if speech.response_format == "wav" else b""
-                return StreamingResponse(_stream_speech(events, header), media_type=media_type, headers=headers)
-            return await _speech_file(events, speech.response_format, media_type, headers)
+            header = audio_files.wav_header() if speech.response_format == "wav" else b""
+            return StreamingResponse(_stream_speech(events, header), media_type=media_type, headers=headers)
 
         return await unless_disconnected(request, respond())
 
-    async def _read_aloud(self, principal: Principal, config: SessionConfig, text: str) -> AsyncGenerator[Event, None]:
-        """Yield the events of reading a text, sentence after sentence."""
+    async def _read_aloud(
+        self, principal: Principal, config: SessionConfig, text: str, faults: list[str]
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of reading a text, sentence after sentence, and collect the faults of its speech."""
         sentences = long_form.sentences(text)
         if not sentences:
             raise ApiError(400, "input holds no letters or digits, so nothing can be said.", "invalid_value", "input")
@@ -101,16 +105,15 @@ class SpeechApi(ReplyApi):
             why = f"input holds a word of {longest:,} letters; at most {MAX_WORD} can be read aloud."
             raise ApiError(400, why, "invalid_value", "input")
         with self.admitted(principal):
-            async with aclosing(self.read_aloud(config, sentences)) as events:
+            async with aclosing(self.read_aloud(config, sentences, faults)) as events:
                 async for event in events:
                     yield event
 
 
-async def _speech_file(events: Started[Event], format: str, media_type: str, headers: dict[str, str]) -> Response:
+async def _speech_file(events: Started[Event], format: str) -> bytes:
     async with aclosing(events):
         pcm = [event.pcm async for event in events if isinstance(event, AudioDelta)]
-    data = await asyncio.to_thread(audio_files.encode_file, np.concatenate([np.zeros(0), *pcm]), format)
-    return Response(data, media_type=media_type, headers=headers)
+    return await asyncio.to_thread(audio_files.encode_file, np.concatenate([np.zeros(0), *pcm]), format)
 
 
 async def _stream_speech(events: Started[Event], header: bytes) -> AsyncIterator[bytes]:

@@ -247,6 +247,26 @@ def test_long_text_is_read_in_sentences(client, served):
 
 
 @pytest.mark.parametrize(
+    ("text", "speed", "fault"),
+    [("one. two.", 1.0, ""), ("one. " + "two" * 60, 1.0, "left words out: twotwo"), ("one.", 4.0, "")],
+)
+def test_speech_that_does_not_fit_its_text_has_a_warning(client, caplog, text, speed, fault):
+    def create(format):
+        caplog.clear()
+        make = client.audio.speech.with_raw_response.create
+        answer = make(model="mini", voice="default", input=text, response_format=format, speed=speed)
+        assert answer.content
+        logged = any("left words out" in record.message for record in caplog.records)
+        return answer.headers.get("warning", ""), logged
+
+    with caplog.at_level("WARNING", "sg2.server"):
+        header, logged = create("mp3")
+        assert (fault in header) if fault else not header
+        assert logged == bool(fault)
+        assert create("pcm") == ("", bool(fault))  # headers come before the speech
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"messages": []}, "messages"),
