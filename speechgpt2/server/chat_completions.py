@@ -263,14 +263,15 @@ class ChatRequest(ReplyRequest):
 
 
 def _decode_audio(given: InputAudio, path: str, max_seconds: float) -> np.ndarray:
+    """Return the samples of a message's audio, without its silent end: a live turn has none, either."""
     try:
         data = base64.b64decode(given.data, validate=True)
         if given.format not in ("pcm", "pcm16"):
-            return audio_files.decode_file(data, path, max_seconds)
+            return audio.cut_silent_end(audio_files.decode_file(data, path, max_seconds))
         pcm = audio.from_pcm16(data)
         if len(pcm) > max_seconds * SAMPLE_RATE:
             raise UserError(f"{path}: is longer than {max_seconds:g} s, the most that is read here")
-        return pcm
+        return audio.cut_silent_end(pcm)
     except UserError as error:
         raise ApiError(400, str(error), "invalid_value", path) from None
     except ValueError:

@@ -81,6 +81,15 @@ def test_spoken_chat(client, served):
     assert "assistant: you said 0.5 s" in served.engine.sessions[-1].memory.values()
 
 
+@pytest.mark.parametrize("format", ["wav", "pcm16"])
+def test_silence_at_the_end_of_a_question_is_cut(client, served, format):
+    pcm = np.concatenate([voice(1.0), silence(3.0)])
+    data = base64.b64encode(wav(pcm) if format == "wav" else audio.to_pcm16(pcm)).decode()
+    content = [{"type": "input_audio", "input_audio": {"data": data, "format": format}}]
+    client.chat.completions.create(model="mini", messages=[{"role": "user", "content": content}])
+    assert "user: 1.5 s of speech" in served.engine.sessions[-1].memory.values()
+
+
 def test_streamed_spoken_chat(client):
     chunks = client.chat.completions.create(
         model="mini",
