@@ -127,6 +127,16 @@ def test_voice_is_chosen_and_kept_once_the_model_has_spoken(tmp_path):
         served.wait(lambda: served.engine.open_sessions and served.engine.sessions[-1].settings.voice == "ben")
 
 
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_settings_are_whole_before_a_talk(tmp_path, served, width, height):
+    with Browser(tmp_path) as page:
+        page.open(served.http, width, height, phone=width < 500)
+        page.until("document.title.includes('mini')")
+        page.evaluate("document.getElementById('settings-button').click()")
+        panel = "document.getElementById('settings')"
+        assert page.evaluate(f"{panel}.scrollHeight") == page.evaluate(f"{panel}.clientHeight") > 300
+
+
 def test_phone_layout_text_stop_greeting_and_clear(tmp_path, served):
     with Browser(tmp_path) as page:
         page.open(served.http, 390, 800, phone=True)
