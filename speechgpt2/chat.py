@@ -247,7 +247,7 @@ class SpeechGPT:
             raise UserError("nothing to say: the text holds no letters or digits")
         greeting = self.lm.prompt.opening(voice, "t2s")
         for part in parts:
-            prompt = self.lm.prompt.tts_prompt(part, greeting)
+            prompt = self.lm.prompt.tts_prompt(long_form.with_final_mark(part), greeting)
             conversation = Conversation(self, prompt, sampling, max_patches, True, (), style, speed)
             yield replace(conversation.collect(conversation.reply(user_spoke=False)), text=part)
 

@@ -48,6 +48,16 @@ def sentences(text: str, max_width: int = MAX_WIDTH) -> list[str]:
     return [piece for piece in pieces if any(character.isalnum() for character in piece)]
 
 
+def with_final_mark(sentence: str) -> str:
+    """Return a sentence to read aloud, with a full stop if it ends with a letter, a character or a digit.
+
+    A model that has only read whole sentences does not know where one without a mark ends: it speaks on.
+    """
+    if not sentence[-1:].isalnum():
+        return sentence
+    return sentence + ("。" if CHINESE.match(sentence[-1]) else ".")
+
+
 def width(text: str) -> int:
     """Return the length of `text` in Latin letters of equal speaking time."""
     return len(text) + (CHINESE_WIDTH - 1) * len(CHINESE.findall(text))

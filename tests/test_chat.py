@@ -294,7 +294,7 @@ def test_reading_aloud(drafting):
     lm = ScriptedLM(drafting, speech_only)
     reply = SpeechGPT(CountingCodec(), lm).say("Hello there")
     assert reply.text == "Hello there" and reply.codes.tolist() == said.codes.tolist()
-    assert same(lm.seen[0], prompt.tts_prompt("Hello there"))
+    assert same(lm.seen[0], prompt.tts_prompt("Hello there."))
 
 
 def test_transcribe_stops_at_the_transcript(drafting):

@@ -45,6 +45,22 @@ def test_long_sentences_are_cut_between_clauses_then_words():
     assert sentences("x" * 200) == ["x" * 200]
 
 
+@pytest.mark.parametrize(
+    ("sentence", "read"),
+    [
+        ("hi", "hi."),
+        ("你好", "你好。"),
+        ("at 7", "at 7."),
+        ("Hi!", "Hi!"),
+        ('"Go."', '"Go."'),
+        ("well,", "well,"),
+        ("", ""),
+    ],
+)
+def test_sentence_is_read_with_a_mark_at_its_end(sentence, read):
+    assert long_form.with_final_mark(sentence) == read
+
+
 def test_cutting_is_linear_in_the_text():
     assert len(sentences("nobody. " * 20_000)) == 20_000
     assert sentences("." * 100_000) == [] and sentences('."' * 50_000) == [] and sentences(" " * 100_000) == []

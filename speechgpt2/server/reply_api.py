@@ -187,7 +187,7 @@ class ReplyApi(WireProtocol):
         rate = parse_style(output.style or NORMAL.name).faster(output.speed).rate
         for sentence in sentences:
             samples = 0
-            async with aclosing(self.reply(config, (), sentence)) as events:
+            async with aclosing(self.reply(config, (), long_form.with_final_mark(sentence))) as events:
                 async for event in events:
                     if isinstance(event, AudioDelta):
                         samples += len(event.pcm)

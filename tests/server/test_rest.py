@@ -249,6 +249,8 @@ def test_long_text_is_read_in_sentences(client, served):
     options = {"model": "mini", "voice": "alloy", "response_format": "pcm"}
     data = client.audio.speech.create(input="one two. three four five! six? ...", **options).content
     assert len(data) == 2 * 6 * 2880 and len(served.engine.sessions) == before + 3
+    client.audio.speech.create(input="one two", **options)
+    assert served.engine.sessions[-1].options.text == "one two."  # a model that ends with marks would speak on
     with pytest.raises(openai.BadRequestError, match="no letters or digits"):
         client.audio.speech.create(input="...", **options)
     with pytest.raises(openai.BadRequestError, match="input holds a word of 4,095 letters"):
