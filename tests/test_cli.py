@@ -318,7 +318,9 @@ def test_info_reads_the_licence_from_the_model_card(tiny):
 
 
 def test_convert_changes_the_precision_of_all_that_a_folder_holds():
+    Path("tiny/README.md").write_text("---\nlicense: mit\n---\n")
     assert sg2("convert", "tiny", "half", "--dtype", "bfloat16").stdout == "half: codec and language model\n"
+    assert "mit" in sg2("info", "half").stdout
     for part in ("codec", "lm"):
         tensors = load_file(f"half/{part}.safetensors").values()
         assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.bfloat16}

@@ -255,7 +255,8 @@ def main(
         test = LoadTest(server.url, KEY, recordings, random.Random(seed), Stats())
         result = asyncio.run(run_soak(server, test, slots, minutes * 60))
     report.show(TITLE, [result], console)
-    console.print(", ".join(f"{name} {count}" for name, count in sorted(result.clients_by_kind.items())))
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(result.clients_by_kind.items()))
+    console.print(counts, soft_wrap=not console.is_terminal)
     for failure in result.failures:
         console.print(f"[red]failure:[/red] {failure}", highlight=False)
     if out is not None:

@@ -192,6 +192,9 @@ def convert(
             if "lm" in parts:
                 lm = _converted_lm(src, dtype, quantize, group, calibrate, show_progress)
                 lm.save_pretrained(folder, None if quantize else torch_dtype(dtype))
+            card = src / "README.md"
+            if card.is_file():  # it states the licence of the weights
+                shutil.copyfile(card, folder / card.name)
 
         write_folder(dst, write)
     print(f"{dst}: {' and '.join(PARTS[part] for part in parts)}")
