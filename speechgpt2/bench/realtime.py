@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from speechgpt2.errors import UserError
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
 from speechgpt2.types import PATCH_SECONDS, SAMPLE_RATE
+
+TurnDetection = Literal["server_vad", "semantic_vad"]
 
 TITLE = "Concurrent sessions; milliseconds (50, 95, 99 %)"
 CLIENT_BUFFER = 0.1  # seconds of audio that a client holds before it plays
@@ -182,7 +184,7 @@ class VirtualUser:
     def _add_audio(self, event: dict[str, Any]) -> None:
         self.last_audio_at = now()
         self.playback.add_audio(event["item_id"], len(decode_audio(event)), self.last_audio_at)
-        if not self.audio_started.is_set():
+        if self.turn_ended_at and not self.audio_started.is_set():  # earlier, it belongs to the response before
             self.first_audio_at = self.last_audio_at
             self.audio_started.set()
 
@@ -201,13 +203,20 @@ def split_at_speech_end(recording: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return recording[:end], recording[end:]
 
 
-async def run_load(url: str, key: str | None, sessions: int, turns: int, questions: Sequence[np.ndarray]) -> LoadResult:
+async def run_load(
+    url: str,
+    key: str | None,
+    sessions: int,
+    turns: int,
+    questions: Sequence[np.ndarray],
+    turn_detection: TurnDetection = "server_vad",
+) -> LoadResult:
     """Run `sessions` at the same time, with `turns` questions each."""
-    result = Latencies()
+    result, settings = Latencies(), {"audio": {"input": {"turn_detection": {"type": turn_detection}}}}
     before = read_steps(url)
 
     async def run_session(number: int) -> None:
-        async with connect(url, key) as connection:
+        async with connect(url, key, session=settings) as connection:
             await VirtualUser(connection, questions, turns, random.Random(f"{sessions}/{number}"), result).run()
 
     await asyncio.gather(*(run_session(number) for number in range(sessions)))
@@ -254,6 +263,7 @@ def main(
     questions: Path | None = None,
     out: Path | None = None,
     device: str = "auto",
+    turn_detection: TurnDetection = "server_vad",
 ) -> list[LoadResult]:
     """Test each number of sessions until real time breaks; print a line for each on stderr, and the table at the end.
 
@@ -266,13 +276,14 @@ def main(
         questions: A folder of recorded questions.
         out: A JSON file for the results; a plot is saved beside it.
         device: Where the server that is started computes.
+        turn_detection: How the server finds the end of a turn.
     """
     console = open_console()
     recordings, rows = load_questions(questions), []
     with _server(url, model, max(sessions), device) as address:
         asyncio.run(run_load(address, key, 1, 1, recordings))  # warm-up
         for count in sessions:
-            row = asyncio.run(run_load(address, key, count, turns, recordings))
+            row = asyncio.run(run_load(address, key, count, turns, recordings, turn_detection))
             rows.append(row)
             median = f"{row.from_speech_ms[0]:.0f} ms from the last word to the first audio"
             print(f"sessions {count}: {median}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,6 +67,9 @@ def realtime(
         list[int], typer.Option("--sessions", "-n", min=1, help="Number of concurrent sessions (repeatable).")
     ] = [1, 2, 4, 8, 16, 32],  # noqa: B006 (typer reads it only)
     turns: Annotated[int, typer.Option(min=1, help="Questions per session; every second answer is interrupted.")] = 6,
+    turn_detection: Annotated[
+        Literal["server_vad", "semantic_vad"], typer.Option(help="How the server finds the end of a turn.")
+    ] = "server_vad",
     questions: Questions = None,
     device: Device = "auto",
     out: Annotated[
@@ -81,7 +84,7 @@ def realtime(
 
     check_report_file(out)
     with spinner("talking to a server in real time"):
-        realtime.main(url, key, model, sessions, turns, questions, out, device)
+        realtime.main(url, key, model, sessions, turns, questions, out, device, turn_detection)
 
 
 def soak(

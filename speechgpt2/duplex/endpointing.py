@@ -12,7 +12,7 @@ It holds no audio and calls nothing.
 enough depends on `ending`:
 
 - *fixed*: `silence_ms`.
-- *semantic*: `speculate_ms` if the model finds the turn complete, `max_silence_ms` if it finds the turn incomplete. The
+- *semantic*: `complete_ms` if the model finds the turn complete, `max_silence_ms` if it finds the turn incomplete. The
   speculative reply shows which; until then, or if it never does, `silence_ms`.
 
 While a reply is played, a turn starts only after `interrupt_ms` of voice, because an "mm-hm", 嗯 or a cough is shorter
@@ -29,6 +29,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.types import SAMPLE_RATE
 
 HYSTERESIS = 0.15  # of the probability: a voice ends only when it is this far below the threshold
+TIMES = ("onset_ms", "prefix_ms", "speculate_ms", "silence_ms", "complete_ms", "max_silence_ms", "interrupt_ms")
 MAX_GAP = 200  # milliseconds: a longer gap ends a burst of voice
 
 
@@ -43,6 +44,7 @@ class EndpointerSettings:
         prefix_ms: Audio before the onset that belongs to the turn.
         speculate_ms: Silence after which a turn pauses.
         silence_ms: Silence after which a turn ends.
+        complete_ms: Silence after which a complete turn ends.
         max_silence_ms: Silence after which an incomplete turn ends.
         interrupt_ms: Voice after which a reply is interrupted.
         create_response: Whether the end of a turn is answered.
@@ -59,6 +61,7 @@ class EndpointerSettings:
     prefix_ms: int = 300
     speculate_ms: int = 200
     silence_ms: int = 500
+    complete_ms: int = 150
     max_silence_ms: int = 4000
     interrupt_ms: int = 300
     create_response: bool = True
@@ -68,7 +71,7 @@ class EndpointerSettings:
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold must be between 0 and 1, not {self.threshold}")
-        for name in ("onset_ms", "prefix_ms", "speculate_ms", "silence_ms", "max_silence_ms", "interrupt_ms"):
+        for name in TIMES:
             if not 0 <= getattr(self, name) <= 60_000:
                 raise UserError(f"{name} must be in 0…60000 milliseconds, not {getattr(self, name)}")
         if self.idle_ms is not None and self.idle_ms <= 0:
@@ -213,7 +216,7 @@ class Endpointer:
         s = self.settings
         if s.ending == "fixed" or self._complete is None:
             return max(s.silence_ms, s.speculate_ms)
-        return s.speculate_ms if self._complete else max(s.max_silence_ms, s.speculate_ms)
+        return max(s.complete_ms if self._complete else s.max_silence_ms, s.speculate_ms)
 
     def _idle(self) -> Iterator[EndpointEvent]:
         idle = self.settings.idle_ms

@@ -332,7 +332,8 @@ class DialogueSettings:
 
     Attributes:
         turn_detection: How turns end; None: only by `commit_audio` and `clear_audio`.
-        speculate_ms: Silence after which a speculative reply starts; 0: no speculative replies.
+        speculate_ms: Silence after which a speculative reply starts; 0: no speculative replies. With `SemanticVad` it
+            starts earlier, since the model has to tell whether the turn is complete.
         interrupt_ms: Voice that interrupts a reply. A shorter "mm-hm" or cough does not.
         echo_guard: Whether the model's own voice in the microphone is ignored.
     """

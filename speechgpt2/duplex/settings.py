@@ -5,6 +5,7 @@ from __future__ import annotations
 from speechgpt2.duplex.endpointing import EndpointerSettings
 from speechgpt2.duplex.protocol import DialogueSettings, ServerVad
 
+CHECKED_AFTER_MS = 64  # silence after which the model tells whether a turn is complete, so that it has time to
 MAX_SILENCE_MS = {"low": 8000, "medium": 4000, "high": 2000, "auto": 4000}
 
 
@@ -34,7 +35,7 @@ def endpointer_settings(settings: DialogueSettings) -> EndpointerSettings | None
     return EndpointerSettings(
         ending="semantic",
         max_silence_ms=MAX_SILENCE_MS[detection.eagerness],
-        speculate_ms=settings.speculate_ms if speculates else EndpointerSettings.silence_ms,
+        speculate_ms=min(CHECKED_AFTER_MS, settings.speculate_ms) if speculates else EndpointerSettings.silence_ms,
         interrupt_ms=settings.interrupt_ms,
         create_response=detection.create_response,
         interrupt_response=detection.interrupt_response,

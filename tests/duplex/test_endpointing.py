@@ -141,6 +141,14 @@ def test_semantic_complete_turn_ends_at_once():
     assert line.silence(64) == [(640 + 256 + 32, TurnEnded(samples(640)))]
 
 
+def test_semantic_complete_turn_ends_after_enough_silence():
+    line = Line(ending="semantic", speculate_ms=64, complete_ms=192)
+    line.voice(640)
+    assert [at for at, _ in line.silence(96)] == [640 + 64]
+    line.endpointer.set_complete(True)
+    assert [at for at, _ in line.silence(320)] == [640 + 192]
+
+
 def test_semantic_incomplete_turn_waits_for_patience():
     line = Line(ending="semantic", speculate_ms=192, silence_ms=512, max_silence_ms=1984)
     line.voice(640)
