@@ -1,7 +1,7 @@
 """Semantic teachers of a codec: what its first codebook must let a linear head predict.
 
     ctc            the text that is spoken, as bytes, wherever words and their times are known
-    distillation   the hidden features of a frozen speech model: Whisper, HuBERT, WavLM (`transformers`)
+    distillation   the hidden features of a frozen speech model: Whisper, HuBERT, WavLM
 
 Phones are a teacher, too, and are part of every run (codec/train.py). A head reads the vectors of the first codebook,
 some frames late, because the encoder is causal. A new teacher is a configuration and an entry in `TEACHERS`.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -41,7 +42,10 @@ class CTCConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Cosine distance from the features of `layer` of a speech model, a folder or a Hugging Face id."""
+    """Cosine distance from the features of `layer` of a speech model.
+
+    `model` is a folder or a Hugging Face id of `transformers`, or the folder of a faster-whisper model.
+    """
 
     kind: Literal["distillation"] = "distillation"
     model: str = ""
@@ -91,11 +95,72 @@ class CTCTeacher:
         return F.ctc_loss(log_probs, targets, frames, lengths, BLANK, reduction="sum", zero_infinity=True)
 
 
+class SpeechModel(Protocol):
+    """A frozen model of speech, whose hidden features are taught. `width` is their size."""
+
+    width: int
+
+    def features(self, waves: Sequence[np.ndarray]) -> Tensor:
+        """Return the features of waves [N] at 16 kHz, all of one length: `[B, S, width]`, some 50 a second."""
+        ...
+
+
 class DistillationTeacher:
-    """A frozen speech model. Its features, 50 a second, are averaged to the codec's frames.
+    """The features of a frozen speech model, averaged to the codec's frames.
 
     Raises:
-        UserError: If the model cannot be loaded, or `transformers` is missing.
+        UserError: If the model cannot be loaded, or its library is missing.
+    """
+
+    def __init__(self, config: DistillationConfig, device: torch.device):
+        is_converted = (Path(config.model) / "model.bin").is_file()
+        self.model: SpeechModel = (FasterWhisperModel if is_converted else TransformersModel)(config, device)
+        self.device, self.outputs = device, self.model.width
+
+    def loss(self, predicted: Tensor, crops: Crops) -> Tensor:
+        """Return the mean of 1 − the cosine similarity."""
+        wanted = self.features(crops.pcm, crops.phones.shape[1])[:, : predicted.shape[1]]
+        return (1 - F.cosine_similarity(predicted.float(), wanted, dim=-1)).mean()
+
+    @torch.no_grad()
+    def features(self, pcm: Tensor, frames: int) -> Tensor:
+        """Return the features of `pcm [B, N]`, `[B, frames, outputs]`."""
+        waves = [soxr.resample(row, SAMPLE_RATE, TEACHER_RATE) for row in pcm.cpu().numpy()]
+        hidden = self.model.features(waves).to(self.device)
+        return F.adaptive_avg_pool1d(hidden.float().transpose(1, 2), frames).transpose(1, 2)
+
+
+class FasterWhisperModel:
+    """The encoder of a Whisper model that was converted for faster-whisper, on the CPU. It gives its last layer.
+
+    Raises:
+        UserError: If it cannot be loaded, another layer is wanted, or `faster_whisper` is missing.
+    """
+
+    def __init__(self, config: DistillationConfig, device: torch.device):
+        if config.layer != -1:
+            raise UserError(f"teacher {config.model}: a faster-whisper model gives only its last layer, -1")
+        extraction = require("faster_whisper.feature_extractor", "eval")
+        self.library = require("ctranslate2", "eval")
+        try:
+            self.network = self.library.models.Whisper(config.model, compute_type="float32", intra_threads=1)
+        except RuntimeError as error:
+            raise UserError(f"teacher {config.model}: {str(error).splitlines()[0]}") from None
+        self.extractor = extraction.FeatureExtractor(feature_size=self.network.n_mels)
+        self.width = self.features([np.zeros(TEACHER_RATE // 10, np.float32)]).shape[2]
+
+    def features(self, waves: Sequence[np.ndarray]) -> Tensor:
+        """See `SpeechModel`."""
+        spectra = np.stack([self.extractor(wave) for wave in waves])
+        spectra = np.ascontiguousarray(spectra[:, :, : spectra.shape[2] // 2 * 2], np.float32)
+        return torch.tensor(np.array(self.network.encode(self.library.StorageView.from_array(spectra), to_cpu=True)))
+
+
+class TransformersModel:
+    """Whisper, HuBERT or WavLM by `transformers`.
+
+    Raises:
+        UserError: If it cannot be loaded, or `transformers` is missing.
     """
 
     def __init__(self, config: DistillationConfig, device: torch.device):
@@ -108,19 +173,11 @@ class DistillationTeacher:
         self.is_whisper = model.config.model_type == "whisper"
         network = model.encoder if self.is_whisper else model
         self.network = network.to(device).eval().requires_grad_(False)
-        self.layer, self.device, self.outputs = config.layer, device, model.config.hidden_size
+        self.layer, self.device, self.width = config.layer, device, model.config.hidden_size
 
-    def loss(self, predicted: Tensor, crops: Crops) -> Tensor:
-        """Return the mean of 1 − the cosine similarity."""
-        wanted = self.features(crops.pcm, crops.phones.shape[1])[:, : predicted.shape[1]]
-        return (1 - F.cosine_similarity(predicted.float(), wanted, dim=-1)).mean()
-
-    @torch.no_grad()
-    def features(self, pcm: Tensor, frames: int) -> Tensor:
-        """Return the features of `pcm [B, N]`, `[B, frames, outputs]`."""
-        waves = [soxr.resample(row, SAMPLE_RATE, TEACHER_RATE) for row in pcm.cpu().numpy()]
-        hidden = self._whisper(waves) if self.is_whisper else self._waveform(waves)
-        return F.adaptive_avg_pool1d(hidden.float().transpose(1, 2), frames).transpose(1, 2)
+    def features(self, waves: Sequence[np.ndarray]) -> Tensor:
+        """See `SpeechModel`."""
+        return self._whisper(waves) if self.is_whisper else self._waveform(waves)
 
     def _waveform(self, waves: Sequence[np.ndarray]) -> Tensor:
         given = self.extractor(waves, sampling_rate=TEACHER_RATE, return_tensors="pt").input_values.to(self.device)

@@ -66,19 +66,53 @@ def test_features_of_a_frozen_model(kind, tmp_path):
     loss = teachers(vectors, given)["distillation"]
     loss.backward()
     assert 0 < loss < 2 and vectors.grad.any() and teachers.heads[0].weight.grad.any()
-    assert all(p.grad is None for p in teacher.network.parameters())
+    assert all(p.grad is None for p in teacher.model.network.parameters())
     assert {name.split(".")[0] for name in teachers.state_dict()} == {"heads"}  # the model is in no checkpoint
     same = DistillationTeacher(DistillationConfig(model=str(tmp_path)), CPU)
     assert same.loss(features[:, :9], given) == pytest.approx(0, abs=1e-6)
 
 
+def test_features_of_a_converted_whisper(tmp_path):
+    transformers = needs.module("transformers", "teachers")
+    needs.module("faster_whisper", "eval")
+    save_converted(transformers, tmp_path)
+    teacher = DistillationTeacher(DistillationConfig(model=str(tmp_path)), CPU)
+    given = crops(("", ""), frames=12)
+    features = teacher.features(given.pcm, 12)
+    assert features.shape == (2, 12, 16) and features.isfinite().all() and not torch.equal(features[0], features[1])
+    assert teacher.loss(features[:, :9], given) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="only its last layer"):
+        DistillationTeacher(DistillationConfig(model=str(tmp_path), layer=2), CPU)
+    (tmp_path / "model.bin").write_bytes(b"no model")
+    with pytest.raises(UserError, match=f"^teacher {tmp_path}: "):
+        DistillationTeacher(DistillationConfig(model=str(tmp_path)), CPU)
+
+
+def save_converted(transformers, folder):
+    """Save a tiny Whisper model as faster-whisper reads it."""
+    from ctranslate2.converters.transformers import WhisperLoader
+
+    torch.manual_seed(0)
+    spec = WhisperLoader().get_model_spec(
+        transformers.WhisperForConditionalGeneration(whisper_config(transformers, 80))
+    )
+    spec.register_vocabulary([str(token) for token in range(60)])
+    for name in ("suppress_ids", "suppress_ids_begin", "lang_ids", "alignment_heads"):
+        setattr(spec.config, name, [])
+    spec.validate()
+    spec.save(str(folder))
+
+
+def whisper_config(transformers, bins):
+    sizes = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in LAYERS.items()}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return transformers.WhisperConfig(d_model=16, vocab_size=60, num_mel_bins=bins, **sizes, **tokens)
+
+
 def save_tiny(transformers, kind, folder):
     torch.manual_seed(0)
     if kind == "whisper":
-        sizes = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in LAYERS.items()}
-        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-        config = transformers.WhisperConfig(d_model=16, vocab_size=60, num_mel_bins=8, **sizes, **tokens)
-        transformers.WhisperModel(config).save_pretrained(folder)
+        transformers.WhisperModel(whisper_config(transformers, 8)).save_pretrained(folder)
         transformers.WhisperFeatureExtractor(feature_size=8).save_pretrained(folder)
         return
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
