@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+
+from speechgpt2.languages import language_of
 
 WAIT = {"en": "One moment, please.", "zh": "请稍等。"}  # while a tool is at work
 FAILED = {"en": "Sorry, that did not work.", "zh": "抱歉，这次没有成功。"}  # when the tools of a turn are given up
@@ -12,5 +13,5 @@ CONSENT = {"en": "All right.", "zh": "好的。"}  # to a style that is meant fo
 
 
 def in_language_of(said: str, words: Mapping[str, str]) -> str:
-    """Return the words in the language of what the user said: Mandarin if it holds a Chinese character."""
-    return words["zh" if re.search("[\u3400-\u9fff\uf900-\ufaff]", said) else "en"]
+    """Return the words in the language of what the user said."""
+    return words[language_of(said)]

@@ -12,18 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from speechgpt2.audio import Blocks, Resampler, cut_silent_end
+from speechgpt2.languages import CHINESE, HAN
 from speechgpt2.types import SAMPLE_RATE
 from speechgpt2.vad import VAD_BLOCK, VAD_SAMPLE_RATE, SileroVad
 
 # text
 
 MAX_WIDTH = 60  # of a sentence, in Latin letters
-CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 CHINESE_WIDTH = 3  # of a character: it takes as long to say as three letters
 SENTENCE_END = re.compile(r"""(?<=[。！？；\n])|(?<=[.!?…])["'”’)\]]*\s+""")
 CLAUSE_END = re.compile(r"(?<=[，、：])|(?<=[,;:–—])\s+")
@@ -104,7 +104,7 @@ def _words(clause: str) -> list[str]:
     return [
         f" {part}" if index == 0 else part
         for word in clause.split()
-        for index, part in enumerate(re.findall(rf"{CHINESE.pattern}|[^\u3400-\u9fff\uf900-\ufaff]+", word))
+        for index, part in enumerate(re.findall(rf"[{HAN}]|[^{HAN}]+", word))
     ]
 
 
@@ -298,11 +298,6 @@ def to_json(segment: TranscriptSegment) -> dict[str, Any]:
 def words_to_json(segment: TranscriptSegment) -> list[dict[str, Any]]:
     """Return a segment's words as objects for JSON."""
     return [{"word": w.bare, "start": round(w.start, 3), "end": round(w.end, 3)} for w in segment.words]
-
-
-def language_of(text: str) -> Literal["en", "zh"]:
-    """Return the language of a text: "zh" if it holds Chinese characters, else "en"."""
-    return "zh" if CHINESE.search(text) else "en"
 
 
 def _vtt_word(word: TranscriptWord, cue_start: float) -> str:

@@ -12,17 +12,16 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from speechgpt2 import config
 from speechgpt2.errors import UserError
+from speechgpt2.languages import language_of
 
 TABLE = Path(__file__).parent / "assets" / "styles.yaml"
 SLOWEST, FASTEST = 0.25, 4.0  # rates, those of OpenAI's `speed`
 STEPS_SLOWEST, STEPS_FASTEST = 0.5, 2.0  # rates that repeated requests reach
 MAX_PITCH = 12.0  # semitones
 MAX_LEVEL = 12.0  # dB
-Language = Literal["en", "zh"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Style:
 
     def instruction_for(self, text: str) -> str:
         """Return the instruction in the language of a text."""
-        return self.instruction[1 if re.search("[\u4e00-\u9fff]", text) else 0]
+        return self.instruction[1 if language_of(text) == "zh" else 0]
 
 
 def delivered(style: Style, speed: float, follows_instructions: bool) -> Style:

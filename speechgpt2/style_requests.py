@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 
-from speechgpt2.style import NORMAL, Language, Style, named_style, table
+from speechgpt2.languages import Language, language_of
+from speechgpt2.style import NORMAL, Style, named_style, table
 
 MAX_LENGTH = 300  # characters of a turn in which a request is looked for
 # What a clause is made of, besides the words of a style.
@@ -99,7 +100,7 @@ def find_request(text: str) -> StyleRequest | None:
     text = text.replace("’", "'").strip(ENDS)
     if not text or len(text) > MAX_LENGTH:
         return None
-    language: Language = "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+    language = language_of(text)
     return _clause(text, language, True) or _at_a_break(text, language) or _without_a_break(text, language)
 
 

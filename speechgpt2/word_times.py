@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from speechgpt2.extras import require
-from speechgpt2.long_form import TranscriptSegment, TranscriptWord, language_of
+from speechgpt2.languages import language_of
+from speechgpt2.long_form import TranscriptSegment, TranscriptWord
 
 MIN_AGREEMENT = 0.3  # of audio and text in 0…1: a right transcript has some .9, one with other words .1
 

@@ -14,13 +14,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "speechgpt2"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"types", "errors", "config"}  # every package may import these
+BASE = {"types", "errors", "config", "languages"}  # every package may import these
 FOUNDATION = BASE | {"streaming", "audio", "hub", "nn"}  # models stand on these
 
 # package: the packages that it may import when it is loaded, besides itself. `chat` and the like are single modules.
 MAY_IMPORT = {
     "__init__": set(),
     "types": set(),
+    "languages": set(),
     "errors": set(),
     "config": {"errors"},
     "notifier": set(),
@@ -36,11 +37,11 @@ MAY_IMPORT = {
     "audio": {"errors", "types", "hub", "media"},
     "persona": BASE,
     "style": BASE,
-    "fixed_words": set(),
+    "fixed_words": {"languages"},
     "style_requests": BASE | {"style"},
     "greeting_file": {"errors", "hub"},
-    "long_form": {"types", "audio", "vad"},  # what chat and server share: sentences, windows of speech
-    "word_times": {"errors", "extras", "long_form"},  # words of a transcript in its audio
+    "long_form": {"types", "languages", "audio", "vad"},  # what chat and server share: sentences, windows of speech
+    "word_times": {"errors", "extras", "languages", "long_form"},  # words of a transcript in its audio
     "vad": {"errors", "hub"},
     "nn": BASE | {"streaming"},
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
@@ -70,9 +71,7 @@ MAY_IMPORT = {
     "curriculum": BASE,  # texts only
     "corpus": FOUNDATION | {"extras", "codec", "lm", "training", "processes", "dsp", "tts", "curriculum"},
     "data": FOUNDATION | {"extras", "asr", "dnsmos", "vad", "processes", "dsp", "tts", "curriculum", "corpus"},
-    "eval": FOUNDATION
-    | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"}
-    | {"long_form"},  # the language of a text
+    "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FOUNDATION
     | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"}
     | {"assistant", "asr", "dsp", "style"},

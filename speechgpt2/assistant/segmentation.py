@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 from speechgpt2.extras import require
+from speechgpt2.languages import HAN
 
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+CHINESE_RUN = re.compile(f"[{HAN}]+")
 WORD = re.compile(r"[\w]+")
 # Frequent words, which do not help to find a document.
 STOP = """
@@ -27,7 +28,7 @@ STOP_WORDS = frozenset(STOP.split())
 
 def index_text(text: str) -> str:
     """Return a document's text for the index: words separated by blanks."""
-    return HAN.sub(lambda run: f" {' '.join(_chinese_words(run[0]))} ", text)
+    return CHINESE_RUN.sub(lambda run: f" {' '.join(_chinese_words(run[0]))} ", text)
 
 
 def query_terms(query: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from speechgpt2.assistant.knowledge import KnowledgeBase
-from speechgpt2.assistant.segmentation import HAN, index_text
+from speechgpt2.assistant.segmentation import CHINESE_RUN, index_text
 from speechgpt2.bench.machine import open_console
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
@@ -101,7 +101,7 @@ def make_distractors(entries: list[dict[str, Any]], rng: random.Random) -> Itera
         sentences = []
         for _ in range(rng.randint(*SENTENCES)):
             sentence = rng.choices(words, k=rng.randint(*WORDS))
-            chinese = HAN.search("".join(sentence))
+            chinese = CHINESE_RUN.search("".join(sentence))
             sentences.append("".join(sentence) + "。" if chinese else " ".join(sentence) + ". ")
         yield "".join(sentences)
 

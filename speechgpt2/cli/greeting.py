@@ -54,8 +54,8 @@ def make(
     """
     from speechgpt2 import hub
     from speechgpt2.greeting_file import check_name
+    from speechgpt2.languages import language_of
     from speechgpt2.lm.greetings import add_greeting
-    from speechgpt2.long_form import language_of
     from speechgpt2.types import FRAME_RATE
 
     if (voice_file is None) == (voice is None):

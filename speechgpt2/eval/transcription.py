@@ -21,7 +21,7 @@ from speechgpt2.eval import judges, report
 from speechgpt2.eval.answers import load_model
 from speechgpt2.eval.speech_sets import SpeechClip
 from speechgpt2.eval.transcripts import TranscriptRow, transcript_rows
-from speechgpt2.long_form import language_of
+from speechgpt2.languages import language_of
 from speechgpt2.types import SAMPLE_RATE
 
 LONGEST = 60.0  # seconds; longer recordings are left out

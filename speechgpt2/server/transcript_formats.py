@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from speechgpt2 import long_form
+from speechgpt2.languages import language_of
 from speechgpt2.long_form import TranscriptSegment
 from speechgpt2.server.reply_api import format_sse
 
@@ -41,7 +42,7 @@ def _body(segments: list[TranscriptSegment], upload: Upload) -> dict[str, Any]:
     text, seconds = long_form.join(segment.text for segment in segments), upload.reader.seconds
     body: dict[str, Any] = {"text": text, "usage": {"type": "duration", "seconds": seconds}}
     if upload.options.response_format == "verbose_json":
-        body |= {"task": "transcribe", "language": LANGUAGES[long_form.language_of(text)], "duration": seconds}
+        body |= {"task": "transcribe", "language": LANGUAGES[language_of(text)], "duration": seconds}
         body |= _times(segments, upload)
     _add_late_warnings(segments, upload)
     return body | ({"warnings": upload.warnings} if upload.warnings else {})
