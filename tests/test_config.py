@@ -12,6 +12,7 @@ import pytest
 from speechgpt2 import config, hub
 from speechgpt2.errors import UserError
 from speechgpt2.nn.transformer import TransformerConfig
+from tests import needs
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def test_absent_files_are_refused(tmp_path):
         config.load(Drawing, tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@needs.condition(hasattr(os, "mkfifo"), "the system has no named pipes")
 @pytest.mark.parametrize("kind", ["pipe", "/dev/null", "open pipe"])
 def test_special_files_are_refused_at_once(tmp_path, kind):
     read_end, write_end = os.pipe()
