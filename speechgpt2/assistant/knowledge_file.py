@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,11 +125,23 @@ class KnowledgeFile:
         )
         return application[0], version[0]
 
+    def _use_write_ahead_log(self) -> None:
+        """Let readers not wait for a writer. SQLite itself does not wait here if another process creates the file."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
     def _open_tables(self, create: bool) -> None:
         """Create the tables of an empty file; check the version of any other."""
         self._db.execute("PRAGMA foreign_keys = ON")
         if create and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+            self._use_write_ahead_log()
             with self.transaction():
                 if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                     self._execute_all(TABLES)

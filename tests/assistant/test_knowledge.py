@@ -4,6 +4,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -213,8 +215,22 @@ def test_failed_write_leaves_the_old_document(base, docs, monkeypatch):
     assert len(base.search("button")) == 1 and base.search("new") == []
 
 
+def test_a_file_is_created_by_two_at_the_same_time(tmp_path):
+    both, files = threading.Barrier(2), [tmp_path / f"{number}.sqlite" for number in range(60)]
+
+    def create(path):
+        both.wait()
+        KnowledgeBase(path, create=True).close()
+
+    with ThreadPoolExecutor(2) as pool:
+        for path in files:
+            list(pool.map(create, [path, path]))
+
+
 ADD = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from speechgpt2.assistant.knowledge import KnowledgeBase
 with KnowledgeBase(sys.argv[1], create=True) as base:
