@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from speechgpt2 import hub
 from speechgpt2.errors import UserError
 
 C = TypeVar("C")
@@ -79,8 +80,7 @@ def read(path: str | Path) -> Any:
         UserError: If it is absent, not a regular file, too large or not YAML.
     """
     file_path = Path(path)
-    if file_path.exists() and not file_path.is_file() and not file_path.is_dir():
-        # A pipe that nobody writes to would be waited for without end.
+    if hub.is_special(file_path):
         raise UserError(f"{path}: not a regular file (a pipe or a device); write the configuration to a file first")
     try:
         with file_path.open("rb") as file:

@@ -134,10 +134,15 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write in {target.parent}")
 
 
+def is_special(path: Path) -> bool:
+    """Return whether there is a pipe or a device at a path: reading it may never begin, or never end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def read_text(path: Path, expected: str = "") -> str:
     """Return the content of a UTF-8 file. Raises `UserError`, with `expected` at its end if the file is not text."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: not a regular file (a pipe or a device)")  # it may have no end, or no beginning
+    if is_special(path):
+        raise UserError(f"{path}: not a regular file (a pipe or a device)")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -159,7 +164,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         UserError: If it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    special = target.exists() and not target.is_file() and not target.is_dir()
+    special = is_special(target)
     if not special:
         check_writable(path)
     scratch = target if special else target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 Language = Literal["en", "zh"]
+NAMES = {"en": "English", "zh": "Mandarin"}
 
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese characters, for a set in a regular expression
 CHINESE = re.compile(f"[{HAN}]")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "types": set(),
     "languages": set(),
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "hub"},
     "notifier": set(),
     "processes": set(),
     "streaming": {"errors"},

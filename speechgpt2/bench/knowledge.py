@@ -24,6 +24,7 @@ from speechgpt2.assistant.segmentation import CHINESE_RUN, index_text
 from speechgpt2.bench.machine import open_console
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
+from speechgpt2.languages import NAMES
 
 TEXTS = Path(__file__).with_name("knowledge.yaml")
 K = 3
@@ -156,5 +157,5 @@ def _ask(
 
 def _recall(by: str, language: str, ranks: list[int]) -> KnowledgeRecall:
     first, found = (sum(rank < k for rank in ranks) / len(ranks) for k in (1, K))
-    name = {"en": "English", "zh": "Mandarin"}.get(language, language)
+    name = NAMES.get(language, language)
     return KnowledgeRecall(by, name, len(ranks), first, found)

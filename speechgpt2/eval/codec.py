@@ -30,6 +30,7 @@ from speechgpt2.eval.report import column
 from speechgpt2.eval.speaker_similarity import Embedding, baselines, similarity
 from speechgpt2.eval.spectrogram import save_spectrograms
 from speechgpt2.eval.speech_sets import SpeechClip
+from speechgpt2.languages import NAMES
 from speechgpt2.tts.voices import HELD_OUT_VOICES, Voice
 from speechgpt2.types import SAMPLE_RATE
 
@@ -176,7 +177,7 @@ def build_sets(
     sets = {
         f"{name} {language}": speech_sets.synthetic(lang, clips, voices[lang])
         for name, voices in speakers.items()
-        for lang, language in speech_sets.LANGUAGES.items()
+        for lang, language in NAMES.items()
     }
     return sets if real_speech is None else sets | speech_sets.recorded(real_speech, clips)
 

@@ -57,6 +57,18 @@ class Judges:
         return [self.speaker.embed(wave) if self.speaker else None for wave in waves]
 
 
+def load_asr(model: str | Path, threads: int = 1) -> asr.Recogniser:
+    """Load an ASR judge as `asr.load` takes it.
+
+    Raises:
+        UserError: The model is missing or not usable, or is a model of this project: not an independent judge.
+    """
+    recogniser = asr.load(model, threads=threads)
+    if not recogniser.independent:
+        raise UserError(f"{model}: a model of this project is not an independent judge; give Whisper or pocketsphinx")
+    return recogniser
+
+
 def load(model: str | Path | None = None, threads: int = 1) -> Judges:
     """Load the judges.
 
@@ -68,11 +80,9 @@ def load(model: str | Path | None = None, threads: int = 1) -> Judges:
         UserError: The ASR model is missing or not usable, or is a model of this project: not an independent judge.
     """
     notes, mos, speaker = [], None, None
-    recogniser = asr.load(model, threads=threads) if model is not None else None
+    recogniser = None if model is None else load_asr(model, threads)
     if recogniser is None:
         notes.append(NO_ASR)
-    elif not recogniser.independent:
-        raise UserError(f"{model}: a model of this project is not an independent judge; give Whisper or pocketsphinx")
     try:
         mos = DnsMos(threads=threads)
     except UserError as error:

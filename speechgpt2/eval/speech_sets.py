@@ -30,7 +30,6 @@ GAP_SECONDS = 0.1  # between joined words, besides the margins that the recordin
 NAMES = {"ljspeech": "LJ Speech", "orders": "coffee orders", "fsdd": "English digits", "cmn-words": "Mandarin words"}
 WORDS = ("fsdd", "cmn-words")  # sources of single words
 KNOWN_FOLDERS = ("ljspeech", "orders", "fsdd", "cmn")  # folders that `corpus.real_speech` reads
-LANGUAGES = {"en": "English", "zh": "Mandarin"}
 UNKNOWN_SPEAKERS = {"orders"}  # sources that do not say who speaks
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 

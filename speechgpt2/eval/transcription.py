@@ -17,15 +17,15 @@ from rich.progress import Progress
 
 from speechgpt2.corpus.formats import DataPart, Skipped, find_parts
 from speechgpt2.errors import UserError
-from speechgpt2.eval import judges, report
+from speechgpt2.eval import report
 from speechgpt2.eval.answers import load_model
+from speechgpt2.eval.judges import Judges, load_asr
 from speechgpt2.eval.speech_sets import SpeechClip
 from speechgpt2.eval.transcripts import TranscriptRow, transcript_rows
-from speechgpt2.languages import language_of
+from speechgpt2.languages import NAMES, language_of
 from speechgpt2.types import SAMPLE_RATE
 
 LONGEST = 60.0  # seconds; longer recordings are left out
-NAMES = {"en": "English", "zh": "Mandarin"}
 
 
 def main(
@@ -58,7 +58,7 @@ def main(
     console, target, parts = Console(), report.make_folder(out), find_parts(data)
     talker = load_model(model, device, codec)
     _ = talker.lm.prompt.transcription_system  # raises for a model that was not trained to transcribe
-    panel = judges.load(asr, threads)
+    panel = Judges() if asr is None else Judges(load_asr(asr, threads), notes=())
     with Progress(console=console, transient=True) as progress:
         clips = _draw(progress.track(parts, description="reading"), n, random.Random(seed))
         if not clips:

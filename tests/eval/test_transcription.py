@@ -11,7 +11,6 @@ import pytest
 from speechgpt2 import audio
 from speechgpt2.errors import UserError
 from speechgpt2.eval import transcription
-from speechgpt2.eval.judges import Judges
 
 TEXTS = {"a": "one two three four", "b": "five six", "c": "七八九"}
 
@@ -34,8 +33,7 @@ def recordings(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rates_by_language(recordings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(transcription.judges, "load", lambda asr, threads: Judges(None, None, None, ()))
+def test_rates_by_language(recordings, tmp_path, capsys):
     rows = transcription.main(str(recordings), FakeModel(), out=tmp_path / "out")
     found = {row.test_set: (row.n, row.error_name, row.error_rate, row.exact) for row in rows}
     assert found == {"English": (2, "WER", pytest.approx(1 / 6), 0.5), "Mandarin": (1, "CER", 0.0, 1.0)}
@@ -43,14 +41,12 @@ def test_rates_by_language(recordings, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "transcription.json").is_file()
 
 
-def test_at_most_n_of_a_language(recordings, monkeypatch):
-    monkeypatch.setattr(transcription.judges, "load", lambda asr, threads: Judges(None, None, None, ()))
+def test_at_most_n_of_a_language(recordings):
     rows = transcription.main(str(recordings), FakeModel(), n=1)
     assert {row.test_set: row.n for row in rows} == {"English": 1, "Mandarin": 1}
 
 
-def test_nothing_with_a_transcript(tmp_path, monkeypatch):
-    monkeypatch.setattr(transcription.judges, "load", lambda asr, threads: Judges(None, None, None, ()))
+def test_nothing_with_a_transcript(tmp_path):
     audio.save(tmp_path / "a.wav", np.full(24_000, 0.1, np.float32))
     with pytest.raises(UserError, match="no recording of at most 60 s with a transcript"):
         transcription.main(str(tmp_path), FakeModel())
