@@ -16,7 +16,9 @@ COPY speechgpt2 speechgpt2
 RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/${TORCH} '.[server,webrtc,wyoming,telemetry,media]'
 
 FROM python:3.12-slim
-RUN useradd --create-home speechgpt2
+# The C compiler is for quantized models (speechgpt2/nn/native.py).
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home speechgpt2
 COPY --from=build /opt/speechgpt2 /opt/speechgpt2
 ENV PATH=/opt/speechgpt2/bin:$PATH SG2_HOST=0.0.0.0 SG2_LOG_JSON=true
 USER speechgpt2

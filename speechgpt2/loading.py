@@ -180,10 +180,8 @@ def _plan(sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.
     dtype, b = checkpoint.dtype(sources.dtype, device), checkpoint.config.backbone
     if sources.quantization is not None:
         dtype = torch.bfloat16
-    # On a CPU a packed model may keep keys and values in float32, unless its matrices are int4 (`SpeechLM.pack`).
-    quantization = sources.quantization or checkpoint.quantization
-    is_int4 = quantization is not None and quantization.kind == "int4"
-    cell = 4 if device.type == "cpu" and not is_int4 else dtype.itemsize
+    # On a CPU a packed model keeps keys and values in float32 if its kernels read that (`SpeechLM.pack`).
+    cell = 4 if device.type == "cpu" else dtype.itemsize
     states: list[int] = []
     tree_map(lambda leaf: states.append(leaf.nbytes), (codec.init_encoder_state(1), codec.init_decoder_state(1)))
     return MemoryPlan(

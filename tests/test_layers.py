@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "long_form": {"types", "languages", "audio", "vad"},  # what chat and server share: sentences, windows of speech
     "word_times": {"errors", "extras", "languages", "long_form"},  # words of a transcript in its audio
     "vad": {"errors", "hub"},
-    "nn": BASE | {"streaming"},
+    "nn": BASE | {"streaming", "hub", "download"},  # the cache folder
     "styletts": BASE | {"nn", "extras"},  # Kokoro's network
     "training": BASE | {"hub"},
     "codec": FOUNDATION | {"training", "extras"},

@@ -21,6 +21,7 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.rotary import rotary, rotate
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.native import VECTOR, NativeKernels, native_kernels
 from speechgpt2.nn.norm import RMSNorm
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.streaming import Cache
@@ -59,7 +60,7 @@ class AttentionPlan(NamedTuple):
     """What all layers share in one call: the rotation and which keys each query sees.
 
     `cells [B, 1, P, 1]` are the cache cells to write, None without a state. If `rows` is given, it lists the row
-    number and the position of every active row, and each row attends by itself.
+    number and the position of every active row, and each row attends by itself, by `native` kernels if there are any.
     """
 
     cos: Tensor
@@ -67,6 +68,7 @@ class AttentionPlan(NamedTuple):
     blocks: list[QueryBlock]
     cells: Tensor | None
     rows: list[tuple[int, int]] | None = None
+    native: NativeKernels | None = None
 
 
 class DecoderStack(nn.Module):
@@ -118,7 +120,10 @@ class DecoderStack(nn.Module):
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
             by_row = x.shape[1] == 1 and can_sync(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
-            plan = plan_by_row(state, lengths, self.config) if by_row else plan_chunk(x, state, kv_length, self.config)
+            if by_row:
+                plan = plan_by_row(state, lengths, self.config, x.dtype)
+            else:
+                plan = plan_chunk(x, state, kv_length, self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, plan)
         x = self.norm(x)
@@ -150,10 +155,18 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
         self.down = Linear(config.ffn, config.width, bias=False)
+        self.native: NativeKernels | None = None
+
+    def pack(self, rows: int, half: bool) -> None:
+        """Prepare for inference (`nn.linear.pack`)."""
+        self.native = None if self.down.in_features % VECTOR else native_kernels()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., D]` to `[..., D]`."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        both = self.gate_up(x)
+        if self.native is not None and both.dtype == torch.float32 and not torch.is_grad_enabled():
+            return self.down(self.native.gated_silu(both))
+        gate, up = both.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -176,15 +189,18 @@ class GroupedQueryAttention(nn.Module):
         """Process one chunk `[B, P, D]` and write its keys and values to the cache, if there is one."""
         batch, steps, _ = x.shape
         heads = self.qkv(x).view(batch, steps, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
-        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.heads, self.kv_heads), dim=1)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
-        q, k = rotate(qk, plan.cos, plan.sin).split((self.heads, self.kv_heads), dim=1)
-        if cache is not None and plan.rows is not None:
-            y = attend_by_row(q, k, v, cache, plan.rows)
+            q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            heads = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
+        if cache is not None and plan.rows is not None and plan.native is not None:
+            y = plan.native.attend(heads, plan.cos, plan.sin, cache, plan.rows)
         else:
-            y = attend_in_blocks(q, k, v, cache, plan)
+            qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+            q, k = rotate(qk, plan.cos, plan.sin).split((self.heads, self.kv_heads), dim=1)
+            if cache is not None and plan.rows is not None:
+                y = attend_by_row(q, k, v, cache, plan.rows)
+            else:
+                y = attend_in_blocks(q, k, v, cache, plan)
         return self.out(y.transpose(1, 2).reshape(batch, steps, self.heads * self.head_dim))
 
 
@@ -261,13 +277,15 @@ def plan_chunk(
 
 
 def plan_by_row(
-    state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig
+    state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig, dtype: torch.dtype
 ) -> AttentionPlan:
     """Plan one step on a CPU, where reading the cache dominates: each row reads its own part, idle rows nothing."""
     positions = state.position.tolist()
     active = [1] * len(positions) if lengths is None else lengths.tolist()
     rows = [(row, position) for row, position in enumerate(positions) if active[row]]
-    return AttentionPlan(*rotary(state.position[:, None], config), [], None, rows)
+    is_for_native = dtype == state.layers[0].keys.dtype == torch.float32 and config.head_dim % VECTOR == 0
+    native = native_kernels() if is_for_native and not torch.is_grad_enabled() else None
+    return AttentionPlan(*rotary(state.position[:, None], config), [], None, rows, native)
 
 
 def plan_training(x: Tensor, segments: Tensor | None, config: BackboneConfig | PatchDecoderConfig) -> AttentionPlan:

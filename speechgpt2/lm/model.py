@@ -33,15 +33,8 @@ from speechgpt2.lm.prompt import Prompt
 from speechgpt2.lm.sampling import Sampler, SamplingParams, unpack_bits
 from speechgpt2.lm.state import LMState, at_position
 from speechgpt2.lm.weights import read_weights, save_weights
-from speechgpt2.nn.linear import HalfKernel, Kernel, Linear, linear, packed
-from speechgpt2.nn.quantized import (
-    Embedding,
-    IntegerKernel,
-    Quantization,
-    QuantizedKernel,
-    QuantizedMatrix,
-    quantizable,
-)
+from speechgpt2.nn.linear import Kernel, Linear, linear, packed
+from speechgpt2.nn.quantized import Embedding, Quantization, QuantizedKernel, QuantizedMatrix, quantizable
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.nn.uninitialized import uninitialized
 from speechgpt2.types import Patches
@@ -114,18 +107,14 @@ class SpeechLM(nn.Module):
     def pack(self, rows: int, half: bool) -> None:
         """Pack a tied text head (`nn.linear.pack`).
 
-        If every matrix is read as float16 or multiplied as int8, kernels compute in float32, so hidden states are kept
-        in float32 as well. Those of an int4 model stay in bfloat16, which its kernel reads.
+        If every kernel reads float32, hidden states are kept in float32 as well.
         """
-        if isinstance(self.packed, QuantizedKernel):
-            self.packed = self.packed.pack()
-            self.tied_head = self.packed.matrix
         if self.text_head is None and self.packed is None:
             self.packed = packed(self.text_embedding.weight, None, rows, half)
         kernels = [*(m.packed for m in self.modules() if isinstance(m, Linear)), *self.patch_decoder.codes.packed]
         if self.text_head is None:
             kernels.append(self.packed)
-        if all(isinstance(kernel, (HalfKernel, IntegerKernel)) for kernel in kernels):
+        if all(kernel is not None and kernel.reads_float32 for kernel in kernels):
             for norm in self.modules():
                 if isinstance(norm, nn.RMSNorm):
                     norm.float()

@@ -50,9 +50,9 @@ class CodeEmbedding(nn.Module):
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the tables as heads (`nn.linear.pack`)."""
-        for k, table in enumerate(self.table):
-            kernel = self.packed[k] or packed(table, None, rows, half)
-            self.packed[k] = kernel.pack() if isinstance(kernel, QuantizedKernel) else kernel
+        self.packed = [
+            kernel or packed(table, None, rows, half) for kernel, table in zip(self.packed, self.table, strict=True)
+        ]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum the embeddings of `codes [..., K]` -> `[..., L]` (float32); `codes` may hold only the first codebooks."""

@@ -42,6 +42,11 @@ HALF_EXPONENT = 15  # float16 holds values below two to this power
 class Kernel(Protocol):
     """A packed matrix and its bias."""
 
+    @property
+    def reads_float32(self) -> bool:
+        """Whether the product is computed from inputs in float32, which another precision would only round."""
+        ...
+
     def takes(self, x: Tensor) -> bool:
         """Return whether it can multiply `x`; it cannot if gradients are needed."""
         ...
@@ -61,6 +66,11 @@ class HalfKernel(NamedTuple):
     parts: tuple[torch.ScriptObject, ...]
     unit: Tensor | None
 
+    @property
+    def reads_float32(self) -> bool:
+        """See `Kernel`."""
+        return True
+
     def takes(self, x: Tensor) -> bool:
         """Return whether it can multiply `x`."""
         return not torch.is_grad_enabled()
@@ -77,6 +87,11 @@ class BlockedKernel(NamedTuple):
 
     packed: Tensor
     bias: Tensor | None
+
+    @property
+    def reads_float32(self) -> bool:
+        """See `Kernel`."""
+        return self.packed.dtype == torch.float32
 
     def takes(self, x: Tensor) -> bool:
         """Return whether it can multiply `x`."""
@@ -100,9 +115,6 @@ class Linear(QuantizableWeight, nn.Linear):
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weight and release a large one."""
-        if isinstance(self.packed, QuantizedKernel):
-            self.packed = self.packed.pack()
-            self.matrix = self.packed.matrix
         if self.packed is None:
             self.packed = packed(self.weight, self.bias, rows, half)
         if self.packed is not None and self.weight.numel() >= LARGE:

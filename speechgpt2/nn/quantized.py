@@ -8,13 +8,11 @@ a file can be mapped without a copy: blocks of 64 rows, in which byte j of an in
 devices change the layout when they load the integers. For many rows the matrix is dequantized in parts, because a
 product in half precision is then faster.
 
-A model for inference is packed (`nn.linear.pack`). On processors with VNNI, which multiply 8-bit integers, int8
-matrices are then copied into FBGEMM's layout, at some 250 MB/s: there a product with one row takes half as long.
+On a CPU, products of few rows are in C where a compiler is found (`nn.native`), elsewhere PyTorch's kernels.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -24,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
+from speechgpt2.nn.native import NativeKernels, native_kernels
 from speechgpt2.nn.rounding import Inputs, round_matrix
 
 Kind = Literal["int8", "int4"]
@@ -32,17 +31,7 @@ GROUPS = (32, 128)
 BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
 QUANTIZED_AT_ONCE = 1 << 22  # most weights that are quantized together: each takes some 20 bytes meanwhile
 DEQUANTIZED_AT_ONCE = 1 << 24  # most weights that are dequantized together, to limit temporary memory
-MANY_ROWS = 48  # with at least so many rows of input, dequantizing is faster
-TINY = 1e-30  # in place of a largest magnitude of zero
-LEVELS = 127  # largest integer of int8, above zero and below
-FINE = 2 * LEVELS  # fine steps of an input in a coarse one
-COARSE_AND_FINE = torch.tensor([1, 1 / FINE])  # the values of their steps
-HAS_VNNI = (
-    torch.cpu._is_vnni_supported()
-    and "fbgemm" in torch.backends.quantized.supported_engines
-    and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-    and hasattr(torch, "_make_per_channel_quantized_tensor")
-)
+MANY_ROWS = {"int8": 32, "int4": 96}  # with at least so many rows of input, dequantizing is faster
 HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -117,6 +106,8 @@ class QuantizedMatrix(NamedTuple):
         if self.kind == "int8":
             return self.values[start:stop].to(self.scales.dtype) * self.scales[start:stop, None]
         padded = -(-stop // BLOCK) * BLOCK
+        if (native := native_kernels() if _is_for_native(self) else None) is not None:
+            return native.dequantize_int4(self.values, self.scales, start, padded).t()[: stop - start]
         integers = from_blocks(self.values[start:padded]).to(self.scales.dtype) - 8  # [R, C]
         scale, offset = self.scales[:, start:padded].permute(2, 1, 0).unsqueeze(-1)  # [R, C / group, 1]
         grouped = integers.view(len(integers), -1, self.group)
@@ -180,19 +171,30 @@ def from_blocks(values: Tensor) -> Tensor:
 class QuantizedKernel(NamedTuple):
     """Multiplies by a quantized matrix and adds a bias (see `nn.linear.Kernel`).
 
-    `arranged`: the integers have the layout of the device's int4 kernel instead of that of files.
+    Attributes:
+        matrix: The matrix.
+        bias: `[D]`.
+        arranged: Whether the integers have the layout of the device's int4 kernel instead of that of files.
+        native: The products in C, for few rows.
     """
 
     matrix: QuantizedMatrix
     bias: Tensor | None
     arranged: bool
+    native: NativeKernels | None
 
     @classmethod
     def from_matrix(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
         """Bring the matrix into the layout of its device's kernel."""
-        values = _arrange(matrix)
+        native = native_kernels() if _is_for_native(matrix) else None
+        values = matrix.values if native is not None else _arrange(matrix)
         arranged = values is not matrix.values
-        return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged)
+        return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged, native)
+
+    @property
+    def reads_float32(self) -> bool:
+        """See `nn.linear.Kernel`."""
+        return self.native is not None
 
     def takes(self, x: Tensor) -> bool:
         """Return True: there is no other form of the matrix."""
@@ -200,10 +202,21 @@ class QuantizedKernel(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
-        flat = x.reshape(-1, x.shape[-1]).to(self.matrix.scales.dtype)
-        y = self._few(flat) if self.arranged or (len(flat) < MANY_ROWS and _has_kernel(x.device)) else self._many(flat)
+        flat = x.reshape(-1, x.shape[-1])
+        is_few = len(flat) < MANY_ROWS[self.matrix.kind]
+        if is_few and self.native is not None:
+            y = self._native(flat)
+        elif self.arranged or (is_few and _has_kernel(self.matrix)):
+            y = self._few(flat.to(self.matrix.scales.dtype))
+        else:
+            y = self._many(flat.to(self.matrix.scales.dtype))
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
+
+    def _native(self, x: Tensor) -> Tensor:
+        assert self.native is not None
+        values, scales, rows, _ = self.matrix
+        return self.native.int8(x, values, scales) if scales.dim() == 1 else self.native.int4(x, values, scales, rows)
 
     def _few(self, x: Tensor) -> Tensor:
         values, scales, rows, _ = self.matrix
@@ -215,57 +228,16 @@ class QuantizedKernel(NamedTuple):
     def _many(self, x: Tensor) -> Tensor:
         return torch.cat([F.linear(x, part) for _, part in self.matrix.parts()], dim=1)
 
-    def pack(self) -> QuantizedKernel | IntegerKernel:
-        """Return the kernel that is fastest for inference; afterwards the matrix cannot be saved."""
-        matrix = self.matrix
-        if matrix.kind != "int8" or not HAS_VNNI or matrix.values.device.type != "cpu":
-            return self
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # tensors of type qint8 are deprecated
-            integers = torch._make_per_channel_quantized_tensor(
-                matrix.values, matrix.scales.float(), torch.zeros(matrix.rows, dtype=torch.int64), 0
-            )
-        packed = torch.ops.quantized.linear_prepack(integers, None)
-        return IntegerKernel(packed, matrix._replace(values=matrix.values.to("meta")), self.bias)
+
+def _is_for_native(matrix: QuantizedMatrix) -> bool:
+    """Return whether the kernels in C can read a matrix. A tensor of another class may have no memory (FakeTensor)."""
+    is_in_memory = type(matrix.values) is Tensor and matrix.values.device.type == "cpu"
+    return is_in_memory and matrix.scales.dtype == torch.bfloat16
 
 
-class IntegerKernel(NamedTuple):
-    """FBGEMM's kernel for int8: sums of products of integers, which are exact.
-
-    A row of inputs is a scale times (a + b / 254), with integers a and b of at most 127. It is nearer to the row than
-    bfloat16 is to most values, and both integers are multiplied while the matrix is read once.
-
-    Attributes:
-        packed: The integers and scales in FBGEMM's layout.
-        matrix: The matrix without its integers.
-        bias: `[D]`.
-    """
-
-    packed: torch.ScriptObject
-    matrix: QuantizedMatrix
-    bias: Tensor | None
-
-    def takes(self, x: Tensor) -> bool:
-        """Return True: there is no other form of the matrix."""
-        return True
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply `x [..., C]` -> `[..., D]`."""
-        flat = x.reshape(-1, self.matrix.columns).float()
-        unit = flat.abs().amax(-1, keepdim=True).mul_(1 / LEVELS).clamp_min_(TINY)  # [N, 1]
-        exact = flat / unit
-        coarse = exact.round()
-        pairs = torch.stack([coarse, exact.sub_(coarse).mul_(FINE)], dim=1)  # [N, 2, C]
-        # The kernel rounds its inputs, which it divides by 1.0, and stores them as integers above −128.
-        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y = multiply(pairs, 1.0, LEVELS + 1, self.packed)  # [N, 2, D]
-        y = torch.bmm(unit[:, None] * COARSE_AND_FINE, y)
-        y = y if self.bias is None else y + self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
-
-
-def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cpu"
+def _has_kernel(matrix: QuantizedMatrix) -> bool:
+    """Return whether PyTorch has a kernel for the layout of files."""
+    return matrix.values.device.type == "cpu" and (matrix.kind == "int8" or HAS_BLOCKS_OF_64)
 
 
 def _arrange(matrix: QuantizedMatrix) -> Tensor:
