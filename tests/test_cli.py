@@ -311,6 +311,13 @@ def test_info():
     assert "attention.in_proj.weight" in sg2("info", "tiny", "--tensors").stdout
 
 
+def test_plan_says_which_kernels_are_used(monkeypatch):
+    monkeypatch.setattr("speechgpt2.nn.native.native_kernels", lambda: None)
+    assert re.search(r"kernels +PyTorch's; .* need a C compiler and AVX2", sg2("info", "tiny", "--plan").stdout)
+    monkeypatch.setattr("speechgpt2.nn.native.native_kernels", object)
+    assert re.search(r"kernels +in C$", sg2("info", "tiny", "--plan").stdout, re.M)
+
+
 def test_info_reads_the_licence_from_the_model_card(tiny):
     copy("tiny", "card")
     Path("card/README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, zh]\n---\n# A model\n")

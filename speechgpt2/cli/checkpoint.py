@@ -78,6 +78,7 @@ def info(
 def memory(name: str, loading: LoadOptions, slots: int, context: int) -> dict[str, str]:
     """Describe the memory of a model and its codec on a device."""
     from speechgpt2.loading import RUNTIME, plan
+    from speechgpt2.nn.native import native_kernels
 
     with spinner(f"reading {name}"):
         needs = plan(loading.sources(name), torch_device(loading.device))
@@ -96,6 +97,9 @@ def memory(name: str, loading: LoadOptions, slots: int, context: int) -> dict[st
         )
         rows["sessions"] = f"up to {needs.sessions(context)} with {context} patches each"
         rows["context"] = f"up to {needs.context(slots)} patches in each of {slots} sessions"
+    if needs.device == "cpu":
+        slower = "PyTorch's; those in C, which are faster, need a C compiler and AVX2"
+        rows["kernels"] = slower if native_kernels() is None else "in C"
     return rows
 
 

@@ -155,17 +155,18 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
         self.down = Linear(config.ffn, config.width, bias=False)
-        self.native: NativeKernels | None = None
+        self.is_packed = False
 
     def pack(self, rows: int, half: bool) -> None:
         """Prepare for inference (`nn.linear.pack`)."""
-        self.native = None if self.down.in_features % VECTOR else native_kernels()
+        self.is_packed = self.down.in_features % VECTOR == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., D]` to `[..., D]`."""
         both = self.gate_up(x)
-        if self.native is not None and both.dtype == torch.float32 and not torch.is_grad_enabled():
-            return self.down(self.native.gated_silu(both))
+        fits = self.is_packed and both.dtype == torch.float32 and not torch.is_grad_enabled()
+        if fits and (kernels := native_kernels()) is not None:
+            return self.down(kernels.gated_silu(both))
         gate, up = both.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from speechgpt2.nn.native import VECTOR, NativeKernels, native_kernels
+from speechgpt2.nn.native import VECTOR, native_kernels
 
 
 class RMSNorm(nn.RMSNorm):
     """`nn.RMSNorm` over the last axis. Packed (`nn.linear.pack`), it uses the kernels in C if there are any."""
 
-    native: NativeKernels | None = None
+    is_packed = False
 
     def pack(self, rows: int, half: bool) -> None:
         """Prepare for inference."""
-        self.native = None if self.weight.numel() % VECTOR else native_kernels()
+        self.is_packed = self.weight.numel() % VECTOR == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[..., D]`."""
-        if self.native is None or not x.dtype == self.weight.dtype == torch.float32 or torch.is_grad_enabled():
-            return super().forward(x)
-        return self.native.rms_norm(x, self.weight, self.eps or 0.0)
+        fits = self.is_packed and x.dtype == self.weight.dtype == torch.float32 and not torch.is_grad_enabled()
+        kernels = native_kernels() if fits else None
+        return super().forward(x) if kernels is None else kernels.rms_norm(x, self.weight, self.eps or 0.0)

@@ -9,6 +9,7 @@ from speechgpt2.engine import batch_rows
 from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
+from speechgpt2.nn import native
 from speechgpt2.types import Patches
 from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
@@ -62,11 +63,15 @@ class AllRows(batch_rows.BatchRows):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    """All rows in every step, and no value is looked at."""
+    """All rows in every step, no value is looked at, and no kernel in C is called, which a trace would not see."""
+    monkeypatch.setenv("SG2_NATIVE", "0")
+    native.native_kernels.cache_clear()
     monkeypatch.setattr("speechgpt2.engine.model_runner.BatchRows", AllRows)
     monkeypatch.setattr("speechgpt2.engine.codec_worker.BatchRows", AllRows)
     for module in (backbone, model, sampling):
         monkeypatch.setattr(module, "can_sync", lambda x: False)
+    yield
+    native.native_kernels.cache_clear()
 
 
 def a_talk(monkeypatch, graphed, lm):
