@@ -30,7 +30,7 @@ KINDS: tuple[Kind, ...] = ("int8", "int4")
 GROUPS = (32, 128)
 BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
 QUANTIZED_AT_ONCE = 1 << 22  # most weights that are quantized together: each takes some 20 bytes meanwhile
-DEQUANTIZED_AT_ONCE = 1 << 24  # most weights that are dequantized together, to limit temporary memory
+DEQUANTIZED_AT_ONCE = 1 << 22  # most weights that are dequantized together, to limit temporary memory
 MANY_ROWS = {"int8": 32, "int4": 96}  # with at least so many rows of input, dequantizing is faster
 HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
