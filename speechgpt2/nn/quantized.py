@@ -204,7 +204,7 @@ class QuantizedKernel(NamedTuple):
         """Multiply `x [..., C]` -> `[..., D]`."""
         flat = x.reshape(-1, x.shape[-1])
         is_few = len(flat) < MANY_ROWS[self.matrix.kind]
-        if is_few and self.native is not None:
+        if is_few and self.native is not None and not flat.requires_grad:  # PyTorch's kernels refuse gradients
             y = self._native(flat)
         elif self.arranged or (is_few and _has_kernel(self.matrix)):
             y = self._few(flat.to(self.matrix.scales.dtype))

@@ -104,6 +104,15 @@ def test_int4_is_dequantized_as_by_torch(monkeypatch, group):
 
 
 @needs_compiler
+@pytest.mark.parametrize("quantization", KINDS, ids=str)
+def test_missing_gradients_are_an_error(quantization):
+    x = torch.randn(2, 256, requires_grad=True)
+    y = products(native.native_kernels(), x, quantize(torch.randn(64, 256).bfloat16(), quantization))
+    with pytest.raises(RuntimeError, match=r"derivative|does not require grad"):
+        y.sum().backward()
+
+
+@needs_compiler
 def test_layers_use_it_for_few_rows(monkeypatch):
     layer = Linear(128, 64).bfloat16()
     quantize_module(layer, "weight", Quantization("int4"), torch.device("cpu"))
