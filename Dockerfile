@@ -16,7 +16,7 @@ COPY speechgpt2 speechgpt2
 RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/${TORCH} '.[server,webrtc,wyoming,telemetry,media]'
 
 FROM python:3.12-slim
-# The C compiler is for quantized models (speechgpt2/nn/native.py).
+# The C compiler builds the kernels for CPUs (speechgpt2/nn/native.py).
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home speechgpt2
 COPY --from=build /opt/speechgpt2 /opt/speechgpt2

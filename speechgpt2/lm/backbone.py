@@ -21,7 +21,7 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.rotary import rotary, rotate
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
-from speechgpt2.nn.native import VECTOR, NativeKernels, native_kernels
+from speechgpt2.nn.native import NativeKernels, kernels_for
 from speechgpt2.nn.norm import RMSNorm
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.streaming import Cache
@@ -120,10 +120,9 @@ class DecoderStack(nn.Module):
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
             by_row = x.shape[1] == 1 and can_sync(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
-            if by_row:
-                plan = plan_by_row(state, lengths, self.config, x.dtype)
-            else:
-                plan = plan_chunk(x, state, kv_length, self.config)
+            plan = (
+                plan_by_row(x, state, lengths, self.config) if by_row else plan_chunk(x, state, kv_length, self.config)
+            )
         for i, layer in enumerate(self.layers):
             x = layer(x, state.layers[i] if state else None, plan)
         x = self.norm(x)
@@ -159,13 +158,13 @@ class SwiGLU(nn.Module):
 
     def pack(self, rows: int, half: bool) -> None:
         """Prepare for inference (`nn.linear.pack`)."""
-        self.is_packed = self.down.in_features % VECTOR == 0
+        self.is_packed = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., D]` to `[..., D]`."""
         both = self.gate_up(x)
-        fits = self.is_packed and both.dtype == torch.float32 and not torch.is_grad_enabled()
-        if fits and (kernels := native_kernels()) is not None:
+        kernels = kernels_for(both, self.down.in_features) if self.is_packed else None
+        if kernels is not None:
             return self.down(kernels.gated_silu(both))
         gate, up = both.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
@@ -278,14 +277,13 @@ def plan_chunk(
 
 
 def plan_by_row(
-    state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig, dtype: torch.dtype
+    x: Tensor, state: StackState, lengths: Tensor | None, config: BackboneConfig | PatchDecoderConfig
 ) -> AttentionPlan:
     """Plan one step on a CPU, where reading the cache dominates: each row reads its own part, idle rows nothing."""
     positions = state.position.tolist()
     active = [1] * len(positions) if lengths is None else lengths.tolist()
     rows = [(row, position) for row, position in enumerate(positions) if active[row]]
-    is_for_native = dtype == state.layers[0].keys.dtype == torch.float32 and config.head_dim % VECTOR == 0
-    native = native_kernels() if is_for_native and not torch.is_grad_enabled() else None
+    native = kernels_for(x, config.head_dim) if state.layers[0].keys.dtype == torch.float32 else None
     return AttentionPlan(*rotary(state.position[:, None], config), [], None, rows, native)
 
 

@@ -142,6 +142,12 @@ def native_kernels() -> NativeKernels | None:
         return None
 
 
+def kernels_for(x: Tensor, width: int) -> NativeKernels | None:
+    """Return the kernels if they can compute from `x`, in vectors of `width` numbers; None if PyTorch has to."""
+    fits = x.dtype == torch.float32 and width % VECTOR == 0 and not torch.is_grad_enabled()
+    return native_kernels() if fits else None
+
+
 def build(path: Path, compiler: str = "cc", flags: Sequence[str] = FLAGS) -> None:
     """Compile the library.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from speechgpt2.nn.native import VECTOR, native_kernels
+from speechgpt2.nn.native import kernels_for
 
 
 class RMSNorm(nn.RMSNorm):
@@ -19,10 +19,10 @@ class RMSNorm(nn.RMSNorm):
 
     def pack(self, rows: int, half: bool) -> None:
         """Prepare for inference."""
-        self.is_packed = self.weight.numel() % VECTOR == 0
+        self.is_packed = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[..., D]`."""
-        fits = self.is_packed and x.dtype == self.weight.dtype == torch.float32 and not torch.is_grad_enabled()
-        kernels = native_kernels() if fits else None
+        fits = self.is_packed and self.weight.dtype == torch.float32
+        kernels = kernels_for(x, x.shape[-1]) if fits else None
         return super().forward(x) if kernels is None else kernels.rms_norm(x, self.weight, self.eps or 0.0)

@@ -106,7 +106,7 @@ class QuantizedMatrix(NamedTuple):
         if self.kind == "int8":
             return self.values[start:stop].to(self.scales.dtype) * self.scales[start:stop, None]
         padded = -(-stop // BLOCK) * BLOCK
-        if (native := native_kernels() if _is_for_native(self) else None) is not None:
+        if (native := _native_kernels(self)) is not None:
             return native.dequantize_int4(self.values, self.scales, start, padded).t()[: stop - start]
         integers = from_blocks(self.values[start:padded]).to(self.scales.dtype) - 8  # [R, C]
         scale, offset = self.scales[:, start:padded].permute(2, 1, 0).unsqueeze(-1)  # [R, C / group, 1]
@@ -186,7 +186,7 @@ class QuantizedKernel(NamedTuple):
     @classmethod
     def from_matrix(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
         """Bring the matrix into the layout of its device's kernel."""
-        native = native_kernels() if _is_for_native(matrix) else None
+        native = _native_kernels(matrix)
         values = matrix.values if native is not None else _arrange(matrix)
         arranged = values is not matrix.values
         return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged, native)
@@ -216,7 +216,9 @@ class QuantizedKernel(NamedTuple):
     def _native(self, x: Tensor) -> Tensor:
         assert self.native is not None
         values, scales, rows, _ = self.matrix
-        return self.native.int8(x, values, scales) if scales.dim() == 1 else self.native.int4(x, values, scales, rows)
+        if self.matrix.kind == "int8":
+            return self.native.int8(x, values, scales)
+        return self.native.int4(x, values, scales, rows)
 
     def _few(self, x: Tensor) -> Tensor:
         values, scales, rows, _ = self.matrix
@@ -229,10 +231,10 @@ class QuantizedKernel(NamedTuple):
         return torch.cat([F.linear(x, part) for _, part in self.matrix.parts()], dim=1)
 
 
-def _is_for_native(matrix: QuantizedMatrix) -> bool:
-    """Return whether the kernels in C can read a matrix. A tensor of another class may have no memory (FakeTensor)."""
+def _native_kernels(matrix: QuantizedMatrix) -> NativeKernels | None:
+    """Return the kernels in C if they can read a matrix. A tensor of another class may have no memory (FakeTensor)."""
     is_in_memory = type(matrix.values) is Tensor and matrix.values.device.type == "cpu"
-    return is_in_memory and matrix.scales.dtype == torch.bfloat16
+    return native_kernels() if is_in_memory and matrix.scales.dtype == torch.bfloat16 else None
 
 
 def _has_kernel(matrix: QuantizedMatrix) -> bool:
