@@ -5,6 +5,7 @@ engine.py             what clients call: opens sessions, queues their commands, 
 core.py               executes commands; a step: schedule → run → deliver
 scheduler.py          which slots are encoded, prefilled and sampled next (knows no torch)
 model_runner.py       the batched work of the language model; step_inputs.py: what a step is given
+row_states.py         its state, a row for each slot; prefill.py: chunks of several patches
 prefix_cache.py       prefilled system prompts and greetings, for later sessions with the same
 codec_worker.py       the batched work of the codec, in its own thread or process
 batch_rows.py         slots as rows of batched states; cuda_graph.py: steps captured as CUDA graphs

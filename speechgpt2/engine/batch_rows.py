@@ -63,9 +63,9 @@ class BatchRows:
         mask[list(slots)] = True
         return self.to_device(mask)
 
-    def graphed(self, function: Callable[..., Any], *idle: Any) -> Callable[..., Any]:
-        """Return `function`, as a CUDA graph if shapes are static. `idle`: arguments of the capture, all rows idle."""
-        return GraphedFunction(function, *idle) if self.static_shapes else function
+    def graphed(self, function: Callable[..., Any], *idle: tuple[Any, ...]) -> Callable[..., Any]:
+        """Return `function`, as CUDA graphs if shapes are static. `idle`: arguments of each graph, all rows idle."""
+        return GraphedFunction(function, idle) if self.static_shapes else function
 
     def select(self, state: S, rows: Tensor) -> S:
         """Return the rows of a batch."""

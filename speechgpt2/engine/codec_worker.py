@@ -33,6 +33,7 @@ from torch import Tensor
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.batch_rows import BatchRows
+from speechgpt2.engine.cuda_graph import SideStream
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import FRAME_SIZE
 
@@ -72,8 +73,8 @@ class BatchedCodec:
         all_rows, no_row = torch.arange(self.rows.count), self.rows.mask(())
         pcm, lengths = self.rows.to_device(np.zeros((self.rows.count, patch_samples), np.float32)), no_row.long()
         codes = no_row.long()[:, None, None].expand(-1, patch_samples // FRAME_SIZE, codec.config.quantizer.codebooks)
-        self.encode_rows = self.rows.graphed(self._encode_rows, all_rows, pcm, lengths, no_row)
-        self.decode_rows = self.rows.graphed(self._decode_rows, all_rows, codes, no_row)
+        self.encode_rows = self.rows.graphed(self._encode_rows, (all_rows, pcm, lengths, no_row))
+        self.decode_rows = self.rows.graphed(self._decode_rows, (all_rows, codes, no_row))
 
     @torch.inference_mode()
     def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, np.ndarray]:
@@ -179,11 +180,15 @@ class CodecWorker(ABC):
 
 
 class CodecThread(CodecWorker):
-    """Runs the codec in a thread of this process: for CUDA, or a single processor."""
+    """Runs the codec in a thread of this process: for CUDA, or a single processor.
+
+    On CUDA it has a stream of its own, so that it computes beside the model.
+    """
 
     def __init__(self, codec: Codec, slots: int, patch_samples: int):
         self._codec = BatchedCodec(codec, slots, patch_samples)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="codec")
+        self._stream = SideStream(self._codec.rows.device)
 
     @property
     def alive(self) -> bool:
@@ -195,7 +200,7 @@ class CodecThread(CodecWorker):
         self._thread.shutdown()
 
     def _submit(self, method: Callable[..., Any], *arguments: Any) -> CodecFuture:
-        return self._thread.submit(method, self._codec, *arguments)
+        return self._thread.submit(self._stream.in_order(method), self._codec, *arguments)
 
 
 class CodecProcess(CodecWorker):

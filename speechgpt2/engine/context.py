@@ -101,6 +101,12 @@ class Context:
         return self.capacity - self.length
 
     @property
+    def speech_depth(self) -> int:
+        """Started speech segments minus ended ones. The model generates codes unless this is 0."""
+        text, ids = self.text[: self.length], self.prompt.special_ids
+        return int(np.count_nonzero(text == ids.speech_start) - np.count_nonzero(text == ids.speech_end))
+
+    @property
     def next_chunk_length(self) -> int:
         """Patches of the next prefill chunk."""
         count = min(self.pending_patches, self.prefill_chunk_size)

@@ -19,6 +19,7 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.engine.commands import CloseSlot, Command, OpenSlot
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.model_runner import CodecResult, GeneratedPatch, ModelRunner
+from speechgpt2.engine.prefill import PrefillChunk
 from speechgpt2.engine.prefix_cache import prefix_key
 from speechgpt2.engine.scheduler import StepPlan, schedule
 from speechgpt2.engine.session import Session
@@ -128,7 +129,7 @@ class EngineCore:
     def _run_model(self, plan: StepPlan) -> None:
         """Prefill and sample, all slots together. In between, deliver what the codec has finished."""
         for n, slot in self._slots().items():
-            self.runner.set_position(n, slot.history.context.kv_length)
+            self.runner.states.positions[n] = slot.history.context.kv_length
         single = self._prefill_chunks(plan.prefill)
         slots = self._slots()  # without those that failed
         ready = [n for n in plan.sample if n in slots and n not in single]
@@ -145,6 +146,7 @@ class EngineCore:
             The single patches `[1, 1]` by slot, which all slots read together with what they sample.
         """
         single: dict[int, Patches] = {}
+        long: dict[int, PrefillChunk] = {}
         for number in numbers:
             slot = self._slots().get(number)  # None if it has failed meanwhile
             if slot is None or not slot.history.context.pending_patches:
@@ -154,8 +156,9 @@ class EngineCore:
             if chunk.text.shape[1] == 1:
                 single[number] = chunk
             else:
-                self.runner.prefill(number, chunk, prefix_key(context, context.kv_length))
-                self._deliver()
+                long[number] = PrefillChunk(chunk, prefix_key(context, context.kv_length))
+        for _ in self.runner.prefiller.prefill(long):
+            self._deliver()
         return single
 
     def _receive_patches(self, number: int, patches: list[GeneratedPatch]) -> None:

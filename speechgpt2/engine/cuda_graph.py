@@ -1,39 +1,71 @@
-"""CUDA graphs: GPU work that is captured once and then replayed.
+"""CUDA graphs, GPU work that is captured once and then replayed, and a stream beside the current one.
 
 A step of a large model is thousands of small kernels, and launching one takes longer than most of them run. See
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
-    step = GraphedFunction(function, *idle)     # calls it a few times, with arguments that change nothing
+    step = GraphedFunction(function, [idle])    # calls it a few times, with arguments that change nothing
     result = step(*arguments)                   # of the same shapes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from speechgpt2.streaming import tree_map
 
+P = ParamSpec("P")
+T = TypeVar("T")
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and allocate memory in the first calls
 
 
 class GraphedFunction:
-    """A function of tensors, captured as a CUDA graph.
+    """A function of tensors, captured as CUDA graphs.
 
     It may read and write other tensors in place, if their addresses do not change. It must not synchronise with the
-    host. Branches in Python are taken at the capture, and arguments other than tensors are constants.
+    host. Branches in Python are taken at the capture, and arguments other than tensors are constants: there is a graph
+    for each choice of them. The graphs share their memory, since one call follows the other.
 
     Args:
         function: The function to capture.
-        idle: Arguments to capture it with; such a call changes nothing.
+        idle: For each graph, arguments to capture it with; such a call changes nothing.
     """
 
+    def __init__(self, function: Callable[..., Any], idle: Sequence[Sequence[Any]]):
+        self.graphs: list[Graph] = []
+        for arguments in idle:
+            pool = self.graphs[0].graph.pool() if self.graphs else None
+            self.graphs.append(Graph(function, arguments, pool))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Replay with other values.
+
+        Args:
+            arguments: Tensors of the captured shapes; other values must equal those of a graph.
+
+        Returns:
+            A copy of the function's result.
+
+        Raises:
+            ValueError: There is no graph for the arguments that are no tensors.
+        """
+        constants = constants_of(arguments)
+        for graph in self.graphs:
+            if graph.constants == constants:
+                return graph.replay(*arguments)
+        raise ValueError(f"captured with {', '.join(str(g.constants) for g in self.graphs)}, called with {constants}")
+
+
+class Graph:
+    """One capture of a function; see `GraphedFunction`. With a `pool` it uses the memory of another graph."""
+
     @torch.inference_mode()
-    def __init__(self, function: Callable[..., Any], *idle: Any):
+    def __init__(self, function: Callable[..., Any], idle: Sequence[Any], pool: Any = None):
         self.arguments = [x.clone() if isinstance(x, Tensor) else x for x in idle]
+        self.constants = constants_of(idle)
         self.device = next(x.device for x in self.arguments if isinstance(x, Tensor) and x.is_cuda)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
@@ -43,27 +75,47 @@ class GraphedFunction:
                 for _ in range(WARM_UP_CALLS):
                     function(*self.arguments)
             torch.cuda.current_stream().wait_stream(side_stream)
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=pool):
                 self.result = function(*self.arguments)
 
     @torch.inference_mode()
-    def __call__(self, *arguments: Any) -> Any:
-        """Replay with other values.
-
-        Args:
-            arguments: Tensors of the captured shapes; other values must equal the captured ones.
-
-        Returns:
-            A copy of the function's result.
-
-        Raises:
-            ValueError: An argument other than a tensor differs from the captured one.
-        """
+    def replay(self, *arguments: Any) -> Any:
+        """Replay with the values of other tensors. Returns a copy of the result, on the stream of the caller."""
         for captured, argument in zip(self.arguments, arguments, strict=True):
             if isinstance(captured, Tensor):
                 captured.copy_(argument, non_blocking=True)
-            elif captured != argument:
-                raise ValueError(f"captured with {captured}, called with {argument}")
         with torch.cuda.device(self.device):
             self.graph.replay()
         return None if self.result is None else tree_map(torch.clone, self.result)
+
+
+class SideStream:
+    """A stream of its own for the functions of another thread; on a CPU nothing.
+
+    Functions must have read their results back to the host when they return, since their arguments' memory may then be
+    used again.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(device))
+
+    def in_order(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Return `function` as a call on this stream that waits for all work queued so far on the present one."""
+        stream = self.stream
+        if stream is None:
+            return function
+        ready = torch.cuda.current_stream(stream.device).record_event()
+
+        def call(*args: P.args, **options: P.kwargs) -> T:
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                return function(*args, **options)
+
+        return call
+
+
+def constants_of(arguments: Sequence[Any]) -> list[Any]:
+    """Return the arguments that are no tensors, which choose a graph."""
+    return [x for x in arguments if not isinstance(x, Tensor)]

@@ -66,7 +66,8 @@ class Engine(protocol.Engine):
         clock: Callable[[], float] = time.monotonic,
     ):
         check_same_codes(codec, lm)
-        self.config, self.clock = config or EngineConfig(), clock
+        self.clock = clock
+        self.config = (config or EngineConfig()).for_device(lm.device.type, lm.config.backbone.width)
         self.core = EngineCore(codec, lm, self.config, clock, self._release)
         self.prompt = lm.prompt
         self.inputs = InputEncoder(codec, lm.prompt, self.core.runner.device)

@@ -3,7 +3,7 @@
 A slot is a row of every state (batch_rows.py). A session's results are equal to the last bit whatever other sessions
 do. Therefore attention reads the cells of a cache in whole blocks of sixteen: a longer context in the batch then adds
 blocks of masked cells, which add zero, and does not change the order of the sum over the others. On CUDA, a step
-computes all rows and reads all cells, so that its shapes never change, and is captured as a CUDA graph.
+computes all rows, and reads their cells up to one of a few lengths: for each length it is captured as a CUDA graph.
 
 All inputs of a step are one table (step_inputs.py). It includes the positions: a row rewinds when it gets a smaller
 one. Sampled patches are written into the table, the rows read them from there, and one transfer brings the table back
@@ -23,16 +23,16 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.engine.batch_rows import CPU_BATCH, BatchRows
 from speechgpt2.engine.codec_worker import AudioChunk, CodecFuture, CodecProcess, CodecThread, CodecWorker
 from speechgpt2.engine.config import EngineConfig
-from speechgpt2.engine.prefix_cache import PrefixCache
+from speechgpt2.engine.prefill import Prefiller
+from speechgpt2.engine.row_states import RowStates
 from speechgpt2.engine.step_inputs import LOG_PROB, SampleParams, StepInputs, bits_to_float, float_bits, write_table
 from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import UNFORCED, SampledPatches, SpeechLM
 from speechgpt2.lm.state import LMState
 from speechgpt2.nn.linear import pack
-from speechgpt2.streaming import Cache, tree_map, where_active
+from speechgpt2.streaming import where_active
 from speechgpt2.types import Patches
 
-CELL_BLOCK = 16  # attention reads a multiple of so many cells of a cache
 LM_CPU_BATCH = 8  # rows of a batch on a CPU; a step of eight is as fast as one of four
 
 
@@ -79,53 +79,24 @@ class ModelRunner:
         self.no_speech_codes = np.full((lm.config.patch_frames, lm.config.codebooks), lm.config.no_speech)
         worker = CodecProcess if config.codec_process else CodecThread
         self.codec: CodecWorker = worker(codec, self.rows.count, lm.config.patch_samples)
-        self.hidden = torch.zeros(self.rows.count, lm.config.backbone.width, dtype=lm.dtype, device=self.device)
-        # One cell more for the patch in progress, and rounded up to whole blocks: attention reads `capacity + 1` cells.
-        self.capacity = -(-(config.context + 1) // CELL_BLOCK) * CELL_BLOCK - 1
-        starts = range(0, self.rows.count, self.rows.batch_size)
-        self.batches = [slice(first, first + self.rows.batch_size) for first in starts]
-        self.states = [lm.init_state(self.rows.batch_size, self.capacity) for _ in self.batches]
-        self.positions = np.zeros(self.rows.count, np.int64)  # patches that each row holds
-        self.prefixes = PrefixCache()
+        self.states = RowStates(lm, self.rows, config.context)
+        self.prefiller = Prefiller(lm, self.states)
         self.new_replies: set[int] = set()  # slots whose decoder state is reset before the next patch of speech
-        idle, batch, kv_length = self._table({}, {}), self.batches[0], self.capacity + 1
+        idle, batch, every_row = self._table({}, {}), self.states.batches[0], torch.arange(self.rows.count)
+        allowed = self._allowed({}, self.rows.static_shapes)
         self.sample_rows = self.rows.graphed(
-            self._sample_rows, idle, torch.arange(self.rows.count), self._allowed({}, self.rows.static_shapes)
+            self._sample_rows, *((idle, every_row, allowed, speaks) for speaks in (False, True))
         )
-        self.read_rows = self.rows.graphed(self._read_rows, idle, batch, kv_length)
+        idle_of_each_length = [(idle, batch, kv_length) for kv_length in self.states.kv_lengths]
+        self.read_rows = self.rows.graphed(self._read_rows, *idle_of_each_length)
         self.draft_rows = self._draft_rows
         if lm.draft_head is not None:
-            self.draft_rows = self.rows.graphed(self._draft_rows, idle, batch, kv_length)
-
-    def set_position(self, slot: int, position: int) -> None:
-        """Set how many patches a slot's row holds. Cells after them are not read."""
-        self.positions[slot] = position
+            self.draft_rows = self.rows.graphed(self._draft_rows, *idle_of_each_length)
 
     def encode(self, chunks: Mapping[int, AudioChunk]) -> dict[int, CodecResult]:
         """Submit each slot's chunk of audio to the codec."""
         future = self.codec.encode(dict(chunks))
         return {slot: CodecResult(future, slot) for slot in chunks}
-
-    @torch.inference_mode()
-    def prefill(self, slot: int, patches: Patches, prefix_key: bytes | None = None) -> None:
-        """Prefill a chunk `[1, P]` of one slot.
-
-        Args:
-            slot: The slot.
-            patches: The chunk.
-            prefix_key: The key of all patches up to the end of the chunk, if they may be cached (`prefix_cache`).
-        """
-        row, begin = slice(slot, slot + 1), int(self.positions[slot])
-        state = self._state(row, self.rows.to_device(self.positions[row]))
-        cells = slice(begin, begin + patches.text.shape[1])
-        self.positions[slot] = cells.stop
-        cached = None if prefix_key is None else self.prefixes.copy_to(state, cells, prefix_key)
-        if cached is not None:
-            self.hidden[row] = cached
-            return
-        self.hidden[row], _ = self.lm.prefill(patches, state, kv_length=cells.stop)
-        if prefix_key is not None:
-            self.prefixes.keep(state, cells, prefix_key, self.hidden[row])
 
     @torch.inference_mode()
     def step(
@@ -147,8 +118,8 @@ class ModelRunner:
         if prefill or single:
             yield self._step_one(prefill, single)
         # On a CPU, one slot at a time: few slots write at the same time, and a drafted token costs as much as a row.
-        batches = self.batches if self.rows.static_shapes and writing else [slice(slot, slot + 1) for slot in writing]
-        for batch in batches:
+        whole = self.states.batches if self.rows.static_shapes and writing else []
+        for batch in whole or [slice(slot, slot + 1) for slot in writing]:
             yield self._step_draft(batch, {n: writing[n] for n in range(batch.start, batch.stop) if n in writing})
 
     def close(self) -> None:
@@ -157,11 +128,7 @@ class ModelRunner:
 
     def wipe(self, slot: int) -> None:
         """Erase the states of a slot, those of the codec included."""
-        with torch.inference_mode():
-            self.hidden[slot].zero_()
-            batch, row = divmod(slot, self.rows.batch_size)
-            tree_map(lambda leaf: leaf[row].zero_(), self.states[batch])
-        self.set_position(slot, 0)
+        self.states.wipe(slot)
         self.new_replies.discard(slot)
         if self.codec.alive:
             self.codec.wipe(slot).result()
@@ -173,34 +140,35 @@ class ModelRunner:
         table = self._table(prefill, sample)
         inputs, audio = StepInputs.from_table(table, self.lm.config), dict[int, CodecResult]()
         constrained = any(params.allowed is not None for params in sample.values())
+        speaks = any(not params.writing for params in sample.values())
         allowed = self._allowed(sample, self.rows.static_shapes or constrained)
         for rows in self.rows.batches(sorted(sample, key=lambda slot: sample[slot].writing)):
             bits = None if allowed is None else self.rows.select(allowed, rows)
-            sampled = self.sample_rows(self.rows.select(table, rows), rows, bits)
+            sampled = self.sample_rows(self.rows.select(table, rows), rows, bits, speaks)
             self.rows.overwrite(SampledPatches(inputs.patches, inputs.log_probs), rows, sampled)
             codes = sampled.patches.codes[:, 0]
             speaking = self.rows.select(inputs.samples, rows) & (codes[:, 0, 0] != self.lm.config.no_speech)
-            if self.rows.static_shapes or bool(speaking.any()):
+            if speaks and (self.rows.static_shapes or bool(speaking.any())):
                 future = self.codec.decode(rows, codes, speaking, sorted(self.new_replies))
                 audio |= {slot: CodecResult(future, row) for row, slot in enumerate(rows.tolist())}
                 self.new_replies.clear()
         busy = [*prefill, *sample]
-        for batch in self.batches:
+        for batch in self.states.batches:
             if self.rows.static_shapes or not set(busy).isdisjoint(range(batch.start, batch.stop)):
-                self.read_rows(table[batch], batch, self._kv_length(batch, 1))
-        self.positions[busy] += 1
+                self.read_rows(table[batch], batch, self.states.kv_length(batch, 1))
+        self.states.positions[busy] += 1
         return self._generated(sample, table, audio) if sample else {}
 
     def _step_draft(self, batch: slice, sample: Mapping[int, SampleParams]) -> dict[int, list[GeneratedPatch]]:
         """Make a step of several text tokens: the draft head proposes them, the model verifies and reads them."""
-        kv_length, generated = self._kv_length(batch, 1 + self.lm.config.draft_tokens), {}
+        kv_length, generated = self.states.kv_length(batch, 1 + self.lm.config.draft_tokens), {}
         drafted = self.draft_rows(self._table({}, sample)[batch], batch, kv_length).cpu().numpy()
         for slot in sample:
             row = drafted[slot - batch.start]
             count, (tokens, bits) = int(row[0]), row[1:].reshape(2, -1)
             written = zip(tokens[:count].tolist(), bits_to_float(bits[:count]), strict=True)
             generated[slot] = [GeneratedPatch(*token, self.no_speech_codes, None) for token in written]
-            self.positions[slot] += count
+            self.states.positions[slot] += count
         return generated
 
     def _generated(
@@ -216,7 +184,7 @@ class ModelRunner:
         return generated
 
     def _table(self, prefill: Mapping[int, Patches], sample: Mapping[int, SampleParams]) -> Tensor:
-        return self.rows.to_device(write_table(self.positions, prefill, sample, self.lm.config))
+        return self.rows.to_device(write_table(self.states.positions, prefill, sample, self.lm.config))
 
     def _allowed(self, sample: Mapping[int, SampleParams], needed: bool) -> Tensor | None:
         """The text tokens that each slot may sample, as bits `[R, W]` int32; None if that is not `needed`."""
@@ -228,43 +196,35 @@ class ModelRunner:
                 bits[slot] = params.allowed
         return self.rows.to_device(bits)
 
-    def _kv_length(self, slots: slice, new_patches: int) -> int:
-        """Return how many cells of the slots' caches attention reads, with up to `new_patches` more in each row."""
-        if self.rows.static_shapes:
-            return self.capacity + 1
-        needed = int(self.positions[slots].max()) + new_patches
-        return min(-(-needed // CELL_BLOCK) * CELL_BLOCK, self.capacity + 1)
-
     # captured on CUDA: functions of a table's rows
 
-    def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None) -> SampledPatches:
-        """Return the patches `[R, 1]` of `rows`, sampled or given; sampled text is among the `allowed` tokens."""
+    def _sample_rows(self, table: Tensor, rows: Tensor, allowed: Tensor | None, speaks: bool) -> SampledPatches:
+        """Return the patches `[R, 1]` of `rows`, sampled or given; sampled text is among the `allowed` tokens.
+
+        If no row `speaks`, no codes are sampled.
+        """
         inputs = StepInputs.from_table(table, self.lm.config)
-        depths = self.rows.select(torch.cat([state.speech_depths for state in self.states]), rows)
+        depths = self.rows.select(torch.cat([state.speech_depths for state in self.states.of_batches]), rows)
         state = LMState(StackState(inputs.position, ()), depths)  # sampling needs no keys
         # Rows that do not sample get a token outside speech, for which no codes are sampled.
         force = torch.where(inputs.samples, UNFORCED, self.lm.prompt.special_ids.speech_end)
-        patches, log_probs = self.lm.sample(self.rows.select(self.hidden, rows), state, inputs.sampling, force, allowed)
+        hidden = self.rows.select(self.states.hidden, rows)
+        patches, log_probs = self.lm.sample(hidden, state, inputs.sampling, force, allowed, speaks)
         sampled = SampledPatches(patches, float_bits(log_probs))
         return where_active(inputs.samples, sampled, SampledPatches(inputs.patches, inputs.log_probs))
 
     def _read_rows(self, table: Tensor, slots: slice, kv_length: int) -> None:
         """Read the patch of each row of `slots`, given or sampled."""
         inputs = StepInputs.from_table(table, self.lm.config)
-        state, active = self._state(slots, inputs.position), inputs.prefills | inputs.samples
+        state, active = self.states.state(slots, inputs.position), inputs.prefills | inputs.samples
         after, _ = self.lm.prefill(inputs.patches, state, active.long(), kv_length)
-        self.hidden[slots] = where_active(active, after, self.hidden[slots])
+        self.states.hidden[slots] = where_active(active, after, self.states.hidden[slots])
 
     def _draft_rows(self, table: Tensor, slots: slice, kv_length: int) -> Tensor:
         """Draft and read text; return each row's count of tokens, A tokens, and A log-probabilities, `[R, 1 + 2A]`."""
-        inputs, hidden = StepInputs.from_table(table, self.lm.config), self.hidden[slots]
-        verified = self.lm.draft_and_verify(hidden, self._state(slots, inputs.position), inputs.samples, kv_length)
-        self.hidden[slots] = verified.last_hidden(hidden)
+        inputs, hidden = StepInputs.from_table(table, self.lm.config), self.states.hidden[slots]
+        verified = self.lm.draft_and_verify(
+            hidden, self.states.state(slots, inputs.position), inputs.samples, kv_length
+        )
+        self.states.hidden[slots] = verified.last_hidden(hidden)
         return torch.cat([verified.counts[:, None], verified.patches.text, float_bits(verified.log_probs)], dim=1)
-
-    def _state(self, slots: slice, positions: Tensor) -> LMState:
-        """Return the model's state of some slots of one batch, at `positions`. Their caches are written in place."""
-        batch, first = divmod(slots.start, self.rows.batch_size)
-        state, rows = self.states[batch], slice(first, first + slots.stop - slots.start)
-        layers = tuple(Cache(cache.keys[rows], cache.values[rows]) for cache in state.stack.layers)
-        return LMState(StackState(positions, layers), state.speech_depths[rows])

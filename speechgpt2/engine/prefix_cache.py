@@ -17,7 +17,7 @@ from speechgpt2.engine.context import Context
 from speechgpt2.lm.state import LMState
 from speechgpt2.streaming import Cache
 
-MAX_CHUNKS = 32  # the least recently used chunk is dropped. One takes 2 MB at the sizes of the released model
+MAX_PATCHES = 1024  # the least recently used chunks are dropped. All take 60 MB at the sizes of the released model
 
 
 class PrefixChunk(NamedTuple):
@@ -49,7 +49,7 @@ class PrefixCache:
         """Cache a copy of the chunk that a row has just read."""
         layers = tuple(Cache(c.keys[:, :, cells].clone(), c.values[:, :, cells].clone()) for c in state.stack.layers)
         self._chunks[key] = PrefixChunk(layers, state.speech_depths[:, _after(cells)].clone(), hidden.clone())
-        if len(self._chunks) > MAX_CHUNKS:
+        while sum(chunk.depths.shape[1] for chunk in self._chunks.values()) > MAX_PATCHES:
             self._chunks.popitem(last=False)
 
 

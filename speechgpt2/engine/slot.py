@@ -75,6 +75,7 @@ class Slot:
     ):
         self.slot_number, self.prompt, self.config, self.settings = slot_number, prompt, config, settings
         self.codec_delay, self.event_queue, self.styles = codec_delay, event_queue, ReplyStyles()
+        assert config.prefill_chunk_size is not None  # EngineConfig.for_device
         self.history = History(prompt, config.context, config.prefill_chunk_size, settings)
         if saved is not None:
             restore_session(saved, settings, self.history, self.styles)
@@ -248,11 +249,11 @@ class Slot:
 
     def sample_params(self) -> SampleParams | None:
         """Return how to sample the reply's next patch; None unless all patches before it are prefilled."""
-        generation = self.generation
-        if generation is None or generation.stop.reason or self.history.context.pending_patches:
+        generation, context = self.generation, self.history.context
+        if generation is None or generation.stop.reason or context.pending_patches:
             return None
-        default, first = self.prompt.config.sampling, generation.stop.patches == 0
-        return SampleParams.from_settings(self.settings, default, first, generation.writing, generation.allowed())
+        default, first, writing = self.prompt.config.sampling, generation.stop.patches == 0, not context.speech_depth
+        return SampleParams.from_settings(self.settings, default, first, writing, generation.allowed())
 
     # results
 

@@ -180,6 +180,7 @@ class SpeechLM(nn.Module):
         sampling: SamplingParams,
         forced_text: Tensor | None = None,
         allowed: Tensor | None = None,
+        speaks: bool = True,
     ) -> SampledPatches:
         """Sample the next patch of each row, `[B, 1]`, from `hidden [B, D]`. It is not read yet; `prefill` does that.
 
@@ -191,6 +192,7 @@ class SpeechLM(nn.Module):
             sampling: Parameters of each row.
             forced_text: Text tokens `[B]` to use instead of sampled ones, `UNFORCED` where there is none.
             allowed: The text tokens that each row may sample, as bits `[B, W]` int32 (`lm.grammar`); None: all.
+            speaks: False if no row is within speech. On a CPU this is seen from the state.
         """
         logits = self.text_logits(hidden)
         if allowed is not None:
@@ -201,7 +203,7 @@ class SpeechLM(nn.Module):
             text = torch.where(forced_text == UNFORCED, text, forced_text)
         speaking = (state.speech_depth != 0) & (text != self.prompt.special_ids.speech_end)
         silent, log_probs = _without_speech(self.config, text[:, None]), _log_probs(self.config, logits, text)
-        if can_sync(speaking) and not bool(speaking.any()):
+        if not speaks or (can_sync(speaking) and not bool(speaking.any())):
             return SampledPatches(silent, log_probs)
         codes = self.patch_decoder.sample(hidden, sampling, state.position)
         codes = torch.where(speaking[:, None, None, None], codes[:, None], silent.codes)

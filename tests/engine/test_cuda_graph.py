@@ -1,49 +1,63 @@
 """CUDA graphs of steps: traced on a CPU as they would be captured on a device, and replayed without Python."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from speechgpt2.engine import batch_rows
+from speechgpt2.engine import batch_rows, row_states
+from speechgpt2.engine.cuda_graph import constants_of
+from speechgpt2.engine.prefill import PrefillChunk
 from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.nn import native
-from speechgpt2.types import Patches
+from speechgpt2.types import Patches, Turn
 from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
 from tests.engine.tiny import models, noise, say, talk, tiny_engine, tiny_lm
 
 
-class Traced:
+class Trace:
     """Stands in for a capture: the operators that the function went through once, whatever Python decided then. It
     cannot be traced if it looks at a value.
     """
 
-    made = 0
-
     @torch.inference_mode()
-    def __init__(self, function, *idle):
+    def __init__(self, function, idle):
         tensors = [x for x in idle if isinstance(x, torch.Tensor)]
 
         def of_tensors(*given):
             given = list(given)
             return function(*(given.pop(0) if isinstance(x, torch.Tensor) else x for x in idle))
 
-        self.idle, self.graph = idle, make_fx(of_tensors)(*tensors)
-        Traced.made += 1
+        self.constants, self.graph = constants_of(idle), make_fx(of_tensors)(*tensors)
 
     @torch.inference_mode()
     def __call__(self, *arguments):
-        assert all(isinstance(x, torch.Tensor) or x == mine for x, mine in zip(arguments, self.idle, strict=True))
         return self.graph(*(x.clone() for x in arguments if isinstance(x, torch.Tensor)))
+
+
+class Traced:
+    """A function with a trace for each choice of its arguments that are no tensors."""
+
+    made = 0
+
+    def __init__(self, function, idle):
+        self.traces = [Trace(function, arguments) for arguments in idle]
+        Traced.made += len(self.traces)
+
+    def __call__(self, *arguments):
+        (trace,) = (trace for trace in self.traces if trace.constants == constants_of(arguments))
+        return trace(*arguments)
 
 
 class Direct:
     """Not captured at all."""
 
-    def __init__(self, function, *idle):
+    def __init__(self, function, idle):
         self.function = function
 
     def __call__(self, *arguments):
@@ -101,15 +115,70 @@ def test_step_can_be_captured_and_replayed(as_on_a_device, monkeypatch, draft_to
     lm = tiny_lm(chain_of_modality=True, draft_tokens=draft_tokens) if draft_tokens else models()[1]
     Traced.made = 0
     ours, theirs = (a_talk(monkeypatch, graphed, lm) for graphed in (Traced, Direct))
-    assert Traced.made == (5 if draft_tokens else 4)
+    # With and without codes; one length of the cache, as the context is short; both directions of the codec.
+    assert Traced.made == (6 if draft_tokens else 5)
     for (pcm, patches, why), (pcm_, patches_, why_) in zip(ours, theirs, strict=True):
         assert why == why_ and len(pcm) and np.array_equal(pcm, pcm_)
         assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)
 
 
+def test_attention_reads_the_filled_part_of_the_caches(as_on_a_device, monkeypatch):
+    monkeypatch.setattr(batch_rows, "GraphedFunction", Traced)
+    monkeypatch.setattr(row_states, "SHORTEST_GRAPH", 32)
+    engine = tiny_engine()
+    runner = engine.core.runner
+    assert runner.states.kv_lengths == [48, 80, 144, 272]
+    lengths, replay = [], runner.read_rows
+    runner.read_rows = lambda table, rows, kv_length: (lengths.append(kv_length), replay(table, rows, kv_length))[1]
+    session = engine.open(replace(SHORT, max_patches=60))
+    say(session, noise(0.5))
+    session.respond()
+    audio = audio_of(talk(engine, [session])[session])
+    assert len(audio) and lengths == sorted(lengths) and len(set(lengths)) > 1
+    assert lengths[-1] < 2 * session.slot.history.context.kv_length
+
+
+def test_text_needs_neither_codes_nor_the_codec(as_on_a_device, monkeypatch):
+    monkeypatch.setattr(batch_rows, "GraphedFunction", Traced)
+    engine = tiny_engine()
+    runner, chosen, replay = engine.core.runner, [], engine.core.runner.sample_rows
+    runner.sample_rows = lambda *arguments: (chosen.append(arguments[-1]), replay(*arguments))[1]
+    runner.codec.decode = None  # fails if it is called
+    session = engine.open(replace(SHORT, speak=False, max_patches=5))
+    session.add_turn(Turn.user("Hello"))
+    session.respond()
+    assert reason(talk(engine, [session])[session]) and chosen and not any(chosen)
+
+
+def test_prompts_are_prefilled_together(as_on_a_device, monkeypatch):
+    """Rows of different lengths at different positions, one of them near the end of its context."""
+    monkeypatch.setattr(batch_rows, "GraphedFunction", Direct)
+    lm = models()[1]
+    questions = [[40, 90], [60, 3], [2, 118]]  # patches of two chunks of each session
+    torch.manual_seed(0)
+    text = [[torch.randint(5, 50, (1, count)) for count in counts] for counts in questions]
+    frames = lm.config.patch_frames, lm.config.codebooks
+    patches = [[Patches(t, torch.randint(0, lm.config.no_speech, (*t.shape, *frames))) for t in ts] for ts in text]
+    together, alone = (tiny_engine(context=128).core.runner for _ in range(2))
+    for part in range(2):
+        chunks = {n + 1: PrefillChunk(patches[n][part], None) for n in range(3)}
+        assert len(list(together.prefiller.prefill(chunks))) == 1
+        for slot, chunk in chunks.items():
+            list(alone.prefiller.prefill({slot: chunk}))
+    ours, theirs = together.states, alone.states
+    assert ours.positions.tolist() == theirs.positions.tolist() == [0, 130, 63, 120]
+    assert torch.allclose(ours.hidden, theirs.hidden, atol=1e-5)
+    for row, position in enumerate(theirs.positions):
+        mine, wanted = (states.state(slice(row, row + 1), states.rows.mask(())) for states in (ours, theirs))
+        for a, b in zip(mine.stack.layers, wanted.stack.layers, strict=True):
+            assert torch.allclose(a.keys[:, :, :position], b.keys[:, :, :position], atol=1e-5)
+            assert torch.allclose(a.values[:, :, :position], b.values[:, :, :position], atol=1e-5)
+        assert torch.equal(mine.speech_depths[:, : position + 1], wanted.speech_depths[:, : position + 1])
+
+
 def test_host_synchronisation_cannot_be_captured():
     with pytest.raises(RuntimeError, match="_local_scalar_dense"):
-        Traced(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3))
+        Trace(lambda x: x * 2 if bool(x.any()) else x, [torch.zeros(3)])
 
 
 def test_step_inputs_read_what_write_table_wrote():

@@ -80,7 +80,9 @@ def test_results_are_bit_equal_alone_and_among_fifteen_sessions(draft_tokens):
     assert np.array_equal(audio_of(first), audio_of(wanted[0])) and len(audio_of(first)) > 10_000
     assert np.array_equal(audio_of(second), audio_of(wanted[1])) and same(me, again)
     assert again.slot.slot_number != me.slot.slot_number
-    assert torch.equal(alone.core.runner.hidden[me.slot.slot_number], crowd.core.runner.hidden[again.slot.slot_number])
+    assert torch.equal(
+        alone.core.runner.states.hidden[me.slot.slot_number], crowd.core.runner.states.hidden[again.slot.slot_number]
+    )
 
 
 def test_session_samples_as_the_model_does_by_default():
@@ -106,7 +108,7 @@ def test_slot_is_wiped_before_reuse():
     engine.step()
     runner = engine.core.runner
     codec = runner.codec._codec
-    for state in (runner.states[0], codec.encoder_states, codec.decoder_states, (runner.hidden,)):
+    for state in (runner.states.of_batches[0], codec.encoder_states, codec.decoder_states, (runner.states.hidden,)):
         tree_map(lambda leaf: pytest.fail("something is left") if leaf[0].any() else leaf, state)
     second, other = engine.open(SHORT), fresh.open(SHORT)
     ours, theirs = (answer(e, s, noise(0.6)) for e, s in ((engine, second), (fresh, other)))
@@ -349,7 +351,7 @@ def test_failed_step_ends_only_its_sessions(monkeypatch):
     session, idle = engine.open(SHORT), engine.open(SHORT)
     run(engine)
     session.add_turn(Turn.user("Hello"))
-    monkeypatch.setattr(engine.core.runner, "prefill", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.core.runner.prefiller, "prefill", lambda *_: 1 / 0)
     engine.step()
     monkeypatch.undo()
     assert isinstance(events(session)[0], Error) and engine.stats().used == 1
@@ -443,8 +445,13 @@ def test_long_conversation_neither_grows_nor_slows():
     run(engine)
     opening = context_of(session)
     reads, lengths = [], []
-    monkey, taken = engine.core.runner.prefill, [0]
-    engine.core.runner.prefill = lambda n, p, key: (taken.append(p.text.shape[1]), monkey(n, p, key))[1]
+    prefill, taken = engine.core.runner.prefiller.prefill, []
+
+    def counted(chunks):
+        taken.extend(chunk.length for chunk in chunks.values())
+        return prefill(chunks)
+
+    engine.core.runner.prefiller.prefill = counted
     for turn in range(20):
         taken.clear()
         found = answer(engine, session, noise(0.5, turn))

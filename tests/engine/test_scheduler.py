@@ -5,6 +5,7 @@ import pytest
 from speechgpt2.engine import scheduler
 from speechgpt2.engine.config import EngineConfig
 from speechgpt2.engine.scheduler import SlotStatus, StepPlan
+from speechgpt2.errors import UserError
 
 PATCH_SECONDS = 0.12
 CONFIG = EngineConfig(buffer_seconds=0.6, prefill_chunks_per_step=2, batching_delay=0.06)
@@ -96,3 +97,21 @@ def test_a_reply_that_has_to_prefill_is_urgent_whatever_its_buffer():
 def test_latency_critical_audio_is_held_up_only_by_pressed_slots(other, urgent):
     first = speaking(0, PATCH_SECONDS, latency_critical=True)
     assert schedule(first, other).urgent == urgent
+
+
+def test_prefill_chunks_suit_the_device():
+    def chosen(device, width, **config):
+        config = EngineConfig(**config).for_device(device, width)
+        return config.prefill_chunk_size, config.prefill_chunks_per_step
+
+    assert chosen("cpu", 896) == (32, 4) and chosen("cpu", 3584) == (128, 1) and chosen("cuda", 896) == (128, 8)
+    assert chosen("cuda", 896, prefill_chunk_size=16) == (16, 8)
+    assert chosen("cpu", 3584, prefill_chunks_per_step=2) == (128, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prefill_chunk_size": 0}, {"prefill_chunk_size": 1}, {"prefill_chunks_per_step": 0}]
+)
+def test_chunks_that_are_too_small_are_refused(wrong):
+    with pytest.raises(UserError, match="prefill_chunk_size"):
+        EngineConfig(**wrong)

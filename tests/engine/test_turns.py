@@ -20,10 +20,10 @@ def agrees(engine, session):
     runner, lm = engine.core.runner, engine.core.runner.lm
     fresh, state = lm.prefill(context_of(session), lm.init_state(1, context.capacity))
     assert context.pending_patches == 0
-    for ours, theirs in zip(runner.states[number // 4].stack.layers, state.stack.layers, strict=True):
+    for ours, theirs in zip(runner.states.of_batches[number // 4].stack.layers, state.stack.layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.allclose(a[number % 4, :, : context.length], b[0, :, : context.length], atol=1e-4)
-    assert torch.allclose(runner.hidden[number], fresh[0], atol=1e-4)
+    assert torch.allclose(runner.states.hidden[number], fresh[0], atol=1e-4)
     return True
 
 

@@ -57,7 +57,7 @@ class ScriptedLM(SpeechLM):
     script: list
     log_prob = 0.0
 
-    def sample(self, hidden, state, sampling, forced_text=None, allowed=None):
+    def sample(self, hidden, state, sampling, forced_text=None, allowed=None, speaks=True):
         written = super().sample(hidden, state, sampling, forced_text)  # a script follows no grammar
         for row in torch.nonzero(forced_text == UNFORCED).flatten().tolist():
             token, codes = self.script.pop(0)
