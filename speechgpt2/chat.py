@@ -18,6 +18,7 @@ One conversation at a time, on the calling thread. `engine` serves many at once.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -42,6 +43,8 @@ from speechgpt2.conversation import (
 )
 from speechgpt2.conversation import Reply as Reply
 from speechgpt2.errors import SpeechWarning, UserError
+from speechgpt2.lm.captured_steps import CapturedSteps
+from speechgpt2.lm.generation import Steps
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import AlignedSpeech
@@ -65,6 +68,7 @@ class SpeechGPT:
     def __init__(self, codec: Codec, lm: SpeechLM):
         check_same_codes(codec, lm)
         self.codec, self.lm = codec, lm
+        self._free_steps: list[CapturedSteps] = []
 
     @classmethod
     def from_pretrained(
@@ -104,6 +108,14 @@ class SpeechGPT:
         pack(lm)
         codec.optimize_for_inference()
         return cls(codec, lm)
+
+    def steps(self, conversation: Conversation) -> Steps:
+        """Return how the steps of a new conversation are computed: on CUDA by graphs, those of one that has gone."""
+        if self.lm.device.type != "cuda":
+            return Steps(self.lm)
+        steps = self._free_steps.pop() if self._free_steps else CapturedSteps(self.lm)
+        weakref.finalize(conversation, self._free_steps.append, steps)
+        return steps
 
     @property
     def voices(self) -> tuple[str, ...]:

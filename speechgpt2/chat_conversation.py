@@ -69,7 +69,8 @@ class Conversation:
         self.style = ConversationStyle(model.lm.prompt, style, speed)
         self.model, self.max_patches, self.speak, self.tools = model, max_patches, speak, tools
         self.sampling = sampling or SamplingParams.from_config(model.lm.config.sampling, device=model.lm.device)
-        self.state = model.lm.init_state(1, GROWTH)
+        self.steps = model.steps(self)
+        self.state = self.steps.init_state(GROWTH)
         self.log = ConversationLog(model.lm.prompt, prompt)
         self._pending = [prompt]  # patches to prefill
         self._codes: list[Tensor] = []  # of the latest reply, [G, K] each
@@ -193,7 +194,7 @@ class Conversation:
         lm, begin = self.model.lm, int(self.state.position[0])
         while stop.reason is None:
             left = self.max_patches - stop.patches
-            for step in generate(lm, hidden, self.state, self.sampling, left, constraint):
+            for step in generate(lm, hidden, self.state, self.sampling, left, constraint, self.steps):
                 self.state = step.state
                 token, codes = int(step.patches.text), step.patches.codes[:, 0]
                 self.log.read(self.log.length)

@@ -8,7 +8,7 @@ model_runner.py       the batched work of the language model; step_inputs.py: wh
 row_states.py         its state, a row for each slot; prefill.py: chunks of several patches
 prefix_cache.py       prefilled system prompts and greetings, for later sessions with the same
 codec_worker.py       the batched work of the codec, in its own thread or process
-batch_rows.py         slots as rows of batched states; cuda_graph.py: steps captured as CUDA graphs
+batch_rows.py         slots as rows of batched states
 session.py            a session as its client sees it: calls become commands (commands.py)
 input_encoder.py      its settings and turns, checked and encoded before they become commands
 event_queue.py        its events on their way back

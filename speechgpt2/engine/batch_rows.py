@@ -3,7 +3,7 @@
 On a CPU, busy rows are computed in batches of a fixed size, and idle rows, which do not change, fill up the last batch.
 So a session's results are equal to the last bit whatever other sessions do: a matrix product of another number of rows
 would sum in another order. On CUDA, a step computes all rows, so that its shapes never change, and is captured as a
-CUDA graph (cuda_graph.py).
+CUDA graph (nn/cuda_graph.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt2.engine.cuda_graph import GraphedFunction
+from speechgpt2.nn.cuda_graph import GraphedFunction
 from speechgpt2.streaming import overwrite_rows, select_rows, tree_map, where_active
 
 CPU_BATCH = 4  # rows; a multiple of four, because matrix products compute remaining rows differently

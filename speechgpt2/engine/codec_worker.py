@@ -33,7 +33,7 @@ from torch import Tensor
 from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.engine.batch_rows import BatchRows
-from speechgpt2.engine.cuda_graph import SideStream
+from speechgpt2.nn.cuda_graph import SideStream
 from speechgpt2.streaming import tree_map
 from speechgpt2.types import FRAME_SIZE
 

@@ -12,10 +12,8 @@ from speechgpt2.engine.batch_rows import BatchRows
 from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.state import LMState
+from speechgpt2.nn.cuda_graph import CELL_BLOCK, graph_lengths
 from speechgpt2.streaming import Cache, tree_map
-
-CELL_BLOCK = 16  # attention reads a multiple of so many cells of a cache
-SHORTEST_GRAPH = 256  # fewest cells of a cache that the graph of a step reads
 
 
 class RowStates:
@@ -80,11 +78,3 @@ class RowStates:
         tree_map(lambda leaf: leaf[row].zero_(), self.of_batches[batch])
         self.hidden[slot].zero_()
         self.positions[slot] = 0
-
-
-def graph_lengths(cells: int) -> list[int]:
-    """Return how many cells attention reads in the graphs of a step: all `cells`, half as many, …, in rising order."""
-    lengths = [cells]
-    while lengths[0] >= 2 * SHORTEST_GRAPH:
-        lengths.insert(0, -(-lengths[0] // (2 * CELL_BLOCK)) * CELL_BLOCK)
-    return lengths

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.lm.grammar import TextConstraint
-from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
+from speechgpt2.lm.model import MAX_PATCHES, SampledPatches, SpeechLM, VerifiedTokens
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import LMState, at_position
 from speechgpt2.types import Patches
@@ -30,6 +30,28 @@ class GenerationStep(NamedTuple):
     state: LMState
 
 
+class Steps:
+    """How `generate` computes a step. `captured_steps.CapturedSteps` does it by CUDA graphs."""
+
+    def __init__(self, lm: SpeechLM):
+        self.lm = lm
+
+    def init_state(self, capacity: int) -> LMState:
+        """Return the empty state of a row with room for at least `capacity` patches."""
+        return self.lm.init_state(1, capacity)
+
+    def sample(
+        self, hidden: Tensor, state: LMState, sampling: SamplingParams, active: Tensor, allowed: Tensor | None
+    ) -> tuple[SampledPatches, Tensor, LMState]:
+        """Sample the next patch of each row and read it where `active`: `SpeechLM.sample` and `SpeechLM.prefill`."""
+        sampled = self.lm.sample(hidden, state, sampling, allowed=allowed)
+        return sampled, *self.lm.prefill(sampled.patches, state, active.long())
+
+    def draft(self, hidden: Tensor, state: LMState, active: Tensor, max_tokens: int) -> VerifiedTokens:
+        """Draft and read text: `SpeechLM.draft_and_verify`."""
+        return self.lm.draft_and_verify(hidden, state, active, max_tokens=max_tokens)
+
+
 def generate(
     lm: SpeechLM,
     hidden: Tensor,
@@ -37,6 +59,7 @@ def generate(
     sampling: SamplingParams,
     max_patches: int = MAX_PATCHES,
     constraint: TextConstraint | None = None,
+    steps: Steps | None = None,
 ) -> Iterator[GenerationStep]:
     """Sample and read patches until every row has generated eos, which stays in history, or `max_patches`.
 
@@ -47,15 +70,17 @@ def generate(
         sampling: Parameters of each row.
         max_patches: Limit of patches.
         constraint: The constraint of the text, for a single row.
+        steps: How steps are computed; None: `Steps`.
     """
+    steps = steps or Steps(lm)
     active, left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device), max_patches
     while left > 0 and bool(active.any()):
         allowed = None if constraint is None else constraint.allowed()
         if allowed is None and lm.draft_head is not None and not bool(state.speech_depth[active].any()):
-            steps = _draft_steps(lm, hidden, state, active, left)
+            new = _draft_steps(steps, hidden, state, active, left)
         else:
-            steps = iter([_sample_step(lm, hidden, state, sampling, active, allowed)])
-        for step in steps:
+            new = iter([_sample_step(steps, hidden, state, sampling, active, allowed)])
+        for step in new:
             if constraint is not None and not constraint.accept(int(step.patches.text)):
                 break  # this position is sampled again
             hidden, state, left = step.hidden, step.state, left - 1
@@ -64,7 +89,7 @@ def generate(
 
 
 def _sample_step(
-    lm: SpeechLM,
+    steps: Steps,
     hidden: Tensor,
     state: LMState,
     sampling: SamplingParams,
@@ -72,16 +97,15 @@ def _sample_step(
     allowed: np.ndarray | None,
 ) -> GenerationStep:
     bits = None if allowed is None else torch.tensor(allowed, device=hidden.device)[None]
-    patches, log_probs = lm.sample(hidden, state, sampling, allowed=bits)
-    after, state = lm.prefill(patches, state, active.long())
-    return GenerationStep(patches, log_probs, active, torch.where(active[:, None], after, hidden), state)
+    sampled, after, state = steps.sample(hidden, state, sampling, active, bits)
+    return GenerationStep(*sampled, active, torch.where(active[:, None], after, hidden), state)
 
 
 def _draft_steps(
-    lm: SpeechLM, hidden: Tensor, state: LMState, active: Tensor, max_tokens: int
+    steps: Steps, hidden: Tensor, state: LMState, active: Tensor, max_tokens: int
 ) -> Iterator[GenerationStep]:
-    """Yield the tokens of one `draft_and_verify` as single steps."""
-    verified = lm.draft_and_verify(hidden, state, active, max_tokens=max_tokens)
+    """Yield drafted tokens as single steps."""
+    verified = steps.draft(hidden, state, active, max_tokens)
     for i in range(int(verified.counts.max())):
         running = i < verified.counts
         hidden = torch.where(running[:, None], verified.hidden[:, i], hidden)

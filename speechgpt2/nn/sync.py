@@ -9,6 +9,6 @@ def can_sync(x: Tensor) -> bool:
     """Return whether reading a value of `x` on the host is free, which it is on a CPU.
 
     On another device the host would have to wait, and a step that is captured as a CUDA graph must not synchronise with
-    the host at all (engine/cuda_graph.py).
+    the host at all (nn/cuda_graph.py).
     """
     return x.device.type == "cpu"

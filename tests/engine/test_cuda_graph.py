@@ -5,53 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from speechgpt2.engine import batch_rows, row_states
-from speechgpt2.engine.cuda_graph import constants_of
+from speechgpt2.engine import batch_rows
 from speechgpt2.engine.prefill import PrefillChunk
 from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
-from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
-from speechgpt2.nn import native
+from speechgpt2.nn import cuda_graph
 from speechgpt2.types import Patches, Turn
 from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
 from tests.engine.tiny import models, noise, say, talk, tiny_engine, tiny_lm
-
-
-class Trace:
-    """Stands in for a capture: the operators that the function went through once, whatever Python decided then. It
-    cannot be traced if it looks at a value.
-    """
-
-    @torch.inference_mode()
-    def __init__(self, function, idle):
-        tensors = [x for x in idle if isinstance(x, torch.Tensor)]
-
-        def of_tensors(*given):
-            given = list(given)
-            return function(*(given.pop(0) if isinstance(x, torch.Tensor) else x for x in idle))
-
-        self.constants, self.graph = constants_of(idle), make_fx(of_tensors)(*tensors)
-
-    @torch.inference_mode()
-    def __call__(self, *arguments):
-        return self.graph(*(x.clone() for x in arguments if isinstance(x, torch.Tensor)))
-
-
-class Traced:
-    """A function with a trace for each choice of its arguments that are no tensors."""
-
-    made = 0
-
-    def __init__(self, function, idle):
-        self.traces = [Trace(function, arguments) for arguments in idle]
-        Traced.made += len(self.traces)
-
-    def __call__(self, *arguments):
-        (trace,) = (trace for trace in self.traces if trace.constants == constants_of(arguments))
-        return trace(*arguments)
+from tests.traced import Trace, Traced, without_host
 
 
 class Direct:
@@ -78,14 +42,10 @@ class AllRows(batch_rows.BatchRows):
 @pytest.fixture
 def as_on_a_device(monkeypatch):
     """All rows in every step, no value is looked at, and no kernel in C is called, which a trace would not see."""
-    monkeypatch.setenv("SG2_NATIVE", "0")
-    native.native_kernels.cache_clear()
     monkeypatch.setattr("speechgpt2.engine.model_runner.BatchRows", AllRows)
     monkeypatch.setattr("speechgpt2.engine.codec_worker.BatchRows", AllRows)
-    for module in (backbone, model, sampling):
-        monkeypatch.setattr(module, "can_sync", lambda x: False)
-    yield
-    native.native_kernels.cache_clear()
+    with without_host(monkeypatch):
+        yield
 
 
 def a_talk(monkeypatch, graphed, lm):
@@ -124,7 +84,7 @@ def test_step_can_be_captured_and_replayed(as_on_a_device, monkeypatch, draft_to
 
 def test_attention_reads_the_filled_part_of_the_caches(as_on_a_device, monkeypatch):
     monkeypatch.setattr(batch_rows, "GraphedFunction", Traced)
-    monkeypatch.setattr(row_states, "SHORTEST_GRAPH", 32)
+    monkeypatch.setattr(cuda_graph, "SHORTEST_GRAPH", 32)
     engine = tiny_engine()
     runner = engine.core.runner
     assert runner.states.kv_lengths == [48, 80, 144, 272]

@@ -19,6 +19,8 @@ from speechgpt2.streaming import tree_map
 
 P = ParamSpec("P")
 T = TypeVar("T")
+CELL_BLOCK = 16  # attention reads a multiple of so many cells of a cache
+SHORTEST_GRAPH = 256  # fewest cells that the graph of a step reads
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and allocate memory in the first calls
 
 
@@ -119,3 +121,11 @@ class SideStream:
 def constants_of(arguments: Sequence[Any]) -> list[Any]:
     """Return the arguments that are no tensors, which choose a graph."""
     return [x for x in arguments if not isinstance(x, Tensor)]
+
+
+def graph_lengths(cells: int) -> list[int]:
+    """Return how many cells attention reads in the graphs of a step: all `cells`, half as many, …, in rising order."""
+    lengths = [cells]
+    while lengths[0] >= 2 * SHORTEST_GRAPH:
+        lengths.insert(0, -(-lengths[0] // (2 * CELL_BLOCK)) * CELL_BLOCK)
+    return lengths
