@@ -43,12 +43,12 @@ from speechgpt2.conversation import (
 )
 from speechgpt2.conversation import Reply as Reply
 from speechgpt2.errors import SpeechWarning, UserError
-from speechgpt2.lm.captured_steps import CapturedSteps
+from speechgpt2.lm.captured_steps import CAPACITY, CapturedSteps
 from speechgpt2.lm.generation import Steps
 from speechgpt2.lm.model import MAX_PATCHES, SpeechLM
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.segments import AlignedSpeech
-from speechgpt2.loading import Sources, load
+from speechgpt2.loading import CONTEXT, Sources, load
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Kind, Quantization
 from speechgpt2.saved_chat import ChatSettings
@@ -104,7 +104,8 @@ class SpeechGPT:
     @classmethod
     def load(cls, sources: Sources, device: str | torch.device = "cpu") -> SpeechGPT:
         """Load what `sources` names, for inference. Raises `UserError` as `from_pretrained` does."""
-        codec, lm = load(sources, torch.device(device))
+        device = torch.device(device)
+        codec, lm = load(sources, device, context=CAPACITY if device.type == "cuda" else CONTEXT)
         pack(lm)
         codec.optimize_for_inference()
         return cls(codec, lm)

@@ -15,7 +15,7 @@ from tests.engine.tiny import models, noise, tiny_lm
 from tests.traced import Traced, without_host
 
 
-def talk(gpt: SpeechGPT, questions: int = 4) -> list:
+def talk(gpt: SpeechGPT, questions: int = 2) -> list:
     """A conversation in speech, with an answer that the reader leaves early; what was answered."""
     sampling = SamplingParams.for_batch(1, seed=5)
     conversation = gpt.conversation("s2s", sampling=sampling, max_patches=30)
