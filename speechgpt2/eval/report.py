@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechgpt2.errors import UserError
+from speechgpt2.nn.native import native_kernels
 
 
 def column(title: str, form: str = "", default: Any = dataclasses.MISSING) -> Any:
@@ -112,13 +113,14 @@ def save_json(path: Path, **content: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return the facts that a time depends on: processor, threads, versions."""
+    """Return the facts that a time depends on: processor, threads, version, kernels of a step (`nn.native`)."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
         name = models[0] if models else name
-    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    kernels = "PyTorch" if native_kernels() is None else "C"
+    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "kernels": kernels}
 
 
 def make_folder(out: str | Path | None) -> Path | None:
