@@ -32,6 +32,11 @@ BLOCK = 64  # rows of a block of int4; a matrix is padded to whole blocks
 QUANTIZED_AT_ONCE = 1 << 22  # most weights that are quantized together: each takes some 20 bytes meanwhile
 DEQUANTIZED_AT_ONCE = 1 << 22  # most weights that are dequantized together, to limit temporary memory
 MANY_ROWS = {"int8": 32, "int4": 96}  # with at least so many rows of input, dequantizing is faster
+INT8_DEVICES = {  # on which PyTorch has a kernel for few rows
+    device
+    for device in ("cpu", "cuda")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", device.upper())
+}
 HAS_BLOCKS_OF_64 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -239,7 +244,8 @@ def _native_kernels(matrix: QuantizedMatrix) -> NativeKernels | None:
 
 def _has_kernel(matrix: QuantizedMatrix) -> bool:
     """Return whether PyTorch has a kernel for the layout of files."""
-    return matrix.values.device.type == "cpu" and (matrix.kind == "int8" or HAS_BLOCKS_OF_64)
+    device = matrix.values.device.type
+    return device in INT8_DEVICES if matrix.kind == "int8" else device == "cpu" and HAS_BLOCKS_OF_64
 
 
 def _arrange(matrix: QuantizedMatrix) -> Tensor:
