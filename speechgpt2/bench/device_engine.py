@@ -147,13 +147,12 @@ class FailureLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.reason = "unknown"
+        self.error: BaseException | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Remember the exception of a record."""
         if record.exc_info is not None and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            self.reason = f"{type(error).__name__}: {error}"
+            self.error = record.exc_info[1]
 
 
 class Measured(NamedTuple):
@@ -219,7 +218,9 @@ class EngineDriver:
         """Yield the session's events. Raises `RuntimeError` if one says that the engine has failed."""
         while (event := session.event_queue.get()) is not None:
             if isinstance(event, Error):
-                raise RuntimeError(f"{event.message} ({self.failures.reason})")
+                error = self.failures.error
+                reason = "no reason is known" if error is None else f"{type(error).__name__}: {error}"
+                raise RuntimeError(f"{event.message} ({reason})") from error
             yield event
 
     def rest(self) -> None:
@@ -322,10 +323,10 @@ class EngineDriver:
 
     def _wait(self, done: Callable[[], bool], others: Sequence[Session]) -> None:
         """Make the steps that are due until `done()`, at the pace of a clock."""
-        end = time.monotonic() + REPLY_TIMEOUT
+        began = time.monotonic()
         while not done():
-            if time.monotonic() > end:
-                raise RuntimeError(f"no audio within {REPLY_TIMEOUT:.0f} s")
+            if (now := time.monotonic()) > min(self.deadline, began + REPLY_TIMEOUT):
+                raise RuntimeError(f"no audio within {now - began:.0f} s")
             wait = self.pump()
             self.keep_replying(others)
             if wait is None or wait > 0:

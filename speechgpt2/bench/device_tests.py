@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ FILES = "tests/**/test_device.py"
 RESULT = re.compile(r"^(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 REASON = re.compile(r"^(?:FAILED|ERROR) (tests/.*?)(?: - (.*))?$")
 HANG_SECONDS = 60  # after which pytest shows where a test hangs
+THREADS = "2"  # of each process; several with all cores each would wait for one another
 KEPT = 20_000  # characters at the end of the output of failing tests that the report keeps
 
 
@@ -84,8 +86,9 @@ def run(kind: str, seconds: float, root: Path = ROOT, files: str = FILES) -> Ite
 def _start(kind: str, path: str, root: Path, log: Path) -> subprocess.Popen[bytes]:
     options = ["-v", "-rfE", "--tb=short", "-o", "addopts=", "-o", f"faulthandler_timeout={HANG_SECONDS}"]
     command = [sys.executable, "-m", "pytest", path, "-m", f"needs_{kind}", "-p", "no:cacheprovider"]
+    environ = {"OMP_NUM_THREADS": THREADS, **os.environ}
     with log.open("wb") as out:
-        return subprocess.Popen([*command, *options], cwd=root, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, *options], cwd=root, env=environ, stdout=out, stderr=subprocess.STDOUT)
 
 
 def _wait(process: subprocess.Popen[bytes], end: float) -> bool:

@@ -14,12 +14,17 @@ from speechgpt2.bench import device as bench
 from speechgpt2.bench import device_engine, device_models, device_parity, device_tests
 from speechgpt2.bench.device import Part, Setup
 from speechgpt2.bench.machine import count_flops
+from speechgpt2.codec.model import Codec
+from speechgpt2.engine import batch_rows
 from speechgpt2.engine.model_runner import ModelRunner
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Patches
 from tests.command_line import fails, sg2
+from tests.engine.test_cuda_graph import Traced, as_on_a_device
+
+__all__ = ["as_on_a_device"]  # a fixture
 
 QUICK = Setup(model="tiny", context=256, steps=4, turns=1, question_seconds=0.13, samples=("random",))
 CPU = torch.device("cpu")
@@ -143,6 +148,16 @@ def test_failure_of_the_engine_has_its_reason(monkeypatch):
     monkeypatch.setattr(ModelRunner, "step", fail)
     with pytest.raises(RuntimeError, match=r"ends this session.*ZeroDivisionError: a broken kernel"):
         list(device_engine.run(QUICK.engine_test(1, "bfloat16", 10.0)))
+
+
+def test_steady_model_can_be_captured(as_on_a_device, monkeypatch):
+    """Nothing is packed, as on a device."""
+    monkeypatch.setattr(batch_rows, "GraphedFunction", Traced)
+    monkeypatch.setattr("speechgpt2.engine.model_runner.pack", lambda lm, rows: None)
+    monkeypatch.setattr(Codec, "optimize_for_inference", lambda codec, batch: None)
+    rows = dict(device_engine.run(replace(QUICK.engine_test(2, "bfloat16", 60.0), turns=1)))
+    [first] = rows[device_engine.FIRST_TITLE]
+    assert first.sessions == 2 and first.turns == 1
 
 
 def test_sessions_that_do_not_fit_are_said():
