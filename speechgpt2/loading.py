@@ -138,7 +138,9 @@ def plan(sources: Sources, device: torch.device) -> MemoryPlan:
         UserError: If a model cannot be found or opened.
     """
     codec = sources.load_codec(torch.device("cpu"))
-    return _plan(sources, open_checkpoint(sources.model, sources.patch_heads), codec, device, free_memory(device))
+    return plan_checkpoint(
+        sources, open_checkpoint(sources.model, sources.patch_heads), codec, device, free_memory(device)
+    )
 
 
 def check_fits(
@@ -150,7 +152,7 @@ def check_fits(
         UserError: If it does not fit. The message says what would.
     """
     free = free_memory(device)
-    wanted = _plan(sources, checkpoint, codec, device, None if free is None else free + _bytes(codec))
+    wanted = plan_checkpoint(sources, checkpoint, codec, device, None if free is None else free + _bytes(codec))
     if wanted.lm > SMALL and not wanted.fits(slots, context):
         raise UserError(_does_not_fit(sources, checkpoint, codec, wanted, slots, context))
 
@@ -166,7 +168,7 @@ def _does_not_fit(
         remedies.append(f"a context of {patches} patches")
     for kind in KINDS if sources.quantization is None and checkpoint.quantization is None else ():
         smaller = replace(sources, quantization=Quantization(kind))
-        needed = replace(wanted, lm=_plan(smaller, checkpoint, codec, torch.device(wanted.device), None).lm)
+        needed = replace(wanted, lm=plan_checkpoint(smaller, checkpoint, codec, torch.device(wanted.device), None).lm)
         if needed.fits(slots, context):
             remedies.append(f"--quantize {kind} ({needed.total(slots, context) / GB:.1f} GB)")
     need, free = wanted.total(slots, context) / GB, wanted.free / GB
@@ -176,7 +178,10 @@ def _does_not_fit(
     )
 
 
-def _plan(sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.device, free: int | None) -> MemoryPlan:
+def plan_checkpoint(
+    sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.device, free: int | None
+) -> MemoryPlan:
+    """Return the memory of an opened checkpoint and its codec on `device`, of which `free` bytes can be used."""
     dtype, b = checkpoint.dtype(sources.dtype, device), checkpoint.config.backbone
     if sources.quantization is not None:
         dtype = torch.bfloat16

@@ -5,6 +5,7 @@
     aiohttp = needs.module("aiohttp", "crawl")         # at import time: the module, or the whole file is skipped
     @needs.condition(hasattr(signal, "SIGKILL"), "the system has no SIGKILL")
     @needs.model("SG2_WHISPER")                        # an environment variable with the path of a model
+    @needs.device("cuda")                              # a device of PyTorch; `conftest.device` runs a test on each
 
 The skip says what is missing. `SG2_TESTS_WITHOUT` names installed tools that tests must not use ("all" for every one):
 the suite then runs as on a bare machine. `pytest -m needs_tool` runs the tests that need a tool, and no others.
@@ -16,6 +17,7 @@ import ctypes
 import importlib
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +32,11 @@ MARKS = {
     "needs_extra": "needs_extra(*modules, extra): needs packages of an extra",
     "needs_voice": "needs_voice(*voices): needs what the engines of these voices need",
     "needs_model": "needs_model(variable): needs a model whose path the environment variable gives",
+    "needs_cpu": "needs_cpu: compares a device with the CPU, and here the CPU with itself",
+    "needs_cuda": "needs_cuda: needs a device of PyTorch's kind cuda",
+    "needs_mps": "needs_mps: needs a device of PyTorch's kind mps",
 }
+DEVICES = ("cpu", "cuda", *(["mps"] if sys.platform == "darwin" else []))  # elsewhere there is no MPS to miss
 
 
 def _programs(*names: str) -> Callable[[], bool]:
@@ -88,6 +94,11 @@ def model(variable: str) -> pytest.MarkDecorator:
     return pytest.mark.needs_model(variable)
 
 
+def device(kind: str) -> pytest.MarkDecorator:
+    """Mark a test that needs a device of a kind (`torch.device.type`): `pytest -m needs_cuda` runs those of CUDA."""
+    return getattr(pytest.mark, f"needs_{kind}")
+
+
 def condition(met: bool, reason: str) -> pytest.MarkDecorator:
     """Mark a test that needs a property of the machine or of an installed package."""
     return pytest.mark.skipif(not met, reason=reason)
@@ -122,6 +133,13 @@ def _importable(name: str) -> bool:
     return True
 
 
+@cache
+def _has_device(kind: str) -> bool:
+    import torch  # here, because tests of the data pipeline do without it
+
+    return {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(kind, lambda: True)()
+
+
 def _missing_extra(name: str, extra: str) -> str:
     return f"needs the Python package {name} (pip install 'speechgpt2[{extra}]')"
 
@@ -136,6 +154,9 @@ def expand(item: pytest.Item) -> None:
 def missing(item: pytest.Item) -> str:
     """Say what a test needs and this machine lacks; "" if nothing is missing."""
     for mark in item.iter_markers():
+        kind = mark.name.removeprefix("needs_")
+        if kind in DEVICES and not _has_device(kind):
+            return f"needs a device of kind {kind}, which PyTorch does not find on this machine"
         for name in mark.args:
             if mark.name == "needs_tool" and not present(name):
                 return f"needs {name} (Debian: apt install {name})"

@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "eval": FOUNDATION | {"asr", "dnsmos", "extras", "codec", "lm", "engine", "chat", "curriculum", "corpus", "tts"},
     "bench": FOUNDATION
     | {"codec", "lm", "engine", "chat", "processes", "data", "eval", "client", "tts", "curriculum", "corpus"}
-    | {"assistant", "asr", "dsp", "style"},
+    | {"assistant", "asr", "dsp", "style", "loading", "duplex"},
     "__main__": {"cli"},
     "cli": None,  # all of them; the tests below keep it lazy, and unknown to the others
 }

@@ -1,6 +1,8 @@
 """Benchmarks of the codec, the language model, the server and the data pipeline.
 
 codec.py, lm.py             streaming steps, next to a lower bound on this machine (machine.py)
+device.py                   a GPU in minutes, part by part (device_engine.py, device_parity.py, device_tests.py,
+                            device_models.py)
 realtime.py, soak.py        a server under load: latency by number of sessions; stability (load_clients.py, process.py)
 data.py, records.py         synthesis, cleaning and annotation
 voices.py                   synthesis, by voice

@@ -71,7 +71,7 @@ def bench_steps(lm: Any, name: str, dtype: str, steps: int, history: int = 64) -
     for step, first in (("written", filler), ("spoken", start)):
         seconds, bandwidth = _time_steps(lm, [filler] * history + [first], filler, steps)
         median, high = percentiles(seconds)
-        size = _bytes_read(lm, spoken=step == "spoken")
+        size = bytes_read(lm, spoken=step == "spoken")
         speed = size / (median / 1000)
         rtf = median / patch_ms if step == "spoken" else float("nan")
         rows.append(StepSpeed(name, step, dtype, median, high, rtf, size / 1e6, speed / 1e9, speed / bandwidth))
@@ -108,7 +108,7 @@ def _time_steps(lm: Any, history: list[int], token: int, steps: int) -> tuple[li
     return seconds[warmup:], float(np.median(bandwidths))
 
 
-def _bytes_read(lm: Any, spoken: bool) -> int:
+def bytes_read(lm: Any, spoken: bool) -> int:
     """Return the bytes of weights that a step reads. An embedding table counts only as the text head."""
     head = lm.text_embedding if lm.text_head is None else lm.text_head
     head_bytes = weight_bytes(head) if lm.tied_head is None else lm.tied_head.nbytes
@@ -116,25 +116,31 @@ def _bytes_read(lm: Any, spoken: bool) -> int:
     return size + spoken * lm.config.patch_frames * weight_bytes(lm.patch_decoder)
 
 
-def random_lm() -> Any:
-    """Return a `SpeechLM` with random weights, of the sizes of Qwen2.5-0.5B and the released patch decoder."""
+def small_config() -> Any:
+    """Return an `LMConfig` of the sizes of Qwen2.5-0.5B and the released patch decoder."""
     from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
 
     backbone = BackboneConfig(vocab=151_936, width=896, layers=24, heads=14, kv_heads=2, ffn=4864, tied_embeddings=True)
-    return with_random_weights(LMConfig(backbone, PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096)))
+    return LMConfig(backbone, PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096))
 
 
 def with_random_weights(config: Any) -> Any:
-    """Return a `SpeechLM` of `config` (an `LMConfig`) whose tokenizer has only the special tokens."""
-    from tokenizers import Tokenizer, models
-
+    """Return a `SpeechLM` of `config` (an `LMConfig`) with `placeholder_tokenizer`."""
     from speechgpt2.lm.model import SpeechLM
+
+    return SpeechLM(config, placeholder_tokenizer(config)).eval()
+
+
+def placeholder_tokenizer(config: Any) -> Any:
+    """Return a tokenizer for an `LMConfig` that knows the special tokens, and takes every other word for one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = config.prompt
     special = [words.eos, words.speech_start, words.speech_end, words.filler, words.last_filler, words.transcript_end]
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(special)
-    return SpeechLM(config, tokenizer).eval()
+    return tokenizer
 
 
 def main(
@@ -186,7 +192,7 @@ def _language_model(model: Any) -> Any:
     from speechgpt2.lm.model import SpeechLM
 
     if model == RANDOM:
-        return random_lm()
+        return with_random_weights(small_config())
     return SpeechLM.from_pretrained(model) if isinstance(model, (str, Path)) else model.lm
 
 

@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "codec": bench.codec,
             "lm": bench.lm,
+            "device": bench.device,
             "realtime": bench.realtime,
             "soak": bench.soak,
             "data": bench.data,

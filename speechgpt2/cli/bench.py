@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from speechgpt2.cli.common import Device, ModelName, check_report_file, spinner, torch_device
+from speechgpt2.cli.common import CodecName, Device, ModelName, check_report_file, spinner, torch_device
 
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
 LMDTypes = Annotated[
@@ -55,6 +55,42 @@ def lm(
     device = str(torch_device(device))
     with spinner("timing the language model"):
         lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=device)
+
+
+def device(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Random weights of these sizes: qwen2.5-7b (those of the released model), qwen2.5-0.5b or tiny; or a "
+            "built-in name, a folder or a Hugging Face id.",
+            metavar="NAME",
+        ),
+    ] = "qwen2.5-7b",
+    codec: CodecName = None,
+    sessions: Annotated[
+        list[int], typer.Option("--sessions", "-n", min=1, help="Concurrent sessions of an engine (repeatable).")
+    ] = [1, 16, 64, 256],  # noqa: B006 (typer reads it only)
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all parts; what does not fit is left out.")] = 8.0,
+    part: Annotated[
+        list[str],
+        typer.Option(help="Only this part (repeatable): machine, tests, parity, sessions, int8, int4. [default: all]"),
+    ] = [],  # noqa: B006 (typer reads it only)
+    context: Annotated[int, typer.Option(min=256, help="Patches of 120 ms that each session remembers.")] = 1024,
+    device: Device = "auto",
+    out: ReportFile = None,
+) -> None:
+    """Measure all that matters on a GPU within minutes: speed, its tests, parity with the CPU, the engine's steps.
+
+    Parts run in the order of their importance, and each is printed and written at once. Exit code 1 if one failed.
+    """
+    from speechgpt2.bench import device as bench
+
+    check_report_file(out)
+    setup = bench.Setup(model=model, codec=codec, device=str(torch_device(device)), context=context)
+    with spinner("measuring the device") as show:
+        results = bench.main(setup, sessions, part or bench.GROUPS, minutes, out, show)
+    if any(result.status == "failed" for result in results.values()):
+        raise typer.Exit(1)
 
 
 def realtime(

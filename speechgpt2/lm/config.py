@@ -180,6 +180,15 @@ class LMConfig:
         return self.patch_samples / SAMPLE_RATE
 
 
+def released() -> LMConfig:
+    """Return the sizes of SpeechGPT-2.0-preview-7B, 7.75 G parameters. Its text model knew tools and instructions."""
+    return LMConfig(
+        BackboneConfig(vocab=152_064, width=3584, layers=28, heads=28, kv_heads=4, ffn=18_944),
+        PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096),
+        PromptConfig(tools=True, follows_instructions=True),
+    )
+
+
 def _check_heads(name: str, width: int, heads: int, kv_heads: int, head_size: int | None) -> None:
     if min(heads, kv_heads) < 1 or (head_size is None and width % heads):
         raise UserError(f"{name}: width {width} must divide into {heads} heads")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechgpt2.lm.adapters import add_adapters, quantize_frozen, text_logits
-from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, PromptConfig
+from speechgpt2.lm.config import LMConfig, released
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.tokenizer import special_tokens, train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, freeze, prepare_layers
@@ -27,11 +27,7 @@ HALF, SINGLE = 2, 4  # bytes
 GIB = float(1 << 30)
 WORKSPACE = 8  # bytes that each weight takes while it is dequantized
 MARGIN = 1.1  # for what the allocator and the libraries take
-RELEASED = LMConfig(  # the sizes of SpeechGPT-2.0-preview-7B
-    BackboneConfig(vocab=152_064, width=3584, layers=28, heads=28, kv_heads=4, ffn=18_944),
-    PatchDecoderConfig(width=1024, layers=8, heads=16, ffn=4096),
-    PromptConfig(tools=True),
-)
+RELEASED = released()
 
 
 class StepCost(NamedTuple):
