@@ -2,8 +2,8 @@
 
 On a CPU, busy rows are computed in batches of a fixed size, and idle rows, which do not change, fill up the last batch.
 So a session's results are equal to the last bit whatever other sessions do: a matrix product of another number of rows
-would sum in another order. On CUDA, a step computes all rows, so that its shapes never change, and is captured as a
-CUDA graph (nn/cuda_graph.py).
+would sum in another order. On a GPU, a step computes all rows, so that its shapes never change; on CUDA it is captured
+as a graph (nn/cuda_graph.py).
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ class BatchRows:
         count: Number of rows, a multiple of `batch_size`.
         batch_size: Rows of a batch.
         static_shapes: Whether every step computes all rows and must not synchronise with the host.
+        is_captured: Whether steps are captured as CUDA graphs.
     """
 
     def __init__(self, slots: int, device: torch.device, batch_size: int = CPU_BATCH):
-        self.device, self.static_shapes = device, device.type == "cuda"
-        self.count = -(-slots // batch_size) * batch_size
-        self.batch_size = self.count if self.static_shapes else batch_size
+        self.device = device
+        self.static_shapes, self.is_captured = device.type != "cpu", device.type == "cuda"
+        self.batch_size = slots if self.static_shapes else batch_size
+        self.count = -(-slots // self.batch_size) * self.batch_size
 
     def batches(self, slots: Iterable[int]) -> Iterator[Tensor]:
         """Yield the rows to compute for `slots`, in their order, as batches `[batch_size]` (int64)."""
@@ -55,7 +57,7 @@ class BatchRows:
     def to_device(self, values: np.ndarray) -> Tensor:
         """Return a copy on the device."""
         host = torch.tensor(values)
-        return host.pin_memory().to(self.device, non_blocking=True) if self.static_shapes else host
+        return host.pin_memory().to(self.device, non_blocking=True) if self.is_captured else host.to(self.device)
 
     def mask(self, slots: Iterable[int]) -> Tensor:
         """Return `[count]` bool, true in the rows of `slots`."""
@@ -64,8 +66,8 @@ class BatchRows:
         return self.to_device(mask)
 
     def graphed(self, function: Callable[..., Any], *idle: tuple[Any, ...]) -> Callable[..., Any]:
-        """Return `function`, as CUDA graphs if shapes are static. `idle`: arguments of each graph, all rows idle."""
-        return GraphedFunction(function, idle) if self.static_shapes else function
+        """Return `function`, as CUDA graphs on CUDA. `idle`: arguments of each graph, all rows idle."""
+        return GraphedFunction(function, idle) if self.is_captured else function
 
     def select(self, state: S, rows: Tensor) -> S:
         """Return the rows of a batch."""

@@ -33,7 +33,7 @@ class AllRows(batch_rows.BatchRows):
 
     def __init__(self, slots, device, together=batch_rows.CPU_BATCH):
         super().__init__(slots, device, slots)
-        self.static_shapes = True
+        self.static_shapes = self.is_captured = True
 
     def to_device(self, values):
         return torch.tensor(values)
