@@ -183,7 +183,8 @@ def _plan(sources: Sources, checkpoint: Checkpoint, codec: Codec, device: torch.
     # On a CPU a packed model keeps keys and values in float32 if its kernels read that (`SpeechLM.pack`).
     cell = 4 if device.type == "cpu" else dtype.itemsize
     states: list[int] = []
-    tree_map(lambda leaf: states.append(leaf.nbytes), (codec.init_encoder_state(1), codec.init_decoder_state(1)))
+    codec_states = codec.init_encoder_state(1, in_place=True), codec.init_decoder_state(1, in_place=True)
+    tree_map(lambda leaf: states.append(leaf.nbytes), codec_states)
     return MemoryPlan(
         device=str(device),
         free=free,

@@ -10,6 +10,7 @@ from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm import backbone, model, sampling
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.nn import native
+from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches
 from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
@@ -105,6 +106,21 @@ def test_step_can_be_captured_and_replayed(as_on_a_device, monkeypatch, draft_to
     for (pcm, patches, why), (pcm_, patches_, why_) in zip(ours, theirs, strict=True):
         assert why == why_ and len(pcm) and np.array_equal(pcm, pcm_)
         assert torch.equal(patches.text, patches_.text) and torch.equal(patches.codes, patches_.codes)
+
+
+@pytest.mark.parametrize("all_rows", [False, True], ids=["selected rows", "all rows"])
+def test_update_copies_cells_only_where_rows_are_selected(all_rows):
+    """Where all rows are computed, the step has written its cells into the state itself."""
+    rows = (AllRows if all_rows else batch_rows.BatchRows)(8, torch.device("cpu"))
+    state = torch.zeros(8, dtype=torch.int64), Cache(torch.zeros(8, 1, 4, 2), torch.zeros(8, 1, 4, 2))
+    (batch,) = rows.batches([5, 1])
+    position, cache = before = rows.select(state, batch)
+    cache.keys[:, :, 0] = 7.0
+    version = state[1].keys._version
+    active = (batch == 5) | (batch == 1)
+    rows.update(state, batch, active, (position + 1, cache), before)
+    assert state[0].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert (state[1].keys[[1, 5], :, 0] == 7.0).all() and (state[1].keys._version == version) == all_rows
 
 
 def test_host_synchronisation_cannot_be_captured():
