@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from speechgpt2.nn.attention import attention
+from speechgpt2.nn.native import NativeKernels
 from speechgpt2.streaming import Cache
 
 CELLS = 16  # a ring has a multiple of so many cells
@@ -58,6 +59,28 @@ class RingChunk(NamedTuple):
         """Write the chunk's keys and values, and attend: all `[B, H, T, d]`."""
         write(past, self.cells, k, v)
         return attention(q, past.keys.to(q.dtype), past.values.to(q.dtype), self.mask), past
+
+
+class NativeRingChunk(NamedTuple):
+    """The same for the kernels in C, which need less: the `position [B]` before the chunk and what a query sees."""
+
+    position: Tensor
+    context: int
+    kernels: NativeKernels
+
+    def attend(self, heads: Tensor, rotation: tuple[Tensor, Tensor], past: Cache) -> Tensor:
+        """Write the chunk's keys and values, and attend.
+
+        Args:
+            heads: Queries, keys and values before their rotation, `[B, T, 3, H, d]`.
+            rotation: Cosines and sines, `[B, 1, T, d / 2]` float32.
+            past: The layer's ring.
+
+        Returns:
+            `[B, T, H · d]`.
+        """
+        cos, sin = (part[:, 0] for part in rotation)
+        return self.kernels.attend_ring(heads, cos, sin, past, self.position, self.context)
 
 
 def ring_cells(context: int, chunk: int) -> int:

@@ -12,7 +12,7 @@ There are two kinds of states. A `TransformerState` is a value, which can be kep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from speechgpt2.errors import UserError
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.native import kernels_for
 from speechgpt2.nn.precision import rotary_angle, rotary_frequencies
-from speechgpt2.nn.ring import RingChunk, RingState, newest_cells, read, ring_cells, write
+from speechgpt2.nn.ring import NativeRingChunk, RingChunk, RingState, newest_cells, read, ring_cells, write
 from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
@@ -61,6 +62,7 @@ class TransformerState(NamedTuple):
 
 
 AnyState = TransformerState | RingState
+Reach = Union["WindowBlocks", RingChunk, NativeRingChunk]  # the keys that a chunk sees, in all layers
 Past = KeyValueTail | Cache | None  # of a layer, before a chunk
 
 
@@ -95,19 +97,27 @@ class Transformer(nn.Module):
         """Process one chunk `[B, T, D]`."""
         batch, steps, _ = x.shape
         position = state.position if state else torch.zeros(batch, dtype=torch.int64, device=x.device)
-        reach: WindowBlocks | RingChunk
+        reach: Reach
         if isinstance(state, RingState):
             if steps > state.cells - (self.config.context - 1):
                 return self._long_chunk(x, state)
-            reach = RingChunk.at(position, steps, state.cells, self.config.context)
+            reach = self._ring_chunk(x, state)
         else:
             reach = WindowBlocks.of(position, steps, self.config.context - 1 if state else 0, self.config.context)
-        rotation = rotary(position, steps, self.config, x.dtype)
+        dtype = torch.float32 if isinstance(reach, NativeRingChunk) else x.dtype
+        rotation = rotary(position, steps, self.config, dtype)
         layers = []
         for i, layer in enumerate(self.layers):
             x, past = layer(x, state.layers[i] if state else None, rotation, reach)
             layers.append(past)
         return x, (RingState if isinstance(state, RingState) else TransformerState)(position + steps, tuple(layers))
+
+    def _ring_chunk(self, x: Tensor, state: RingState) -> RingChunk | NativeRingChunk:
+        position, context = state.position, self.config.context
+        kernels = kernels_for(x, self.config.width // self.config.heads, half=True)
+        if kernels is not None and state.layers[0].keys.dtype == x.dtype:
+            return NativeRingChunk(position, context, kernels)
+        return RingChunk.at(position, x.shape[1], state.cells, context)
 
     def _long_chunk(self, x: Tensor, state: RingState) -> tuple[Tensor, RingState]:
         """Process a chunk that needs more cells than the ring has."""
@@ -134,13 +144,11 @@ class TransformerLayer(nn.Module):
         self.project = Linear(config.ffn, config.width, bias=False)
         self.ffn_scale = nn.Parameter(torch.full((config.width,), 0.1))
 
-    def forward(
-        self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: WindowBlocks | RingChunk
-    ) -> tuple[Tensor, Past]:
+    def forward(self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: Reach) -> tuple[Tensor, Past]:
         """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
         y, past = self.attention(self.attention_norm(x), past, rotation, reach)
-        x = x + self.attention_scale * y
-        return x + self.ffn_scale * self.project(F.gelu(self.expand(self.ffn_norm(x)))), past
+        x = torch.addcmul(x, self.attention_scale, y)
+        return torch.addcmul(x, self.ffn_scale, self.project(self.expand.gelu(self.ffn_norm(x)))), past
 
 
 class WindowAttention(nn.Module):
@@ -152,12 +160,13 @@ class WindowAttention(nn.Module):
         self.in_proj = Linear(config.width, 3 * config.width, bias=False)
         self.out_proj = Linear(config.width, config.width, bias=False)
 
-    def forward(
-        self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: WindowBlocks | RingChunk
-    ) -> tuple[Tensor, Past]:
+    def forward(self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: Reach) -> tuple[Tensor, Past]:
         """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
         batch, steps, width = x.shape
-        heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
+        heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1)
+        if isinstance(reach, NativeRingChunk):
+            return self.out_proj(reach.attend(heads, rotation, past)), past  # type: ignore[arg-type]
+        heads = heads.permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
         (q, k), v = rotate(heads[:2], *rotation), heads[2]
         y, past = reach.attend(q, k, v, past)  # type: ignore[arg-type]
         return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), past
