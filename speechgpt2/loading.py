@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from speechgpt2.codec.config import HiFiGANConfig
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.checkpoint import Checkpoint, open_checkpoint
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.model import load as load_lm
+from speechgpt2.nn.precision import has_fast_bf16
 from speechgpt2.nn.quantized import KINDS, Quantization
 from speechgpt2.streaming import tree_map
 
@@ -84,6 +86,8 @@ class Sources:
         greetings: A file of greetings, in place of that in the model's folder.
         greeting_index: Which greeting opens a conversation, counted from 0, in place of the default.
         voice: The same by name.
+        codec_dtype: Precision of the codec's decoder; None: bfloat16 for a codec with the released waveform head on a
+            device that computes it fast, otherwise float32.
     """
 
     model: str | Path
@@ -95,10 +99,20 @@ class Sources:
     greetings: str | Path | None = None
     greeting_index: int | None = None
     voice: str | None = None
+    codec_dtype: torch.dtype | None = None
 
-    def load_codec(self, device: torch.device) -> Codec:
-        """Load the codec. Raises `UserError` if it cannot be found or loaded."""
-        return Codec.from_pretrained(self.codec or self.model, config=self.codec_config, device=device)
+    def load_codec(self, device: torch.device, runs_on: torch.device | None = None) -> Codec:
+        """Load the codec on `device`, in the precision for `runs_on` if that is another.
+
+        Raises:
+            UserError: It cannot be found or loaded.
+        """
+        name, dtype = self.codec or self.model, self.codec_dtype
+        codec = Codec.from_pretrained(name, config=self.codec_config, device=device, dtype=dtype)
+        # Rounding adds noise some 40 dB below what HiFi-GAN puts out; the pitch of the other head would drift.
+        if dtype is None and isinstance(codec.config.head, HiFiGANConfig) and has_fast_bf16(runs_on or device):
+            codec.decoder.to(torch.bfloat16)
+        return codec
 
     def load_lm(self, checkpoint: Checkpoint, device: torch.device) -> SpeechLM:
         """Load the language model from its opened checkpoint.
@@ -137,7 +151,7 @@ def plan(sources: Sources, device: torch.device) -> MemoryPlan:
     Raises:
         UserError: If a model cannot be found or opened.
     """
-    codec = sources.load_codec(torch.device("cpu"))
+    codec = sources.load_codec(torch.device("cpu"), runs_on=device)
     return _plan(sources, open_checkpoint(sources.model, sources.patch_heads), codec, device, free_memory(device))
 
 

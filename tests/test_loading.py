@@ -71,6 +71,18 @@ def test_plan_counts_the_states_of_the_engine(released):
     assert loading.plan(sources(released), CPU).session == sum(sizes) / batched.rows.count
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_decoder_of_a_released_codec_is_in_bfloat16_where_that_is_fast(released, monkeypatch, fast):
+    monkeypatch.setattr(loading, "has_fast_bf16", lambda device: fast and device.type == "cuda")
+    assert sources(released).load_codec(CPU).decoder.widen.weight.dtype == torch.float32
+    codec = sources(released).load_codec(CPU, runs_on=torch.device("cuda"))
+    assert codec.decoder.widen.weight.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert {p.dtype for part in (codec.encoder, codec.quantizer) for p in part.parameters()} == {torch.float32}
+    given = sources(released, codec_dtype=torch.bfloat16).load_codec(CPU)
+    assert given.decoder.widen.weight.dtype == torch.bfloat16
+    assert Sources("mini").load_codec(CPU, torch.device("cuda")).decoder.widen.weight.dtype == torch.float32
+
+
 def test_plan_counts_sessions_and_context():
     plan = MemoryPlan("cuda", RUNTIME + 1000, lm=300, codec=100, patch=1, session=20)
     assert plan.total(2, 80) == RUNTIME + 400 + 2 * 100

@@ -36,6 +36,14 @@ DType = Annotated[
         metavar="DTYPE",
     ),
 ]
+CodecDType = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        help="Precision of the codec's decoder: float32 or bfloat16. [default: bfloat16 for the released codec where "
+        "the device is fast at it]",
+        metavar="DTYPE",
+    ),
+]
 Quantize = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="Store matrices of the language model in 8 or 4 bits. [default: no]"),

@@ -169,9 +169,9 @@ def load_codec(name: str, config: Path | None, device: str) -> Codec:
     Raises:
         UserError: it cannot be loaded.
     """
-    from speechgpt2.codec.model import Codec
+    from speechgpt2.loading import Sources
 
-    return Codec.from_pretrained(name, config=config, device=common.torch_device(device))
+    return Sources(name, codec_config=config).load_codec(common.torch_device(device))
 
 
 def load_engine(
