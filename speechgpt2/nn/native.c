@@ -417,6 +417,19 @@ static inline void rotate_pairs(const void *x, const float *cos, const float *si
     }
 }
 
+/* Sum 8 columns of `values` [used, width] from column `i` on, by the weights of `count` queries. */
+static inline void sum_values(const float *weights, const void *values, long i, long used, long lanes, long width,
+                              __m256 *sums, const int count, int half) {
+    __m256 part[8];
+    for (int j = 0; j < count; j++) part[j] = _mm256_setzero_ps();
+    for (long c = 0; c < used; c++) {
+        __m256 value = load(values, c * width + i, half);
+        for (int j = 0; j < count; j++)
+            part[j] = _mm256_fmadd_ps(value, _mm256_set1_ps(weights[c * lanes + j]), part[j]);
+    }
+    for (int j = 0; j < count; j++) sums[j] = part[j];
+}
+
 /* One head of a row: `queries` [steps, width] attend to the cells of the ring, into y, whose steps are `stride` apart.
    Weights are computed for all queries of a cell at once, which are lanes: `lanes` is the number of steps, rounded up. */
 static inline void attend_head(const float *queries, const void *keys, const void *values, void *y, long position,
@@ -426,8 +439,9 @@ static inline void attend_head(const float *queries, const void *keys, const voi
     const __m256 none = _mm256_set1_ps(-INFINITY);
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (long t = 0; t < lanes; t++) most[t] = -INFINITY, total[t] = 0;
-    for (long c = 0; c < used; c++) {
-        for (long t = 0; t < lanes; t += 4) {
+    memset(weights, 0, sizeof weights);
+    for (long c = 0, newest = last % cells; c < used; c++) {
+        for (long t = 0; t < steps; t += 4) {
             __m256 sums[4];
             for (int j = 0; j < 4; j++) sums[j] = _mm256_setzero_ps();
             for (long i = 0; i < width; i += 8) {
@@ -439,7 +453,7 @@ static inline void attend_head(const float *queries, const void *keys, const voi
             _mm_storeu_ps(weights[c] + t, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
         }
         /* The cell's step, counted from the chunk's first: a query sees it and `context` - 1 steps before it. */
-        long step = steps - 1 - (last % cells - c + cells) % cells;
+        long step = steps - 1 - (c <= newest ? newest - c : newest - c + cells);
         for (long t = 0; t < lanes; t += 8) {
             __m256i query = _mm256_add_epi32(lane, _mm256_set1_epi32((int)t));
             __m256i future = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)step), query);
@@ -458,17 +472,16 @@ static inline void attend_head(const float *queries, const void *keys, const voi
             _mm256_storeu_ps(weights[c] + t, weight);
             _mm256_storeu_ps(total + t, _mm256_add_ps(weight, _mm256_loadu_ps(total + t)));
         }
-    for (long t = 0; t < steps; t += 4)
+    for (long t = 0; t < steps; t += 8) {
+        long count = steps - t < 8 ? steps - t : 8;
         for (long i = 0; i < width; i += 8) {
-            __m256 sums[4];
-            for (int j = 0; j < 4; j++) sums[j] = _mm256_setzero_ps();
-            for (long c = 0; c < used; c++) {
-                __m256 value = load(values, c * width + i, half);
-                for (int j = 0; j < 4; j++) sums[j] = _mm256_fmadd_ps(value, _mm256_set1_ps(weights[c][t + j]), sums[j]);
-            }
-            for (int j = 0; j < 4 && t + j < steps; j++)
+            __m256 sums[8];
+            if (count > 4) sum_values(weights[0] + t, values, i, used, lanes, width, sums, 8, half);
+            else sum_values(weights[0] + t, values, i, used, lanes, width, sums, 4, half);
+            for (int j = 0; j < count; j++)
                 store(y, (t + j) * stride + i, _mm256_div_ps(sums[j], _mm256_set1_ps(total[t + j])), half);
         }
+    }
 }
 
 static inline void attend_ring_as(const void *heads, const float *cos, const float *sin, void *keys, void *values,
