@@ -20,6 +20,7 @@ def modules():
     torch.manual_seed(0)
     yield "conv", CausalConv1d(4, 6, 5), (2, 4, 40), 2, 1
     yield "dilated", CausalConv1d(4, 4, 3, dilation=5, groups=4), (2, 4, 40), 2, 1
+    yield "leaky", CausalConv1d(8, 8, 3, dilation=2, slope=0.1), (2, 8, 40), 2, 1
     yield "pointwise", CausalConv1d(4, 6, 1), (2, 4, 40), 2, 1
     yield "downsample", Downsample(4), (2, 4, 40), 2, 2
     yield "transposed", CausalConvTranspose1d(4, 3, 5), (2, 4, 40), 2, 1
@@ -177,7 +178,7 @@ def test_few_outputs_equal_the_transposed_convolution(bias):
 def test_packed_convolution_in_bfloat16_streams_as_the_plain_one(steps, batch):
     """Where a processor has kernels for it, memory is laid out in another order, and so is the state."""
     torch.manual_seed(0)
-    plain = CausalConv1d(96, 96, 11, dilation=3, groups=3).bfloat16()
+    plain = CausalConv1d(96, 96, 11, dilation=3, groups=3, slope=0.1).bfloat16()
     packed, x = copy.deepcopy(plain), torch.randn(batch, 96, 2 * steps).bfloat16()
     pack(packed, rows=12)
     with torch.no_grad():
