@@ -151,7 +151,7 @@ class Conversation:
         """
         lm, codec = self.model.lm, self.model.codec
         parser = ReplyParser(lm.prompt, user_spoke, bool(self.tools))
-        decoder_state = codec.init_decoder_state(1)
+        decoder_state = codec.init_decoder_state(1, in_place=True)
         separator = lm.prompt.text_patches([]) if text is None or self._unanswered else lm.prompt.reply_start()
         self._unanswered, self._codes, reason = False, [], "interrupted"
         self.log.start_turn(LoggedTurn("assistant", user_spoke=user_spoke, separator=separator.text.shape[1]))

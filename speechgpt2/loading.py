@@ -84,6 +84,7 @@ class Sources:
         greetings: A file of greetings, in place of that in the model's folder.
         greeting_index: Which greeting opens a conversation, counted from 0, in place of the default.
         voice: The same by name.
+        codec_dtype: Precision of the codec's decoder; None: as stored, float32 for the released codec.
     """
 
     model: str | Path
@@ -95,10 +96,12 @@ class Sources:
     greetings: str | Path | None = None
     greeting_index: int | None = None
     voice: str | None = None
+    codec_dtype: torch.dtype | None = None
 
     def load_codec(self, device: torch.device) -> Codec:
         """Load the codec. Raises `UserError` if it cannot be found or loaded."""
-        return Codec.from_pretrained(self.codec or self.model, config=self.codec_config, device=device)
+        name = self.codec or self.model
+        return Codec.from_pretrained(name, config=self.codec_config, device=device, dtype=self.codec_dtype)
 
     def load_lm(self, checkpoint: Checkpoint, device: torch.device) -> SpeechLM:
         """Load the language model from its opened checkpoint.
@@ -188,7 +191,8 @@ def plan_checkpoint(
     # On a CPU a packed model keeps keys and values in float32 if its kernels read that (`SpeechLM.pack`).
     cell = 4 if device.type == "cpu" else dtype.itemsize
     states: list[int] = []
-    tree_map(lambda leaf: states.append(leaf.nbytes), (codec.init_encoder_state(1), codec.init_decoder_state(1)))
+    codec_states = codec.init_encoder_state(1, in_place=True), codec.init_decoder_state(1, in_place=True)
+    tree_map(lambda leaf: states.append(leaf.nbytes), codec_states)
     return MemoryPlan(
         device=str(device),
         free=free,

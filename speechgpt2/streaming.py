@@ -9,7 +9,8 @@ reset, forked or moved by indexing.
 
 A state has two kinds of leaves. *Carried* leaves (convolution tails, key-value tails, positions) are new tensors after
 every call. *Cache* leaves (`Cache`) are preallocated and written in place. A cell counts only below its row's position,
-so a row rewinds by moving its position back.
+so a row rewinds by moving its position back. In a ring (nn/ring.py) new cells replace the oldest, and a row rewinds by
+one chunk at most.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Streaming(Protocol[S]):
 
 
 class Cache(NamedTuple):
-    """Preallocated keys and values `[B, H, capacity, head_dim]`; cells at or past a row's position are never read."""
+    """Preallocated keys and values `[B, H, capacity, head_dim]`; what a row's position does not reach is never read."""
 
     keys: Tensor
     values: Tensor

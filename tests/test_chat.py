@@ -37,7 +37,7 @@ class CountingCodec:
         loud = pcm.view(1, -1, FRAME).abs().amax(-1)
         return (loud * 1000).long()[..., None].expand(-1, -1, 3)
 
-    def init_decoder_state(self, batch):
+    def init_decoder_state(self, batch, in_place):
         return torch.zeros(batch)
 
     def decode(self, codes, state):

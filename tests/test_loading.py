@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechgpt2 import loading
+from speechgpt2.engine.codec_worker import BatchedCodec
 from speechgpt2.errors import UserError
 from speechgpt2.loading import RUNTIME, MemoryPlan, Sources
 from speechgpt2.nn.linear import pack
 from speechgpt2.nn.quantized import Quantization
+from speechgpt2.streaming import tree_map
+from speechgpt2.types import PATCH_SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")
@@ -59,6 +62,20 @@ def test_plan_is_what_is_loaded(released, quantization):
     pack(lm)  # decides whether keys and values are float32
     cells = sum(cells.nbytes for cache in lm.init_state(1, 99).stack.layers for cells in cache)
     assert cells <= 100 * wanted.patch <= 2 * cells
+
+
+def test_plan_counts_the_states_of_the_engine(released):
+    codec = sources(released).load_codec(CPU)
+    batched, sizes = BatchedCodec(codec, 1, PATCH_SAMPLES), []
+    tree_map(lambda leaf: sizes.append(leaf.nbytes), (batched.encoder_states, batched.decoder_states))
+    assert loading.plan(sources(released), CPU).session == sum(sizes) / batched.rows.count
+
+
+def test_decoder_has_the_chosen_precision(released):
+    codec = sources(released, codec_dtype=torch.bfloat16).load_codec(CPU)
+    assert codec.decoder.widen.weight.dtype == torch.bfloat16
+    assert {p.dtype for part in (codec.encoder, codec.quantizer) for p in part.parameters()} == {torch.float32}
+    assert sources(released).load_codec(CPU).decoder.widen.weight.dtype == torch.float32
 
 
 def test_plan_counts_sessions_and_context():

@@ -63,7 +63,7 @@ def bench(codec: Any, size: str, dtype: str, machine: Machine, chunks: int) -> l
     context = _context_chunks(codec)
     pcm = 0.1 * torch.randn(1, (context + 4 + chunks) * PATCH_SAMPLES, generator=generator)
     pcm = pcm.to(machine.device)
-    encode_state, decode_state = codec.init_encoder_state(1), codec.init_decoder_state(1)
+    encode_state, decode_state = codec.init_encoder_state(1, in_place=True), codec.init_decoder_state(1, in_place=True)
     codes, encode_state = codec.encode(pcm[:, : context * PATCH_SAMPLES], encode_state)
     _, decode_state = codec.decode(codes, decode_state)
     chunk = pcm[:, :PATCH_SAMPLES]

@@ -74,6 +74,7 @@ class SteadyLM(SpeechLM):
         sampling: SamplingParams,
         forced_text: Tensor | None = None,
         allowed: Tensor | None = None,
+        speaks: bool = True,
     ) -> SampledPatches:
         """See `SpeechLM.sample`."""
         ids = self.prompt.special_ids
@@ -81,7 +82,7 @@ class SteadyLM(SpeechLM):
         steady = torch.where(starts, ids.speech_start, ids.filler)
         if forced_text is not None:
             steady = torch.where(forced_text == UNFORCED, steady, forced_text)
-        return super().sample(hidden, state, sampling, steady, allowed)
+        return super().sample(hidden, state, sampling, steady, allowed, speaks)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ DType = Annotated[
         metavar="DTYPE",
     ),
 ]
+CodecDType = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        help="Precision of the codec's decoder: float32, or bfloat16, which is faster and adds a little noise. "
+        "[default: as stored]",
+        metavar="DTYPE",
+    ),
+]
 Quantize = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="Store matrices of the language model in 8 or 4 bits. [default: no]"),

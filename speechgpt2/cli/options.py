@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from speechgpt2.cli.common import CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
+from speechgpt2.cli.common import CodecDType, CodecName, Device, DType, Quantize, spinner, torch_device, torch_dtype
 
 if TYPE_CHECKING:
     from speechgpt2.chat import SpeechGPT
@@ -70,6 +70,7 @@ class LoadOptions:
     codec: CodecName = None
     device: Device = "auto"
     dtype: DType = None
+    codec_dtype: CodecDType = None
     quantize: Quantize = None
 
     def sources(self, model: str, **greeting: Any) -> Sources:
@@ -83,7 +84,8 @@ class LoadOptions:
         from speechgpt2.nn.quantized import Quantization
 
         quantization = None if self.quantize is None else Quantization(self.quantize)
-        return Sources(model, self.codec, None, torch_dtype(self.dtype), quantization, **greeting)
+        dtype, codec_dtype = torch_dtype(self.dtype), torch_dtype(self.codec_dtype)
+        return Sources(model, self.codec, None, dtype, quantization, codec_dtype=codec_dtype, **greeting)
 
     def load(self, model: str, **greeting: Any) -> SpeechGPT:
         """Load a model while a spinner shows. For the arguments see `sources`."""

@@ -10,7 +10,7 @@ import typer
 
 from speechgpt2.cli import common
 from speechgpt2.cli.chat import ExpertName, KnowledgeFile, McpServers, SearchName, ToolFile
-from speechgpt2.cli.common import DType, Quantize, print_warning, spinner
+from speechgpt2.cli.common import CodecDType, DType, Quantize, print_warning, spinner
 from speechgpt2.cli.persona_options import PersonaName, SessionSpeed, StyleNames
 from speechgpt2.errors import UserError
 
@@ -56,6 +56,7 @@ def serve(
     ] = False,
     device: Annotated[str | None, typer.Option(help=f"{common.DEVICE_HELP} [default: auto]", metavar="DEVICE")] = None,
     dtype: DType = None,
+    codec_dtype: CodecDType = None,
     quantize: Quantize = None,
     greetings: common.Greetings = None,
     greeting_index: common.GreetingIndex = None,
@@ -131,7 +132,8 @@ def serve(
     from speechgpt2.server.config import read_config
 
     flags: dict[str, Any] = {"model": model, "codec": codec, "slots": slots, "host": host, "port": port}
-    flags |= {"device": device, "dtype": dtype, "quantize": quantize, "allow_unauthenticated": allow_unauthenticated}
+    flags |= {"device": device, "dtype": dtype, "codec_dtype": codec_dtype, "quantize": quantize}
+    flags |= {"allow_unauthenticated": allow_unauthenticated}
     flags |= {"api_keys": api_key or None, "allowed_origins": allowed_origin or None}
     flags |= {"greetings": greetings and str(greetings), "greeting_index": greeting_index, "voice": voice}
     flags |= {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
@@ -232,6 +234,7 @@ def load_app(settings: ServerConfig) -> App:
         greetings=settings.greetings,
         greeting_index=settings.greeting_index,
         voice=settings.voice,
+        codec_dtype=common.torch_dtype(settings.codec_dtype),
     )
     engine = Engine.load(sources, device, sizes)
     common.announce_greeting(engine.prompt, settings.model)

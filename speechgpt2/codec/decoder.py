@@ -15,15 +15,16 @@ from speechgpt2.codec.hifigan import HiFiGAN
 from speechgpt2.nn.conv import CausalConvTranspose1d, EdgeTail
 from speechgpt2.nn.convnext import ConvNeXt
 from speechgpt2.nn.linear import Linear
-from speechgpt2.nn.transformer import Transformer, TransformerState
+from speechgpt2.nn.transformer import AnyState, Transformer
+from speechgpt2.types import PATCH_FRAMES
 
 
 class DecoderState(NamedTuple):
     """State of the decoder's parts."""
 
-    vq_transformer: TransformerState
+    vq_transformer: AnyState
     up: tuple[EdgeTail, ...]
-    transformer: TransformerState
+    transformer: AnyState
     convnext: tuple[Tensor, ...]
     head: Any
 
@@ -46,12 +47,13 @@ class Decoder(nn.Module):
         else:
             self.head = HarmonicHead(features, config.mel.hop, config.head)
 
-    def init_state(self, batch: int) -> DecoderState:
-        """Return the state of `batch` rows before any input."""
+    def init_state(self, batch: int, in_place: bool = False) -> DecoderState:
+        """Return the state of `batch` rows before any input; see `Codec.init_encoder_state`."""
+        slow, fast = self.vq_transformer, self.transformer
         return DecoderState(
-            self.vq_transformer.init_state(batch),
+            slow.init_ring(batch, PATCH_FRAMES) if in_place else slow.init_state(batch),
             tuple(up.init_state(batch) for up in self.up),  # type: ignore[operator]
-            self.transformer.init_state(batch),
+            fast.init_ring(batch, 4 * PATCH_FRAMES) if in_place else fast.init_state(batch),
             self.convnext.init_state(batch),
             self.head.init_state(batch),
         )

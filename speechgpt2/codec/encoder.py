@@ -11,7 +11,8 @@ from speechgpt2.codec.config import CodecConfig
 from speechgpt2.codec.mel import Mel
 from speechgpt2.nn.conv import Downsample, EdgeTail
 from speechgpt2.nn.convnext import ConvNeXt
-from speechgpt2.nn.transformer import Transformer, TransformerState
+from speechgpt2.nn.transformer import AnyState, Transformer
+from speechgpt2.types import PATCH_FRAMES
 
 
 class EncoderState(NamedTuple):
@@ -19,7 +20,7 @@ class EncoderState(NamedTuple):
 
     mel: EdgeTail
     convnext: tuple[Tensor, ...]
-    transformer: TransformerState
+    transformer: AnyState
     down: tuple[EdgeTail, ...]
 
 
@@ -34,12 +35,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(Downsample(config.latent) for _ in range(2))
         self.normalized = config.normalized_latent
 
-    def init_state(self, batch: int) -> EncoderState:
-        """Return the state of `batch` rows before any input."""
+    def init_state(self, batch: int, in_place: bool = False) -> EncoderState:
+        """Return the state of `batch` rows before any input; see `Codec.init_encoder_state`."""
+        transformer = self.transformer
         return EncoderState(
             self.mel.init_state(batch),
             self.convnext.init_state(batch),
-            self.transformer.init_state(batch),
+            transformer.init_ring(batch, 4 * PATCH_FRAMES) if in_place else transformer.init_state(batch),
             tuple(down.init_state(batch) for down in self.down),  # type: ignore[operator]
         )
 

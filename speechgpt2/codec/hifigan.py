@@ -32,7 +32,7 @@ class HiFiGAN(nn.Module):
         )
         rates = list(accumulate(config.scales, operator.mul))
         self.blocks = nn.ModuleList(GroupedResidualBlock(w, rate, config) for w, rate in zip(widths[1:], rates))
-        self.output = CausalConv1d(widths[-1], 1, config.kernel)
+        self.output = CausalConv1d(widths[-1], 1, config.kernel, slope=OUTPUT_SLOPE)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
         """Return the state of `batch` rows before any input."""
@@ -49,7 +49,7 @@ class HiFiGAN(nn.Module):
             x, block_state = block(x, block_state)
             ups.append(up_state)
             blocks.append(block_state)
-        x, last = self.output(F.leaky_relu(x, OUTPUT_SLOPE), before[-1])
+        x, last = self.output(x, before[-1])
         return x.tanh()[:, 0], (tail, *ups, *blocks, last)
 
 
@@ -60,8 +60,12 @@ class GroupedResidualBlock(nn.Module):
         super().__init__()
         wide, kernel, groups = channels * config.groups, config.block_kernel, config.groups
         self.groups = groups
-        self.dilated = nn.ModuleList(CausalConv1d(wide, wide, kernel, d, groups, rate=rate) for d in config.dilations)
-        self.plain = nn.ModuleList(CausalConv1d(wide, wide, kernel, 1, groups, rate=rate) for _ in config.dilations)
+        self.dilated = nn.ModuleList(
+            CausalConv1d(wide, wide, kernel, dilation, groups, rate=rate, slope=SLOPE) for dilation in config.dilations
+        )
+        self.plain = nn.ModuleList(
+            CausalConv1d(wide, wide, kernel, 1, groups, rate=rate, slope=SLOPE) for _ in config.dilations
+        )
         self.mix = CausalConv1d(wide, channels, 1, bias=False, rate=rate)
 
     def init_state(self, batch: int) -> tuple[Tensor, ...]:
@@ -71,10 +75,10 @@ class GroupedResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Process one chunk `[B, C, T]`."""
-        x, after = x.repeat(1, self.groups, 1), []
+        x, after = x.mT.repeat(1, 1, self.groups).mT, []
         for i, (dilated, plain) in enumerate(zip(self.dilated, self.plain)):
-            y, tail = dilated(F.leaky_relu(x, SLOPE), state[2 * i])
-            y, tail2 = plain(F.leaky_relu(y, SLOPE), state[2 * i + 1])
+            y, tail = dilated(x, state[2 * i])
+            y, tail2 = plain(y, state[2 * i + 1])
             x = y + x  # in the memory layout of y
             after += [tail, tail2]
         return self.mix(x)[0], tuple(after)

@@ -98,13 +98,19 @@ class Codec(nn.Module):
         }
         hub.save_tensors(folder / WEIGHTS_FILE, tensors)
 
-    def init_encoder_state(self, batch: int) -> EncoderState:
-        """Return the encoder's state before any audio."""
-        return self.encoder.init_state(batch)
+    def init_encoder_state(self, batch: int, in_place: bool = False) -> EncoderState:
+        """Return the encoder's state before any audio.
 
-    def init_decoder_state(self, batch: int) -> DecoderState:
-        """Return the decoder's state before any codes."""
-        return self.decoder.init_state(batch)
+        Args:
+            batch: Rows.
+            in_place: Whether keys and values are written in place (nn/ring.py), for streams in chunks of up to a patch.
+                That is faster, but of such a state only the newest and the one before may be used.
+        """
+        return self.encoder.init_state(batch, in_place)
+
+    def init_decoder_state(self, batch: int, in_place: bool = False) -> DecoderState:
+        """Return the decoder's state before any codes; for the arguments see `init_encoder_state`."""
+        return self.decoder.init_state(batch, in_place)
 
     @overload
     def encode(self, pcm: Tensor, *, lengths: Tensor | None = None) -> Tensor: ...

@@ -74,9 +74,9 @@ class BatchRows:
         return state if self.static_shapes else select_rows(state, rows)
 
     def overwrite(self, state: S, rows: Tensor, source: S) -> None:
-        """Replace the rows of a batch, in place."""
+        """Replace the rows of a batch, in place. What a step has written in place already stays as it is."""
         if self.static_shapes:
-            tree_map(lambda target, values: target.copy_(values), state, source)
+            tree_map(lambda target, values: target if values is target else target.copy_(values), state, source)
         else:
             overwrite_rows(state, rows, source)
 

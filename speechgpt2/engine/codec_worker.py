@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -68,8 +69,10 @@ class BatchedCodec:
         codec.optimize_for_inference(slots)
         self.codec, self.patch_samples = codec, patch_samples
         self.rows = BatchRows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
-        self.encoder_states = codec.init_encoder_state(self.rows.count)
-        self.decoder_states = codec.init_decoder_state(self.rows.count)
+        self.init_encoder_state = partial(codec.init_encoder_state, in_place=True)
+        self.init_decoder_state = partial(codec.init_decoder_state, in_place=True)
+        self.encoder_states = self.init_encoder_state(self.rows.count)
+        self.decoder_states = self.init_decoder_state(self.rows.count)
         all_rows, no_row = torch.arange(self.rows.count), self.rows.mask(())
         pcm, lengths = self.rows.to_device(np.zeros((self.rows.count, patch_samples), np.float32)), no_row.long()
         codes = no_row.long()[:, None, None].expand(-1, patch_samples // FRAME_SIZE, codec.config.quantizer.codebooks)
@@ -87,7 +90,7 @@ class BatchedCodec:
         for slot, chunk in chunks.items():
             pcm[slot, : len(chunk.pcm)], lengths[slot] = chunk.pcm, len(chunk.pcm)
         first = [slot for slot, chunk in chunks.items() if chunk.first]
-        self.rows.reset(self.encoder_states, self.codec.init_encoder_state, first)
+        self.rows.reset(self.encoder_states, self.init_encoder_state, first)
         continues = self.rows.mask(slot for slot, chunk in chunks.items() if not chunk.final)
         inputs, result = (self.rows.to_device(pcm), self.rows.to_device(lengths), continues), {}
         for rows in self.rows.batches(chunks):
@@ -110,7 +113,7 @@ class BatchedCodec:
         Returns:
             Audio `[R, N]` float32 at 24 kHz.
         """
-        self.rows.reset(self.decoder_states, self.codec.init_decoder_state, new_replies)
+        self.rows.reset(self.decoder_states, self.init_decoder_state, new_replies)
         codes = codes.clamp(max=self.codec.config.quantizer.size - 1)
         inputs = (self.rows.scatter(slots, codes), self.rows.scatter(slots, speaking))
         pcm = torch.zeros(self.rows.count, self.patch_samples, device=self.rows.device)

@@ -10,8 +10,8 @@ If a convolution starts from its edge value instead of zeros, the state holds a 
 On a CPU a few outputs of a wide convolution are computed as a matrix product over windows. Convolution kernels
 rearrange all weights at every call, which then takes two to four times as long as the arithmetic. On AMD processors
 with AVX-512 this holds in float32 only for very few outputs. There and on Intel processors with AMX a `pack`ed model
-(nn/linear.py) keeps its weights in the layout of the kernels. Those for AMX are fastest if the channels of a step are
-neighbours in memory, so inputs and states get that order.
+(nn/linear.py) keeps its weights in the layout of the kernels. These are fastest if the channels of a step are
+neighbours in memory, so inputs and states get that order, except in depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.nn.linear import AMX, AVX2, PROCESSOR, Kernel, packed
+from speechgpt2.nn.native import kernels_for
 
 FEW_OUTPUTS = 8
 HAS_BLOCKED = PROCESSOR in ("avx512", "amx") and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-TIME_MAJOR = AMX  # oneDNN is fastest if the channels of a step are neighbours in memory
 STEPS = 12  # steps per row, as in a patch, that the layout is made for; another layout may be 30 times as slow
 MANY_VALUES = 1 << 19  # for larger inputs oneDNN may be faster in a layout of its own choice
 
@@ -85,21 +85,34 @@ class BlockedConv(NamedTuple):
 
 
 class CausalConv1d(nn.Conv1d):
-    """`[B, C, T] -> [B, D, T]`: output t sees inputs up to t, zeros before the first."""
+    """`[B, C, T] -> [B, D, T]`: output t sees inputs up to t, zeros before the first.
+
+    A leaky ReLU of slope `slope` is applied to the inputs first.
+    """
 
     packed: BlockedConv | None = None
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int, dilation: int = 1, groups: int = 1, bias: bool = True, rate: int = 1
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rate: int = 1,
+        slope: float = 1.0,
     ):
         super().__init__(c_in, c_out, kernel, dilation=dilation, groups=groups, bias=bias)
         self.past = (kernel - 1) * dilation  # inputs needed before the first
         self.rate = rate  # its steps in a step of 10 ms
+        self.slope = slope
+        self.is_depthwise = groups == c_in
 
     def pack(self, rows: int, half: bool) -> None:
         """Pack the weights (`nn.linear.pack`), which are few and are kept as well."""
-        if not (TIME_MAJOR and self.groups == self.in_channels):
-            self.packed = self.packed or BlockedConv.from_conv(self, STEPS * (self.rate if TIME_MAJOR else 1))
+        if not (AMX and self.is_depthwise):
+            self.packed = self.packed or BlockedConv.from_conv(self, STEPS * self.rate)
 
     def init_state(self, batch: int) -> Tensor:
         """Return the state of `batch` rows before any input."""
@@ -108,22 +121,29 @@ class CausalConv1d(nn.Conv1d):
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Process one chunk `[B, C, T]` -> `[B, D, T]`."""
         state = self.init_state(x.shape[0]) if state is None else state
+        time_major = self.packed is not None and not self.is_depthwise
         if self.past:
-            x, state = extend(x, state, TIME_MAJOR and self.packed is not None)
+            x, state = extend(x, state, time_major, self.slope)
+        elif self.slope != 1.0:
+            x = F.leaky_relu(x, self.slope)
         if self.packed is not None and self.packed.takes(x):
             return self.packed(x), state
         return convolve(x, self.weight, self.bias, 1, self.dilation[0], self.groups), state
 
 
-def extend(x: Tensor, tail: Tensor, time_major: bool) -> tuple[Tensor, Tensor]:
-    """Put the last inputs `tail [B, C, n]` before `x [B, C, T]`.
+def extend(x: Tensor, tail: Tensor, time_major: bool, slope: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Put the last inputs `tail [B, C, n]` before the leaky ReLU of `x [B, C, T]`.
 
     Returns:
         Both together, `[B, C, n + T]`, and the next tail. If `time_major`, their memory is that of `[B, T, C]`.
     """
     axis, past = 1 if time_major else 2, tail.shape[2]
-    parts = (tail.to(x.dtype).mT, x.mT) if time_major else (tail.to(x.dtype), x)
-    joined = torch.cat(parts, dim=axis)
+    kernels = kernels_for(x, x.shape[1], half=True) if time_major else None
+    if kernels is not None:
+        joined = kernels.extend(x.mT, tail.to(x.dtype).mT, slope)
+    else:
+        x = x if slope == 1.0 else F.leaky_relu(x, slope)
+        joined = torch.cat((tail.to(x.dtype).mT, x.mT) if time_major else (tail.to(x.dtype), x), dim=axis)
     tail = joined.narrow(axis, joined.shape[axis] - past, past).clone(memory_format=torch.contiguous_format)
     return (joined.mT, tail.mT) if time_major else (joined, tail)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.nn.conv import CausalConv1d
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.native import kernels_for
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ class ConvNeXtBlock(nn.Module):
         self.project = Linear(4 * dim, dim)
         self.gamma = nn.Parameter(torch.full((dim,), 0.1))
         self.drop_path = drop_path
+        self.packed: tuple[Tensor, Tensor] | None = None
+
+    def pack(self, rows: int, half: bool) -> None:
+        """Arrange the weights of the convolution and the norm for the kernel in C (`NativeKernels.depthwise_norm`)."""
+        conv, norm = self.depthwise, self.norm
+        taps = conv.weight.detach()[:, 0].t().float().contiguous()
+        assert conv.bias is not None
+        self.packed = taps, torch.stack([conv.bias, norm.weight, norm.bias]).detach().float()
 
     def init_state(self, batch: int) -> Tensor:
         """Return the state of `batch` rows before any input."""
@@ -80,9 +88,20 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Process one chunk `[B, T, C]`."""
-        y, state = self.depthwise(x.transpose(1, 2), state)
-        y = self.gamma * self.project(F.gelu(self.expand(self.norm(y.transpose(1, 2)))))
+        y, state = self._depthwise_norm(x, state)
+        y = self.project(self.expand.gelu(y))
         if self.training and self.drop_path:
             keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
             y = y * keep / (1 - self.drop_path)
-        return x + y, state
+        return torch.addcmul(x, self.gamma, y), state
+
+    def _depthwise_norm(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        kernels = None if self.packed is None else kernels_for(x, x.shape[2], half=True)
+        if kernels is None or self.packed is None:
+            y, state = self.depthwise(x.transpose(1, 2), state)
+            return self.norm(y.transpose(1, 2)), state
+        tail = (self.init_state(x.shape[0]) if state is None else state).mT.to(x.dtype)
+        y = kernels.depthwise_norm(x, tail, *self.packed, self.norm.eps)
+        past = tail.shape[1]
+        newest = x if x.shape[1] >= past else torch.cat([tail, x], dim=1)
+        return y, newest[:, newest.shape[1] - past :].mT

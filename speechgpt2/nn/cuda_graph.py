@@ -58,7 +58,7 @@ class GraphedFunction:
         for graph in self.graphs:
             if graph.constants == constants:
                 return graph.replay(*arguments)
-        raise ValueError(f"captured with {', '.join(str(g.constants) for g in self.graphs)}, called with {constants}")
+        raise ValueError(f"there is no graph for {constants}, only for {[graph.constants for graph in self.graphs]}")
 
 
 class Graph:

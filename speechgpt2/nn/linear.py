@@ -101,6 +101,10 @@ class BlockedKernel(NamedTuple):
         """Multiply `x [..., C]` -> `[..., D]`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """Multiply, and apply GELU to what is still in the cache."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "gelu", [], "none")
+
 
 class Linear(QuantizableWeight, nn.Linear):
     """`nn.Linear` that is fast for few rows: `[..., C] -> [..., D]`. It can be quantized (`nn.quantized`)."""
@@ -123,6 +127,12 @@ class Linear(QuantizableWeight, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., C]` to `[..., D]`."""
         return linear(x, self.weight, self.bias, self.packed)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Map `[..., C]` to GELU of `[..., D]`."""
+        if isinstance(self.packed, BlockedKernel) and self.packed.takes(x) and x.numel():
+            return self.packed.gelu(x)
+        return F.gelu(self(x))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel | None = None) -> Tensor:

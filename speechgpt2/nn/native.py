@@ -48,6 +48,9 @@ class NativeKernels:
         self._attend_step = _declare(library.attend_step, pointers=6, sizes=5)
         self._gated_silu = _declare(library.gated_silu, pointers=2, sizes=2)
         self._rms_norm = _declare(library.rms_norm, pointers=3, sizes=2, numbers=1)
+        self._extend = _declare(library.extend, pointers=3, sizes=5, numbers=1)
+        self._depthwise_norm = _declare(library.depthwise_norm, pointers=5, sizes=5, numbers=1)
+        self._attend_ring = _declare(library.attend_ring, pointers=7, sizes=7)
 
     def int8(self, x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         """Multiply `x [N, C]` by a matrix: `values [D, C]` int8 and `scales [D]` bfloat16 -> `[N, D]` float32."""
@@ -108,6 +111,60 @@ class NativeKernels:
         self._gated_silu(*_pointers(x, y), y.numel() // width, width, torch.get_num_threads())
         return y
 
+    def extend(self, x: Tensor, tail: Tensor, slope: float) -> Tensor:
+        """Put `tail [B, P, D]` before the leaky ReLU of `x [B, T, D]`: `[B, P + T, D]`; D is a multiple of 8."""
+        x, tail, (batch, steps, width) = x.contiguous(), tail.contiguous(), x.shape
+        y = x.new_empty(batch, tail.shape[1] + steps, width)
+        sizes = (batch, steps, tail.shape[1], width, _half(x))
+        self._extend(*_pointers(x, tail, y), *sizes, slope, torch.get_num_threads())
+        return y
+
+    def depthwise_norm(self, x: Tensor, tail: Tensor, taps: Tensor, rest: Tensor, eps: float) -> Tensor:
+        """Compute a depthwise convolution and the layer norm of its output.
+
+        Args:
+            x: `[B, T, D]`, float32 or bfloat16; D is a multiple of 8.
+            tail: The inputs before it, `[B, P, D]`.
+            taps: The convolution's weights, `[P + 1, D]` float32.
+            rest: Bias of the convolution, gain and bias of the norm, `[3, D]` float32.
+            eps: Of the norm.
+
+        Returns:
+            `[B, T, D]`.
+        """
+        x, tail, (batch, steps, width) = x.contiguous(), tail.contiguous(), x.shape
+        y = torch.empty_like(x)
+        sizes = (batch, steps, tail.shape[1], width, _half(x))
+        self._depthwise_norm(*_pointers(x, tail, taps, rest, y), *sizes, eps, torch.get_num_threads())
+        return y
+
+    def attend_ring(
+        self, heads: Tensor, cos: Tensor, sin: Tensor, cache: Cache, position: Tensor, context: int
+    ) -> Tensor:
+        """Attend with a chunk to a ring (nn/ring.py), all in float32 or all in bfloat16 but for the rotation.
+
+        Args:
+            heads: Queries, keys and values before their rotation, `[B, T, 3, H, d]`; d is a multiple of 8.
+            cos: Cosines of the pairs, `[B, T, d / 2]` float32.
+            sin: Sines, the same.
+            cache: Keys and values; those of the chunk are written.
+            position: Steps before the chunk, `[B]` (int64).
+            context: Steps that a query sees.
+
+        Returns:
+            `[B, T, H · d]`.
+        """
+        heads, (batch, steps, _, count, width) = heads.contiguous(), heads.shape
+        y = heads.new_empty(batch, steps, count * width)
+        pointers = _pointers(heads, cos.contiguous(), sin.contiguous(), *cache, y, position.contiguous())
+        sizes = (batch, steps, count, cache.keys.shape[2], context, width, _half(heads))
+        self._attend_ring(*pointers, *sizes, torch.get_num_threads())
+        return y
+
+
+def _half(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
 
 def _declare(function: Any, pointers: int, sizes: int, numbers: int = 0) -> Any:
     """Declare the arguments of a function in C: pointers, sizes, numbers, and the count of threads."""
@@ -142,9 +199,13 @@ def native_kernels() -> NativeKernels | None:
         return None
 
 
-def kernels_for(x: Tensor, width: int) -> NativeKernels | None:
-    """Return the kernels if they can compute from `x`, in vectors of `width` numbers; None if PyTorch has to."""
-    fits = x.dtype == torch.float32 and width % VECTOR == 0 and not torch.is_grad_enabled()
+def kernels_for(x: Tensor, width: int, half: bool = False) -> NativeKernels | None:
+    """Return the kernels if they can compute from `x`, in vectors of `width` numbers; None if PyTorch has to.
+
+    Only the kernels of a codec's streams take bfloat16, if `half`.
+    """
+    fits = x.dtype == torch.float32 or (half and x.dtype == torch.bfloat16)
+    fits = fits and x.device.type == "cpu" and width % VECTOR == 0 and not torch.is_grad_enabled()
     return native_kernels() if fits else None
 
 

@@ -4,12 +4,15 @@ A query at position p sees the keys at p − context < position ≤ p. The state
 context − 1 keys and values (already rotated) of every layer. Queries attend in blocks, so a chunk may be longer than
 the window, and memory is linear in its length. Rotary angles (Su et al., 2021, https://arxiv.org/abs/2104.09864) are
 formed in float64 (`nn.precision.rotary_angle`), because a stream may run for days.
+
+There are two kinds of states. A `TransformerState` is a value, which can be kept, and the default. A `RingState`
+(nn/ring.py) is written in place, which saves copying the window with every chunk; it is for inference.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,10 @@ from torch import Tensor, nn
 from speechgpt2.errors import UserError
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
+from speechgpt2.nn.native import kernels_for
 from speechgpt2.nn.precision import rotary_angle, rotary_frequencies
+from speechgpt2.nn.ring import NativeRingChunk, RingChunk, RingState, newest_cells, read, ring_cells, write
+from speechgpt2.streaming import Cache
 
 QUERY_BLOCK = 256  # queries that attend together; bounds the memory of a long chunk
 
@@ -55,6 +61,11 @@ class TransformerState(NamedTuple):
     layers: tuple[KeyValueTail, ...]
 
 
+AnyState = TransformerState | RingState
+Reach = Union["WindowBlocks", RingChunk, NativeRingChunk]  # the keys that a chunk sees, in all layers
+Past = KeyValueTail | Cache | None  # of a layer, before a chunk
+
+
 class Transformer(nn.Module):
     """Pre-norm layers with scaled residuals, matrices without biases, no final norm: `[B, T, D] -> [B, T, D]`."""
 
@@ -70,18 +81,54 @@ class Transformer(nn.Module):
         tails = tuple(KeyValueTail(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers)
         return TransformerState(torch.zeros(batch, dtype=torch.int64, device=weight.device), tails)
 
-    def forward(self, x: Tensor, state: TransformerState | None = None) -> tuple[Tensor, TransformerState]:
+    def init_ring(self, batch: int, chunk: int) -> RingState:
+        """Return the state of `batch` rows before any input, to be written in place by chunks of up to `chunk` steps.
+
+        A chunk that is not longer may be taken back: the state before it, with its position, goes on as if the chunk
+        had not been. After a longer chunk, which is computed as with a `TransformerState`, no other state of the ring
+        is valid any more.
+        """
+        weight, c = next(self.parameters()), self.config
+        shape = (batch, c.heads, ring_cells(c.context, chunk), c.width // c.heads)
+        layers = tuple(Cache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers)
+        return RingState(torch.zeros(batch, dtype=torch.int64, device=weight.device), layers)
+
+    def forward(self, x: Tensor, state: AnyState | None = None) -> tuple[Tensor, AnyState]:
         """Process one chunk `[B, T, D]`."""
         batch, steps, _ = x.shape
         position = state.position if state else torch.zeros(batch, dtype=torch.int64, device=x.device)
-        past = self.config.context - 1 if state else 0
-        rotation = rotary(position, steps, self.config, x.dtype)
-        blocks = window_blocks(position, steps, past, self.config.context)
-        tails = []
+        reach: Reach
+        if isinstance(state, RingState):
+            if steps > state.cells - (self.config.context - 1):
+                return self._long_chunk(x, state)
+            reach = self._ring_chunk(x, state)
+        else:
+            reach = WindowBlocks.of(position, steps, self.config.context - 1 if state else 0, self.config.context)
+        dtype = torch.float32 if isinstance(reach, NativeRingChunk) else x.dtype
+        rotation = rotary(position, steps, self.config, dtype)
+        layers = []
         for i, layer in enumerate(self.layers):
-            x, tail = layer(x, state.layers[i] if state else None, rotation, blocks)
-            tails.append(tail)
-        return x, TransformerState(position + steps, tuple(tails))
+            x, past = layer(x, state.layers[i] if state else None, rotation, reach)
+            layers.append(past)
+        return x, (RingState if isinstance(state, RingState) else TransformerState)(position + steps, tuple(layers))
+
+    def _ring_chunk(self, x: Tensor, state: RingState) -> RingChunk | NativeRingChunk:
+        position, context = state.position, self.config.context
+        kernels = kernels_for(x, self.config.width // self.config.heads, half=True)
+        if kernels is not None and state.layers[0].keys.dtype == x.dtype:
+            return NativeRingChunk(position, context, kernels)
+        return RingChunk.at(position, x.shape[1], state.cells, context)
+
+    def _long_chunk(self, x: Tensor, state: RingState) -> tuple[Tensor, RingState]:
+        """Process a chunk that needs more cells than the ring has."""
+        past = self.config.context - 1
+        before = newest_cells(state.position, past, state.cells)
+        tails = tuple(KeyValueTail(*read(cache, before)) for cache in state.layers)
+        x, after = self(x, TransformerState(state.position, tails))
+        cells = newest_cells(after.position, past, state.cells)
+        for cache, tail in zip(state.layers, after.layers, strict=True):
+            write(cache, cells, *tail)
+        return x, RingState(after.position, state.layers)
 
 
 class TransformerLayer(nn.Module):
@@ -97,13 +144,11 @@ class TransformerLayer(nn.Module):
         self.project = Linear(config.ffn, config.width, bias=False)
         self.ffn_scale = nn.Parameter(torch.full((config.width,), 0.1))
 
-    def forward(
-        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[WindowBlock]
-    ) -> tuple[Tensor, KeyValueTail]:
+    def forward(self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: Reach) -> tuple[Tensor, Past]:
         """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
-        y, tail = self.attention(self.attention_norm(x), tail, rotation, blocks)
-        x = x + self.attention_scale * y
-        return x + self.ffn_scale * self.project(F.gelu(self.expand(self.ffn_norm(x)))), tail
+        y, past = self.attention(self.attention_norm(x), past, rotation, reach)
+        x = torch.addcmul(x, self.attention_scale, y)
+        return torch.addcmul(x, self.ffn_scale, self.project(self.expand.gelu(self.ffn_norm(x)))), past
 
 
 class WindowAttention(nn.Module):
@@ -111,29 +156,20 @@ class WindowAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.heads, self.past = config.heads, config.context - 1
+        self.heads = config.heads
         self.in_proj = Linear(config.width, 3 * config.width, bias=False)
         self.out_proj = Linear(config.width, config.width, bias=False)
 
-    def forward(
-        self, x: Tensor, tail: KeyValueTail | None, rotation: tuple[Tensor, Tensor], blocks: list[WindowBlock]
-    ) -> tuple[Tensor, KeyValueTail]:
+    def forward(self, x: Tensor, past: Past, rotation: tuple[Tensor, Tensor], reach: Reach) -> tuple[Tensor, Past]:
         """Process one chunk `[B, T, D]`; return it and the newest keys and values."""
         batch, steps, width = x.shape
-        heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
+        heads = self.in_proj(x).view(batch, steps, 3, self.heads, -1)
+        if isinstance(reach, NativeRingChunk):
+            return self.out_proj(reach.attend(heads, rotation, past)), past  # type: ignore[arg-type]
+        heads = heads.permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
         (q, k), v = rotate(heads[:2], *rotation), heads[2]
-        if tail is not None:
-            k, v = torch.cat([tail.keys.to(k.dtype), k], dim=2), torch.cat([tail.values.to(v.dtype), v], dim=2)
-        y = torch.cat([attention(q[:, :, b.queries], k[:, :, b.keys], v[:, :, b.keys], b.mask) for b in blocks], dim=2)
-        return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), self._tail(k, v)
-
-    def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
-        excess = k.shape[2] - self.past
-        if 0 <= excess <= self.past:  # the usual case of a stream; a copy would save little memory
-            return KeyValueTail(k[:, :, excess:], v[:, :, excess:])
-        start, missing = max(excess, 0), max(-excess, 0)  # before the window is full; masks exclude the padding
-        pad = (0, 0, missing, 0)
-        return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
+        y, past = reach.attend(q, k, v, past)  # type: ignore[arg-type]
+        return self.out_proj(y.transpose(1, 2).reshape(batch, steps, width)), past
 
 
 class WindowBlock(NamedTuple):
@@ -144,18 +180,40 @@ class WindowBlock(NamedTuple):
     mask: Tensor
 
 
-def window_blocks(position: Tensor, steps: int, past: int, context: int) -> list[WindowBlock]:
-    """Cut `steps` queries into blocks. Key index j has the position `position − past + j`."""
-    blocks = []
-    for start in range(0, steps, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, steps)
-        first, end = max(start + past - context + 1, 0), stop + past
-        q = torch.arange(start, stop, device=position.device)[:, None] + past
-        k = torch.arange(first, end, device=position.device)
-        visible = (k <= q) & (k > q - context)
-        exists = k >= past - position[:, None]  # [B, keys]: not before the row's first step
-        blocks.append(WindowBlock(slice(start, stop), slice(first, end), (visible & exists[:, None])[:, None]))
-    return blocks
+class WindowBlocks(NamedTuple):
+    """What all layers share in one chunk with a state that is a value: all blocks, and context − 1."""
+
+    blocks: tuple[WindowBlock, ...]
+    tail: int
+
+    @classmethod
+    def of(cls, position: Tensor, steps: int, past: int, context: int) -> WindowBlocks:
+        """Cut `steps` queries into blocks. Key index j has the position `position − past + j`."""
+        blocks = []
+        for start in range(0, steps, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, steps)
+            first, end = max(start + past - context + 1, 0), stop + past
+            q = torch.arange(start, stop, device=position.device)[:, None] + past
+            k = torch.arange(first, end, device=position.device)
+            visible = (k <= q) & (k > q - context)
+            exists = k >= past - position[:, None]  # [B, keys]: not before the row's first step
+            blocks.append(WindowBlock(slice(start, stop), slice(first, end), (visible & exists[:, None])[:, None]))
+        return cls(tuple(blocks), context - 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, past: KeyValueTail | None) -> tuple[Tensor, KeyValueTail]:
+        """Attend with the chunk's queries to the past and the chunk: all `[B, H, T, d]`."""
+        if past is not None:
+            k, v = torch.cat([past.keys.to(k.dtype), k], dim=2), torch.cat([past.values.to(v.dtype), v], dim=2)
+        y = [attention(q[:, :, b.queries], k[:, :, b.keys], v[:, :, b.keys], b.mask) for b in self.blocks]
+        return torch.cat(y, dim=2), self._tail(k, v)
+
+    def _tail(self, k: Tensor, v: Tensor) -> KeyValueTail:
+        excess = k.shape[2] - self.tail
+        if 0 <= excess <= self.tail:  # the usual case of a stream; a copy would save little memory
+            return KeyValueTail(k[:, :, excess:], v[:, :, excess:])
+        start, missing = max(excess, 0), max(-excess, 0)  # before the window is full; masks exclude the padding
+        pad = (0, 0, missing, 0)
+        return KeyValueTail(F.pad(k[:, :, start:], pad), F.pad(v[:, :, start:], pad))
 
 
 def rotary(position: Tensor, steps: int, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

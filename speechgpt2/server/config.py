@@ -156,6 +156,7 @@ class ServerConfig:
         codec: Another codec than the model's.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" …
         dtype: Precision of the weights; None for the device's default.
+        codec_dtype: Precision of the codec's decoder; None for the default of `loading.Sources`.
         quantize: Store the language model's matrices in 8 or 4 bits.
         greetings: A file of greetings, which are the model's voices, in place of that in the model's folder.
         greeting_index: Which greeting opens a session, counted from 0, in place of the default.
@@ -187,6 +188,7 @@ class ServerConfig:
     codec: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    codec_dtype: Literal["float32", "bfloat16"] | None = None
     quantize: Literal["int8", "int4"] | None = None
     greetings: str | None = None
     greeting_index: int | None = None

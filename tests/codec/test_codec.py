@@ -1,5 +1,6 @@
 """The codec: parity with the golden data, streaming, batches and errors."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,9 @@ def test_parity_of_the_stages(released, golden, i):
         assert np.abs(ours[0].numpy() - wanted).max() < 2e-3 if name == "mel" else 1e-4, name
 
 
-def streamed_codes(codec, pcm, frames):
+def streamed_codes(codec, pcm, frames, in_place=False):
     """Encode one row in chunks of the given numbers of frames, repeatedly."""
-    state, at, turn, pieces = codec.init_encoder_state(1), 0, 0, []
+    state, at, turn, pieces = codec.init_encoder_state(1, in_place), 0, 0, []
     while at < pcm.shape[1]:
         size = frames[turn % len(frames)] * 960
         final = at + size >= pcm.shape[1]
@@ -115,11 +116,12 @@ def streamed_codes(codec, pcm, frames):
 
 @pytest.mark.parametrize("frames", [[1], [3], [7, 1, 20, 2, 40]], ids=str)
 @pytest.mark.parametrize("i", range(3))
-def test_streaming_equals_offline_past_every_window(released, golden, i, frames):
+@pytest.mark.parametrize("in_place", [False, True], ids=["", "in place"])
+def test_streaming_equals_offline_past_every_window(released, golden, i, frames, in_place):
     pcm = torch.from_numpy(golden[f"pcm_{i}"])[None]
-    codes = streamed_codes(released, pcm, frames)
+    codes = streamed_codes(released, pcm, frames, in_place)
     assert np.array_equal(codes[0].T.numpy(), golden[f"codes_{i}"])
-    state, at, turn, pieces = released.init_decoder_state(1), 0, 0, []
+    state, at, turn, pieces = released.init_decoder_state(1, in_place), 0, 0, []
     while at < codes.shape[1]:
         size = frames[turn % len(frames)]
         wave, state = released.decode(codes[:, at : at + size], state)
@@ -128,11 +130,12 @@ def test_streaming_equals_offline_past_every_window(released, golden, i, frames)
     assert np.abs(torch.cat(pieces, 1)[0].numpy() - golden[f"wave_{i}"]).max() < 1e-5
 
 
-def test_rows_may_start_at_different_times(released, golden):
+@pytest.mark.parametrize("in_place", [False, True], ids=["", "in place"])
+def test_rows_may_start_at_different_times(released, golden, in_place):
     """Three streams in one batch, joining one second apart; each idle row is carried along untouched."""
     pcm = [torch.from_numpy(golden[f"pcm_{i}"])[: 24_000 if i == 2 else 48_000] for i in range(3)]
     alone = [released.encode(p[None])[0] for p in pcm]
-    state, codes = released.init_encoder_state(3), [[], [], []]
+    state, codes = released.init_encoder_state(3, in_place), [[], [], []]
     start = [0, 25, 38]  # frames
     for tick in range(100):
         at = [tick - s for s in start]
@@ -185,6 +188,17 @@ def test_encoder_contract(chunks):
     verify_contract(
         codec.encoder, codec.init_encoder_state, torch.randn(2, 960 * 16) * 0.1, 1, chunks, grid=960, tolerance=2e-5
     )
+
+
+@pytest.mark.parametrize("chunks", [[1], [2, 1], [3], [6]], ids=str)
+def test_contract_in_place(chunks):
+    """Two patches, so that half of the input may be taken back; windows are shorter."""
+    codec = small(HEADS[0])
+    encoder_state = partial(codec.init_encoder_state, in_place=True)
+    decoder_state = partial(codec.init_decoder_state, in_place=True)
+    pcm, latent = torch.randn(2, 960 * 6) * 0.1, codec.quantizer.decode(torch.randint(64, (2, 6, 3)))
+    verify_contract(codec.encoder, encoder_state, pcm, 1, chunks, grid=960, tolerance=2e-5)
+    verify_contract(codec.decoder, decoder_state, latent, 1, chunks, tolerance=2e-5)
 
 
 def test_long_recordings_are_chunked_exactly(released, monkeypatch):

@@ -11,6 +11,7 @@ from speechgpt2.engine.prefill import PrefillChunk
 from speechgpt2.engine.step_inputs import SampleParams, StepInputs, write_table
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.nn import cuda_graph
+from speechgpt2.streaming import Cache
 from speechgpt2.types import Patches, Turn
 from tests.engine.results import audio_of, context_of, reason
 from tests.engine.test_engine import SHORT
@@ -134,6 +135,21 @@ def test_prompts_are_prefilled_together(as_on_a_device, monkeypatch):
             assert torch.allclose(a.keys[:, :, :position], b.keys[:, :, :position], atol=1e-5)
             assert torch.allclose(a.values[:, :, :position], b.values[:, :, :position], atol=1e-5)
         assert torch.equal(mine.speech_depths[:, : position + 1], wanted.speech_depths[:, : position + 1])
+
+
+@pytest.mark.parametrize("all_rows", [False, True], ids=["selected rows", "all rows"])
+def test_update_copies_cells_only_where_rows_are_selected(all_rows):
+    """Where all rows are computed, the step has written its cells into the state itself."""
+    rows = (AllRows if all_rows else batch_rows.BatchRows)(8, torch.device("cpu"))
+    state = torch.zeros(8, dtype=torch.int64), Cache(torch.zeros(8, 1, 4, 2), torch.zeros(8, 1, 4, 2))
+    (batch,) = rows.batches([5, 1])
+    position, cache = before = rows.select(state, batch)
+    cache.keys[:, :, 0] = 7.0
+    version = state[1].keys._version
+    active = (batch == 5) | (batch == 1)
+    rows.update(state, batch, active, (position + 1, cache), before)
+    assert state[0].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert (state[1].keys[[1, 5], :, 0] == 7.0).all() and (state[1].keys._version == version) == all_rows
 
 
 def test_host_synchronisation_cannot_be_captured():

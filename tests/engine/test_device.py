@@ -12,8 +12,8 @@ from speechgpt2.duplex.protocol import SessionSettings
 from speechgpt2.engine import batch_rows
 from speechgpt2.engine.codec_worker import BatchedCodec
 from speechgpt2.engine.config import EngineConfig
-from speechgpt2.engine.cuda_graph import GraphedFunction
 from speechgpt2.engine.engine import Engine
+from speechgpt2.nn.cuda_graph import GraphedFunction
 from speechgpt2.types import ReplyDone, Turn
 from tests import needs
 from tests.engine.results import audio_of, context_of, events, reason
@@ -225,17 +225,17 @@ def test_replay_computes_with_new_values():
         kept.add_(x * factor)
         return kept * 2
 
-    graphed = GraphedFunction(add, torch.zeros(3, device="cuda"), 2)
+    graphed = GraphedFunction(add, [(torch.zeros(3, device="cuda"), factor) for factor in (2, 4)])
     assert not kept.any()  # an idle call changes nothing
     first = graphed(torch.ones(3, device="cuda"), 2)
     second = graphed(torch.ones(3), 2)  # from the host
     torch.cuda.synchronize()
     assert first.tolist() == [4.0] * 3 and second.tolist() == [8.0] * 3 and kept.tolist() == [4.0] * 3
-    with pytest.raises(ValueError, match="captured with 2"):
+    with pytest.raises(ValueError, match="no graph"):
         graphed(torch.ones(3, device="cuda"), 3)
 
 
 @needs.device("cuda")
 def test_capture_refuses_to_wait_for_the_host():
     with pytest.raises(RuntimeError):
-        GraphedFunction(lambda x: x * 2 if bool(x.any()) else x, torch.zeros(3, device="cuda"))
+        GraphedFunction(lambda x: x * 2 if bool(x.any()) else x, [(torch.zeros(3, device="cuda"),)])

@@ -22,7 +22,8 @@ from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.types import Patches
 from tests.command_line import fails, sg2
-from tests.engine.test_cuda_graph import Traced, as_on_a_device
+from tests.engine.test_cuda_graph import as_on_a_device
+from tests.traced import Traced
 
 __all__ = ["as_on_a_device"]  # a fixture
 

@@ -129,6 +129,17 @@ def test_large_packed_matrix_is_not_kept_twice(dtype, bias):
             torch.testing.assert_close(layer(x), y, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gelu_of_a_product_equals_that_of_torch(dtype):
+    layer, x = Linear(512, 600).to(dtype), 3 * torch.randn(2, 5, 512).to(dtype)
+    with torch.no_grad():
+        wanted = F.gelu(layer(x))
+        pack(layer, rows=10, half=False)
+        exact = dtype == torch.float32  # in bfloat16 the product is not rounded before
+        torch.testing.assert_close(layer.gelu(x), wanted, rtol=1e-5 if exact else 0.03, atol=1e-5 if exact else 1e-3)
+        assert layer.gelu(x[:, :0]).shape == (2, 0, 600)
+
+
 @needs_kernels
 def test_gradients_use_the_unpacked_weights():
     layer = Linear(8, 4).half().float()

@@ -12,6 +12,8 @@ from speechgpt2.lm.config import BackboneConfig
 from speechgpt2.nn import native
 from speechgpt2.nn.linear import Linear, pack
 from speechgpt2.nn.quantized import Quantization, QuantizedKernel, quantize, quantize_module
+from speechgpt2.nn.transformer import Transformer, TransformerConfig
+from speechgpt2.streaming import Cache
 from tests import needs
 
 needs_compiler = needs.condition(native.native_kernels() is not None, "no C compiler, or a processor without AVX2")
@@ -176,6 +178,65 @@ def test_attention_of_a_step_equals_that_of_torch(library, monkeypatch, history,
     for one, other in zip(states[0].layers, states[1].layers, strict=True):
         torch.testing.assert_close(one.keys[:, :, :-1], other.keys[:, :, :-1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.values[:, :, :-1], other.values[:, :, :-1], rtol=1e-4, atol=1e-5)
+
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@needs_compiler
+@TYPES
+@pytest.mark.parametrize("past,steps", [(4, 1), (0, 3), (10, 12), (50, 400)])
+def test_inputs_of_a_convolution_equal_those_of_torch(library, dtype, past, steps):
+    tail, x = torch.randn(2, past, 96).to(dtype), torch.randn(2, steps, 96).to(dtype)
+    assert torch.equal(library.extend(x, tail, 0.1), torch.cat([tail, F.leaky_relu(x, 0.1)], dim=1))
+    assert torch.equal(library.extend(x, tail, 1.0), torch.cat([tail, x], dim=1))
+
+
+@needs_compiler
+@TYPES
+@pytest.mark.parametrize("past,steps", [(6, 1), (6, 12), (2, 300)])
+def test_depthwise_convolution_and_norm_equal_those_of_torch(library, dtype, past, steps):
+    tail, x = torch.randn(2, past, 96).to(dtype), torch.randn(2, steps, 96).to(dtype) + 3
+    taps, rest = torch.randn(past + 1, 96), torch.randn(3, 96)
+    bias, gain, shift = rest
+    y = library.depthwise_norm(x, tail, taps, rest, 1e-6)
+    inputs = torch.cat([tail, x], dim=1).float().mT
+    wanted = F.layer_norm(F.conv1d(inputs, taps.t()[:, None], bias, groups=96).mT, (96,), gain, shift, 1e-6)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), wanted, rtol=2**-8 if dtype == torch.bfloat16 else 1e-4, atol=2e-5)
+
+
+@needs_compiler
+@TYPES
+@pytest.mark.parametrize("steps,context,width", [(1, 30, 32), (3, 125, 128), (12, 50, 64), (9, 3, 8)])
+def test_attention_to_a_ring_equals_that_of_torch(library, monkeypatch, dtype, steps, context, width):
+    """Over several rounds, in two rows at different positions."""
+    torch.manual_seed(0)
+    module = Transformer(TransformerConfig(2 * width, 2, 2, 16, context)).to(dtype)
+    chunks, outputs = torch.randn(12, 2, steps, 2 * width).to(dtype), []
+    with torch.no_grad():
+        for kernels in (library, None):
+            monkeypatch.setattr("speechgpt2.nn.transformer.kernels_for", lambda *_, kernels=kernels, half: kernels)
+            state = module.init_ring(2, steps)
+            state.position[0] = 2 * context  # the cells before are zero
+            for chunk in chunks:
+                y, state = module(chunk, state)
+            outputs.append(y)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5 if dtype == torch.float32 else 0.03)
+
+
+@needs_compiler
+@TYPES
+def test_attention_to_a_ring_does_not_depend_on_other_rows(library, dtype):
+    heads, position = torch.randn(3, 5, 3, 2, 16).to(dtype), torch.tensor([0, 7, 1000])
+    cos, sin = torch.rand(3, 5, 8), torch.rand(3, 5, 8)
+    cache = Cache(*torch.randn(2, 3, 2, 32, 16).to(dtype))
+    alone = [Cache(*(cells[row : row + 1].clone() for cells in cache)) for row in range(3)]
+    y = library.attend_ring(heads, cos, sin, cache, position, 20)
+    for row, ring in enumerate(alone):
+        one = slice(row, row + 1)
+        assert torch.equal(library.attend_ring(heads[one], cos[one], sin[one], ring, position[one], 20), y[one])
+        assert torch.equal(ring.keys, cache.keys[one]) and torch.equal(ring.values, cache.values[one])
 
 
 @needs_compiler
