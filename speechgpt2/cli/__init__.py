@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "codec": bench.codec,
             "lm": bench.lm,
+            "train": bench.train,
             "device": bench.device,
             "realtime": bench.realtime,
             "soak": bench.soak,

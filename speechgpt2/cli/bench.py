@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from speechgpt2.cli.common import CodecName, Device, ModelName, check_report_file, spinner, torch_device
+from speechgpt2.cli.options import with_shared_options
+from speechgpt2.cli.train import Config as TrainingConfig
+from speechgpt2.cli.train import LMOptions, prepare
 
 DTypes = Annotated[list[str], typer.Option("--dtype", help="Precision (repeatable).")]
 LMDTypes = Annotated[
@@ -55,6 +59,27 @@ def lm(
     device = str(torch_device(device))
     with spinner("timing the language model"):
         lm.main(model, tuple(dtype), threads, turns=turns, questions=questions, out=out, device=device)
+
+
+@with_shared_options
+def train(
+    config: TrainingConfig,
+    options: LMOptions,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps to time.")] = 5,
+    threads: Threads = 2,
+    out: ReportFile = None,
+) -> None:
+    """Time training steps of a stage of the language model, and compare them with large matrix products.
+
+    The options are those of `sg2 train lm`. Without --codes the data are encoded into a temporary folder.
+    """
+    from speechgpt2.bench import train
+
+    check_report_file(out)
+    with tempfile.TemporaryDirectory() as folder:
+        settings, model, source, _ = prepare(config, Path(folder), options)
+        with spinner("timing training steps"):
+            train.main(config.stem, settings, model, source, steps, threads, out, str(torch_device(options.device)))
 
 
 def device(

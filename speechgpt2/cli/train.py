@@ -130,7 +130,7 @@ def show(
     """
     from speechgpt2.corpus.show_examples import show_examples
 
-    _, _, source, speech_codec = _prepare(config, out, options)
+    _, _, source, speech_codec = prepare(config, out, options)
     show_examples(source, speech_codec, count, out / "show")
 
 
@@ -224,7 +224,7 @@ def _lm(config: Path, out: Path, options: LMOptions, resume: bool) -> None:
     from speechgpt2.corpus.phones import save_labels, saved_labels
     from speechgpt2.lm.train import train
 
-    settings, model, source, _ = _prepare(config, out, options, saved_labels(out))
+    settings, model, source, _ = prepare(config, out, options, saved_labels(out))
     save_labels(out, source.phones)
     held_out = source.held_out(settings.validation.examples) if settings.validation.every else []
     _say_if_unvalidated(settings.validation, held_out)
@@ -238,7 +238,7 @@ def _say_if_unvalidated(validation: Any, held_out: Sequence[Any]) -> None:
         print("no data are held out, so the run is not validated (docs/training.md, Data)", file=sys.stderr)
 
 
-def _prepare(
+def prepare(
     config: Path, out: Path, options: LMOptions, phones: Sequence[str] | None = None
 ) -> tuple[Any, Any, Any, Any]:
     """Return the configuration, the model, the source of examples and the codec of a training run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import torch
 from speechgpt2.bench import codec as codec_bench
 from speechgpt2.bench import lm as lm_bench
 from speechgpt2.bench import machine, questions
+from speechgpt2.bench import train as train_bench
 from speechgpt2.codec.config import mini
 from speechgpt2.codec.model import Codec
 from speechgpt2.errors import UserError
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig
 from speechgpt2.types import AudioDelta, ReplyDone
+from tests.training.test_stages import STAGE, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,17 @@ def test_lm(monkeypatch):
     assert spoken.megabytes > written.megabytes > 0
     assert math.isnan(written.rtf) and spoken.rtf == pytest.approx(spoken.median_ms / 120)
     assert spoken.share == pytest.approx(spoken.gigabytes_per_second / 5)
+
+
+def test_training(measured, monkeypatch):
+    monkeypatch.setattr(train_bench, "measure", lambda threads, tries, device: measured)
+    trainer = trainer_of(replace(STAGE, accumulate=2, freeze=("backbone.*",)))
+    row = train_bench.bench("tiny", trainer, 3, measured)
+    assert row.positions == 2 * 2 * 96 and row.speed == pytest.approx(row.positions / row.seconds)
+    # Two operations a weight forward and two for the gradient of the input; the embedding is no product.
+    at_most = 6 * (row.trained + row.frozen) * row.positions / 1e6
+    assert 0.2 * at_most < row.tflop < 2 * at_most and row.frozen > 0
+    assert row.share == pytest.approx(row.gflops / row.products) and 0 < row.share < 2
 
 
 def test_unknown_names_are_errors():
