@@ -249,7 +249,9 @@ static inline float dot(const float *a, const float *b, long count) {
 
 /* Rotate the pairs (i, i + width / 2) of x [width] into y; `sin` has the sign of the pair's half. */
 static void rotate(const float *x, const float *cos, const float *sin, float *y, long width) {
-    for (long i = 0; i < width; i++) y[i] = x[i] * cos[i] + x[(i + width / 2) % width] * sin[i];
+    long half = width / 2;
+    for (long i = 0; i < half; i++) y[i] = x[i] * cos[i] + x[i + half] * sin[i];
+    for (long i = half; i < width; i++) y[i] = x[i] * cos[i] + x[i - half] * sin[i];
 }
 
 /* Attend with one query [width] over `count` keys and values [count, width] into y [width]. */
