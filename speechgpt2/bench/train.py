@@ -73,7 +73,7 @@ def bench(name: str, trainer: LMTrainer, steps: int, machine: Machine) -> TrainS
     best = speeds["bfloat16" if speeds["bfloat16"] > BF16_GAIN * speeds["float32"] else "float32"]
     median, positions = float(np.median(seconds)), config.rows * config.row_patches * config.accumulate
     trained = sum(parameter.numel() for parameter in trainer.trained.values())
-    frozen = sum(parameter.numel() for parameter in trainer.model.parameters()) - trained
+    frozen = sum(parameter.numel() for parameter in trainer.losses.parameters() if not parameter.requires_grad)
     rate = flops / median
     counts = trained / 1e6, frozen / 1e6, positions
     return TrainSpeed(name, *counts, median, positions / median, flops / 1e12, rate / 1e9, best / 1e9, rate / best)
