@@ -71,6 +71,7 @@ def test_part_that_fails_half_way_is_not_kept(tmp_path):
     assert not writer.has_part(0)
 
 
+@needs.extra("synthesis", "pyworld")
 @needs.voice(*ASSISTANT_VOICES.values())
 def test_resumed_build_gives_the_same_bytes(tmp_path, monkeypatch):
     def build(name: str) -> Corpus:

@@ -14,6 +14,7 @@ from speechgpt2.bench import data
 from speechgpt2.tts.voices import Voice
 
 
+@needs.extra("synthesis", "pyworld")
 @needs.voice(Voice("espeak", "m3", "en", "en-us"))
 def test_every_kind_of_work_is_measured(tmp_path):
     tables = data.main(cores=1, sentences=4, conversations=1, recordings=4, records=20, out=tmp_path / "speed.json")

@@ -97,6 +97,7 @@ def recipe(**changes) -> Recipe:
     )
 
 
+@needs.extra("synthesis", "pyworld")
 @needs.voice(SPEAKER)
 def test_wrong_reading_is_repeated_and_rejected(monkeypatch):
     """A stuttering engine: each line's first reading is of another text."""
