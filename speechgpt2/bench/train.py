@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speechgpt2.bench.machine import BF16_GAIN, Machine, count_flops, measure, open_console, synchronize
+from speechgpt2.bench.machine import Machine, count_flops, measure, open_console, synchronize
 from speechgpt2.eval import report
 from speechgpt2.eval.report import column
 from speechgpt2.lm.model import SpeechLM
@@ -69,8 +69,8 @@ def bench(name: str, trainer: LMTrainer, steps: int, machine: Machine) -> TrainS
         synchronize(device)
         seconds.append(time.perf_counter() - began)
         products.append(measure(machine.threads, tries=2, device=device).flops)
-    speeds = {kind: float(np.median([found[kind] for found in products])) for kind in products[0]}
-    best = speeds["bfloat16" if speeds["bfloat16"] > BF16_GAIN * speeds["float32"] else "float32"]
+    typical = replace(machine, flops={kind: float(np.median([f[kind] for f in products])) for kind in products[0]})
+    best = typical.flops["bfloat16" if typical.has_bf16 else "float32"]
     median, positions = float(np.median(seconds)), config.rows * config.row_patches * config.accumulate
     trained = sum(parameter.numel() for parameter in trainer.trained.values())
     frozen = sum(parameter.numel() for parameter in trainer.losses.parameters() if not parameter.requires_grad)

@@ -12,7 +12,7 @@ from speechgpt2.engine.batch_rows import BatchRows
 from speechgpt2.lm.backbone import StackState
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.state import LMState
-from speechgpt2.nn.cuda_graph import CELL_BLOCK, graph_lengths
+from speechgpt2.nn.cuda_graph import CELL_BLOCK, graph_length, graph_lengths
 from speechgpt2.streaming import Cache, tree_map
 
 
@@ -68,7 +68,7 @@ class RowStates:
         """Return how many cells of the slots' caches attention reads, with up to `new_patches` more in each row."""
         needed = int(self.positions[slots].max()) + new_patches
         if self.rows.static_shapes:
-            return next((length for length in self.kv_lengths if length >= needed), self.kv_lengths[-1])
+            return graph_length(self.kv_lengths, needed)
         return min(-(-needed // CELL_BLOCK) * CELL_BLOCK, self.capacity + 1)
 
     @torch.inference_mode()

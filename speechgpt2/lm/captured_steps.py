@@ -9,7 +9,7 @@ from speechgpt2.lm.generation import Steps
 from speechgpt2.lm.model import SampledPatches, SpeechLM, VerifiedTokens
 from speechgpt2.lm.sampling import SamplingParams
 from speechgpt2.lm.state import LMState, at_position
-from speechgpt2.nn.cuda_graph import GraphedFunction, graph_lengths
+from speechgpt2.nn.cuda_graph import GraphedFunction, graph_length, graph_lengths
 from speechgpt2.types import Patches
 
 CAPACITY = 4096  # patches; 8 minutes of dialogue
@@ -69,8 +69,7 @@ class CapturedSteps(Steps):
         return state.stack.layers is self.state.stack.layers and self.count > STEPS_BEFORE_CAPTURE
 
     def _kv_length(self, state: LMState, new_patches: int) -> int:
-        needed = int(state.position) + new_patches
-        return next((length for length in self.lengths if length >= needed), self.lengths[-1])
+        return graph_length(self.lengths, int(state.position) + new_patches)
 
     # captured: a call writes only cells after the position, which nobody reads
 

@@ -129,3 +129,8 @@ def graph_lengths(cells: int) -> list[int]:
     while lengths[0] >= 2 * SHORTEST_GRAPH:
         lengths.insert(0, -(-lengths[0] // (2 * CELL_BLOCK)) * CELL_BLOCK)
     return lengths
+
+
+def graph_length(lengths: Sequence[int], needed: int) -> int:
+    """Return the shortest of the `lengths` of graphs with so many cells; the longest if none has."""
+    return next((length for length in lengths if length >= needed), lengths[-1])
