@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.lm.config import BackboneConfig, PatchDecoderConfig
+from speechgpt2.lm.native_stack import NativeStack
 from speechgpt2.lm.rotary import rotary, rotate
 from speechgpt2.nn.attention import attention
 from speechgpt2.nn.linear import Linear
-from speechgpt2.nn.native import NativeKernels, kernels_for
-from speechgpt2.nn.norm import RMSNorm
 from speechgpt2.nn.sync import can_sync
 from speechgpt2.streaming import Cache
 
@@ -60,7 +59,7 @@ class AttentionPlan(NamedTuple):
     """What all layers share in one call: the rotation and which keys each query sees.
 
     `cells [B, 1, P, 1]` are the cache cells to write, None without a state. If `rows` is given, it lists the row
-    number and the position of every active row, and each row attends by itself, by `native` kernels if there are any.
+    number and the position of every active row, and each row attends by itself.
     """
 
     cos: Tensor
@@ -68,7 +67,6 @@ class AttentionPlan(NamedTuple):
     blocks: list[QueryBlock]
     cells: Tensor | None
     rows: list[tuple[int, int]] | None = None
-    native: NativeKernels | None = None
 
 
 class DecoderStack(nn.Module):
@@ -78,7 +76,12 @@ class DecoderStack(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.native: NativeStack | None = None
+
+    def use_native(self) -> None:
+        """Process few positions in C, if all layers are packed for it (`nn.linear.pack`)."""
+        self.native = NativeStack.of(self)
 
     def init_state(self, batch: int, capacity: int) -> StackState:
         """Return an empty cache of `batch` rows with room for `capacity` positions each."""
@@ -119,6 +122,9 @@ class DecoderStack(nn.Module):
             plan = plan_training(x, segments, self.config)
         else:
             check_capacity(state, x.shape[1] if lengths is None else lengths)
+            if self.native is not None and self.native.takes(x, state.layers):
+                y = self.native(x, state.position, lengths, state.layers)
+                return y, advanced(state, x, lengths)
             by_row = x.shape[1] == 1 and can_sync(x) and (len(x) == 1 or state.capacity > FEW_KEYS)
             plan = (
                 plan_by_row(x, state, lengths, self.config) if by_row else plan_chunk(x, state, kv_length, self.config)
@@ -128,7 +134,7 @@ class DecoderStack(nn.Module):
         x = self.norm(x)
         if state is None:
             return x, None
-        return x, StackState(state.position + (x.shape[1] if lengths is None else lengths), state.layers)
+        return x, advanced(state, x, lengths)
 
 
 class DecoderLayer(nn.Module):
@@ -136,9 +142,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: BackboneConfig | PatchDecoderConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.attention = GroupedQueryAttention(config)
-        self.ffn_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
@@ -154,19 +160,10 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
         self.down = Linear(config.ffn, config.width, bias=False)
-        self.is_packed = False
-
-    def pack(self, rows: int, half: bool) -> None:
-        """Prepare for inference (`nn.linear.pack`)."""
-        self.is_packed = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., D]` to `[..., D]`."""
-        both = self.gate_up(x)
-        kernels = kernels_for(both, self.down.in_features) if self.is_packed else None
-        if kernels is not None:
-            return self.down(kernels.gated_silu(both))
-        gate, up = both.chunk(2, dim=-1)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -181,8 +178,8 @@ class GroupedQueryAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         all_heads = config.heads + 2 * config.kv_heads
         self.qkv = Linear(config.width, all_heads * config.head_dim, bias=config.attention_bias)
-        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.out = Linear(config.heads * config.head_dim, config.width, bias=False)
 
     def forward(self, x: Tensor, cache: Cache | None, plan: AttentionPlan) -> Tensor:
@@ -192,15 +189,12 @@ class GroupedQueryAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
             heads = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
-        if cache is not None and plan.rows is not None and plan.native is not None:
-            y = plan.native.attend(heads, plan.cos, plan.sin, cache, plan.rows)
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(qk, plan.cos, plan.sin).split((self.heads, self.kv_heads), dim=1)
+        if cache is not None and plan.rows is not None:
+            y = attend_by_row(q, k, v, cache, plan.rows)
         else:
-            qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-            q, k = rotate(qk, plan.cos, plan.sin).split((self.heads, self.kv_heads), dim=1)
-            if cache is not None and plan.rows is not None:
-                y = attend_by_row(q, k, v, cache, plan.rows)
-            else:
-                y = attend_in_blocks(q, k, v, cache, plan)
+            y = attend_in_blocks(q, k, v, cache, plan)
         return self.out(y.transpose(1, 2).reshape(batch, steps, self.heads * self.head_dim))
 
 
@@ -247,6 +241,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return attention(folded, k.to(q.dtype), v.to(q.dtype), mask).reshape(q.shape)
 
 
+def advanced(state: StackState, x: Tensor, lengths: Tensor | None) -> StackState:
+    """Return the state after the chunk `x [B, P, D]`."""
+    return StackState(state.position + (x.shape[1] if lengths is None else lengths), state.layers)
+
+
 def check_capacity(state: StackState, lengths: Tensor | int) -> None:
     """Raise ValueError if a row would exceed the capacity. Off the CPU the spare cell takes the overflow instead."""
     if can_sync(state.position) and int((state.position + lengths).max()) > state.capacity:
@@ -283,8 +282,7 @@ def plan_by_row(
     positions = state.position.tolist()
     active = [1] * len(positions) if lengths is None else lengths.tolist()
     rows = [(row, position) for row, position in enumerate(positions) if active[row]]
-    native = kernels_for(x, config.head_dim) if state.layers[0].keys.dtype == torch.float32 else None
-    return AttentionPlan(*rotary(state.position[:, None], config), [], None, rows, native)
+    return AttentionPlan(*rotary(state.position[:, None], config), [], None, rows)
 
 
 def plan_training(x: Tensor, segments: Tensor | None, config: BackboneConfig | PatchDecoderConfig) -> AttentionPlan:

@@ -118,6 +118,8 @@ class SpeechLM(nn.Module):
             for norm in self.modules():
                 if isinstance(norm, nn.RMSNorm):
                     norm.float()
+            self.backbone.use_native()
+            self.patch_decoder.stack.use_native()
 
     def init_state(self, batch: int, capacity: int) -> LMState:
         """Return an empty state of `batch` rows with room for `capacity` patches each."""

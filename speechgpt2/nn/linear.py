@@ -5,10 +5,11 @@ times as fast as x·Wᵀ, or half as fast. `FLIPPED` and `FLIPPED_HALF` are the 
 measured on AMD processors with AVX2 and with AVX-512 and on Intel processors with AMX. A single row in half precision
 is fastest as a matrix times a vector.
 
-A model for inference can be `pack`ed; it then computes no gradients. If float16 holds a weight exactly, up to a power
-of two, FBGEMM reads it as float16 and computes in float32, for a few rows as fast as memory can be read. Every model
-that is stored in half precision has such weights. Other large weights, and those of bfloat16 models with more rows, are
-stored in the layout of oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
+A model for inference can be `pack`ed; it then computes no gradients. A weight in half precision, or one that float16
+holds exactly up to a power of two, is read in half precision and multiplied in float32, for a few rows as fast as
+memory can be read: by a kernel in C (`nn.native`), or by FBGEMM, which holds float16 only. Every model that is stored
+in half precision has such weights. Other large weights, and those of bfloat16 models with more rows, are stored in the
+layout of oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechgpt2.nn.native import NativeMatrix, native_kernels
 from speechgpt2.nn.quantized import QuantizableWeight, QuantizedKernel
 from speechgpt2.nn.uninitialized import return_memory
 
@@ -35,7 +37,8 @@ FLIPPED_HALF = range(1, MANY_ROWS + 1) if AMX else range(0)
 LARGE = 1 << 18  # weights; a matrix of this size is worth packing
 HUGE = 1 << 28  # larger ones stay as they are, since the matrix and its packed form are in memory together
 PACKED_AT_ONCE = 1 << 24  # most weights that are packed as float16 together: each takes 10 bytes meanwhile
-FBGEMM_ROWS = 3  # rows up to which FBGEMM is faster than oneDNN in bfloat16
+HALF_ROWS = 3  # usual rows up to which products in float32 are faster than oneDNN's in bfloat16
+PRODUCT_ROWS = 16  # rows of one product up to which the kernel in C is faster than oneDNN, which changes the layout
 HALF_EXPONENT = 15  # float16 holds values below two to this power
 
 
@@ -57,7 +60,33 @@ class Kernel(Protocol):
 
 
 class HalfKernel(NamedTuple):
-    """FBGEMM's kernel: float16 weights, float32 arithmetic.
+    """The kernel in C: weights `[D, C]` in half precision times a power of two, arithmetic in float32."""
+
+    weight: Tensor
+    bias: Tensor | None
+    native: NativeMatrix
+
+    @property
+    def reads_float32(self) -> bool:
+        """See `Kernel`."""
+        return True
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether it can multiply `x`."""
+        return not torch.is_grad_enabled()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
+        flat = x.reshape(-1, x.shape[-1])
+        if flat.shape[0] > PRODUCT_ROWS and self.weight.dtype == torch.bfloat16 and not HALF_IS_SLOW:
+            y = F.linear(flat.bfloat16(), self.weight, self.bias)
+        else:
+            y = self.native.multiply(flat)
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+
+
+class FbgemmKernel(NamedTuple):
+    """FBGEMM's kernel: float16 weights, arithmetic in float32.
 
     A large matrix is packed in parts of some rows. The weights are the packed values times `unit [1]` (float32), or the
     packed values themselves without a unit.
@@ -135,6 +164,11 @@ class Linear(QuantizableWeight, nn.Linear):
         return F.gelu(self(x))
 
 
+def native_matrix(layer: Linear) -> NativeMatrix | None:
+    """Return the matrix of a packed layer as the kernels in C read it; None if PyTorch multiplies by it."""
+    return layer.packed.native if isinstance(layer.packed, (HalfKernel, QuantizedKernel)) else None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Kernel | None = None) -> Tensor:
     """Compute `F.linear` in the fastest order of multiplication.
 
@@ -203,34 +237,51 @@ def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool
     if weight.device.type != "cpu":
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if weight.numel() > HUGE:
-        return None
-    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= FBGEMM_ROWS):
+    if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= HALF_ROWS):
         kernel = _half_kernel(weight, bias)
         if kernel is not None:
             return kernel
     fits = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not HALF_IS_SLOW)
-    if weight.numel() >= LARGE and fits and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    fits = fits and LARGE <= weight.numel() <= HUGE
+    if fits and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return BlockedKernel(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), FEW_ROWS), bias)
     return None
 
 
-def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | None:
-    """Return None if float16 does not hold the weights exactly, even as multiples of a power of two."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines or not weight.numel():
+def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | FbgemmKernel | None:
+    """Return None if half precision does not hold the weights exactly, or no kernel reads it."""
+    if not weight.numel():
         return None
+    is_in_memory = type(weight) is Tensor  # a tensor of another class may have none (FakeTensor)
+    native = native_kernels() if is_in_memory else None
+    if native is not None and weight.dtype != torch.float32:
+        weight = weight.contiguous()
+        return HalfKernel(weight, bias, NativeMatrix(native, weight, len(weight), bias=bias))
+    if native is None and ("fbgemm" not in torch.backends.quantized.supported_engines or weight.numel() > HUGE):
+        return None
+    exponent = _half_exponent(weight)
+    if exponent is None:
+        return None
+    if native is not None:
+        half = torch.mul(weight, 2.0**exponent, out=torch.empty_like(weight, dtype=torch.float16))
+        return HalfKernel(half, bias, NativeMatrix(native, half, len(half), bias=bias, unit=2.0**-exponent))
     rows = max(1, PACKED_AT_ONCE // weight.shape[1])
-    parts, exponent = weight.split(rows), 0
-    if not all(map(_is_half, parts)):
-        exponent = HALF_EXPONENT - math.frexp(max(map(abs, map(float, weight.aminmax()))))[1]
-        if not all(_is_half(part.float() * 2.0**exponent) for part in parts):
-            return None
+    parts = weight.split(rows)
     biases = [None] * len(parts) if bias is None else bias.float().split(rows)
     kernels = [
         torch.ops.quantized.linear_prepack_fp16(part.float() * 2.0**exponent, part_bias)
         for part, part_bias in zip(parts, biases, strict=True)
     ]
-    return HalfKernel(tuple(kernels), torch.tensor([2.0**-exponent]) if exponent else None)
+    return FbgemmKernel(tuple(kernels), torch.tensor([2.0**-exponent]) if exponent else None)
+
+
+def _half_exponent(weight: Tensor) -> int | None:
+    """Return the power of two with which float16 holds all weights exactly; None if there is none."""
+    parts = weight.split(max(1, PACKED_AT_ONCE // weight.shape[1]))
+    if all(map(_is_half, parts)):
+        return 0
+    exponent = HALF_EXPONENT - math.frexp(max(map(abs, map(float, weight.aminmax()))))[1]
+    return exponent if all(_is_half(part.float() * 2.0**exponent) for part in parts) else None
 
 
 def _is_half(weight: Tensor) -> bool:

@@ -1,9 +1,9 @@
-"""Kernels in C (native.c) for a step of few rows on a processor with AVX2: quantized products, attention, norms.
+"""Kernels in C (kernels/) for a step of few rows on a processor with AVX2: products, a decoder, a codec's streams.
 
-PyTorch's own products convert every weight before they multiply; these multiply integers, and so take hardly longer
-than reading the matrix. The other kernels replace up to twenty small operations by one call. The system's C compiler
-builds them once, in half a second, into the cache folder. Without a compiler, on other processors, or with
-`SG2_NATIVE=0`, PyTorch's operations are used.
+Products read weights as they are stored, in half precision or as integers, and take hardly longer than reading them.
+The other kernels replace small operations, up to a whole decoder, by one call: there a call costs more than what it
+computes. The system's C compiler builds them once, in a second, into the cache folder. Without a compiler, on other
+processors, or with `SG2_NATIVE=0`, PyTorch's operations are used.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from speechgpt2 import download, hub
 from speechgpt2.errors import UserError
 from speechgpt2.streaming import Cache
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 CPU_INFO = Path("/proc/cpuinfo")  # a library for one processor may not run on another
-NEEDED = {"avx2", "fma"}
+NEEDED = {"avx2", "f16c", "fma"}
 SECONDS = 60  # for the compiler
 VECTOR = 8  # numbers that are computed together
+TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # of a matrix; uint8 holds two int4
 
 log = logging.getLogger(__name__)
 
@@ -42,29 +43,14 @@ class NativeKernels:
     def __init__(self, path: Path):
         """Load a library. Raises OSError if that is impossible."""
         library = ctypes.CDLL(str(path))
-        self._int8 = _declare(library.multiply_int8, pointers=4, sizes=3)
-        self._int4 = _declare(library.multiply_int4, pointers=4, sizes=4)
+        self.multiply = _declare(library.multiply, pointers=3, sizes=1)
+        self.decode = _declare(library.decode, pointers=4)
+        self.scratch_size = library.scratch_size
+        self.scratch_size.argtypes, self.scratch_size.restype = [ctypes.c_void_p], ctypes.c_long
         self._dequantize_int4 = _declare(library.dequantize_int4, pointers=3, sizes=5)
-        self._attend_step = _declare(library.attend_step, pointers=6, sizes=5)
-        self._gated_silu = _declare(library.gated_silu, pointers=2, sizes=2)
-        self._rms_norm = _declare(library.rms_norm, pointers=3, sizes=2, numbers=1)
         self._extend = _declare(library.extend, pointers=3, sizes=5, numbers=1)
         self._depthwise_norm = _declare(library.depthwise_norm, pointers=5, sizes=5, numbers=1)
         self._attend_ring = _declare(library.attend_ring, pointers=7, sizes=7)
-
-    def int8(self, x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-        """Multiply `x [N, C]` by a matrix: `values [D, C]` int8 and `scales [D]` bfloat16 -> `[N, D]` float32."""
-        x = x.float().contiguous()
-        y = x.new_empty(len(x), len(values))
-        self._int8(*_pointers(x, values, scales, y), *x.shape, len(values), torch.get_num_threads())
-        return y
-
-    def int4(self, x: Tensor, values: Tensor, scales: Tensor, rows: int) -> Tensor:
-        """Multiply `x [N, C]` by a matrix `[rows, C]` in the layout of `nn.quantized` -> `[N, rows]` float32."""
-        x, group = x.float().contiguous(), x.shape[1] // len(scales)
-        y = x.new_empty(len(x), rows)
-        self._int4(*_pointers(x, values, scales, y), *x.shape, rows, group, torch.get_num_threads())
-        return y
 
     def dequantize_int4(self, values: Tensor, scales: Tensor, start: int, stop: int) -> Tensor:
         """Dequantize rows `start` to `stop`, multiples of 64, of a matrix -> `[C, stop − start]` bfloat16."""
@@ -73,42 +59,6 @@ class NativeKernels:
         y = scales.new_empty(columns, stop - start)
         sizes = (start, stop, padded, columns, columns // groups)
         self._dequantize_int4(*_pointers(values, scales, y), *sizes, torch.get_num_threads())
-        return y
-
-    def attend(self, heads: Tensor, cos: Tensor, sin: Tensor, cache: Cache, rows: Sequence[tuple[int, int]]) -> Tensor:
-        """Attend one step of each of `rows` (number, position), all in float32.
-
-        Args:
-            heads: Queries, keys and values before their rotation, `[B, H + 2 Hkv, 1, d]`; d is a multiple of 8.
-            cos: Cosines `[B, 1, 1, d]`.
-            sin: Sines with their signs, the same.
-            cache: Keys and values; those of the step are written.
-            rows: The active rows. Outputs of the others are zero.
-
-        Returns:
-            `[B, H, 1, d]`.
-        """
-        heads, (batch, count, _, width) = heads.contiguous(), heads.shape
-        kv_heads, stride = cache.keys.shape[1], cache.keys.stride(1)
-        shape = (batch, queries := count - 2 * kv_heads, 1, width)
-        y = heads.new_empty(shape) if len(rows) == batch else heads.new_zeros(shape)
-        for row, position in rows:
-            pointers = _pointers(*(tensor[row] for tensor in (heads, cos, sin, *cache, y)))
-            self._attend_step(*pointers, position, queries, kv_heads, width, stride, torch.get_num_threads())
-        return y
-
-    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        """Normalise `x [..., D]` and multiply it by `gain [D]`, all in float32; D is a multiple of 8."""
-        x, width = x.contiguous(), x.shape[-1]
-        y = torch.empty_like(x)
-        self._rms_norm(*_pointers(x, gain, y), x.numel() // width, width, eps, torch.get_num_threads())
-        return y
-
-    def gated_silu(self, x: Tensor) -> Tensor:
-        """Split `x [..., 2 D]` into gate and up, and compute silu(gate) · up, `[..., D]`; D is a multiple of 8."""
-        x, width = x.contiguous(), x.shape[-1] // 2
-        y = x.new_empty(*x.shape[:-1], width)
-        self._gated_silu(*_pointers(x, y), y.numel() // width, width, torch.get_num_threads())
         return y
 
     def extend(self, x: Tensor, tail: Tensor, slope: float) -> Tensor:
@@ -162,11 +112,68 @@ class NativeKernels:
         return y
 
 
+class StoredMatrix(ctypes.Structure):
+    """`Matrix` of kernels/products.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_long),
+        ("columns", ctypes.c_long),
+        ("group", ctypes.c_long),
+        ("type", ctypes.c_long),
+        ("unit", ctypes.c_float),
+    )
+
+
+class NativeMatrix:
+    """A matrix `[D, C]` and a bias, for products with few rows."""
+
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        values: Tensor,
+        rows: int,
+        scales: Tensor | None = None,
+        bias: Tensor | None = None,
+        unit: float = 1.0,
+    ):
+        """Prepare products.
+
+        Args:
+            kernels: The kernels.
+            values: `[D, C]` float16, bfloat16 or int8, or int4 in the layout of `nn.quantized`.
+            rows: D.
+            scales: Of int8 and int4 (bfloat16).
+            bias: `[D]`.
+            unit: By which half precision is multiplied, a power of two.
+        """
+        is_int4 = values.dtype == torch.uint8
+        columns = values.shape[1] * (2 if is_int4 else 1)
+        group = columns // len(scales) if scales is not None and is_int4 else columns
+        bias = None if bias is None else bias.float().contiguous()
+        self.rows, self.kernels = rows, kernels
+        self.tensors = (values, scales, bias)  # kept as long as they are read
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in self.tensors)
+        self.struct = StoredMatrix(*pointers, rows, columns, group, TYPES[values.dtype], unit)
+        self._address = ctypes.addressof(self.struct)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Multiply `x [N, C]` and add the bias: `[N, D]` float32."""
+        x = x.float().contiguous()
+        count = x.shape[0]
+        y = x.new_empty(count, self.rows)
+        self.kernels.multiply(self._address, x.data_ptr(), y.data_ptr(), count, torch.get_num_threads())
+        return y
+
+
 def _half(x: Tensor) -> int:
+    """Return 1 for bfloat16, else 0."""
     return int(x.dtype == torch.bfloat16)
 
 
-def _declare(function: Any, pointers: int, sizes: int, numbers: int = 0) -> Any:
+def _declare(function: Any, pointers: int, sizes: int = 0, numbers: int = 0) -> Any:
     """Declare the arguments of a function in C: pointers, sizes, numbers, and the count of threads."""
     types = [(ctypes.c_void_p, pointers), (ctypes.c_long, sizes), (ctypes.c_float, numbers), (ctypes.c_int, 1)]
     function.argtypes = [kind for kind, count in types for _ in range(count)]
@@ -189,13 +196,14 @@ def native_kernels() -> NativeKernels | None:
         log.info("no C compiler: PyTorch's kernels are used, which are slower")
         return None
     try:
-        key = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS, *sorted(features)]).encode())
+        source = b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir()))
+        key = hashlib.sha256(source + " ".join([compiler, *FLAGS, *sorted(features)]).encode())
         path = download.cache_folder() / "native" / f"{key.hexdigest()[:16]}.so"
         if not path.exists():
             build(path, compiler)
         return NativeKernels(path)
     except (OSError, UserError, subprocess.SubprocessError) as error:
-        log.warning(f"cannot use {SOURCE.name}: PyTorch's slower kernels are used ({_reason(error)})")
+        log.warning(f"cannot use {SOURCES.name}: PyTorch's slower kernels are used ({_reason(error)})")
         return None
 
 
@@ -219,7 +227,7 @@ def build(path: Path, compiler: str = "cc", flags: Sequence[str] = FLAGS) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def compile_to(scratch: Path) -> None:
-        command = [compiler, *flags, str(SOURCE), "-o", str(scratch), "-lm"]
+        command = [compiler, *flags, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(scratch), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
 
     hub.write_atomically(path, compile_to)

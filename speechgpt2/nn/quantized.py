@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechgpt2.errors import UserError
-from speechgpt2.nn.native import NativeKernels, native_kernels
+from speechgpt2.nn.native import NativeKernels, NativeMatrix, native_kernels
 from speechgpt2.nn.rounding import Inputs, round_matrix
 
 Kind = Literal["int8", "int4"]
@@ -180,21 +180,24 @@ class QuantizedKernel(NamedTuple):
         matrix: The matrix.
         bias: `[D]`.
         arranged: Whether the integers have the layout of the device's int4 kernel instead of that of files.
-        native: The products in C, for few rows.
+        native: The matrix for products in C, with few rows.
     """
 
     matrix: QuantizedMatrix
     bias: Tensor | None
     arranged: bool
-    native: NativeKernels | None
+    native: NativeMatrix | None
 
     @classmethod
     def from_matrix(cls, matrix: QuantizedMatrix, bias: Tensor | None = None) -> QuantizedKernel:
         """Bring the matrix into the layout of its device's kernel."""
-        native = _native_kernels(matrix)
-        values = matrix.values if native is not None else _arrange(matrix)
-        arranged = values is not matrix.values
-        return cls(matrix._replace(values=values), None if bias is None else bias.detach(), arranged, native)
+        bias = None if bias is None else bias.detach()
+        kernels = _native_kernels(matrix)
+        if kernels is not None:
+            native = NativeMatrix(kernels, matrix.values, matrix.rows, matrix.scales, bias)
+            return cls(matrix, bias, False, native)
+        values = _arrange(matrix)
+        return cls(matrix._replace(values=values), bias, values is not matrix.values, None)
 
     @property
     def reads_float32(self) -> bool:
@@ -210,20 +213,11 @@ class QuantizedKernel(NamedTuple):
         flat = x.reshape(-1, x.shape[-1])
         is_few = len(flat) < MANY_ROWS[self.matrix.kind]
         if is_few and self.native is not None and not flat.requires_grad:  # PyTorch's kernels refuse gradients
-            y = self._native(flat)
-        elif self.arranged or (is_few and _has_kernel(self.matrix)):
-            y = self._few(flat.to(self.matrix.scales.dtype))
-        else:
-            y = self._many(flat.to(self.matrix.scales.dtype))
+            return self.native.multiply(flat).to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
+        flat = flat.to(self.matrix.scales.dtype)
+        y = self._few(flat) if self.arranged or (is_few and _has_kernel(self.matrix)) else self._many(flat)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
-
-    def _native(self, x: Tensor) -> Tensor:
-        assert self.native is not None
-        values, scales, rows, _ = self.matrix
-        if self.matrix.kind == "int8":
-            return self.native.int8(x, values, scales)
-        return self.native.int4(x, values, scales, rows)
 
     def _few(self, x: Tensor) -> Tensor:
         values, scales, rows, _ = self.matrix

@@ -43,24 +43,32 @@ HAS_KERNELS = "fbgemm" in torch.backends.quantized.supported_engines
 needs_kernels = needs.condition(HAS_KERNELS, "the processor has no FBGEMM kernels")
 
 
+@pytest.fixture(params=["C", "FBGEMM"])
+def half_kernel(request, monkeypatch):
+    """The class of the kernels of half precision, with and without the kernels in C."""
+    if request.param == "FBGEMM":
+        monkeypatch.setattr(module, "native_kernels", lambda: None)
+    return module.FbgemmKernel if module.native_kernels() is None else module.HalfKernel
+
+
 @needs_kernels
 @pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_product_equals_torch(shape, bias):
+def test_packed_product_equals_torch(half_kernel, shape, bias):
     torch.manual_seed(0)
     layer, x = Linear(48, 35, bias), torch.randn(*shape, 48)
     layer.half().float()
     with torch.inference_mode():
         wanted = F.linear(x, layer.weight, layer.bias)
         pack(layer)
-        assert layer.packed is not None
+        assert isinstance(layer.packed, half_kernel)
         y = layer(x)
     assert y.shape == (*shape, 35)
     torch.testing.assert_close(y, wanted, atol=1e-5, rtol=1e-5)
 
 
 @needs_kernels
-def test_packed_row_is_bit_equal_in_any_place():
+def test_packed_row_is_bit_equal_in_any_place(half_kernel):
     torch.manual_seed(0)
     layer, x = Linear(384, 100), torch.randn(4, 384)
     pack(layer.half().float())
@@ -76,8 +84,8 @@ def test_only_exact_float16_or_large_weights_are_packed():
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 3, MANY_ROWS + 1])
-def test_bfloat16_weights_are_packed_with_a_unit(dtype, rows):
-    """Small ones are below what float16 holds by itself."""
+def test_weights_that_bfloat16_holds_are_packed(half_kernel, dtype, rows):
+    """Small ones are below what float16 holds by itself, so it holds multiples of a unit."""
     torch.manual_seed(0)
     layer = Linear(48, 35).bfloat16()
     with torch.no_grad():
@@ -87,7 +95,7 @@ def test_bfloat16_weights_are_packed_with_a_unit(dtype, rows):
     with torch.inference_mode():
         wanted = F.linear(x.double(), layer.weight.double(), layer.bias.double())
         pack(layer)
-        assert layer.packed is not None and layer.packed.unit is not None
+        assert isinstance(layer.packed, half_kernel)
         y = layer(x)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), wanted, **TOLERANCE[dtype])
@@ -95,6 +103,7 @@ def test_bfloat16_weights_are_packed_with_a_unit(dtype, rows):
 
 @needs_kernels
 def test_matrix_packed_in_parts_equals_the_whole(monkeypatch):
+    monkeypatch.setattr(module, "native_kernels", lambda: None)
     torch.manual_seed(0)
     layer, x = Linear(48, 35).bfloat16(), torch.randn(2, 48)
     with torch.no_grad():
@@ -107,9 +116,10 @@ def test_matrix_packed_in_parts_equals_the_whole(monkeypatch):
         torch.testing.assert_close(parts(x), whole(x), atol=1e-6, rtol=1e-5)
 
 
-def test_bfloat16_kernels_serve_more_rows(monkeypatch):
+def test_bfloat16_kernels_serve_more_rows(monkeypatch, half_kernel):
     monkeypatch.setattr(module, "HALF_IS_SLOW", False)
-    assert not isinstance(packed(torch.randn(35, 48).bfloat16(), rows=4), module.HalfKernel)
+    weight = torch.randn(35, 48).bfloat16()
+    assert isinstance(packed(weight, rows=3), half_kernel) and not isinstance(packed(weight, rows=4), half_kernel)
 
 
 @needs.condition(hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), "this torch has no oneDNN kernels")

@@ -1,7 +1,7 @@
 """Kernels in C: equal to those of PyTorch, row by row, however they were compiled."""
 
+import copy
 import stat
-import subprocess
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from speechgpt2.lm.backbone import DecoderStack
 from speechgpt2.lm.config import BackboneConfig
+from speechgpt2.lm.native_stack import FEW_POSITIONS, NativeStack
 from speechgpt2.nn import native
 from speechgpt2.nn.linear import Linear, pack
-from speechgpt2.nn.quantized import Quantization, QuantizedKernel, quantize, quantize_module
+from speechgpt2.nn.quantized import Quantization, QuantizedKernel, quantize, quantize_model, quantize_module
 from speechgpt2.nn.transformer import Transformer, TransformerConfig
 from speechgpt2.streaming import Cache
 from tests import needs
@@ -27,15 +28,14 @@ def exact(matrix):
 
 
 def products(library, x, matrix):
-    kernel = QuantizedKernel(matrix, None, False, library)
-    return kernel(x)
+    return native.NativeMatrix(library, matrix.values, matrix.rows, matrix.scales).multiply(x)
 
 
 @pytest.fixture(scope="module", params=["this processor", "AVX2 only"])
 def library(request, tmp_path_factory):
     if request.param == "this processor":
         return native.native_kernels()
-    flags = [flag for flag in native.FLAGS if flag != "-march=native"] + ["-mavx2", "-mfma"]
+    flags = [flag for flag in native.FLAGS if flag != "-march=native"] + ["-mavx2", "-mf16c", "-mfma"]
     native.build(path := tmp_path_factory.mktemp("native") / "avx2.so", flags=flags)
     return native.NativeKernels(path)
 
@@ -109,9 +109,23 @@ def test_int4_is_dequantized_as_by_torch(monkeypatch, group):
 @pytest.mark.parametrize("quantization", KINDS, ids=str)
 def test_missing_gradients_are_an_error(quantization):
     x = torch.randn(2, 256, requires_grad=True)
-    y = products(native.native_kernels(), x, quantize(torch.randn(64, 256).bfloat16(), quantization))
+    y = QuantizedKernel.from_matrix(quantize(torch.randn(64, 256).bfloat16(), quantization))(x)
     with pytest.raises(RuntimeError, match=r"derivative|does not require grad"):
         y.sum().backward()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5, 33), (200, 4096), (321, 899)], ids=str)
+def test_products_with_half_precision_are_those_of_float32(library, dtype, size):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(size).to(dtype), torch.randn(size[0]).to(dtype), torch.randn(23, size[1])
+    matrix = native.NativeMatrix(library, weight, len(weight), bias=bias, unit=0.25)
+    y = matrix.multiply(x)
+    wanted = F.linear(x.double(), weight.double() * 0.25, bias.double())
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5 * size[1] ** 0.5)
+    for count in (1, 2, 3, 4, 7):
+        assert torch.equal(matrix.multiply(x[5 : 5 + count]), y[5 : 5 + count])
 
 
 @needs_compiler
@@ -121,11 +135,10 @@ def test_layers_use_it_for_few_rows(monkeypatch):
     layer.arrange()
     pack(layer)
     assert layer.packed.reads_float32
-    calls = []
-    monkeypatch.setattr(
-        native.NativeKernels, "int4", lambda self, x, *rest: calls.append(len(x)) or torch.zeros(len(x), 64)
-    )
-    layer(torch.randn(3, 128)), layer(torch.randn(300, 128))
+    calls, multiply = [], native.NativeMatrix.multiply
+    monkeypatch.setattr(native.NativeMatrix, "multiply", lambda self, x: calls.append(len(x)) or multiply(self, x))
+    with torch.no_grad():
+        layer(torch.randn(3, 128)), layer(torch.randn(300, 128))
     assert calls == [3]
 
 
@@ -138,46 +151,91 @@ def cold(monkeypatch, tmp_path):
     native.native_kernels.cache_clear()
 
 
-@needs_compiler
-def test_norm_equals_that_of_torch(library):
-    x = torch.randn(3, 5, 896) * torch.logspace(-4, 4, 15).view(3, 5, 1)
-    x[1, 1] = 0
-    gain = torch.randn(896)
-    torch.testing.assert_close(library.rms_norm(x, gain, 1e-6), F.rms_norm(x, (896,), gain, 1e-6))
-
-
-@needs_compiler
-def test_gate_equals_that_of_torch(library):
-    x = torch.cat([torch.randn(7, 128) * 20, torch.tensor([[-100.0, 0.0, 1e30, 88.0] * 32])])
-    gate, up = x.chunk(2, dim=-1)
-    torch.testing.assert_close(library.gated_silu(x), F.silu(gate) * up, rtol=1e-5, atol=1e-30)
-    assert library.gated_silu(torch.full((1, 16), torch.nan)).isnan().all()
-
-
-@needs_compiler
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "normed"])
-@pytest.mark.parametrize("history", [0, 5, 700])
-def test_attention_of_a_step_equals_that_of_torch(library, monkeypatch, history, qk_norm):
-    config = BackboneConfig(vocab=10, width=96, layers=2, heads=6, kv_heads=2, ffn=64, qk_norm=qk_norm)
+def native_stack(library, quantization=None, **options):
+    """A stack of two layers that runs in C, and one with the same weights that does not."""
     torch.manual_seed(0)
-    stack, x = DecoderStack(config).eval(), torch.randn(3, 1, 96)
-    active = torch.tensor([1, 0, 1])
+    config = BackboneConfig(
+        **{"vocab": 10, "width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 192, **options}
+    )
+    stack = DecoderStack(config).eval().bfloat16().requires_grad_(False)
+    for norm in (module for module in stack.modules() if isinstance(module, torch.nn.RMSNorm)):
+        torch.nn.init.normal_(norm.weight, 1, 0.1)
+    if quantization is not None:
+        quantize_model(stack, quantization)
+    pack(stack)
+    stack.norm.float()
+    for layer in stack.layers:
+        for norm in (layer.attention_norm, layer.ffn_norm, layer.attention.q_norm, layer.attention.k_norm):
+            norm.float() if norm is not None else None
+    plain = copy.copy(stack)
+    plain.native, stack.native = None, NativeStack(stack, library)
+    return stack, plain
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": True}, {"attention_bias": False}, {"head_size": 40}],
+    ids=["plain", "normed", "no bias", "other head"],
+)
+@pytest.mark.parametrize("history", [0, 5, 700])
+def test_a_decoder_equals_that_of_torch(library, history, options):
+    stacks = native_stack(library, **options)
+    x, active = torch.randn(3, 1, 128), torch.tensor([1, 0, 1])
     outputs, states = [], []
-    with torch.no_grad():
-        for kernels in (library, None):
-            monkeypatch.setattr("speechgpt2.lm.backbone.kernels_for", lambda *_, kernels=kernels: kernels)
+    with torch.inference_mode():
+        for stack in stacks:
             state = stack.init_state(3, 710)
-            past = torch.randn(3, history, 96, generator=torch.Generator().manual_seed(1))
+            past = torch.randn(3, history, 128, generator=torch.Generator().manual_seed(1))
             if history:
                 _, state = stack(past, state, torch.tensor([history, history // 2, 1]))
             y, state = stack(x, state, active)
-            y, state = stack(x, state, active)
+            y, state = stack(x.expand(-1, 4, -1), state, 4 * active)
             outputs.append(y[active.bool()])
             states.append(state)
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=2e-5)
+    assert torch.equal(states[0].position, states[1].position)
     for one, other in zip(states[0].layers, states[1].layers, strict=True):
-        torch.testing.assert_close(one.keys[:, :, :-1], other.keys[:, :, :-1], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(one.values[:, :, :-1], other.values[:, :, :-1], rtol=1e-4, atol=1e-5)
+        for mine, theirs in zip(one, other, strict=True):  # cells past a row's position are not read
+            torch.testing.assert_close(mine[::2, :, :-1], theirs[::2, :, :-1], rtol=1e-4, atol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantization", [None, *KINDS[:2]], ids=str)
+def test_a_decoder_does_not_depend_on_chunks_or_other_rows(library, quantization):
+    """Bit for bit, for every row and every cut."""
+    stack, _ = native_stack(library, quantization)
+    x = torch.randn(2, 8, 128)
+    with torch.inference_mode():
+        whole, after = stack(x, stack.init_state(2, 20))
+        for row, sizes in ((0, [8]), (1, [1] * 8), (1, [3, 1, 4])):
+            state, parts, at = stack.init_state(1, 20), [], 0
+            for size in sizes:
+                y, state = stack(x[row : row + 1, at : at + size], state)
+                parts.append(y)
+                at += size
+            assert torch.equal(torch.cat(parts, dim=1)[0], whole[row])
+            assert all(torch.equal(a.keys[0], b.keys[row]) for a, b in zip(state.layers, after.layers, strict=True))
+
+
+@needs_compiler
+def test_a_decoder_keeps_idle_rows_and_invalid_numbers(library):
+    stack, _ = native_stack(library)
+    with torch.inference_mode():
+        state = stack.init_state(2, 20)
+        y, state = stack(torch.full((2, 3, 128), torch.nan), state, torch.tensor([0, 2]))
+        assert state.position.tolist() == [0, 2] and not y[0].any() and y[1, :2].isnan().all()
+        y, _ = stack(torch.ones(2, 1, 128), state, torch.tensor([1, 0]))
+        assert y[0].isfinite().all()
+
+
+@needs_compiler
+def test_many_positions_are_left_to_torch(library, monkeypatch):
+    stack, _ = native_stack(library)
+    monkeypatch.setattr(NativeStack, "__call__", lambda *_: pytest.fail("computed in C"))
+    with torch.inference_mode():
+        stack(torch.randn(1, FEW_POSITIONS + 1, 128), stack.init_state(1, 20))
+        stack(torch.randn(1, 2, 128))
 
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -281,5 +339,5 @@ def test_a_damaged_library_is_logged(cold, caplog, monkeypatch):
 
 @needs_compiler
 def test_the_source_has_no_warnings(tmp_path):
-    command = ["cc", *native.FLAGS, "-Wall", "-Wextra", "-Werror", str(native.SOURCE), "-o", str(tmp_path / "x.so")]
-    subprocess.run([*command, "-lm"], check=True)
+    flags = [*native.FLAGS, "-Wall", "-Wextra", "-Werror"]
+    native.build(tmp_path / "x.so", flags=flags)
