@@ -8,8 +8,9 @@ is fastest as a matrix times a vector.
 A model for inference can be `pack`ed; it then computes no gradients. A weight in half precision, or one that float16
 holds exactly up to a power of two, is read in half precision and multiplied in float32, for a few rows as fast as
 memory can be read: by a kernel in C (`nn.native`), or by FBGEMM, which holds float16 only. Every model that is stored
-in half precision has such weights. Other large weights, and those of bfloat16 models with more rows, are stored in the
-layout of oneDNN, which then reads them two to three times as fast. A large weight is not kept twice.
+in half precision has such weights. Other large weights, and those of bfloat16 models with more rows, are arranged in
+panels for a kernel in C, or, for many rows, in the layout of oneDNN, which then reads them two to three times as fast.
+A large weight is not kept twice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechgpt2.nn.native import NativeMatrix, native_kernels
+from speechgpt2.nn.native import NativeKernels, NativeMatrix, native_kernels
 from speechgpt2.nn.quantized import QuantizableWeight, QuantizedKernel
 from speechgpt2.nn.uninitialized import return_memory
 
@@ -39,6 +40,7 @@ HUGE = 1 << 28  # larger ones stay as they are, since the matrix and its packed 
 PACKED_AT_ONCE = 1 << 24  # most weights that are packed as float16 together: each takes 10 bytes meanwhile
 HALF_ROWS = 3  # usual rows up to which products in float32 are faster than oneDNN's in bfloat16
 PRODUCT_ROWS = 16  # rows of one product up to which the kernel in C is faster than oneDNN, which changes the layout
+PANEL_ROWS = 16  # usual rows up to which panels are faster than oneDNN's layout
 HALF_EXPONENT = 15  # float16 holds values below two to this power
 
 
@@ -111,6 +113,34 @@ class FbgemmKernel(NamedTuple):
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
 
 
+class PanelKernel(NamedTuple):
+    """The kernel in C for a dozen rows: weights in panels, arithmetic in their precision, sums in float32."""
+
+    panels: Tensor
+    native: NativeMatrix
+
+    @property
+    def reads_float32(self) -> bool:
+        """See `Kernel`."""
+        return self.panels.dtype == torch.float32
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether it can multiply `x`."""
+        return x.dtype == self.panels.dtype and not torch.is_grad_enabled()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply `x [..., C]` -> `[..., D]`."""
+        return self._multiply(x, gelu=False)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Multiply, and apply GELU to what is still in the cache."""
+        return self._multiply(x, gelu=True)
+
+    def _multiply(self, x: Tensor, gelu: bool) -> Tensor:
+        y = self.native.multiply(x.reshape(-1, x.shape[-1]), gelu)
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+
+
 class BlockedKernel(NamedTuple):
     """oneDNN's kernel: weights in its own memory layout."""
 
@@ -159,7 +189,7 @@ class Linear(QuantizableWeight, nn.Linear):
 
     def gelu(self, x: Tensor) -> Tensor:
         """Map `[..., C]` to GELU of `[..., D]`."""
-        if isinstance(self.packed, BlockedKernel) and self.packed.takes(x) and x.numel():
+        if isinstance(self.packed, (PanelKernel, BlockedKernel)) and self.packed.takes(x) and x.numel():
             return self.packed.gelu(x)
         return F.gelu(self(x))
 
@@ -237,23 +267,32 @@ def packed(weight: Tensor, bias: Tensor | None = None, rows: int = 1, half: bool
     if weight.device.type != "cpu":
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
+    kernel: Kernel | None = None
     if half and (weight.dtype == torch.float32 or HALF_IS_SLOW or rows <= HALF_ROWS):
         kernel = _half_kernel(weight, bias)
-        if kernel is not None:
-            return kernel
-    fits = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not HALF_IS_SLOW)
-    fits = fits and LARGE <= weight.numel() <= HUGE
-    if fits and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        return BlockedKernel(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), FEW_ROWS), bias)
-    return None
+    has_product = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not HALF_IS_SLOW)
+    if kernel is not None or not has_product or not LARGE <= weight.numel() <= HUGE:
+        return kernel
+    if rows <= PANEL_ROWS:
+        kernel = _panel_kernel(weight, bias)
+    if kernel is None and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        kernel = BlockedKernel(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), FEW_ROWS), bias)
+    return kernel
+
+
+def _panel_kernel(weight: Tensor, bias: Tensor | None) -> PanelKernel | None:
+    kernels = _native_kernels(weight)
+    panels = None if kernels is None else kernels.in_panels(weight)
+    if kernels is None or panels is None:
+        return None
+    return PanelKernel(panels, NativeMatrix(kernels, panels, len(weight), bias=bias))
 
 
 def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | FbgemmKernel | None:
     """Return None if half precision does not hold the weights exactly, or no kernel reads it."""
     if not weight.numel():
         return None
-    is_in_memory = type(weight) is Tensor  # a tensor of another class may have none (FakeTensor)
-    native = native_kernels() if is_in_memory else None
+    native = _native_kernels(weight)
     if native is not None and weight.dtype != torch.float32:
         weight = weight.contiguous()
         return HalfKernel(weight, bias, NativeMatrix(native, weight, len(weight), bias=bias))
@@ -273,6 +312,11 @@ def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | FbgemmKern
         for part, part_bias in zip(parts, biases, strict=True)
     ]
     return FbgemmKernel(tuple(kernels), torch.tensor([2.0**-exponent]) if exponent else None)
+
+
+def _native_kernels(weight: Tensor) -> NativeKernels | None:
+    """Return the kernels in C if they can read a weight. A tensor of another class may have no memory (FakeTensor)."""
+    return native_kernels() if type(weight) is Tensor else None
 
 
 def _half_exponent(weight: Tensor) -> int | None:

@@ -33,6 +33,8 @@ NEEDED = {"avx2", "f16c", "fma"}
 SECONDS = 60  # for the compiler
 VECTOR = 8  # numbers that are computed together
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # of a matrix; uint8 holds two int4
+PANEL_TYPES = {torch.float32: 4, torch.bfloat16: 5}  # of a matrix in panels
+PANEL = 32  # rows of a panel
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class NativeKernels:
     def __init__(self, path: Path):
         """Load a library. Raises OSError if that is impossible."""
         library = ctypes.CDLL(str(path))
-        self.multiply = _declare(library.multiply, pointers=3, sizes=1)
+        self.multiply = _declare(library.multiply, pointers=3, sizes=2)
+        self._best_panels: int = library.best_panels()
         self.decode = _declare(library.decode, pointers=4)
         self.scratch_size = library.scratch_size
         self.scratch_size.argtypes, self.scratch_size.restype = [ctypes.c_void_p], ctypes.c_long
@@ -51,6 +54,17 @@ class NativeKernels:
         self._extend = _declare(library.extend, pointers=3, sizes=5, numbers=1)
         self._depthwise_norm = _declare(library.depthwise_norm, pointers=5, sizes=5, numbers=1)
         self._attend_ring = _declare(library.attend_ring, pointers=7, sizes=7)
+
+    def in_panels(self, weight: Tensor) -> Tensor | None:
+        """Arrange `weight [D, C]` in panels: `[D / 32, C / w, 32, w]`, w being 1 in float32 and 2 in bfloat16.
+
+        Returns:
+            The panels; None if this processor has no product with them, or the weight does not divide into them.
+        """
+        (rows, columns), width = weight.shape, 4 // weight.dtype.itemsize
+        if PANEL_TYPES.get(weight.dtype, self._best_panels + 1) > self._best_panels or rows % PANEL or columns % width:
+            return None
+        return weight.view(rows // PANEL, PANEL, columns // width, width).transpose(1, 2).contiguous()
 
     def dequantize_int4(self, values: Tensor, scales: Tensor, start: int, stop: int) -> Tensor:
         """Dequantize rows `start` to `stop`, multiples of 64, of a matrix -> `[C, stop − start]` bfloat16."""
@@ -143,28 +157,29 @@ class NativeMatrix:
 
         Args:
             kernels: The kernels.
-            values: `[D, C]` float16, bfloat16 or int8, or int4 in the layout of `nn.quantized`.
+            values: `[D, C]` float16, bfloat16 or int8, int4 in the layout of `nn.quantized`, or panels.
             rows: D.
             scales: Of int8 and int4 (bfloat16).
             bias: `[D]`.
             unit: By which half precision is multiplied, a power of two.
         """
-        is_int4 = values.dtype == torch.uint8
-        columns = values.shape[1] * (2 if is_int4 else 1)
+        is_int4, is_panels = values.dtype == torch.uint8, values.dim() == 4
+        columns = 2 * values.shape[1] if is_int4 else values.numel() // rows
         group = columns // len(scales) if scales is not None and is_int4 else columns
+        kind = (PANEL_TYPES if is_panels else TYPES)[values.dtype]
         bias = None if bias is None else bias.float().contiguous()
         self.rows, self.kernels = rows, kernels
         self.tensors = (values, scales, bias)  # kept as long as they are read
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in self.tensors)
-        self.struct = StoredMatrix(*pointers, rows, columns, group, TYPES[values.dtype], unit)
+        self.struct = StoredMatrix(*pointers, rows, columns, group, kind, unit)
         self._address = ctypes.addressof(self.struct)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """Multiply `x [N, C]` and add the bias: `[N, D]` float32."""
+    def multiply(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """Multiply `x [N, C]` and add the bias: `[N, D]` float32. With panels, `gelu` applies GELU to it."""
         x = x.float().contiguous()
         count = x.shape[0]
         y = x.new_empty(count, self.rows)
-        self.kernels.multiply(self._address, x.data_ptr(), y.data_ptr(), count, torch.get_num_threads())
+        self.kernels.multiply(self._address, x.data_ptr(), y.data_ptr(), count, gelu, torch.get_num_threads())
         return y
 
 

@@ -125,29 +125,31 @@ def test_bfloat16_kernels_serve_more_rows(monkeypatch, half_kernel):
 @needs.condition(hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), "this torch has no oneDNN kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, *([] if module.HALF_IS_SLOW else [torch.bfloat16])], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_large_packed_matrix_is_not_kept_twice(dtype, bias):
+@pytest.mark.parametrize("rows", [8, 100])
+def test_large_packed_matrix_is_not_kept_twice(dtype, bias, rows):
     torch.manual_seed(0)
-    layer = Linear(1024, 1030, bias).to(dtype)
+    layer = Linear(1024, 1024 + 32, bias).to(dtype)
     shapes = [(0,), (1,), (3,), (2, 4), (5, 2, 3), (MANY_ROWS + 1,)]
     inputs = [torch.randn(*shape, 1024).to(dtype) for shape in shapes]
     with torch.inference_mode():
         wanted = [F.linear(x, layer.weight, layer.bias) for x in inputs]
-        pack(layer, rows=8)
-        pack(layer, rows=8)  # again is nothing new
-        assert layer.weight.is_meta and layer.weight.shape == (1030, 1024)
+        pack(layer, rows)
+        pack(layer, rows)  # again is nothing new
+        assert layer.weight.is_meta and layer.weight.shape == (1056, 1024)
         for x, y in zip(inputs, wanted, strict=True):
             torch.testing.assert_close(layer(x), y, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gelu_of_a_product_equals_that_of_torch(dtype):
-    layer, x = Linear(512, 600).to(dtype), 3 * torch.randn(2, 5, 512).to(dtype)
+@pytest.mark.parametrize("rows", [10, 100])
+def test_gelu_of_a_product_equals_that_of_torch(dtype, rows):
+    layer, x = Linear(512, 640).to(dtype), 3 * torch.randn(2, 5, 512).to(dtype)
     with torch.no_grad():
         wanted = F.gelu(layer(x))
-        pack(layer, rows=10, half=False)
+        pack(layer, rows, half=False)
         exact = dtype == torch.float32  # in bfloat16 the product is not rounded before
         torch.testing.assert_close(layer.gelu(x), wanted, rtol=1e-5 if exact else 0.03, atol=1e-5 if exact else 1e-3)
-        assert layer.gelu(x[:, :0]).shape == (2, 0, 600)
+        assert layer.gelu(x[:, :0]).shape == (2, 0, 640)
 
 
 @needs_kernels

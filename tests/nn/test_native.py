@@ -128,6 +128,40 @@ def test_products_with_half_precision_are_those_of_float32(library, dtype, size)
         assert torch.equal(matrix.multiply(x[5 : 5 + count]), y[5 : 5 + count])
 
 
+def has_panels(dtype):
+    kernels = native.native_kernels()
+    return kernels is not None and kernels.in_panels(torch.ones(32, 2).to(dtype)) is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=needs.condition(has_panels(dtype), f"the processor has no products in {dtype}"))
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gelu", [False, True], ids=["plain", "GELU"])
+def test_products_with_panels_are_those_of_torch(dtype, gelu):
+    torch.manual_seed(0)
+    kernels, weight, bias = native.native_kernels(), torch.randn(96, 130).to(dtype), 10 * torch.randn(96)
+    matrix = native.NativeMatrix(kernels, kernels.in_panels(weight), 96, bias=bias)
+    x = torch.randn(29, 130).to(dtype)
+    y, wanted = matrix.multiply(x, gelu), F.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(y.double(), F.gelu(wanted) if gelu else wanted, rtol=1e-5, atol=2e-5)
+    for count in (1, 4, 5, 9, 12, 13):
+        assert torch.equal(matrix.multiply(x[5 : 5 + count], gelu), y[5 : 5 + count])
+
+
+@needs_compiler
+def test_panels_are_for_sizes_that_they_divide():
+    kernels = native.native_kernels()
+    assert kernels.in_panels(torch.randn(33, 64)) is None
+    assert kernels.in_panels(torch.randn(32, 63).bfloat16()) is None
+    assert kernels.in_panels(torch.randn(32, 64).half()) is None
+
+
 @needs_compiler
 def test_layers_use_it_for_few_rows(monkeypatch):
     layer = Linear(128, 64).bfloat16()

@@ -128,14 +128,14 @@ void decode(const Decoder *d, const Chunk *chunk, float *x, float *scratch, int 
     for (long i = 0; i < d->layer_count; i++) {
         const Layer *layer = d->layers + i;
         rms_norm(x, layer->attention_norm, narrow, count, d->width, d->eps);
-        multiply(&layer->qkv, narrow, large, count, threads);
+        multiply(&layer->qkv, narrow, large, count, 0, threads);
         attend(d, layer, chunk, chunk->caches[2 * i], chunk->caches[2 * i + 1], large, middle, threads);
-        multiply(&layer->out, middle, narrow, count, threads);
+        multiply(&layer->out, middle, narrow, count, 0, threads);
         add(x, narrow, count * d->width);
         rms_norm(x, layer->ffn_norm, narrow, count, d->width, d->eps);
-        multiply(&layer->gate_up, narrow, large, count, threads);
+        multiply(&layer->gate_up, narrow, large, count, 0, threads);
         gated_silu(large, middle, count, d->ffn, threads);
-        multiply(&layer->down, middle, narrow, count, threads);
+        multiply(&layer->down, middle, narrow, count, 0, threads);
         add(x, narrow, count * d->width);
     }
     rms_norm(x, d->norm, x, count, d->width, d->eps);

@@ -6,7 +6,10 @@ their row's largest magnitude: in one integer for int8, and in two 8-bit integer
 they are nearer to their values than bfloat16. Each row of inputs is summed in the same order whatever the others are,
 and threads share the rows of the matrix: a result depends neither on the other rows nor on the number of threads.
 
-AVX2 multiplies 8-bit and 16-bit integers; VNNI is used where it exists. */
+AVX2 multiplies 8-bit and 16-bit integers; VNNI is used where it exists.
+
+With a dozen rows of inputs, as a codec has, the arithmetic takes as long as the reading. Then a matrix is packed in
+panels: 32 rows side by side, so that the products of a column need neither shuffles nor sums across a register. */
 
 #include "products.h"
 
@@ -115,21 +118,23 @@ INLINE long multiply_rows(const Matrix *m, const float *x, float *y, long n, lon
     return many;
 }
 
-INLINE void multiply_half_as(const Matrix *m, const float *x, float *y, long count, const int type, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long first = 0; first < m->rows; first += ROWS_AT_ONCE) {
-        long last = first + ROWS_AT_ONCE < m->rows ? first + ROWS_AT_ONCE : m->rows;
-        for (long n = 0; n < count;) {
-            if (count - n >= TILE) n += multiply_rows(m, x, y, n, first, last, TILE, PAIR, type);
-            else if (count - n >= 2) n += multiply_rows(m, x, y, n, first, last, 2, PAIR, type);
-            else n += multiply_rows(m, x, y, n, first, last, 1, 1, type);
-        }
+/* Multiply all inputs by the rows `first` to `last` of a matrix. */
+INLINE void multiply_few_rows(const Matrix *m, const float *x, float *y, long count, long first, long last, const int type) {
+    for (long n = 0; n < count;) {
+        if (count - n >= TILE) n += multiply_rows(m, x, y, n, first, last, TILE, PAIR, type);
+        else if (count - n == 3) n += multiply_rows(m, x, y, n, first, last, 3, PAIR, type);
+        else if (count - n == 2) n += multiply_rows(m, x, y, n, first, last, 2, PAIR, type);
+        else n += multiply_rows(m, x, y, n, first, last, 1, 1, type);
     }
 }
 
 static void multiply_half(const Matrix *m, const float *x, float *y, long count, int threads) {
-    if (m->type == BFLOAT16) multiply_half_as(m, x, y, count, BFLOAT16, threads);
-    else multiply_half_as(m, x, y, count, FLOAT16, threads);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long first = 0; first < m->rows; first += ROWS_AT_ONCE) { /* types are constants only within the loop */
+        long last = first + ROWS_AT_ONCE < m->rows ? first + ROWS_AT_ONCE : m->rows;
+        if (m->type == BFLOAT16) multiply_few_rows(m, x, y, count, first, last, BFLOAT16);
+        else multiply_few_rows(m, x, y, count, first, last, FLOAT16);
+    }
 }
 
 /* Dot product of a row of weights with inputs of 16 bits. */
@@ -324,16 +329,104 @@ static void multiply_int4(const Matrix *m, const float *x, float *y, long count,
     }
 }
 
-void multiply(const Matrix *matrix, const float *x, float *y, long count, int threads) {
-    long columns = matrix->columns, rows = matrix->rows, most = matrix->type < INT8 ? count : FEW;
+#ifdef __AVX512F__
+enum { PANEL = 32, MOST = 12 }; /* rows of a panel, and of inputs that are multiplied together */
+
+/* Transpose `kept` rows of inputs, and zeros up to `count`, to [columns, count], or to pairs [columns / 2, count]. */
+static void transpose(const float *x, float *inputs, long kept, long count, long columns, long type) {
+    for (long n = 0; n < count; n++)
+        for (long c = 0; c < columns; c++) {
+            float value = n < kept ? x[n * columns + c] : 0;
+            if (type == FLOAT_PANELS) inputs[c * count + n] = value;
+            else ((uint16_t *)inputs)[2 * (c / 2 * count + n) + c % 2] = to_bfloat16(value);
+        }
+}
+
+/* Multiply `count` transposed rows of inputs, of which `kept` are written, by a panel. */
+INLINE void multiply_panel(const Matrix *m, const float *inputs, float *y, long panel, long kept, long gelu,
+                           const int count, const int type) {
+    const int width = type == FLOAT_PANELS ? 1 : 2; /* columns of a step */
+    long steps = m->columns / width;
+    const float *values = (const float *)m->values + panel * steps * PANEL;
+    __m512 sums[MOST][2], bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    if (m->bias) bias[0] = _mm512_loadu_ps(m->bias + panel * PANEL), bias[1] = _mm512_loadu_ps(m->bias + panel * PANEL + 16);
+#pragma GCC unroll 12
+    for (int n = 0; n < count; n++) sums[n][0] = bias[0], sums[n][1] = bias[1];
+    for (long s = 0; s < steps; s++, values += PANEL, inputs += count) {
+        prefetch(values), prefetch(values + 16);
+        __m512 low = _mm512_loadu_ps(values), high = _mm512_loadu_ps(values + 16);
+#pragma GCC unroll 12
+        for (int n = 0; n < count; n++) {
+            __m512 input = _mm512_set1_ps(inputs[n]);
+            if (type == FLOAT_PANELS) {
+                sums[n][0] = _mm512_fmadd_ps(low, input, sums[n][0]);
+                sums[n][1] = _mm512_fmadd_ps(high, input, sums[n][1]);
+            }
+#ifdef __AVX512BF16__
+            else {
+                sums[n][0] = _mm512_dpbf16_ps(sums[n][0], (__m512bh)low, (__m512bh)input);
+                sums[n][1] = _mm512_dpbf16_ps(sums[n][1], (__m512bh)high, (__m512bh)input);
+            }
+#endif
+        }
+    }
+#pragma GCC unroll 12
+    for (int n = 0; n < count; n++) {
+        float *out = y + n * m->rows + panel * PANEL;
+        if (n >= kept) break;
+        _mm512_storeu_ps(out, sums[n][0]), _mm512_storeu_ps(out + 16, sums[n][1]);
+        for (int i = 0; gelu && i < PANEL; i += 8) _mm256_storeu_ps(out + i, gelu_of(_mm256_loadu_ps(out + i)));
+    }
+}
+
+/* Multiply up to 12 rows of inputs. */
+static void multiply_panels(const Matrix *m, const float *x, float *y, long kept, long gelu, int threads) {
+    long count = (kept + 3) / 4 * 4;
+    float inputs[count * m->columns];
+    transpose(x, inputs, kept, count, m->columns, m->type);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long panel = 0; panel < m->rows / PANEL; panel++) { /* counts and types are constants only within the loop */
+        if (m->type == FLOAT_PANELS) {
+            if (count == 12) multiply_panel(m, inputs, y, panel, kept, gelu, 12, FLOAT_PANELS);
+            else if (count == 8) multiply_panel(m, inputs, y, panel, kept, gelu, 8, FLOAT_PANELS);
+            else multiply_panel(m, inputs, y, panel, kept, gelu, 4, FLOAT_PANELS);
+        } else {
+            if (count == 12) multiply_panel(m, inputs, y, panel, kept, gelu, 12, BFLOAT16_PANELS);
+            else if (count == 8) multiply_panel(m, inputs, y, panel, kept, gelu, 8, BFLOAT16_PANELS);
+            else multiply_panel(m, inputs, y, panel, kept, gelu, 4, BFLOAT16_PANELS);
+        }
+    }
+}
+#else
+enum { MOST = 1 };
+static void multiply_panels(const Matrix *m, const float *x, float *y, long kept, long gelu, int threads) {
+    (void)m, (void)x, (void)y, (void)kept, (void)gelu, (void)threads; /* see `best_panels` */
+}
+#endif
+
+/* Return the largest type of panels that this processor multiplies; a smaller number if it multiplies none. */
+long best_panels(void) {
+#if defined(__AVX512BF16__)
+    return BFLOAT16_PANELS;
+#elif defined(__AVX512F__)
+    return FLOAT_PANELS;
+#else
+    return INT4;
+#endif
+}
+
+void multiply(const Matrix *matrix, const float *x, float *y, long count, long gelu, int threads) {
+    long columns = matrix->columns, rows = matrix->rows, is_panels = matrix->type >= FLOAT_PANELS;
+    long most = is_panels ? MOST : matrix->type >= INT8 ? FEW : count;
     for (long n = 0, few; n < count; n += few) {
         const float *inputs = x + n * columns;
         few = count - n < most ? count - n : most;
-        if (matrix->type == INT4) multiply_int4(matrix, inputs, y + n * rows, few, threads);
+        if (is_panels) multiply_panels(matrix, inputs, y + n * rows, few, gelu, threads);
+        else if (matrix->type == INT4) multiply_int4(matrix, inputs, y + n * rows, few, threads);
         else if (matrix->type == INT8) multiply_int8(matrix, inputs, y + n * rows, few, threads);
         else multiply_half(matrix, inputs, y + n * rows, few, threads);
     }
-    for (long n = 0; matrix->bias && n < count; n++)
+    for (long n = 0; matrix->bias && !is_panels && n < count; n++)
         for (long row = 0; row < rows; row++) y[n * rows + row] += matrix->bias[row];
 }
 

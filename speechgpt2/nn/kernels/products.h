@@ -1,16 +1,17 @@
-/* A matrix as it is stored, and products with it. */
+/* A matrix as it is stored or packed, and products with it. */
 
 #pragma once
 
-enum Type { FLOAT16, BFLOAT16, INT8, INT4 };
+enum Type { FLOAT16, BFLOAT16, INT8, INT4, FLOAT_PANELS, BFLOAT16_PANELS };
 
 typedef struct {
-    const void *values; /* [rows, columns]; of INT4 [padded / 64, columns, 32], where byte j holds rows j and j + 32 */
+    const void *values; /* [rows, columns]; of INT4 [padded / 64, columns, 32], where byte j holds rows j and j + 32;
+                           of panels [rows / 32, columns, 32], or in bfloat16 [rows / 32, columns / 2, 32, 2] */
     const void *scales; /* bfloat16: [rows] of INT8; of INT4 pairs of a scale and an offset [columns / group, padded] */
     const float *bias;  /* [rows], or NULL */
     long rows, columns, group, type;
     float unit; /* by which half precision is multiplied, a power of two */
 } Matrix;
 
-/* Multiply x [count, columns] by a matrix and add its bias: y [count, rows]. */
-void multiply(const Matrix *matrix, const float *x, float *y, long count, int threads);
+/* Multiply x [count, columns] by a matrix and add its bias: y [count, rows]. With panels GELU is applied, if `gelu`. */
+void multiply(const Matrix *matrix, const float *x, float *y, long count, long gelu, int threads);

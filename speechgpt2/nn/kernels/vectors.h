@@ -47,3 +47,15 @@ INLINE __m256 exponential(__m256 x) {
     __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(sum, _mm256_castsi256_ps(exponent));
 }
+
+/* GELU of 8 numbers. The error function is that of Abramowitz and Stegun, 7.1.26, exact to 1.5e-7. */
+INLINE __m256 gelu_of(__m256 x) {
+    static const float series[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    const __m256 one = _mm256_set1_ps(1), sign = _mm256_set1_ps(-0.0f), half = _mm256_set1_ps(0.5f);
+    __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(0.70710678f));
+    __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(_mm256_set1_ps(0.3275911f), z, one)), sum = _mm256_set1_ps(series[0]);
+    for (int i = 1; i < 5; i++) sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(series[i]));
+    __m256 rest = _mm256_mul_ps(_mm256_mul_ps(sum, t), exponential(_mm256_mul_ps(_mm256_xor_ps(z, sign), z)));
+    __m256 error = _mm256_or_ps(_mm256_sub_ps(one, rest), _mm256_and_ps(sign, x));
+    return _mm256_mul_ps(_mm256_mul_ps(half, x), _mm256_add_ps(one, error));
+}
