@@ -79,12 +79,10 @@ class HalfKernel(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
-        flat = x.reshape(-1, x.shape[-1])
-        if flat.shape[0] > PRODUCT_ROWS and self.weight.dtype == torch.bfloat16 and not HALF_IS_SLOW:
-            y = F.linear(flat.bfloat16(), self.weight, self.bias)
-        else:
-            y = self.native.multiply(flat)
-        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+        rows = x.numel() // x.shape[-1]
+        if rows > PRODUCT_ROWS and self.weight.dtype == torch.bfloat16 and not HALF_IS_SLOW:
+            return F.linear(x.bfloat16(), self.weight, self.bias).to(x.dtype)
+        return self.native.multiply(x)
 
 
 class FbgemmKernel(NamedTuple):
@@ -130,15 +128,11 @@ class PanelKernel(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
-        return self._multiply(x, gelu=False)
+        return self.native.multiply(x)
 
     def gelu(self, x: Tensor) -> Tensor:
         """Multiply, and apply GELU to what is still in the cache."""
-        return self._multiply(x, gelu=True)
-
-    def _multiply(self, x: Tensor, gelu: bool) -> Tensor:
-        y = self.native.multiply(x.reshape(-1, x.shape[-1]), gelu)
-        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+        return self.native.multiply(x, gelu=True)
 
 
 class BlockedKernel(NamedTuple):

@@ -46,6 +46,7 @@ class NativeKernels:
         """Load a library. Raises OSError if that is impossible."""
         library = ctypes.CDLL(str(path))
         self.multiply = _declare(library.multiply, pointers=3, sizes=2)
+        self.multiply_bfloat16 = _declare(library.multiply_bfloat16, pointers=3, sizes=2)
         self._best_panels: int = library.best_panels()
         self.decode = _declare(library.decode, pointers=4)
         self.scratch_size = library.scratch_size
@@ -175,12 +176,16 @@ class NativeMatrix:
         self._address = ctypes.addressof(self.struct)
 
     def multiply(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """Multiply `x [N, C]` and add the bias: `[N, D]` float32. With panels, `gelu` applies GELU to it."""
-        x = x.float().contiguous()
-        count = x.shape[0]
-        y = x.new_empty(count, self.rows)
-        self.kernels.multiply(self._address, x.data_ptr(), y.data_ptr(), count, gelu, torch.get_num_threads())
-        return y
+        """Multiply `x [..., C]` and add the bias: `[..., D]`, with sums in float32.
+
+        With panels, `gelu` applies GELU. Inputs in another precision than float32 and bfloat16 are widened before.
+        """
+        wide = (x if x.dtype in (torch.float32, torch.bfloat16) else x.float()).contiguous()
+        y = wide.new_empty(*x.shape[:-1], self.rows)
+        multiply = self.kernels.multiply_bfloat16 if wide.dtype == torch.bfloat16 else self.kernels.multiply
+        count = x.numel() // x.shape[-1]
+        multiply(self._address, wide.data_ptr(), y.data_ptr(), count, gelu, torch.get_num_threads())
+        return y.to(x.dtype)
 
 
 def _half(x: Tensor) -> int:

@@ -213,7 +213,7 @@ class QuantizedKernel(NamedTuple):
         flat = x.reshape(-1, x.shape[-1])
         is_few = len(flat) < MANY_ROWS[self.matrix.kind]
         if is_few and self.native is not None and not flat.requires_grad:  # PyTorch's kernels refuse gradients
-            return self.native.multiply(flat).to(x.dtype).view(*x.shape[:-1], self.matrix.rows)
+            return self.native.multiply(x)
         flat = flat.to(self.matrix.scales.dtype)
         y = self._few(flat) if self.arranged or (is_few and _has_kernel(self.matrix)) else self._many(flat)
         y = y if self.bias is None else y + self.bias

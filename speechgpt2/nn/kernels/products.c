@@ -27,6 +27,8 @@ enum {
     LARGEST = 32767,   /* largest 16-bit integer */
     AHEAD = 6144,      /* bytes to prefetch into the second cache; the first has no room for so many */
     FEW = 16,          /* rows of inputs whose integers are on the stack */
+    MOST = 12,         /* rows of inputs that are multiplied by panels together */
+    ON_STACK = 1 << 18 /* numbers that are widened together */
 };
 
 static const float TINY = 1e-30f; /* in place of a largest magnitude of zero */
@@ -330,7 +332,7 @@ static void multiply_int4(const Matrix *m, const float *x, float *y, long count,
 }
 
 #ifdef __AVX512F__
-enum { PANEL = 32, MOST = 12 }; /* rows of a panel, and of inputs that are multiplied together */
+enum { PANEL = 32 }; /* rows of a panel */
 
 /* Transpose `kept` rows of inputs, and zeros up to `count`, to [columns, count], or to pairs [columns / 2, count]. */
 static void transpose(const float *x, float *inputs, long kept, long count, long columns, long type) {
@@ -398,7 +400,6 @@ static void multiply_panels(const Matrix *m, const float *x, float *y, long kept
     }
 }
 #else
-enum { MOST = 1 };
 static void multiply_panels(const Matrix *m, const float *x, float *y, long kept, long gelu, int threads) {
     (void)m, (void)x, (void)y, (void)kept, (void)gelu, (void)threads; /* see `best_panels` */
 }
@@ -428,6 +429,18 @@ void multiply(const Matrix *matrix, const float *x, float *y, long count, long g
     }
     for (long n = 0; matrix->bias && !is_panels && n < count; n++)
         for (long row = 0; row < rows; row++) y[n * rows + row] += matrix->bias[row];
+}
+
+void multiply_bfloat16(const Matrix *matrix, const uint16_t *x, uint16_t *y, long count, long gelu, int threads) {
+    long columns = matrix->columns, rows = matrix->rows, most = ON_STACK / (columns + rows);
+    most = most < 1 ? 1 : most < MOST ? most : MOST;
+    for (long n = 0, few; n < count; n += few) {
+        few = count - n < most ? count - n : most;
+        float inputs[few * columns], outputs[few * rows];
+        for (long i = 0; i < few * columns; i++) inputs[i] = from_bfloat16(x[n * columns + i]);
+        multiply(matrix, inputs, outputs, few, gelu, threads);
+        for (long i = 0; i < few * rows; i++) y[n * rows + i] = to_bfloat16(outputs[i]);
+    }
 }
 
 /* Dequantize rows `first` to `last`, multiples of 64, of an int4 matrix into y [columns, last - first] (bfloat16). */

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <stdint.h>
+
 enum Type { FLOAT16, BFLOAT16, INT8, INT4, FLOAT_PANELS, BFLOAT16_PANELS };
 
 typedef struct {
@@ -15,3 +17,6 @@ typedef struct {
 
 /* Multiply x [count, columns] by a matrix and add its bias: y [count, rows]. With panels GELU is applied, if `gelu`. */
 void multiply(const Matrix *matrix, const float *x, float *y, long count, long gelu, int threads);
+
+/* The same with bfloat16 inputs and outputs; sums are float. */
+void multiply_bfloat16(const Matrix *matrix, const uint16_t *x, uint16_t *y, long count, long gelu, int threads);
