@@ -43,16 +43,25 @@ class Codec(nn.Module):
         self.quantizer = ResidualQuantizer(config.quantizer, config.latent)
         self.decoder = Decoder(config)
 
-    def optimize_for_inference(self, batch: int = 1) -> None:
-        """Pack the weights (`nn.linear.pack`) for streaming `batch` rows, one patch at a time.
+    @property
+    def device(self) -> torch.device:
+        """Where the codec computes."""
+        return next(self.buffers()).device
 
-        A small encoder keeps its matrices, so that a recording has the same codes with and without packing.
+    def optimize_for_inference(self, batch: int = 1) -> None:
+        """Pack the weights (`nn.linear.pack`) for streaming `batch` rows, one patch at a time; process one of silence.
+
+        The first product of a size prepares what later ones use, which would delay a stream's first patch. A small
+        encoder keeps its matrices, so that a recording has the same codes with and without packing.
         """
         frames = PATCH_FRAMES * batch
         pack(self.encoder, 4 * frames, half=False)
         pack(self.quantizer, frames)  # float64 chooses among its nearest entries
         pack(self.decoder.vq_transformer, frames)  # the only part of the decoder at the frame rate
         pack(self.decoder, 4 * frames)
+        silence = torch.zeros(1, PATCH_FRAMES * FRAME_SIZE, device=self.device)
+        codes, _ = self.encode(silence, self.init_encoder_state(1, in_place=True))
+        self.decode(codes, self.init_decoder_state(1, in_place=True))
 
     @classmethod
     def from_pretrained(

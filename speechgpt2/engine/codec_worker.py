@@ -68,7 +68,7 @@ class BatchedCodec:
     def __init__(self, codec: Codec, slots: int, patch_samples: int):
         codec.optimize_for_inference(slots)
         self.codec, self.patch_samples = codec, patch_samples
-        self.rows = BatchRows(slots, codec.quantizer.codebooks[0].embed.device)  # type: ignore[arg-type]
+        self.rows = BatchRows(slots, codec.device)
         self.init_encoder_state = partial(codec.init_encoder_state, in_place=True)
         self.init_decoder_state = partial(codec.init_decoder_state, in_place=True)
         self.encoder_states = self.init_encoder_state(self.rows.count)
