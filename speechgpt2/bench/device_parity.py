@@ -31,7 +31,7 @@ from speechgpt2.lm.calibration import greedy_replies
 from speechgpt2.lm.config import BackboneConfig, LMConfig, PatchDecoderConfig, released
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.nn.linear import pack
-from speechgpt2.nn.quantized import Embedding, Quantization, QuantizedMatrix, quantizable, quantize
+from speechgpt2.nn.quantized import Quantization, QuantizedMatrix, quantizable, quantize_part
 from speechgpt2.types import Patches
 
 TITLE = "Parity with the CPU in float32"
@@ -128,9 +128,9 @@ def compare(sample: ParitySample, devices: Sequence[torch.device]) -> Iterator[P
 def quantized(lm: SpeechLM, quantization: Quantization) -> Matrices:
     """Quantize the matrices of a model, which stays as it is. Raises `UserError` if one does not divide into groups."""
     return {
-        (prefix, name): quantize(weight, Quantization("int8") if isinstance(module, Embedding) else quantization)
+        (prefix, name): quantize_part(module, name, quantization)
         for prefix, module in quantizable(lm)
-        for name, weight in module.unquantized().items()
+        for name in module.unquantized()
     }
 
 

@@ -12,7 +12,8 @@ from speechgpt2.codec.model import Codec
 from speechgpt2.corpus.codes import CodedData
 from speechgpt2.corpus.store import PAD_TO
 from speechgpt2.errors import UserError
-from speechgpt2.lm import huggingface, released, train_plan
+from speechgpt2.lm import config as lm_config
+from speechgpt2.lm import huggingface, released
 from speechgpt2.lm.config import LMConfig, PromptConfig
 from speechgpt2.lm.draft_head import DraftHead
 from speechgpt2.lm.model import CONFIG_FILE, SpeechLM, initialize
@@ -59,7 +60,7 @@ def planned_shape(config: LMTrainConfig, init: str | None, text_model: str | Non
         UserError: If the sizes are not given.
     """
     if init == "released":
-        return train_plan.RELEASED
+        return lm_config.released()
     if init:
         path = hub.resolve(init, CONFIG_FILE, "config.json")
         if path.name == CONFIG_FILE:

@@ -28,7 +28,7 @@ def show_examples(source: TaskSource, codec: Codec, count: int, folder: Path) ->
             for index, codes in enumerate(speech_of(source.prompt, example)):
                 path = folder / f"{task}-{number + 1}-{index + 1}.wav"
                 with torch.no_grad():
-                    audio.save(path, codec.decode(codes[None].to(next(codec.parameters()).device))[0].cpu().numpy())
+                    audio.save(path, codec.decode(codes[None].to(codec.device))[0].cpu().numpy())
                 print(f"  {path}")
 
 

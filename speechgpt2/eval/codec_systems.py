@@ -48,7 +48,7 @@ class OwnCodec:
     """The project's codec (a `speechgpt2.Codec`) as a system."""
 
     def __init__(self, name: str, codec: Any) -> None:
-        self.name, self.codec, self.device = name, codec, next(codec.parameters()).device
+        self.name, self.codec, self.device = name, codec, codec.device
         self.delay = int(getattr(codec.config, "delay", 0))
         self.bitrate = 0  # known after the first reconstruction
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechgpt2.errors import UserError
-from speechgpt2.nn.native import native_kernels
+from speechgpt2.nn.native import native_kernels, processor_facts
 
 
 def column(title: str, form: str = "", default: Any = dataclasses.MISSING) -> Any:
@@ -114,11 +113,7 @@ def save_json(path: Path, **content: Any) -> None:
 
 def machine() -> dict[str, Any]:
     """Return the facts that a time depends on: processor, threads, version, kernels of a step (`nn.native`)."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
-        name = models[0] if models else name
+    name = processor_facts().get("model name") or platform.processor() or platform.machine()
     kernels = "PyTorch" if native_kernels() is None else "C"
     return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "kernels": kernels}
 

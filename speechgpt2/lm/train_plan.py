@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechgpt2.lm.adapters import add_adapters, quantize_frozen, text_logits
-from speechgpt2.lm.config import LMConfig, released
+from speechgpt2.lm.config import LMConfig
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.tokenizer import special_tokens, train_tokenizer
 from speechgpt2.lm.train import LMTrainConfig, freeze, prepare_layers
@@ -27,7 +27,6 @@ HALF, SINGLE = 2, 4  # bytes
 GIB = float(1 << 30)
 WORKSPACE = 8  # bytes that each weight takes while it is dequantized
 MARGIN = 1.1  # for what the allocator and the libraries take
-RELEASED = released()
 
 
 class StepCost(NamedTuple):

@@ -208,7 +208,7 @@ def _pointers(*tensors: Tensor) -> list[int]:
 @functools.cache
 def native_kernels() -> NativeKernels | None:
     """Return the kernels for this processor, compiled if they are not in the cache folder; None without them."""
-    features = _features()
+    features = set(processor_facts().get("flags", "").split())
     if os.environ.get("SG2_NATIVE") == "0" or not features >= NEEDED:
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
@@ -253,12 +253,12 @@ def build(path: Path, compiler: str = "cc", flags: Sequence[str] = FLAGS) -> Non
     hub.write_atomically(path, compile_to)
 
 
-def _features() -> set[str]:
-    """Return the features of the processor, as Linux names them; nothing on another system."""
+def processor_facts() -> dict[str, str]:
+    """Return what Linux says of the first processor ("model name", "flags", …); nothing on another system."""
     if not CPU_INFO.exists():
-        return set()
-    lines = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
-    return next((set(value.split()) for name, _, value in lines if name.strip() == "flags"), set())
+        return {}
+    lines = (line.partition(":") for line in CPU_INFO.read_text().partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def _reason(error: Exception) -> str:

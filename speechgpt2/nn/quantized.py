@@ -281,10 +281,15 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, Quantizable]]:
             yield f"{name}." if name else "", module
 
 
-def quantize_module(module: Quantizable, name: str, quantization: Quantization, device: torch.device) -> None:
-    """Quantize one matrix of a module, and move it to `device`. An embedding becomes int8: its rows are read singly."""
+def quantize_part(module: Quantizable, name: str, quantization: Quantization) -> QuantizedMatrix:
+    """Quantize one matrix of a module, which stays as it is. An embedding becomes int8: its rows are read singly."""
     kind = Quantization("int8") if isinstance(module, Embedding) else quantization
-    module.set_quantized(name, quantize(module.unquantized()[name], kind).to(device))
+    return quantize(module.unquantized()[name], kind)
+
+
+def quantize_module(module: Quantizable, name: str, quantization: Quantization, device: torch.device) -> None:
+    """Replace one matrix of a module by its quantized form on `device`."""
+    module.set_quantized(name, quantize_part(module, name, quantization).to(device))
 
 
 class QuantizableWeight(nn.Module):

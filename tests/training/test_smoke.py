@@ -9,8 +9,8 @@ from speechgpt2.codec import config as codec_presets
 from speechgpt2.codec.train import CodecTrainConfig
 from speechgpt2.corpus.smoke import FALLS, STEPS, check_falls, shrunken
 from speechgpt2.errors import UserError
+from speechgpt2.lm.config import released
 from speechgpt2.lm.train import LMTrainConfig
-from speechgpt2.lm.train_plan import RELEASED
 from tests.command_line import fails, sg2
 from tests.training.test_recipes import OF_CODEC, OF_MINI, OF_RELEASED, RECIPES
 
@@ -35,11 +35,11 @@ def test_every_recipe_has_a_smoke_run():
 
 
 def test_sizes_shrink_and_still_fit():
-    codec, lm = shrunken(codec_presets.released()), shrunken(RELEASED)
+    codec, lm = shrunken(codec_presets.released()), shrunken(released())
     assert codec.encoder_convnext.dims == (64,) * 4 and codec.encoder_convnext.depths == (1,) * 4
     assert codec.head.scales == codec_presets.released().head.scales and codec.quantizer.size == 1024
     assert (lm.backbone.width, lm.backbone.layers, lm.patch_decoder.ffn) == (64, 2, 128)
-    assert lm.prompt == RELEASED.prompt
+    assert lm.prompt == released().prompt
 
 
 def test_phases_keep_their_share_of_the_schedule():

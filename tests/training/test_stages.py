@@ -11,7 +11,7 @@ from speechgpt2.errors import UserError
 from speechgpt2.lm import train as lm_train
 from speechgpt2.lm import train_plan
 from speechgpt2.lm.adapters import LoraConfig
-from speechgpt2.lm.config import PatchDecoderConfig
+from speechgpt2.lm.config import PatchDecoderConfig, released
 from speechgpt2.lm.example import TurnPair, training_example
 from speechgpt2.lm.model import SpeechLM
 from speechgpt2.lm.train import LMTrainConfig, LMTrainer, RateScale, train
@@ -286,7 +286,7 @@ def test_plan_of_qlora_for_the_released_model():
         QLORA, lora=LoraConfig(rank=32), rows=1, row_patches=1024, checkpoint_activations=True,
         freeze=("backbone.*", "text_embedding.*", "text_head.*"),
     )  # fmt: skip
-    cost = train_plan.step_cost(config, train_plan.RELEASED)
+    cost = train_plan.step_cost(config, released())
     plans = [train_plan.plan(replace(config, sharded=True), cost, n, 4e14) for n in (1, 8)]
     assert plans[0].memory / train_plan.GIB < 14 and 3.5 < cost.quantized / train_plan.GIB < 4.5
     assert plans[1].weights > cost.quantized
@@ -302,7 +302,7 @@ def test_plan_of_the_released_model():
         checkpoint_activations=True,
         average=0.0,
     )
-    cost = train_plan.step_cost(config, train_plan.RELEASED)
+    cost = train_plan.step_cost(config, released())
     assert 7.5e9 < cost.frozen < 8e9 and cost.trained < 1e8
     plans = [train_plan.plan(replace(config, sharded=True), cost, n, 4e14) for n in train_plan.DEVICES]
     assert 14 < plans[0].memory / train_plan.GIB < 24  # a card of 24 GB, nearly
