@@ -7,7 +7,7 @@ of which costs more to call than to compute. Results do not depend on how positi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -60,8 +60,12 @@ class NativeStack:
 
     def __init__(self, stack: DecoderStack, kernels: NativeKernels):
         """Note where the weights are. Every matrix must have a kernel in C, and norms must be float32."""
-        config = self.config = stack.config
-        self.kernels, self.stack = kernels, stack  # which keeps the weights
+        config, (matrices, norms) = stack.config, _parts(stack)
+        self.config, self.kernels = config, kernels
+        self._kept = (
+            [native_matrix(matrix) for matrix in matrices],
+            [norm.weight for norm in norms],
+        )  # not the stack: a cycle
         layers = [_layer_of(cast("DecoderLayer", layer)) for layer in stack.layers]
         self._layers = (_Layer * len(layers))(*layers)
         sizes = (len(layers), config.width, config.heads, config.kv_heads, config.head_dim, config.ffn)
@@ -73,19 +77,18 @@ class NativeStack:
     def of(cls, stack: DecoderStack) -> NativeStack | None:
         """Return None if a layer of the packed stack has no kernel in C."""
         kernels, config = native_kernels(), stack.config
-        matrices = [module for module in stack.modules() if isinstance(module, Linear)]
-        norms = [module for module in stack.modules() if isinstance(module, nn.RMSNorm)]
+        matrices, norms = _parts(stack)
         fits = all(size % VECTOR == 0 for size in (config.width, config.head_dim, config.ffn))
         fits = fits and all(native_matrix(matrix) is not None for matrix in matrices)
         fits = fits and all(norm.weight.dtype == torch.float32 for norm in norms)
         return cls(stack, kernels) if fits and kernels is not None else None
 
-    def takes(self, x: Tensor, caches: Iterable[Cache]) -> bool:
+    def takes(self, x: Tensor, caches: Sequence[Cache]) -> bool:
         """Return whether it can process `x [B, P, D]`, which has not too many positions."""
         fits = x.dtype == torch.float32 and x.shape[0] * x.shape[1] <= FEW_POSITIONS and not torch.is_grad_enabled()
         return fits and all(cache.keys.dtype == torch.float32 for cache in caches)
 
-    def __call__(self, x: Tensor, position: Tensor, lengths: Tensor | None, caches: Iterable[Cache]) -> Tensor:
+    def __call__(self, x: Tensor, position: Tensor, lengths: Tensor | None, caches: Sequence[Cache]) -> Tensor:
         """Process a chunk.
 
         Args:
@@ -104,7 +107,7 @@ class NativeStack:
         start = position.tolist()
         positions = [start[row] + i for row, count in enumerate(counts) for i in range(count)]
         is_whole = len(rows) == batch * steps
-        flat = x.reshape(batch * steps, -1)
+        flat = x.flatten(0, 1)
         y = flat.clone() if is_whole else flat[index]
         self._process(y, rows, positions, caches)
         if is_whole:
@@ -113,12 +116,12 @@ class NativeStack:
         out[index] = y
         return out.view_as(x)
 
-    def _process(self, x: Tensor, rows: list[int], positions: list[int], caches: Iterable[Cache]) -> None:
+    def _process(self, x: Tensor, rows: list[int], positions: list[int], caches: Sequence[Cache]) -> None:
         """Process `x [N, D]` in place, whose entries are at `positions` of `rows`."""
-        count, pairs = len(rows), list(caches)
+        count = len(rows)
         cos, sin = rotary(torch.tensor([positions]), self.config)
-        pointers = [cells.data_ptr() for cache in pairs for cells in cache]
-        row_stride, head_stride, *_ = pairs[0].keys.stride()
+        pointers = [cells.data_ptr() for cache in caches for cells in cache]
+        row_stride, head_stride, *_ = caches[0].keys.stride()
         chunk = _Chunk(
             (ctypes.c_long * count)(*rows),
             (ctypes.c_long * count)(*positions),
@@ -132,6 +135,11 @@ class NativeStack:
         scratch = x.new_empty(count * self._scratch_size)
         threads = torch.get_num_threads()
         self.kernels.decode(self._address, ctypes.addressof(chunk), x.data_ptr(), scratch.data_ptr(), threads)
+
+
+def _parts(stack: DecoderStack) -> tuple[list[Linear], list[nn.RMSNorm]]:
+    modules = list(stack.modules())
+    return [m for m in modules if isinstance(m, Linear)], [m for m in modules if isinstance(m, nn.RMSNorm)]
 
 
 def _layer_of(layer: DecoderLayer) -> _Layer:

@@ -39,7 +39,6 @@ LARGE = 1 << 18  # weights; a matrix of this size is worth packing
 HUGE = 1 << 28  # larger ones stay as they are, since the matrix and its packed form are in memory together
 PACKED_AT_ONCE = 1 << 24  # most weights that are packed as float16 together: each takes 10 bytes meanwhile
 HALF_ROWS = 3  # usual rows up to which products in float32 are faster than oneDNN's in bfloat16
-PRODUCT_ROWS = 16  # rows of one product up to which the kernel in C is faster than oneDNN, which changes the layout
 PANEL_ROWS = 16  # usual rows up to which panels are faster than oneDNN's layout
 HALF_EXPONENT = 15  # float16 holds values below two to this power
 
@@ -64,8 +63,6 @@ class Kernel(Protocol):
 class HalfKernel(NamedTuple):
     """The kernel in C: weights `[D, C]` in half precision times a power of two, arithmetic in float32."""
 
-    weight: Tensor
-    bias: Tensor | None
     native: NativeMatrix
 
     @property
@@ -79,9 +76,6 @@ class HalfKernel(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply `x [..., C]` -> `[..., D]`."""
-        rows = x.numel() // x.shape[-1]
-        if rows > PRODUCT_ROWS and self.weight.dtype == torch.bfloat16 and not HALF_IS_SLOW:
-            return F.linear(x.bfloat16(), self.weight, self.bias).to(x.dtype)
         return self.native.multiply(x)
 
 
@@ -284,23 +278,26 @@ def _panel_kernel(weight: Tensor, bias: Tensor | None) -> PanelKernel | None:
 
 def _half_kernel(weight: Tensor, bias: Tensor | None) -> HalfKernel | FbgemmKernel | None:
     """Return None if half precision does not hold the weights exactly, or no kernel reads it."""
-    if not weight.numel():
+    kernels = _native_kernels(weight)
+    if kernels is None:
+        return _fbgemm_kernel(weight, bias)
+    if weight.dtype != torch.float32:
+        return HalfKernel(NativeMatrix(kernels, weight.contiguous(), len(weight), bias=bias))
+    exponent = _half_exponent(weight)
+    if exponent is None:
         return None
-    native = _native_kernels(weight)
-    if native is not None and weight.dtype != torch.float32:
-        weight = weight.contiguous()
-        return HalfKernel(weight, bias, NativeMatrix(native, weight, len(weight), bias=bias))
-    if native is None and ("fbgemm" not in torch.backends.quantized.supported_engines or weight.numel() > HUGE):
+    half = torch.mul(weight, 2.0**exponent, out=torch.empty_like(weight, dtype=torch.float16))
+    return HalfKernel(NativeMatrix(kernels, half, len(half), bias=bias, unit=2.0**-exponent))
+
+
+def _fbgemm_kernel(weight: Tensor, bias: Tensor | None) -> FbgemmKernel | None:
+    if "fbgemm" not in torch.backends.quantized.supported_engines or weight.numel() > HUGE:
         return None
     exponent = _half_exponent(weight)
     if exponent is None:
         return None
-    if native is not None:
-        half = torch.mul(weight, 2.0**exponent, out=torch.empty_like(weight, dtype=torch.float16))
-        return HalfKernel(half, bias, NativeMatrix(native, half, len(half), bias=bias, unit=2.0**-exponent))
-    rows = max(1, PACKED_AT_ONCE // weight.shape[1])
-    parts = weight.split(rows)
-    biases = [None] * len(parts) if bias is None else bias.float().split(rows)
+    parts = weight.split(max(1, PACKED_AT_ONCE // weight.shape[1]))
+    biases = [None] * len(parts) if bias is None else bias.float().split([len(part) for part in parts])
     kernels = [
         torch.ops.quantized.linear_prepack_fp16(part.float() * 2.0**exponent, part_bias)
         for part, part_bias in zip(parts, biases, strict=True)
@@ -314,7 +311,9 @@ def _native_kernels(weight: Tensor) -> NativeKernels | None:
 
 
 def _half_exponent(weight: Tensor) -> int | None:
-    """Return the power of two with which float16 holds all weights exactly; None if there is none."""
+    """Return the power of two with which float16 holds all weights exactly; None if there is none, or no weight."""
+    if not weight.numel():
+        return None
     parts = weight.split(max(1, PACKED_AT_ONCE // weight.shape[1]))
     if all(map(_is_half, parts)):
         return 0

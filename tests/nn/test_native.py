@@ -262,6 +262,9 @@ def test_a_decoder_keeps_idle_rows_and_invalid_numbers(library):
         assert state.position.tolist() == [0, 2] and not y[0].any() and y[1, :2].isnan().all()
         y, _ = stack(torch.ones(2, 1, 128), state, torch.tensor([1, 0]))
         assert y[0].isfinite().all()
+        for x, lengths in ((torch.ones(2, 1, 128), torch.tensor([0, 0])), (torch.ones(2, 0, 128), None)):
+            y, after = stack(x, state, lengths)
+            assert y.shape == x.shape and torch.equal(after.position, state.position)
 
 
 @needs_compiler
