@@ -2,7 +2,7 @@
 
 Products read weights as they are stored, in half precision or as integers, and take hardly longer than reading them.
 The other kernels replace small operations, up to a whole decoder, by one call: there a call costs more than what it
-computes. The system's C compiler builds them once, in a second, into the cache folder. Without a compiler, on other
+computes. The system's C compiler builds them once, in two seconds, into the cache folder. Without a compiler, on other
 processors, or with `SG2_NATIVE=0`, PyTorch's operations are used.
 """
 

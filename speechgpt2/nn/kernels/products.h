@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+enum { MOST = 12 }; /* rows of inputs that are multiplied by panels together */
+
 enum Type { FLOAT16, BFLOAT16, INT8, INT4, FLOAT_PANELS, BFLOAT16_PANELS };
 
 typedef struct {
@@ -20,3 +22,9 @@ void multiply(const Matrix *matrix, const float *x, float *y, long count, long g
 
 /* The same with bfloat16 inputs and outputs; sums are float. */
 void multiply_bfloat16(const Matrix *matrix, const uint16_t *x, uint16_t *y, long count, long gelu, int threads);
+
+/* Products with one type each, without bias but for panels. Integers take up to 16 rows of inputs, panels MOST. */
+void multiply_half(const Matrix *matrix, const float *x, float *y, long count, int threads);
+void multiply_int8(const Matrix *matrix, const float *x, float *y, long count, int threads);
+void multiply_int4(const Matrix *matrix, const float *x, float *y, long count, int threads);
+void multiply_panels(const Matrix *matrix, const float *x, float *y, long count, long gelu, int threads);
