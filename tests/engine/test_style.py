@@ -48,7 +48,7 @@ def test_reply_may_have_a_style_of_its_own():
 @pytest.mark.parametrize("rate", [0.5, 0.8, 1.25, 2.0])
 @pytest.mark.parametrize("played", [1, 3])
 def test_interrupted_reply_keeps_what_was_played_at_its_rate(rate, played):
-    codes = random_codes(8)
+    codes = random_codes(24)  # more than is generated ahead
     engine, named = scripted(WORDS, codes)
     session = engine.open(replace(SHORT, speed=rate))
     say(session, noise(0.4))
