@@ -284,10 +284,14 @@ class CodecProcess(CodecWorker):
         spawn = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = spawn.Pipe()
         dtype = self._codec.decoder.widen.weight.dtype
-        arguments = (child_pipe, self._codec.config, dtype, weights.getvalue(), self._slots, self._patch_samples)
+        arguments = (child_pipe, self._codec.config, dtype, self._slots, self._patch_samples)
         self.process = spawn.Process(target=_serve, args=arguments, name="codec", daemon=True)
         self.process.start()
         child_pipe.close()
+        try:
+            self._pipe.send_bytes(weights.getbuffer())  # not as an argument, which the process would keep
+        except OSError:
+            raise RuntimeError("the codec's process does not start") from None
         if not self._pipe.poll(START_TIMEOUT):
             raise RuntimeError("the codec's process does not start")
         self._pipe.recv()
@@ -423,16 +427,18 @@ class _Failure(NamedTuple):
     traceback: str
 
 
-def _serve(
-    pipe: Connection, config: CodecConfig, dtype: torch.dtype, weights: bytes, slots: int, patch_samples: int
-) -> None:
+def _receive_codec(pipe: Connection, config: CodecConfig, dtype: torch.dtype) -> Codec:
+    codec = Codec(config)
+    codec.decoder.to(dtype)
+    codec.load_state_dict(torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=True))
+    return codec.eval()
+
+
+def _serve(pipe: Connection, config: CodecConfig, dtype: torch.dtype, slots: int, patch_samples: int) -> None:
     """Run the process: answer calls until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     torch.set_num_threads(1)
-    codec = Codec(config)
-    codec.decoder.to(dtype)
-    codec.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
-    batched = BatchedCodec(codec.eval(), slots, patch_samples)
+    batched = BatchedCodec(_receive_codec(pipe, config, dtype), slots, patch_samples)
     pipe.send("ready")
     while True:
         try:
