@@ -288,10 +288,7 @@ class CodecProcess(CodecWorker):
         self.process = spawn.Process(target=_serve, args=arguments, name="codec", daemon=True)
         self.process.start()
         child_pipe.close()
-        try:
-            self._pipe.send_bytes(weights.getbuffer())  # not as an argument, which the process would keep
-        except OSError:
-            raise RuntimeError("the codec's process does not start") from None
+        self._pipe.send_bytes(weights.getbuffer())  # not as an argument, which the process would keep
         if not self._pipe.poll(START_TIMEOUT):
             raise RuntimeError("the codec's process does not start")
         self._pipe.recv()
@@ -428,10 +425,10 @@ class _Failure(NamedTuple):
 
 
 def _receive_codec(pipe: Connection, config: CodecConfig, dtype: torch.dtype) -> Codec:
-    codec = Codec(config)
+    codec = Codec(config).eval()
     codec.decoder.to(dtype)
     codec.load_state_dict(torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=True))
-    return codec.eval()
+    return codec
 
 
 def _serve(pipe: Connection, config: CodecConfig, dtype: torch.dtype, slots: int, patch_samples: int) -> None:
