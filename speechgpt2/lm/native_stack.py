@@ -21,7 +21,7 @@ from speechgpt2.streaming import Cache
 if TYPE_CHECKING:
     from speechgpt2.lm.backbone import DecoderLayer, DecoderStack
 
-FEW_POSITIONS = 16  # of all rows together; for more, PyTorch's products are as fast
+FEW_POSITIONS = 16  # of all rows together; with more, products take nearly all of the time
 
 
 class _Layer(ctypes.Structure):
@@ -62,10 +62,8 @@ class NativeStack:
         """Note where the weights are. Every matrix must have a kernel in C, and norms must be float32."""
         config, (matrices, norms) = stack.config, _parts(stack)
         self.config, self.kernels = config, kernels
-        self._kept = (
-            [native_matrix(matrix) for matrix in matrices],
-            [norm.weight for norm in norms],
-        )  # not the stack: a cycle
+        # What is read is kept, but not the stack, which keeps this object.
+        self._kept = [native_matrix(matrix) for matrix in matrices], [norm.weight for norm in norms]
         layers = [_layer_of(cast("DecoderLayer", layer)) for layer in stack.layers]
         self._layers = (_Layer * len(layers))(*layers)
         sizes = (len(layers), config.width, config.heads, config.kv_heads, config.head_dim, config.ffn)

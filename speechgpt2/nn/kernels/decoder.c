@@ -80,7 +80,6 @@ static void attend_query(const float *query, const float *keys, const float *val
     for (long i = 0; i < width; i++) y[i] *= share;
 }
 
-
 /* Write the keys and values of a chunk to a layer's cache, and attend with its queries up to their positions. `heads`
    [count, heads + 2 kv_heads, head_width] are queries, keys and values before norm and rotation. */
 static void attend(const Decoder *d, const Layer *layer, const Chunk *chunk, float *keys, float *values, float *heads,
